@@ -1,0 +1,152 @@
+"""What a model consists of, as plain data. ``autocompress.model`` fills it in."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from autocompress.errors import InputError, nearest
+
+LayerKind = Literal["conv", "linear", "lstm", "gru", "embedding", "attention"]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSpec:
+    """One layer that a policy may touch.
+
+    Args:
+        name: dotted module name.
+        kind: ``conv`` covers depthwise and grouped ones and 1d/2d/3d; ``attention`` is a
+            ``torch.nn.MultiheadAttention``.
+        in_channels, out_channels: of the weight; for lstm and gru, input and hidden size.
+        kernel_size, stride, conv_groups: of a convolution; empty, empty and 1 otherwise.
+        positions: output positions per sample at which the weight is applied (pixels, tokens).
+        macs: multiply-adds per sample.
+        params: number of weights and biases.
+        out_group: name of the channel group that this layer's outputs belong to, if prunable.
+        in_group: name of the channel group that feeds it, if that one is prunable.
+        quantizable, factorizable: whether the techniques apply to this kind of layer.
+    """
+
+    name: str
+    kind: LayerKind
+    in_channels: int
+    out_channels: int
+    kernel_size: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    conv_groups: int = 1
+    positions: int = 1
+    macs: int = 0
+    params: int = 0
+    out_group: str | None = None
+    in_group: str | None = None
+    quantizable: bool = True
+    factorizable: bool = True
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether every input channel has its own filter."""
+        return self.kind == "conv" and self.conv_groups > 1 and self.conv_groups == self.in_channels
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelGroup:
+    """Channels that can only be removed together, wherever they occur.
+
+    Args:
+        name: name of the group's first producing layer; the key of its prune ratio.
+        producers: layers whose output channels these are, in network order.
+        consumers: layers that read them, in network order.
+        channels: how many channels there are.
+        unit: channels are removed in whole multiples of this (a head's width, a group's size).
+        residual: whether the channels belong to a residual stream (pruned only when asked).
+    """
+
+    name: str
+    producers: tuple[str, ...]
+    consumers: tuple[str, ...]
+    channels: int
+    unit: int = 1
+    residual: bool = False
+
+    def kept(self, prune_ratio: float, multiple: int = 1) -> int:
+        """Channels that stay at a ratio: rounded to units and multiples, never none.
+
+        Args:
+            prune_ratio: fraction removed, in [0, 1).
+            multiple: round the count to a multiple of this, where the group is wide enough.
+        """
+        step = self.unit if multiple <= 1 or multiple % self.unit else multiple
+        if step >= self.channels:
+            step = self.unit
+        if prune_ratio <= 0:
+            return self.channels
+        wanted = (1.0 - prune_ratio) * self.channels
+        return min(self.channels, max(step, int(wanted / step + 0.5) * step))
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """Layers, coupled channel groups and identity of one model.
+
+    Args:
+        layers: in the order in which they run.
+        channel_groups: the groups that structured pruning may touch, residual ones marked.
+        input_shape: shape of one sample, without the batch; one entry per input.
+        architecture: digest of the structure (names, kinds, shapes), the same for other weights.
+        weights: digest of the weights' values.
+    """
+
+    layers: tuple[LayerSpec, ...]
+    channel_groups: tuple[ChannelGroup, ...]
+    input_shape: tuple[tuple[int, ...], ...]
+    architecture: str
+    weights: str
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of architecture and weights together."""
+        return hashlib.sha256(f"{self.architecture}{self.weights}".encode()).hexdigest()[:16]
+
+    @cached_property
+    def by_name(self) -> Mapping[str, LayerSpec]:
+        """Layers by their name."""
+        return {layer.name: layer for layer in self.layers}
+
+    @cached_property
+    def groups_by_name(self) -> Mapping[str, ChannelGroup]:
+        """Channel groups by their name."""
+        return {group.name: group for group in self.channel_groups}
+
+    def layer(self, name: str) -> LayerSpec:
+        """One layer; an unknown name is an error that names the nearest."""
+        try:
+            return self.by_name[name]
+        except KeyError:
+            raise InputError(
+                f"The model has no layer {name!r}; {nearest(name, self.by_name)}"
+            ) from None
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds per sample of all listed layers."""
+        return sum(layer.macs for layer in self.layers)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, for cache files and ``--json``."""
+        return {
+            "layers": [asdict(layer) for layer in self.layers],
+            "channel_groups": [asdict(group) for group in self.channel_groups],
+            "input_shape": [list(shape) for shape in self.input_shape],
+            "architecture": self.architecture,
+            "weights": self.weights,
+        }
+
+
+def architecture_digest(parts: Any) -> str:
+    """Digest of any JSON-able description of a structure, 16 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

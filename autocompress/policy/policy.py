@@ -1,0 +1,244 @@
+"""What is done to one layer, and to a whole model: plain, immutable, hashable data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from types import MappingProxyType
+from typing import Any, Literal
+
+from autocompress.errors import PolicyError, nearest
+
+Factorization = Literal["auto", "svd", "spatial", "tucker2"]
+ActivationScaling = Literal["static", "dynamic"]
+
+WEIGHT_BITS = (2, 3, 4, 8, 16, 32)
+ACTIVATION_BITS = (8, 16, 32)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerPolicy:
+    """How one layer is compressed. The default changes nothing.
+
+    Args:
+        prune_ratio: fraction of the output channels removed, in [0, 1). Coupled layers share one.
+        sparsity: fraction of the remaining weights set to zero, in [0, 1).
+        pattern: ``"2:4"`` keeps the two largest of every four weights along the input; then
+            ``sparsity`` must be 0.5 (it is set so when left at 0).
+        weight_bits: 32 (float), 16 (half), 8, 4, 3 or 2 (integers, per-channel symmetric).
+        activation_bits: 32 (float; with integer weights: weight-only), 16 (half), 8.
+        activation_scaling: ``"static"`` (ranges from calibration) or ``"dynamic"`` (ranges taken
+            at run time). Only means something where ``activation_bits`` is 8.
+        rank_ratio: fraction of the break-even rank, in (0, 1]; at 1 the factorized layer costs
+            what the dense one did. ``None``: not factorized.
+        factorization: which factors; ``"auto"`` is SVD for matrices and 1x1 convolutions, and the
+            cheaper in error of spatial and Tucker-2 for larger kernels.
+    """
+
+    prune_ratio: float = 0.0
+    sparsity: float = 0.0
+    pattern: str | None = None
+    weight_bits: int = 32
+    activation_bits: int = 32
+    activation_scaling: ActivationScaling = "static"
+    rank_ratio: float | None = None
+    factorization: Factorization = "auto"
+
+    def __post_init__(self) -> None:
+        _check(0.0 <= self.prune_ratio < 1.0, "prune_ratio", "in [0, 1)", self.prune_ratio)
+        _check(self.pattern in (None, "2:4"), "pattern", "null or '2:4'", self.pattern)
+        if self.pattern == "2:4" and self.sparsity == 0.0:
+            object.__setattr__(self, "sparsity", 0.5)
+        _check(0.0 <= self.sparsity < 1.0, "sparsity", "in [0, 1)", self.sparsity)
+        if self.pattern == "2:4":
+            _check(self.sparsity == 0.5, "sparsity", "0.5 with pattern 2:4", self.sparsity)
+        _check(
+            self.weight_bits in WEIGHT_BITS,
+            "weight_bits",
+            f"one of {WEIGHT_BITS}",
+            self.weight_bits,
+        )
+        _check(
+            self.activation_bits in ACTIVATION_BITS,
+            "activation_bits",
+            f"one of {ACTIVATION_BITS}",
+            self.activation_bits,
+        )
+        if self.activation_bits == 8:
+            _check(
+                self.weight_bits <= 8,
+                "weight_bits",
+                "8 or less where activation_bits is 8",
+                self.weight_bits,
+            )
+        if self.activation_bits == 16 or self.weight_bits == 16:
+            _check(
+                self.activation_bits == 16 and self.weight_bits == 16,
+                "activation_bits",
+                "16 together with weight_bits 16 (half precision)",
+                self.activation_bits,
+            )
+        _check(
+            self.activation_scaling in ("static", "dynamic"),
+            "activation_scaling",
+            "'static' or 'dynamic'",
+            self.activation_scaling,
+        )
+        if self.rank_ratio is not None:
+            _check(
+                0.0 < self.rank_ratio <= 1.0,
+                "rank_ratio",
+                "in (0, 1], or null for no factorization",
+                self.rank_ratio,
+            )
+        _check(
+            self.factorization in ("auto", "svd", "spatial", "tucker2"),
+            "factorization",
+            "one of auto, svd, spatial, tucker2",
+            self.factorization,
+        )
+
+    @property
+    def identity(self) -> bool:
+        """Whether this policy leaves its layer as it is."""
+        return (
+            self.prune_ratio == 0
+            and self.sparsity == 0
+            and not self.quantized
+            and self.rank_ratio is None
+        )
+
+    @property
+    def quantized(self) -> bool:
+        """Whether weights or activations are kept in fewer than 32 bits."""
+        return self.weight_bits < 32 or self.activation_bits < 32
+
+    @property
+    def integer(self) -> bool:
+        """Whether the layer's arithmetic itself is promised to run on integers."""
+        return self.activation_bits == 8
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields that differ from the default, in field order."""
+        plain = LayerPolicy.__dataclass_fields__
+        return {k: v for k, v in asdict(self).items() if v != plain[k].default}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> LayerPolicy:
+        """Build from plain data; an unknown key is an error that names the nearest valid one."""
+        valid = [f.name for f in fields(cls)]
+        for key in values:
+            if key not in valid:
+                raise PolicyError(f"A layer policy has no {key!r}; {nearest(key, valid)}")
+        return cls(**values)
+
+
+@dataclass(frozen=True, slots=True)
+class Distill:
+    """Train the compressed model towards a teacher's outputs as well as the labels.
+
+    Args:
+        temperature: softens both distributions; above 0. High temperatures hurt at low bits.
+        weight: share of the teacher's term in the loss, in [0, 1].
+        features: ``None``, ``"hint"`` (projected features, Romero et al. 2015) or ``"attention"``
+            (spatial attention maps, Zagoruyko and Komodakis 2017).
+        feature_weight: factor of the feature term, at least 0.
+    """
+
+    temperature: float = 2.0
+    weight: float = 0.5
+    features: Literal["hint", "attention"] | None = None
+    feature_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check(self.temperature > 0, "temperature", "above 0", self.temperature)
+        _check(0 <= self.weight <= 1, "weight", "in [0, 1]", self.weight)
+        _check(
+            self.features in (None, "hint", "attention"),
+            "features",
+            "null, 'hint' or 'attention'",
+            self.features,
+        )
+        _check(self.feature_weight >= 0, "feature_weight", "at least 0", self.feature_weight)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """One compression policy for a whole model.
+
+    Args:
+        layers: layer name to what is done to it; layers left out stay as they are. The prune
+            ratio of a coupled group is read from the group's first layer and must agree on all.
+        distill: how fine-tuning is guided by the uncompressed model, if at all.
+        student: name of another architecture that takes the model's place, or ``None``.
+    """
+
+    layers: Mapping[str, LayerPolicy] = field(default_factory=dict)
+    distill: Distill | None = None
+    student: str | None = None
+
+    def __post_init__(self) -> None:
+        kept = {n: p for n, p in sorted(self.layers.items()) if not p.identity}
+        object.__setattr__(self, "layers", MappingProxyType(kept))
+
+    def __getitem__(self, layer: str) -> LayerPolicy:
+        """The policy of one layer; the identity where nothing was said."""
+        return self.layers.get(layer, _IDENTITY)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.layers)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Policy, (dict(self.layers), self.distill, self.student))
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    @property
+    def identity(self) -> bool:
+        """Whether the model stays as it is."""
+        return not self.layers and self.student is None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, identity layers and defaults dropped; ``from_dict`` inverts it."""
+        out: dict[str, Any] = {"layers": {n: p.as_dict() for n, p in self.layers.items()}}
+        if self.distill is not None:
+            out["distill"] = asdict(self.distill)
+        if self.student is not None:
+            out["student"] = self.student
+        return out
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Policy:
+        """Inverse of ``as_dict``."""
+        for key in values:
+            if key not in ("layers", "distill", "student"):
+                raise PolicyError(
+                    f"A policy has no {key!r}; {nearest(key, ('layers', 'distill', 'student'))}"
+                )
+        layers = {n: LayerPolicy.from_dict(p) for n, p in (values.get("layers") or {}).items()}
+        distill = values.get("distill")
+        return cls(
+            layers, Distill(**distill) if distill is not None else None, values.get("student")
+        )
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the canonical JSON: equal policies have equal digests. The cache key."""
+        text = json.dumps(self.as_dict(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def untrained_digest(self) -> str:
+        """The digest without distillation, which changes nothing before any training."""
+        return Policy(self.layers, None, self.student).digest
+
+
+_IDENTITY = LayerPolicy()
+
+
+def _check(ok: bool, name: str, must: str, found: object) -> None:
+    if not ok:
+        raise PolicyError(f"`{name}` must be {must}, got {found!r}.")

@@ -1,0 +1,52 @@
+"""How compression is carried out, for a whole study: recorded in the recipe, so that it replays."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class CompressionSettings(BaseModel):
+    """Choices that are the same for every policy of a study.
+
+    Args:
+        importance: which channels go first: ``l1`` (smallest weights), ``taylor`` (gradient times
+            weight), ``obs`` (least growth of the consumer's least-squares error; the default).
+        reconstruction: what repairs the layers after pruning or factorizing, without training:
+            ``none``, ``batch_norm`` (statistics re-estimated), ``bank`` (consumers re-solved by
+            least squares, from the bank), ``bank_batch_norm`` (both), ``sequential`` (block after
+            block on already compressed inputs; never followed by batch norm re-estimation).
+        finish: the reconstruction for policies that reach the recovery or the verification phase.
+        calibration_images: how many training inputs calibrate ranges and moments.
+        sequential_images: how many training inputs the sequential re-solve uses.
+        ridge: damping of the least squares, as a fraction of the mean diagonal.
+        ranges: how activation ranges are chosen: ``minmax``, ``percentile`` or ``mse``.
+        percentile: share of activations kept inside the range, in percent, with ``percentile``.
+        bias_correction: whether the mean error that quantized weights leave is taken out of the
+            bias.
+        weight_rounding: ``nearest`` or ``gptq`` (error compensation, Frantar et al. 2022).
+        channel_multiple: kept channel counts are rounded to a multiple of this.
+        prune_residual: whether residual streams may be pruned.
+        sparsity_scope: ``layer`` (each layer reaches its own ratio) or ``global``.
+        seed: of every random draw in calibration.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    importance: Literal["l1", "taylor", "obs"] = "obs"
+    reconstruction: Literal["none", "batch_norm", "bank", "bank_batch_norm", "sequential"] = (
+        "bank_batch_norm"
+    )
+    finish: Literal["none", "batch_norm", "bank", "bank_batch_norm", "sequential"] = "sequential"
+    calibration_images: int = Field(512, ge=8)
+    sequential_images: int = Field(1024, ge=8)
+    ridge: float = Field(0.01, gt=0)
+    ranges: Literal["minmax", "percentile", "mse"] = "mse"
+    percentile: float = Field(99.99, gt=50, le=100)
+    bias_correction: bool = True
+    weight_rounding: Literal["nearest", "gptq"] = "nearest"
+    channel_multiple: int = Field(1, ge=1)
+    prune_residual: bool = False
+    sparsity_scope: Literal["layer", "global"] = "layer"
+    seed: int = 0

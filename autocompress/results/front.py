@@ -1,0 +1,148 @@
+"""The Pareto front: feasible, non-dominated, complete trials; and its hypervolume."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from autocompress.errors import InputError
+from autocompress.results.metric import ACCURACY, Measurement, Metric
+from autocompress.results.trial import Trial, TrialState
+
+Pick = Literal["best", "knee", "fastest", "smallest", "most-accurate"]
+
+
+def non_dominated(points: Sequence[Sequence[float]]) -> list[bool]:
+    """Mark the points that no other point dominates, every coordinate minimized.
+
+    Of equal points, the first is kept.
+    """
+    import moocore
+    import numpy as np
+
+    if not points:
+        return []
+    mask = moocore.is_nondominated(np.asarray(points, dtype=float), keep_weakly=False)
+    return [bool(m) for m in mask]
+
+
+@dataclass(frozen=True)
+class ParetoFront:
+    """Trials that are feasible and that no other feasible trial beats in every objective.
+
+    Args:
+        trials: front members, from the cheapest to the dearest.
+        objectives: the metrics compared; the second is the cost that orders the members.
+    """
+
+    trials: tuple[Trial, ...]
+    objectives: tuple[Metric, ...]
+
+    @classmethod
+    def of(
+        cls, trials: Iterable[Trial], objectives: Sequence[Metric], *, feasible_only: bool = True
+    ) -> ParetoFront:
+        """The front of any trials; incomplete ones are left out.
+
+        Args:
+            trials: any trials, of phases that can be compared (one phase, or one split).
+            objectives: at least one metric; the first is accuracy by convention.
+            feasible_only: leave out trials that are over the budget.
+        """
+        usable = [
+            t
+            for t in trials
+            if t.state is TrialState.COMPLETE
+            and t.measurement is not None
+            and all(m.name in t.measurement for m in objectives)
+            and (t.feasible or not feasible_only)
+        ]
+        points = [_losses(t, objectives) for t in usable]
+        members = [t for t, keep in zip(usable, non_dominated(points), strict=True) if keep]
+        cost = objectives[min(1, len(objectives) - 1)]
+        members.sort(key=lambda t: (cost.loss(_value(t, cost)), t.number))
+        return cls(tuple(members), tuple(objectives))
+
+    def __len__(self) -> int:
+        return len(self.trials)
+
+    def __iter__(self) -> Iterator[Trial]:
+        return iter(self.trials)
+
+    def pick(self, which: Pick | int) -> Trial:
+        """One member.
+
+        Args:
+            which: ``best`` and ``most-accurate``: highest accuracy; ``fastest``: least of the
+                cost objective; ``smallest``: least size; ``knee``: farthest from the line between
+                the ends, on normalized axes; or a trial's number.
+        """
+        if not self.trials:
+            raise InputError(
+                "The front is empty: no feasible trial. Loosen the budget, or search "
+                "longer with --resume."
+            )
+        if isinstance(which, int):
+            for trial in self.trials:
+                if trial.number == which:
+                    return trial
+            raise InputError(
+                f"Trial {which} is not on the front; its members are "
+                f"{', '.join(str(t.number) for t in self.trials)}."
+            )
+        if which in ("best", "most-accurate"):
+            return max(self.trials, key=lambda t: (_value(t, ACCURACY), -t.number))
+        if which == "smallest":
+            from autocompress.results.metric import SIZE
+
+            return min(self.trials, key=lambda t: _value(t, SIZE))
+        if which == "fastest":
+            return self.trials[0]
+        if which == "knee":
+            return self._knee()
+        raise InputError(
+            f"`--pick` must be best, knee, fastest, smallest, most-accurate or a "
+            f"trial number, got {which!r}."
+        )
+
+    def _knee(self) -> Trial:
+        import numpy as np
+
+        points = np.array([_losses(t, self.objectives[:2]) for t in self.trials])
+        if len(points) < 3:
+            return self.pick("best")
+        span = np.ptp(points, axis=0)
+        unit = (points - points.min(axis=0)) / np.where(span > 0, span, 1.0)
+        return self.trials[int(np.argmin(unit.sum(axis=1)))]
+
+    def hypervolume(self, reference: Sequence[float]) -> float:
+        """Volume dominated by the front.
+
+        Args:
+            reference: one value per objective, in the metric's own sign; members that do not
+                beat it in every objective add nothing.
+        """
+        import moocore
+        import numpy as np
+
+        if not self.trials:
+            return 0.0
+        points = np.array([_losses(t, self.objectives) for t in self.trials], dtype=float)
+        limit = np.array([m.loss(r) for m, r in zip(self.objectives, reference, strict=True)])
+        inside = points[(points < limit).all(axis=1)]
+        return float(moocore.hypervolume(inside, ref=limit)) if len(inside) else 0.0
+
+
+def reference_point(baseline: Measurement, objectives: Sequence[Metric]) -> list[float]:
+    """The fixed reference: ten points under the baseline accuracy, the baseline's own cost."""
+    return [baseline[m.name] - 0.10 if m is ACCURACY else baseline[m.name] for m in objectives]
+
+
+def _value(trial: Trial, metric: Metric) -> float:
+    assert trial.measurement is not None
+    return trial.measurement[metric.name]
+
+
+def _losses(trial: Trial, objectives: Sequence[Metric]) -> list[float]:
+    return [m.loss(_value(trial, m)) for m in objectives]

@@ -1,0 +1,125 @@
+"""One evaluated policy, and where in the study it happened."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Any, Literal
+
+from autocompress.policy.policy import Policy
+from autocompress.results.metric import Measurement
+
+PhaseKind = Literal["search", "recover", "verify"]
+
+
+class TrialState(StrEnum):
+    """How a trial ended."""
+
+    COMPLETE = "COMPLETE"
+    REJECTED = "REJECTED"
+    DUPLICATE = "DUPLICATE"
+    FAILED = "FAILED"
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """What an evaluation is for, and how much training it gets.
+
+    Args:
+        kind: ``search`` (zero-shot, val split), ``recover`` (fine-tuned, val split) or
+            ``verify`` (test split, once).
+        epochs: fine-tuning epochs; 0 in the search phase.
+        rung: number of the recovery rung, from 1; 0 outside recovery.
+    """
+
+    kind: PhaseKind = "search"
+    epochs: float = 0.0
+    rung: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data; ``Phase(**d)`` inverts it."""
+        return {"kind": self.kind, "epochs": self.epochs, "rung": self.rung}
+
+
+SEARCH = Phase()
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A policy and what came of it.
+
+    Args:
+        number: from 0, unique in the run, in the order of asking.
+        policy: what was evaluated.
+        phase: at which fidelity.
+        state: how it ended.
+        origin: which proposer it came from (``uniform``, ``solver``, ``switch``, ``tpe``, ...).
+        measurement: complete measurements; of a ``REJECTED`` trial, the estimate that it was
+            rejected on; ``None`` for ``FAILED``.
+        violations: per limit of the budget; at most 0 is feasible.
+        reason: of a rejection, duplicate or failure, for people.
+        seed: of everything random in the evaluation.
+        seconds: wall-clock time of the evaluation.
+        parent: number of the trial that this one recovers or verifies, or duplicates.
+    """
+
+    number: int
+    policy: Policy
+    phase: Phase = SEARCH
+    state: TrialState = TrialState.COMPLETE
+    origin: str = ""
+    measurement: Measurement | None = None
+    violations: Mapping[str, float] = field(default_factory=dict)
+    reason: str = ""
+    seed: int = 0
+    seconds: float = 0.0
+    parent: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "violations", MappingProxyType(dict(self.violations)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Trial.from_dict, (self.as_dict(),))
+
+    @property
+    def feasible(self) -> bool:
+        """Complete and within every limit of the budget."""
+        return self.state is TrialState.COMPLETE and all(v <= 0 for v in self.violations.values())
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, one line of ``trials.jsonl``; ``from_dict`` inverts it."""
+        return {
+            "number": self.number,
+            "phase": self.phase.as_dict(),
+            "state": str(self.state),
+            "origin": self.origin,
+            "policy": self.policy.as_dict(),
+            "digest": self.policy.digest,
+            "measurement": self.measurement.as_dict() if self.measurement else None,
+            "violations": dict(self.violations),
+            "feasible": self.feasible,
+            "reason": self.reason,
+            "seed": self.seed,
+            "seconds": self.seconds,
+            "parent": self.parent,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Trial:
+        """Inverse of ``as_dict``."""
+        measured = data.get("measurement")
+        return cls(
+            number=data["number"],
+            policy=Policy.from_dict(data["policy"]),
+            phase=Phase(**data["phase"]),
+            state=TrialState(data["state"]),
+            origin=data.get("origin", ""),
+            measurement=Measurement.from_dict(measured) if measured else None,
+            violations=data.get("violations", {}),
+            reason=data.get("reason", ""),
+            seed=data.get("seed", 0),
+            seconds=data.get("seconds", 0.0),
+            parent=data.get("parent"),
+        )
