@@ -1,0 +1,78 @@
+"""The compressed model on its way through the pipeline: a float module and what is left to do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import nn
+
+from autocompress.policy.policy import LayerPolicy, Policy
+from autocompress.policy.settings import CompressionSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """Bits of one module of the compressed network; see ``LayerPolicy`` for their meaning."""
+
+    weight_bits: int = 32
+    activation_bits: int = 32
+    activation_scaling: str = "static"
+
+    @classmethod
+    def of(cls, policy: LayerPolicy) -> Precision:
+        """The bits that a layer's policy asks for."""
+        return cls(policy.weight_bits, policy.activation_bits, policy.activation_scaling)
+
+    @property
+    def integer(self) -> bool:
+        """Whether arithmetic runs on integers."""
+        return self.activation_bits == 8
+
+    @property
+    def half(self) -> bool:
+        """Whether the layer runs in half precision."""
+        return self.weight_bits == 16
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Range of one tensor before quantization; includes zero."""
+
+    low: float
+    high: float
+
+
+@dataclass
+class Compressed:
+    """A float module, physically smaller, with the precisions that quantization will give it.
+
+    Args:
+        module: in eval mode, on the CPU; pruned, factorized, sparse; weights still float32.
+        policy: what was asked for.
+        precisions: module name in ``module`` (the parts of a factorized layer have their own
+            names) to its bits; modules left out stay float32.
+        settings: how it was done.
+        ranges: tensor name to calibrated or learned activation range, filled in by ``calibrate``
+            or by quantization-aware training; ``None`` before.
+        parts: original layer name to the names of the modules that replaced it.
+        notes: remarks for the report, e.g. a rank that was clipped.
+    """
+
+    module: nn.Module
+    policy: Policy
+    settings: CompressionSettings
+    precisions: Mapping[str, Precision] = field(default_factory=dict)
+    ranges: Mapping[str, Range] | None = None
+    parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def quantized(self) -> bool:
+        """Whether any module is to be quantized."""
+        return any(p != Precision() for p in self.precisions.values())
+
+    def with_(self, **changes: Any) -> Compressed:
+        """A copy with some fields replaced; the module is shared unless replaced."""
+        return replace(self, **changes)
