@@ -1,4 +1,4 @@
-"""Ready-made networks: the CIFAR ResNets and VGG-16-BN of the literature, and a small digits net."""
+"""Ready-made networks: the CIFAR ResNets and VGG-16-BN, and a small net for digits."""
 
 from __future__ import annotations
 
