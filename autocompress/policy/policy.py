@@ -236,9 +236,9 @@ class Policy:
         return Policy(self.layers, None, self.student).digest
 
 
-_IDENTITY = LayerPolicy()
-
-
 def _check(ok: bool, name: str, must: str, found: object) -> None:
     if not ok:
         raise PolicyError(f"`{name}` must be {must}, got {found!r}.")
+
+
+_IDENTITY = LayerPolicy()
