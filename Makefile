@@ -1,0 +1,51 @@
+# Everything here needs Python 3.11 or later and make, nothing else.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# Real data and trained weights, where a folder with them lies beside the repository.
+ifneq ($(wildcard ../shared/data),)
+export AUTOCOMPRESS_DATA ?= $(abspath ../shared/data)
+endif
+ifneq ($(wildcard ../shared/weights),)
+export AUTOCOMPRESS_WEIGHTS ?= $(abspath ../shared/weights)
+endif
+
+.PHONY: help install quickstart test test-slow test-gpu lint types check clean
+
+help:  ## show what there is
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+install: $(STAMP)  ## make .venv and install autocompress with its tools
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "autocompress needs Python 3.11 or later; set PYTHON=python3.11 (or newer)." >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+quickstart: install  ## search a digits classifier under a latency budget
+	$(BIN)/autocompress search studies/quickstart.yaml
+
+test: install  ## the fast tests
+	$(BIN)/python -m pytest
+
+test-slow: install  ## the tests that take minutes
+	$(BIN)/python -m pytest -m 'slow and not gpu' --timeout 1800
+
+test-gpu: install  ## the tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu --timeout 1800
+
+lint: install  ## style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install  ## static types
+	$(BIN)/mypy autocompress
+
+check: lint types test  ## all that CI runs
+
+clean:  ## remove the virtual environment and caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info

@@ -1,0 +1,78 @@
+"""The rooms: who may import whom, and that importing the package stays light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "autocompress"
+
+_BASE = {"errors", "policy", "results"}
+ALLOWED = {
+    "errors": set(),
+    "policy": {"errors", "policy"},
+    "results": {"errors", "policy", "results"},
+    "model": {*_BASE, "model"},
+    "compress": {*_BASE, "model", "compress"},
+    "recover": {*_BASE, "model", "compress", "recover"},
+    "measure": {*_BASE, "model", "compress", "recover", "measure"},
+    "search": {*_BASE, "search"},
+    "execute": {*_BASE, "search", "execute"},
+    "track": {*_BASE, "search", "track"},
+    "workloads": {*_BASE, "model", "compress", "recover", "measure", "workloads"},
+}
+ONLY_IN = {
+    "optuna": {"search/controller.py"},
+    "ray": {"execute/ray_tune.py"},
+    "mlflow": {"track/mlflow.py"},
+}
+NO_TORCH = ("policy", "results", "search", "execute", "track")
+
+
+def _imports(path: Path) -> set[str]:
+    """Every dotted name that a file imports, at any depth."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.add(node.module or "")
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def _files() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", _files(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_room_imports_only_what_stands_below_it(path: Path) -> None:
+    relative = path.relative_to(PACKAGE)
+    room = relative.parts[0].removesuffix(".py")
+    imported = _imports(path)
+    ours = {n.split(".")[1] for n in imported if n.startswith("autocompress.")}
+    if room in ALLOWED:
+        assert ours <= ALLOWED[room], f"{relative} imports {sorted(ours - ALLOWED[room])}"
+    for library, places in ONLY_IN.items():
+        if any(n == library or n.startswith(library + ".") for n in imported):
+            assert str(relative) in places, f"{relative} imports {library}"
+    if room in NO_TORCH:
+        assert not any(n.split(".")[0] in ("torch", "torchvision") for n in imported), relative
+
+
+def test_the_rule_knows_every_room() -> None:
+    rooms = {p.name for p in PACKAGE.iterdir() if p.is_dir() and not p.name.startswith("_")}
+    assert rooms == set(ALLOWED) - {"errors"}
+
+
+@pytest.mark.parametrize("module", ["autocompress", "autocompress.cli"])
+def test_importing_is_light(module: str) -> None:
+    heavy = ["torch", "ray", "mlflow", "optuna", "onnxruntime", "torchvision", "sklearn"]
+    code = f"import sys, {module}; print([m for m in {heavy!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
