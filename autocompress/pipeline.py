@@ -1,0 +1,143 @@
+"""The one order in which a policy becomes a model: here, and nowhere else.
+
+prune -> factorize -> sparsify -> reconstruct -> fine-tune -> quantize. The first three are stitched
+from the layer bank, export comes after (``compress.export``). Reconstruction is either the
+sequential re-solve, which sets batch-norm statistics itself, or the bank's weights with statistics
+re-estimated; never both (the re-estimation would undo the re-solve).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from autocompress.errors import InputError
+from autocompress.policy.inventory import Inventory
+from autocompress.policy.policy import Policy
+from autocompress.policy.settings import CompressionSettings
+from autocompress.results.trial import SEARCH, Phase
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from autocompress.compress.bank import LayerBank
+    from autocompress.compress.compressed import Compressed
+    from autocompress.model.data import Data, Split
+    from autocompress.recover.distill import Distillation
+    from autocompress.recover.schedule import Schedule
+
+Progress = Callable[[str, float], None]
+"""Called with a short text and a fraction of 1."""
+
+
+@dataclass
+class Pipeline:
+    """Everything that building a compressed model needs, the policy aside.
+
+    Args:
+        model: the uncompressed model, in eval mode; never changed.
+        data: calibration and fine-tuning read the train split only.
+        inventory: of ``model``.
+        bank: of ``model`` and the calibration inputs.
+        settings: how compression is carried out.
+        schedule: of fine-tuning; its epochs are the phase's.
+        qat: train quantized policies through fake quantization.
+        distillation: builds the teachers' part of the loss for a policy that asks for it;
+            ``None`` lets the uncompressed model teach.
+        students: name to a factory of architectures that may take the model's place.
+    """
+
+    model: nn.Module
+    data: Data
+    inventory: Inventory
+    bank: LayerBank
+    settings: CompressionSettings
+    schedule: Schedule
+    qat: bool = True
+    distillation: Callable[[Policy], Distillation] | None = None
+    students: dict[str, Callable[[], nn.Module]] = field(default_factory=dict)
+
+    def calibration(self) -> Split:
+        """The training inputs that ranges, moments and statistics are taken from."""
+        return self.data.train.sample(self.settings.calibration_images, self.settings.seed)
+
+    def build(self, policy: Policy, phase: Phase = SEARCH, seed: int = 0, *,
+              progress: Progress | None = None, checkpoint: Any = None) -> Compressed:
+        """Build the compressed model of a policy, ready to export.
+
+        Args:
+            policy: what to do.
+            phase: how much fine-tuning; 0 epochs trains nothing.
+            seed: of fine-tuning.
+            progress: told how far a fine-tune is.
+            checkpoint: file that lets an interrupted fine-tune go on.
+        """
+        from autocompress.compress.quantize import calibrate
+
+        compressed = self.stitch(policy)
+        compressed = self.reconstruct(compressed, final=phase.kind != "search")
+        if phase.epochs > 0:
+            compressed = self.train(compressed, phase, seed, progress=progress,
+                                    checkpoint=checkpoint)
+        if compressed.quantized and compressed.ranges is None:
+            compressed = calibrate(compressed, self.calibration().inputs())
+        return compressed
+
+    def stitch(self, policy: Policy) -> Compressed:
+        """Pruned, factorized and sparse, with the bank's weights; a few milliseconds."""
+        if policy.student is None:
+            return self.bank.stitch(policy)
+        from autocompress.compress.compressed import Compressed
+
+        if policy.student not in self.students:
+            raise InputError(f"The study has no student {policy.student!r}; list it under "
+                             "`students` of the search space.")
+        return Compressed(self.students[policy.student](), policy, self.settings)
+
+    def reconstruct(self, compressed: Compressed, *, final: bool) -> Compressed:
+        """Repair weights or statistics without labels.
+
+        Args:
+            compressed: as stitched; its module is changed.
+            final: use ``settings.finish`` in place of ``settings.reconstruction``.
+        """
+        from autocompress.recover.batch_norm import reestimate
+        from autocompress.recover.sequential import sequential_resolve
+
+        how = self.settings.finish if final else self.settings.reconstruction
+        if compressed.policy.student is not None or not self._changes_weights(compressed.policy):
+            return compressed
+        if how == "sequential":
+            images = self.data.train.sample(self.settings.sequential_images, self.settings.seed)
+            return sequential_resolve(self.model, compressed, images.inputs())
+        if how in ("batch_norm", "bank_batch_norm"):
+            reestimate(compressed.module, self.calibration().inputs())
+        return compressed
+
+    @staticmethod
+    def _changes_weights(policy: Policy) -> bool:
+        """Whether anything happened that reconstruction can repair; bits alone are calibrated."""
+        return any(p.prune_ratio or p.sparsity or p.rank_ratio for p in policy.layers.values())
+
+    def train(self, compressed: Compressed, phase: Phase, seed: int, *,
+              progress: Progress | None = None, checkpoint: Any = None) -> Compressed:
+        """Fine-tune, with the distillation that the policy asks for."""
+        from autocompress.recover.finetune import fine_tune
+
+        schedule = self.schedule.model_copy(update={"epochs": phase.epochs})
+        distillation = self._distillation(compressed.policy)
+        tuned = fine_tune(compressed, self.data, schedule, distillation=distillation,
+                          qat=self.qat and compressed.quantized, seed=seed, progress=progress,
+                          checkpoint_path=checkpoint)
+        return tuned.compressed
+
+    def _distillation(self, policy: Policy) -> Distillation | None:
+        if policy.distill is None and policy.student is None:
+            return None
+        if self.distillation is not None:
+            return self.distillation(policy)
+        from autocompress.policy.policy import Distill
+        from autocompress.recover.distill import Distillation
+
+        return Distillation([self.model], policy.distill or Distill())

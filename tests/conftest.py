@@ -1,0 +1,38 @@
+"""Fixtures that several rooms share. Real data and weights come from the environment."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from autocompress.model.data import Data
+
+
+def _folder(variable: str) -> Path:
+    value = os.environ.get(variable)
+    if not value:
+        pytest.skip(f"{variable} is not set: the shared data and weights are not at hand")
+    return Path(value)
+
+
+@pytest.fixture(scope="session")
+def cifar_data() -> Data:
+    """CIFAR-10 in its three splits."""
+    from autocompress.workloads.data import image_folder
+
+    return image_folder(str(_folder("AUTOCOMPRESS_DATA") / "cifar10"))
+
+
+@pytest.fixture(scope="session")
+def resnet20_trained() -> nn.Module:
+    """The shared ResNet-20; tests must not change it."""
+    from autocompress.workloads.models import load_weights, resnet20
+
+    return load_weights(resnet20(),
+                        str(_folder("AUTOCOMPRESS_WEIGHTS") / "resnet20_cifar10.safetensors"))
