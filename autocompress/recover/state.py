@@ -1,0 +1,65 @@
+"""Trained weights on disk: what a recovered policy needs besides the recipe to be rebuilt."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from autocompress.compress.compressed import Compressed, Range
+from autocompress.errors import InputError
+
+
+def save_state(path: str | Path, compressed: Compressed) -> Path:
+    """Write weights and activation ranges as one safetensors file, atomically.
+
+    Args:
+        path: of the file; parent folders are made.
+        compressed: after training; its module holds float weights.
+    """
+    from safetensors.torch import save_file
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ranges = compressed.ranges
+    metadata = {
+        "policy": compressed.policy.digest,
+        "ranges": json.dumps(
+            {n: [r.low, r.high] for n, r in ranges.items()} if ranges is not None else None
+        ),
+    }
+    tensors = {
+        n: t.detach().cpu().contiguous().clone() for n, t in compressed.module.state_dict().items()
+    }
+    partial = path.with_name(path.name + ".partial")
+    save_file(tensors, partial, metadata)
+    os.replace(partial, path)
+    return path
+
+
+def load_state(path: str | Path, compressed: Compressed) -> Compressed:
+    """Fill a freshly stitched model with saved weights and ranges.
+
+    Args:
+        path: written by ``save_state``.
+        compressed: stitched from the same policy; its module is changed in place.
+
+    Raises:
+        InputError: no such file, or weights of another policy.
+    """
+    from safetensors import safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"The trained weights {path} are missing; keep them beside the recipe.")
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata() or {}
+        if metadata.get("policy") != compressed.policy.digest:
+            raise InputError(f"{path.name} holds the weights of another policy.")
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
+    compressed.module.load_state_dict(state)
+    compressed.module.eval()
+    ranges = json.loads(metadata["ranges"])
+    if ranges is None:
+        return compressed
+    return compressed.with_(ranges={n: Range(*bounds) for n, bounds in ranges.items()})
