@@ -1,0 +1,258 @@
+"""From a study to the working parts: model, data, inventory, space, target, pipeline, evaluator."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autocompress.errors import InputError
+from autocompress.policy.inventory import Inventory
+from autocompress.policy.policy import Policy
+from autocompress.policy.space import Space
+from autocompress.results.metric import Measurement
+from autocompress.study import StudyConfig, import_factory, read_study, resolve_variables
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from autocompress.evaluator import StudyEvaluator
+    from autocompress.model.data import Data
+    from autocompress.pipeline import Pipeline, Progress
+
+GIVEN = "given-in-python"
+"""Stands for a model or data that were handed over as objects, not by a factory."""
+
+
+def _silent(text: str, fraction: float) -> None:
+    """Progress that nobody watches."""
+
+
+@dataclass
+class Assembly:
+    """The parts of one study, made late and only once.
+
+    Args:
+        study: resolved.
+        model: uncompressed, in eval mode.
+        data: three splits.
+        inventory: of the model.
+        space: bound to the inventory.
+        folder: where the evaluator writes files.
+    """
+
+    study: StudyConfig
+    model: nn.Module
+    data: Data
+    inventory: Inventory
+    space: Space
+    folder: Path
+    progress: Progress = _silent
+    _parts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """Builds compressed models; the layer bank is computed or read from the cache."""
+        if "pipeline" not in self._parts:
+            self._parts["pipeline"] = self._make_pipeline()
+        pipeline: Pipeline = self._parts["pipeline"]
+        return pipeline
+
+    @property
+    def evaluator(self) -> StudyEvaluator:
+        """Measures policies in the study's target, without a latency model yet."""
+        if "evaluator" not in self._parts:
+            from autocompress.evaluator import StudyEvaluator
+            from autocompress.measure.targets import get_target
+
+            target = get_target(self.study.target)
+            self._parts["evaluator"] = StudyEvaluator(
+                self.pipeline, target, self.folder, progress=self.progress
+            )
+        evaluator: StudyEvaluator = self._parts["evaluator"]
+        return evaluator
+
+    def _make_pipeline(self) -> Pipeline:
+        from autocompress.compress.bank import LayerBank
+        from autocompress.pipeline import Pipeline
+        from autocompress.recover.schedule import Schedule
+        from autocompress.workloads.cache import cache_folder
+
+        settings = self.study.settings
+        bank = LayerBank.build(
+            self.model,
+            self.inventory,
+            self.data.train,
+            settings,
+            cache_folder() / "banks",
+            lambda text, done: self.progress(f"layer bank: {text}", done),
+        )
+        schedule = Schedule(**self.study.recovery.schedule)
+        return Pipeline(
+            self.model,
+            self.data,
+            self.inventory,
+            bank,
+            settings,
+            schedule,
+            qat=self.study.recovery.qat,
+            distillation=self._distillation(),
+            students=self._students(),
+        )
+
+    def _distillation(self) -> Callable[[Policy], Any]:
+        from autocompress.policy.policy import Distill
+        from autocompress.recover.distill import Distillation
+
+        options = dict(self.study.recovery.distillation)
+        teachers = [self._teacher(t) for t in options.pop("teachers", [])] or [self.model]
+        weights = options.pop("teacher_weights", None)
+
+        def build(policy: Policy) -> Any:
+            return Distillation(
+                teachers,
+                Distill(**options) if options else policy.distill or Distill(),
+                weights=weights,
+            )
+
+        return build
+
+    def _teacher(self, section: dict[str, Any]) -> nn.Module:
+        return load_model(resolve_variables(section))
+
+    def _students(self) -> dict[str, Callable[[], nn.Module]]:
+        names = self.study.space_config().students
+        if not names:
+            return {}
+        from functools import partial
+
+        from autocompress.workloads.students import build_student
+
+        shape = self.inventory.input_shape[0]
+        return {name: partial(build_student, name, shape, self.data.classes) for name in names}
+
+
+def load_model(section: dict[str, Any]) -> nn.Module:
+    """Call a model factory and load its checkpoint.
+
+    Args:
+        section: ``factory``, ``args``, ``checkpoint`` with variables resolved.
+
+    Raises:
+        InputError: no such factory, not a module, or a checkpoint of another architecture.
+    """
+    from torch import nn
+
+    model = import_factory(section["factory"])(**section.get("args", {}))
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"{section['factory']} must return a torch.nn.Module, got {type(model).__name__}."
+        )
+    if section.get("checkpoint"):
+        from autocompress.workloads.models import load_weights
+
+        load_weights(model, section["checkpoint"])
+    return model.eval()
+
+
+def load_data(section: dict[str, Any]) -> Data:
+    """Call a data factory."""
+    from autocompress.model.data import Data
+
+    return Data.wrap(import_factory(section["factory"])(**section.get("args", {})))
+
+
+def assemble(
+    study: StudyConfig,
+    folder: Path,
+    *,
+    model: nn.Module | None = None,
+    data: Any = None,
+    progress: Progress = _silent,
+) -> Assembly:
+    """Load model and data, train the baseline if the study asks for it, and bind the space.
+
+    Args:
+        study: as read; variables are resolved here.
+        folder: where files of the evaluation go; nothing is written yet.
+        model, data: take the place of the study's factories.
+        progress: told what is going on.
+
+    Raises:
+        InputError: anything in the study that does not fit the model or this machine.
+    """
+    from autocompress.measure.targets import get_target
+    from autocompress.model.data import Data
+    from autocompress.model.inventory import take_inventory
+
+    plain = resolve_variables(study.model_dump(mode="json"))
+    study = read_study(plain, where=f"study {study.name!r}")
+    get_target(study.target)  # an absent runtime is said before anything is loaded
+    progress("data", 0.0)
+    data = Data.wrap(data) if data is not None else load_data(plain["data"])
+    progress("model", 0.0)
+    model = copy.deepcopy(model).eval() if model is not None else load_model(plain["model"])
+    if study.baseline is not None:
+        model = _train_baseline(study, model, data, progress)
+    inventory = take_inventory(model, data.train.inputs(1))
+    settings = study.settings
+    config = study.space_config()
+    if config.prune_residual and not settings.prune_residual:
+        settings = settings.model_copy(update={"prune_residual": True})
+        study = study.model_copy(update={"settings": settings})
+    space = config.bind(inventory, channel_multiple=settings.channel_multiple)
+    return Assembly(study, model, data, inventory, space, folder, progress)
+
+
+def _train_baseline(
+    study: StudyConfig, model: nn.Module, data: Data, progress: Progress
+) -> nn.Module:
+    from autocompress.recover.schedule import Schedule
+    from autocompress.workloads.baseline import train_baseline
+    from autocompress.workloads.cache import cache_folder
+
+    assert study.baseline is not None
+    return train_baseline(
+        model,
+        data,
+        Schedule(**study.baseline.schedule),
+        cache_folder() / "baselines",
+        patience=study.baseline.patience,
+        progress=lambda text, done: progress(f"baseline: {text}", done),
+    )
+
+
+@dataclass(frozen=True)
+class EvaluatorFactory:
+    """Builds the evaluator again in a worker process; picklable.
+
+    Args:
+        study: plain data of the resolved study.
+        folder: shared with the parent.
+        baseline: the parent's measurement of the uncompressed model.
+        model, data: objects handed over in Python, or ``None``.
+        threads: torch threads of the worker; ``None`` leaves them.
+    """
+
+    study: dict[str, Any]
+    folder: str
+    baseline: dict[str, Any] | None = None
+    model: Any = None
+    data: Any = None
+    threads: int | None = None
+
+    def __call__(self) -> StudyEvaluator:
+        """The worker's evaluator; the layer bank comes from the cache."""
+        if self.threads is not None:
+            import torch
+
+            torch.set_num_threads(self.threads)
+        parts = assemble(
+            read_study(self.study), Path(self.folder), model=self.model, data=self.data
+        )
+        evaluator = parts.evaluator
+        if self.baseline is not None:
+            evaluator.set_baseline(Measurement.from_dict(self.baseline))
+        return evaluator

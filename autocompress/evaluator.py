@@ -1,0 +1,258 @@
+"""Measures policies for the search: builds each one, exports it, and judges the exported file."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autocompress.policy.policy import Policy
+from autocompress.results.metric import Measurement
+from autocompress.results.trial import SEARCH, Phase
+from autocompress.search.protocols import Screened
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from autocompress.compress.compressed import Compressed
+    from autocompress.measure.accuracy import Accuracy
+    from autocompress.measure.latency_model import LatencyModel
+    from autocompress.measure.targets.base import Target
+    from autocompress.model.data import Split
+    from autocompress.pipeline import Pipeline, Progress
+
+
+@dataclass
+class StudyEvaluator:
+    """The search's evaluator over a real model, real data and a real runtime.
+
+    Args:
+        pipeline: builds the compressed models.
+        target: opens and times the exported files.
+        folder: exported files and trained weights are kept here.
+        latency_model: predicts latency before anything is built; ``None`` before profiling.
+        screen_images: how many training inputs ``screen`` can use at most.
+        keep_files: keep the exported file of every trial, not only of verified ones.
+    """
+
+    pipeline: Pipeline
+    target: Target
+    folder: Path
+    latency_model: LatencyModel | None = None
+    screen_images: int = 512
+    keep_files: bool = False
+    progress: Progress | None = None
+    _estimates: dict[str, Measurement] = field(default_factory=dict)
+
+    @cached_property
+    def baseline_file(self) -> Path:
+        """The uncompressed model, exported once for all comparisons."""
+        path = self.folder / f"baseline{self.target.suffix}"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._export(self.pipeline.stitch(Policy()), path)
+        return path
+
+    @cached_property
+    def baseline(self) -> Measurement:
+        """The uncompressed model on val, in the target runtime."""
+        from autocompress.measure.latency import compare
+
+        accuracy = self._accuracy(self.baseline_file, self.pipeline.data.val)
+        timing = compare(self.target, self.baseline_file, self.baseline_file)
+        return self._measurement(
+            Policy(),
+            self.baseline_file,
+            accuracy,
+            timing.baseline_ms,
+            timing.baseline_iqr_ms,
+            {"timing": timing.as_dict()},
+        )
+
+    def set_baseline(self, baseline: Measurement) -> None:
+        """Take a baseline that was measured before, so that a resumed run compares with it."""
+        self.__dict__["baseline"] = baseline
+
+    def estimate(self, policy: Policy) -> Measurement:
+        """Cost by formula and latency by the model; no module is built."""
+        digest = policy.untrained_digest
+        if digest not in self._estimates:
+            from autocompress.model.cost import policy_cost
+
+            cost = policy_cost(self.pipeline.inventory, policy, self.pipeline.settings)
+            values = {
+                "macs": float(cost.macs),
+                "params": float(cost.params),
+                "size_bytes": float(cost.size_bytes),
+                "bops": float(cost.bops),
+            }
+            spread = {}
+            if self.latency_model is not None:
+                values["latency_ms"], spread["latency_ms"] = self.latency_model.predict(policy)
+            self._estimates[digest] = Measurement(values, spread)
+        return self._estimates[digest]
+
+    def screen(self, policy: Policy, images: int) -> Screened:
+        """KL from the uncompressed model's outputs on training inputs, simulated, zero-shot."""
+        import torch
+
+        from autocompress.compress.quantize import simulate
+        from autocompress.measure.lock import machine_lock
+
+        count = min(images, len(self._reference))
+        with machine_lock(exclusive=False), torch.inference_mode():
+            compressed = self.pipeline.build(policy)
+            module = simulate(compressed) if compressed.quantized else compressed.module
+            log_p = self._reference[:count]
+            parts = [module(self._screening.prepare(stored)) for stored in self._chunks(count)]
+            log_q = torch.cat(parts).float().log_softmax(-1)
+            each = (log_p.exp() * (log_p - log_q)).sum(-1).flatten()
+        spread = float(each.std() / max(1, count) ** 0.5) if count > 1 else 0.0
+        return Screened(float(each.mean()), spread, count)
+
+    def evaluate(self, policy: Policy, phase: Phase = SEARCH, seed: int = 0) -> Measurement:
+        """Build or load, export, check the promise, and measure accuracy and latency."""
+        from autocompress.measure.lock import machine_lock
+
+        path = self.model_path(policy, phase)
+        start = time.perf_counter()
+        with machine_lock(exclusive=False):
+            compressed = self.compressed(policy, phase, seed)
+            built = time.perf_counter()
+            self._export(compressed, path)
+            exported = time.perf_counter()
+            split = self.pipeline.data.test if phase.kind == "verify" else self.pipeline.data.val
+            accuracy = self._accuracy(path, split)
+        scored = time.perf_counter()
+        measurement = self._timed(
+            compressed,
+            path,
+            accuracy,
+            {
+                "build_s": built - start,
+                "export_s": exported - built,
+                "score_s": scored - exported,
+                "split": "test" if phase.kind == "verify" else "val",
+            },
+        )
+        if phase.kind == "search" and not self.keep_files:
+            path.unlink(missing_ok=True)
+        return measurement
+
+    def _timed(
+        self, compressed: Compressed, path: Path, accuracy: Accuracy, seconds: dict[str, Any]
+    ) -> Measurement:
+        """Time a file beside the uncompressed one and put the measurement together."""
+        from autocompress.measure.gate import check_file
+        from autocompress.measure.latency import compare
+
+        start = time.perf_counter()
+        timing = compare(self.target, path, self.baseline_file)
+        problems = check_file(self.target, path, compressed, timing)
+        context = {
+            "timing": timing.as_dict(),
+            **seconds,
+            "time_s": time.perf_counter() - start,
+            "problems": list(problems),
+            "notes": list(compressed.notes),
+        }
+        # The ratio of an interleaved run carries over to the study's one baseline figure; the
+        # raw milliseconds of a drifting machine would not. Both stand in the context.
+        latency = timing.ratio * self.baseline["latency_ms"]
+        return self._measurement(compressed.policy, path, accuracy, latency, timing.iqr_ms, context)
+
+    def compressed(self, policy: Policy, phase: Phase, seed: int) -> Compressed:
+        """The compressed model; trained ones are kept on disk and loaded again.
+
+        The ``verify`` phase asks for the same epochs and seed as the recovery before it, and so
+        judges the very weights that the recovery trained.
+        """
+        from autocompress.recover.state import load_state, save_state
+
+        if phase.epochs <= 0:
+            return self.pipeline.build(policy, phase, seed, progress=self.progress)
+        state = self.state_path(policy, phase, seed)
+        blank = self.pipeline.stitch(policy)
+        if state.exists():
+            return load_state(state, blank)
+        compressed = self.pipeline.build(
+            policy, phase, seed, progress=self.progress, checkpoint=state.with_suffix(".partial")
+        )
+        save_state(state, compressed)
+        return compressed
+
+    def state_path(self, policy: Policy, phase: Phase, seed: int) -> Path:
+        """Where the trained weights of a policy are kept."""
+        return (
+            self.folder / "trained" / f"{policy.digest[:16]}-e{phase.epochs:g}-s{seed}.safetensors"
+        )
+
+    def model_path(self, policy: Policy, phase: Phase) -> Path:
+        """Where the exported file of an evaluation is written."""
+        return (
+            self.folder / f"{policy.digest[:16]}-{phase.kind}-e{phase.epochs:g}{self.target.suffix}"
+        )
+
+    def _export(self, compressed: Compressed, path: Path) -> None:
+        from autocompress.compress.export import export
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        export(compressed, path, self.example)
+
+    def _accuracy(self, path: Path, split: Split) -> Accuracy:
+        from autocompress.measure.accuracy import file_accuracy
+
+        return file_accuracy(self.target, path, split, self.pipeline.data.metric)
+
+    def _measurement(
+        self,
+        policy: Policy,
+        path: Path,
+        accuracy: Accuracy,
+        latency_ms: float,
+        iqr_ms: float,
+        context: dict[str, Any],
+    ) -> Measurement:
+        cost = self.estimate(policy)
+        values = {
+            "accuracy": accuracy.value,
+            "latency_ms": latency_ms,
+            "macs": cost["macs"],
+            "params": cost["params"],
+            "bops": cost["bops"],
+            "size_bytes": float(path.stat().st_size),
+        }
+        return Measurement(
+            values,
+            {"accuracy": accuracy.stderr, "latency_ms": iqr_ms},
+            {"target": self.target.describe(), "images": accuracy.images, **context},
+        )
+
+    @cached_property
+    def example(self) -> Any:
+        """One batched input, for tracing and export."""
+        return self.pipeline.data.train.inputs(1)
+
+    @cached_property
+    def _screening(self) -> Split:
+        """Training inputs other than those that calibrate (up to chance)."""
+        return self.pipeline.data.train.sample(self.screen_images, self.pipeline.settings.seed + 1)
+
+    def _chunks(self, count: int, size: int = 256) -> list[Any]:
+        return [
+            self._screening.take(slice(i, min(i + size, count)))[0] for i in range(0, count, size)
+        ]
+
+    @cached_property
+    def _reference(self) -> Tensor:
+        """Log-probabilities of the uncompressed model on the screening inputs, ``(N, classes)``."""
+        import torch
+
+        with torch.inference_mode():
+            parts = [
+                self.pipeline.model(self._screening.prepare(stored))
+                for stored in self._chunks(len(self._screening))
+            ]
+            return torch.cat(parts).float().log_softmax(-1)
