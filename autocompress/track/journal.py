@@ -1,0 +1,245 @@
+"""The journal ``trials.jsonl``: one line per finished trial, on disk before anything else happens.
+
+Everything else (MLflow, the report, the front) can be rebuilt from it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from autocompress.errors import AutocompressError, InputError
+from autocompress.results.trial import Trial
+from autocompress.track.folder import RunFolder, plain, sync_folder
+
+#: journals that this process holds: the kernel's lock does not stop a process from itself
+_held: set[str] = set()
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of the journal.
+
+    Args:
+        trial: what was finished.
+        elapsed_s: seconds that the study had been running by then, pauses between a kill and a
+            resume left out.
+        finished: date and time, ISO 8601, UTC.
+    """
+
+    trial: Trial
+    elapsed_s: float = 0.0
+    finished: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """``Trial.as_dict`` with the two times added."""
+        return {**self.trial.as_dict(), "elapsed_s": self.elapsed_s, "finished": self.finished}
+
+
+class Journal:
+    """Appends finished trials; the only writer of its run. A ``Sink``.
+
+    A line that was torn by a kill is cut off when the journal is opened: its trial had not
+    finished. Readers need no lock: use ``read_entries``.
+
+    Args:
+        run: the run's folder; made if it is not there.
+
+    Raises:
+        InputError: another process writes this run (its number is named), or the file is damaged.
+    """
+
+    def __init__(self, run: str | Path | RunFolder) -> None:
+        self.folder = run if isinstance(run, RunFolder) else RunFolder(Path(run))
+        self.folder.root.mkdir(parents=True, exist_ok=True)
+        self._key = str(self.folder.trials.resolve())
+        self._lock = self._acquire()
+        try:
+            new = not self.folder.trials.exists()
+            self._file = os.open(self.folder.trials, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            try:
+                if new:
+                    sync_folder(self.folder.root)
+                _cut_torn_line(self._file)
+                self._entries = read_entries(self.folder)
+            except BaseException:
+                os.close(self._file)
+                raise
+        except BaseException:
+            self._release()
+            raise
+        self._numbers = {entry.trial.number for entry in self._entries}
+        self._before = max((entry.elapsed_s for entry in self._entries), default=0.0)
+        self._opened = time.monotonic()
+        self._closed = False
+
+    def _acquire(self) -> int:
+        """Take the lock, or say who holds it.
+
+        A POSIX record lock: it dies with its process, however that ends, and is not inherited by
+        forked workers that outlive a killed parent. It would be dropped by closing any other
+        handle to the same file in this process, therefore the check for ourselves comes first.
+        """
+        if self._key in _held:
+            raise InputError(
+                f"{self.folder.root} is already being written by this process ({os.getpid()}). "
+                "Close that journal first."
+            )
+        handle = os.open(self.folder.lock, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            owner = os.pread(handle, 64, 0).decode("ascii", "replace").strip() or "unknown"
+            os.close(handle)
+            if not isinstance(error, BlockingIOError | PermissionError):
+                raise
+            raise InputError(
+                f"{self.folder.root} is being written by process {owner}. Wait for it, end it, "
+                "or choose another folder with --out."
+            ) from None
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+        _held.add(self._key)
+        return handle
+
+    def _release(self) -> None:
+        os.ftruncate(self._lock, 0)
+        os.close(self._lock)
+        _held.discard(self._key)
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds that this study has been running, over all its sessions."""
+        return self._before + time.monotonic() - self._opened
+
+    def record(self, trial: Trial) -> None:
+        """Append a finished trial; returns when it is on disk.
+
+        Raises:
+            AutocompressError: the journal is closed, or holds a trial of this number already.
+            OSError: the disk refused; nothing of the trial stays in the file then.
+        """
+        if self._closed:
+            raise AutocompressError(f"The journal of {self.folder.root} is closed.")
+        if trial.number in self._numbers:
+            raise AutocompressError(
+                f"Trial numbers are unique in a run; {self.folder.trials} already holds trial "
+                f"{trial.number}. Number new trials from {max(self._numbers) + 1}."
+            )
+        finished = datetime.now(UTC).isoformat(timespec="milliseconds")
+        entry = Entry(trial, round(self.elapsed_s, 3), finished)
+        line = json.dumps(plain(entry.as_dict()), separators=(",", ":"), allow_nan=False)
+        _append(self._file, line.encode() + b"\n")
+        self._entries.append(entry)
+        self._numbers.add(trial.number)
+
+    def load(self) -> list[Trial]:
+        """All finished trials, in the order in which they finished."""
+        return [entry.trial for entry in self._entries]
+
+    def entries(self) -> list[Entry]:
+        """All finished trials with their times."""
+        return list(self._entries)
+
+    @property
+    def next_number(self) -> int:
+        """The lowest number above all recorded ones."""
+        return max(self._numbers, default=-1) + 1
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[Trial]:
+        return iter(self.load())
+
+    def close(self) -> None:
+        """Free the lock; closing twice does nothing."""
+        if not self._closed:
+            self._closed = True
+            os.close(self._file)
+            self._release()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def read_entries(run: str | Path | RunFolder) -> list[Entry]:
+    """Read a journal without locking it, also while it is being written.
+
+    Args:
+        run: the run's folder.
+
+    Returns:
+        Finished trials in the order in which they finished; a torn last line is left out.
+
+    Raises:
+        InputError: a line in the middle is damaged.
+    """
+    folder = run if isinstance(run, RunFolder) else RunFolder(Path(run))
+    try:
+        data = folder.trials.read_bytes()
+    except FileNotFoundError:
+        return []
+    entries = []
+    for number, line in enumerate(data[: data.rfind(b"\n") + 1].splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            found = json.loads(line)
+            trial = Trial.from_dict(found)
+        except (ValueError, KeyError, TypeError, AttributeError, AutocompressError) as error:
+            raise InputError(
+                f"{folder.trials}, line {number}, is not a trial ({type(error).__name__}: {error})."
+                " Remove that line to go on without it; keep a copy of the file."
+            ) from None
+        entries.append(Entry(trial, found.get("elapsed_s", 0.0), found.get("finished", "")))
+    return entries
+
+
+def read_trials(run: str | Path | RunFolder) -> list[Trial]:
+    """Finished trials of a run, without locking it."""
+    return [entry.trial for entry in read_entries(run)]
+
+
+def _cut_torn_line(handle: int) -> None:
+    """Truncate a file to its last newline."""
+    end = size = os.fstat(handle).st_size
+    while end > 0:
+        start = max(0, end - 65536)
+        found = os.pread(handle, end - start, start).rfind(b"\n")
+        if found >= 0:
+            end = start + found + 1
+            break
+        end = start
+    if end < size:
+        os.ftruncate(handle, end)
+        os.fsync(handle)
+
+
+def _append(handle: int, data: bytes) -> None:
+    """Write a whole line and wait for the disk; on failure leave nothing of it behind."""
+    size = os.fstat(handle).st_size
+    try:
+        written = 0
+        while written < len(data):
+            written += os.write(handle, data[written:])
+        os.fsync(handle)
+    except BaseException:
+        os.ftruncate(handle, size)
+        raise
