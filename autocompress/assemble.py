@@ -35,7 +35,7 @@ class Assembly:
     """The parts of one study, made late and only once.
 
     Args:
-        study: resolved.
+        study: with its environment variables still named, so that what is written stays portable.
         model: uncompressed, in eval mode.
         data: three splits.
         inventory: of the model.
@@ -67,7 +67,7 @@ class Assembly:
             from autocompress.evaluator import StudyEvaluator
             from autocompress.measure.targets import get_target
 
-            target = get_target(self.study.target)
+            target = get_target(resolve_variables(self.study.target))
             self._parts["evaluator"] = StudyEvaluator(
                 self.pipeline, target, self.folder, progress=self.progress
             )
@@ -188,8 +188,7 @@ def assemble(
     from autocompress.model.inventory import take_inventory
 
     plain = resolve_variables(study.model_dump(mode="json"))
-    study = read_study(plain, where=f"study {study.name!r}")
-    get_target(study.target)  # an absent runtime is said before anything is loaded
+    get_target(plain["target"])  # an absent runtime is said before anything is loaded
     progress("data", 0.0)
     data = Data.wrap(data) if data is not None else load_data(plain["data"])
     progress("model", 0.0)

@@ -71,6 +71,17 @@ class StudyEvaluator:
             {"timing": timing.as_dict()},
         )
 
+    @cached_property
+    def baseline_test(self) -> Measurement:
+        """The uncompressed model with its accuracy on the test split; for the last phase only."""
+        accuracy = self._accuracy(self.baseline_file, self.pipeline.data.test)
+        val = self.baseline
+        return Measurement(
+            {**val.values, "accuracy": accuracy.value},
+            {**val.spread, "accuracy": accuracy.stderr},
+            {**val.context, "split": "test", "images": accuracy.images},
+        )
+
     def set_baseline(self, baseline: Measurement) -> None:
         """Take a baseline that was measured before, so that a resumed run compares with it."""
         self.__dict__["baseline"] = baseline
@@ -113,48 +124,49 @@ class StudyEvaluator:
         return Screened(float(each.mean()), spread, count)
 
     def evaluate(self, policy: Policy, phase: Phase = SEARCH, seed: int = 0) -> Measurement:
-        """Build or load, export, check the promise, and measure accuracy and latency."""
+        """Build (or load what was trained before), export, and measure the file."""
         from autocompress.measure.lock import machine_lock
 
-        path = self.model_path(policy, phase)
         start = time.perf_counter()
         with machine_lock(exclusive=False):
             compressed = self.compressed(policy, phase, seed)
-            built = time.perf_counter()
-            self._export(compressed, path)
-            exported = time.perf_counter()
-            split = self.pipeline.data.test if phase.kind == "verify" else self.pipeline.data.val
-            accuracy = self._accuracy(path, split)
-        scored = time.perf_counter()
-        measurement = self._timed(
-            compressed,
-            path,
-            accuracy,
-            {
-                "build_s": built - start,
-                "export_s": exported - built,
-                "score_s": scored - exported,
-                "split": "test" if phase.kind == "verify" else "val",
-            },
-        )
+        path = self.model_path(policy, phase)
+        split = "test" if phase.kind == "verify" else "val"
+        found = self.measure(compressed, split, path, build_s=time.perf_counter() - start)
         if phase.kind == "search" and not self.keep_files:
             path.unlink(missing_ok=True)
-        return measurement
+        return found
 
-    def _timed(
-        self, compressed: Compressed, path: Path, accuracy: Accuracy, seconds: dict[str, Any]
+    def measure(
+        self, compressed: Compressed, split: str, path: Path | None = None, **context: Any
     ) -> Measurement:
-        """Time a file beside the uncompressed one and put the measurement together."""
+        """Export a compressed model, score the file and time it beside the uncompressed one.
+
+        Args:
+            compressed: ready to export.
+            split: ``val`` or ``test``.
+            path: of the exported file; ``None`` puts it into the evaluator's folder.
+            **context: goes into the measurement's context.
+        """
         from autocompress.measure.gate import check_file
         from autocompress.measure.latency import compare
+        from autocompress.measure.lock import machine_lock
 
+        path = path or self.folder / f"measured{self.target.suffix}"
         start = time.perf_counter()
+        with machine_lock(exclusive=False):
+            self._export(compressed, path)
+            exported = time.perf_counter()
+            accuracy = self._accuracy(path, getattr(self.pipeline.data, split))
+        scored = time.perf_counter()
         timing = compare(self.target, path, self.baseline_file)
         problems = check_file(self.target, path, compressed, timing)
-        context = {
+        context |= {
+            "split": split,
+            "export_s": exported - start,
+            "score_s": scored - exported,
+            "time_s": time.perf_counter() - scored,
             "timing": timing.as_dict(),
-            **seconds,
-            "time_s": time.perf_counter() - start,
             "problems": list(problems),
             "notes": list(compressed.notes),
         }
