@@ -1,0 +1,237 @@
+"""Commands that look before searching: ``profile`` and ``evaluate``."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from autocompress.errors import InputError, nearest
+from autocompress.policy.policy import LayerPolicy, Policy
+from autocompress.results.metric import Measurement
+from autocompress.results.trial import Phase
+from autocompress.study import StudyConfig
+
+if TYPE_CHECKING:
+    from autocompress.assemble import Assembly
+
+
+def profile(study: StudyConfig, export_kernels: Path | None, *, quiet: bool) -> dict[str, Any]:
+    """Per layer: MACs, params, latency, sensitivity; and the groups that prune together.
+
+    Args:
+        study: as read.
+        export_kernels: also pack the kernel models for another device into this zip.
+        quiet: no progress on the terminal.
+    """
+    from autocompress.commands.display import status
+
+    with tempfile.TemporaryDirectory() as scratch, status(quiet) as say:
+        from autocompress.assemble import assemble
+
+        parts = assemble(study, Path(scratch), progress=say)
+        evaluator = parts.evaluator
+        baseline = evaluator.baseline
+        operators = evaluator.operator_times()
+        rows = [_layer_row(parts, layer.name, operators, say) for layer in parts.inventory.layers]
+        groups = [
+            {
+                "name": g.name,
+                "producers": list(g.producers),
+                "consumers": list(g.consumers),
+                "channels": g.channels,
+                "unit": g.unit,
+                "residual": g.residual,
+            }
+            for g in parts.inventory.channel_groups
+        ]
+        if export_kernels is not None:
+            evaluator.pack_kernels(parts.space, export_kernels)
+    return {
+        "study": study.name,
+        "baseline": dict(baseline.values),
+        "layers": rows,
+        "groups": groups,
+        "kernels": str(export_kernels) if export_kernels else None,
+    }
+
+
+def _layer_row(parts: Assembly, name: str, operators: dict[str, float], say: Any) -> dict[str, Any]:
+    """One layer: its costs, and the KL that a standard blow to it alone leaves."""
+    layer = parts.inventory.layer(name)
+    say(f"sensitivity of {name}", 0.0)
+    sensitivity: dict[str, float | None] = {}
+    for label, policy in _blows(parts, name).items():
+        sensitivity[label] = parts.evaluator.screen(policy, 128).kl
+    return {
+        "name": name,
+        "kind": layer.kind,
+        "macs": layer.macs,
+        "params": layer.params,
+        "latency_ms": operators.get(name),
+        "group": layer.out_group,
+        "kl": sensitivity,
+    }
+
+
+def _blows(parts: Assembly, name: str) -> dict[str, Policy]:
+    layer = parts.inventory.layer(name)
+    blows = {}
+    group = parts.inventory.groups_by_name.get(layer.out_group or "")
+    if group is not None and (not group.residual or parts.study.settings.prune_residual):
+        half = LayerPolicy(prune_ratio=0.5)
+        blows["prune_ratio=0.5"] = Policy(dict.fromkeys(group.producers, half))
+    if layer.quantizable:
+        blows["int8"] = Policy({name: LayerPolicy(weight_bits=8, activation_bits=8)})
+    return blows
+
+
+def show_profile(found: dict[str, Any], console: Console) -> None:
+    """A table of layers, then the groups."""
+    base = found["baseline"]
+    console.print(
+        f"[bold]{found['study']}[/bold]: accuracy {base['accuracy']:.2%}, "
+        f"{base['latency_ms']:.3f} ms, {base['macs'] / 1e6:,.1f} M MACs, "
+        f"{base['params'] / 1e3:,.0f} k params, {base['size_bytes'] / 1e3:,.0f} kB"
+    )
+    table = Table(
+        "layer", "kind", "MACs M", "params k", "ms", "prunes with", "KL at half width", "KL in int8"
+    )
+    for column in table.columns[2:5] + table.columns[6:]:
+        column.justify = "right"
+    for row in found["layers"]:
+        time = row["latency_ms"]
+        table.add_row(
+            row["name"],
+            row["kind"],
+            f"{row['macs'] / 1e6:.2f}",
+            f"{row['params'] / 1e3:.1f}",
+            "" if time is None else f"{time:.3f}",
+            row["group"] or "",
+            _number(row["kl"].get("prune_ratio=0.5")),
+            _number(row["kl"].get("int8")),
+        )
+    console.print(table)
+    for group in found["groups"]:
+        note = (
+            " [dim](residual stream: pruned only with prune_residual)[/dim]"
+            if group["residual"]
+            else ""
+        )
+        console.print(
+            f"{group['name']}: {group['channels']} channels of "
+            f"{', '.join(group['producers'])}{note}"
+        )
+    if found["kernels"]:
+        console.print(f"Kernels packed in {found['kernels']}; run its runner.py on the device.")
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def evaluate(
+    study: StudyConfig, policy_file: Path | None, uniform: str | None, epochs: float, *, quiet: bool
+) -> dict[str, Any]:
+    """Measure one policy of the user's."""
+    from autocompress.commands.display import status
+
+    with tempfile.TemporaryDirectory() as scratch, status(quiet) as say:
+        from autocompress.assemble import assemble
+
+        parts = assemble(study, Path(scratch), progress=say)
+        if uniform is not None:
+            policy = parts.space.decode(parts.space.uniform(**read_uniform(uniform)))
+        else:
+            assert policy_file is not None
+            policy = read_policy(policy_file, parts)
+        phase = Phase("recover", epochs, 1) if epochs else Phase("search")
+        say("measuring", 0.5)
+        found = parts.evaluator.evaluate(policy, phase, 0)
+        baseline = parts.evaluator.baseline
+    violations = study.limits().violations(found.values, baseline.values)
+    return {
+        "trial": trial_dict(found, baseline, policy, violations),
+        "baseline": {
+            k: baseline[k] for k in ("accuracy", "latency_ms", "macs", "params", "size_bytes")
+        },
+        "budget": str(study.limits()),
+    }
+
+
+def trial_dict(
+    found: Measurement, baseline: Measurement, policy: Policy, violations: dict[str, float]
+) -> dict[str, Any]:
+    """A trial as ``--json`` shows it."""
+    return {
+        "accuracy": found["accuracy"],
+        "accuracy_stderr": found.spread.get("accuracy"),
+        "latency_ms": found["latency_ms"],
+        "latency_ratio": found["latency_ms"] / baseline["latency_ms"],
+        "macs": found["macs"],
+        "params": found["params"],
+        "size_bytes": found["size_bytes"],
+        "feasible": all(v <= 0 for v in violations.values()),
+        "violations": violations,
+        "problems": found.context.get("problems", []),
+        "policy": policy.as_dict(),
+    }
+
+
+def read_uniform(text: str) -> dict[str, Any]:
+    """Read ``prune_ratio=0.5,weight_bits=8``; bits of activations follow those of weights."""
+    values: dict[str, Any] = {}
+    fields = LayerPolicy.__dataclass_fields__
+    for part in text.split(","):
+        key, separator, value = part.strip().partition("=")
+        if not separator:
+            raise InputError(f"--uniform reads like prune_ratio=0.5,weight_bits=8, got {text!r}.")
+        if key not in fields:
+            raise InputError(f"A layer policy has no {key!r}; {nearest(key, fields)}")
+        values[key] = yaml.safe_load(value)
+    if values.get("weight_bits") == 8:
+        values.setdefault("activation_bits", 8)
+    return values
+
+
+def read_policy(path: Path, parts: Assembly) -> Policy:
+    """A policy from its own file or from a recipe; every layer must exist."""
+    if not path.is_file():
+        raise InputError(f"There is no policy at {path}.")
+    data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(data, dict):
+        raise InputError(f"{path} is not a policy: it must be a mapping with `layers`.")
+    policy = Policy.from_dict(data["policy"] if "policy" in data else data)
+    for name in policy.layers:
+        parts.inventory.layer(name)
+    return policy
+
+
+def show_evaluation(found: dict[str, Any], console: Console) -> None:
+    """The policy beside the uncompressed model."""
+    trial, base = found["trial"], found["baseline"]
+    table = Table("", "accuracy", "latency ms", "MACs M", "params k", "file kB")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, row in (("uncompressed", base), ("policy", trial)):
+        table.add_row(
+            name,
+            f"{row['accuracy']:.2%}",
+            f"{row['latency_ms']:.3f}",
+            f"{row['macs'] / 1e6:.2f}",
+            f"{row['params'] / 1e3:.1f}",
+            f"{row['size_bytes'] / 1e3:.1f}",
+        )
+    console.print(table)
+    console.print(
+        f"{1 / trial['latency_ratio']:.2f} times as fast, accuracy "
+        f"{100 * (trial['accuracy'] - base['accuracy']):+.2f} points; "
+        + ("within" if trial["feasible"] else "[yellow]over[/yellow]")
+        + f" the budget ({found['budget']})."
+    )
+    for problem in trial["problems"]:
+        console.print(f"[yellow]{problem}[/yellow]")
