@@ -1,0 +1,203 @@
+"""What the terminal shows of a run, and what ``--json`` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from autocompress.results.metric import Measurement
+from autocompress.results.trial import Trial
+from autocompress.track.view import RunView, latency_ratio, policy_summary
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_COSTS = (
+    ("latency_ms", "latency"),
+    ("macs", "MACs"),
+    ("size_bytes", "size"),
+)
+
+
+def summary_json(view: RunView) -> dict[str, Any]:
+    """The one object that ``search --json`` and ``front --json`` print.
+
+    ``trials`` holds the front's members, then their verifications (phase ``verify``: scored on the
+    test split). Where nothing met the budget it holds the nearest trial, which is not feasible.
+    """
+    shown = list(view.front)
+    if view.best is not None and view.best not in shown:
+        shown.append(view.best)
+    if not shown and view.nearest is not None:
+        shown = [view.nearest]
+    checks = [check for check in map(view.verified, shown) if check is not None]
+    names = ("accuracy", "latency_ms", "macs", "params", "size_bytes")
+    return {
+        "run": view.run,
+        "baseline": {name: view.baseline.get(name) for name in names},
+        "budget": [str(limit) for limit in view.budget.limits],
+        "feasible": view.best is not None,
+        "best": None if view.best is None else view.best.number,
+        "trials": [trial_json(trial, view.baseline) for trial in (*shown, *checks)],
+        "baselines": {n: trial_json(t, view.baseline) for n, t in view.baseline_trials.items()},
+        "hypervolume": view.hypervolume,
+        "seconds": view.seconds,
+    }
+
+
+def trial_json(trial: Trial, baseline: Measurement) -> dict[str, Any]:
+    """One trial as ``--json`` prints it; ``accuracy`` is a fraction of 1."""
+    found = trial.measurement
+    return {
+        "number": trial.number,
+        "phase": trial.phase.kind,
+        "origin": trial.origin,
+        "accuracy": found.get("accuracy") if found else None,
+        "accuracy_stderr": found.spread.get("accuracy") if found else None,
+        "latency_ms": found.get("latency_ms") if found else None,
+        "latency_ratio": latency_ratio(found, baseline),
+        "macs": found.get("macs") if found else None,
+        "size_bytes": found.get("size_bytes") if found else None,
+        "feasible": trial.feasible,
+        "policy": trial.policy.as_dict(),
+    }
+
+
+def front_table(view: RunView) -> Table:
+    """The front, cheapest first, the answer marked; the uncompressed model closes it."""
+    from rich.table import Table
+
+    title = f"Pareto front of {view.run}" if view.run else "Pareto front"
+    caption = f"budget: {view.budget}; hypervolume {view.hypervolume:.4g}"
+    table = Table(title=title, caption=caption)
+    tested = any(view.verified(t) is not None for t in view.front)
+    _columns(table, ["trial", "accuracy (val)", *(["accuracy (test)"] if tested else [])])
+    _columns(table, ["latency", "of base", "MACs", "size"])
+    table.add_column("what was done")
+    table.add_column("origin", style="dim")
+    members: Iterable[Trial] = view.front
+    if not len(view.front) and view.nearest is not None:
+        members = [view.nearest]
+        table.caption = f"nothing met the budget {view.budget}; the nearest is shown"
+    for trial in members:
+        mark = view.best is not None and trial.number == view.best.number
+        test = [accuracy_text(_measured(view.verified(trial)))] if tested else []
+        table.add_row(
+            f"{trial.number}{' *' if mark else ''}",
+            accuracy_text(trial.measurement),
+            *test,
+            *_cost(trial.measurement, view),
+            what(trial, view),
+            origin_text(trial, view),
+            style="bold green" if mark else None,
+        )
+    table.add_section()
+    test = [accuracy_text(view.test_baseline)] if tested else []
+    table.add_row(
+        "", accuracy_text(view.baseline), *test, *_cost(view.baseline, view), "uncompressed", ""
+    )
+    return table
+
+
+def verdict_table(view: RunView) -> Table:
+    """The answer beside the uncompressed model and beside the simple ways of compressing."""
+    from rich.table import Table
+
+    table = Table(title="The answer beside the simple ways", caption=f"budget: {view.budget}")
+    table.add_column("")
+    answer = view.best or view.nearest
+    tested = answer is not None and view.verified(answer) is not None
+    _columns(table, ["accuracy (val)", *(["accuracy (test)"] if tested else [])])
+    _columns(table, ["latency", "of base", "MACs", "size"])
+    table.add_column("in budget")
+
+    def add(name: str, trial: Trial | None, found: Measurement | None, style: str = "") -> None:
+        check = view.verified(trial) if trial is not None else None
+        on_test = _measured(check) if trial is not None else view.test_baseline
+        feasible = trial.feasible if trial is not None else _within(view)
+        table.add_row(
+            name,
+            accuracy_text(found),
+            *([accuracy_text(on_test)] if tested else []),
+            *_cost(found, view),
+            "yes" if feasible else "no",
+            style=style or None,
+        )
+
+    add("uncompressed", None, view.baseline)
+    for name, trial in view.baseline_trials.items():
+        add(f"{name} (trial {trial.number})", trial, trial.measurement)
+    if answer is not None:
+        label = "chosen" if view.best is not None else "nearest, over the budget"
+        add(f"{label} (trial {answer.number})", answer, answer.measurement, "bold")
+    return table
+
+
+def what(trial: Trial, view: RunView) -> str:
+    """What a policy does, in a few words."""
+    found = policy_summary(trial.policy, view.layer_names)
+    parts = []
+    if found["mean_prune_ratio"]:
+        parts.append(f"prune {found['mean_prune_ratio']:.0%}")
+    if found["mean_sparsity"]:
+        parts.append(f"sparse {found['mean_sparsity']:.0%}")
+    if found["int8_share"]:
+        parts.append(f"int8 in {found['int8_share']:.0%}")
+    if found["factorized_share"]:
+        parts.append(f"low rank in {found['factorized_share']:.0%}")
+    method = str(found["method"]).split(" + ")
+    parts += [word for word in ("half", "weight-only", "student") if word in method]
+    if trial.phase.epochs:
+        guided = ", distilled" if trial.policy.distill else ""
+        parts.append(f"trained {trial.phase.epochs:g} epochs{guided}")
+    return ", ".join(parts) or "unchanged"
+
+
+def origin_text(trial: Trial, view: RunView) -> str:
+    """Who proposed the policy."""
+    proposer = view.proposer(trial)
+    return proposer if trial.phase.kind == "search" else f"{proposer}, {trial.phase.kind}"
+
+
+def accuracy_text(found: Measurement | None) -> str:
+    """Accuracy in percent with its standard error."""
+    if found is None or "accuracy" not in found:
+        return "-"
+    error = found.spread.get("accuracy")
+    text = f"{100 * found['accuracy']:.2f}"
+    return text if error is None else f"{text} ± {100 * error:.2f}"
+
+
+def number_text(name: str, number: float | None) -> str:
+    """A cost with a unit that suits its size."""
+    if number is None:
+        return "-"
+    if name == "accuracy":
+        return f"{100 * number:.2f} %"
+    if name == "latency_ms":
+        return f"{number:.3g} ms" if number < 100 else f"{number:.0f} ms"
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= limit:
+            return f"{number / limit:.3g} {unit}{'B' if name.endswith('bytes') else ''}"
+    return f"{number:.3g}{' B' if name.endswith('bytes') else ''}"
+
+
+def _columns(table: Table, names: Iterable[str]) -> None:
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+
+
+def _measured(trial: Trial | None) -> Measurement | None:
+    return trial.measurement if trial is not None else None
+
+
+def _cost(found: Measurement | None, view: RunView) -> list[str]:
+    values = [found.get(name) if found else None for name, _ in _COSTS]
+    texts = [number_text(name, v) for (name, _), v in zip(_COSTS, values, strict=True)]
+    ratio = 1.0 if found is view.baseline else latency_ratio(found, view.baseline)
+    return [texts[0], "-" if ratio is None else f"{ratio:.2f}x", *texts[1:]]
+
+
+def _within(view: RunView) -> bool:
+    found = view.budget.violations(view.baseline.values, view.baseline.values)
+    return all(v <= 0 for v in found.values())

@@ -1,0 +1,353 @@
+"""One run as its reports see it: what was the best, what is the front, how did it grow."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from autocompress.errors import InputError
+from autocompress.policy.budget import Budget
+from autocompress.policy.policy import Policy
+from autocompress.results.front import ParetoFront, reference_point
+from autocompress.results.metric import ACCURACY, LATENCY, Measurement, Metric, metric
+from autocompress.results.trial import Trial, TrialState
+from autocompress.track.folder import RunFolder
+from autocompress.track.journal import Entry, read_entries
+
+#: names that baselines go by, where they are not given: the origins of the first seeds
+BASELINE_ORIGINS = ("uniform", "int8", "random")
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """The state of a study after one trial.
+
+    Args:
+        trial: number of that trial.
+        elapsed_s: seconds that the study had been running.
+        hypervolume: of the feasible front so far.
+        best_accuracy: of the feasible trials so far, a fraction of 1; ``None`` before the first.
+    """
+
+    trial: int
+    elapsed_s: float
+    hypervolume: float
+    best_accuracy: float | None
+
+
+@dataclass(frozen=True)
+class RunView:
+    """A run and the questions that reports ask of it.
+
+    The front is made of search and recovery trials, which were scored on the val split; a member's
+    score on the test split is that of the verification trial that names it as its parent.
+
+    Args:
+        run: the run's folder, as people would type it.
+        entries: finished trials with their times.
+        baseline: the uncompressed model on val.
+        budget: by which feasibility is judged.
+        objectives: accuracy first, then the cost that orders the front.
+        baselines: name of a simple way of compressing to the trial that shows its best.
+        chosen: number of the answer, where something other than accuracy chose it.
+        baseline_test: the uncompressed model on the test split.
+        layers: names in network order; without them, those that any policy names.
+        study: the resolved study.
+    """
+
+    run: str
+    entries: tuple[Entry, ...]
+    baseline: Measurement
+    budget: Budget = field(default_factory=Budget)
+    objectives: tuple[Metric, ...] = (ACCURACY, LATENCY)
+    baselines: Mapping[str, int] = field(default_factory=dict)
+    chosen: int | None = None
+    baseline_test: Measurement | None = None
+    layers: tuple[str, ...] = ()
+    study: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, trials: Iterable[Trial], baseline: Measurement, *, run: str = "", **more: Any
+    ) -> RunView:
+        """A view of trials in memory; their times are the sums of their seconds."""
+        entries, elapsed = [], 0.0
+        for trial in trials:
+            elapsed += trial.seconds
+            entries.append(Entry(trial, elapsed))
+        return cls(run, tuple(entries), baseline, **more)
+
+    @classmethod
+    def load(cls, run: str | Path | RunFolder, **more: Any) -> RunView:
+        """Read a run from its folder, also one that is still being written.
+
+        Args:
+            run: the folder.
+            more: fields that take the place of what ``front.json`` says.
+
+        Raises:
+            InputError: no run is there, or it ended before the uncompressed model was measured.
+        """
+        folder = run if isinstance(run, RunFolder) else RunFolder.open(run)
+        baseline = folder.read_baseline()
+        if baseline is None:
+            raise InputError(
+                f"{folder.root} has no baseline.json: the run ended before the uncompressed model "
+                "was measured. Continue it with --resume."
+            )
+        summary, study = folder.read_front(), folder.read_study()
+        limits = summary.get("budget") or study.get("budget") or ()
+        given: dict[str, Any] = {
+            "budget": Budget.parse(limits.split(",") if isinstance(limits, str) else limits)
+            if limits and limits != "none"
+            else Budget(),
+            "baselines": _numbers(summary.get("baselines") or {}),
+            "chosen": summary.get("best"),
+            "layers": tuple(summary.get("layers") or ()),
+            "objectives": tuple(metric(n) for n in summary.get("objectives") or ())
+            or (ACCURACY, LATENCY),
+            "baseline_test": folder.read_baseline("test"),
+            "study": study,
+        }
+        view = cls(str(folder.root), tuple(read_entries(folder)), baseline, **{**given, **more})
+        return view.under(view.budget)
+
+    def under(self, budget: Budget) -> RunView:
+        """The same trials judged by another budget; the old answer is forgotten if that changed.
+
+        Trials that were rejected on an estimate stay rejected: nothing of them was measured.
+        """
+        entries = tuple(replace(e, trial=self._judged(e.trial, budget)) for e in self.entries)
+        chosen = self.chosen if str(budget) == str(self.budget) else None
+        return replace(self, entries=entries, budget=budget, chosen=chosen)
+
+    def _judged(self, trial: Trial, budget: Budget) -> Trial:
+        if trial.state is not TrialState.COMPLETE or trial.measurement is None:
+            return trial
+        found = budget.violations(trial.measurement.values, self.baseline.values)
+        return replace(trial, violations=found)
+
+    @cached_property
+    def trials(self) -> tuple[Trial, ...]:
+        """All finished trials, in the order in which they finished."""
+        return tuple(entry.trial for entry in self.entries)
+
+    @cached_property
+    def by_number(self) -> Mapping[int, Trial]:
+        """Trials by their number."""
+        return {trial.number: trial for trial in self.trials}
+
+    @cached_property
+    def compared(self) -> tuple[Trial, ...]:
+        """Complete trials that were scored on val: those that may be compared with each other."""
+        return tuple(t for t in self.trials if self._comparable(t))
+
+    def _comparable(self, trial: Trial) -> bool:
+        return (
+            trial.state is TrialState.COMPLETE
+            and trial.phase.kind != "verify"
+            and trial.measurement is not None
+            and all(m.name in trial.measurement for m in self.objectives)
+        )
+
+    @cached_property
+    def front(self) -> ParetoFront:
+        """Feasible trials that no other beats in every objective."""
+        return ParetoFront.of(self.compared, self.objectives)
+
+    @cached_property
+    def best(self) -> Trial | None:
+        """The answer: the chosen trial, else the most accurate within the budget."""
+        if self.chosen is not None and self.chosen in self.by_number:
+            return self.by_number[self.chosen]
+        return self.front.pick("best") if len(self.front) else None
+
+    @cached_property
+    def nearest(self) -> Trial | None:
+        """Where nothing is feasible: the complete trial that exceeds the budget least."""
+        if not self.compared:
+            return None
+        return min(self.compared, key=lambda t: (max(t.violations.values(), default=0.0), t.number))
+
+    @cached_property
+    def reference(self) -> list[float]:
+        """The fixed reference point of the hypervolume."""
+        return reference_point(self.baseline, self.objectives)
+
+    @cached_property
+    def hypervolume(self) -> float:
+        """Of the feasible front."""
+        return self.front.hypervolume(self.reference)
+
+    @cached_property
+    def seconds(self) -> float:
+        """How long the study has been running, pauses left out."""
+        return max((entry.elapsed_s for entry in self.entries), default=0.0)
+
+    @cached_property
+    def history(self) -> tuple[Point, ...]:
+        """How the front grew, one point per trial that was compared."""
+        points: list[Point] = []
+        members: tuple[Trial, ...] = ()
+        volume, best = 0.0, None
+        for entry in self.entries:
+            trial = entry.trial
+            if not self._comparable(trial):
+                continue
+            if trial.feasible:
+                front = ParetoFront.of((*members, trial), self.objectives)
+                if front.trials != members:
+                    members, volume = front.trials, front.hypervolume(self.reference)
+                accuracy = value(trial, "accuracy")
+                best = accuracy if best is None else max(best, accuracy or 0.0)
+            points.append(Point(trial.number, entry.elapsed_s, volume, best))
+        return tuple(points)
+
+    def verified(self, trial: Trial) -> Trial | None:
+        """The verification of a trial on the test split, or ``None``."""
+        checks = [
+            t
+            for t in self.trials
+            if t.phase.kind == "verify" and t.state is TrialState.COMPLETE and t.measurement
+        ]
+        for check in checks:
+            if check.parent == trial.number:
+                return check
+        same = [c for c in checks if c.parent is None and c.policy.digest == trial.policy.digest]
+        return same[0] if same else None
+
+    @cached_property
+    def test_baseline(self) -> Measurement | None:
+        """The uncompressed model on the test split: its own file, or a verified identity policy."""
+        if self.baseline_test is not None:
+            return self.baseline_test
+        for trial in self.trials:
+            if trial.phase.kind == "verify" and trial.policy.identity and trial.measurement:
+                return trial.measurement
+        return None
+
+    @cached_property
+    def baseline_trials(self) -> Mapping[str, Trial]:
+        """What was compared with: the given trials, else the best feasible of each simple origin.
+
+        Where a simple origin has no feasible trial, its nearest to the budget stands for it.
+        """
+        if self.baselines:
+            return {n: self.by_number[i] for n, i in self.baselines.items() if i in self.by_number}
+        found: dict[str, Trial] = {}
+        for origin in BASELINE_ORIGINS:
+            mine = [t for t in self.compared if t.origin == origin and t.phase.kind == "search"]
+            within = [t for t in mine if t.feasible]
+            if within:
+                found[origin] = max(within, key=lambda t: value(t, "accuracy") or 0.0)
+            elif mine:
+                found[origin] = min(mine, key=lambda t: max(t.violations.values(), default=0.0))
+        return found
+
+    @cached_property
+    def layer_names(self) -> tuple[str, ...]:
+        """Layers that policies may touch, in network order as far as it is known."""
+        if self.layers:
+            return self.layers
+        named = {name for trial in self.trials for name in trial.policy.layers}
+        return tuple(sorted(named, key=natural))
+
+    def ratio(self, trial: Trial) -> float | None:
+        """Latency as a share of the uncompressed model's."""
+        return latency_ratio(trial.measurement, self.baseline)
+
+    def origins(self) -> dict[str, tuple[int, int]]:
+        """Per proposer: how many trials were compared, and how many of them are on the front.
+
+        A recovered trial counts for whoever proposed the policy that it recovers.
+        """
+        members = {t.number for t in self.front}
+        counts: dict[str, tuple[int, int]] = {}
+        for trial in self.compared:
+            origin = self.proposer(trial)
+            tried, kept = counts.get(origin, (0, 0))
+            counts[origin] = (
+                tried + (trial.phase.kind == "search"),
+                kept + (trial.number in members),
+            )
+        return dict(sorted(counts.items(), key=lambda item: (-item[1][1], -item[1][0], item[0])))
+
+    def proposer(self, trial: Trial) -> str:
+        """Origin of the policy: of the search trial that a later phase took up."""
+        seen: set[int] = set()
+        while trial.phase.kind != "search" and trial.parent is not None:
+            before = self.by_number.get(trial.parent)
+            if before is None or trial.number in seen:
+                break
+            seen.add(trial.number)
+            trial = before
+        return trial.origin or "unknown"
+
+
+def value(trial: Trial, name: str) -> float | None:
+    """One measured value, or ``None``."""
+    return trial.measurement.get(name) if trial.measurement else None
+
+
+def latency_ratio(measurement: Measurement | None, baseline: Measurement) -> float | None:
+    """Share of the baseline's latency: as timed side by side, else the quotient of the medians."""
+    if measurement is None:
+        return None
+    timing = measurement.context.get("timing")
+    if isinstance(timing, Mapping) and isinstance(timing.get("ratio"), int | float):
+        return float(timing["ratio"])
+    mine, theirs = measurement.get("latency_ms"), baseline.get("latency_ms")
+    return mine / theirs if mine is not None and theirs else None
+
+
+def policy_summary(policy: Policy, layers: Sequence[str]) -> dict[str, float | str]:
+    """A handful of numbers that say what a policy does.
+
+    Args:
+        policy: any.
+        layers: all layers that it might have touched; means are taken over them.
+
+    Returns:
+        Mean prune ratio, mean sparsity, mean weight bits, shares of int8 and factorized layers,
+        and the techniques by name.
+    """
+    names = list(layers) or list(policy.layers) or [""]
+    each = [policy[name] for name in names]
+    count = len(each)
+    techniques = {
+        "prune": any(p.prune_ratio > 0 for p in each),
+        "sparse": any(p.sparsity > 0 for p in each),
+        "low-rank": any(p.rank_ratio is not None for p in each),
+        "half": any(p.weight_bits == 16 for p in each),
+        "int8": any(p.integer for p in each),
+        "weight-only": any(p.weight_bits < 16 and not p.integer for p in each),
+        "distill": policy.distill is not None,
+        "student": policy.student is not None,
+    }
+    return {
+        "method": " + ".join(name for name, used in techniques.items() if used) or "unchanged",
+        "mean_prune_ratio": sum(p.prune_ratio for p in each) / count,
+        "mean_sparsity": sum(p.sparsity for p in each) / count,
+        "mean_weight_bits": sum(p.weight_bits for p in each) / count,
+        "int8_share": sum(p.integer for p in each) / count,
+        "factorized_share": sum(p.rank_ratio is not None for p in each) / count,
+    }
+
+
+def natural(name: str) -> list[tuple[int, int | str]]:
+    """Sort key that puts layer2 before layer10."""
+    return [(0, int(p)) if p.isdigit() else (1, p) for p in re.split(r"(\d+)", name) if p]
+
+
+def _numbers(baselines: Mapping[str, Any]) -> dict[str, int]:
+    """Trial numbers from either form: a number, or a trial as ``--json`` prints it."""
+    found = {}
+    for name, entry in baselines.items():
+        number = entry.get("number") if isinstance(entry, Mapping) else entry
+        if isinstance(number, int):
+            found[name] = number
+    return found
