@@ -205,7 +205,7 @@ def read_policy(path: Path, parts: Assembly) -> Policy:
     data = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(data, dict):
         raise InputError(f"{path} is not a policy: it must be a mapping with `layers`.")
-    policy = Policy.from_dict(data["policy"] if "policy" in data else data)
+    policy = Policy.from_dict(data.get("policy", data))
     for name in policy.layers:
         parts.inventory.layer(name)
     return policy
