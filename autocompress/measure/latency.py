@@ -1,0 +1,218 @@
+"""Latency of exported files, always beside the uncompressed one in the same runtime."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from autocompress.errors import MeasurementError
+from autocompress.measure.lock import machine_lock
+from autocompress.measure.machine import load_average, machine_facts
+from autocompress.measure.sampling import Plan, Samples, interleave, ratio_interval
+from autocompress.measure.targets import get_target
+from autocompress.measure.targets.base import Inputs, Target, TargetConfig, random_inputs
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One file's latency beside a baseline's.
+
+    Args:
+        latency_ms, iqr_ms: median and interquartile range of the file.
+        baseline_ms, baseline_iqr_ms: the same of the baseline, from the same rounds.
+        ratio: median over the rounds of file time / baseline time; below 1 is faster.
+        ratio_low, ratio_high: its bootstrap interval.
+        confidence: of the interval.
+        noisy: the interval stayed wider than asked when the time was over.
+        rounds: interleaved rounds.
+        size_bytes, baseline_size_bytes: of the files.
+        facts: machine, target, load, share of the wall time that the process had a core for.
+    """
+
+    latency_ms: float
+    iqr_ms: float
+    baseline_ms: float
+    baseline_iqr_ms: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+    confidence: float
+    noisy: bool
+    rounds: int
+    seconds: float
+    size_bytes: int
+    baseline_size_bytes: int
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def faster(self) -> bool:
+        """Whether the whole interval lies below 1."""
+        return self.ratio_high < 1
+
+    @property
+    def slower(self) -> bool:
+        """Whether the whole interval lies above 1."""
+        return self.ratio_low > 1
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, for records and ``--json``."""
+        return {**asdict(self), "facts": dict(self.facts)}
+
+
+def compare(
+    target: Target,
+    candidate: str | Path,
+    baseline: str | Path,
+    *,
+    inputs: Inputs | None = None,
+    plan: Plan | None = None,
+) -> Timing:
+    """Time a file interleaved with a baseline; see ``compare_many``.
+
+    The two may be the same file: the ratio is then 1 but for noise.
+    """
+    return compare_many(target, [candidate], baseline, inputs=inputs, plan=plan)[0]
+
+
+def compare_many(
+    target: Target,
+    candidates: Sequence[str | Path],
+    baseline: str | Path,
+    *,
+    inputs: Inputs | None = None,
+    plan: Plan | None = None,
+) -> list[Timing]:
+    """Time several files interleaved with one baseline, with the machine to ourselves.
+
+    Args:
+        target: where they run; its batch and threads hold for all.
+        candidates: exported files.
+        baseline: usually the uncompressed model.
+        inputs: one array per input of the files; random ones by default.
+        plan: precision, time limit, seed.
+
+    Returns:
+        One ``Timing`` per candidate, in order.
+
+    Raises:
+        InputError: a file that the target cannot open.
+    """
+    plan = plan or Plan()
+    paths = [Path(baseline), *(Path(c) for c in candidates)]
+    with machine_lock(exclusive=True), ExitStack() as stack:
+        calls = []
+        for path in paths:
+            session = stack.enter_context(closing(target.open(path)))
+            fed = (
+                inputs
+                if inputs is not None
+                else random_inputs(session.inputs, target.config.batch, plan.seed)
+            )
+            calls.append(session.prepare(fed))
+        load, cpu, wall = load_average(), time.process_time(), time.perf_counter()
+        samples = interleave(calls, plan)
+        share = (time.process_time() - cpu) / max(time.perf_counter() - wall, 1e-9)
+    facts = {
+        "target": target.describe(),
+        "machine": machine_facts(),
+        "load_before": load,
+        "load_after": load_average(),
+        "cpu_share": share,
+        "plan": asdict(plan),
+    }
+    sizes = [_size(path) for path in paths]
+    return [_timing(samples, i, plan, sizes, facts) for i in range(1, len(paths))]
+
+
+def bench(
+    a: str | Path,
+    b: str | Path | None = None,
+    target: Target | TargetConfig | Mapping[str, Any] | str = "onnxruntime",
+    *,
+    plan: Plan | None = None,
+) -> dict[str, Any]:
+    """Latency of anyone's file, or of two interleaved.
+
+    Args:
+        a: an exported file.
+        b: what to compare it with; ``ratio`` is then time of ``a`` / time of ``b``.
+        target: a target, its config, or a runtime's name.
+        plan: precision, time limit, seed.
+
+    Returns:
+        Plain data: ``latency_ms``, ``iqr_ms``, ``size_bytes``, ``noisy``, ``rounds``, ``facts``;
+        with ``b`` also ``vs_latency_ms``, ``vs_iqr_ms``, ``vs_size_bytes``, ``ratio``,
+        ``ratio_low``, ``ratio_high``, ``verdict``.
+    """
+    where = target if isinstance(target, Target) else get_target(target)
+    timing = compare(where, a, a if b is None else b, plan=plan)
+    out: dict[str, Any] = {
+        "file": str(a),
+        "latency_ms": timing.latency_ms,
+        "iqr_ms": timing.iqr_ms,
+        "size_bytes": timing.size_bytes,
+        "noisy": timing.noisy,
+        "rounds": timing.rounds,
+        "seconds": timing.seconds,
+        "facts": dict(timing.facts),
+    }
+    if b is not None:
+        verdict = "faster" if timing.faster else "slower" if timing.slower else "no difference"
+        out |= {
+            "vs": str(b),
+            "vs_latency_ms": timing.baseline_ms,
+            "vs_iqr_ms": timing.baseline_iqr_ms,
+            "vs_size_bytes": timing.baseline_size_bytes,
+            "ratio": timing.ratio,
+            "ratio_low": timing.ratio_low,
+            "ratio_high": timing.ratio_high,
+            "confidence": timing.confidence,
+            "verdict": verdict,
+        }
+    return out
+
+
+def _timing(
+    samples: Samples, i: int, plan: Plan, sizes: Sequence[int], facts: Mapping[str, Any]
+) -> Timing:
+    ratio, low, high = ratio_interval(
+        samples.rounds[:, i], samples.rounds[:, 0], plan.confidence, plan.seed
+    )
+    median, iqr = _median_iqr(samples.turns[:, i])
+    base_median, base_iqr = _median_iqr(samples.turns[:, 0])
+    if not np.isfinite([ratio, median, base_median]).all():
+        raise MeasurementError(
+            f"A latency must be finite, got {median} ms and {base_median} ms for the baseline."
+        )
+    return Timing(
+        latency_ms=median,
+        iqr_ms=iqr,
+        baseline_ms=base_median,
+        baseline_iqr_ms=base_iqr,
+        ratio=ratio,
+        ratio_low=low,
+        ratio_high=high,
+        confidence=plan.confidence,
+        noisy=high - low > plan.precision * ratio,
+        rounds=len(samples.rounds),
+        seconds=samples.seconds,
+        size_bytes=sizes[i],
+        baseline_size_bytes=sizes[0],
+        facts=facts,
+    )
+
+
+def _median_iqr(values: Any) -> tuple[float, float]:
+    low, middle, high = np.percentile(values, [25, 50, 75])
+    return float(middle), float(high - low)
+
+
+def _size(path: Path) -> int:
+    """Bytes of a model file and of the weights beside it, if they are stored apart."""
+    return sum(f.stat().st_size for f in (path, path.with_name(path.name + ".data")) if f.is_file())

@@ -1,0 +1,172 @@
+"""Interleaved timing of several calls until their ratios are known well enough."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Call = Callable[[], object]
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How long to time.
+
+    Args:
+        precision: wanted width of the ratio's interval, as a fraction of the ratio.
+        confidence: of the interval.
+        min_rounds: rounds before the first look at the interval; each holds every call twice.
+        max_seconds: time limit after the warm-up; the interval may then still be too wide.
+        slot_ms: one call's turn in a round lasts about this long, in as many calls as fit.
+        seed: of the order of turns and of the bootstrap.
+    """
+
+    precision: float = 0.03
+    confidence: float = 0.95
+    min_rounds: int = 12
+    max_seconds: float = 8.0
+    slot_ms: float = 4.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """Rounds of an interleaved timing.
+
+    Args:
+        rounds: ``(rounds, calls)``, milliseconds of one call, the mean of its two turns' medians.
+        turns: ``(2 * rounds, calls)``, the turns' medians themselves.
+        seconds: time spent, warm-up included.
+        narrow: whether every interval became as narrow as asked.
+    """
+
+    rounds: NDArray[np.float64]
+    turns: NDArray[np.float64]
+    seconds: float
+    narrow: bool
+
+
+def warm_up(
+    call: Call, clock: Clock = time.perf_counter, *, max_seconds: float = 1.0, window: int = 5
+) -> float:
+    """Call until two windows in a row take the same time within 5 %; seconds per call.
+
+    Args:
+        max_seconds: give up waiting for stability after this long.
+        window: calls per window.
+    """
+    start = clock()
+    before = float("inf")
+    while True:
+        times = []
+        for _ in range(window):
+            begin = clock()
+            call()
+            times.append(clock() - begin)
+        now = float(np.median(times))
+        spent = clock() - start
+        stable = abs(now - before) <= 0.05 * before
+        if (stable and spent >= 0.03) or spent >= max_seconds:
+            return max(now, 1e-9)
+        before = now
+
+
+def interleave(calls: Sequence[Call], plan: Plan, clock: Clock = time.perf_counter) -> Samples:
+    """Time several calls in turn; the first is the baseline of the ratios.
+
+    A round visits every call in random order and again in reverse (ABBA), so that a linear drift
+    of the machine's speed cancels. Each turn starts with one call that is not timed, because the
+    others have pushed its data out of the caches.
+
+    Args:
+        calls: at least one; the first is the baseline.
+        plan: when to stop.
+        clock: in seconds.
+    """
+    start = clock()
+    per_call = [warm_up(call, clock) for call in calls]
+    repeats = [max(1, min(50, round(plan.slot_ms / 1e3 / t))) for t in per_call]
+    rng = np.random.default_rng(plan.seed)
+    turns: list[list[float]] = []
+    limit = clock() + plan.max_seconds
+    next_look = plan.min_rounds
+    narrow = False
+    while True:
+        order = rng.permutation(len(calls))
+        for visit in (order, order[::-1]):
+            row = [0.0] * len(calls)
+            for i in visit:
+                row[i] = _turn(calls[i], repeats[i], clock)
+            turns.append(row)
+        rounds = len(turns) // 2
+        over = clock() >= limit
+        if rounds >= next_look or over:
+            next_look = rounds + max(4, rounds // 4)
+            means = _means(turns)
+            narrow = _narrow(means, plan)
+            if narrow or over:
+                return Samples(means, np.array(turns), clock() - start, narrow)
+
+
+def ratio_interval(
+    candidate: NDArray[np.float64],
+    baseline: NDArray[np.float64],
+    confidence: float = 0.95,
+    seed: int = 0,
+    resamples: int = 2000,
+) -> tuple[float, float, float]:
+    """Median of the rounds' ratios and its bootstrap interval (percentiles, paired by round).
+
+    Args:
+        candidate, baseline: ``(rounds,)`` times of the same rounds.
+        confidence: of the interval, in (0, 1).
+        seed: of the resampling.
+        resamples: bootstrap replications.
+
+    Returns:
+        Ratio, low end, high end.
+
+    References:
+        Efron and Tibshirani, An Introduction to the Bootstrap (1993), section 13.3.
+    """
+    ratios = candidate / baseline
+    rng = np.random.default_rng(seed)
+    index = rng.integers(0, len(ratios), (resamples, len(ratios)))
+    medians = np.median(ratios[index], axis=1)
+    tail = 50 * (1 - confidence)
+    low, high = np.percentile(medians, [tail, 100 - tail])
+    return float(np.median(ratios)), float(low), float(high)
+
+
+def _turn(call: Call, repeats: int, clock: Clock) -> float:
+    call()
+    times = np.empty(repeats)
+    for i in range(repeats):
+        begin = clock()
+        call()
+        times[i] = clock() - begin
+    return float(np.median(times)) * 1e3
+
+
+def _means(turns: Sequence[Sequence[float]]) -> NDArray[np.float64]:
+    array = np.array(turns)
+    return (array[0::2] + array[1::2]) / 2
+
+
+def _narrow(rounds: NDArray[np.float64], plan: Plan) -> bool:
+    if len(rounds) < 3:
+        return False
+    others = range(1, rounds.shape[1]) if rounds.shape[1] > 1 else range(1)
+    for i in others:
+        base = rounds[:, 0] if i else np.full(len(rounds), np.median(rounds[:, 0]))
+        ratio, low, high = ratio_interval(
+            rounds[:, i], base, plan.confidence, plan.seed, resamples=500
+        )
+        if high - low > plan.precision * ratio:
+            return False
+    return True
