@@ -207,6 +207,23 @@ class StudyEvaluator:
             self.folder / f"{policy.digest[:16]}-{phase.kind}-e{phase.epochs:g}{self.target.suffix}"
         )
 
+    def operator_times(self) -> dict[str, float]:
+        """Milliseconds per layer of the uncompressed file, from the runtime's own profiler."""
+        from contextlib import closing
+
+        from autocompress.measure.targets.base import random_inputs
+
+        with closing(self.target.open(self.baseline_file)) as session:
+            profile = session.profile(random_inputs(session.inputs, self.target.config.batch))
+        names = sorted(self.pipeline.inventory.by_name, key=len, reverse=True)
+        found: dict[str, float] = {}
+        for node in profile.nodes:
+            path = node.name.strip("/").replace("/", ".")
+            layer = next((n for n in names if path == n or path.startswith(n + ".")), None)
+            if layer is not None:
+                found[layer] = found.get(layer, 0.0) + node.ms
+        return found
+
     def _export(self, compressed: Compressed, path: Path) -> None:
         from autocompress.compress.export import export
 
