@@ -101,8 +101,7 @@ def search(
 
     Ctrl-C once finishes the running trial and writes the front; twice stops at once.
     """
-    from autocompress import commands
-    from autocompress.commands import overrides
+    from autocompress.commands import overrides, searching
     from autocompress.study import load_study
 
     config = overrides(
@@ -119,12 +118,10 @@ def search(
         seed=seed,
     )
     if dry_run:
-        from autocompress.commands import dry
-
-        found = dry.dry_run(config)
-        _print(found, as_json, lambda console: dry.show(found, console))
+        found = searching.dry_run(config)
+        _print(found, as_json, lambda console: searching.show_dry_run(found, console))
         return
-    result = commands.search(config, out, resume=resume, quiet=as_json)
+    result = searching.search(config, out, resume=resume, quiet=as_json)
     _print(result, as_json, lambda console: None)
     if not result["feasible"]:
         raise typer.Exit(1)
@@ -142,11 +139,11 @@ def profile(
     as_json: Json = False,
 ) -> None:
     """Show per layer: MACs, params, latency, sensitivity, and which layers prune together."""
-    from autocompress import commands
+    from autocompress.commands import inspecting
     from autocompress.study import load_study
 
-    found = commands.profile(load_study(study), export_kernels, quiet=as_json)
-    _print(found, as_json, lambda console: commands.show_profile(found, console))
+    found = inspecting.profile(load_study(study), export_kernels, quiet=as_json)
+    _print(found, as_json, lambda console: inspecting.show_profile(found, console))
 
 
 @app.command(
@@ -168,13 +165,13 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure one policy of yours: what would happen if."""
-    from autocompress import commands
+    from autocompress.commands import inspecting
     from autocompress.study import load_study
 
     if (policy is None) == (uniform is None):
         raise InputError("Give either --policy FILE or --uniform prune_ratio=0.5,weight_bits=8.")
-    found = commands.evaluate(load_study(study), policy, uniform, epochs, quiet=as_json)
-    _print(found, as_json, lambda console: commands.show_evaluation(found, console))
+    found = inspecting.evaluate(load_study(study), policy, uniform, epochs, quiet=as_json)
+    _print(found, as_json, lambda console: inspecting.show_evaluation(found, console))
 
 
 @app.command(epilog="Example: autocompress front runs/quickstart --open")
@@ -190,10 +187,10 @@ def front(
     as_json: Json = False,
 ) -> None:
     """Show the Pareto front of a run."""
-    from autocompress import commands
+    from autocompress.commands import reading
 
-    found = commands.front(run, target, quiet=as_json)
-    _print(found, as_json, lambda console: commands.show_front(run, found, console))
+    found = reading.front(run, target, quiet=as_json)
+    _print(found, as_json, lambda console: reading.show_front(run, found, console))
     if open_report:
         from autocompress.track.folder import RunFolder
 
@@ -212,9 +209,9 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write a recipe that anyone can apply again."""
-    from autocompress import commands
+    from autocompress.commands import recipes
 
-    found = commands.export(run, pick, output)
+    found = recipes.export(run, pick, output)
     _print(
         found,
         as_json,
@@ -236,9 +233,9 @@ def apply(
     as_json: Json = False,
 ) -> None:
     """Rebuild the compressed model from a recipe."""
-    from autocompress import commands
+    from autocompress.commands import recipes
 
-    found = commands.apply(recipe, output, model, checkpoint, quiet=as_json)
+    found = recipes.apply(recipe, output, model, checkpoint, quiet=as_json)
     _print(
         found,
         as_json,
@@ -257,10 +254,10 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Apply a recipe in a fresh process and compare the result with what the recipe claims."""
-    from autocompress import commands
+    from autocompress.commands import recipes
 
-    found = commands.verify(recipe, model, checkpoint)
-    _print(found, as_json, lambda console: commands.show_verification(found, console))
+    found = recipes.verify(recipe, model, checkpoint)
+    _print(found, as_json, lambda console: recipes.show_verification(found, console))
     if not found["ok"]:
         raise typer.Exit(1)
 
@@ -277,19 +274,19 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Time a file, or two interleaved: median, IQR, and the ratio with its interval."""
-    from autocompress import commands
+    from autocompress.commands import measuring
 
-    found = commands.bench(file, vs, target, threads, batch)
-    _print(found, as_json, lambda console: commands.show_bench(found, console))
+    found = measuring.bench(file, vs, target, threads, batch)
+    _print(found, as_json, lambda console: measuring.show_bench(found, console))
 
 
 @app.command()
 def targets(as_json: Json = False) -> None:
     """Show which runtimes and devices are available here, and why the others are not."""
-    from autocompress import commands
+    from autocompress.commands import measuring
 
-    found = commands.targets()
-    _print(found, as_json, lambda console: commands.show_targets(found, console))
+    found = measuring.targets()
+    _print(found, as_json, lambda console: measuring.show_targets(found, console))
 
 
 @app.command(epilog="Example: autocompress ui runs")
@@ -302,9 +299,9 @@ def ui(
     as_json: Json = False,
 ) -> None:
     """Start the MLflow server on the runs' store and print links to the right pages."""
-    from autocompress import commands
+    from autocompress.commands import reading
 
-    commands.ui(runs, host, port, as_json=as_json)
+    reading.ui(runs, host, port, as_json=as_json)
 
 
 def main() -> None:

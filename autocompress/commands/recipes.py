@@ -11,6 +11,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
+from rich.table import Table
+
 from autocompress.errors import AutocompressError, InputError, nearest
 from autocompress.policy.recipe import ModelIdentity, Recipe
 from autocompress.results.front import ParetoFront
@@ -371,3 +374,26 @@ def compare_claims(
             f"(tolerance {LATENCY_TOLERANCE:.0%})"
         )
     return reasons
+
+
+def show_verification(found: dict[str, Any], console: Console) -> None:
+    """What was found beside what is claimed, and the verdict."""
+    table = Table("", "found", "claimed")
+    table.add_row("accuracy", f"{found['accuracy']:.2%}", f"{found['claimed_accuracy']:.2%}")
+    table.add_row(
+        "latency / uncompressed",
+        f"{found['latency_ratio']:.3f}",
+        f"{found['claimed_latency_ratio']:.3f}",
+    )
+    console.print(table)
+    if not found["same_weights"]:
+        console.print(
+            "These are other weights than the recipe's; accuracy is not claimed for them."
+        )
+    for reason in found["reasons"]:
+        console.print(f"[red]{reason}[/red]")
+    console.print(
+        "[green]The recipe holds.[/green]"
+        if found["ok"]
+        else "[red]The recipe does not hold.[/red]"
+    )
