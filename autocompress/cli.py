@@ -189,8 +189,10 @@ def front(
     """Show the Pareto front of a run."""
     from autocompress.commands import reading
 
-    found = reading.front(run, target, quiet=as_json)
-    _print(found, as_json, lambda console: reading.show_front(run, found, console))
+    if as_json:
+        _print(reading.front(run, target, quiet=True), True, lambda console: None)
+    else:
+        reading.show_front(run, target, Console())
     if open_report:
         from autocompress.track.folder import RunFolder
 

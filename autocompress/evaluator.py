@@ -12,6 +12,7 @@ from autocompress.policy.policy import Policy
 from autocompress.results.metric import Measurement
 from autocompress.results.trial import SEARCH, Phase
 from autocompress.search.protocols import Screened
+from autocompress.study import state_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -185,7 +186,7 @@ class StudyEvaluator:
 
         if phase.epochs <= 0:
             return self.pipeline.build(policy, phase, seed, progress=self.progress)
-        state = self.state_path(policy, phase, seed)
+        state = state_file(self.folder, policy, phase.epochs, seed)
         blank = self.pipeline.stitch(policy)
         if state.exists():
             return load_state(state, blank)
@@ -194,12 +195,6 @@ class StudyEvaluator:
         )
         save_state(state, compressed)
         return compressed
-
-    def state_path(self, policy: Policy, phase: Phase, seed: int) -> Path:
-        """Where the trained weights of a policy are kept."""
-        return (
-            self.folder / "trained" / f"{policy.digest[:16]}-e{phase.epochs:g}-s{seed}.safetensors"
-        )
 
     def model_path(self, policy: Policy, phase: Phase) -> Path:
         """Where the exported file of an evaluation is written."""

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from autocompress.errors import InputError, nearest
 from autocompress.policy.budget import Budget
+from autocompress.policy.policy import Policy
 from autocompress.policy.settings import CompressionSettings
 from autocompress.policy.space import SpaceConfig
 
@@ -233,6 +234,11 @@ def find_file(name: str, kind: Literal["studies", "search_spaces"]) -> Path:
         f"There is no {what} {name!r}; {nearest(name, [*known, *beside])} "
         f"Shipped: {', '.join(known) or 'none'}."
     )
+
+
+def state_file(models: Path, policy: Policy, epochs: float, seed: int) -> Path:
+    """Where a run keeps the trained weights of a policy."""
+    return models / "trained" / f"{policy.digest[:16]}-e{epochs:g}-s{seed}.safetensors"
 
 
 def _explain(error: ValidationError, where: str) -> str:

@@ -16,11 +16,11 @@ from rich.table import Table
 
 from autocompress.errors import AutocompressError, InputError, nearest
 from autocompress.policy.recipe import ModelIdentity, Recipe
-from autocompress.results.front import ParetoFront
-from autocompress.results.metric import ACCURACY, Measurement, metric
+from autocompress.results.metric import ACCURACY, Measurement
 from autocompress.results.trial import Phase, Trial
-from autocompress.study import StudyConfig, read_study
+from autocompress.study import StudyConfig, read_study, state_file
 from autocompress.track.folder import RunFolder
+from autocompress.track.view import RunView
 
 if TYPE_CHECKING:
     from autocompress.assemble import Assembly
@@ -31,20 +31,6 @@ ACCURACY_TOLERANCE = 0.005
 
 LATENCY_TOLERANCE = 0.15
 """Of the claimed ratio, on top of the interval: what two runs on one quiet machine differ by."""
-
-
-def finest(trials: list[Trial]) -> list[Trial]:
-    """The trials of the last phase that has any: verified, else recovered, else searched."""
-    for kind in ("verify", "recover", "search"):
-        found = [t for t in trials if t.phase.kind == kind and t.state == "COMPLETE"]
-        if found:
-            return found
-    return []
-
-
-def final_front(trials: list[Trial], objectives: list[str]) -> ParetoFront:
-    """The front that a run answers with."""
-    return ParetoFront.of(finest(trials), [metric(name) for name in objectives])
 
 
 def make_recipe(
@@ -99,42 +85,42 @@ def environment() -> dict[str, str]:
     return found
 
 
-def write_recipe(folder: RunFolder, trial: Trial, path: Path) -> Recipe:
-    """Write the recipe of a run's trial, and its trained weights beside it."""
+def write_recipe(view: RunView, folder: RunFolder, trial: Trial, path: Path) -> Recipe:
+    """Write the recipe of a run's trial, and its trained weights beside it.
+
+    Args:
+        view: of the run.
+        folder: of the run.
+        trial: complete, of the search or recovery phase.
+        path: of the recipe.
+    """
     study = read_study(folder.read_study(), where=str(folder.study))
-    split = "test" if trial.phase.kind == "verify" else "val"
-    baseline = folder.read_baseline(split) or folder.read_baseline()
     identity = folder.read_front().get("identity")
-    if baseline is None or identity is None:
+    if identity is None:
         raise InputError(
-            f"{folder.root} has no measured baseline yet; run "
-            "`autocompress search ... --resume` to its end."
+            f"{folder.root} has not come to its end; go on with `autocompress search ... --resume`."
         )
-    state = (
-        folder.models / "trained" / f"{trial.policy.digest[:16]}-e{trial.phase.epochs:g}"
-        f"-s{trial.seed}.safetensors"
-    )
+    check = view.verified(trial)
+    baseline = (view.test_baseline if check is not None else None) or view.baseline
     weights = None
     if trial.phase.epochs > 0:
+        state = state_file(folder.models, trial.policy, trial.phase.epochs, trial.seed)
         if not state.is_file():
             raise InputError(f"The trained weights of trial {trial.number} are gone: {state}")
         weights = path.with_suffix(".safetensors").name
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(state, path.with_suffix(".safetensors"))
-    recipe = make_recipe(study, trial, baseline, identity, weights)
+    recipe = make_recipe(study, check or trial, baseline, identity, weights)
     recipe.save(path)
     return recipe
 
 
 def export(run: str, pick: str, output: Path) -> dict[str, Any]:
     """Write a recipe for a front member of a run."""
-    from autocompress.track.journal import read_trials
-
     folder = RunFolder.open(run)
-    trials = read_trials(folder)
-    objectives = folder.read_front().get("objectives", ["accuracy", "latency_ms"])
-    trial = pick_trial(trials, objectives, pick)
-    recipe = write_recipe(folder, trial, output)
+    view = RunView.load(folder)
+    trial = pick_trial(view, pick)
+    recipe = write_recipe(view, folder, trial, output)
     return {
         "trial": trial.number,
         "recipe": str(output),
@@ -144,15 +130,14 @@ def export(run: str, pick: str, output: Path) -> dict[str, Any]:
     }
 
 
-def pick_trial(trials: list[Trial], objectives: list[str], pick: str) -> Trial:
+def pick_trial(view: RunView, pick: str) -> Trial:
     """A front member by name, or any complete trial by its number."""
     if pick.lstrip("-").isdigit():
-        found = [t for t in trials if t.number == int(pick) and t.state == "COMPLETE"]
+        found = [t for t in view.compared if t.number == int(pick)]
         if not found:
-            numbers = [str(t.number) for t in final_front(trials, objectives)]
             raise InputError(
                 f"The run has no complete trial {pick}; front members are "
-                f"{', '.join(numbers) or 'none'}."
+                f"{', '.join(str(t.number) for t in view.front) or 'none'}."
             )
         return found[0]
     names = ("best", "knee", "fastest", "smallest", "most-accurate")
@@ -161,7 +146,9 @@ def pick_trial(trials: list[Trial], objectives: list[str], pick: str) -> Trial:
             f"--pick must be one of {', '.join(names)} or a trial number, got "
             f"{pick!r}; {nearest(pick, names)}"
         )
-    return final_front(trials, objectives).pick(pick)  # type: ignore[arg-type]
+    if pick == "best" and view.best is not None:
+        return view.best
+    return view.front.pick(pick)  # type: ignore[arg-type]
 
 
 def open_recipe(
