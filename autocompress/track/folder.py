@@ -6,6 +6,7 @@ import json
 import math
 import os
 import tempfile
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,6 +134,15 @@ class RunFolder:
         if not root.is_dir():
             return []
         return [run for run in (cls(p) for p in sorted(root.iterdir()) if p.is_dir()) if run.is_run]
+
+    def identity(self) -> str:
+        """A name that no other run has, not even a later one in the same folder; made once."""
+        path = self.root / "run.json"
+        found = read_json(path)
+        if not isinstance(found, dict) or "id" not in found:
+            found = {"id": f"{self.name}-{uuid.uuid4().hex[:12]}"}
+            write_json(path, found)
+        return str(found["id"])
 
     def write_study(self, study: Mapping[str, Any]) -> None:
         """Keep the resolved study."""

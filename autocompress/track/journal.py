@@ -150,6 +150,11 @@ class Journal:
         return list(self._entries)
 
     @property
+    def last(self) -> Entry | None:
+        """The trial that finished last, with its times."""
+        return self._entries[-1] if self._entries else None
+
+    @property
     def next_number(self) -> int:
         """The lowest number above all recorded ones."""
         return max(self._numbers, default=-1) + 1

@@ -39,6 +39,35 @@ class Point:
     best_accuracy: float | None
 
 
+class Growth:
+    """Follows the feasible front trial by trial, without looking at all of them each time.
+
+    Args:
+        objectives: accuracy first.
+        reference: of the hypervolume, one value per objective.
+    """
+
+    def __init__(self, objectives: Sequence[Metric], reference: Sequence[float]) -> None:
+        self.objectives = tuple(objectives)
+        self.reference = tuple(reference)
+        self.front = ParetoFront((), self.objectives)
+        self.hypervolume = 0.0
+        self.best_accuracy: float | None = None
+
+    def add(self, trial: Trial, elapsed_s: float) -> Point | None:
+        """Take a trial in; ``None`` where it cannot be compared with the others."""
+        if not comparable(trial, self.objectives):
+            return None
+        if trial.feasible:
+            front = ParetoFront.of((*self.front.trials, trial), self.objectives)
+            if front.trials != self.front.trials:
+                self.front, self.hypervolume = front, front.hypervolume(self.reference)
+            accuracy = value(trial, ACCURACY.name)
+            if accuracy is not None:
+                self.best_accuracy = max(accuracy, self.best_accuracy or 0.0)
+        return Point(trial.number, elapsed_s, self.hypervolume, self.best_accuracy)
+
+
 @dataclass(frozen=True)
 class RunView:
     """A run and the questions that reports ask of it.
@@ -144,15 +173,7 @@ class RunView:
     @cached_property
     def compared(self) -> tuple[Trial, ...]:
         """Complete trials that were scored on val: those that may be compared with each other."""
-        return tuple(t for t in self.trials if self._comparable(t))
-
-    def _comparable(self, trial: Trial) -> bool:
-        return (
-            trial.state is TrialState.COMPLETE
-            and trial.phase.kind != "verify"
-            and trial.measurement is not None
-            and all(m.name in trial.measurement for m in self.objectives)
-        )
+        return tuple(t for t in self.trials if comparable(t, self.objectives))
 
     @cached_property
     def front(self) -> ParetoFront:
@@ -191,21 +212,9 @@ class RunView:
     @cached_property
     def history(self) -> tuple[Point, ...]:
         """How the front grew, one point per trial that was compared."""
-        points: list[Point] = []
-        members: tuple[Trial, ...] = ()
-        volume, best = 0.0, None
-        for entry in self.entries:
-            trial = entry.trial
-            if not self._comparable(trial):
-                continue
-            if trial.feasible:
-                front = ParetoFront.of((*members, trial), self.objectives)
-                if front.trials != members:
-                    members, volume = front.trials, front.hypervolume(self.reference)
-                accuracy = value(trial, "accuracy")
-                best = accuracy if best is None else max(best, accuracy or 0.0)
-            points.append(Point(trial.number, entry.elapsed_s, volume, best))
-        return tuple(points)
+        growth = Growth(self.objectives, self.reference)
+        found = (growth.add(e.trial, e.elapsed_s) for e in self.entries)
+        return tuple(point for point in found if point is not None)
 
     def verified(self, trial: Trial) -> Trial | None:
         """The verification of a trial on the test split, or ``None``."""
@@ -286,6 +295,16 @@ class RunView:
             seen.add(trial.number)
             trial = before
         return trial.origin or "unknown"
+
+
+def comparable(trial: Trial, objectives: Sequence[Metric]) -> bool:
+    """Whether a trial is complete, was scored on val, and has every objective."""
+    return (
+        trial.state is TrialState.COMPLETE
+        and trial.phase.kind != "verify"
+        and trial.measurement is not None
+        and all(m.name in trial.measurement for m in objectives)
+    )
 
 
 def value(trial: Trial, name: str) -> float | None:
