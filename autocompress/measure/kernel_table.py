@@ -1,0 +1,207 @@
+"""Measured times of single layers, on disk by target and machine; interpolated in between."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from autocompress.errors import InputError
+from autocompress.measure.kernels import Kernel, kernel_times, write_kernels
+from autocompress.measure.lock import machine_lock
+from autocompress.measure.machine import machine_facts, machine_id
+from autocompress.measure.targets.base import Target, random_inputs
+
+Progress = Callable[[str, float], None]
+
+#: kernels per file: about as many as a network has layers, so that caches are as cold as there
+_PER_FILE = 60
+_VERSION = 1
+
+
+class KernelTable:
+    """Milliseconds by kernel.
+
+    Args:
+        times: ``Kernel.key`` to milliseconds.
+        facts: target and machine that they were taken on.
+    """
+
+    def __init__(
+        self, times: Mapping[str, float] | None = None, facts: Mapping[str, Any] | None = None
+    ) -> None:
+        self.times: dict[str, float] = dict(times or {})
+        self.facts = dict(facts or {})
+        self._points: dict[str, list[tuple[float, float, float]]] | None = None
+        self._guessed: dict[str, float] = {}
+
+    def __contains__(self, kernel: Kernel) -> bool:
+        return kernel.key in self.times
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+    def add(self, times: Mapping[str, float]) -> None:
+        """Take in more times; the fastest of repeated ones is kept."""
+        for key, ms in times.items():
+            self.times[key] = min(ms, self.times.get(key, math.inf))
+        self._points, self._guessed = None, {}
+
+    def ms(self, kernel: Kernel) -> float:
+        """Time of a kernel: measured, or interpolated between its neighbours in width.
+
+        Raises:
+            InputError: the table holds no kernel of that kind at all.
+        """
+        found = self.times.get(kernel.key)
+        if found is None:
+            found = self._guessed.get(kernel.key)
+        if found is None:
+            found = self._guessed[kernel.key] = self._interpolate(kernel)
+        return found
+
+    def _interpolate(self, kernel: Kernel) -> float:
+        """Inverse-distance mean of milliseconds per multiply-add over the nearest four widths."""
+        points = self._of_template(kernel.template)
+        if not points:
+            return self._by_macs(kernel)
+        at = (math.log(kernel.in_channels), math.log(kernel.out_channels))
+        near = sorted((math.dist(at, (a, b)), a, b, ms) for a, b, ms in points)[:4]
+        total = weight = 0.0
+        for distance, a, b, ms in near:
+            # time grows slower than work at small widths: a power between them
+            growth = (at[0] - a) * (0.0 if kernel.depthwise else 0.8) + (at[1] - b) * 0.8
+            share = 1.0 / (distance + 1e-6) ** 2
+            total += share * (math.log(ms) + growth)
+            weight += share
+        return math.exp(total / weight)
+
+    def _of_template(self, template: str) -> list[tuple[float, float, float]]:
+        if self._points is None:
+            self._points = defaultdict(list)
+            for key, ms in self.times.items():
+                name, _, widths = key.rpartition(":")
+                a, b = widths.split(">")
+                self._points[name].append((math.log(int(a)), math.log(int(b)), max(ms, 1e-6)))
+        return self._points.get(template, [])
+
+    def _by_macs(self, kernel: Kernel) -> float:
+        """From the work alone, at the table's usual rate for that precision."""
+        rates = sorted(
+            ms / other.macs
+            for key, ms in self.times.items()
+            if (other := parse_key(key)).precision == kernel.precision
+        )
+        if not rates:
+            raise InputError(
+                f"The kernel table holds no {kernel.precision} kernel, so {kernel.key} cannot be "
+                "predicted. Pack the kernels again with the study's space and run them there."
+            )
+        return rates[len(rates) // 2] * kernel.macs
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data; ``from_dict`` inverts it."""
+        return {"version": _VERSION, "facts": self.facts, "kernels": self.times}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> KernelTable:
+        """Inverse of ``as_dict``."""
+        return cls(data["kernels"], data.get("facts", {}))
+
+
+def parse_key(key: str) -> Kernel:
+    """The kernel that a table's key names."""
+
+    def numbers(text: str) -> tuple[int, ...]:
+        return tuple(int(n) for n in text.split("x")) if text else ()
+
+    kind, kernel, stride, groups, size, precision, widths = key.split(":")
+    a, b = (int(n) for n in widths.split(">"))
+    return Kernel(
+        kind,
+        a,
+        b,
+        numbers(kernel),
+        numbers(stride),
+        a if groups == "dw" else int(groups),
+        numbers(size),
+        precision,  # type: ignore[arg-type]
+    )
+
+
+def table_path(target: Target, cache_dir: str | Path) -> Path:
+    """Where the table of a target on this machine is kept."""
+    text = json.dumps(target.describe(), sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    return Path(cache_dir) / f"kernels-{target.config.runtime}-{digest}-{machine_id()}.json"
+
+
+def load_table(path: Path) -> KernelTable:
+    """The table on disk; empty where there is none, or one of another version."""
+    if not path.is_file():
+        return KernelTable()
+    data = json.loads(path.read_text(encoding="utf-8"))
+    return KernelTable.from_dict(data) if data.get("version") == _VERSION else KernelTable()
+
+
+def write_atomically(path: Path, data: Any) -> None:
+    """Write JSON so that a reader sees the old file or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        json.dump(data, file)
+    os.replace(name, path)
+
+
+def measure_kernels(
+    target: Target,
+    kernels: Iterable[Kernel],
+    cache_dir: str | Path,
+    *,
+    runs: int = 16,
+    progress: Progress = lambda text, done: None,
+) -> KernelTable:
+    """Times of the kernels, from the cache or by the runtime's profiler.
+
+    Args:
+        target: opens ``.onnx`` files and profiles by node.
+        kernels: repeated ones are measured once.
+        cache_dir: the table is kept here.
+        runs: profiled inferences per file.
+        progress: told how far it is.
+    """
+    path = table_path(target, cache_dir)
+    table = load_table(path)
+    table.facts = {"target": target.describe(), "machine": machine_facts()}
+    missing = [k for k in dict.fromkeys(kernels) if k not in table]
+    if not missing:
+        return table
+    chunks = _chunks(missing)
+    with tempfile.TemporaryDirectory() as folder:
+        for i, chunk in enumerate(chunks):
+            file = write_kernels(chunk, Path(folder) / f"{i}.onnx", target.config.batch)
+            with machine_lock(exclusive=True), closing(target.open(file)) as session:
+                profile = session.profile(random_inputs(session.inputs), runs)
+            times = kernel_times([(n.name, n.ms) for n in profile.nodes], len(chunk))
+            table.add({k.key: t for k, t in zip(chunk, times, strict=True) if t == t})
+            file.unlink()
+            progress("kernels", (i + 1) / len(chunks))
+    write_atomically(path, table.as_dict())
+    return table
+
+
+def _chunks(kernels: Sequence[Kernel]) -> list[list[Kernel]]:
+    """Split by precision, and deal the shapes out so that every file holds all sizes."""
+    out = []
+    for precision in dict.fromkeys(k.precision for k in kernels):
+        own = [k for k in kernels if k.precision == precision]
+        count = -(-len(own) // _PER_FILE)
+        out += [own[i::count] for i in range(count)]
+    return out

@@ -1,0 +1,308 @@
+"""Kernel models: small ONNX files that hold many single layers, to time each by the profiler."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isqrt, prod
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from autocompress.policy.inventory import LayerSpec
+from autocompress.policy.policy import LayerPolicy
+
+KernelPrecision = Literal["fp32", "int8", "int8_dynamic", "fp16"]
+
+_ID = re.compile(r"k(\d{5})")
+_OPSET = 17
+_IR_VERSION = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """One layer as the runtime sees it.
+
+    Args:
+        kind: ``conv`` or ``linear``.
+        in_channels, out_channels: of the weight, groups included.
+        kernel_size, stride: of a convolution; empty for a linear layer.
+        groups: of a convolution.
+        size: spatial size of a convolution's output; rows of a linear layer's input.
+        precision: of its arithmetic.
+    """
+
+    kind: str
+    in_channels: int
+    out_channels: int
+    kernel_size: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    groups: int = 1
+    size: tuple[int, ...] = (1,)
+    precision: KernelPrecision = "fp32"
+
+    @property
+    def key(self) -> str:
+        """A text that names the shape, for tables."""
+        return f"{self.template}:{self.in_channels}>{self.out_channels}"
+
+    @property
+    def template(self) -> str:
+        """The key without the channel counts; groups count as depthwise or by their number."""
+        groups = "dw" if self.depthwise else str(self.groups)
+        parts = [self.kind, self.kernel_size, self.stride, groups, self.size, self.precision]
+        return ":".join("x".join(map(str, p)) if isinstance(p, tuple) else str(p) for p in parts)
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether every channel has its own filter."""
+        return self.groups > 1 and self.groups == self.in_channels
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds for one sample."""
+        weights = self.in_channels * self.out_channels * prod(self.kernel_size) // self.groups
+        return weights * prod(self.size)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of its input without the batch (a linear layer: rows, features)."""
+        if self.kind == "linear":
+            return (*self.size, self.in_channels)
+        spatial = tuple(n * s for n, s in zip(self.size, self.stride, strict=True))
+        return (self.in_channels, *spatial)
+
+
+def kernel_precision(policy: LayerPolicy) -> KernelPrecision:
+    """The arithmetic that a layer's policy asks for; weight-only integers compute in float."""
+    if policy.activation_bits == 8:
+        return "int8" if policy.activation_scaling == "static" else "int8_dynamic"
+    return "fp16" if policy.weight_bits == 16 else "fp32"
+
+
+def layer_kernel(
+    layer: LayerSpec, in_channels: int, out_channels: int, precision: KernelPrecision
+) -> Kernel | None:
+    """A layer of the inventory with given channel counts; ``None`` for kinds without a kernel."""
+    if layer.kind == "linear":
+        return Kernel(
+            "linear",
+            in_channels,
+            out_channels,
+            size=(layer.positions,),
+            precision=precision,
+        )
+    if layer.kind != "conv":
+        return None
+    dims = len(layer.kernel_size)
+    stride = layer.stride or (1,) * dims
+    groups = in_channels if layer.depthwise else layer.conv_groups
+    return Kernel(
+        "conv",
+        in_channels,
+        out_channels,
+        layer.kernel_size,
+        stride,
+        groups,
+        _spatial(layer.positions, dims),
+        precision,
+    )
+
+
+def _spatial(positions: int, dims: int) -> tuple[int, ...]:
+    """A square (or cube) of so many positions; a strip where there is none."""
+    if dims == 2 and isqrt(positions) ** 2 == positions:
+        return (isqrt(positions),) * 2
+    return (*(1 for _ in range(dims - 1)), positions)
+
+
+def write_kernels(kernels: Sequence[Kernel], path: str | Path, batch: int = 1) -> Path:
+    """Write an ONNX file in which every kernel stands by itself.
+
+    Kernels of equal input shape and type share one input. The node of kernel ``i`` and its output
+    carry ``k00012``-like names, which survive the runtime's fusions.
+
+    Args:
+        kernels: at most 99,999.
+        path: where to.
+        batch: samples; fixed in the file.
+    """
+    import onnx
+    from onnx import helper
+
+    graph = _Graph(batch)
+    for i, kernel in enumerate(kernels):
+        graph.add(i, kernel)
+    proto = helper.make_graph(
+        graph.nodes, "kernels", list(graph.inputs.values()), graph.outputs, graph.constants
+    )
+    model = helper.make_model(proto, opset_imports=[helper.make_opsetid("", _OPSET)])
+    model.ir_version = _IR_VERSION
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    onnx.save(model, str(path))
+    return path
+
+
+def kernel_times(nodes: Sequence[tuple[str, float]], count: int) -> list[float]:
+    """Milliseconds per kernel from a profile's ``(node name, ms)``; NaN where it has none."""
+    found = [float("nan")] * count
+    for name, ms in nodes:
+        match = _ID.search(name)
+        if match:
+            i = int(match.group(1))
+            found[i] = ms if np.isnan(found[i]) else found[i] + ms
+    return found
+
+
+class _Graph:
+    """Collects nodes, inputs and weights."""
+
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+        self.nodes: list[Any] = []
+        self.inputs: dict[str, Any] = {}
+        self.outputs: list[Any] = []
+        self.constants: list[Any] = []
+        self._rng = np.random.default_rng(0)
+        self._shared: dict[str, str] = {}
+
+    def add(self, i: int, kernel: Kernel) -> None:
+        """One kernel with random weights."""
+        from onnx import TensorProto
+
+        name = f"k{i:05d}"
+        weight = self._rng.standard_normal(self._weight_shape(kernel)).astype(np.float32) * 0.1
+        bias = np.zeros(kernel.out_channels, np.float32)
+        if kernel.precision == "int8":
+            x = self._quantized_input(kernel)
+            out = self._node(kernel, f"{name}_f", [x, *self._quantized(name, weight)], name)
+            self._emit("QuantizeLinear", [out, *self._scale("act")], [name], f"{name}_q")
+            self._output(name, TensorProto.UINT8)
+        elif kernel.precision == "int8_dynamic":
+            self._dynamic(name, kernel, weight)
+        else:
+            kind = np.float16 if kernel.precision == "fp16" else np.float32
+            x = self._input(
+                kernel, TensorProto.FLOAT16 if kind == np.float16 else TensorProto.FLOAT
+            )
+            inputs = [x, self._const(f"{name}_w", weight.astype(kind))]
+            inputs.append(self._const(f"{name}_b", bias.astype(kind)))
+            self._node(kernel, name, inputs, name)
+            self._output(name, TensorProto.FLOAT16 if kind == np.float16 else TensorProto.FLOAT)
+
+    def _weight_shape(self, kernel: Kernel) -> tuple[int, ...]:
+        if kernel.kind == "linear":
+            return (kernel.out_channels, kernel.in_channels)
+        return (kernel.out_channels, kernel.in_channels // kernel.groups, *kernel.kernel_size)
+
+    def _dynamic(self, name: str, kernel: Kernel, weight: Any) -> None:
+        from onnx import TensorProto
+
+        x = self._input(kernel, TensorProto.FLOAT)
+        quantized = [f"{name}_x", f"{name}_s", f"{name}_z"]
+        self._emit("DynamicQuantizeLinear", [x], quantized, f"{name}_dq")
+        ints = np.clip(weight * 300, -127, 127).astype(np.int8)
+        zero = self._const("zero_i8", np.array(0, np.int8))
+        if kernel.kind == "linear":
+            w = self._const(f"{name}_w", np.ascontiguousarray(ints.T))
+            self._emit("MatMulInteger", [quantized[0], w, quantized[2], zero], [f"{name}_i"], name)
+        else:
+            w = self._const(f"{name}_w", ints)
+            self._emit(
+                "ConvInteger",
+                [quantized[0], w, quantized[2], zero],
+                [f"{name}_i"],
+                name,
+                **self._attributes(kernel),
+            )
+        self._emit("Cast", [f"{name}_i"], [f"{name}_c"], f"{name}_cast", to=TensorProto.FLOAT)
+        self._emit("Mul", [f"{name}_c", f"{name}_s"], [name], f"{name}_mul")
+        self._output(name, TensorProto.FLOAT)
+
+    def _node(self, kernel: Kernel, out: str, inputs: list[str], name: str) -> str:
+        if kernel.kind == "linear":
+            self._emit("Gemm", inputs, [out], name, transB=1)
+        else:
+            self._emit("Conv", inputs, [out], name, **self._attributes(kernel))
+        return out
+
+    @staticmethod
+    def _attributes(kernel: Kernel) -> dict[str, Any]:
+        # "same" padding, split as frameworks do
+        pads = [k // 2 for k in kernel.kernel_size]
+        ends = [
+            max(0, k - s - p) if s > 1 else k - 1 - p
+            for k, s, p in zip(kernel.kernel_size, kernel.stride, pads, strict=True)
+        ]
+        return {
+            "kernel_shape": list(kernel.kernel_size),
+            "strides": list(kernel.stride),
+            "pads": pads + ends,
+            "group": kernel.groups,
+        }
+
+    def _input(self, kernel: Kernel, kind: int) -> str:
+        from onnx import helper
+
+        shape = list(kernel.input_shape)
+        # rows of a linear layer and the batch are one dimension, as Gemm wants it
+        shape = (
+            [self.batch * shape[0], shape[1]] if kernel.kind == "linear" else [self.batch, *shape]
+        )
+        name = f"in_{kind}_" + "x".join(map(str, shape))
+        if name not in self.inputs:
+            self.inputs[name] = helper.make_tensor_value_info(name, kind, shape)
+        return name
+
+    def _quantized_input(self, kernel: Kernel) -> str:
+        from onnx import TensorProto
+
+        raw = self._input(kernel, TensorProto.UINT8)
+        # each kernel has its own dequantization, as the fusion wants it
+        name = f"{raw}_d{len(self.nodes)}"
+        self._emit("DequantizeLinear", [raw, *self._scale("act")], [name], f"{name}_node")
+        return name
+
+    def _quantized(self, name: str, weight: Any) -> list[str]:
+        channels = len(weight)
+        ints = np.clip(weight * 300, -127, 127).astype(np.int8)
+        w = [
+            self._const(f"{name}_w", ints),
+            self._const(f"{name}_ws", np.full(channels, 1 / 300, np.float32)),
+            self._const(f"{name}_wz", np.zeros(channels, np.int8)),
+        ]
+        b = [
+            self._const(f"{name}_b", np.zeros(channels, np.int32)),
+            self._const(f"{name}_bs", np.full(channels, 0.02 / 300, np.float32)),
+            self._const(f"{name}_bz", np.zeros(channels, np.int32)),
+        ]
+        self._emit("DequantizeLinear", w, [f"{name}_wd"], f"{name}_wdn", axis=0)
+        self._emit("DequantizeLinear", b, [f"{name}_bd"], f"{name}_bdn", axis=0)
+        return [f"{name}_wd", f"{name}_bd"]
+
+    def _scale(self, name: str) -> list[str]:
+        return [
+            self._const(f"{name}_scale", np.array(0.02, np.float32)),
+            self._const(f"{name}_zero", np.array(128, np.uint8)),
+        ]
+
+    def _const(self, name: str, value: Any) -> str:
+        from onnx import numpy_helper
+
+        if name not in self._shared:
+            self._shared[name] = name
+            self.constants.append(numpy_helper.from_array(np.asarray(value), name))
+        return name
+
+    def _emit(self, op: str, inputs: list[str], outputs: list[str], name: str, **kw: Any) -> None:
+        from onnx import helper
+
+        self.nodes.append(helper.make_node(op, inputs, outputs, name=name, **kw))
+
+    def _output(self, name: str, kind: int) -> None:
+        from onnx import helper
+
+        self.outputs.append(helper.make_tensor_value_info(name, kind, None))

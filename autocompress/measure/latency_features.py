@@ -1,0 +1,243 @@
+"""From a policy to the quantities that its latency is a sum of: arithmetic on the inventory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autocompress.measure.kernels import Kernel, KernelPrecision, kernel_precision, layer_kernel
+from autocompress.policy.inventory import Inventory, LayerSpec
+from autocompress.policy.policy import LayerPolicy, Policy
+from autocompress.policy.settings import CompressionSettings
+from autocompress.policy.space import Space
+
+#: what a latency is a sum of, in the order of ``LayerPlan.features``
+FEATURES = (
+    "float_ms",
+    "int8_ms",
+    "dynamic_ms",
+    "half_ms",
+    "float_kernels",
+    "int8_kernels",
+    "float_outputs",
+    "int8_outputs",
+    "to_int8",
+    "to_int8_values",
+    "to_float",
+    "to_float_values",
+    "float_adds",
+    "int8_adds",
+    "stored_int_weights",
+    "other_macs",
+)
+_INDEX = {name: i for i, name in enumerate(FEATURES)}
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One kernel that a layer becomes, and how many values it puts out per sample."""
+
+    kernel: Kernel
+    outputs: int
+    weights: int
+
+
+class LayerPlan:
+    """Everything about a model that the arithmetic needs, looked up once.
+
+    Args:
+        inventory: of the uncompressed model.
+        settings: rounding of channel counts.
+    """
+
+    def __init__(self, inventory: Inventory, settings: CompressionSettings) -> None:
+        self.inventory = inventory
+        self.settings = settings
+        self._kept: dict[tuple[str, float], int] = {}
+        self._parts: dict[tuple[int, int, int, LayerPolicy], list[Part]] = {}
+
+    @cached_property
+    def edges(self) -> list[tuple[int, int]]:
+        """Pairs of layers (producer, consumer) by position, the network's input being -1.
+
+        The inventory tells which group of channels feeds a layer; of the group's producers the
+        nearest earlier one is taken, and the previous layer where the channels are in no group.
+        """
+        order = {layer.name: i for i, layer in enumerate(self.inventory.layers)}
+        groups = self.inventory.groups_by_name
+        found = []
+        for i, layer in enumerate(self.inventory.layers):
+            source = i - 1
+            if layer.in_group in groups:
+                earlier = [order[p] for p in groups[layer.in_group].producers if order[p] < i]
+                source = max(earlier, default=i - 1)
+            found.append((source, i))
+        return found
+
+    @cached_property
+    def adds(self) -> list[tuple[int, int]]:
+        """Residual additions as pairs of layers: the branch, and the stream's earlier producer."""
+        order = {layer.name: i for i, layer in enumerate(self.inventory.layers)}
+        found = []
+        for group in self.inventory.channel_groups:
+            producers = sorted(order[p] for p in group.producers)
+            layers = self.inventory.layers
+            # depthwise layers pass channels on, they add nothing up
+            producers = [p for p in producers if not layers[p].depthwise]
+            found += [(b, a) for a, b in zip(producers, producers[1:], strict=False)]
+        return found
+
+    def widths(self, layer: LayerSpec, policy: Policy) -> tuple[int, int]:
+        """Input and output channels that a policy leaves a layer."""
+        return (
+            self._width(layer.in_group, layer.in_channels, policy),
+            self._width(layer.out_group, layer.out_channels, policy),
+        )
+
+    def _width(self, group_name: str | None, channels: int, policy: Policy) -> int:
+        group = self.inventory.groups_by_name.get(group_name) if group_name else None
+        if group is None:
+            return channels
+        ratio = policy[group.producers[0]].prune_ratio
+        key = (group.name, ratio)
+        if key not in self._kept:
+            self._kept[key] = group.kept(ratio, self.settings.channel_multiple)
+        # a flattened image feeds a linear layer with several features per channel
+        return max(1, channels * self._kept[key] // group.channels)
+
+    def parts(self, layer: LayerSpec, policy: Policy) -> list[Part]:
+        """The kernels that a layer becomes: one, or several when it is factorized."""
+        width_in, width_out = self.widths(layer, policy)
+        own = policy[layer.name]
+        key = (id(layer), width_in, width_out, own)
+        found = self._parts.get(key)
+        if found is None:
+            found = self._parts[key] = layer_parts(layer, width_in, width_out, own)
+        return found
+
+    def kernels(self, policies: Iterable[Policy]) -> list[Kernel]:
+        """All kernels that some policies need."""
+        found: dict[Kernel, None] = {}
+        for policy in policies:
+            for layer in self.inventory.layers:
+                found.update((part.kernel, None) for part in self.parts(layer, policy))
+        return list(found)
+
+    def space_kernels(self, space: Space, limit: int = 4000) -> list[Kernel]:
+        """All kernels of a space; an even spread of them where there are more than ``limit``."""
+        found: dict[Kernel, None] = {}
+        for layer in self.inventory.layers:
+            ins = self._levels(space, layer.in_group)
+            outs = self._levels(space, layer.out_group)
+            if layer.in_group == layer.out_group and layer.in_group is not None:
+                pairs: Iterable[tuple[float, float]] = ((r, r) for r in outs)
+            else:
+                pairs = product(ins, outs)
+            for own, (a, b) in product(_layer_levels(space, layer.name), pairs):
+                width_in = self._at(layer.in_group, layer.in_channels, a)
+                width_out = self._at(layer.out_group, layer.out_channels, b)
+                for part in layer_parts(layer, width_in, width_out, own):
+                    found[part.kernel] = None
+        kernels = list(found)
+        step = max(1, -(-len(kernels) // limit))
+        return kernels[::step]
+
+    def _levels(self, space: Space, group: str | None) -> list[float]:
+        i = space.index.get(f"{group}/prune_ratio")
+        if i is None:
+            return [0.0]
+        return [float(level["prune_ratio"]) for level in space.choices[i].levels]
+
+    def _at(self, group: str | None, channels: int, ratio: float) -> int:
+        if group is None or group not in self.inventory.groups_by_name:
+            return channels
+        probe = self.inventory.groups_by_name[group].producers[0]
+        return self._width(group, channels, Policy({probe: LayerPolicy(prune_ratio=ratio)}))
+
+    def features(self, policy: Policy, table_ms: object) -> NDArray[np.float64]:
+        """The quantities named in ``FEATURES``.
+
+        Args:
+            policy: of the inventory's model.
+            table_ms: from a kernel to milliseconds.
+        """
+        assert callable(table_ms)
+        out = np.zeros(len(FEATURES))
+        all_parts = [self.parts(layer, policy) for layer in self.inventory.layers]
+        classes: list[KernelPrecision] = []
+        volumes: list[int] = []
+        for layer, parts in zip(self.inventory.layers, all_parts, strict=True):
+            own = policy[layer.name]
+            precision = kernel_precision(own)
+            classes.append(precision)
+            volumes.append(parts[-1].outputs if parts else layer.out_channels * layer.positions)
+            if not parts:
+                out[_INDEX["other_macs"]] += layer.macs * 1e-6
+            for part in parts:
+                out[_INDEX[_TIME_OF[precision]]] += table_ms(part.kernel)
+                whole = precision == "int8"
+                out[_INDEX["int8_kernels" if whole else "float_kernels"]] += 1
+                out[_INDEX["int8_outputs" if whole else "float_outputs"]] += part.outputs * 1e-3
+                if own.weight_bits < 16 and precision == "fp32":
+                    out[_INDEX["stored_int_weights"]] += part.weights * 1e-3
+        self._boundaries(out, classes, volumes)
+        return out
+
+    def _boundaries(
+        self, out: NDArray[np.float64], classes: Sequence[str], volumes: Sequence[int]
+    ) -> None:
+        for source, sink in self.edges:
+            before = classes[source] == "int8" if source >= 0 else False
+            after = classes[sink] == "int8"
+            if before == after:
+                continue
+            name = "to_int8" if after else "to_float"
+            values = volumes[source] if source >= 0 else self._input_values
+            out[_INDEX[name]] += 1
+            out[_INDEX[f"{name}_values"]] += values * 1e-3
+        if classes and classes[-1] == "int8":
+            out[_INDEX["to_float"]] += 1
+        for branch, stream in self.adds:
+            both = classes[branch] == classes[stream] == "int8"
+            out[_INDEX["int8_adds" if both else "float_adds"]] += volumes[branch] * 1e-3
+
+    @cached_property
+    def _input_values(self) -> int:
+        return int(sum(np.prod(shape) for shape in self.inventory.input_shape))
+
+
+_TIME_OF: dict[str, str] = {
+    "fp32": "float_ms",
+    "int8": "int8_ms",
+    "int8_dynamic": "dynamic_ms",
+    "fp16": "half_ms",
+}
+
+
+def layer_parts(layer: LayerSpec, width_in: int, width_out: int, own: LayerPolicy) -> list[Part]:
+    """The kernels of one layer at given widths.
+
+    Args:
+        layer: of the uncompressed model.
+        width_in, width_out: channels left.
+        own: its policy; the prune ratio is not read.
+    """
+    kernel = layer_kernel(layer, width_in, width_out, kernel_precision(own))
+    if kernel is None:
+        return []
+    weights = kernel.macs // max(1, layer.positions)
+    return [Part(kernel, width_out * layer.positions, weights)]
+
+
+def _layer_levels(space: Space, name: str) -> list[LayerPolicy]:
+    """Combinations of the bits and ranks that the space lets a layer have."""
+    sets = []
+    for kind in ("bits", "rank_ratio"):
+        i = space.index.get(f"{name}/{kind}")
+        sets.append([{}] if i is None else list(space.choices[i].levels))
+    return [LayerPolicy(**{**a, **b}) for a, b in product(*sets)]

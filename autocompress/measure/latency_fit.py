@@ -1,0 +1,140 @@
+"""Fits latency = intercept + a non-negative mix of features, with sensible values to lean on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autocompress.measure.latency_features import FEATURES
+
+#: what a coefficient is expected to be, and how sure that is: kernel times count once; nodes,
+#: values and boundaries cost a few per cent of an average kernel, per node or per value
+_KERNEL_TIME = (1.0, 0.35)
+_PER_NODE = (0.04, 0.15)
+_PER_VALUE = (0.04, 0.15)
+_KINDS = {
+    "float_ms": "time",
+    "int8_ms": "time",
+    "dynamic_ms": "time",
+    "half_ms": "time",
+    "float_kernels": "node",
+    "int8_kernels": "node",
+    "to_int8": "node",
+    "to_float": "node",
+    "other_macs": "macs",
+}
+#: noise of one measured model, as a fraction of the uncompressed latency
+_NOISE = 0.015
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Coefficients and their uncertainty.
+
+    Args:
+        coefficients: the intercept, then one per feature; none is negative.
+        covariance: of the coefficients.
+        sigma: standard deviation of the prediction's error at left-out models, in ms.
+        models: how many measured models it rests on.
+    """
+
+    coefficients: NDArray[np.float64]
+    covariance: NDArray[np.float64]
+    sigma: float
+    models: int
+
+    def predict(self, features: NDArray[np.float64]) -> tuple[float, float]:
+        """Milliseconds and one standard deviation."""
+        row = np.concatenate([[1.0], features])
+        extra = float(row @ self.covariance @ row)
+        return float(row @ self.coefficients), (self.sigma**2 + max(extra, 0.0)) ** 0.5
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data; ``from_dict`` inverts it."""
+        return {
+            "coefficients": self.coefficients.tolist(),
+            "covariance": self.covariance.tolist(),
+            "sigma": self.sigma,
+            "models": self.models,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Fit:
+        """Inverse of ``as_dict``."""
+        return cls(
+            np.array(data["coefficients"]),
+            np.array(data["covariance"]),
+            data["sigma"],
+            data["models"],
+        )
+
+
+def fit(
+    features: Sequence[NDArray[np.float64]], times: Sequence[float], base: NDArray[np.float64]
+) -> Fit:
+    """Fit on measured models; with none, the expected coefficients are all there is.
+
+    Args:
+        features: of each measured model.
+        times: their latencies in ms.
+        base: features of the uncompressed model, which set the scale of what is expected.
+    """
+    expected, spread = _expectation(base)
+    x = np.array([np.concatenate([[1.0], row]) for row in features]).reshape(-1, len(expected))
+    y = np.array(times, dtype=float)
+    scale = float(np.concatenate([[1.0], base]) @ expected)
+    noise = _NOISE * (float(y.max()) if len(y) else scale)
+    coefficients = _solve(x, y, expected, spread, noise)
+    precision = x.T @ x / noise**2 + np.diag(1 / spread**2)
+    if len(y) < 3:
+        # nothing to judge the error by: what is expected may well be a third off
+        sigma = 0.3 * scale
+    else:
+        left_out = [
+            y[i] - x[i] @ _solve(np.delete(x, i, 0), np.delete(y, i), expected, spread, noise)
+            for i in range(len(y))
+        ]
+        sigma = float(np.sqrt(np.mean(np.square(left_out))))
+    return Fit(coefficients, np.linalg.inv(precision), sigma, len(y))
+
+
+def _solve(
+    x: NDArray[np.float64],
+    y: NDArray[np.float64],
+    expected: NDArray[np.float64],
+    spread: NDArray[np.float64],
+    noise: float,
+) -> NDArray[np.float64]:
+    """Least squares with every coefficient drawn to its expectation and kept non-negative."""
+    from scipy.optimize import lsq_linear
+
+    rows = np.vstack([x / noise, np.diag(1 / spread)])
+    aims = np.concatenate([y / noise, expected / spread])
+    solved: NDArray[np.float64] = lsq_linear(rows * spread, aims, bounds=(0, np.inf)).x * spread
+    return solved
+
+
+def _expectation(base: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Expected coefficients (the intercept first) and their standard deviations."""
+    of = dict(zip(FEATURES, base, strict=True))
+    kernels = max(1.0, of["float_kernels"] + of["int8_kernels"])
+    total = of["float_ms"] + of["int8_ms"] + of["dynamic_ms"] + of["half_ms"]
+    per_node = max(total / kernels, 1e-6)
+    per_value = max(total / max(1e-9, of["float_outputs"] + of["int8_outputs"]), 1e-9)
+    expected, spread = [0.02 * total], [0.1 * total + 1e-6]
+    for name in FEATURES:
+        kind = _KINDS.get(name, "value")
+        if kind == "time":
+            pair = _KERNEL_TIME
+        elif kind == "macs":
+            pair = (0.05, 0.5)
+        else:
+            shares, unit = (_PER_NODE, per_node) if kind == "node" else (_PER_VALUE, per_value)
+            pair = (shares[0] * unit, shares[1] * unit)
+        expected.append(pair[0])
+        spread.append(pair[1])
+    return np.array(expected), np.array(spread)

@@ -1,0 +1,320 @@
+"""Predicts the latency of any policy of a space in microseconds, from a table of layer times."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from autocompress.errors import InputError, PolicyError
+from autocompress.measure.kernel_table import (
+    KernelTable,
+    Progress,
+    load_table,
+    measure_kernels,
+    table_path,
+    write_atomically,
+)
+from autocompress.measure.latency import compare_many
+from autocompress.measure.latency_features import LayerPlan
+from autocompress.measure.latency_fit import Fit, fit
+from autocompress.measure.sampling import Plan
+from autocompress.measure.targets.base import Target
+from autocompress.policy.inventory import Inventory
+from autocompress.policy.policy import Policy
+from autocompress.policy.settings import CompressionSettings
+from autocompress.policy.space import Space
+
+ExportVariant = Callable[[Policy], Path]
+"""Builds and exports the model of a policy; only its speed matters, so that weights may be poor."""
+
+_VERSION = 1
+#: measured together, beside the uncompressed model
+_AT_ONCE = 6
+_PLAN = Plan(precision=0.03, min_rounds=8, max_seconds=3.0, slot_ms=3.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A whole model that was timed: its policy and its share of the uncompressed latency."""
+
+    policy: Policy
+    ratio: float
+
+
+@dataclass
+class LatencyModel:
+    """Latency = intercept + scale x (sum of layer times) + what lies between the layers.
+
+    The times of the layers come from the runtime's own profiler; the few coefficients are fitted
+    on whole models, measured interleaved with the uncompressed one.
+
+    Args:
+        plan: arithmetic on the inventory.
+        table: times of single layers.
+        baseline_ms: the uncompressed latency that predictions are scaled to; may be set anew when
+            the uncompressed model is measured again.
+        reference_ms: the uncompressed latency at the time when the layers were measured.
+        measured: whole models that the fit rests on.
+        students: latency of other architectures, as shares of the uncompressed latency.
+    """
+
+    plan: LayerPlan
+    table: KernelTable
+    baseline_ms: float
+    reference_ms: float
+    measured: list[Measured] = field(default_factory=list)
+    students: dict[str, float] = field(default_factory=dict)
+    _fit: Fit | None = None
+
+    @classmethod
+    def build(
+        cls,
+        target: Target,
+        inventory: Inventory,
+        space: Space,
+        export_variant: ExportVariant,
+        cache_dir: str | Path,
+        *,
+        settings: CompressionSettings | None = None,
+        baseline: str | Path | None = None,
+        variants: int = 24,
+        seed: int = 0,
+        progress: Progress = lambda text, done: None,
+    ) -> LatencyModel:
+        """Measure the layers of a space and a few whole models; read from the cache if possible.
+
+        Args:
+            target: where the models run.
+            inventory: of the uncompressed model.
+            space: which widths, bits and ranks are needed.
+            export_variant: builds and exports a policy's model; the files are deleted when timed.
+            cache_dir: kept here by target, machine and architecture.
+            settings: rounding of channel counts.
+            baseline: the exported uncompressed model, not deleted; ``None`` exports one.
+            variants: how many whole models to time.
+            seed: of the choice of these.
+            progress: told how far it is.
+        """
+        settings = settings or CompressionSettings()
+        plan = LayerPlan(inventory, settings)
+        path = _cache_path(target, inventory, space, settings, variants, Path(cache_dir))
+        if path.is_file():
+            found = cls._load(path, plan, load_table(table_path(target, cache_dir)))
+            if found is not None:
+                return found
+        chosen = choose_variants(space, variants, seed)
+        needed = [*plan.space_kernels(space), *plan.kernels([Policy(), *chosen])]
+        table = measure_kernels(target, needed, cache_dir, progress=progress)
+        own = baseline is None
+        base = Path(baseline) if baseline is not None else Path(export_variant(Policy()))
+        measured, baseline_ms = _time_variants(target, chosen, base, export_variant, progress)
+        if own:
+            base.unlink(missing_ok=True)
+        model = cls(plan, table, baseline_ms, baseline_ms, measured)
+        write_atomically(path, model.as_dict())
+        return model
+
+    @property
+    def fit(self) -> Fit:
+        """The coefficients; fitted anew after ``observe``."""
+        if self._fit is None:
+            of = self._features
+            known = [Measured(Policy(), 1.0), *self.measured] if self.measured else []
+            self._fit = fit(
+                [of(m.policy) for m in known],
+                [m.ratio * self.reference_ms for m in known],
+                of(Policy()),
+            )
+        return self._fit
+
+    def predict(self, policy: Policy) -> tuple[float, float]:
+        """Latency in ms and one standard deviation of the prediction's error.
+
+        Raises:
+            PolicyError: a student whose latency nobody gave.
+        """
+        if policy.student is not None:
+            if policy.student not in self.students:
+                raise PolicyError(
+                    f"The latency of the student {policy.student!r} is not known. Measure it and "
+                    "put it into `LatencyModel.students`."
+                )
+            return self.students[policy.student] * self.baseline_ms, 0.02 * self.baseline_ms
+        ms, sigma = self.fit.predict(self._features(policy))
+        scale = self.baseline_ms / self.reference_ms
+        return ms * scale, sigma * scale
+
+    def observe(self, policy: Policy, ratio: float) -> None:
+        """Learn from another measured model: its latency / the uncompressed latency."""
+        self.measured.append(Measured(Policy(policy.layers), float(ratio)))
+        self._fit = None
+
+    def _features(self, policy: Policy) -> Any:
+        return self.plan.features(policy, self.table.ms)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data without the table, which has its own file."""
+        return {
+            "version": _VERSION,
+            "baseline_ms": self.reference_ms,
+            "measured": [{"policy": m.policy.as_dict(), "ratio": m.ratio} for m in self.measured],
+            "students": self.students,
+        }
+
+    @classmethod
+    def _load(cls, path: Path, plan: LayerPlan, table: KernelTable) -> LatencyModel | None:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if data.get("version") != _VERSION or not len(table):
+            return None
+        return cls(
+            plan,
+            table,
+            data["baseline_ms"],
+            data["baseline_ms"],
+            [Measured(Policy.from_dict(m["policy"]), m["ratio"]) for m in data["measured"]],
+            dict(data.get("students", {})),
+        )
+
+    @classmethod
+    def from_table(
+        cls,
+        path: str | Path,
+        inventory: Inventory,
+        settings: CompressionSettings | None = None,
+    ) -> LatencyModel:
+        """A model of another device from the ``table.json`` that its packed runner wrote.
+
+        Raises:
+            InputError: no such file, or not a table, or one of another model.
+        """
+        data = read_device_table(path)
+        if data["architecture"] not in ("", inventory.architecture):
+            raise InputError(
+                f"{path} was taken for another model (architecture {data['architecture']}, this "
+                f"one is {inventory.architecture}). Pack and run this model's kernels."
+            )
+        plan = LayerPlan(inventory, settings or CompressionSettings())
+        # without a whole model timed there, the sum of the layers is the latency as it stands
+        base = float(data.get("baseline_ms") or 1.0)
+        timed = data.get("models", []) if data.get("baseline_ms") else []
+        measured = [Measured(Policy.from_dict(m["policy"]), m["ms"] / base) for m in timed]
+        return cls(plan, KernelTable.from_dict(data), base, base, measured)
+
+
+def read_device_table(path: str | Path) -> Mapping[str, Any]:
+    """Read a ``table.json``.
+
+    Raises:
+        InputError: no such file, or not a table.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise InputError(
+            f"There is no kernel table at {file}. Run the packed runner on the device "
+            "(`python run_kernels.py`); it writes table.json."
+        )
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} is not readable as JSON: {error}") from None
+    if not isinstance(data, dict) or not data.get("kernels"):
+        raise InputError(f"{file} is not a kernel table: it has no `kernels`.")
+    data.setdefault("architecture", "")
+    return data
+
+
+def choose_variants(space: Space, count: int, seed: int = 0) -> list[Policy]:
+    """Policies whose whole models are worth timing: uniform ones at the ends, random ones between.
+
+    Args:
+        space: of the study.
+        count: how many at most.
+        seed: of the random ones.
+    """
+    rng = np.random.default_rng(seed)
+    found: dict[str, Policy] = {}
+
+    def add(assignment: Sequence[int]) -> None:
+        policy = Policy(space.decode(assignment).layers)
+        if policy.layers and len(found) < count:
+            found.setdefault(policy.digest, policy)
+
+    sizes = {c.kind: len(c.levels) for c in space.choices if c.kind in _COSTLY}
+    for levels in _corners(sizes):
+        if len(found) >= count // 2:
+            break
+        add([min(levels.get(c.kind, 0), len(c.levels) - 1) for c in space.choices])
+    for i in range(20 * count):
+        if len(found) >= count:
+            break
+        # how far each policy goes differs, so that its cost does too
+        strength = rng.uniform(0.3, 3.0) if i % 2 else 1.0
+        add(
+            [
+                int(rng.uniform() ** strength * len(c.levels)) if c.kind in _COSTLY else 0
+                for c in space.choices
+            ]
+        )
+    return list(found.values())
+
+
+_COSTLY = ("prune_ratio", "bits", "rank_ratio")
+
+
+def _corners(sizes: Mapping[str, int]) -> list[dict[str, int]]:
+    """Uniform assignments of the knobs that cost time: ends and middles, the plain ones first."""
+    prune = sorted({0, sizes.get("prune_ratio", 1) // 2, sizes.get("prune_ratio", 1) - 1})
+    bits = range(sizes.get("bits", 1))
+    rank = sorted({0, sizes.get("rank_ratio", 1) - 1})
+    out = [
+        {"prune_ratio": p, "bits": b, "rank_ratio": r} for r in rank for p in prune for b in bits
+    ]
+    return out
+
+
+def _time_variants(
+    target: Target,
+    policies: Sequence[Policy],
+    baseline: Path,
+    export_variant: ExportVariant,
+    progress: Progress,
+) -> tuple[list[Measured], float]:
+    measured: list[Measured] = []
+    base: list[float] = []
+    for start in range(0, len(policies), _AT_ONCE):
+        chunk = policies[start : start + _AT_ONCE]
+        files = [Path(export_variant(p)) for p in chunk]
+        timings = compare_many(target, files, baseline, plan=_PLAN)
+        measured += [Measured(p, t.ratio) for p, t in zip(chunk, timings, strict=True)]
+        base.append(timings[0].baseline_ms)
+        for file in files:
+            file.unlink(missing_ok=True)
+        progress("whole models", min(1.0, (start + len(chunk)) / len(policies)))
+    if not base:
+        base = [compare_many(target, [baseline], baseline, plan=_PLAN)[0].latency_ms]
+    return measured, float(np.median(base))
+
+
+def _cache_path(
+    target: Target,
+    inventory: Inventory,
+    space: Space,
+    settings: CompressionSettings,
+    variants: int,
+    folder: Path,
+) -> Path:
+    parts = [
+        inventory.architecture,
+        [[c.name, [dict(level) for level in c.levels]] for c in space.choices],
+        settings.channel_multiple,
+        variants,
+    ]
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+    name = table_path(target, folder).stem.replace("kernels-", "model-", 1)
+    return folder / f"{name}-{digest}.json"
