@@ -222,6 +222,24 @@ def read_trials(run: str | Path | RunFolder) -> list[Trial]:
     return [entry.trial for entry in read_entries(run)]
 
 
+def writer_of(run: str | Path | RunFolder) -> str | None:
+    """Number of the process that is writing a run now, or ``None``."""
+    folder = run if isinstance(run, RunFolder) else RunFolder(Path(run))
+    if str(folder.trials.resolve()) in _held:
+        return str(os.getpid())  # closing a second handle here would drop our own lock
+    try:
+        handle = os.open(folder.lock, os.O_RDWR)
+    except FileNotFoundError:
+        return None
+    try:
+        os.lockf(handle, os.F_TEST, 0)
+    except (BlockingIOError, PermissionError):
+        return os.pread(handle, 64, 0).decode("ascii", "replace").strip() or "unknown"
+    finally:
+        os.close(handle)
+    return None
+
+
 def _cut_torn_line(handle: int) -> None:
     """Truncate a file to its last newline."""
     end = size = os.fstat(handle).st_size

@@ -15,14 +15,19 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from urllib.parse import quote
 
+from rich.markup import escape
+
 from autocompress.errors import AutocompressError, InputError
-from autocompress.track.mlflow import ENVIRONMENT, Recorder, Store
+from autocompress.track.folder import RunFolder
+from autocompress.track.journal import writer_of
+from autocompress.track.mlflow import ENVIRONMENT, Recorder, Store, sync
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,9 +178,73 @@ class Server:
         self.stop()
 
 
-def serve(runs: str | Path, host: str = "127.0.0.1", port: int = 5000) -> Server:
-    """Start MLflow on the store of a folder of runs; see ``Server``."""
-    return Server(runs, host, port)
+def serve(
+    runs: str | Path, *, host: str = "127.0.0.1", port: int = 5000, as_json: bool = False
+) -> None:
+    """Bring MLflow to what the journals say, serve it, print the links, wait for Ctrl-C.
+
+    Args:
+        runs: folder of the runs.
+        host, port: where to listen; port 0 takes a free one.
+        as_json: print the links as one JSON object.
+
+    Raises:
+        InputError: no such folder, or the port is taken.
+        AutocompressError: the server does not start.
+    """
+    recorders, skipped = sync_all(runs)
+    with Server(runs, host, port) as server:
+        pages = {name: links_of(server.url, found) for name, found in recorders.items()}
+        if as_json:
+            found = {
+                "url": server.url,
+                "runs": {n: asdict(p) for n, p in pages.items()},
+                "skipped": skipped,
+            }
+            print(json.dumps(found), flush=True)
+        else:
+            _print_links(server.url, pages, skipped)
+        with suppress(KeyboardInterrupt):
+            server.wait()
+
+
+def sync_all(runs: str | Path) -> tuple[dict[str, Recorder], dict[str, str]]:
+    """Synchronize every run of a folder into its store.
+
+    Returns:
+        What was written, and why the rest was left out, by the run's name.
+    """
+    done: dict[str, Recorder] = {}
+    skipped: dict[str, str] = {}
+    for folder in RunFolder.all(runs):
+        writer = writer_of(folder)
+        if writer is not None:  # only that process logs, or trials would be there twice
+            skipped[folder.name] = f"process {writer} is writing it and shows its trials itself."
+            continue
+        try:
+            done[folder.name] = sync(folder, uri=Store.beside(runs).uri)
+        except AutocompressError as error:
+            skipped[folder.name] = str(error)
+    return done, skipped
+
+
+def _print_links(url: str, pages: Mapping[str, Links], skipped: Mapping[str, str]) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"MLflow is up at [bold]{url}[/bold]. Ctrl-C ends it.")
+    for name, page in pages.items():
+        console.print(f"\n[bold]{escape(name)}[/bold]")
+        for label, link in (
+            ("study", page.study),
+            ("trials", page.runs),
+            ("compare", page.compare),
+        ):
+            console.print(f"  {label:8} {escape(link)}")
+    for name, reason in skipped.items():
+        console.print(f"\n{escape(name)} was not brought up to date: {escape(reason)}")
+    if not pages and not skipped:
+        console.print("There is no run in this folder yet.")
 
 
 def _free_port(host: str, port: int) -> int:

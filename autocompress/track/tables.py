@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from autocompress.results.metric import Measurement
 from autocompress.results.trial import Trial
+from autocompress.track.folder import RunFolder
 from autocompress.track.view import RunView, latency_ratio, policy_summary
 
 if TYPE_CHECKING:
@@ -43,6 +44,24 @@ def summary_json(view: RunView) -> dict[str, Any]:
         "hypervolume": view.hypervolume,
         "seconds": view.seconds,
     }
+
+
+def write_summary(folder: RunFolder, view: RunView) -> dict[str, Any]:
+    """Write ``front.json``, from which ``RunView.load`` takes what the journal does not say.
+
+    Returns:
+        What ``--json`` prints.
+    """
+    summary = summary_json(view)
+    more = {
+        "front": [trial.number for trial in view.front],
+        "chosen": view.chosen,
+        "objectives": [m.name for m in view.objectives],
+        "reference": view.reference,
+        "layers": list(view.layers),
+    }
+    folder.write_front({**summary, **more})
+    return summary
 
 
 def trial_json(trial: Trial, baseline: Measurement) -> dict[str, Any]:

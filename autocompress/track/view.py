@@ -129,13 +129,11 @@ class RunView:
                 "was measured. Continue it with --resume."
             )
         summary, study = folder.read_front(), folder.read_study()
-        limits = summary.get("budget") or study.get("budget") or ()
+        limits = study.get("budget") or summary.get("budget") or ()
         given: dict[str, Any] = {
-            "budget": Budget.parse(limits.split(",") if isinstance(limits, str) else limits)
-            if limits and limits != "none"
-            else Budget(),
+            "budget": Budget.parse([limits] if isinstance(limits, str) else limits),
             "baselines": _numbers(summary.get("baselines") or {}),
-            "chosen": summary.get("best"),
+            "chosen": summary.get("chosen"),
             "layers": tuple(summary.get("layers") or ()),
             "objectives": tuple(metric(n) for n in summary.get("objectives") or ())
             or (ACCURACY, LATENCY),

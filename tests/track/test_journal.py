@@ -21,7 +21,7 @@ from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.results.metric import Measurement
 from autocompress.results.trial import Phase, Trial, TrialState
 from autocompress.track.folder import RunFolder, write_atomically
-from autocompress.track.journal import Journal, read_entries, read_trials
+from autocompress.track.journal import Journal, read_entries, read_trials, writer_of
 
 ratios = st.sampled_from([0.0, 0.25, 0.5])
 policies = st.builds(
@@ -142,6 +142,7 @@ def test_two_processes_cannot_write_one_run(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=str(other.pid)):
             Journal(tmp_path)
         assert read_trials(tmp_path) == []
+        assert writer_of(tmp_path) == str(other.pid)
         other.stdin.write("\n")
         other.stdin.flush()
         other.stdout.readline()
@@ -150,9 +151,12 @@ def test_two_processes_cannot_write_one_run(tmp_path: Path) -> None:
 
 
 def test_one_process_cannot_open_a_run_twice(tmp_path: Path) -> None:
+    assert writer_of(tmp_path) is None
     with Journal(tmp_path), pytest.raises(InputError, match=str(os.getpid())):
+        assert writer_of(tmp_path) == str(os.getpid())
         Journal(tmp_path)
     Journal(tmp_path).close()
+    assert writer_of(tmp_path) is None
 
 
 def test_a_trial_is_recorded_once(tmp_path: Path) -> None:
