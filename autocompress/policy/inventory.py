@@ -64,6 +64,8 @@ class ChannelGroup:
         channels: how many channels there are.
         unit: channels are removed in whole multiples of this (a head's width, a group's size).
         residual: whether the channels belong to a residual stream (pruned only when asked).
+        spans: per consumer, how many of its input features one channel feeds (more than one
+            where a feature map was flattened).
     """
 
     name: str
@@ -72,6 +74,7 @@ class ChannelGroup:
     channels: int
     unit: int = 1
     residual: bool = False
+    spans: tuple[tuple[str, int], ...] = ()
 
     def kept(self, prune_ratio: float, multiple: int = 1) -> int:
         """Channels that stay at a ratio: rounded to units and multiples, never none.

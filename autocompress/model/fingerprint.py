@@ -1,0 +1,25 @@
+"""Identity of a model: one digest of its structure, one of its weights."""
+
+from __future__ import annotations
+
+import hashlib
+
+from torch import nn
+
+from autocompress.policy.inventory import architecture_digest
+
+
+def fingerprint(model: nn.Module) -> tuple[str, str]:
+    """Digests of a model's architecture and weights, 16 hexadecimal digits each.
+
+    The architecture covers module names, kinds and settings and the shapes of all tensors; counters
+    of batch norm do not count. The weights cover every value, in the state dict's order.
+    """
+    state = {n: t for n, t in model.state_dict().items() if not n.endswith("num_batches_tracked")}
+    modules = [(n, type(m).__name__, m.extra_repr()) for n, m in model.named_modules()]
+    shapes = [(n, list(t.shape), str(t.dtype)) for n, t in state.items()]
+    values = hashlib.sha256()
+    for name, tensor in state.items():
+        values.update(name.encode())
+        values.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return architecture_digest([modules, shapes]), values.hexdigest()[:16]

@@ -1,0 +1,180 @@
+"""Take the inventory of a torch model: layers in run order, coupled groups, identity."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from autocompress.errors import UnsupportedModel
+from autocompress.model.fingerprint import fingerprint
+from autocompress.model.groups import channel_groups
+from autocompress.policy.inventory import Inventory, LayerSpec
+
+_CONV = nn.modules.conv._ConvNd
+_KINDS: tuple[tuple[type[nn.Module], str], ...] = (
+    (nn.modules.conv._ConvTransposeNd, ""),
+    (_CONV, "conv"),
+    (nn.Linear, "linear"),
+    (nn.LSTM, "lstm"),
+    (nn.GRU, "gru"),
+    (nn.Embedding, "embedding"),
+    (nn.MultiheadAttention, "attention"),
+)
+
+
+def take_inventory(model: nn.Module, example: Any) -> Inventory:
+    """List what a policy may touch.
+
+    Args:
+        model: in eval mode; not changed.
+        example: one batched input ``(N, ...)``, or a tuple of inputs.
+
+    Returns:
+        Layers in the order in which they run, channel groups, and fingerprints.
+
+    Raises:
+        UnsupportedModel: the model cannot be run on the example, or has no layer to compress.
+    """
+    inputs = example if isinstance(example, tuple) else (example,)
+    training = model.training
+    model.eval()
+    try:
+        calls = _trace_calls(model, inputs)
+        groups, _ = channel_groups(model, example)
+    finally:
+        model.train(training)
+    made = {p: g.name for g in groups for p in g.producers}
+    fed = {c: g.name for g in groups for c in g.consumers}
+    layers = []
+    for name, (module, kind, outputs) in calls.items():
+        spec = _spec(name, module, kind, outputs, len(inputs[0]))
+        group = made.get(name)
+        if spec.depthwise:
+            group = fed.get(name) or next((g for g in _around(name, groups)), None)
+        layers.append(replace(spec, out_group=group, in_group=fed.get(name)))
+    if not layers:
+        raise UnsupportedModel(
+            "The model has no convolution, linear, recurrent or attention "
+            "layer that runs on this input."
+        )
+    architecture, weights = fingerprint(model)
+    shapes = tuple(tuple(x.shape[1:]) for x in inputs)
+    return Inventory(tuple(layers), groups, shapes, architecture, weights)
+
+
+def _around(name: str, groups: Any) -> list[str]:
+    return [g.name for g in groups if name in dict(g.spans)]
+
+
+def _trace_calls(
+    model: nn.Module, inputs: tuple[Any, ...]
+) -> dict[str, tuple[nn.Module, str, list[Any]]]:
+    """Every layer that runs, with the shapes of the outputs of each of its calls."""
+    calls: dict[str, tuple[nn.Module, str, list[Any]]] = {}
+    handles = []
+
+    def hook(name: str, kind: str) -> Any:
+        def note(module: nn.Module, args: Any, outputs: Any) -> None:
+            first = outputs[0] if isinstance(outputs, tuple) else outputs
+            calls.setdefault(name, (module, kind, []))[2].append(
+                (tuple(first.shape), tuple(args[0].shape) if args else ())
+            )
+
+        return note
+
+    inside_attention: set[str] = set()
+    for name, module in model.named_modules():
+        kind = next((k for t, k in _KINDS if isinstance(module, t)), "")
+        if isinstance(module, nn.MultiheadAttention):
+            inside_attention.add(name + ".")
+        if kind and not any(name.startswith(p) for p in inside_attention if p != name + "."):
+            handles.append(module.register_forward_hook(hook(name, kind)))
+    # the fused encoder path of transformers bypasses the layers' own forward
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad():
+            model(*inputs)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise UnsupportedModel(
+            f"The model does not run on an input of shape "
+            f"{[tuple(x.shape) for x in inputs]}: {error}"
+        ) from error
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for handle in handles:
+            handle.remove()
+    return calls
+
+
+def _spec(name: str, module: nn.Module, kind: str, outputs: list[Any], batch: int) -> LayerSpec:
+    params = sum(p.numel() for p in module.parameters())
+    if isinstance(module, _CONV):
+        positions = sum(math.prod(shape[2:]) for shape, _ in outputs)
+        kernel = math.prod(module.kernel_size)
+        macs = positions * module.out_channels * module.in_channels // module.groups * kernel
+        depthwise = module.groups == module.in_channels == module.out_channels
+        return LayerSpec(
+            name,
+            "conv",
+            module.in_channels,
+            module.out_channels,
+            tuple(module.kernel_size),
+            tuple(module.stride),
+            module.groups,
+            positions,
+            macs,
+            params,
+            factorizable=module.groups == 1 and not depthwise,
+        )
+    if isinstance(module, nn.Linear):
+        positions = sum(math.prod(shape) for shape, _ in outputs) // module.out_features // batch
+        return LayerSpec(
+            name,
+            "linear",
+            module.in_features,
+            module.out_features,
+            positions=positions,
+            params=params,
+            macs=positions * module.in_features * module.out_features,
+        )
+    if isinstance(module, nn.LSTM | nn.GRU):
+        steps = sum(math.prod(s[:2]) for _, s in outputs) // batch
+        weights = sum(p.numel() for n, p in module.named_parameters() if n.startswith("weight"))
+        return LayerSpec(
+            name,
+            "lstm" if isinstance(module, nn.LSTM) else "gru",
+            module.input_size,
+            module.hidden_size,
+            positions=steps,
+            macs=steps * weights,
+            params=params,
+            factorizable=False,
+        )
+    if isinstance(module, nn.MultiheadAttention):
+        width = module.embed_dim
+        tokens = sum(math.prod(shape[:-1]) for shape, _ in outputs) // batch
+        macs = 4 * tokens * width * width + 2 * tokens * tokens * width
+        return LayerSpec(
+            name,
+            "attention",
+            width,
+            width,
+            positions=tokens,
+            macs=macs,
+            params=params,
+            factorizable=False,
+        )
+    assert isinstance(module, nn.Embedding)
+    return LayerSpec(
+        name,
+        "embedding",
+        module.num_embeddings,
+        module.embedding_dim,
+        params=params,
+        factorizable=False,
+    )
