@@ -152,9 +152,10 @@ def test_two_processes_cannot_write_one_run(tmp_path: Path) -> None:
 
 def test_one_process_cannot_open_a_run_twice(tmp_path: Path) -> None:
     assert writer_of(tmp_path) is None
-    with Journal(tmp_path), pytest.raises(InputError, match=str(os.getpid())):
+    with Journal(tmp_path):
         assert writer_of(tmp_path) == str(os.getpid())
-        Journal(tmp_path)
+        with pytest.raises(InputError, match=str(os.getpid())):
+            Journal(tmp_path)
     Journal(tmp_path).close()
     assert writer_of(tmp_path) is None
 
