@@ -1,0 +1,174 @@
+"""Low-rank layers: one layer becomes two or three thinner ones."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from autocompress.errors import PolicyError
+from autocompress.model.cost import factor_method, factor_ranks
+from autocompress.policy.inventory import LayerSpec
+from autocompress.policy.policy import LayerPolicy
+
+
+def factorize(
+    layer: nn.Module, spec: LayerSpec, policy: LayerPolicy, moments: Tensor | None = None
+) -> nn.Sequential:
+    """Factors of a layer at the rank that its policy gives.
+
+    Args:
+        layer: a linear layer or a convolution with one group; not changed.
+        spec: of the layer in the uncompressed model.
+        policy: ``rank_ratio`` and ``factorization``.
+        moments: ``(d, d)`` second moments of the layer's inputs (rows as in ``moments.rows``),
+            which weight the error by what the layer really sees; ``None`` weights all alike.
+
+    Returns:
+        Modules ``0``, ``1`` (and ``2``) that run one after another; the last holds the bias.
+
+    Raises:
+        PolicyError: the layer cannot be factorized.
+    """
+    if isinstance(layer, nn.Linear):
+        inputs, outputs = layer.in_features, layer.out_features
+    elif isinstance(layer, nn.Conv2d | nn.Conv1d) and layer.groups == 1:
+        inputs, outputs = layer.in_channels, layer.out_channels
+    else:
+        raise PolicyError(
+            f"`rank_ratio` needs a linear layer or a convolution with one group; "
+            f"{spec.name!r} is a {type(layer).__name__}."
+        )
+    ranks = factor_ranks(spec, policy, inputs, outputs)
+    method = factor_method(spec, policy)
+    if method == "spatial":
+        assert isinstance(layer, nn.Conv2d)
+        return _spatial(layer, ranks[0], moments)
+    if method == "tucker2":
+        assert isinstance(layer, nn.Conv2d)
+        return _tucker(layer, ranks)
+    return _svd(layer, ranks[0], moments)
+
+
+def output_svd(weight: Tensor, rank: int, moments: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The best rank-r factors of a matrix, in the error of its outputs.
+
+    ``argmin E|(W - B A) x|^2`` is ``A = U' W, B = U`` with U the leading eigenvectors of
+    ``W E[x x'] W'``; without moments this is the truncated SVD.
+
+    Args:
+        weight: ``(outputs, d)``.
+        rank: r.
+        moments: ``(d, d)`` or ``None``.
+
+    Returns:
+        ``(r, d)`` and ``(outputs, r)``.
+
+    References:
+        Zhang et al., Accelerating Very Deep Convolutional Networks, TPAMI 2016, eq. 6.
+    """
+    matrix = weight.detach().double()
+    spread = matrix @ (matrix if moments is None else matrix @ moments.double()).T
+    _, vectors = torch.linalg.eigh((spread + spread.T) / 2)
+    basis = vectors[:, -rank:].flip(1)
+    return (basis.T @ matrix).to(weight.dtype), basis.to(weight.dtype)
+
+
+def _svd(layer: nn.Module, rank: int, moments: Tensor | None) -> nn.Sequential:
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    first, second = output_svd(weight.flatten(1), rank, moments)
+    bias = layer.bias is not None
+    if isinstance(layer, nn.Linear):
+        parts: list[nn.Module] = [
+            nn.Linear(layer.in_features, rank, bias=False),
+            nn.Linear(rank, layer.out_features, bias=bias),
+        ]
+    else:
+        assert isinstance(layer, nn.Conv2d | nn.Conv1d)
+        kind = type(layer)
+        parts = [
+            kind(
+                layer.in_channels,
+                rank,
+                layer.kernel_size,
+                layer.stride,
+                layer.padding,
+                layer.dilation,
+                bias=False,
+                padding_mode=layer.padding_mode,
+            ),
+            kind(rank, layer.out_channels, 1, bias=bias),
+        ]
+    return _filled(parts, [first, second], layer)
+
+
+def _spatial(layer: nn.Conv2d, rank: int, moments: Tensor | None) -> nn.Sequential:
+    """A column filter, then a row filter (Jaderberg et al., BMVC 2014, scheme 2).
+
+    The moments are summed over the columns of the kernel, which leaves what the first filter sees.
+    """
+    outputs, inputs, height, width = layer.weight.shape
+    matrix = layer.weight.detach().permute(0, 3, 1, 2).reshape(outputs * width, inputs * height)
+    seen = None
+    if moments is not None:
+        full = moments.view(inputs, height, width, inputs, height, width)
+        seen = torch.einsum("ahwbiw->ahbi", full).reshape(inputs * height, -1) / width
+    first, second = output_svd(matrix, rank, seen)
+    padding = layer.padding if not isinstance(layer.padding, str) else (height // 2, width // 2)
+    parts: list[nn.Module] = [
+        nn.Conv2d(
+            inputs,
+            rank,
+            (height, 1),
+            (layer.stride[0], 1),
+            (padding[0], 0),
+            (layer.dilation[0], 1),
+            bias=False,
+        ),
+        nn.Conv2d(
+            rank,
+            outputs,
+            (1, width),
+            (1, layer.stride[1]),
+            (0, padding[1]),
+            (1, layer.dilation[1]),
+            bias=layer.bias is not None,
+        ),
+    ]
+    rows = second.view(outputs, width, rank).permute(0, 2, 1)
+    return _filled(parts, [first, rows], layer)
+
+
+def _tucker(layer: nn.Conv2d, ranks: tuple[int, ...]) -> nn.Sequential:
+    """Channel factors on both sides of a thin core (Kim et al., ICLR 2016)."""
+    import tensorly as tl
+    from tensorly.decomposition import partial_tucker
+
+    with tl.backend_context("pytorch"):
+        (core, factors), _ = partial_tucker(
+            layer.weight.detach().double(), rank=[ranks[1], ranks[0]], modes=[0, 1], init="svd"
+        )
+    outer, inner = (f.to(layer.weight.dtype) for f in factors)
+    parts: list[nn.Module] = [
+        nn.Conv2d(layer.in_channels, ranks[0], 1, bias=False),
+        nn.Conv2d(
+            ranks[0],
+            ranks[1],
+            layer.kernel_size,
+            layer.stride,
+            layer.padding,
+            layer.dilation,
+            bias=False,
+        ),
+        nn.Conv2d(ranks[1], layer.out_channels, 1, bias=layer.bias is not None),
+    ]
+    return _filled(parts, [inner.T, core.to(layer.weight.dtype), outer], layer)
+
+
+def _filled(parts: list[nn.Module], weights: list[Tensor], layer: nn.Module) -> nn.Sequential:
+    with torch.no_grad():
+        for part, weight in zip(parts, weights, strict=True):
+            target: Tensor = part.weight  # type: ignore[assignment]
+            target.copy_(weight.reshape(target.shape))
+        if layer.bias is not None:
+            parts[-1].bias.copy_(layer.bias)  # type: ignore[operator, union-attr]
+    return nn.Sequential(*parts).train(layer.training)

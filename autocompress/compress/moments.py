@@ -1,0 +1,198 @@
+"""Second moments of layer inputs on calibration data: all that the least squares need to know."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from autocompress.errors import CalibrationError
+
+_CONV = nn.modules.conv._ConvNd
+
+MAX_FEATURES = 4700
+"""Layers with more input features keep no moments (90 MB each at the limit)."""
+
+_ROWS = 131_072
+"""Rows (samples x positions) that are enough for layers of up to a thousand features."""
+
+
+def features(layer: nn.Module) -> int:
+    """Input features per output: input channels of one conv group times the kernel."""
+    if isinstance(layer, _CONV):
+        return layer.in_channels // layer.groups * math.prod(layer.kernel_size)
+    assert isinstance(layer, nn.Linear)
+    return layer.in_features
+
+
+def solvable(layer: nn.Module) -> bool:
+    """Whether a layer's weights can be re-solved from its input moments."""
+    if isinstance(layer, nn.Linear):
+        return layer.in_features <= MAX_FEATURES
+    if not isinstance(layer, nn.Conv2d | nn.Conv1d) or isinstance(layer.padding, str):
+        return False
+    depthwise = layer.groups > 1 and layer.groups == layer.in_channels
+    return not depthwise and layer.padding_mode == "zeros" and features(layer) <= MAX_FEATURES
+
+
+def rows(layer: nn.Module, inputs: Tensor) -> Tensor:
+    """What a layer multiplies its weights with.
+
+    Args:
+        layer: convolution or linear.
+        inputs: ``(N, C, H, W)``, ``(N, C, L)`` or ``(N, ..., features)``.
+
+    Returns:
+        ``(groups, M, features)``: one row per output position.
+    """
+    if isinstance(layer, nn.Linear):
+        return inputs.reshape(1, -1, layer.in_features)
+    assert isinstance(layer, _CONV)
+    two = layer.kernel_size if len(layer.kernel_size) == 2 else (1, *layer.kernel_size)
+    image = inputs if inputs.dim() == 4 else inputs.unsqueeze(2)
+    padding, dilation, stride = (
+        tuple(v) if len(v) == 2 else (d, *v)
+        for v, d in ((layer.padding, 0), (layer.dilation, 1), (layer.stride, 1))
+    )
+    columns = F.unfold(image, two, dilation=dilation, padding=padding, stride=stride)
+    count, _, positions = columns.shape
+    grouped = columns.view(count, layer.groups, -1, positions)
+    return grouped.permute(1, 0, 3, 2).reshape(layer.groups, count * positions, -1)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Input moments of one layer.
+
+    Args:
+        second: ``(groups, d + 1, d + 1)`` mean outer product of ``[row, 1]``, so that the last
+            row holds the mean.
+    """
+
+    second: Tensor
+
+    @property
+    def size(self) -> int:
+        """Features, the constant aside."""
+        return self.second.shape[-1] - 1
+
+
+def check_inputs(inputs: Any, example_shape: tuple[int, ...] | None = None) -> None:
+    """Refuse calibration inputs that cannot calibrate.
+
+    Raises:
+        CalibrationError: empty, not finite, or of the wrong shape.
+    """
+    for tensor in inputs if isinstance(inputs, tuple) else (inputs,):
+        if not isinstance(tensor, Tensor) or tensor.numel() == 0:
+            raise CalibrationError(
+                "Calibration needs at least one input, got none. Give the train "
+                "split more samples or raise `settings.calibration_images`."
+            )
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise CalibrationError(
+                "Calibration inputs must be finite, found NaN or infinity. "
+                "Check the data's preprocessing."
+            )
+        if example_shape is not None and tuple(tensor.shape[1:]) != tuple(example_shape):
+            raise CalibrationError(
+                f"Calibration inputs must have the shape {example_shape} per "
+                f"sample, got {tuple(tensor.shape[1:])}."
+            )
+
+
+@torch.no_grad()
+def input_moments(
+    model: nn.Module, layers: Iterable[str], inputs: Any, *, chunk: int = 64, seed: int = 0
+) -> dict[str, Moments]:
+    """Second moments of the inputs of several layers, in one pass.
+
+    Args:
+        model: in eval mode; not changed.
+        layers: names of solvable layers.
+        inputs: calibration inputs, batch first.
+        chunk: samples per pass, which bounds the memory.
+        seed: of the choice of positions in large feature maps.
+
+    Returns:
+        Layer name to moments, float32.
+    """
+    check_inputs(inputs)
+    generator = torch.Generator().manual_seed(seed)
+    parts = inputs if isinstance(inputs, tuple) else (inputs,)
+    count = len(parts[0])
+    sums: dict[str, Tensor] = {}
+    seen: dict[str, int] = {}
+
+    def note(name: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            found = rows(module, args[0])
+            size = found.shape[-1]
+            # enough rows for a good estimate; the rest of a large map is much the same
+            wanted = math.ceil(max(_ROWS, 40 * size) * len(args[0]) / count)
+            if found.shape[1] > wanted:
+                found = found[:, torch.randint(found.shape[1], (wanted,), generator=generator)]
+            found = torch.cat([found, found.new_ones(*found.shape[:2], 1)], -1)
+            outer = found.transpose(1, 2) @ found
+            sums[name] = sums[name] + outer if name in sums else outer
+            seen[name] = seen.get(name, 0) + found.shape[1]
+
+        return hook
+
+    handles = [model.get_submodule(n).register_forward_pre_hook(note(n)) for n in layers]
+    try:
+        for start in range(0, count, chunk):
+            model(*(p[start : start + chunk] for p in parts))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: Moments(total / seen[name]) for name, total in sums.items()}
+
+
+def resolve(
+    weight: Tensor, bias: Tensor | None, moments: Tensor, kept: Tensor, ridge: float
+) -> tuple[Tensor, Tensor | None]:
+    """Weights on some features that come nearest to the outputs of all features.
+
+    Solves ``min_V E|W x - V x_S|^2 + r |V - W_S|^2``, r the ridge times the mean diagonal.
+
+    Args:
+        weight: ``(outputs, d)``.
+        bias: ``(outputs,)`` or ``None``; with a bias the constant takes part unpenalized.
+        moments: ``(d + 1, d + 1)`` of ``[x, 1]``.
+        kept: indices of the features in S.
+        ridge: fraction of the mean diagonal.
+
+    Returns:
+        ``(outputs, |S|)`` weights, and the bias or ``None``.
+
+    References:
+        He et al., Channel Pruning for Accelerating Very Deep Neural Networks, ICCV 2017, eq. 1.
+    """
+    size = weight.shape[1]
+    kind = torch.float64 if len(kept) <= 1200 else torch.float32
+    full = moments.to(kind)
+    damping = ridge * full.diagonal()[:size].mean()
+    chosen = kept
+    target = weight.to(kind)
+    if bias is not None:
+        chosen = torch.cat([kept, torch.tensor([size])])
+        target = torch.cat([target, bias.to(kind)[:, None]], 1)
+        cross = full[chosen]
+    else:
+        cross = full[:size, :size][chosen]
+    gram = full[chosen][:, chosen].clone()
+    right = cross @ target.T
+    index = torch.arange(len(kept))
+    gram[index, index] += damping
+    right[: len(kept)] += damping * target[:, kept].T
+    factor = torch.linalg.cholesky(gram)
+    solved = torch.cholesky_solve(right, factor).T.to(weight.dtype)
+    if bias is None:
+        return solved, None
+    return solved[:, :-1].contiguous(), solved[:, -1].contiguous()
