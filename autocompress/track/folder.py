@@ -173,6 +173,12 @@ class RunFolder:
         found = read_json(self.front)
         return found if isinstance(found, dict) else {}
 
+    def best_model(self) -> Path | None:
+        """Exported file of the answer, where the summary names one that is still there."""
+        name = self.read_front().get("model")
+        path = self.root / name if isinstance(name, str) else None
+        return path if path is not None and path.is_file() else None
+
 
 def plain(value: Any) -> Any:
     """Make a value JSON-able: mappings, sequences, numpy scalars, paths; NaN becomes null."""

@@ -326,7 +326,7 @@ def sync(
         uri: tracking URI, or ``None`` for what the study says, or the SQLite file beside the run.
         experiment: its name; ``None`` for what the study says.
         view: of the run, where it was read before.
-        best_model: exported file of the answer.
+        best_model: exported file of the answer; ``None`` for what ``front.json`` says.
 
     Raises:
         InputError: no run is there.
@@ -347,7 +347,7 @@ def sync(
     judged = view.by_number
     for entry in read_entries(folder):
         recorder.add(replace(entry, trial=judged.get(entry.trial.number, entry.trial)))
-    recorder.finish(view, best_model)
+    recorder.finish(view, best_model or folder.best_model())
     return recorder
 
 

@@ -50,7 +50,7 @@ def pareto_figure(view: RunView) -> Figure:
         cost,
         color=BLUE,
         symbol="circle",
-        opacity=0.45,
+        opacity=0.6,
     )
     _add_rejected(figure, view, cost)
     _add(
@@ -80,7 +80,7 @@ def pareto_figure(view: RunView) -> Figure:
         yaxis_title="accuracy on val, %",
         yaxis_range=_accuracy_range(view),
         height=480,
-        margin={"l": 60, "r": 15, "t": 20, "b": 50},
+        margin={"l": 60, "r": 15, "t": 28, "b": 50},
         legend={"orientation": "h", "y": -0.2},
         hovermode="closest",
     )
@@ -92,11 +92,12 @@ def growth_figure(view: RunView) -> Figure:
     from plotly.graph_objects import Figure, Scatter
 
     points = view.history
-    minutes = [p.elapsed_s / 60 for p in points]
+    short = view.seconds < 180
+    times = [p.elapsed_s / (1 if short else 60) for p in points]
     figure = Figure()
     figure.add_trace(
         Scatter(
-            x=minutes,
+            x=times,
             y=[p.hypervolume for p in points],
             name="hypervolume",
             mode="lines",
@@ -106,7 +107,7 @@ def growth_figure(view: RunView) -> Figure:
     )
     figure.add_trace(
         Scatter(
-            x=minutes,
+            x=times,
             y=[None if p.best_accuracy is None else 100 * p.best_accuracy for p in points],
             name="best accuracy within the budget, %",
             mode="lines",
@@ -115,10 +116,17 @@ def growth_figure(view: RunView) -> Figure:
         )
     )
     figure.update_layout(
-        xaxis_title="minutes",
+        xaxis_title="seconds" if short else "minutes",
         yaxis_title="hypervolume",
         yaxis={"rangemode": "tozero"},
-        yaxis2={"title": "accuracy, %", "overlaying": "y", "side": "right", "showgrid": False},
+        yaxis2={
+            "title": "accuracy, %",
+            "overlaying": "y",
+            "side": "right",
+            "showgrid": False,
+            "tickformat": ".2f",
+            "automargin": True,
+        },
         height=340,
         margin={"l": 60, "r": 60, "t": 20, "b": 50},
         legend={"orientation": "h", "y": -0.28},
@@ -246,8 +254,15 @@ def _add_budget(figure: Figure, view: RunView, cost: str) -> None:
             figure.add_vline(
                 x=bound,
                 line={"dash": "dash", "color": RED, "width": 1.5},
-                annotation_text=f"budget {number_text(cost, bound)}",
-                annotation_position="top left",
+            )
+            figure.add_annotation(
+                text=f"budget {number_text(cost, bound)}",
+                x=bound,
+                y=1.0,
+                yref="paper",
+                yanchor="bottom",
+                showarrow=False,
+                font={"color": RED},
             )
 
 

@@ -59,7 +59,7 @@ def render(view: RunView) -> str:
         verdict=verdict(view),
         facts=_facts(view),
         members=[_row(view, t) for t in view.front],
-        tested=any(view.verified(t) for t in view.front),
+        tested=any(view.verified(t) for t in (*view.front, *([answer] if answer else []))),
         beside=_beside(view),
         answer=answer,
         layers=_layers(view, answer) if answer else [],
@@ -69,7 +69,7 @@ def render(view: RunView) -> str:
         states=_states(view),
         commands=_commands(view),
         figures={name: _figure_json(figure) for name, figure in figures.items()},
-        has_growth=bool(view.history),
+        has_growth=view.hypervolume > 0,
         plotly=get_plotlyjs(),
     )
 
@@ -131,7 +131,7 @@ def _row(view: RunView, trial: Trial) -> dict[str, Any]:
     ratio = view.ratio(trial)
     return {
         "number": trial.number,
-        "chosen": view.best is not None and view.best.number == trial.number,
+        "mark": "chosen" if view.best is not None and view.best.number == trial.number else "",
         "accuracy": accuracy_text(trial.measurement),
         "test": accuracy_text(check.measurement) if check else "-",
         "latency": number_text("latency_ms", value(trial, "latency_ms")),
@@ -164,8 +164,8 @@ def _beside(view: RunView) -> list[dict[str, Any]]:
     rows += [{**_row(view, t), "name": name} for name, t in view.baseline_trials.items()]
     answer = view.best or view.nearest
     if answer is not None:
-        name = "chosen" if view.best is not None else "nearest, over the budget"
-        rows.append({**_row(view, answer), "name": name, "chosen": True})
+        mark = "chosen" if view.best is not None else "nearest"
+        rows.append({**_row(view, answer), "name": mark, "mark": mark})
     return rows
 
 

@@ -204,8 +204,11 @@ def serve(
             print(json.dumps(found), flush=True)
         else:
             _print_links(server.url, pages, skipped)
+        # a plain kill must end the server too, not leave it behind
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         with suppress(KeyboardInterrupt):
-            server.wait()
+            code = server.wait()
+            raise AutocompressError(f"MLflow's server ended with code {code}:\n{server.log()}")
 
 
 def sync_all(runs: str | Path) -> tuple[dict[str, Recorder], dict[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autocompress.results.metric import Measurement
@@ -46,14 +47,23 @@ def summary_json(view: RunView) -> dict[str, Any]:
     }
 
 
-def write_summary(folder: RunFolder, view: RunView) -> dict[str, Any]:
+def write_summary(
+    folder: RunFolder, view: RunView, best_model: Path | None = None
+) -> dict[str, Any]:
     """Write ``front.json``, from which ``RunView.load`` takes what the journal does not say.
+
+    Args:
+        folder: of the run.
+        view: of the run.
+        best_model: exported file of the answer, inside the folder.
 
     Returns:
         What ``--json`` prints.
     """
     summary = summary_json(view)
+    model = best_model.resolve().relative_to(folder.root.resolve()) if best_model else None
     more = {
+        "model": str(model) if model else None,
         "front": [trial.number for trial in view.front],
         "chosen": view.chosen,
         "objectives": [m.name for m in view.objectives],

@@ -108,7 +108,7 @@ def _infeasible(view: RunView) -> Verdict:
         return Verdict(headline, "bad", (text,), ())
     near = view.nearest
     over = [
-        f"{metric} {number_text(metric, value(near, metric))}, {excess:.0%} over its limit"
+        f"{metric} {number_text(metric, value(near, metric))}, {_over(excess)}"
         for metric, excess in near.violations.items()
         if excess > 0
     ]
@@ -118,6 +118,10 @@ def _infeasible(view: RunView) -> Verdict:
         "Loosen the budget, widen the search space, or search longer with --resume.",
     )
     return Verdict(headline, "bad", sentences, ())
+
+
+def _over(excess: float) -> str:
+    return f"{excess:.1%} over its limit" if excess < 1 else f"{1 + excess:.3g} times its limit"
 
 
 def _answer(view: RunView, trial: Trial) -> str:

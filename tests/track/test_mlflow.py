@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from autocompress.track.journal import Journal, read_trials
 from autocompress.track.mlflow import Store, sync
 from autocompress.track.mlflow_sink import MlflowSink
 from autocompress.track.server import Server, links_of
+from autocompress.track.tables import write_summary
 from autocompress.track.view import RunView
 
 MakeRun = Callable[..., RunFolder]
@@ -146,7 +148,8 @@ def test_tags_find_feasible_and_front_trials_and_the_parent_shows_the_study(
     mlflow.set_tracking_uri(store.uri)
     model = mlflow.onnx.load_model(f"models:/autocompress-resnet20/{version.version}")
     assert model.graph.node[0].op_type == "Relu"
-    sync(folder, best_model=tmp_path / "best.onnx")
+    write_summary(folder, view, onnx_file(folder.models / "best.onnx"))
+    sync(folder)
     assert len(client.search_model_versions("name = 'autocompress-resnet20'")) == 1
 
 
@@ -252,3 +255,28 @@ def test_a_real_server_takes_a_run_and_shows_its_pages(tmp_path: Path, make_run:
     assert process.poll() is not None
     with pytest.raises(OSError):
         urllib.request.urlopen(server.url, timeout=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_serving_brings_runs_up_to_date_and_ends_cleanly(
+    tmp_path: Path, make_run: MakeRun, ending: signal.Signals
+) -> None:
+    make_run(tmp_path / "resnet20", 4)
+    started = RunFolder.create(tmp_path / "started")
+    started.write_study({"name": "started"})
+    code = "import sys; from autocompress.track.server import serve;"
+    code += "serve(sys.argv[1], port=0, as_json=True)"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        found = json.loads(process.stdout.readline())
+        with urllib.request.urlopen(found["url"], timeout=10) as answer:
+            assert answer.status == 200
+        assert found["runs"]["resnet20"]["study"].startswith(f"{found['url']}/#/experiments/")
+        assert "baseline.json" in found["skipped"]["started"]
+        process.send_signal(ending)
+        assert process.wait(30) == 0
+    with pytest.raises(OSError):
+        urllib.request.urlopen(found["url"], timeout=2)

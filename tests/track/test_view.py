@@ -1,0 +1,237 @@
+"""What reports say of a run, against brute force and closed forms."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from autocompress.errors import InputError
+from autocompress.policy.budget import Budget
+from autocompress.policy.policy import Distill, LayerPolicy, Policy
+from autocompress.results.metric import Measurement
+from autocompress.results.trial import Phase, Trial, TrialState
+from autocompress.track.folder import RunFolder
+from autocompress.track.report import distillation_pairs
+from autocompress.track.tables import front_table, summary_json, verdict_table, write_summary
+from autocompress.track.verdict import verdict
+from autocompress.track.view import RunView, latency_ratio, natural, policy_summary
+
+MakeRun = Callable[..., RunFolder]
+BASE = Measurement({"accuracy": 0.9, "latency_ms": 2.0}, {"accuracy": 0.003})
+HALF = Budget("latency<=0.5x")
+
+
+def trial(number: int, accuracy: float, ms: float, error: float = 0.003, **more: object) -> Trial:
+    found = Measurement({"accuracy": accuracy, "latency_ms": ms}, {"accuracy": error})
+    policy = Policy({"a": LayerPolicy(prune_ratio=min(0.99, number / 1000))})
+    options: dict[str, object] = {"origin": "switch", **more}
+    over = HALF.violations(found.values, BASE.values)
+    return Trial(number, policy, measurement=found, violations=over, seconds=1.0, **options)  # type: ignore[arg-type]
+
+
+def view(trials: Sequence[Trial], **more: object) -> RunView:
+    return RunView.of(trials, BASE, run="runs/x", budget=HALF, **more)
+
+
+def staircase(points: list[tuple[float, float]]) -> float:
+    """Area dominated by (accuracy, ms) points against accuracy 0.8 and 2 ms, step by step."""
+    area, best = 0.0, 0.8
+    # from the cheapest on, each gain in accuracy counts over all dearer costs
+    for ms, accuracy in sorted((ms, -a) for a, ms in points if a > 0.8 and ms < 2.0):
+        area += max(0.0, -accuracy - best) * (2.0 - ms)
+        best = max(best, -accuracy)
+    return area
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.floats(0.7, 0.95), st.floats(0.1, 2.5)), max_size=25))
+def test_growth_equals_the_front_computed_anew_after_every_trial(
+    points: list[tuple[float, float]],
+) -> None:
+    found = view([trial(i, a, ms) for i, (a, ms) in enumerate(points)])
+    assert len(found.history) == len(points)
+    for i, point in enumerate(found.history):
+        within = [(a, ms) for a, ms in points[: i + 1] if ms <= 1.0]
+        assert point.hypervolume == pytest.approx(staircase(within), abs=1e-9)
+        assert point.best_accuracy == (max(a for a, _ in within) if within else None)
+    assert found.hypervolume == pytest.approx(staircase([p for p in points if p[1] <= 1.0]))
+    assert found.seconds == len(points)
+
+
+def test_only_what_was_scored_on_val_is_compared() -> None:
+    search, better = (
+        trial(0, 0.80, 0.9),
+        trial(1, 0.85, 0.9, phase=Phase("recover", 2, 1), parent=0),
+    )
+    check = trial(2, 0.95, 0.9, phase=Phase("verify", 2), parent=1)
+    rejected = trial(3, 0.99, 0.1, state=TrialState.REJECTED)
+    found = view([search, better, check, rejected])
+    assert [t.number for t in found.front] == [1]
+    assert found.best is better
+    assert found.verified(better) is check
+    assert found.verified(search) is None
+    assert found.origins() == {"switch": (1, 1)}
+
+
+def test_another_budget_is_answered_from_the_same_trials() -> None:
+    fast, slow = trial(0, 0.80, 0.4), trial(1, 0.88, 1.8)
+    found = view([fast, slow], chosen=0)
+    assert found.best is fast
+    loose = found.under(Budget("latency<=0.95x"))
+    assert loose.best is not None
+    assert loose.best.number == 1
+    tight = found.under(Budget("latency<=0.1x"))
+    assert tight.best is None
+    assert tight.nearest is not None
+    assert tight.nearest.number == 0
+
+
+def test_a_given_choice_is_the_answer() -> None:
+    found = view([trial(0, 0.85, 0.4), trial(1, 0.86, 0.9)], chosen=0)
+    assert found.best is not None
+    assert found.best.number == 0
+
+
+def test_the_ratio_timed_side_by_side_comes_first() -> None:
+    plain = Measurement({"accuracy": 0.5, "latency_ms": 1.0})
+    assert latency_ratio(plain, BASE) == 0.5
+    timed = Measurement(plain.values, {}, {"timing": {"ratio": 0.4}})
+    assert latency_ratio(timed, BASE) == 0.4
+    assert latency_ratio(None, BASE) is None
+
+
+def test_a_policy_is_summed_up_over_all_layers() -> None:
+    policy = Policy(
+        {
+            "a": LayerPolicy(prune_ratio=0.5, weight_bits=8, activation_bits=8),
+            "b": LayerPolicy(rank_ratio=0.5, weight_bits=4),
+        },
+        Distill(),
+    )
+    assert policy_summary(policy, ["a", "b", "c", "d"]) == {
+        "method": "prune + low-rank + int8 + weight-only + distill",
+        "mean_prune_ratio": 0.125,
+        "mean_sparsity": 0.0,
+        "mean_weight_bits": (8 + 4 + 32 + 32) / 4,
+        "int8_share": 0.25,
+        "factorized_share": 0.25,
+    }
+    assert policy_summary(Policy(), [])["method"] == "unchanged"
+    assert sorted(["l10.a", "l2.a", "l2"], key=natural) == ["l2", "l2.a", "l10.a"]
+
+
+@pytest.mark.parametrize(
+    ("simple", "found", "outcome", "words"),
+    [
+        ((0.80, 0.9), (0.85, 0.9), "won", "beat every simple way"),
+        ((0.80, 0.9), (0.803, 0.9), "unclear", "within the noise"),
+        ((0.85, 0.9), (0.80, 0.9), "lost", "did not beat uniform"),
+        ((0.85, 1.5), (0.80, 0.9), "not in budget", "none of the simple ways"),
+    ],
+)
+def test_the_verdict_says_who_won(
+    simple: tuple[float, float], found: tuple[float, float], outcome: str, words: str
+) -> None:
+    trials = [trial(0, *simple, origin="uniform"), trial(1, *found)]
+    judged = verdict(view(trials, baselines={"uniform": 0}))
+    assert judged.comparisons[0].outcome == outcome
+    assert words in judged.headline
+    if outcome in ("won", "unclear"):
+        assert judged.comparisons[0].points == pytest.approx(100 * (found[0] - simple[0]))
+        assert judged.comparisons[0].stderr == pytest.approx(100 * math.sqrt(2) * 0.003)
+
+
+def test_a_trained_answer_is_not_set_against_an_untrained_baseline() -> None:
+    trials = [
+        trial(0, 0.80, 0.9, origin="uniform"),
+        trial(1, 0.79, 0.9),
+        trial(2, 0.89, 0.9, phase=Phase("recover", 5, 1), parent=1),
+    ]
+    judged = verdict(view(trials, baselines={"uniform": 0}))
+    assert judged.comparisons[0].outcome == "lost"
+    assert judged.comparisons[0].found is trials[0]
+    assert "Trial 2" in judged.sentences[0]
+
+
+def test_where_nothing_fits_the_nearest_is_shown() -> None:
+    judged = verdict(view([trial(0, 0.85, 1.5), trial(1, 0.80, 1.1), trial(2, 0.7, 4.0)]))
+    assert "No policy met the budget" in judged.headline
+    assert "trial 1: latency_ms 1.1 ms, 10.0% over its limit" in judged.sentences[0]
+    assert verdict(view([])).tone == "bad"
+
+
+def test_distillation_is_judged_on_pairs_alone() -> None:
+    shared = {"a": LayerPolicy(prune_ratio=0.5)}
+
+    def recovered(number: int, accuracy: float, distill: Distill | None, seed: int) -> Trial:
+        found = Measurement({"accuracy": accuracy, "latency_ms": 0.9}, {"accuracy": 0.003})
+        policy, phase = Policy(shared, distill), Phase("recover", 2, 1)
+        return Trial(number, policy, phase, measurement=found, seed=seed)
+
+    trials = [
+        recovered(0, 0.80, None, 0),
+        recovered(1, 0.82, Distill(), 0),
+        recovered(2, 0.99, Distill(), 1),
+    ]
+    (pair,) = distillation_pairs(view(trials))
+    assert (pair.without.number, pair.with_teacher.number) == (0, 1)
+    assert pair.points == pytest.approx(2)
+    assert pair.high - pair.low == pytest.approx(2 * 1.96 * 100 * math.sqrt(2) * 0.003)
+
+
+def test_the_json_of_a_run_keeps_its_promise(tmp_path: Path, make_run: MakeRun) -> None:
+    folder = make_run(tmp_path / "resnet20", 40)
+    found = RunView.load(folder)
+    summary = write_summary(folder, found)
+    assert list(summary) == [
+        "run", "baseline", "budget", "feasible", "best", "trials", "baselines", "hypervolume",
+        "seconds",
+    ]  # fmt: skip
+    assert list(summary["baseline"]) == [
+        "accuracy", "latency_ms", "macs", "params", "size_bytes",
+    ]  # fmt: skip
+    keys = [
+        "number", "phase", "origin", "accuracy", "accuracy_stderr", "latency_ms",
+        "latency_ratio", "macs", "size_bytes", "feasible", "policy",
+    ]  # fmt: skip
+    assert all(list(t) == keys for t in (*summary["trials"], *summary["baselines"].values()))
+    numbers = [t["number"] for t in summary["trials"]]
+    assert numbers[: len(found.front)] == [t.number for t in found.front]
+    assert summary["best"] in numbers
+    assert {t["phase"] for t in summary["trials"][len(found.front) :]} <= {"verify"}
+    again = RunView.load(folder)
+    assert json.dumps(summary_json(again)) == json.dumps(summary)
+    assert again.layer_names == found.layer_names
+    assert set(again.baselines) == {"uniform", "int8", "random"}
+
+
+def test_the_json_of_an_infeasible_run_shows_the_nearest(tmp_path: Path, make_run: MakeRun) -> None:
+    summary = summary_json(RunView.load(make_run(tmp_path / "r", 20, feasible=False)))
+    assert summary["feasible"] is False
+    assert summary["best"] is None
+    assert summary["trials"][0]["feasible"] is False
+
+
+def test_a_run_without_its_baseline_says_so(tmp_path: Path) -> None:
+    RunFolder.create(tmp_path / "r").write_study({"name": "r"})
+    with pytest.raises(InputError, match=r"baseline\.json"):
+        RunView.load(tmp_path / "r")
+
+
+def test_tables_show_the_answer_beside_the_simple_ways(tmp_path: Path, make_run: MakeRun) -> None:
+    found = RunView.load(make_run(tmp_path / "resnet20", 40))
+    console = Console(width=200, record=True, file=(tmp_path / "out").open("w"))
+    console.print(front_table(found))
+    console.print(verdict_table(found))
+    text = console.export_text()
+    assert found.best is not None
+    assert f"{found.best.number} *" in text
+    assert all(f"{name} (trial" in text for name in ("uniform", "int8", "random", "chosen"))
+    assert all(f"{100 * t.measurement['accuracy']:.2f}" in text for t in found.front)  # type: ignore[index]
