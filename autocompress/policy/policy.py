@@ -140,20 +140,22 @@ class Distill:
     """Train the compressed model towards a teacher's outputs as well as the labels.
 
     Args:
-        temperature: softens both distributions; above 0. High temperatures hurt at low bits.
+        temperature: softens both distributions; above 0. High temperatures hurt at low bits, so
+            ``None`` means 2, and 1 where a layer's weights have 4 bits or fewer.
         weight: share of the teacher's term in the loss, in [0, 1].
         features: ``None``, ``"hint"`` (projected features, Romero et al. 2015) or ``"attention"``
             (spatial attention maps, Zagoruyko and Komodakis 2017).
         feature_weight: factor of the feature term, at least 0.
     """
 
-    temperature: float = 2.0
+    temperature: float | None = None
     weight: float = 0.5
     features: Literal["hint", "attention"] | None = None
     feature_weight: float = 1.0
 
     def __post_init__(self) -> None:
-        _check(self.temperature > 0, "temperature", "above 0", self.temperature)
+        given = self.temperature
+        _check(given is None or given > 0, "temperature", "above 0, or null", given)
         _check(0 <= self.weight <= 1, "weight", "in [0, 1]", self.weight)
         _check(
             self.features in (None, "hint", "attention"),

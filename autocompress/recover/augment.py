@@ -86,16 +86,11 @@ class Augment:
 
 def random_crop(images: Tensor, padding: int, generator: torch.Generator) -> Tensor:
     """Pad with zeros and crop back, every image at its own offset."""
-    count, channels, high, wide = images.shape
+    count, _, high, wide = images.shape
     padded = torch.nn.functional.pad(images, (padding,) * 4)
-    span = 2 * padding + 1
-    top = torch.randint(span, (count, 1), generator=generator)
-    left = torch.randint(span, (count, 1), generator=generator)
-    rows = (top + torch.arange(high)).to(images.device)
-    columns = (left + torch.arange(wide)).to(images.device)
-    rows = rows[:, None, :, None].expand(-1, channels, -1, padded.shape[-1])
-    columns = columns[:, None, None, :].expand(-1, channels, high, -1)
-    return padded.gather(2, rows).gather(3, columns)
+    offset = torch.randint(2 * padding + 1, (2, count), generator=generator).to(images.device)
+    windows = padded.unfold(2, high, 1).unfold(3, wide, 1)  # a view: (N, C, span, span, H, W)
+    return windows[torch.arange(count, device=images.device), :, offset[0], offset[1]]
 
 
 def random_flip(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -131,7 +126,7 @@ def _learned(images: Tensor, name: str, generator: torch.Generator) -> Tensor:
     seed = int(torch.randint(2**31, (1,), generator=generator))
     policy = _policy(name)
     with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         return torch.cat([policy(part) for part in images.split(_GROUP)])
 
 

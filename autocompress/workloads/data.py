@@ -69,7 +69,9 @@ def digits(size: int = 16, dtype: Literal["uint8", "float32"] = "uint8", seed: i
         splits = [Split(stored[i], targets[i], normalize) for i in parts]
     else:
         splits = [Split(normalize(stored[i]), targets[i]) for i in parts]
-    return Data(*splits, classes=10, augment=Augment(("crop",), padding=1), name="digits")
+    train, val, test = splits
+    augment = Augment(("crop",), padding=1)
+    return Data(train, val, test, classes=10, augment=augment, name="digits")
 
 
 def image_folder(
@@ -107,8 +109,11 @@ def image_folder(
             part = part.sample(limit if split == "train" else max(1, limit // 5))
         splits.append(part)
     padding = max(1, decoded.images["train"].shape[-1] // 8)
+    train, val, test = splits
     return Data(
-        *splits,
+        train,
+        val,
+        test,
         classes=len(decoded.classes),
         augment=Augment(tuple(augment), padding=padding) if augment else None,
         name=name or Path(root).name,
@@ -171,7 +176,7 @@ def stratified(targets: Tensor, shares: Sequence[float], seed: int) -> list[Tens
     """
     generator = torch.Generator().manual_seed(seed)
     parts: list[list[Tensor]] = [[] for _ in shares]
-    for label in targets.unique():
+    for label in range(int(targets.max()) + 1):
         index = (targets == label).nonzero().flatten()
         index = index[torch.randperm(len(index), generator=generator)]
         bounds = [round(len(index) * sum(shares[: i + 1])) for i in range(len(shares))]

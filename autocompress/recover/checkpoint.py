@@ -1,0 +1,75 @@
+"""Training under way, on disk: everything needed to go on bit for bit."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from autocompress.recover.engine import Trainer
+
+_VERSION = 1
+
+
+def save_checkpoint(path: Path, trainer: Trainer) -> None:
+    """Write the trainer's state atomically; parent folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    state: dict[str, Any] = {
+        "version": _VERSION,
+        "identity": trainer.identity,
+        "step": trainer.step,
+        "seconds": trainer.seconds,
+        "module": trainer.module.state_dict(),
+        "optimizer": trainer.optimizer.state_dict(),
+        "ema": trainer.ema.state_dict() if trainer.ema is not None else None,
+        "projections": trainer.teaching.projections.state_dict() if trainer.teaching else None,
+        "sum": trainer._sum,
+        "count": trainer._count,
+        "history": [asdict(record) for record in trainer.history],
+    }
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    torch.save(state, partial)
+    os.replace(partial, path)
+
+
+def load_checkpoint(path: Path, trainer: Trainer) -> bool:
+    """Take up a saved state, if there is one and it is of the same training.
+
+    Args:
+        path: written by ``save_checkpoint``; need not exist.
+        trainer: made with the same arguments as the one that wrote it; changed in place.
+
+    Returns:
+        Whether training goes on from the file. A file that is broken or belongs to another
+        training is left unused, with a warning: starting anew is right then.
+    """
+    if not path.is_file():
+        return False
+    try:
+        state = torch.load(path, map_location=trainer.place.device, weights_only=True)
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        warnings.warn(
+            f"The checkpoint {path} is not readable ({error}); training anew.", stacklevel=2
+        )
+        return False
+    if state.get("version") != _VERSION or state["identity"] != trainer.identity:
+        warnings.warn(f"The checkpoint {path} is of another training; training anew.", stacklevel=2)
+        return False
+    from autocompress.recover.engine import EpochRecord
+
+    trainer.module.load_state_dict(state["module"])
+    trainer.optimizer.load_state_dict(state["optimizer"])
+    if trainer.ema is not None:
+        trainer.ema.load_state_dict(state["ema"])
+    if trainer.teaching is not None:
+        trainer.teaching.projections.load_state_dict(state["projections"])
+    trainer.step, trainer.seconds = state["step"], state["seconds"]
+    trainer._sum, trainer._count = state["sum"], state["count"]
+    trainer.history = [EpochRecord(**record) for record in state["history"]]
+    return True

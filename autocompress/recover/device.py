@@ -1,0 +1,84 @@
+"""Where training runs and in which precision.
+
+The choice is read from the machine, not timed: a timed choice could differ from run to run, and
+then the same seed would not give the same model.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autocompress.errors import TargetUnavailable
+from autocompress.recover.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Place:
+    """A device and a precision."""
+
+    device: torch.device
+    bf16: bool
+
+    @classmethod
+    def of(cls, schedule: Schedule) -> Place:
+        """What the schedule asks for, on this machine.
+
+        Raises:
+            TargetUnavailable: a device that is not here.
+        """
+        name = schedule.device
+        if name == "auto":
+            name = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            device = torch.device(name)
+        except RuntimeError as error:
+            raise TargetUnavailable(f"`device` {name!r} is not a torch device: {error}") from None
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise TargetUnavailable(
+                f"The schedule asks for device {name!r}, but this machine has no CUDA device. "
+                "Use `device: auto`."
+            )
+        return cls(device, schedule.precision == "bf16" or _auto_bf16(schedule, device))
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The context for a forward pass."""
+        if not self.bf16:
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
+
+    def put_module(self, module: nn.Module) -> nn.Module:
+        """Move a module, in place, with convolutions in channels-last order."""
+        return module.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+    def put(self, inputs: Any) -> Any:
+        """Move a tensor or a tuple of them; images become channels-last."""
+        if isinstance(inputs, tuple | list):
+            return tuple(self.put(part) for part in inputs)
+        if not isinstance(inputs, Tensor):
+            return inputs
+        inputs = inputs.to(self.device, non_blocking=True)
+        if inputs.dim() == 4 and inputs.is_floating_point():
+            return inputs.contiguous(memory_format=torch.channels_last)
+        return inputs
+
+
+def forward(module: nn.Module, inputs: Any) -> Any:
+    """Call a module on one input, or on several given as a tuple."""
+    return module(*inputs) if isinstance(inputs, tuple) else module(inputs)
+
+
+def _auto_bf16(schedule: Schedule, device: torch.device) -> bool:
+    if schedule.precision != "auto":
+        return False
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type != "cpu":
+        return False
+    has = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    return bool(has() or amx())

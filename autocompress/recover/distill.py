@@ -1,0 +1,251 @@
+"""Knowledge distillation: a student learns from the labels and from one or several teachers.
+
+The loss is ``(1 - weight) * label loss + weight * tau^2 * KL(teacher || student)`` with both
+distributions softened by the temperature tau, the KL divergence summed over classes and averaged
+over samples, plus ``feature_weight`` times a loss between intermediate features.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from autocompress.errors import InputError
+from autocompress.model.data import Data
+from autocompress.policy.policy import Distill
+from autocompress.recover.device import Place, forward
+from autocompress.recover.features import (
+    Recorder,
+    attention_loss,
+    find_taps,
+    hint_loss,
+    pair_taps,
+    projection,
+)
+from autocompress.recover.teachers import TeacherCache, Weights, frozen, teacher_weights
+
+SAFE_TEMPERATURE = 2.0
+LOW_BITS_TEMPERATURE = 1.0
+
+
+class DistillationConfig(BaseModel):
+    """The ``recovery.distillation`` section of a study.
+
+    Args:
+        temperature: ``null`` is the safe default: 2, and 1 where weights have 4 bits or fewer.
+        weight: share of the teachers' term, in [0, 1].
+        features: ``null``, ``hint`` or ``attention``.
+        feature_weight: factor of the feature term.
+        teachers: model sections (``factory``, ``args``, ``checkpoint``); empty lets the
+            uncompressed model teach.
+        teacher_weights: one number per teacher, or ``accuracy``; ``null`` is equal.
+        cached_draws: keep the teachers' outputs for so many fixed draws of augmentation; 0 draws
+            anew in every epoch and asks the teachers every time.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    temperature: float | None = Field(None, gt=0)
+    weight: float = Field(0.5, ge=0, le=1)
+    features: Literal["hint", "attention"] | None = None
+    feature_weight: float = Field(1.0, ge=0)
+    teachers: tuple[dict[str, Any], ...] = ()
+    teacher_weights: tuple[float, ...] | Literal["accuracy"] | None = None
+    cached_draws: int = Field(0, ge=0)
+
+    def build(self, teachers: Sequence[nn.Module], asked: Distill | None = None) -> Distillation:
+        """The distillation with these teachers.
+
+        Args:
+            teachers: already loaded.
+            asked: what a policy says; fields that this section leaves alone are taken from it.
+        """
+        loss_fields = ("temperature", "weight", "features", "feature_weight")
+        given = {f: getattr(self, f) for f in loss_fields if f in self.model_fields_set}
+        config = Distill(**{**(asdict(asked) if asked is not None else {}), **given})
+        return Distillation(
+            teachers, config, weights=self.teacher_weights, cached_draws=self.cached_draws
+        )
+
+
+@dataclass
+class Distillation:
+    """Teachers and how they are listened to.
+
+    Args:
+        teachers: never changed; in eval mode or not.
+        config: temperature, share and features.
+        weights: how much each teacher counts; see ``teachers.teacher_weights``.
+        view: from (augmented) stored inputs to the teachers' inputs, where teacher and student
+            see different inputs of the same sample; ``None`` takes ``data.extra["teacher_view"]``
+            if that is there, else the student's inputs.
+        cached_draws: see ``DistillationConfig``.
+    """
+
+    teachers: Sequence[nn.Module]
+    config: Distill = field(default_factory=Distill)
+    weights: Weights = None
+    view: Callable[[Any], Any] | None = None
+    cached_draws: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.teachers:
+            raise InputError("Distillation needs at least one teacher.")
+
+    def attach(
+        self, student: nn.Module, data: Data, place: Place, *, lowest_bits: int = 32, key: Any = ()
+    ) -> Teaching:
+        """Make everything ready to train one student.
+
+        Args:
+            student: in training; tapped for features until ``Teaching.close``.
+            data: for teachers weighed by accuracy, and for an example.
+            place: device and precision of training.
+            lowest_bits: of the student's weights, for the default temperature.
+            key: everything that the order and augmentation of batches depends on.
+        """
+        view = self.view or data.extra.get("teacher_view")
+        return Teaching(self, student, data, place, view, lowest_bits, key)
+
+
+def safe_temperature(temperature: float | None, lowest_bits: int) -> float:
+    """The temperature to use; a hot one on low bits is taken as given, with a warning.
+
+    Softened targets ask a network for small differences between its outputs, which a network of
+    very few levels cannot express: at 3-bit weights 91.6 % became 80.0 % with temperature 5.
+    """
+    if temperature is None:
+        return LOW_BITS_TEMPERATURE if lowest_bits <= 4 else SAFE_TEMPERATURE
+    if lowest_bits <= 4 and temperature > LOW_BITS_TEMPERATURE:
+        warnings.warn(
+            f"Distillation at temperature {temperature:g} on {lowest_bits}-bit weights can cost "
+            "many points; use 1, or leave `temperature` out.",
+            stacklevel=2,
+        )
+    return temperature
+
+
+def soft_loss(outputs: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """``tau^2 * KL(teacher || student)``, summed over classes, averaged over samples.
+
+    Args:
+        outputs: the student's logits ``(N, ..., classes)``.
+        teacher: the teacher's, same shape.
+        temperature: tau.
+
+    References:
+        Hinton et al. 2015, section 2: tau squared keeps the gradient's size.
+    """
+    if outputs.shape != teacher.shape:
+        raise InputError(
+            f"Teacher and student must give outputs of the same shape, got {tuple(teacher.shape)} "
+            f"and {tuple(outputs.shape)}. Use a teacher of the same classes."
+        )
+    classes = outputs.shape[-1]
+    student = F.log_softmax(outputs.reshape(-1, classes) / temperature, dim=1)
+    wanted = F.log_softmax(teacher.reshape(-1, classes) / temperature, dim=1)
+    # "mean" would divide by the classes too
+    return temperature**2 * F.kl_div(student, wanted, reduction="batchmean", log_target=True)
+
+
+class Teaching:
+    """One student's distillation under way; made by ``Distillation.attach``."""
+
+    def __init__(
+        self,
+        distillation: Distillation,
+        student: nn.Module,
+        data: Data,
+        place: Place,
+        view: Callable[[Any], Any] | None,
+        lowest_bits: int,
+        key: Any,
+    ) -> None:
+        self.config = distillation.config
+        self.view = view
+        self.place = place
+        self.temperature = safe_temperature(self.config.temperature, lowest_bits)
+        self.weights = teacher_weights(distillation.teachers, distillation.weights, data, view)
+        self.teachers = [frozen(t, place) for t in distillation.teachers]
+        self.projections = nn.ModuleList()
+        self._recorders: list[tuple[Recorder, Recorder]] = []
+        self._caches: list[TeacherCache] = []
+        if self.config.features is not None:
+            self._tap(student, data)
+        elif distillation.cached_draws:
+            kept = (key, place.bf16, place.device.type, view is None)
+            self._caches = [TeacherCache(t, kept) for t in distillation.teachers]
+
+    def _tap(self, student: nn.Module, data: Data) -> None:
+        stored, _ = data.train.take(slice(0, 2))
+        inputs = self.place.put(data.train.prepare(stored))
+        seen = self.place.put(self.view(stored)) if self.view is not None else inputs
+        training = student.training
+        student_taps = find_taps(student.eval(), inputs)
+        student.train(training)
+        for teacher in self.teachers:
+            pairs = pair_taps(student_taps, find_taps(teacher, seen))
+            self._recorders.append(
+                (
+                    Recorder(student, [s for s, _ in pairs]),
+                    Recorder(teacher, [t for _, t in pairs]),
+                )
+            )
+            if self.config.features == "hint":
+                self.projections.append(nn.ModuleList(projection(s, t) for s, t in pairs))
+        self.projections.to(self.place.device)
+
+    def loss(
+        self, label_loss: Tensor, outputs: Tensor, inputs: Any, stored: Any, batch: Any = None
+    ) -> Tensor:
+        """The whole loss of one batch.
+
+        Args:
+            label_loss: towards the labels.
+            outputs: the student's, float32; its forward pass was the last one.
+            inputs: what the student received.
+            stored: the (augmented) stored inputs, for teachers who see something else.
+            batch: names the batch for the teachers' cache.
+        """
+        total = (1 - self.config.weight) * label_loss
+        for i, weight in enumerate(self.weights):
+            if weight == 0.0:
+                continue
+            soft = soft_loss(outputs, self._ask(i, inputs, stored, batch), self.temperature)
+            total = total + weight * self.config.weight * soft
+            if self._recorders:
+                total = total + weight * self.config.feature_weight * self._feature_loss(i)
+        return total
+
+    def _ask(self, index: int, inputs: Any, stored: Any, batch: Any) -> Tensor:
+        known = self._caches[index].get(batch) if self._caches else None
+        if known is not None:
+            return known.to(self.place.device)
+        seen = inputs if self.view is None else self.place.put(self.view(stored))
+        with torch.no_grad(), self.place.autocast():
+            found: Tensor = forward(self.teachers[index], seen).float()
+        if self._caches:
+            self._caches[index].put(batch, found)
+        return found
+
+    def _feature_loss(self, index: int) -> Tensor:
+        of_student, of_teacher = (r.take() for r in self._recorders[index])
+        if self.config.features == "attention":
+            return attention_loss(of_student, of_teacher)
+        projections = self.projections[index]
+        assert isinstance(projections, nn.ModuleList)
+        moved = [p(s) for p, s in zip(projections, of_student, strict=True)]
+        return hint_loss(moved, of_teacher)
+
+    def close(self) -> None:
+        """Take the hooks off the student."""
+        for pair in self._recorders:
+            for recorder in pair:
+                recorder.close()
