@@ -11,6 +11,7 @@ from autocompress.results.metric import Measurement
 from autocompress.results.trial import Trial
 from autocompress.track.journal import Entry
 from autocompress.track.tables import trial_json
+from autocompress.track.verdict import verdict
 from autocompress.track.view import RunView, latency_ratio, policy_summary
 
 #: MLflow refuses longer ones
@@ -77,7 +78,10 @@ def study_params(view: RunView) -> dict[str, str]:
 def study_tags(view: RunView) -> dict[str, str]:
     """Tags of the parent run: what a resume may change."""
     search = view.study.get("search") or {}
-    tags = {"budget": str(view.budget), "feasible": str(view.best is not None).lower()}
+    judged = verdict(view)
+    words = [judged.headline, *(f"- {sentence}" for sentence in judged.sentences)]
+    tags = {"mlflow.note.content": "\n".join(words)}
+    tags |= {"budget": str(view.budget), "feasible": str(view.best is not None).lower()}
     if view.best is not None:
         tags["best_trial"] = str(view.best.number)
     tags |= {f"search.{k}": _text(v) for k, v in search.items() if v is not None}

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 from autocompress.results.front import reference_point
 from autocompress.results.metric import ACCURACY, LATENCY, Measurement, Metric
-from autocompress.results.trial import Trial, TrialState
+from autocompress.results.trial import TrialState
 from autocompress.track import labels, plots
 from autocompress.track.folder import RunFolder
 from autocompress.track.journal import Entry, read_entries
@@ -114,12 +114,15 @@ class Recorder:
         self._growth = Growth(self.objectives, reference_point(self.baseline, self.objectives))
         self._client: MlflowClient | None = None
         self._step = 0
+        self._started: int | None = None
+        self._ended: int | None = None
         self._identity = self.folder.identity()
 
-    @property
-    def front(self) -> tuple[Trial, ...]:
-        """Members of the front as far as trials were added."""
-        return self._growth.front.trials
+    def compared(self) -> list[str]:
+        """Run ids of the trials worth comparing: complete ones, the front's first."""
+        complete = [n for n in self.children if self._tags[n].get("state") == "COMPLETE"]
+        complete.sort(key=lambda n: (self._tags[n].get("front") != "true", n))
+        return [self.children[n] for n in complete]
 
     @property
     def client(self) -> MlflowClient:
@@ -140,7 +143,9 @@ class Recorder:
             return str(found.experiment_id)
         root = self.store.artifacts
         location = (root / self.experiment).as_uri() if root else None
-        return str(client.create_experiment(self.experiment, artifact_location=location))
+        # the tag spares people the choice of a page layout made for language models
+        tags = {"mlflow.experimentKind": "custom_model_development"}
+        return str(client.create_experiment(self.experiment, location, tags))
 
     def _find_parent(self, client: MlflowClient) -> str:
         query = f"tags.`{_RUN_TAG}` = '{self._identity}'"
@@ -148,7 +153,9 @@ class Recorder:
         if found:
             return str(found[0].info.run_id)
         tags = {_RUN_TAG: self._identity, "autocompress.kind": "study"}
-        run = client.create_run(self.experiment_id, tags=tags, run_name=self.folder.name)
+        run = client.create_run(
+            self.experiment_id, self._started, tags=tags, run_name=self.folder.name
+        )
         return str(run.info.run_id)
 
     def _find_children(self, client: MlflowClient) -> None:
@@ -173,8 +180,20 @@ class Recorder:
                 return
 
     def add(self, entry: Entry) -> None:
-        """Log one trial, and what it did to the front."""
-        client, trial = self.client, entry.trial
+        """Log one trial, and what it did to the front.
+
+        After an error the next call looks at the store anew, and clears away what is half-logged.
+        """
+        self._ended = _milliseconds(entry.finished)
+        self._started = self._started or self._ended - int(1000 * entry.trial.seconds)
+        try:
+            self._add(self.client, entry)
+        except BaseException:
+            self._client = None
+            raise
+
+    def _add(self, client: MlflowClient, entry: Entry) -> None:
+        trial = entry.trial
         before = {t.number for t in self._growth.front}
         point = self._growth.add(trial, entry.elapsed_s)
         after = {t.number for t in self._growth.front}
@@ -254,7 +273,7 @@ class Recorder:
                 client.log_dict(self.children[trial.number], policy, "policy.json")
         self._write_study(client, view)
         remarks = self._register(client, view, best_model) if best_model is not None else []
-        client.set_terminated(self.parent, "FINISHED")
+        client.set_terminated(self.parent, "FINISHED", self._ended)
         return remarks
 
     def _write_study(self, client: MlflowClient, view: RunView) -> None:

@@ -46,7 +46,7 @@ class Links:
 
 
 def links(
-    base: str, experiment_id: str, parent: str, children: Sequence[str], *, most: int = 100
+    base: str, experiment_id: str, parent: str, children: Sequence[str], *, most: int = 24
 ) -> Links:
     """Deep links into MLflow's pages.
 
@@ -68,10 +68,7 @@ def links(
 
 def links_of(base: str, recorder: Recorder) -> Links:
     """The links of a run that was synchronized: front members first in the comparison."""
-    front = {t.number for t in recorder.front}
-    order = sorted(recorder.children, key=lambda number: (number not in front, number))
-    ids = [recorder.children[number] for number in order]
-    return links(base, recorder.experiment_id, recorder.parent, ids)
+    return links(base, recorder.experiment_id, recorder.parent, recorder.compared())
 
 
 class Server:

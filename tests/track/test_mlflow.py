@@ -18,8 +18,8 @@ import pytest
 from autocompress.errors import InputError
 from autocompress.results.metric import Measurement
 from autocompress.track.folder import RunFolder
-from autocompress.track.journal import Journal, read_trials
-from autocompress.track.mlflow import Store, sync
+from autocompress.track.journal import Journal, read_entries, read_trials
+from autocompress.track.mlflow import Recorder, Store, sync
 from autocompress.track.mlflow_sink import MlflowSink
 from autocompress.track.server import Server, links_of
 from autocompress.track.tables import write_summary
@@ -164,6 +164,37 @@ def test_a_trial_that_was_logged_by_half_is_logged_again(tmp_path: Path, make_ru
     client.delete_run(recorder.children[4])
     sync(folder)
     assert content(store) == before
+
+
+def test_a_store_that_fails_in_the_middle_gets_no_trial_twice(
+    tmp_path: Path, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    folder = make_run(tmp_path / "resnet20", 4)
+    baseline = folder.read_baseline()
+    assert baseline is not None
+    recorder = Recorder(folder, baseline, Store.of(folder, None), "resnet20")
+    real, failures = mlflow.MlflowClient.set_terminated, [True, True]
+
+    def flaky(self: Any, *args: Any) -> None:
+        if failures:
+            failures.pop()
+            raise ConnectionError("reset by peer")
+        real(self, *args)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "set_terminated", flaky)
+    for entry in read_entries(folder):
+        while True:
+            try:
+                recorder.add(entry)
+                break
+            except ConnectionError:
+                continue
+    assert not failures
+    runs = runs_of(Store.of(folder, None), query="attributes.run_name LIKE 'trial %'")
+    assert len(runs) == len(read_trials(folder))
+    assert {r.info.status for r in runs} <= {"FINISHED", "FAILED"}
 
 
 def test_a_dead_server_never_stops_a_study(tmp_path: Path, make_run: MakeRun) -> None:
