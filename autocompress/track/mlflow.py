@@ -143,9 +143,7 @@ class Recorder:
             return str(found.experiment_id)
         root = self.store.artifacts
         location = (root / self.experiment).as_uri() if root else None
-        # the tag spares people the choice of a page layout made for language models
-        tags = {"mlflow.experimentKind": "custom_model_development"}
-        return str(client.create_experiment(self.experiment, location, tags))
+        return str(client.create_experiment(self.experiment, artifact_location=location))
 
     def _find_parent(self, client: MlflowClient) -> str:
         query = f"tags.`{_RUN_TAG}` = '{self._identity}'"

@@ -23,8 +23,8 @@ class Comparison:
     Args:
         name: of the simple way.
         simple: its trial.
-        found: the best trial of all within the budget that got as much training; ``None`` where
-            there is none, and ``simple`` itself where nothing was better.
+        found: the best trial within the budget that got as much training and is no simple way
+            itself; ``None`` where there is none.
         points: accuracy of ``found`` above ``simple``, in points; ``None`` where ``simple`` is
             over the budget or ``found`` is missing.
         stderr: of that, the two taken as independent; the same images make it smaller in truth.
@@ -51,14 +51,12 @@ class Comparison:
             return f"{name} does not meet the budget at all."
         if self.found is None or self.points is None:
             return f"{name} meets the budget, and the search has nothing to set against it."
-        if self.found.number == self.simple.number:
-            return f"The search did not beat {name}: nothing found in the budget scored higher."
         gap = f"{self.points:+.2f} ± {self.stderr:.2f} points"
         if self.outcome == "won":
             return f"The search beat {name} by {gap} (trial {self.found.number})."
         if self.outcome == "unclear":
             return f"The search is ahead of {name} by {gap}, which noise alone could explain."
-        return f"The search did not beat {name}: {gap}."
+        return f"The search did not beat {name}: {gap} (trial {self.found.number})."
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,10 +146,13 @@ def _answer(view: RunView, trial: Trial) -> str:
 
 def _compare(view: RunView, name: str, simple: Trial) -> Comparison:
     """Set the best that got the same training against a simple way: anything else were unfair."""
+    simple_ways = {t.number for t in view.baseline_trials.values()}
     same = [
         t
         for t in view.compared
-        if t.feasible and (t.phase.kind, t.phase.epochs) == (simple.phase.kind, simple.phase.epochs)
+        if t.feasible
+        and t.number not in simple_ways
+        and (t.phase.kind, t.phase.epochs) == (simple.phase.kind, simple.phase.epochs)
     ]
     found = max(same, key=lambda t: (value(t, "accuracy") or 0.0, -t.number), default=None)
     if found is None or not simple.feasible:

@@ -156,7 +156,8 @@ def test_a_trained_answer_is_not_set_against_an_untrained_baseline() -> None:
     ]
     judged = verdict(view(trials, baselines={"uniform": 0}))
     assert judged.comparisons[0].outcome == "lost"
-    assert judged.comparisons[0].found is trials[0]
+    assert judged.comparisons[0].found is trials[1]
+    assert "did not beat uniform (trial 0): -1.00 ± 0.42 points" in judged.sentences[1]
     assert "Trial 2" in judged.sentences[0]
 
 
