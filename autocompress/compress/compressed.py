@@ -58,6 +58,8 @@ class Compressed:
             or by quantization-aware training; ``None`` before.
         parts: original layer name to the names of the modules that replaced it.
         notes: remarks for the report, e.g. a rank that was clipped.
+        graph: the float ONNX graph that the ranges belong to, kept between calibration and
+            export; stale as soon as the module changes.
     """
 
     module: nn.Module
@@ -67,6 +69,7 @@ class Compressed:
     ranges: Mapping[str, Range] | None = None
     parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    graph: Any = None
 
     @property
     def quantized(self) -> bool:

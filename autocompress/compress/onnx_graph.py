@@ -1,0 +1,137 @@
+"""From a float torch module to an ONNX graph with batch norms folded and layers recognizable."""
+
+from __future__ import annotations
+
+import copy
+import io
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from autocompress.errors import ExportError
+
+OPSET = 17
+_NORM = nn.modules.batchnorm._BatchNorm
+_CONV = nn.modules.conv._ConvNd
+
+
+def fold_batch_norms(module: nn.Module) -> nn.Module:
+    """A copy whose batch norms are folded into the convolutions and linear layers before them.
+
+    A norm is folded where torch.fx shows that its only input is the output of one such layer that
+    nothing else reads. Models that cannot be traced keep their norms; the exporter folds what it
+    can.
+    """
+    from torch import fx
+
+    folded = copy.deepcopy(module).eval()
+    try:
+        graph = fx.Tracer().trace(folded)
+    except (fx.proxy.TraceError, TypeError, ValueError, AttributeError, RuntimeError):
+        return folded
+    for node in graph.nodes:
+        if node.op != "call_module" or not node.args or not isinstance(node.args[0], fx.Node):
+            continue
+        norm = folded.get_submodule(str(node.target))
+        before = node.args[0]
+        if (
+            not isinstance(norm, _NORM)
+            or before.op != "call_module"
+            or len(before.users) != 1
+            or norm.running_mean is None
+        ):
+            continue
+        layer = folded.get_submodule(str(before.target))
+        calls = [
+            n
+            for n in graph.nodes
+            if n.op == "call_module" and n.target in (before.target, node.target)
+        ]
+        if len(calls) != 2 or not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear):
+            continue
+        fuse = (
+            torch.nn.utils.fusion.fuse_linear_bn_eval
+            if isinstance(layer, nn.Linear)
+            else torch.nn.utils.fusion.fuse_conv_bn_eval
+        )
+        _replace(folded, str(before.target), fuse(layer, norm))
+        _replace(folded, str(node.target), nn.Identity())
+    return folded
+
+
+def _replace(module: nn.Module, name: str, new: nn.Module) -> None:
+    owner, _, child = name.rpartition(".")
+    setattr(module.get_submodule(owner), child, new)
+
+
+def float_graph(module: nn.Module, example: Any) -> Any:
+    """Export a folded module with a free batch dimension.
+
+    Args:
+        module: float, in eval mode, norms folded.
+        example: one batched input, or a tuple.
+
+    Returns:
+        An ``onnx.ModelProto`` with inputs ``input``, ``input_1``, ... and output ``output``.
+
+    Raises:
+        ExportError: the exporter does not know an operator of the model.
+    """
+    import onnx
+
+    inputs = example if isinstance(example, tuple) else (example,)
+    names = ["input", *(f"input_{i}" for i in range(1, len(inputs)))]
+    buffer = io.BytesIO()
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                module,
+                inputs,
+                buffer,
+                dynamo=False,
+                opset_version=OPSET,
+                input_names=names,
+                output_names=["output"],
+                dynamic_axes={n: {0: "batch"} for n in [*names, "output"]},
+                do_constant_folding=True,
+            )
+    except (torch.onnx.errors.OnnxExporterError, RuntimeError, TypeError) as error:
+        raise ExportError(f"The model cannot be exported to ONNX: {error}") from error
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    return onnx.load_model_from_string(buffer.getvalue())
+
+
+def layer_of(node_name: str, modules: Iterable[str] | set[str]) -> str | None:
+    """The module that a node came from, by the scopes in its name.
+
+    ``/layer1/layer1.0/conv1/Conv`` is ``layer1.0.conv1``: each scope is an attribute, or repeats
+    the last attribute with the place in a sequence.
+    """
+    known = modules if isinstance(modules, set) else set(modules)
+    current: list[str] = []
+    for scope in node_name.strip("/").split("/")[:-1]:
+        parts = scope.split(".")
+        if current and parts[0] == current[-1]:
+            current.pop()
+        current += parts
+    name = ".".join(current)
+    return name if name in known else None
+
+
+def layer_nodes(graph: Any, modules: Iterable[str]) -> dict[str, list[Any]]:
+    """Module name to its own multiplying nodes, in graph order."""
+    known = set(modules)
+    found: dict[str, list[Any]] = {}
+    for node in graph.graph.node:
+        if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "Gather"):
+            name = layer_of(node.name, known)
+            if name is not None:
+                found.setdefault(name, []).append(node)
+    return found

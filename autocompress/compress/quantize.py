@@ -1,0 +1,264 @@
+"""Quantization: integer grids, calibration, simulation in torch, and training through it."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autocompress.compress.compressed import Compressed, Precision, Range
+from autocompress.compress.moments import check_inputs
+from autocompress.errors import PolicyError
+
+_CONV = nn.modules.conv._ConvNd
+
+
+def weight_scale(weight: Tensor, bits: int) -> Tensor:
+    """Symmetric scale per output channel, shaped to broadcast over the weight.
+
+    Args:
+        weight: output channels first.
+        bits: 2 to 8; the grid is ``-(2^(bits-1) - 1) .. 2^(bits-1) - 1``.
+    """
+    limit = 2 ** (bits - 1) - 1
+    peak = weight.detach().abs().flatten(1).amax(1).clamp_min(1e-12)
+    return (peak / limit).view(-1, *[1] * (weight.dim() - 1))
+
+
+def round_weight(weight: Tensor, bits: int) -> Tensor:
+    """Weights on their integer grid, as floats; every error is at most half a scale."""
+    limit = 2 ** (bits - 1) - 1
+    scale = weight_scale(weight, bits)
+    return (weight / scale).round().clamp(-limit, limit) * scale
+
+
+class _Straight(torch.autograd.Function):
+    """Rounds forward, passes gradients straight back (Bengio et al., 2013)."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, rounded: Tensor, inside: Tensor | None) -> Tensor:
+        ctx.save_for_backward(*(() if inside is None else (inside,)))
+        return rounded
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        return (gradient * saved[0] if saved else gradient), None, None
+
+
+def round_activation(x: Tensor, low: float, high: float) -> Tensor:
+    """Values on an unsigned 8-bit grid, with straight-through gradients inside the range."""
+    scale = (high - low) / 255
+    zero = round(-low / scale)
+    rounded = ((x / scale).round() + zero).clamp(0, 255).sub(zero) * scale
+    inside = (x >= low) & (x <= high)
+    return _Straight.apply(x, rounded, inside)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class QuantizedLayer(nn.Module):
+    """A layer that rounds its input and its weight before it works; for simulation and training.
+
+    Args:
+        layer: convolution or linear; its float weight is what training changes.
+        precision: bits.
+        fixed: range of the input, or ``None`` to follow the data: each batch's own extremes in
+            dynamic scaling, a moving average of them otherwise.
+    """
+
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, layer: nn.Module, precision: Precision, fixed: Range | None) -> None:
+        super().__init__()
+        self.layer = layer
+        self.precision = precision
+        self.fixed = fixed is not None
+        self.register_buffer("low", torch.tensor(fixed.low if fixed else 0.0))
+        self.register_buffer("high", torch.tensor(fixed.high if fixed else 0.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Like the layer's own."""
+        if self.precision.activation_bits == 8:
+            low, high = self._range(x)
+            if high > low:
+                x = round_activation(x, low, high)
+        weight: Tensor = self.layer.weight  # type: ignore[assignment]
+        if self.precision.weight_bits <= 8:
+            rounded = round_weight(weight, self.precision.weight_bits)
+            weight = _Straight.apply(weight, rounded, None)  # type: ignore[no-untyped-call]
+        elif self.precision.half:
+            weight = _Straight.apply(weight, weight.half().to(weight.dtype), None)  # type: ignore[no-untyped-call]
+        return torch.func.functional_call(self.layer, {"weight": weight}, (x,))
+
+    def _range(self, x: Tensor) -> tuple[float, float]:
+        if self.fixed and self.precision.activation_scaling == "static":
+            return float(self.low), float(self.high)
+        low, high = min(0.0, float(x.detach().min())), max(0.0, float(x.detach().max()))
+        if self.precision.activation_scaling == "dynamic":
+            return low, high
+        if self.training or float(self.high) <= float(self.low):
+            share = 0.05 if float(self.high) > float(self.low) else 1.0
+            self.low.lerp_(torch.tensor(low, device=self.low.device), share)
+            self.high.lerp_(torch.tensor(high, device=self.high.device), share)
+        return float(self.low), float(self.high)
+
+
+def simulate(compressed: Compressed) -> nn.Module:
+    """The module with rounded weights and activations, in float arithmetic, in eval mode.
+
+    Batch norms are folded first, as in the exported file. With calibrated ranges the inputs of
+    integer layers are rounded as the file does; before calibration each batch's extremes serve.
+
+    Args:
+        compressed: not changed.
+    """
+    from autocompress.compress.onnx_graph import fold_batch_norms
+
+    module = fold_batch_norms(compressed.module)
+    ranges = compressed.ranges or {}
+    for name, precision in compressed.precisions.items():
+        _wrap(module, name, precision, ranges.get(f"{name}:in"))
+    return module.eval()
+
+
+def trainable(compressed: Compressed) -> nn.Module:
+    """A copy that trains through rounding: quantization-aware training.
+
+    Batch norms stay as they are (they go on learning); input ranges follow a moving average.
+
+    Args:
+        compressed: with at least one quantized layer; not changed.
+
+    Raises:
+        PolicyError: nothing is quantized.
+
+    References:
+        Jacob et al., Quantization and Training of Neural Networks, CVPR 2018, section 3.
+    """
+    if not compressed.quantized:
+        raise PolicyError(
+            "Quantization-aware training needs a policy with a quantized layer; "
+            "give one fewer `weight_bits`, or set `recovery.qat: false`."
+        )
+    module = copy.deepcopy(compressed.module)
+    for name, precision in compressed.precisions.items():
+        _wrap(module, name, precision, None)
+    return module
+
+
+def trained(module: nn.Module, compressed: Compressed) -> Compressed:
+    """Take trained float weights out of ``trainable``'s module again.
+
+    Ranges are left to the calibration that follows, which sees the final weights.
+
+    Args:
+        module: from ``trainable``, after training; not changed.
+        compressed: what it was made from.
+    """
+    plain = copy.deepcopy(module)
+    for name, found in list(plain.named_modules()):
+        if isinstance(found, QuantizedLayer):
+            owner, _, child = name.rpartition(".")
+            setattr(plain.get_submodule(owner), child, found.layer)
+    return compressed.with_(module=plain.eval(), ranges=None, graph=None)
+
+
+def _wrap(module: nn.Module, name: str, precision: Precision, fixed: Range | None) -> None:
+    layer = module.get_submodule(name)
+    if not isinstance(layer, _CONV | nn.Linear):
+        return  # recurrent and attention layers are quantized in the file only
+    owner, _, child = name.rpartition(".")
+    setattr(module.get_submodule(owner), child, QuantizedLayer(layer, precision, fixed))
+
+
+def calibrate(compressed: Compressed, inputs: Any) -> Compressed:
+    """Settle activation ranges, round weights with error compensation, and correct biases.
+
+    Args:
+        compressed: after all that changes its weights; its module is not changed.
+        inputs: calibration inputs, batch first.
+
+    Returns:
+        A copy with ranges and the float graph that the export will quantize.
+
+    Raises:
+        CalibrationError: inputs are empty, not finite, or do not fit the model.
+    """
+    from autocompress.compress.gptq import compensate
+    from autocompress.compress.onnx_graph import float_graph, fold_batch_norms
+    from autocompress.compress.onnx_quantize import plan_nodes, quantized_tensors
+    from autocompress.compress.ranges import tensor_ranges
+    from autocompress.errors import CalibrationError
+
+    check_inputs(inputs)
+    first = tuple(p[:1] for p in inputs) if isinstance(inputs, tuple) else inputs[:1]
+    folded = fold_batch_norms(compressed.module)
+    if compressed.settings.weight_rounding == "gptq":
+        compensate(folded, compressed, inputs)
+    if compressed.settings.bias_correction:
+        correct_biases(folded, compressed, inputs)
+    graph = float_graph(folded, first)
+    plan = plan_nodes(graph, compressed)
+    try:
+        ranges = tensor_ranges(graph, quantized_tensors(graph, plan), inputs, compressed.settings)
+    except Exception as error:
+        if type(error).__module__.startswith("onnxruntime"):
+            raise CalibrationError(f"Calibration inputs do not fit the model: {error}") from error
+        raise
+    for name, nodes in plan.layers.items():
+        tensor = nodes[0].input[0]
+        if tensor in ranges:
+            ranges[f"{name}:in"] = ranges[tensor]
+    return compressed.with_(ranges=ranges, graph=graph)
+
+
+@torch.no_grad()
+def correct_biases(
+    folded: nn.Module, compressed: Compressed, inputs: Any, *, limit: int = 128
+) -> None:
+    """Take the mean error that rounded weights leave out of each layer's bias, in place.
+
+    Args:
+        folded: batch norms folded; its biases are changed.
+        compressed: says which layers are rounded, to how many bits.
+        inputs: calibration inputs; the first ``limit`` are used.
+
+    References:
+        Nagel et al., Data-Free Quantization, ICCV 2019, section 4.2 (empirical form).
+    """
+    handles = []
+
+    def hook(precision: Precision) -> Any:
+        def correct(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+            error = layer.weight - round_weight(layer.weight, precision.weight_bits)  # type: ignore[arg-type, operator]
+            if isinstance(layer, nn.Linear):
+                mean = args[0].reshape(-1, layer.in_features).mean(0)
+                shift = error @ mean
+            else:
+                dims = [0, *range(2, args[0].dim())]
+                mean = args[0].mean(dims)
+                per_group = mean.view(layer.groups, -1).repeat_interleave(  # type: ignore[arg-type]
+                    layer.out_channels // layer.groups, 0
+                )  # type: ignore[operator]
+                shift = (error.flatten(2).sum(2) * per_group).sum(1)
+            layer.bias.add_(shift)  # type: ignore[union-attr, operator]
+
+        return correct
+
+    for name, precision in compressed.precisions.items():
+        layer = folded.get_submodule(name)
+        if (
+            precision.weight_bits <= 8
+            and isinstance(layer, nn.Conv2d | nn.Conv1d | nn.Linear)
+            and layer.bias is not None
+        ):
+            handles.append(layer.register_forward_pre_hook(hook(precision)))
+    parts = inputs if isinstance(inputs, tuple) else (inputs,)
+    try:
+        if handles:
+            folded(*(p[:limit] for p in parts))
+    finally:
+        for handle in handles:
+            handle.remove()
