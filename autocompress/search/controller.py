@@ -1,0 +1,154 @@
+"""The controller: one Optuna study that knows every trial, whoever proposed it.
+
+The only file that imports Optuna. The study lives in memory (the journal is what is kept), and
+forgets the least useful trials beyond ``_REMEMBERED``, so that asking stays quick.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from autocompress.errors import InputError
+from autocompress.policy.space import Assignment, Space
+from autocompress.results.front import ParetoFront
+from autocompress.results.metric import Metric
+from autocompress.results.trial import Trial, TrialState
+
+if TYPE_CHECKING:
+    import optuna
+
+_REMEMBERED = 400
+_GP_PARAMETERS = 15
+_GP_TRIALS = 200
+
+
+class OptunaController:
+    """Asks an Optuna sampler for assignments and tells it what came of them.
+
+    Args:
+        space: parameters are level indices, named after the choices.
+        objectives: each told with its own direction.
+        sampler: ``tpe``, ``nsga2``, ``gp`` or ``random``.
+        seed: of the sampler.
+        trials: planned; only ``gp`` cares.
+
+    Raises:
+        InputError: ``gp`` on a space or a number of trials that it cannot afford.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        objectives: Sequence[Metric],
+        sampler: str,
+        seed: int,
+        trials: int | None = None,
+    ) -> None:
+        self.space = space
+        self.objectives = tuple(objectives)
+        self.sampler = sampler
+        self.seed = seed
+        if sampler == "gp" and (len(space.choices) > _GP_PARAMETERS or (trials or 0) > _GP_TRIALS):
+            raise InputError(
+                f"The sampler `gp` takes minutes per trial beyond {_GP_PARAMETERS} "
+                f"choices or {_GP_TRIALS} trials; this study has "
+                f"{len(space.choices)} choices and {trials} trials. Use `guided` or "
+                "`tpe`."
+            )
+        self._told: list[optuna.trial.FrozenTrial] = []
+        self._sources: list[Trial] = []
+        self._pending: dict[Assignment, list[optuna.trial.Trial]] = {}
+        self._study = self._new_study()
+
+    def ask(self) -> Assignment:
+        """The sampler's next proposal; it may repeat an earlier one."""
+        trial = self._study.ask()
+        levels = tuple(trial.suggest_int(c.name, 0, len(c.levels) - 1) for c in self.space.choices)
+        self._pending.setdefault(levels, []).append(trial)
+        return levels
+
+    def tell(self, assignment: Assignment | None, trial: Trial) -> None:
+        """What came of an assignment, asked for here or proposed by somebody else.
+
+        Args:
+            assignment: ``None`` for a policy outside the space, which teaches nothing.
+            trial: over the budget by estimate (``REJECTED``) it is told as pruned with its
+                constraints, except to NSGA-II, which learns from complete trials only and is
+                given the estimate with an accuracy of zero.
+        """
+        if assignment is None:
+            return
+        waiting = self._pending.get(assignment)
+        asked = waiting.pop() if waiting else None
+        frozen = self._freeze(assignment, trial)
+        if asked is not None:
+            # the zombie of the ask is closed; what it found is added with its own values
+            self._study.tell(asked, state=self._state("FAIL"))
+        if frozen is None:
+            return
+        self._told.append(frozen)
+        self._sources.append(trial)
+        self._study.add_trial(frozen)
+        if len(self._told) >= 2 * _REMEMBERED:
+            self._forget()
+
+    def _freeze(self, assignment: Assignment, trial: Trial) -> optuna.trial.FrozenTrial | None:
+        import optuna
+
+        measured = trial.measurement
+        if measured is None or trial.state in (TrialState.FAILED, TrialState.DUPLICATE):
+            return None
+        rejected = trial.state is TrialState.REJECTED
+        if not rejected and any(m.name not in measured for m in self.objectives):
+            return None
+        values = [float(measured.get(m.name, 0.0) or 0.0) for m in self.objectives]
+        pruned = rejected and self.sampler != "nsga2"
+        names = [c.name for c in self.space.choices]
+        attributes = {"NSGAIISampler:generation": 0} if self.sampler == "nsga2" else {}
+        return optuna.trial.create_trial(
+            state=self._state("PRUNED" if pruned else "COMPLETE"),
+            values=None if pruned else values,
+            params=dict(zip(names, assignment, strict=True)),
+            distributions={
+                c.name: optuna.distributions.IntDistribution(0, len(c.levels) - 1)
+                for c in self.space.choices
+            },
+            constraints=dict(trial.violations) or {"none": 0.0},
+            system_attrs=attributes,
+        )
+
+    def _forget(self) -> None:
+        """Keep the front and the latest trials, and start the study over with them."""
+        front = {t.number for t in ParetoFront.of(self._sources, self.objectives)}
+        latest = len(self._sources) - _REMEMBERED
+        kept = [i for i, t in enumerate(self._sources) if t.number in front or i >= latest]
+        self._told = [self._told[i] for i in kept]
+        self._sources = [self._sources[i] for i in kept]
+        self._study = self._new_study()
+        self._study.add_trials(self._told)
+        self._pending.clear()
+
+    def _new_study(self) -> optuna.Study:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        seed = self.seed + len(getattr(self, "_told", ()))
+        samplers: dict[str, Any] = {
+            "tpe": lambda: optuna.samplers.TPESampler(seed=seed, multivariate=True),
+            "nsga2": lambda: optuna.samplers.NSGAIISampler(seed=seed),
+            "gp": lambda: optuna.samplers.GPSampler(seed=seed),
+            "random": lambda: optuna.samplers.RandomSampler(seed=seed),
+        }
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return optuna.create_study(
+                sampler=samplers[self.sampler](), directions=[m.goal for m in self.objectives]
+            )
+
+    @staticmethod
+    def _state(name: str) -> Any:
+        import optuna
+
+        return optuna.trial.TrialState[name]

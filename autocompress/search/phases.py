@@ -1,0 +1,201 @@
+"""The phases around the search: baselines at the budget, recovery, verification."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from autocompress.policy.policy import Distill, Policy
+from autocompress.policy.space import Assignment
+from autocompress.results.trial import SEARCH, Phase, Trial, TrialState
+from autocompress.search.config import RecoveryPlan
+from autocompress.search.loop import Context
+from autocompress.search.protocols import Job
+from autocompress.search.seeds import ladders
+
+VERIFIED = 6
+"""Front members that are scored on the test split, at most."""
+
+
+def run_baselines(context: Context) -> dict[str, int]:
+    """What a person would do by hand at the same budget: uniform, all-int8, random.
+
+    Policies that the search evaluated already are not evaluated again.
+
+    Returns:
+        ``uniform``, ``int8``, ``random`` to the number of the trial that shows the best of each;
+        a kind that the space does not know is left out.
+    """
+    wanted: dict[str, list[Assignment]] = {"uniform": _uniform(context), "int8": [], "random": []}
+    wanted["int8"] = [a for origin, a in ladders(context.space) if origin == "int8"]
+    wanted["random"] = _random(context)
+    best: dict[str, int] = {}
+    for kind, assignments in wanted.items():
+        trials = [t for a in assignments if (t := _settled(context, a, kind)) is not None]
+        done = [t for t in trials if t.state is TrialState.COMPLETE and t.measurement]
+        if done:
+            best[kind] = min(done, key=_rank).number
+    return best
+
+
+def _rank(trial: Trial) -> tuple[bool, float]:
+    """Feasible first, then the most accurate; over the budget, the nearest first."""
+    if trial.feasible:
+        assert trial.measurement is not None
+        return False, -trial.measurement["accuracy"]
+    return True, max(trial.violations.values(), default=0.0)
+
+
+def _uniform(context: Context) -> list[Assignment]:
+    """The mildest uniform policies of the ladders that are within the budget, and the hardest."""
+    found = [a for origin, a in ladders(context.space) if origin == "uniform"]
+    cost = context.config.objectives[-1]
+
+    def dearness(a: Assignment) -> float:
+        return context.evaluator.estimate(context.space.decode(a)).get(cost) or 0.0
+
+    found.sort(key=dearness, reverse=True)
+    fitting = [
+        a for a in found if context.likely(context.evaluator.estimate(context.space.decode(a)))
+    ]
+    return fitting[:3] or found[-1:]
+
+
+def _random(context: Context) -> list[Assignment]:
+    """Random policies that the estimate puts within the budget."""
+    draw = random.Random(context.config.seed + 7)
+    found: list[Assignment] = []
+    for _ in range(2000):
+        if len(found) >= context.config.random_baselines:
+            break
+        levels = tuple(draw.randrange(len(c.levels)) for c in context.space.choices)
+        if context.likely(context.evaluator.estimate(context.space.decode(levels))):
+            found.append(levels)
+    return found
+
+
+def _settled(context: Context, assignment: Assignment, origin: str) -> Trial | None:
+    """The trial of an assignment: the one there is, or a new one."""
+    policy = context.space.decode(assignment)
+    known = context.known(policy)
+    if known is not None or context.stop:
+        return known
+    job = Job(context.number(), policy, SEARCH, context.config.seed, origin)
+    done = context.run_jobs([job], "baselines")
+    return done[0] if done else None
+
+
+def run_recovery(context: Context, plan: RecoveryPlan) -> None:
+    """Fine-tune the best of each cost band; the next rung opens while the order is in doubt.
+
+    Each rung trains from the stitched model for twice the epochs of the one before, annealed to
+    zero, so that accuracies of one rung can be compared.
+    """
+    if plan.epochs <= 0:
+        return
+    chosen = candidates(context, plan.candidates)
+    epochs = plan.epochs
+    for rung in range(1, plan.rungs + 1):
+        phase = Phase("recover", epochs, rung)
+        done = _recover(context, plan, chosen, phase)
+        if context.stop or rung == plan.rungs:
+            return
+        chosen = _in_doubt(done)
+        if len(chosen) < 2:
+            return
+        epochs *= 2
+
+
+def candidates(context: Context, count: int) -> list[Trial]:
+    """Trials worth training: the most accurate within the budget, then the best per cost band.
+
+    Bands split the feasible costs evenly; without a feasible trial the nearest to the budget are
+    taken, since training does not change their cost but shows what they would reach.
+    """
+    done = [
+        t
+        for t in context.trials
+        if t.phase == SEARCH and t.measurement is not None and t.state is TrialState.COMPLETE
+    ]
+    fitting = sorted((t for t in done if t.feasible), key=_rank)
+    if not fitting:
+        return sorted(done, key=_rank)[:1]
+    chosen = fitting[:1]
+    cost = context.config.objectives[-1]
+    values = [t.measurement[cost] for t in fitting if t.measurement]
+    low, high = min(values), max(values)
+    bands: dict[int, Trial] = {}
+    for trial in fitting:
+        assert trial.measurement is not None
+        share = (trial.measurement[cost] - low) / (high - low) if high > low else 0.0
+        bands.setdefault(min(count - 1, int(share * count)), trial)
+    for band in sorted(bands, reverse=True):
+        if bands[band] not in chosen and len(chosen) < count:
+            chosen.append(bands[band])
+    chosen += [t for t in fitting if t not in chosen][: count - len(chosen)]
+    return chosen
+
+
+def _recover(
+    context: Context, plan: RecoveryPlan, chosen: Sequence[Trial], phase: Phase
+) -> list[Trial]:
+    jobs, known = [], []
+    for place, parent in enumerate(chosen):
+        origin = (
+            parent
+            if parent.phase == SEARCH
+            else next(t for t in context.trials if t.number == parent.parent)
+        )
+        variants = [parent.policy]
+        if plan.compare_distillation and place == 0 and phase.rung == 1:
+            plain = Policy(parent.policy.layers, None, parent.policy.student)
+            variants = [plain, Policy(plain.layers, Distill(), plain.student)]
+        for policy in variants:
+            before = context.known(policy, phase)
+            if before is not None:
+                known.append(before)
+            else:
+                jobs.append(
+                    Job(context.number(), policy, phase, plan.seed, "recover", origin.number)
+                )
+    return known + context.run_jobs(jobs, "recover")
+
+
+def _in_doubt(done: Sequence[Trial]) -> list[Trial]:
+    """Feasible trials that may still be the best: within two standard errors of the leader."""
+    usable = [t for t in done if t.feasible and t.measurement is not None]
+    if not usable:
+        return []
+    lead = max(usable, key=lambda t: t.measurement["accuracy"] if t.measurement else 0.0)
+    assert lead.measurement is not None
+    left = []
+    for trial in usable:
+        assert trial.measurement is not None
+        gap = lead.measurement["accuracy"] - trial.measurement["accuracy"]
+        error = (
+            lead.measurement.spread.get("accuracy", 0.0) ** 2
+            + trial.measurement.spread.get("accuracy", 0.0) ** 2
+        ) ** 0.5
+        if gap <= 2 * error:
+            left.append(trial)
+    return left
+
+
+def run_verify(context: Context, best: Trial | None) -> None:
+    """Measure front members once more and score them on the test split, which nothing else saw.
+
+    Args:
+        context: of the study.
+        best: the answer, always verified; without a front, the nearest to the budget.
+    """
+    members = list(context.front())
+    members.sort(key=lambda t: -(t.measurement["accuracy"] if t.measurement else 0.0))
+    chosen = [best, *(t for t in members if t is not best)] if best is not None else members
+    jobs = []
+    for trial in chosen[:VERIFIED]:
+        phase = Phase("verify", trial.phase.epochs, trial.phase.rung)
+        if context.known(trial.policy, phase) is None:
+            jobs.append(
+                Job(context.number(), trial.policy, phase, trial.seed, "verify", trial.number)
+            )
+    context.run_jobs(jobs, "verify")

@@ -1,0 +1,41 @@
+"""Where every search begins: policies that a person would try by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from autocompress.policy.space import Assignment, Space
+
+_RATIOS = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
+_INT8 = {"weight_bits": 8, "activation_bits": 8}
+
+
+def ladders(space: Space) -> Iterator[tuple[str, Assignment]]:
+    """Uniform policies, each with its origin: int8, then ladders per technique and joint.
+
+    The order mixes mild and hard ones, so that a short study sees the whole range of costs.
+    """
+    fields = {field for c in space.choices for level in c.levels for field in level}
+    found: list[tuple[str, Assignment]] = []
+    has_int8 = any(level.get("activation_bits") == 8 for c in space.choices for level in c.levels)
+    if has_int8:
+        found.append(("int8", space.uniform(**_INT8)))
+    for ratio in (0.5, 0.25, 0.75, 0.375, 0.625, 0.125, 0.875):
+        assert ratio in _RATIOS
+        if "prune_ratio" in fields:
+            if has_int8:
+                found.append(("uniform", space.uniform(prune_ratio=ratio, **_INT8)))
+            found.append(("uniform", space.uniform(prune_ratio=ratio)))
+    for ratio in (0.5, 0.75, 0.25):
+        if "rank_ratio" in fields:
+            found.append(("uniform", space.uniform(rank_ratio=ratio)))
+        if "sparsity" in fields:
+            found.append(("uniform", space.uniform(sparsity=ratio)))
+    if "weight_bits" in fields and not has_int8:
+        found.append(("uniform", space.uniform(weight_bits=8)))
+        found.append(("uniform", space.uniform(weight_bits=4)))
+    seen = {space.mildest}
+    for origin, levels in found:
+        if levels not in seen:
+            seen.add(levels)
+            yield origin, levels

@@ -1,0 +1,124 @@
+"""How much each level of each choice hurts: probed alone, then fitted to all that was seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autocompress.policy.space import Assignment, Space
+
+_GROWTH = 2.0
+"""KL grows about quadratically with the share removed; used between probed levels."""
+
+
+class Sensitivity:
+    """Additive model of the KL divergence over levels.
+
+    Args:
+        space: of the assignments.
+        screen: KL of an assignment, in nats.
+    """
+
+    def __init__(self, space: Space, screen: Callable[[Assignment], float]) -> None:
+        self.space = space
+        self.screen = screen
+        self.losses: list[NDArray[np.float64]] = []
+        self._prior: list[NDArray[np.float64]] = []
+        self._seen: dict[Assignment, float] = {}
+
+    def probe(self, keep_going: Callable[[], bool]) -> None:
+        """Screen single choices, all others at their mildest, and fill in between.
+
+        Args:
+            keep_going: asked before each probe; unprobed choices take the mean of the others.
+        """
+        probed: list[dict[int, float] | None] = []
+        for i, choice in enumerate(self.space.choices):
+            if choice.kind in ("distill", "student"):
+                probed.append({level: 0.0 for level in range(len(choice.levels))})
+                continue
+            found: dict[int, float] | None = {}
+            for level in _probes(len(choice.levels)):
+                if not keep_going():
+                    found = None
+                    break
+                one = tuple(level if j == i else 0 for j in range(len(self.space.choices)))
+                assert found is not None
+                found[level] = self._screened(one)
+            probed.append(found)
+        floor = min((v for p in probed if p for v in p.values() if v > 0), default=0.0)
+        known = [max(p.values()) for p in probed if p]
+        typical = float(np.mean(known)) if known else 1.0
+        self.losses = [
+            _filled(
+                len(c.levels),
+                {k: max(v - floor, 1e-6) for k, v in p.items()}
+                if p
+                else {len(c.levels) - 1: typical},
+            )
+            if c.kind not in ("distill", "student")
+            else np.zeros(len(c.levels))
+            for c, p in zip(self.space.choices, probed, strict=True)
+        ]
+        self._prior = [loss.copy() for loss in self.losses]
+
+    def _screened(self, assignment: Assignment) -> float:
+        found = self.screen(assignment)
+        self._seen[assignment] = found
+        return found
+
+    def observe(self, assignment: Assignment, kl: float) -> None:
+        """Remember a screened assignment for the next fit."""
+        self._seen[assignment] = kl
+
+    def refit(self) -> None:
+        """Fit all levels to everything screened so far, near the probed values, never negative."""
+        from scipy.optimize import lsq_linear
+
+        # heavy damage tells nothing about what is worth choosing, and would drown the rest
+        rows = [(a, kl) for a, kl in self._seen.items() if kl < 3.0]
+        starts = np.concatenate([[0], np.cumsum([len(c.levels) for c in self.space.choices])])
+        prior = np.concatenate(self._prior)
+        if len(rows) < 8:
+            return
+        matrix = np.zeros((len(rows), starts[-1]))
+        for r, (assignment, _) in enumerate(rows):
+            for i, level in enumerate(assignment):
+                if level:
+                    matrix[r, starts[i] + level] = 1
+        target = np.array([kl for _, kl in rows])
+        weight = 1.0 / (0.1 + target)
+        anchor = 0.3 / (0.02 + prior)
+        full = np.concatenate([matrix * weight[:, None], np.diag(anchor)])
+        right = np.concatenate([target * weight, prior * anchor])
+        found = lsq_linear(full, right, bounds=(0, np.inf)).x
+        self.losses = []
+        for i in range(len(self.space.choices)):
+            levels = found[starts[i] : starts[i + 1]].copy()
+            levels[0] = 0.0
+            self.losses.append(np.maximum.accumulate(levels))
+
+    def predict(self, assignment: Assignment) -> float:
+        """The model's KL."""
+        return float(sum(t[level] for t, level in zip(self.losses, assignment, strict=True)))
+
+
+def _probes(levels: int) -> list[int]:
+    """The hardest level, and one in the middle where there are many."""
+    return [levels - 1] if levels < 4 else [levels // 2, levels - 1]
+
+
+def _filled(levels: int, known: dict[int, float]) -> NDArray[np.float64]:
+    """Losses of all levels from some: a power law from zero, then straight lines."""
+    points = {0: 0.0, **known}
+    first = min(k for k in points if k > 0) if len(points) > 1 else 0
+    out = np.zeros(levels)
+    ordered = sorted(points)
+    for level in range(levels):
+        if level <= first and first:
+            out[level] = points[first] * (level / first) ** _GROWTH
+        else:
+            out[level] = np.interp(level, ordered, [points[k] for k in ordered])
+    return out

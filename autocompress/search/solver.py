@@ -1,0 +1,123 @@
+"""The exact solver: the least total sensitivity within cost limits, one level per choice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autocompress.policy.space import Assignment, Space
+
+Costs = Callable[[Assignment], Mapping[str, float]]
+"""From an assignment to metric name and cost; microseconds."""
+
+
+def knapsack(
+    losses: Sequence[NDArray[np.float64]],
+    costs: Sequence[NDArray[np.float64]],
+    limits: NDArray[np.float64],
+) -> Assignment | None:
+    """The multiple-choice knapsack, solved exactly.
+
+    Args:
+        losses: per choice, ``(levels,)`` loss of each level.
+        costs: per choice, ``(metrics, levels)`` cost of each level, of any sign.
+        limits: ``(metrics,)`` upper bounds on the summed costs.
+
+    Returns:
+        One level per choice, or ``None`` where nothing fits.
+
+    References:
+        Sinha and Zoltners, The Multiple-Choice Knapsack Problem, Operations Research 27 (1979).
+    """
+    from scipy.optimize import Bounds, LinearConstraint, milp
+
+    sizes = [len(loss) for loss in losses]
+    starts = np.concatenate([[0], np.cumsum(sizes)])
+    one_each = np.zeros((len(sizes), starts[-1]))
+    for i, size in enumerate(sizes):
+        one_each[i, starts[i] : starts[i] + size] = 1
+    total = np.concatenate(costs, axis=1)
+    # rows of like size keep the solver's tolerances meaningful
+    scale = np.maximum(np.abs(total).max(axis=1), 1e-12)
+    found = milp(
+        np.concatenate(losses),
+        integrality=np.ones(starts[-1]),
+        bounds=Bounds(0, 1),
+        constraints=[
+            LinearConstraint(one_each, 1, 1),
+            LinearConstraint(total / scale[:, None], -np.inf, limits / scale),
+        ],
+        options={"time_limit": 5.0},
+    )
+    if found.x is None:
+        return None
+    return tuple(int(np.argmax(found.x[starts[i] : starts[i + 1]])) for i in range(len(sizes)))
+
+
+def solve(
+    space: Space,
+    losses: Sequence[NDArray[np.float64]],
+    costs: Costs,
+    limits: Mapping[str, float],
+    start: Assignment | None = None,
+    rounds: int = 4,
+) -> Assignment | None:
+    """The knapsack on costs that are not additive, linearized again around each answer.
+
+    Args:
+        space: of the assignments.
+        losses: per choice, loss of each level.
+        costs: of whole assignments.
+        limits: metric name to upper bound.
+        start: where costs are linearized first; the hardest levels by default.
+        rounds: at most so many linearizations.
+
+    Returns:
+        The best assignment found whose true costs meet the limits, or ``None``.
+    """
+    names = list(limits)
+    bounds = np.array([limits[n] for n in names])
+    current = start or space.hardest
+    best: tuple[float, Assignment] | None = None
+    seen: set[Assignment] = set()
+    slack = np.zeros(len(names))
+    for _ in range(rounds):
+        base = np.array([costs(current)[n] for n in names])
+        tables = [
+            _marginal(space, costs, names, current, i, base) for i in range(len(space.choices))
+        ]
+        found = knapsack(losses, tables, bounds - base - slack)
+        if found is None:
+            break
+        true = np.array([costs(found)[n] for n in names])
+        over = true - bounds
+        if (over <= 1e-9 * np.abs(bounds)).all():
+            loss = float(sum(table[level] for table, level in zip(losses, found, strict=True)))
+            if best is None or loss < best[0]:
+                best = (loss, found)
+        else:
+            slack += np.maximum(over, 0)  # aim lower next time
+        if found in seen:
+            break
+        seen.add(found)
+        current = found
+    return best[1] if best else None
+
+
+def _marginal(
+    space: Space,
+    costs: Costs,
+    names: Sequence[str],
+    current: Assignment,
+    choice: int,
+    base: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """What each level of one choice adds to the costs of an assignment, ``(metrics, levels)``."""
+    columns = []
+    for level in range(len(space.choices[choice].levels)):
+        changed = (*current[:choice], level, *current[choice + 1 :])
+        found = costs(changed)
+        columns.append(np.array([found[n] for n in names]) - base)
+    return np.stack(columns, axis=1)
