@@ -74,6 +74,29 @@ class Assembly:
         evaluator: StudyEvaluator = self._parts["evaluator"]
         return evaluator
 
+    def predict_latency(self) -> None:
+        """Give the evaluator its latency model: from a device's table, the cache, or measured."""
+        from autocompress.measure.latency_model import LatencyModel
+        from autocompress.workloads.cache import cache_folder
+
+        evaluator = self.evaluator
+        table = evaluator.target.config.table
+        if table is not None:
+            model = LatencyModel.from_table(table, self.inventory, self.study.settings)
+        else:
+            model = LatencyModel.build(
+                evaluator.target,
+                self.inventory,
+                self.space,
+                evaluator.export_variant,
+                cache_folder() / "latency",
+                settings=self.study.settings,
+                baseline=evaluator.baseline_file,
+                progress=lambda text, done: self.progress(f"latency table: {text}", done),
+            )
+            model.baseline_ms = evaluator.baseline["latency_ms"]
+        evaluator.latency_model = model
+
     def _make_pipeline(self) -> Pipeline:
         from autocompress.compress.bank import LayerBank
         from autocompress.pipeline import Pipeline
@@ -103,21 +126,11 @@ class Assembly:
         )
 
     def _distillation(self) -> Callable[[Policy], Any]:
-        from autocompress.policy.policy import Distill
-        from autocompress.recover.distill import Distillation
+        from autocompress.recover.distill import DistillationConfig
 
-        options = dict(self.study.recovery.distillation)
-        teachers = [self._teacher(t) for t in options.pop("teachers", [])] or [self.model]
-        weights = options.pop("teacher_weights", None)
-
-        def build(policy: Policy) -> Any:
-            return Distillation(
-                teachers,
-                Distill(**options) if options else policy.distill or Distill(),
-                weights=weights,
-            )
-
-        return build
+        config = DistillationConfig(**self.study.recovery.distillation)
+        teachers = [self._teacher(dict(t)) for t in config.teachers] or [self.model]
+        return lambda policy: config.build(teachers, policy.distill)
 
     def _teacher(self, section: dict[str, Any]) -> nn.Module:
         return load_model(resolve_variables(section))

@@ -69,7 +69,7 @@ class StudyEvaluator:
             accuracy,
             timing.baseline_ms,
             timing.baseline_iqr_ms,
-            {"timing": timing.as_dict()},
+            {"timing": timing.as_dict(), "split": "val", "identity": self.identity},
         )
 
     @cached_property
@@ -82,6 +82,16 @@ class StudyEvaluator:
             {**val.spread, "accuracy": accuracy.stderr},
             {**val.context, "split": "test", "images": accuracy.images},
         )
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """Fingerprints of the model and the data, for recipes."""
+        inventory = self.pipeline.inventory
+        return {
+            "architecture": inventory.architecture,
+            "weights": inventory.weights,
+            "data": self.pipeline.data.fingerprint,
+        }
 
     def set_baseline(self, baseline: Measurement) -> None:
         """Take a baseline that was measured before, so that a resumed run compares with it."""
@@ -218,6 +228,17 @@ class StudyEvaluator:
             if layer is not None:
                 found[layer] = found.get(layer, 0.0) + node.ms
         return found
+
+    def export_variant(self, policy: Policy) -> Path:
+        """Export a policy's model for timing only: sliced weights, ranges from a few inputs."""
+        from autocompress.compress.quantize import calibrate
+
+        compressed = self.pipeline.bank.stitch(policy, solve=False)
+        if compressed.quantized:
+            compressed = calibrate(compressed, self.pipeline.data.train.inputs(16))
+        path = self.folder / f"variant-{policy.digest[:16]}{self.target.suffix}"
+        self._export(compressed, path)
+        return path
 
     def _export(self, compressed: Compressed, path: Path) -> None:
         from autocompress.compress.export import export

@@ -62,8 +62,15 @@ class Pipeline:
         """The training inputs that ranges, moments and statistics are taken from."""
         return self.data.train.sample(self.settings.calibration_images, self.settings.seed)
 
-    def build(self, policy: Policy, phase: Phase = SEARCH, seed: int = 0, *,
-              progress: Progress | None = None, checkpoint: Any = None) -> Compressed:
+    def build(
+        self,
+        policy: Policy,
+        phase: Phase = SEARCH,
+        seed: int = 0,
+        *,
+        progress: Progress | None = None,
+        checkpoint: Any = None,
+    ) -> Compressed:
         """Build the compressed model of a policy, ready to export.
 
         Args:
@@ -78,8 +85,9 @@ class Pipeline:
         compressed = self.stitch(policy)
         compressed = self.reconstruct(compressed, final=phase.kind != "search")
         if phase.epochs > 0:
-            compressed = self.train(compressed, phase, seed, progress=progress,
-                                    checkpoint=checkpoint)
+            compressed = self.train(
+                compressed, phase, seed, progress=progress, checkpoint=checkpoint
+            )
         if compressed.quantized and compressed.ranges is None:
             compressed = calibrate(compressed, self.calibration().inputs())
         return compressed
@@ -91,8 +99,10 @@ class Pipeline:
         from autocompress.compress.compressed import Compressed
 
         if policy.student not in self.students:
-            raise InputError(f"The study has no student {policy.student!r}; list it under "
-                             "`students` of the search space.")
+            raise InputError(
+                f"The study has no student {policy.student!r}; list it under "
+                "`students` of the search space."
+            )
         return Compressed(self.students[policy.student](), policy, self.settings)
 
     def reconstruct(self, compressed: Compressed, *, final: bool) -> Compressed:
@@ -120,16 +130,31 @@ class Pipeline:
         """Whether anything happened that reconstruction can repair; bits alone are calibrated."""
         return any(p.prune_ratio or p.sparsity or p.rank_ratio for p in policy.layers.values())
 
-    def train(self, compressed: Compressed, phase: Phase, seed: int, *,
-              progress: Progress | None = None, checkpoint: Any = None) -> Compressed:
+    def train(
+        self,
+        compressed: Compressed,
+        phase: Phase,
+        seed: int,
+        *,
+        progress: Progress | None = None,
+        checkpoint: Any = None,
+    ) -> Compressed:
         """Fine-tune, with the distillation that the policy asks for."""
         from autocompress.recover.finetune import fine_tune
 
         schedule = self.schedule.model_copy(update={"epochs": phase.epochs})
         distillation = self._distillation(compressed.policy)
-        tuned = fine_tune(compressed, self.data, schedule, distillation=distillation,
-                          qat=self.qat and compressed.quantized, seed=seed, progress=progress,
-                          checkpoint_path=checkpoint)
+        tuned = fine_tune(
+            compressed,
+            self.data,
+            schedule,
+            distillation=distillation,
+            qat=self.qat and compressed.quantized,
+            seed=seed,
+            progress=progress,
+            checkpoint_path=checkpoint,
+        )
+        assert tuned.compressed is not None
         return tuned.compressed
 
     def _distillation(self, policy: Policy) -> Distillation | None:

@@ -6,6 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.progress import TaskID
+
+from autocompress.search.loop import SearchProgress
 
 
 @contextmanager
@@ -25,3 +28,46 @@ def status(quiet: bool) -> Iterator[Callable[[str, float], None]]:
             spinner.update(f"{text}{share}")
 
         yield say
+
+
+class SearchDisplay:
+    """A progress bar over the trials of each phase, with the best result so far.
+
+    Args:
+        quiet: show nothing.
+    """
+
+    def __init__(self, quiet: bool) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        self._progress = Progress(
+            TextColumn("[bold]{task.fields[phase]}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[state]}"),
+            console=Console(stderr=True),
+            disable=quiet,
+            transient=False,
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> SearchDisplay:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def update(self, state: SearchProgress) -> None:
+        """Show the state after a trial."""
+        best = "none yet" if state.best_accuracy is None else f"{state.best_accuracy:.2%}"
+        text = f"best in budget {best}, hypervolume {state.hypervolume:.4g}"
+        if state.seconds_left is not None:
+            text += f", {state.seconds_left:.0f} s left"
+        if state.phase not in self._tasks:
+            self._tasks[state.phase] = self._progress.add_task(
+                "", total=state.total, phase=state.phase, state=text
+            )
+        self._progress.update(
+            self._tasks[state.phase], completed=state.done, total=state.total, state=text
+        )

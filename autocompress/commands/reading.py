@@ -36,7 +36,7 @@ def show_front(run: str, target: str | None, console: Console) -> None:
 
 def ui(runs: Path, host: str, port: int, *, as_json: bool) -> None:
     """Serve MLflow on the runs' store until Ctrl-C."""
-    from autocompress.track.mlflow import serve
+    from autocompress.track.server import serve
 
     if not runs.is_dir():
         raise InputError(

@@ -95,11 +95,7 @@ def write_recipe(view: RunView, folder: RunFolder, trial: Trial, path: Path) -> 
         path: of the recipe.
     """
     study = read_study(folder.read_study(), where=str(folder.study))
-    identity = folder.read_front().get("identity")
-    if identity is None:
-        raise InputError(
-            f"{folder.root} has not come to its end; go on with `autocompress search ... --resume`."
-        )
+    identity = view.baseline.context["identity"]
     check = view.verified(trial)
     baseline = (view.test_baseline if check is not None else None) or view.baseline
     weights = None

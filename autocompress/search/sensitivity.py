@@ -37,7 +37,7 @@ class Sensitivity:
         probed: list[dict[int, float] | None] = []
         for i, choice in enumerate(self.space.choices):
             if choice.kind in ("distill", "student"):
-                probed.append({level: 0.0 for level in range(len(choice.levels))})
+                probed.append(dict.fromkeys(range(len(choice.levels)), 0.0))
                 continue
             found: dict[int, float] | None = {}
             for level in _probes(len(choice.levels)):

@@ -1,0 +1,176 @@
+"""Evaluate through Ray Tune, here or on a cluster: the only file that imports Ray.
+
+The one loop of the search stays in charge. Its jobs wait in a queue from which a ``Searcher`` of
+ours feeds Tune; results come back the same way. Actors are reused, so that each builds its
+evaluator once.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import queue
+import tempfile
+import threading
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from autocompress.search.protocols import Evaluator, Job, Outcome
+
+_POLL_S = 0.1
+
+
+class RayTuneExecutor:
+    """Runs jobs as Tune trials.
+
+    Args:
+        factory: picklable; builds the evaluator in an actor.
+        workers: trials at once.
+        address: of a running cluster; ``None`` starts Ray on this machine, offline.
+        cpus_per_worker: reserved for each actor; the machine's cores shared out by default.
+    """
+
+    def __init__(
+        self,
+        factory: Callable[[], Evaluator],
+        workers: int,
+        *,
+        address: str | None = None,
+        cpus_per_worker: float | None = None,
+    ) -> None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        import ray
+
+        self.slots = workers
+        self._own = not ray.is_initialized()
+        if self._own:
+            ray.init(
+                address=address, include_dashboard=False, log_to_driver=False, logging_level="error"
+            )
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
+        self._failure = ""
+        self._waiting: dict[int, Job] = {}
+        share = cpus_per_worker or max(0.1, (os.cpu_count() or 1) / workers)
+        self._folder = tempfile.TemporaryDirectory(prefix="autocompress-ray-")
+        self._thread = threading.Thread(
+            target=self._tune, args=(pickle.dumps(factory), share), name="ray-tune", daemon=True
+        )
+        self._thread.start()
+
+    def submit(self, job: Job) -> None:
+        """Queue a job for Tune's next question."""
+        self._waiting[job.number] = job
+        self._jobs.put(job)
+
+    def wait(self, timeout: float | None = None) -> Outcome | None:
+        """The next finished job; if Tune itself failed, its error for every waiting job."""
+        try:
+            outcome = self._outcomes.get(timeout=timeout)
+        except queue.Empty:
+            if self._thread.is_alive() or not self._waiting:
+                return None
+            job = next(iter(self._waiting.values()))
+            outcome = Outcome(job, None, self._failure or "Ray Tune ended")
+        self._waiting.pop(outcome.job.number, None)
+        return outcome
+
+    def close(self, *, cancel: bool = False) -> None:
+        """Let Tune end, and Ray with it if it was started here."""
+        import ray
+
+        self._jobs.put(None)
+        if not cancel:
+            self._thread.join(timeout=60)
+        if self._own:
+            ray.shutdown()
+        self._folder.cleanup()
+
+    def _tune(self, factory: bytes, cpus: float) -> None:
+        from ray import tune
+
+        try:
+            trainable = tune.with_resources(_trainable(factory), {"cpu": cpus})
+            tune.run(
+                trainable,
+                search_alg=_searcher(self._jobs, self._outcomes),
+                num_samples=-1,
+                max_concurrent_trials=self.slots,
+                reuse_actors=True,
+                verbose=0,
+                storage_path=self._folder.name,
+                raise_on_failed_trial=False,
+                checkpoint_config=None,
+                callbacks=[],
+                log_to_file=False,
+            )
+        except Exception:
+            self._failure = traceback.format_exc(limit=6)
+
+
+def _trainable(factory: bytes) -> Any:
+    """A Tune trainable that evaluates the job in its config, once per trial."""
+    from ray import tune
+
+    class Evaluation(tune.Trainable):  # type: ignore[misc, name-defined, unused-ignore]
+        def setup(self, config: dict[str, Any]) -> None:
+            self.job = pickle.loads(config["job"])
+
+        def reset_config(self, new_config: dict[str, Any]) -> bool:
+            self.job = pickle.loads(new_config["job"])
+            return True
+
+        def step(self) -> dict[str, Any]:
+            from autocompress.execute.worker import evaluate
+
+            return {"outcome": pickle.dumps(evaluate(factory, self.job)), "done": True}
+
+        def save_checkpoint(self, checkpoint_dir: str) -> None:
+            """Nothing to keep: a trial is one step, and the journal has its result."""
+
+        def load_checkpoint(self, checkpoint: Any) -> None:
+            """Nothing was kept."""
+
+    return Evaluation
+
+
+def _searcher(jobs: queue.SimpleQueue[Job | None], outcomes: queue.SimpleQueue[Outcome]) -> Any:
+    """The Searcher between Tune and the study's own controller."""
+    from ray.tune.search import Searcher
+
+    class QueueSearcher(Searcher):  # type: ignore[misc, unused-ignore]
+        def __init__(self) -> None:
+            super().__init__(metric="outcome", mode="max")
+            self.running: dict[str, Job] = {}
+
+        def suggest(self, trial_id: str) -> Any:
+            try:
+                job = jobs.get(timeout=_POLL_S)
+            except queue.Empty:
+                return None  # nothing to do yet: Tune asks again
+            if job is None:
+                return Searcher.FINISHED
+            self.running[trial_id] = job
+            return {"job": pickle.dumps(job)}
+
+        def on_trial_complete(
+            self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+        ) -> None:
+            job = self.running.pop(trial_id, None)
+            if job is None:
+                return
+            if error or not result or "outcome" not in result:
+                outcomes.put(Outcome(job, None, "the Ray actor died or returned nothing"))
+            else:
+                outcomes.put(pickle.loads(result["outcome"]))
+
+        def save(self, checkpoint_path: str) -> None:
+            """Nothing to keep: the study's journal is what a resumed run starts from."""
+
+        def restore(self, checkpoint_path: str) -> None:
+            """Nothing was kept."""
+
+    return QueueSearcher()
