@@ -13,7 +13,7 @@ from torch import nn
 
 from autocompress.errors import ExportError
 
-OPSET = 17
+OPSET = 18
 _NORM = nn.modules.batchnorm._BatchNorm
 _CONV = nn.modules.conv._ConvNd
 
@@ -82,6 +82,8 @@ def float_graph(module: nn.Module, example: Any) -> Any:
     """
     import onnx
 
+    from autocompress.compress.onnx_simplify import simplify
+
     inputs = example if isinstance(example, tuple) else (example,)
     names = ["input", *(f"input_{i}" for i in range(1, len(inputs)))]
     buffer = io.BytesIO()
@@ -105,7 +107,9 @@ def float_graph(module: nn.Module, example: Any) -> Any:
         raise ExportError(f"The model cannot be exported to ONNX: {error}") from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-    return onnx.load_model_from_string(buffer.getvalue())
+    graph = onnx.load_model_from_string(buffer.getvalue())
+    simplify(graph)
+    return graph
 
 
 def layer_of(node_name: str, modules: Iterable[str] | set[str]) -> str | None:

@@ -105,7 +105,8 @@ def _with_glue(graph: Any, static: set[str]) -> list[str]:
             made.update(node.output)
             continue
         fed = [i for i in node.input if i and i not in constants]
-        if node.op_type in _GLUE and fed and all(i in made for i in fed):
+        passes = node.op_type in _GLUE or node.name.endswith("/Subsample")
+        if passes and fed and all(i in made for i in fed):
             names.append(node.name)
             made.update(node.output)
     return names if static else []

@@ -95,8 +95,11 @@ def tensor_ranges(
 
     parts = [p.detach().cpu().numpy() for p in (inputs if isinstance(inputs, tuple) else (inputs,))]
     names = [i.name for i in model.graph.input]
+    tensors = list(tensors)
     given = {n for n in tensors if n in names}
     wanted = [n for n in dict.fromkeys(tensors) if n not in given]
+    if not given and not wanted:
+        return {}
     watched = onnx.ModelProto()
     watched.CopyFrom(model)
     present = {o.name for o in watched.graph.output}
@@ -115,6 +118,7 @@ def tensor_ranges(
         feed = {n: p[start : start + batch] for n, p in zip(names, parts, strict=True)}
         for name in given:
             finders[name].add(feed[name])
-        for name, value in zip(wanted, session.run(wanted, feed), strict=True):
+        found = session.run(wanted, feed) if wanted else []
+        for name, value in zip(wanted, found, strict=True):
             finders[name].add(value)
     return {name: finder.range() for name, finder in finders.items()}

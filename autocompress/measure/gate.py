@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from autocompress.measure.lock import machine_lock
 from autocompress.measure.targets.base import Profile, Target, random_inputs

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,7 +89,7 @@ class LayerPlan:
             layers = self.inventory.layers
             # depthwise layers pass channels on, they add nothing up
             producers = [p for p in producers if not layers[p].depthwise]
-            found += [(b, a) for a, b in zip(producers, producers[1:], strict=False)]
+            found += [(b, a) for a, b in pairwise(producers)]
         return found
 
     def widths(self, layer: LayerSpec, policy: Policy) -> tuple[int, int]:

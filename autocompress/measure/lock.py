@@ -93,7 +93,7 @@ def _open(name: str) -> IO[bytes]:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / name
         new = not path.exists()
-        file = open(path, "a+b")
+        file = path.open("a+b")
         if new:
             # other users of the machine must be able to take the same lock
             path.chmod(0o666)

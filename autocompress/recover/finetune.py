@@ -111,10 +111,10 @@ def _finished(compressed: Compressed | nn.Module, trainer: Trainer, qat: bool) -
     module = trainer.result
     done = None
     if isinstance(compressed, Compressed):
-        done = compressed.with_(module=module, ranges=None)
+        done = compressed.with_(module=module, ranges=None, graph=None)
         if qat:
             from autocompress.compress.quantize import trained
 
-            done = trained(module)
+            done = trained(module, compressed)
             module = done.module
     return FineTuned(module, done, trainer.history, trainer.seconds, trainer.step)

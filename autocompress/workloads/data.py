@@ -42,6 +42,10 @@ class Normalize:
         return torch.addcmul(-mean / std, stored.float(), 1 / (255 * std))
 
 
+#: normalization of the digits
+scale = Normalize((0.305,), (0.318,))
+
+
 def digits(size: int = 16, dtype: Literal["uint8", "float32"] = "uint8", seed: int = 0) -> Data:
     """scikit-learn's 1,797 handwritten digits, in three splits of 60, 20 and 20 %.
 
@@ -63,12 +67,11 @@ def digits(size: int = 16, dtype: Literal["uint8", "float32"] = "uint8", seed: i
         images = F.interpolate(images, size=(size, size), mode="bilinear", align_corners=False)
     stored = images.round().clamp(0, 255).to(torch.uint8)
     targets = torch.from_numpy(bunch.target).long()
-    normalize = Normalize((0.305,), (0.318,))
     parts = stratified(targets, (0.6, 0.2, 0.2), seed)
     if dtype == "uint8":
-        splits = [Split(stored[i], targets[i], normalize) for i in parts]
+        splits = [Split(stored[i], targets[i], scale) for i in parts]
     else:
-        splits = [Split(normalize(stored[i]), targets[i]) for i in parts]
+        splits = [Split(scale(stored[i]), targets[i]) for i in parts]
     train, val, test = splits
     augment = Augment(("crop",), padding=1)
     return Data(train, val, test, classes=10, augment=augment, name="digits")

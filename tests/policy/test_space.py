@@ -32,6 +32,7 @@ JOINT = {
     "rules": [
         {
             "match": "*",
+            "weight_only": True,
             "prune_ratio": [0, 0.25, 0.5],
             "weight_bits": [32, 8],
             "activation_bits": [32, 8],
