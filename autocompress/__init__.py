@@ -1,0 +1,54 @@
+"""Search compression policies for a PyTorch model under a hardware budget.
+
+``search`` runs a study, ``apply`` rebuilds a model from a recipe; the rest is what goes into them
+and comes out. Importing this package loads neither torch nor Ray nor MLflow.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+# The room `search` is loaded before the function of that name takes its place as the attribute:
+# loaded later, it would push the function out.
+import autocompress.search as _room  # noqa: F401
+from autocompress.api import Answer, Result, apply, search
+from autocompress.errors import AutocompressError
+from autocompress.policy.budget import Budget
+from autocompress.policy.policy import Distill, LayerPolicy, Policy
+from autocompress.policy.recipe import Recipe
+from autocompress.policy.settings import CompressionSettings
+from autocompress.policy.space import SpaceConfig
+from autocompress.results.front import ParetoFront
+from autocompress.results.metric import Measurement
+from autocompress.results.trial import Trial
+
+if TYPE_CHECKING:
+    from autocompress.model.data import Data, Split
+
+__all__ = [
+    "Answer",
+    "AutocompressError",
+    "Budget",
+    "CompressionSettings",
+    "Data",
+    "Distill",
+    "LayerPolicy",
+    "Measurement",
+    "ParetoFront",
+    "Policy",
+    "Recipe",
+    "Result",
+    "SpaceConfig",
+    "Split",
+    "Trial",
+    "apply",
+    "search",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("Data", "Split"):  # they load torch
+        from autocompress.model import data
+
+        return getattr(data, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from autocompress.model.data import Data
     from autocompress.pipeline import Pipeline, Progress
 
-GIVEN = "given-in-python"
-"""Stands for a model or data that were handed over as objects, not by a factory."""
-
 
 def _silent(text: str, fraction: float) -> None:
     """Progress that nobody watches."""

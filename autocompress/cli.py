@@ -52,7 +52,9 @@ def _print(data: Any, as_json: bool, show: Callable[[Console], None]) -> None:
     if as_json:
         sys.stdout.write(json.dumps(data) + "\n")
     else:
-        show(Console())
+        from autocompress.commands.display import console
+
+        show(console())
 
 
 @app.command(epilog="Example: autocompress search quickstart --latency-ms 0.3 --timeout 5m")
@@ -192,7 +194,7 @@ def front(
     if as_json:
         _print(reading.front(run, target, quiet=True), True, lambda console: None)
     else:
-        reading.show_front(run, target, Console())
+        _print(None, False, lambda console: reading.show_front(run, target, console))
     if open_report:
         from autocompress.track.folder import RunFolder
 

@@ -21,6 +21,9 @@ from autocompress.policy.policy import Policy
 from autocompress.policy.settings import CompressionSettings
 from autocompress.policy.space import SpaceConfig
 
+GIVEN = "given-in-python"
+"""Stands for a model or data that were handed over as objects, not by a factory."""
+
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 #: what a missing variable should hold, for the error message

@@ -10,6 +10,15 @@ from rich.progress import TaskID
 
 from autocompress.search.loop import SearchProgress
 
+_PIPED_WIDTH = 140
+"""Columns where output goes into a file or a pipe, which have no width of their own."""
+
+
+def console() -> Console:
+    """Standard output, wide enough for the tables where nothing says how wide it is."""
+    found = Console()
+    return found if found.is_terminal else Console(width=_PIPED_WIDTH)
+
 
 @contextmanager
 def status(quiet: bool) -> Iterator[Callable[[str, float], None]]:

@@ -18,7 +18,7 @@ from autocompress.errors import AutocompressError, InputError, nearest
 from autocompress.policy.recipe import ModelIdentity, Recipe
 from autocompress.results.metric import ACCURACY, Measurement
 from autocompress.results.trial import Phase, Trial
-from autocompress.study import StudyConfig, read_study, state_file
+from autocompress.study import GIVEN, StudyConfig, read_study, state_file
 from autocompress.track.folder import RunFolder
 from autocompress.track.view import RunView
 
@@ -170,7 +170,7 @@ def open_recipe(
     Raises:
         InputError: the model has another architecture.
     """
-    from autocompress.assemble import GIVEN, assemble
+    from autocompress.assemble import assemble
 
     study = read_study(recipe.study, where="the recipe's study")
     if isinstance(model, str) or checkpoint is not None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from autocompress.commands.display import SearchDisplay, status
+from autocompress.commands.display import SearchDisplay, console, status
 from autocompress.errors import InfeasibleBudget, InputError
 from autocompress.policy.policy import Policy
 from autocompress.results.metric import Measurement
@@ -45,11 +45,14 @@ class Finished:
     stopped: str
 
 
+_COLOURS = {"good": "green", "unsure": "yellow", "bad": "red"}
+
+
 def search(config: StudyConfig, out: Path | None, *, resume: bool, quiet: bool) -> dict[str, Any]:
     """Run a study from the command line and print its end."""
     done = run_study(config, out, resume=resume, quiet=quiet)
     if not quiet:
-        show_result(done, Console())
+        show_result(done, console())
     return done.summary
 
 
@@ -429,9 +432,11 @@ def show_result(done: Finished, console: Console) -> None:
     view, folder = done.view, done.folder
     console.print(front_table(view))
     console.print(verdict_table(view))
-    for line in _lines(verdict(view)):
-        console.print(line)
-    console.print(f"search ended: {done.stopped}")
+    found = verdict(view)
+    console.print(f"[bold {_COLOURS[found.tone]}]{found.headline}[/]")
+    for sentence in found.sentences:
+        console.print(f"  {sentence}", highlight=False)
+    console.print(f"[dim]The search ended by: {done.stopped}.[/dim]")
     if view.best is not None:
         console.print(
             f"recipe  {folder.recipes / 'best.yaml'}\nmodel   {folder.models / 'best.onnx'}",
@@ -440,10 +445,6 @@ def show_result(done: Finished, console: Console) -> None:
     console.print(f"report  {folder.report}", soft_wrap=True)
     if done.parts.study.tracking.mlflow:
         console.print(f"MLflow  autocompress ui {folder.root.parent}", soft_wrap=True)
-
-
-def _lines(found: Any) -> list[str]:
-    return [found] if isinstance(found, str) else [str(line) for line in found]
 
 
 def dry_run(study: StudyConfig) -> dict[str, Any]:

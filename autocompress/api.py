@@ -1,0 +1,235 @@
+"""The Python surface: run a study on objects at hand, and rebuild a model from a recipe."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autocompress.errors import InputError
+from autocompress.policy.budget import Budget
+from autocompress.policy.recipe import Recipe
+from autocompress.policy.settings import CompressionSettings
+from autocompress.policy.space import SpaceConfig
+from autocompress.results.front import ParetoFront
+from autocompress.results.metric import Measurement
+from autocompress.results.trial import Trial
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from autocompress.track.view import RunView
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One trial of a finished run, with what is needed to use it.
+
+    Args:
+        trial: of the search or recovery phase, scored on val.
+        verified: the same policy scored on the test split, or ``None``.
+        recipe_path: where its recipe lies, trained weights beside it.
+        model_path: its exported file, or ``None`` where the trial was not verified.
+    """
+
+    trial: Trial
+    verified: Trial | None
+    recipe_path: Path
+    model_path: Path | None
+
+    @property
+    def recipe(self) -> SavedRecipe:
+        """The recipe; ``save`` copies the trained weights along."""
+        return SavedRecipe(self.recipe_path)
+
+
+@dataclass(frozen=True)
+class SavedRecipe:
+    """A recipe on disk."""
+
+    path: Path
+
+    def load(self) -> Recipe:
+        """Its content."""
+        return Recipe.load(self.path)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the recipe, and its trained weights beside it.
+
+        Args:
+            path: ends in ``.yaml`` or ``.json``.
+        """
+        import shutil
+
+        path, recipe = Path(path), self.load()
+        if recipe.weights is not None:
+            source = self.path.parent / recipe.weights
+            name = path.with_suffix(".safetensors").name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, path.parent / name)
+            recipe = recipe.model_copy(update={"weights": name})
+        return recipe.save(path)
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run.
+
+    Args:
+        folder: of the run.
+        summary: what ``autocompress search --json`` prints.
+        view: every question that one may ask of a run.
+    """
+
+    folder: Path
+    summary: Mapping[str, Any]
+    view: RunView
+
+    @property
+    def front(self) -> ParetoFront:
+        """Feasible trials that no other beats, the cheapest first."""
+        return self.view.front
+
+    @property
+    def baseline(self) -> Measurement:
+        """The uncompressed model on val, in the target runtime."""
+        return self.view.baseline
+
+    @property
+    def feasible(self) -> bool:
+        """Whether a policy within the budget was found."""
+        return self.view.best is not None
+
+    @property
+    def best(self) -> Answer:
+        """The answer: the most accurate trial within the budget.
+
+        Raises:
+            InputError: no policy met the budget; ``summary`` shows the nearest.
+        """
+        from autocompress.track.folder import RunFolder
+
+        trial = self.view.best
+        if trial is None:
+            raise InputError(
+                f"No policy met the budget ({self.view.budget}). Loosen it, widen the space, or "
+                "search longer with resume=True."
+            )
+        folder = RunFolder.open(self.folder)
+        return Answer(
+            trial, self.view.verified(trial), folder.recipes / "best.yaml", folder.best_model()
+        )
+
+    def report(self) -> Path:
+        """The HTML report."""
+        from autocompress.track.folder import RunFolder
+
+        return RunFolder.open(self.folder).report
+
+
+def search(
+    model: nn.Module,
+    data: Any,
+    *,
+    budget: Budget | str | None = None,
+    space: str | Path | Mapping[str, Any] | SpaceConfig = "joint",
+    out: str | Path = "runs/python",
+    target: Mapping[str, Any] | None = None,
+    search: Mapping[str, Any] | None = None,
+    recovery: Mapping[str, Any] | None = None,
+    settings: CompressionSettings | Mapping[str, Any] | None = None,
+    tracking: Mapping[str, Any] | None = None,
+    max_accuracy_drop: float | None = None,
+    executor: str = "local",
+    workers: int = 1,
+    resume: bool = False,
+    quiet: bool = False,
+) -> Result:
+    """Search the policies of a model under a budget; everything lands in a run's folder.
+
+    Args:
+        model: trained; not changed.
+        data: anything with ``train``, ``val`` and ``test``: DataLoaders or datasets of
+            ``(input, target)``; optional ``metric``, ``loss``, ``augment``, ``classes``.
+        budget: ``Budget(latency_ms=2.0)``, ``Budget("latency<=0.5x", "size<=1MB")``, or a text.
+        space: a shipped space's name, a path, or plain data.
+        out: folder of the run.
+        target: where it is to run; ``{"runtime": "onnxruntime", "threads": 1, "batch": 1}``.
+        search, recovery, tracking: sections of a study file, e.g.
+            ``search={"trials": 100, "timeout_s": 600}``, ``recovery={"epochs": 3}``.
+        settings: how compression is carried out.
+        max_accuracy_drop: in points; the cheapest policy that keeps to it is the answer.
+        executor: ``local`` or ``ray``.
+        workers: evaluations at once.
+        resume: go on with the run in ``out``.
+        quiet: nothing on the terminal.
+
+    Raises:
+        InputError: anything that cannot be used, before an existing run is touched.
+        InfeasibleBudget: not even the cheapest policy meets the budget.
+    """
+    from autocompress.commands.searching import run_study
+    from autocompress.study import GIVEN, read_study
+
+    limits = Budget(budget) if isinstance(budget, str) else (budget or Budget())
+    if isinstance(space, SpaceConfig):
+        space = space.model_dump(mode="json")
+    if isinstance(settings, CompressionSettings):
+        settings = settings.model_dump(mode="json")
+    study = read_study(
+        {
+            "name": Path(out).name,
+            "model": {"factory": GIVEN},
+            "data": {"factory": GIVEN},
+            "target": dict(target or {}),
+            "space": str(space) if isinstance(space, Path) else space,
+            "budget": [str(limit) for limit in limits.limits],
+            "search": dict(search or {}),
+            "recovery": dict(recovery or {}),
+            "settings": dict(settings or {}),
+            "tracking": dict(tracking or {}),
+            "max_accuracy_drop": max_accuracy_drop,
+            "executor": executor,
+            "workers": workers,
+        },
+        where="the search",
+    )
+    done = run_study(study, Path(out), resume=resume, quiet=quiet, model=model, data=data)
+    return Result(done.folder.root, done.summary, done.view)
+
+
+def apply(
+    recipe: str | Path | Recipe | SavedRecipe,
+    model: nn.Module | None = None,
+    data: Any = None,
+) -> nn.Module:
+    """Rebuild a recipe's compressed model.
+
+    With the weights that the recipe was found on, the result is the same model, trained weights
+    included; with others of the same architecture, its policy is carried out on them anew.
+
+    Args:
+        recipe: a path, or a recipe at hand (one that carries no trained weights).
+        model: uncompressed; ``None`` takes the study's own. Not changed.
+        data: the splits; ``None`` takes the study's own.
+
+    Returns:
+        A module in eval mode, physically smaller, in float: quantized layers round their weights
+        and inputs as the exported file does. ``autocompress apply`` writes that file.
+
+    Raises:
+        InputError: another architecture, or a model or data that must be handed over.
+    """
+    from autocompress.commands.recipes import open_recipe, rebuild
+    from autocompress.compress.quantize import simulate
+
+    if isinstance(recipe, SavedRecipe):
+        recipe = recipe.path
+    loaded = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
+    beside = Path() if isinstance(recipe, Recipe) else Path(recipe).parent
+    with tempfile.TemporaryDirectory() as scratch:
+        parts, same = open_recipe(loaded, model, data=data, folder=Path(scratch))
+        compressed = rebuild(loaded, parts, same, beside)
+    return simulate(compressed) if compressed.quantized else compressed.module
