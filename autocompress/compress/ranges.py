@@ -12,7 +12,7 @@ from autocompress.compress.compressed import Range
 from autocompress.policy.settings import CompressionSettings
 
 _SAMPLES = 16_384
-"""Values kept per tensor and batch, spread evenly, for percentiles and the MSE search."""
+"""Values kept per tensor and batch, drawn at random, for percentiles and the MSE search."""
 
 _LEVELS = 255
 _CLIPS = np.linspace(0.3, 1.0, 36)
@@ -30,6 +30,7 @@ class RangeFinder:
         self.low = 0.0
         self.high = 0.0
         self.samples: list[NDArray[np.float32]] = []
+        self._draw = np.random.default_rng(settings.seed)
 
     def add(self, values: NDArray[Any]) -> None:
         """Take a batch of values in."""
@@ -37,7 +38,10 @@ class RangeFinder:
         self.low = min(self.low, float(flat.min(initial=0.0)))
         self.high = max(self.high, float(flat.max(initial=0.0)))
         if self.settings.ranges != "minmax":
-            self.samples.append(flat[:: max(1, len(flat) // _SAMPLES)].astype(np.float32))
+            # drawn, not strided: a stride falls in step with image rows and sees border pixels only
+            if len(flat) > _SAMPLES:
+                flat = flat[self._draw.integers(len(flat), size=_SAMPLES)]
+            self.samples.append(flat.astype(np.float32))
 
     def range(self) -> Range:
         """The range; always includes zero and is never empty."""
