@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autocompress.measure.lock import machine_lock
-from autocompress.measure.targets.base import Profile, Target, random_inputs
+from autocompress.measure.targets.base import NodeTime, Profile, Target, random_inputs
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from autocompress.compress.compressed import Compressed
     from autocompress.measure.latency import Timing
 
@@ -27,6 +31,28 @@ INTEGER_KERNELS = frozenset(
         "QAttention",
     }
 )
+#: OpenVINO names the type that a kernel computes in at the end of its name
+_INTEGER_SUFFIX = re.compile(r"_[iu]8$", re.IGNORECASE)
+#: kernels that multiply, in whatever type
+_MULTIPLYING = re.compile(r"conv|gemm|matmul|fullyconnected|linear|lstm|gru|attention|addmm")
+#: what quantization brings along and nobody asked for
+_CONVERSIONS = frozenset(
+    {
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "DynamicQuantizeLinear",
+        "Cast",
+        "Convert",
+        "FakeQuantize",
+        "Reorder",
+        "ReorderInput",
+        "ReorderOutput",
+        "Transpose",
+    }
+)
+#: blocked layouts round channel counts up to the width of a vector register
+_BLOCKS = (1, 4, 8, 16, 32)
+_SHOWN = 6
 
 
 def check_file(
@@ -44,4 +70,177 @@ def check_file(
 def check_promise(
     profile: Profile, compressed: Compressed | None = None, timing: Timing | None = None
 ) -> list[str]:
-    return []
+    """What a runtime's profile does not show although the policy promised it.
+
+    Args:
+        profile: of the exported file.
+        compressed: the model that the file was made from; ``None`` where only its speed is judged.
+        timing: of the file beside the uncompressed one; ``None`` judges the operators only.
+
+    Returns:
+        One sentence per problem; empty when every promise is kept.
+    """
+    problems = []
+    if compressed is not None:
+        nodes = layer_profile(profile, [n for n, _ in compressed.module.named_modules() if n])
+        problems += _missing_integers(profile, nodes, compressed)
+        problems += _missing_halves(nodes, compressed)
+        problems += _unasked_integers(nodes, compressed)
+        problems += _unpruned(nodes, compressed)
+    rounded = compressed.quantized if compressed is not None else _converts(profile)
+    if timing is not None and timing.slower and rounded:
+        problems.append(_blame(profile, timing))
+    return problems
+
+
+def layer_profile(profile: Profile, layers: Iterable[str]) -> dict[str, list[NodeTime]]:
+    """Layer name to its operators of a profile, in the order in which they run.
+
+    Args:
+        profile: with nodes that carry the scopes of the exporter.
+        layers: dotted module names.
+    """
+    from autocompress.compress.onnx_graph import layer_of
+
+    known = set(layers)
+    found: dict[str, list[NodeTime]] = {}
+    for node in profile.nodes:
+        name = layer_of(node.name, known)
+        if name is not None:
+            found.setdefault(name, []).append(node)
+    return found
+
+
+def is_integer(node: NodeTime) -> bool:
+    """Whether an operator of a profile multiplies integers."""
+    return node.op in INTEGER_KERNELS or (
+        _INTEGER_SUFFIX.search(node.op) is not None and _multiplies(node)
+    )
+
+
+def _multiplies(node: NodeTime) -> bool:
+    return node.op in INTEGER_KERNELS or (
+        node.op not in _CONVERSIONS and _MULTIPLYING.search(node.op.lower()) is not None
+    )
+
+
+def _missing_integers(
+    profile: Profile, nodes: Mapping[str, Sequence[NodeTime]], compressed: Compressed
+) -> list[str]:
+    promised = [n for n, p in compressed.precisions.items() if p.integer]
+    if not promised:
+        return []
+    integers = sum(is_integer(node) for node in profile.nodes)
+    if not nodes:
+        if integers >= len(promised):
+            return []
+        return [
+            f"The policy promises 8-bit arithmetic in {len(promised)} layers, the runtime's "
+            f"profile shows {integers} integer kernels."
+        ]
+    without = [n for n in promised if not _all_integer(nodes, n)]
+    if not without:
+        return []
+    return [
+        "The policy promises 8-bit arithmetic, but the runtime's profile shows no integer kernel "
+        f"for {_listed(without)}."
+    ]
+
+
+def _all_integer(nodes: Mapping[str, Sequence[NodeTime]], layer: str) -> bool:
+    """Whether a layer, or the modules inside it, multiply integers only."""
+    own = [
+        node
+        for name, found in nodes.items()
+        if _within(name, layer)
+        for node in found
+        if _multiplies(node)
+    ]
+    return bool(own) and all(is_integer(node) for node in own)
+
+
+def _missing_halves(nodes: Mapping[str, Sequence[NodeTime]], compressed: Compressed) -> list[str]:
+    without = []
+    for name, precision in compressed.precisions.items():
+        own = [n for n in nodes.get(name, ()) if _multiplies(n) and n.inputs]
+        if precision.half and any(n.inputs[0][0] == "float" for n in own):
+            without.append(name)
+    if not without:
+        return []
+    return [
+        "The policy promises half precision, but the runtime computes in 32 bits in "
+        f"{_listed(without)}."
+    ]
+
+
+def _unasked_integers(nodes: Mapping[str, Sequence[NodeTime]], compressed: Compressed) -> list[str]:
+    asked = [n for n, p in compressed.precisions.items() if p.integer]
+    rounded = [
+        name
+        for name, found in nodes.items()
+        if any(is_integer(node) for node in found)
+        and _weighted(compressed.module, name)
+        and not any(_within(name, n) or _within(n, name) for n in asked)
+    ]
+    if not rounded:
+        return []
+    return [
+        f"The policy keeps {_listed(rounded)} in float, but the runtime rounds there too, because "
+        "the neighbours are integer: speed and accuracy are those of 8 bits."
+    ]
+
+
+def _within(name: str, module: str) -> bool:
+    return name == module or name.startswith(f"{module}.")
+
+
+def _weighted(module: nn.Module, name: str) -> bool:
+    """Whether a module has a weight of its own; shortcuts that became convolutions have none."""
+    return getattr(module.get_submodule(name), "weight", None) is not None
+
+
+def _unpruned(nodes: Mapping[str, Sequence[NodeTime]], compressed: Compressed) -> list[str]:
+    wrong = []
+    for name, found in nodes.items():
+        module = compressed.module.get_submodule(name)
+        wanted = getattr(module, "out_channels", getattr(module, "out_features", None))
+        shown = [n for n in found if _multiplies(n) and n.outputs and len(n.outputs[0][1]) > 1]
+        if wanted is None or not shown:
+            continue
+        fits = {-(-int(wanted) // block) * block for block in _BLOCKS}
+        for node in shown:
+            # the batch is no channel count
+            shape = node.outputs[0][1][1:]
+            if not fits & set(shape):
+                wrong.append(f"{name} ({wanted} channels promised, output {list(shape)})")
+                break
+    if not wrong:
+        return []
+    return [f"The runtime's profile shows other shapes than the policy promises: {_listed(wrong)}."]
+
+
+def _converts(profile: Profile) -> bool:
+    return any(n.op in INTEGER_KERNELS or n.op.endswith("izeLinear") for n in profile.nodes)
+
+
+def _blame(profile: Profile, timing: Timing) -> str:
+    """The sentence on a quantized file that is slower than the float one."""
+    suspects = {}
+    for op, (count, ms) in profile.by_op().items():
+        nodes = [n for n in profile.nodes if n.op == op]
+        wide = any(n.outputs and n.outputs[0][0] == "int32" for n in nodes)
+        floats = any(_multiplies(n) and not is_integer(n) for n in nodes)
+        if op in _CONVERSIONS or wide or floats:
+            suspects[op] = (count, ms)
+    listed = sorted((suspects or profile.by_op()).items(), key=lambda item: -item[1][1])[:3]
+    spent = ", ".join(f"{op} ({n} nodes, {ms:.3f} ms)" for op, (n, ms) in listed)
+    return (
+        f"The quantized file is slower than the uncompressed one in the same runtime: it takes "
+        f"{timing.ratio:.2f} times as long (at least {timing.ratio_low:.2f}). Operators to "
+        f"blame: {spent}."
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    rest = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")

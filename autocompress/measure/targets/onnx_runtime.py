@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,10 @@ _DTYPES = {
     "tensor(uint8)": "uint8",
     "tensor(bool)": "bool",
 }
+#: what the runtime merges into the node before
+_FUSED_AFTER = frozenset({"Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "Cast"})
+#: what it adds to the output's name when it calls a merged node after it
+_RENAMED = re.compile("^InsertedPrecisionFreeCast_|_nchwc$")
 _BY_DEVICE = {
     "cpu": ("CPUExecutionProvider",),
     "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
@@ -184,7 +189,7 @@ class OnnxRuntimeSession:
                 session.run(None, feed)
             events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
             del session
-        return _read_profile(events, warm_up)
+        return _read_profile(events, warm_up, _makers(self.file))
 
     def close(self) -> None:
         """Free the session."""
@@ -208,7 +213,31 @@ def _free_batch_names(file: Path) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def _read_profile(events: list[dict[str, Any]], warm_up: int) -> Profile:
+def _makers(file: Path) -> dict[str, str]:
+    """Tensor to the node of the file that computed it, activations and casts looked through.
+
+    Where the runtime merges nodes into one with a blocked layout it names that one after its
+    output, which by then may be an activation's.
+    """
+    import onnx
+
+    graph = onnx.load(str(file), load_external_data=False).graph
+    by_output = {output: node for node in graph.node for output in node.output}
+    found = {}
+    for output, node in by_output.items():
+        while node.op_type in _FUSED_AFTER and node.input[0] in by_output:
+            node = by_output[node.input[0]]
+        found[output] = node.name
+    return found
+
+
+def _origin(name: str, makers: Mapping[str, str]) -> str:
+    """The file's own name of a node that the runtime renamed."""
+    tensor = _RENAMED.sub("", name)
+    return makers.get(tensor, name) if tensor != name else name
+
+
+def _read_profile(events: list[dict[str, Any]], warm_up: int, makers: Mapping[str, str]) -> Profile:
     """Median per node over the runs after the warm-up, from the profiler's trace events."""
     times: dict[str, list[float]] = defaultdict(list)
     first: dict[str, dict[str, Any]] = {}
@@ -228,7 +257,7 @@ def _read_profile(events: list[dict[str, Any]], warm_up: int) -> Profile:
         kept = times[key][warm_up:] or times[key]
         nodes.append(
             NodeTime(
-                name=event["name"].removesuffix("_kernel_time"),
+                name=_origin(event["name"].removesuffix("_kernel_time"), makers),
                 op=args.get("op_name", "?"),
                 # the profiler counts whole microseconds: the mean of the faster half keeps more
                 # of them than a median and still leaves interruptions out
