@@ -92,7 +92,7 @@ class Assembly:
                 progress=lambda text, done: self.progress(f"latency table: {text}", done),
             )
             model.baseline_ms = evaluator.baseline["latency_ms"]
-        evaluator.latency_model = model
+        evaluator.predict_with(model)
 
     def _make_pipeline(self) -> Pipeline:
         from autocompress.compress.bank import LayerBank

@@ -93,6 +93,11 @@ class StudyEvaluator:
             "data": self.pipeline.data.fingerprint,
         }
 
+    def predict_with(self, latency_model: LatencyModel) -> None:
+        """Take a latency model; estimates made before, without one, are forgotten."""
+        self.latency_model = latency_model
+        self._estimates.clear()
+
     def set_baseline(self, baseline: Measurement) -> None:
         """Take a baseline that was measured before, so that a resumed run compares with it."""
         self.__dict__["baseline"] = baseline
@@ -125,7 +130,7 @@ class StudyEvaluator:
 
         count = min(images, len(self._reference))
         with machine_lock(exclusive=False), torch.inference_mode():
-            compressed = self.pipeline.build(policy)
+            compressed = self.pipeline.build(policy, calibrated=False)
             module = simulate(compressed) if compressed.quantized else compressed.module
             log_p = self._reference[:count]
             parts = [module(self._screening.prepare(stored)) for stored in self._chunks(count)]

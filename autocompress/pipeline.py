@@ -68,6 +68,7 @@ class Pipeline:
         phase: Phase = SEARCH,
         seed: int = 0,
         *,
+        calibrated: bool = True,
         progress: Progress | None = None,
         checkpoint: Any = None,
     ) -> Compressed:
@@ -77,6 +78,8 @@ class Pipeline:
             policy: what to do.
             phase: how much fine-tuning; 0 epochs trains nothing.
             seed: of fine-tuning.
+            calibrated: settle activation ranges; without them the model can be simulated (each
+                batch's extremes serve) but not exported, and is built several times as fast.
             progress: told how far a fine-tune is.
             checkpoint: file that lets an interrupted fine-tune go on.
         """
@@ -88,7 +91,7 @@ class Pipeline:
             compressed = self.train(
                 compressed, phase, seed, progress=progress, checkpoint=checkpoint
             )
-        if compressed.quantized and compressed.ranges is None:
+        if calibrated and compressed.quantized and compressed.ranges is None:
             compressed = calibrate(compressed, self.calibration().inputs())
         return compressed
 
