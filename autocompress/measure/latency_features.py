@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise, product
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.measure.kernels import Kernel, KernelPrecision, kernel_precision, layer_kernel
+from autocompress.model.cost import factor_method, factor_ranks
 from autocompress.policy.inventory import Inventory, LayerSpec
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.settings import CompressionSettings
@@ -220,18 +222,54 @@ _TIME_OF: dict[str, str] = {
 
 
 def layer_parts(layer: LayerSpec, width_in: int, width_out: int, own: LayerPolicy) -> list[Part]:
-    """The kernels of one layer at given widths.
+    """The kernels of one layer at given widths: one, or one for each of its factors.
 
     Args:
         layer: of the uncompressed model.
         width_in, width_out: channels left.
         own: its policy; the prune ratio is not read.
     """
-    kernel = layer_kernel(layer, width_in, width_out, kernel_precision(own))
-    if kernel is None:
-        return []
-    weights = kernel.macs // max(1, layer.positions)
-    return [Part(kernel, width_out * layer.positions, weights)]
+    precision = kernel_precision(own)
+    found = []
+    for spec, inputs, outputs in _factors(layer, width_in, width_out, own):
+        kernel = layer_kernel(spec, inputs, outputs, precision)
+        if kernel is not None:
+            weights = kernel.macs // max(1, spec.positions)
+            found.append(Part(kernel, outputs * spec.positions, weights))
+    return found
+
+
+def _factors(
+    layer: LayerSpec, width_in: int, width_out: int, own: LayerPolicy
+) -> list[tuple[LayerSpec, int, int]]:
+    """The layers that run in a layer's place, each with its input and output channels."""
+    if own.rank_ratio is None:
+        return [(layer, width_in, width_out)]
+    ranks = factor_ranks(layer, own, width_in, width_out)
+    method = factor_method(layer, own)
+    if layer.kind == "linear":
+        return [(layer, width_in, ranks[0]), (layer, ranks[0], width_out)]
+    stride = layer.stride or (1,) * len(layer.kernel_size)
+    ones = (1,) * len(layer.kernel_size)
+    point = replace(layer, kernel_size=ones, stride=ones)
+    if method == "spatial":
+        (height, width), (down, right) = layer.kernel_size, stride
+        column = replace(
+            layer,
+            kernel_size=(height, 1),
+            stride=(down, 1),
+            positions=layer.positions * right,
+        )
+        row = replace(layer, kernel_size=(1, width), stride=(1, right))
+        return [(column, width_in, ranks[0]), (row, ranks[0], width_out)]
+    if method == "tucker2":
+        before = replace(point, positions=layer.positions * prod(stride))
+        return [
+            (before, width_in, ranks[0]),
+            (layer, ranks[0], ranks[1]),
+            (point, ranks[1], width_out),
+        ]
+    return [(layer, width_in, ranks[0]), (point, ranks[0], width_out)]
 
 
 def _layer_levels(space: Space, name: str) -> list[LayerPolicy]:

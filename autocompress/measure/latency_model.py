@@ -33,7 +33,7 @@ from autocompress.policy.space import Space
 ExportVariant = Callable[[Policy], Path]
 """Builds and exports the model of a policy; only its speed matters, so that weights may be poor."""
 
-_VERSION = 1
+_VERSION = 2
 #: measured together, beside the uncompressed model
 _AT_ONCE = 6
 _PLAN = Plan(precision=0.03, min_rounds=8, max_seconds=3.0, slot_ms=3.0)
