@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from autocompress.errors import InputError
+from autocompress.measure.targets.base import Availability
 
 
 def bench(file: Path, vs: Path | None, target: str, threads: int, batch: int) -> dict[str, Any]:
@@ -66,7 +68,16 @@ def show_targets(found: dict[str, Any], console: Console) -> None:
             row["runtime"],
             ", ".join(row["devices"]),
             mark,
-            str(row.get("version") or ""),
-            str(row.get("reason") or ""),
+            row["version"],
+            escape(row["reason"] or _details(row)),
         )
     console.print(table)
+
+
+def _details(row: dict[str, Any]) -> str:
+    """What a runtime tells beside its version, as ``key: value`` pairs."""
+    rest = {k: v for k, v in row.items() if k not in Availability.__dataclass_fields__}
+    return "; ".join(
+        f"{key}: {', '.join(map(str, value)) if isinstance(value, list) else value}"
+        for key, value in rest.items()
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,8 @@ from autocompress.measure.targets.base import (
 )
 
 _WARM_UP = 5
+#: biases and scales are split off and merged again, which leaves marks in the names
+_SPLIT = re.compile(r"(/WithoutBiases)?(/Dequantization\w+)?$")
 
 
 class OpenVinoTarget:
@@ -64,11 +67,9 @@ class OpenVinoTarget:
 
     def describe(self) -> dict[str, Any]:
         """Plain data, for records."""
-        import openvino
-
         return {
             "runtime": "openvino",
-            "version": openvino.get_version(),
+            "version": _version(),
             "device": self.config.device,
             "precision": "f32",
             "threads": self.config.threads,
@@ -159,8 +160,7 @@ class OpenVinoSession:
             totals.append(request.latency)
             for info in request.profiling_info:
                 if info.status == info.Status.EXECUTED:
-                    # a bias is split off and merged again, which leaves a mark in the name
-                    name = info.node_name.removesuffix("/WithoutBiases")
+                    name = _SPLIT.sub("", info.node_name)
                     times[name].append(info.real_time.total_seconds() * 1e3)
                     kernels[name] = _kernel(info)
         nodes = tuple(NodeTime(n, kernels[n], float(np.median(t))) for n, t in times.items())
@@ -192,6 +192,13 @@ def _last_line(error: Exception) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
+def _version() -> str:
+    """Of the release; build numbers say nothing to a reader."""
+    import openvino
+
+    return str(openvino.get_version()).partition("-")[0]
+
+
 def availability() -> Availability:
     """What OpenVINO offers here."""
     try:
@@ -203,4 +210,4 @@ def availability() -> Availability:
             reason=f"not installed ({error}): pip install 'autocompress[openvino]'",
         )
     devices = tuple(d.lower().replace(".", ":") for d in openvino.Core().available_devices)
-    return Availability("openvino", True, openvino.get_version(), devices)
+    return Availability("openvino", True, _version(), devices)

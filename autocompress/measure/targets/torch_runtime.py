@@ -100,7 +100,9 @@ class TorchSession:
         except Exception as error:  # a broken archive raises whatever its reader stumbles on
             raise InputError(f"torch cannot open {file.name}: {error}") from None
         if device.type != "cpu":
-            program = torch.export.passes.move_to_device_pass(program, device)
+            from torch.export.passes import move_to_device_pass
+
+            program = move_to_device_pass(program, device)
         self._module: Any = program.module()
         self.inputs = _specs(program, batch)
         self._call: Any = torch.compile(self._module) if compiled else self._module
