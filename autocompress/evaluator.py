@@ -98,6 +98,12 @@ class StudyEvaluator:
         self.latency_model = latency_model
         self._estimates.clear()
 
+    def learn(self, policy: Policy, ratio: float) -> None:
+        """Let the latency model know a measured latency, as a share of the uncompressed model's."""
+        if self.latency_model is not None and policy.student is None:
+            self.latency_model.observe(policy, ratio)
+            self._estimates.clear()
+
     def set_baseline(self, baseline: Measurement) -> None:
         """Take a baseline that was measured before, so that a resumed run compares with it."""
         self.__dict__["baseline"] = baseline
@@ -176,6 +182,7 @@ class StudyEvaluator:
             accuracy = self._accuracy(path, getattr(self.pipeline.data, split))
         scored = time.perf_counter()
         timing = compare(self.target, path, self.baseline_file)
+        self.learn(compressed.policy, timing.ratio)
         problems = check_file(self.target, path, compressed, timing)
         context |= {
             "split": split,
