@@ -9,6 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+#: with fewer rounds not even their whole range is a 95 % interval of the median
+_FEWEST = 6
+
 Call = Callable[[], object]
 Clock = Callable[[], float]
 
@@ -21,7 +24,8 @@ class Plan:
         precision: wanted width of the ratio's interval, as a fraction of the ratio.
         confidence: of the interval.
         min_rounds: rounds before the first look at the interval; each holds every call twice.
-        max_seconds: time limit after the warm-up; the interval may then still be too wide.
+        max_seconds: time limit after the warm-up; the interval may then still be too wide. A few
+            rounds are taken in any case.
         slot_ms: one call's turn in a round lasts about this long, in as many calls as fit.
         seed: of the order of turns and of the bootstrap.
     """
@@ -104,7 +108,7 @@ def interleave(calls: Sequence[Call], plan: Plan, clock: Clock = time.perf_count
                 row[i] = _turn(calls[i], repeats[i], clock)
             turns.append(row)
         rounds = len(turns) // 2
-        over = clock() >= limit
+        over = clock() >= limit and rounds >= min(_FEWEST, plan.min_rounds)
         if rounds >= next_look or over:
             next_look = rounds + max(4, rounds // 4)
             means = _means(turns)
@@ -122,8 +126,11 @@ def ratio_interval(
 ) -> tuple[float, float, float]:
     """Median of the rounds' ratios and its bootstrap interval (percentiles, paired by round).
 
+    The percentiles lie further out than the plain bootstrap's, as Student's quantiles do: with a
+    dozen rounds the plain ones miss the truth in 7 % of the cases instead of 5 %.
+
     Args:
-        candidate, baseline: ``(rounds,)`` times of the same rounds.
+        candidate, baseline: ``(rounds,)`` times of the same rounds, two rounds at least.
         confidence: of the interval, in (0, 1).
         seed: of the resampling.
         resamples: bootstrap replications.
@@ -132,15 +139,24 @@ def ratio_interval(
         Ratio, low end, high end.
 
     References:
-        Efron and Tibshirani, An Introduction to the Bootstrap (1993), section 13.3.
+        Hesterberg, What Teachers Should Know About the Bootstrap, The American Statistician 69
+        (2015), the expanded percentile interval.
     """
     ratios = candidate / baseline
     rng = np.random.default_rng(seed)
     index = rng.integers(0, len(ratios), (resamples, len(ratios)))
     medians = np.median(ratios[index], axis=1)
-    tail = 50 * (1 - confidence)
+    tail = 100 * tail_share(len(ratios), confidence)
     low, high = np.percentile(medians, [tail, 100 - tail])
     return float(np.median(ratios)), float(low), float(high)
+
+
+def tail_share(count: int, confidence: float) -> float:
+    """Share of bootstrap replications left out at either end, for so many observations."""
+    from scipy.special import ndtr, stdtrit
+
+    quantile = stdtrit(count - 1, (1 - confidence) / 2)
+    return float(ndtr(quantile * (count / (count - 1)) ** 0.5))
 
 
 def _turn(call: Call, repeats: int, clock: Clock) -> float:
