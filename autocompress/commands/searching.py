@@ -23,6 +23,7 @@ from autocompress.track.view import RunView
 
 if TYPE_CHECKING:
     from autocompress.assemble import Assembly
+    from autocompress.policy.space import Assignment
     from autocompress.search.loop import Context
     from autocompress.search.protocols import Sink
     from autocompress.track.mlflow_sink import MlflowSink
@@ -190,17 +191,14 @@ def check_latency_budget(parts: Assembly) -> None:
     The estimate is asked first; only if it finds nothing within the budget, the cheapest
     candidates are built and timed.
     """
-    from autocompress.search.seeds import ladders
-
     budget, evaluator = parts.study.limits(), parts.evaluator
     if not budget.limits:
         return
-    hard = [parts.space.hardest, *(levels for _, levels in ladders(parts.space))]
-    policies = [parts.space.decode(levels) for levels in hard]
 
     def over(values: Any) -> float:
         return max(budget.violations(values, evaluator.baseline.values).values())
 
+    policies = [parts.space.decode(levels) for levels in cheap_ends(parts)]
     estimates = sorted(((over(evaluator.estimate(p).values), i) for i, p in enumerate(policies)))
     if estimates[0][0] <= 0:
         return
@@ -208,6 +206,31 @@ def check_latency_budget(parts: Assembly) -> None:
     best = min(measured, key=lambda i: over(measured[i]))
     violations = budget.violations(measured[best], evaluator.baseline.values)
     _refuse(violations, dict(measured[best]), budget)
+
+
+def cheap_ends(parts: Assembly) -> list[Assignment]:
+    """The cheapest assignment by estimate, then the hardest one and the uniform ladders.
+
+    The hardest levels are not always the quickest: a factorized layer is two small ones. From the
+    quickest ladder, one choice after another takes its quickest level until none gains.
+    """
+    from autocompress.search.seeds import ladders
+
+    def cost(levels: Assignment) -> float:
+        return parts.evaluator.estimate(parts.space.decode(levels))["latency_ms"]
+
+    ends = [parts.space.hardest, *(levels for _, levels in ladders(parts.space))]
+    best = min(ends, key=cost)
+    for _ in range(3):
+        before = best
+        for i, choice in enumerate(parts.space.choices):
+            if choice.kind in ("distill", "student"):
+                continue
+            options = [(*best[:i], k, *best[i + 1 :]) for k in range(len(choice.levels))]
+            best = min(options, key=lambda levels: (cost(levels), levels != best))
+        if best == before:
+            break
+    return [best, *(e for e in ends if e != best)]
 
 
 def _phases(
@@ -458,15 +481,13 @@ def dry_run(study: StudyConfig) -> dict[str, Any]:
         parts = assemble(study, Path(scratch), progress=say)
         check_formula_budget(parts)
         evaluator = parts.evaluator
-        ends = {}
-        for name, levels in (("dearest", parts.space.mildest), ("cheapest", parts.space.hardest)):
-            policy = parts.space.decode(levels)
-            found = (
-                evaluator.evaluate(policy) if levels != parts.space.mildest else evaluator.baseline
-            )
-            ends[name] = {"policy": policy.as_dict(), **dict(found.values)}
+        parts.predict_latency()
+        cheapest = parts.space.decode(cheap_ends(parts)[0])
+        ends = {
+            "dearest": {"policy": Policy().as_dict(), **evaluator.baseline.values},
+            "cheapest": {"policy": cheapest.as_dict(), **evaluator.evaluate(cheapest).values},
+        }
         try:
-            parts.predict_latency()
             check_latency_budget(parts)
             feasible, reason = True, ""
         except InfeasibleBudget as error:
