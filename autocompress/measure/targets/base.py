@@ -132,6 +132,10 @@ class Session(Protocol):
     def inputs(self) -> tuple[TensorSpec, ...]:
         """What it takes."""
 
+    @property
+    def threads(self) -> int:
+        """Threads of one inference, as the runtime itself tells them."""
+
     def run(self, inputs: Inputs) -> list[Array]:
         """One inference.
 

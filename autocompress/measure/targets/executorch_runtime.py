@@ -164,8 +164,10 @@ def _lower(file: Path, modified_ns: int, size_bytes: int, batch: int) -> bytes:
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
 
+    from autocompress.measure.targets.torch_runtime import load_program
+
     del modified_ns, size_bytes
-    program = torch.export.load(file)
+    program = load_program(file)
     wanted = set(program.graph_signature.user_inputs)
     example = []
     for node in program.graph.nodes:

@@ -158,6 +158,11 @@ class OnnxRuntimeSession:
                 f"ONNX Runtime cannot open {self.file.name}: {str(error).splitlines()[0]}"
             ) from None
 
+    @property
+    def threads(self) -> int:
+        """Threads of one operator."""
+        return int(self._session.get_session_options().intra_op_num_threads)
+
     def run(self, inputs: Inputs) -> list[Array]:
         """One inference."""
         return list(self._session.run(None, self._feed(inputs)))

@@ -95,10 +95,7 @@ class TorchSession:
         self.file = file
         self._device = device
         self._threads = threads
-        try:
-            program: Any = torch.export.load(file)
-        except Exception as error:  # a broken archive raises whatever its reader stumbles on
-            raise InputError(f"torch cannot open {file.name}: {error}") from None
+        program = load_program(file)
         if device.type != "cpu":
             from torch.export.passes import move_to_device_pass
 
@@ -107,6 +104,12 @@ class TorchSession:
         self.inputs = _specs(program, batch)
         self._call: Any = torch.compile(self._module) if compiled else self._module
         self._compiled = compiled
+
+    @property
+    def threads(self) -> int:
+        """Threads that a call of this session sees."""
+        with _threads(self._threads):
+            return torch.get_num_threads()
 
     def run(self, inputs: Inputs) -> list[Array]:
         """One inference."""
@@ -148,6 +151,18 @@ class TorchSession:
     def close(self) -> None:
         """Free the module."""
         self._module = self._call = None
+
+
+def load_program(file: Path) -> Any:
+    """Read an exported program.
+
+    Raises:
+        InputError: the file is none.
+    """
+    try:
+        return torch.export.load(file)
+    except Exception as error:  # a broken archive raises whatever its reader stumbles on
+        raise InputError(f"torch cannot open {file.name}: {error}") from None
 
 
 class _Stopwatch(fx.Interpreter):
