@@ -19,9 +19,10 @@ from autocompress.results.trial import Trial, TrialState
 if TYPE_CHECKING:
     import optuna
 
-_REMEMBERED = 400
+_REMEMBERED = 200
 _GP_PARAMETERS = 15
 _GP_TRIALS = 200
+_GENERATION = "NSGAIISampler:generation"
 
 
 class OptunaController:
@@ -60,6 +61,7 @@ class OptunaController:
         self._told: list[optuna.trial.FrozenTrial] = []
         self._sources: list[Trial] = []
         self._pending: dict[Assignment, list[optuna.trial.Trial]] = {}
+        self._generation = 0
         self._study = self._new_study()
 
     def ask(self) -> Assignment:
@@ -84,15 +86,27 @@ class OptunaController:
         asked = waiting.pop() if waiting else None
         frozen = self._freeze(assignment, trial)
         if asked is not None:
-            # the zombie of the ask is closed; what it found is added with its own values
-            self._study.tell(asked, state=self._state("FAIL"))
+            frozen = self._close(asked, frozen)
+        elif frozen is not None:
+            self._study.add_trial(frozen)
         if frozen is None:
             return
         self._told.append(frozen)
         self._sources.append(trial)
-        self._study.add_trial(frozen)
+        self._generation = max(self._generation, frozen.system_attrs.get(_GENERATION, 0))
         if len(self._told) >= 2 * _REMEMBERED:
             self._forget()
+
+    def _close(
+        self, asked: optuna.trial.Trial, frozen: optuna.trial.FrozenTrial | None
+    ) -> optuna.trial.FrozenTrial | None:
+        """Give an asked trial what was found; what taught nothing is told as failed."""
+        if frozen is None:
+            self._study.tell(asked, state=self._state("FAIL"))
+            return None
+        for name, violation in frozen.constraints.items():
+            asked.set_constraint(name, violation)
+        return self._study.tell(asked, frozen.values, state=frozen.state)
 
     def _freeze(self, assignment: Assignment, trial: Trial) -> optuna.trial.FrozenTrial | None:
         import optuna
@@ -106,7 +120,8 @@ class OptunaController:
         values = [float(measured.get(m.name, 0.0) or 0.0) for m in self.objectives]
         pruned = rejected and self.sampler != "nsga2"
         names = [c.name for c in self.space.choices]
-        attributes = {"NSGAIISampler:generation": 0} if self.sampler == "nsga2" else {}
+        # NSGA-II sees added trials only as members of a generation
+        attributes = {_GENERATION: self._generation} if self.sampler == "nsga2" else {}
         return optuna.trial.create_trial(
             state=self._state("PRUNED" if pruned else "COMPLETE"),
             values=None if pruned else values,

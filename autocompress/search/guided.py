@@ -7,6 +7,7 @@ cost bands in turn, so that the whole front is filled and not one corner.
 
 from __future__ import annotations
 
+import math
 import random
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -22,8 +23,9 @@ from autocompress.search.solver import solve
 _RUNGS = (0.97, 0.85, 0.7, 0.55)
 """Cost targets of the solver, as shares of the way from the cheapest policy to the bound."""
 
-_RACE = 64
 _LEADING_SEEDS = 3
+_HOPELESS_KL = 1e3
+"""Stands for the divergence of a model that cannot be screened."""
 
 
 class GuidedProposer:
@@ -88,7 +90,7 @@ class GuidedProposer:
         self.optuna.tell(assignment, trial)
 
     def _probe(self, assignment: Assignment) -> float:
-        return self.context.evaluator.screen(self.space.decode(assignment), 2 * _RACE).kl
+        return self._screened(assignment)
 
     def _costs(self, assignment: Assignment) -> Mapping[str, float]:
         found = self.context.evaluator.estimate(self.space.decode(assignment))
@@ -133,7 +135,7 @@ class GuidedProposer:
                 proposals[levels] = origin
         if not proposals:
             return "tpe", self.optuna.ask()
-        return self._race(proposals)
+        return self._least_divergent(proposals)
 
     def _parent(self, trials: Sequence[Trial]) -> Assignment | None:
         """A front member, the cost bands in turn; without a front, the nearest to the budget."""
@@ -191,22 +193,25 @@ class GuidedProposer:
         limits = {**self._bounds(), self.cost: self._costs(parent).get(self.cost, 0.0) * 1.001}
         return solve(self.space, losses, self._costs, limits, start=parent, rounds=2) or parent
 
-    def _race(self, proposals: Mapping[Assignment, str]) -> tuple[str, Assignment]:
-        """Few images for all, all images for those that the first look leaves in doubt."""
-        screen = self.context.evaluator.screen
-        first = {a: screen(self.space.decode(a), _RACE) for a in proposals}
-        best = min(first.values(), key=lambda s: s.kl)
-        left = [
-            a
-            for a, s in first.items()
-            if s.kl - best.kl <= 2 * (s.stderr**2 + best.stderr**2) ** 0.5
-        ][:4]
-        full = self.context.config.screen_images
-        if len(left) > 1 and full > _RACE:
-            final = {a: screen(self.space.decode(a), full).kl for a in left}
-        else:
-            final = {a: first[a].kl for a in left}
-        for assignment, screened in first.items():
-            self.sensitivity.observe(assignment, final.get(assignment, screened.kl))
-        winner = min(final, key=lambda a: final[a])
+    def _least_divergent(self, proposals: Mapping[Assignment, str]) -> tuple[str, Assignment]:
+        """The proposal of least divergence, on the same images for all.
+
+        A race with few images first does not pay: building a model, with its batch-norm
+        statistics, costs as much as screening it on all of them.
+        """
+        found = {a: self._screened(a) for a in proposals}
+        winner = min(found, key=lambda a: found[a])
         return proposals[winner], winner
+
+    def _screened(self, assignment: Assignment) -> float:
+        """KL of an assignment; a model that cannot be built or blows up comes last.
+
+        Where nothing better is left it is evaluated all the same, and that trial says why it fails.
+        """
+        try:
+            kl = self.context.screen(assignment).kl
+        except Exception:
+            return _HOPELESS_KL
+        kl = kl if math.isfinite(kl) else _HOPELESS_KL
+        self.sensitivity.observe(assignment, kl)
+        return kl

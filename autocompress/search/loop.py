@@ -14,7 +14,7 @@ from autocompress.results.front import ParetoFront, reference_point
 from autocompress.results.metric import Measurement, metric
 from autocompress.results.trial import SEARCH, Phase, Trial, TrialState
 from autocompress.search.config import SearchConfig
-from autocompress.search.protocols import Evaluator, Executor, Job, Outcome, Sink
+from autocompress.search.protocols import Evaluator, Executor, Job, Outcome, Screened, Sink
 from autocompress.search.stop import StopFlag
 
 _HOPELESS = 3.0
@@ -80,6 +80,7 @@ class Context:
 
     def __post_init__(self) -> None:
         self.objectives = tuple(metric(n) for n in self.config.objectives)
+        self.screening_s = 0.0
         self._next = max((t.number for t in self.trials), default=-1) + 1
         self._digests = {
             self._key(t.policy, t.phase): t
@@ -100,6 +101,15 @@ class Context:
     def known(self, policy: Policy, phase: Phase = SEARCH) -> Trial | None:
         """The trial that has settled a policy at this phase already."""
         return self._digests.get(self._key(policy, phase))
+
+    def screen(self, assignment: Assignment, images: int | None = None) -> Screened:
+        """Screen an assignment; the time counts as evaluation, not as bookkeeping."""
+        start = time.monotonic()
+        try:
+            policy = self.space.decode(assignment)
+            return self.evaluator.screen(policy, images or self.config.screen_images)
+        finally:
+            self.screening_s += time.monotonic() - start
 
     def hopeless(self, estimate: Measurement) -> dict[str, float] | None:
         """Violations if even an optimistic reading of an estimate is over the budget.
@@ -200,7 +210,8 @@ class SearchResult:
         trials: all finished ones, earlier sessions included.
         stopped: why it ended: ``trials``, ``timeout``, ``interrupted``, ``exhausted``.
         seconds: of this session's search phase.
-        bookkeeping_s: of them, spent on choosing and recording rather than evaluating.
+        bookkeeping_s: of them, spent on choosing and recording rather than on evaluating or
+            screening.
     """
 
     trials: list[Trial]
@@ -232,6 +243,7 @@ class _Loop:
         self.running = 0
         self.started = time.monotonic()
         self.waited = 0.0
+        self.screened_before = context.screening_s
         self.repeats = 0
         self.rejections = 0
         self.done = sum(
@@ -251,7 +263,8 @@ class _Loop:
                 break
             self._take_one()
         seconds = time.monotonic() - self.started
-        return SearchResult(list(self.context.trials), reason, seconds, seconds - self.waited)
+        elsewhere = self.waited + self.context.screening_s - self.screened_before
+        return SearchResult(list(self.context.trials), reason, seconds, seconds - elsewhere)
 
     def _why_stop(self) -> str:
         config = self.context.config

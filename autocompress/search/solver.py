@@ -12,6 +12,11 @@ from autocompress.policy.space import Assignment, Space
 Costs = Callable[[Assignment], Mapping[str, float]]
 """From an assignment to metric name and cost; microseconds."""
 
+_POLISH_ROUNDS = 20
+_POLISH_LOOKS = 30
+_OPTIMISM = 0.05
+"""Pairs that seem to be over the limits by so little are looked at all the same."""
+
 
 def knapsack(
     losses: Sequence[NDArray[np.float64]],
@@ -103,7 +108,53 @@ def solve(
             break
         seen.add(found)
         current = found
-    return best[1] if best else None
+    return _polished(space, losses, costs, names, bounds, best[1]) if best else None
+
+
+def _polished(
+    space: Space,
+    losses: Sequence[NDArray[np.float64]],
+    costs: Costs,
+    names: Sequence[str],
+    bounds: NDArray[np.float64],
+    start: Assignment,
+) -> Assignment:
+    """Change one or two choices at a time while that lowers the loss within the true limits.
+
+    Where costs are not additive the linearized answer leaves some of the limit unused, and a
+    product of two widths is misjudged most where both change. The marginal costs at hand say
+    which pairs are worth a true look.
+    """
+    current = start
+    for _ in range(_POLISH_ROUNDS):
+        base = np.array([costs(current)[n] for n in names])
+        if (base > bounds).any():
+            return current
+        tables = [
+            _marginal(space, costs, names, current, i, base) for i in range(len(space.choices))
+        ]
+        owner = np.concatenate([np.full(len(t), i) for i, t in enumerate(losses)])
+        level = np.concatenate([np.arange(len(t)) for t in losses])
+        gain = np.concatenate([t - t[k] for t, k in zip(losses, current, strict=True)])
+        extra = np.concatenate(tables, axis=1)
+        both = gain[:, None] + gain[None, :]
+        spent = extra[:, :, None] + extra[:, None, :]
+        fits = (spent <= (bounds - base)[:, None, None] * (1 + _OPTIMISM)).all(axis=0)
+        usable = fits & (owner[:, None] != owner[None, :]) & (both < -1e-12)
+        first, second = np.nonzero(np.triu(usable))
+        order = np.argsort(both[first, second], kind="stable")[:_POLISH_LOOKS]
+        better = None
+        for a, b in zip(first[order], second[order], strict=True):
+            changed = list(current)
+            changed[owner[a]], changed[owner[b]] = int(level[a]), int(level[b])
+            candidate = tuple(changed)
+            if all(costs(candidate)[n] <= bound for n, bound in zip(names, bounds, strict=True)):
+                better = candidate
+                break
+        if better is None:
+            return current
+        current = better
+    return current
 
 
 def _marginal(

@@ -1,0 +1,81 @@
+"""The exact solver against enumeration of everything."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from analytic import AnalyticEvaluator, make_space
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autocompress.search.solver import knapsack, solve
+
+numbers = st.integers(-50, 100)
+
+
+@given(st.data())
+@settings(max_examples=60)
+def test_knapsack_is_the_best_of_all_combinations(data: st.DataObject) -> None:
+    sizes = data.draw(st.lists(st.integers(1, 4), min_size=1, max_size=4))
+    metrics = data.draw(st.integers(1, 2))
+    losses = [np.array([data.draw(st.integers(0, 100)) for _ in range(n)], float) for n in sizes]
+    costs = [
+        np.array([[data.draw(numbers) for _ in range(n)] for _ in range(metrics)], float)
+        for n in sizes
+    ]
+    limits = np.array([data.draw(st.integers(-100, 200)) for _ in range(metrics)], float)
+
+    def total(levels: tuple[int, ...]) -> float:
+        return float(sum(t[level] for t, level in zip(losses, levels, strict=True)))
+
+    def fits(levels: tuple[int, ...]) -> bool:
+        used = sum(c[:, level] for c, level in zip(costs, levels, strict=True))
+        return bool((used <= limits).all())
+
+    fitting = [a for a in itertools.product(*(range(n) for n in sizes)) if fits(a)]
+    found = knapsack(losses, costs, limits)
+    if not fitting:
+        assert found is None
+    else:
+        assert found is not None
+        assert fits(found)
+        assert total(found) == min(map(total, fitting))
+
+
+@pytest.mark.parametrize("metric", ["latency_ms", "macs"])
+@pytest.mark.parametrize("share", [0.5, 0.65, 0.8])
+def test_solve_against_enumeration_on_real_costs(metric: str, share: float) -> None:
+    """Latency is additive here, so the answer must be the optimum; MACs are products."""
+    space, evaluator = make_space(4, 6), AnalyticEvaluator(4, seed=3)
+    rng = np.random.default_rng(1)
+    losses = [np.cumsum(rng.uniform(0, 1, len(c.levels))) for c in space.choices]
+
+    def costs(levels: tuple[int, ...]) -> dict[str, float]:
+        return dict(evaluator.estimate(space.decode(levels)).values)
+
+    def total(levels: tuple[int, ...]) -> float:
+        return float(sum(t[level] for t, level in zip(losses, levels, strict=True)))
+
+    limit = share * evaluator.baseline[metric]
+    found = solve(space, losses, costs, {metric: limit})
+    every = itertools.product(*(range(len(c.levels)) for c in space.choices))
+    fitting = [a for a in every if costs(a)[metric] <= limit]
+    best = min(map(total, fitting))
+    assert found is not None
+    assert costs(found)[metric] <= limit
+    if metric == "latency_ms":
+        assert total(found) == pytest.approx(best, abs=1e-9)
+    else:
+        # linearized around each answer: near the optimum, never over the limit
+        assert total(found) <= np.quantile([total(a) for a in fitting], 0.01)
+
+
+def test_solve_says_when_nothing_fits() -> None:
+    space, evaluator = make_space(3), AnalyticEvaluator(3)
+    losses = [np.arange(len(c.levels), dtype=float) for c in space.choices]
+    found = solve(
+        space, losses, lambda a: evaluator.estimate(space.decode(a)).values, {"latency_ms": 0.1}
+    )
+    assert found is None
