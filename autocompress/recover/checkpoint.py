@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import warnings
+import zipfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,8 +53,11 @@ def load_checkpoint(path: Path, trainer: Trainer) -> bool:
     if not path.is_file():
         return False
     try:
+        # what is no archive at all would go to a reader of old formats, which fails in any way
+        if not zipfile.is_zipfile(path):
+            raise OSError("not an archive, or a torn one")
         state = torch.load(path, map_location=trainer.place.device, weights_only=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+    except (RuntimeError, OSError, pickle.UnpicklingError) as error:
         warnings.warn(
             f"The checkpoint {path} is not readable ({error}); training anew.", stacklevel=2
         )

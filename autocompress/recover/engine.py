@@ -86,7 +86,8 @@ class Trainer:
         self.train = _on_device(data.train, self.place)
         self.batch = min(schedule.batch_size, len(data.train))
         self.per_epoch = len(data.train) // self.batch
-        self.total = max(1, round(schedule.epochs * self.per_epoch))
+        steps = round(schedule.epochs * self.per_epoch)
+        self.total = max(1, steps) if schedule.epochs > 0 else 0
         self.augment, self.mixing = _augmentation(data, schedule)
         self.draws = distillation.cached_draws if distillation is not None else 0
         order = (data.train.fingerprint, seed, self.batch, self.augment, self.mixing)
@@ -152,7 +153,10 @@ class Trainer:
                 for batch in self._epoch():
                     self._one_step(*batch)
                     watch.tell()
-                    if checkpoint is not None and time.perf_counter() - saved >= checkpoint_every:
+                    due = time.perf_counter() - saved >= checkpoint_every
+                    # an epoch's last step is saved below, once the epoch has its record
+                    inside = self.step % self.per_epoch > 0 and self.step < self.total
+                    if checkpoint is not None and due and inside:
                         self.seconds += time.perf_counter() - start
                         save_checkpoint(checkpoint, self)
                         start = saved = time.perf_counter()

@@ -51,14 +51,25 @@ def make_net() -> Callable[..., Net]:
 
 
 @pytest.fixture
+def make_images() -> Callable[..., Data]:
+    """Three classes of noisy 8x8 images that differ in the channel that is brighter."""
+    return bright_channels
+
+
+@pytest.fixture
 def images() -> Data:
-    """Three classes of 8x8 images that differ in the channel that is bright; noisy."""
+    """The easy ones: seen at a glance."""
+    return bright_channels()
+
+
+def bright_channels(contrast: int = 80) -> Data:
+    """See ``make_images``."""
     generator = torch.Generator().manual_seed(5)
 
     def split(count: int) -> Split:
         targets = torch.arange(count) % 3
         stored = torch.randint(0, 160, (count, 3, 8, 8), generator=generator)
-        stored[torch.arange(count), targets] += 80
+        stored[torch.arange(count), targets] += contrast
         return Split(stored.to(torch.uint8), targets, scaled)
 
     return Data(split(96), split(60), split(60), classes=3, name="bright channels")

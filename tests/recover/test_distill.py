@@ -84,7 +84,7 @@ def one_loss(
     inputs = data.train.prepare(stored)
     outputs = student(inputs)
     loss = teaching.loss(F.cross_entropy(outputs, targets), outputs, inputs, stored)
-    return teaching, float(loss), inputs, outputs
+    return teaching, loss.item(), inputs, outputs
 
 
 def test_labels_and_logits(images: Data, make_net: Callable[..., Any]) -> None:

@@ -1,0 +1,157 @@
+"""Training through rounding: it learns, and what it learnt reaches the integer file."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from autocompress.compress.compressed import Compressed, Precision
+from autocompress.compress.export import export
+from autocompress.compress.quantize import calibrate, simulate
+from autocompress.errors import InputError
+from autocompress.model.data import Data
+from autocompress.policy.policy import Distill, LayerPolicy, Policy
+from autocompress.policy.settings import CompressionSettings
+from autocompress.recover.distill import Distillation
+from autocompress.recover.finetune import fine_tune
+from autocompress.recover.schedule import Schedule
+from autocompress.recover.score import score
+from autocompress.recover.state import load_state, save_state
+
+LAYERS = ("conv1", "conv2", "head")
+
+
+def with_bits(module: nn.Module, weight_bits: int, activation_bits: int) -> Compressed:
+    """The module as it is, to be quantized."""
+    wanted = LayerPolicy(weight_bits=weight_bits, activation_bits=activation_bits)
+    precision = Precision(weight_bits, activation_bits)
+    policy = Policy(dict.fromkeys(LAYERS, wanted))
+    return Compressed(module, policy, CompressionSettings(), dict.fromkeys(LAYERS, precision))
+
+
+@pytest.fixture
+def learnt(images: Data, make_net: Callable[..., Any], schedule: Schedule) -> nn.Module:
+    """A network that knows the images."""
+    longer = schedule.model_copy(update={"epochs": 6, "lr": 0.2})
+    return fine_tune(make_net(0, width=8), images, longer).module
+
+
+def loss_of(module: nn.Module, data: Data) -> float:
+    """Cross-entropy on val: finer than accuracy."""
+    with torch.no_grad():
+        outputs = module(data.val.inputs())
+        return float(nn.functional.cross_entropy(outputs, data.val.targets))
+
+
+def test_int8_reaches_integer_kernels(
+    learnt: nn.Module, images: Data, schedule: Schedule, tmp_path: Path
+) -> None:
+    compressed = with_bits(learnt, 8, 8)
+    before = copy.deepcopy(learnt.state_dict())
+    tuned = fine_tune(compressed, images, schedule, qat=True).compressed
+    assert tuned is not None
+    assert all(torch.equal(t, before[n]) for n, t in learnt.state_dict().items())
+    done = calibrate(tuned, images.train.inputs())
+    export(done, tmp_path / "int8.onnx", images.train.inputs(1))
+
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    session = onnxruntime.InferenceSession(
+        str(tmp_path / "int8.onnx"), options, providers=["CPUExecutionProvider"]
+    )
+    run = {node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node}
+    assert "QLinearConv" in run
+    assert "Conv" not in run
+
+    inputs = images.val.inputs()
+    name = session.get_inputs()[0].name
+    of_file = np.concatenate(
+        [session.run(None, {name: inputs[i : i + 1].numpy()})[0] for i in range(len(inputs))]
+    )
+    assert (of_file.argmax(1) == images.val.targets.numpy()).mean() > 0.9
+    expected = simulate(done)(inputs).detach().numpy()
+    assert np.abs(of_file - expected).mean() < 0.05 * np.abs(expected).mean()
+
+
+def test_training_through_rounding_beats_rounding_afterwards(
+    make_images: Callable[..., Data], make_net: Callable[..., Any], schedule: Schedule
+) -> None:
+    """At 2 bits, where rounding hurts; summed over three first weights."""
+    images = make_images(contrast=20)
+    longer = schedule.model_copy(update={"epochs": 12})
+    losses = {True: 0.0, False: 0.0}
+    for seed in range(3):
+        compressed = with_bits(make_net(seed, width=8), 2, 32)
+        for qat in losses:
+            tuned = fine_tune(compressed, images, longer, qat=qat).compressed
+            assert tuned is not None
+            losses[qat] += loss_of(simulate(tuned), images)
+    assert losses[True] < 0.8 * losses[False]
+
+
+def test_weights_come_back_as_floats_of_the_same_names(
+    learnt: nn.Module, images: Data, schedule: Schedule
+) -> None:
+    tuned = fine_tune(with_bits(learnt, 4, 32), images, schedule, qat=True)
+    assert tuned.compressed is not None
+    assert tuned.compressed.ranges is None
+    assert list(tuned.module.state_dict()) == list(learnt.state_dict())
+    rounded = (2**3 - 1) * 2 + 1  # levels of a 4-bit channel
+    channel = tuned.module.get_submodule("conv2").weight[0].flatten()
+    assert len(channel.unique()) > rounded
+
+
+def test_a_teacher_helps_through_rounding_too(
+    learnt: nn.Module, images: Data, schedule: Schedule
+) -> None:
+    spoken = Distillation([learnt], Distill(features="attention"))
+    tuned = fine_tune(with_bits(learnt, 4, 8), images, schedule, qat=True, distillation=spoken)
+    assert score(tuned.module, images.val) > 0.9
+
+
+def test_nothing_to_round_is_said(learnt: nn.Module, images: Data, schedule: Schedule) -> None:
+    plain = Compressed(learnt, Policy(), CompressionSettings())
+    for given in (plain, learnt):
+        with pytest.raises(InputError, match="quantizes at least one layer"):
+            fine_tune(given, images, schedule, qat=True)
+
+
+def test_zeros_of_a_sparse_policy_stay_zero(
+    learnt: nn.Module, images: Data, schedule: Schedule
+) -> None:
+    weight = learnt.get_submodule("conv2").weight
+    with torch.no_grad():
+        weight[weight.abs() < weight.abs().median()] = 0
+    zeros = weight == 0
+    policy = Policy({"conv2": LayerPolicy(sparsity=0.5)})
+    tuned = fine_tune(Compressed(learnt, policy, CompressionSettings()), images, schedule)
+    after = tuned.module.get_submodule("conv2").weight
+    assert bool((after[zeros] == 0).all())
+    assert not torch.equal(after, weight)
+
+
+def test_state_comes_back_from_disk(
+    learnt: nn.Module, images: Data, schedule: Schedule, tmp_path: Path
+) -> None:
+    compressed = with_bits(learnt, 8, 8)
+    tuned = fine_tune(compressed, images, schedule, qat=True).compressed
+    assert tuned is not None
+    done = calibrate(tuned, images.train.inputs())
+    path = save_state(tmp_path / "a" / "state.safetensors", done)
+    loaded = load_state(path, with_bits(copy.deepcopy(learnt), 8, 8))
+    assert loaded.ranges == done.ranges
+    for name, tensor in done.module.state_dict().items():
+        assert torch.equal(tensor, loaded.module.state_dict()[name])
+    with pytest.raises(InputError, match="another policy"):
+        load_state(path, with_bits(copy.deepcopy(learnt), 4, 8))
+    with pytest.raises(InputError, match="are missing"):
+        load_state(tmp_path / "none.safetensors", compressed)
