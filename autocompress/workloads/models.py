@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import pickle
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from autocompress.errors import InputError, nearest
 
 
 @contextmanager
@@ -156,25 +161,16 @@ def load_weights(model: nn.Module, path: str) -> nn.Module:
     """Load a safetensors or torch state dict into the model, cast to its own dtypes.
 
     Raises:
-        InputError: no such file, or a checkpoint of another architecture.
+        InputError: no such file, one that is not readable, or a checkpoint of another
+            architecture.
     """
-    from pathlib import Path
-
-    from autocompress.errors import InputError, nearest
-
     file = Path(path)
     if not file.is_file():
         raise InputError(
             f"There is no checkpoint at {file}. Set AUTOCOMPRESS_WEIGHTS to the "
             "folder that holds it, or correct `model.checkpoint` in the study."
         )
-    if file.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        state = load_file(file)
-    else:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-        state = state.get("state_dict", state)
+    state = _read_state(file)
     own = model.state_dict()
     for name, tensor in state.items():
         if name not in own:
@@ -195,3 +191,23 @@ def load_weights(model: nn.Module, path: str) -> nn.Module:
         )
     model.load_state_dict({n: t.to(own[n].dtype) for n, t in state.items()}, strict=False)
     return model.eval()
+
+
+def _read_state(file: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        # old formats would go to a reader that fails on what is no checkpoint in any way
+        if not zipfile.is_zipfile(file):
+            raise pickle.UnpicklingError("no archive, or a torn one")
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError) as error:
+        raise InputError(
+            f"The checkpoint {file} is not readable ({error}). It must hold a state dict, as "
+            "safetensors or written by `torch.save`."
+        ) from None
+    found: dict[str, Tensor] = state.get("state_dict", state)
+    return found
