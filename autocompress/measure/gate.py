@@ -50,8 +50,8 @@ _CONVERSIONS = frozenset(
         "Transpose",
     }
 )
-#: blocked layouts round channel counts up to the width of a vector register
-_BLOCKS = (1, 4, 8, 16, 32)
+#: blocked layouts round channel counts up to the width of a vector register, and hide as much
+_BLOCKS = (1, 4, 8, 16)
 _SHOWN = 6
 
 
@@ -208,15 +208,26 @@ def _unpruned(nodes: Mapping[str, Sequence[NodeTime]], compressed: Compressed) -
         if wanted is None or not shown:
             continue
         fits = {-(-int(wanted) // block) * block for block in _BLOCKS}
-        for node in shown:
-            # the batch is no channel count
-            shape = node.outputs[0][1][1:]
-            if not fits & set(shape):
-                wrong.append(f"{name} ({wanted} channels promised, output {list(shape)})")
-                break
+        linear = hasattr(module, "out_features")
+        other = next((n for n in shown if not fits & _channels(n, linear)), None)
+        if other is not None:
+            shape = list(other.outputs[0][1])
+            wrong.append(f"{name} ({wanted} channels promised, output {shape})")
     if not wrong:
         return []
     return [f"The runtime's profile shows other shapes than the policy promises: {_listed(wrong)}."]
+
+
+def _channels(node: NodeTime, linear: bool) -> set[int]:
+    """What may be the output channels of an operator, by the shapes that it shows."""
+    shape = node.outputs[0][1]
+    if linear:
+        return {shape[-1]}
+    if not is_integer(node):
+        return {shape[1]}
+    # integer kernels may hold channels last; their scales and biases tell the count
+    vectors = {size[0] for _, size in node.inputs if len(size) == 1}
+    return vectors or {shape[1], shape[-1]}
 
 
 def _converts(profile: Profile) -> bool:

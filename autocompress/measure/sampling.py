@@ -65,7 +65,7 @@ def warm_up(
         window: calls per window.
     """
     start = clock()
-    before = float("inf")
+    before = float("nan")  # compares false with everything: the first window is never stable
     while True:
         times = []
         for _ in range(window):

@@ -1,41 +1,16 @@
-"""Small networks, exported once, that the tests of this room share."""
+"""The small network, exported once, that the tests of this room share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from measured_network import images, quantized, small
+from torch import nn
 
-from autocompress.compress.compressed import Compressed, Precision
 from autocompress.compress.export import export
-from autocompress.compress.quantize import calibrate
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.inventory import Inventory
-from autocompress.policy.policy import LayerPolicy, Policy
-from autocompress.policy.settings import CompressionSettings
-from autocompress.workloads.models import seeded
-
-Make = Callable[..., Compressed]
-
-
-class Small(nn.Module):
-    """Three convolutions, one of them depthwise, and a linear layer."""
-
-    def __init__(self, width: int = 8) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(3, width, 3, padding=1)
-        self.deep = nn.Conv2d(width, width, 3, padding=1, groups=width)
-        self.last = nn.Conv2d(width, 12, 1, stride=2)
-        self.head = nn.Linear(12, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.first(x))
-        x = F.relu(self.last(F.relu(self.deep(x))))
-        return self.head(x.mean((2, 3)))
 
 
 @pytest.fixture(autouse=True)
@@ -43,17 +18,6 @@ def own_lock(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
     """Tests must neither wait for other work on this machine nor keep it waiting."""
     folder = tmp_path_factory.getbasetemp() / "lock"
     monkeypatch.setenv("AUTOCOMPRESS_LOCK_DIR", str(folder))
-
-
-def small(width: int = 8) -> nn.Module:
-    """The network with fixed random weights."""
-    with seeded(3):
-        return Small(width).eval()
-
-
-def images(count: int = 1) -> Tensor:
-    """Standard normal images of 8 x 8."""
-    return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(5))
 
 
 @pytest.fixture(scope="session")
@@ -66,21 +30,6 @@ def inventory(network: nn.Module) -> Inventory:
     return take_inventory(network, images())
 
 
-def quantized(module: nn.Module, precisions: dict[str, Precision]) -> Compressed:
-    """A module whose layers have these precisions, calibrated."""
-    layers = {
-        name: LayerPolicy(
-            weight_bits=p.weight_bits,
-            activation_bits=p.activation_bits,
-            activation_scaling=p.activation_scaling,
-        )
-        for name, p in precisions.items()
-    }
-    settings = CompressionSettings()
-    compressed = Compressed(module, Policy(layers), settings, precisions=precisions)
-    return calibrate(compressed, images(32)) if precisions else compressed
-
-
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory, network: nn.Module) -> dict[str, Path]:
     """The float network as a file of every format that a runtime opens."""
@@ -90,3 +39,10 @@ def exported(tmp_path_factory: pytest.TempPathFactory, network: nn.Module) -> di
         suffix: export(plain, folder / f"small{suffix}", images()).path
         for suffix in (".onnx", ".pt2")
     }
+
+
+@pytest.fixture(scope="session")
+def wide_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same network with many more channels."""
+    wide = quantized(small(64), {})
+    return export(wide, tmp_path_factory.mktemp("wide") / "wide.onnx", images()).path

@@ -1,0 +1,181 @@
+"""The lock between real processes: shared work side by side, timing alone, nobody starved."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from autocompress.errors import MeasurementError
+from autocompress.measure.lock import lock_folder, machine_lock
+
+_HOLDER = """
+import sys
+from autocompress.measure.lock import machine_lock
+print("waiting", flush=True)
+with machine_lock(exclusive=sys.argv[1] == "exclusive"):
+    print("holding", flush=True)
+    sys.stdin.readline()
+print("released", flush=True)
+"""
+
+
+class Holder:
+    """Another process that holds the lock, or waits for it, until it is told to let go."""
+
+    def __init__(self, how: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", _HOLDER, how],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.said: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.said.append(line.strip())
+
+    def reaches(self, word: str, seconds: float = 20.0) -> bool:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if word in self.said:
+                return True
+            time.sleep(0.01)
+        return False
+
+    def let_go(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+
+
+@pytest.fixture
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Holder]]:
+    monkeypatch.setenv("AUTOCOMPRESS_LOCK_DIR", str(tmp_path / "lock"))
+    made: list[Holder] = []
+
+    def start_one(how: str) -> Holder:
+        made.append(Holder(how))
+        assert made[-1].reaches("waiting")
+        return made[-1]
+
+    yield start_one
+    for holder in made:
+        holder.process.kill()
+        holder.process.wait()
+
+
+def test_shared_work_runs_side_by_side(start: Callable[[str], Holder]) -> None:
+    one, two = start("shared"), start("shared")
+    assert one.reaches("holding")
+    assert two.reaches("holding")
+    with machine_lock(exclusive=False, timeout_s=5):
+        assert "released" not in one.said + two.said
+
+
+def test_timing_waits_for_shared_work_and_keeps_it_out(start: Callable[[str], Holder]) -> None:
+    worker = start("shared")
+    assert worker.reaches("holding")
+    timer = start("exclusive")
+    assert not timer.reaches("holding", 0.3)
+    worker.let_go()
+    assert timer.reaches("holding")
+    late = start("shared")
+    assert not late.reaches("holding", 0.3)
+    with (
+        pytest.raises(MeasurementError, match="not free in time"),
+        machine_lock(exclusive=False, timeout_s=0.1),
+    ):
+        pass
+    timer.let_go()
+    assert late.reaches("holding")
+
+
+def test_two_timings_take_turns(start: Callable[[str], Holder]) -> None:
+    first = start("exclusive")
+    assert first.reaches("holding")
+    second = start("exclusive")
+    assert not second.reaches("holding", 0.3)
+    first.let_go()
+    assert second.reaches("holding")
+
+
+def test_a_stream_of_shared_work_does_not_starve_a_timing(start: Callable[[str], Holder]) -> None:
+    early = start("shared")
+    assert early.reaches("holding")
+    timer = start("exclusive")
+    assert not timer.reaches("holding", 0.3)
+    late = start("shared")
+    # the lock is shared at this moment, yet whoever comes after the timing queues behind it
+    assert not late.reaches("holding", 0.3)
+    early.let_go()
+    assert timer.reaches("holding")
+    assert "holding" not in late.said
+    timer.let_go()
+    assert late.reaches("holding")
+
+
+def test_a_killed_holder_frees_the_lock(start: Callable[[str], Holder]) -> None:
+    dead = start("exclusive")
+    assert dead.reaches("holding")
+    dead.process.kill()
+    dead.process.wait()
+    with machine_lock(exclusive=True, timeout_s=5):
+        pass
+
+
+def test_it_can_be_taken_again_by_its_own_thread() -> None:
+    with machine_lock(exclusive=True), machine_lock(exclusive=True), machine_lock(exclusive=False):
+        pass
+    with machine_lock(exclusive=False):
+        with machine_lock(exclusive=False):
+            pass
+        with pytest.raises(MeasurementError, match="shared"), machine_lock(exclusive=True):
+            pass
+    with machine_lock(exclusive=True, timeout_s=1):
+        pass
+
+
+def test_an_exception_inside_frees_it() -> None:
+    with pytest.raises(ZeroDivisionError), machine_lock(exclusive=True):
+        raise ZeroDivisionError
+    with machine_lock(exclusive=True, timeout_s=1):
+        pass
+
+
+def test_another_thread_of_the_same_process_is_kept_out() -> None:
+    reached = threading.Event()
+
+    def take() -> None:
+        with machine_lock(exclusive=False):
+            reached.set()
+
+    with machine_lock(exclusive=True):
+        thread = threading.Thread(target=take)
+        thread.start()
+        assert not reached.wait(0.2)
+    assert reached.wait(10)
+    thread.join()
+
+
+def test_a_folder_that_cannot_be_written_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("no folder")
+    monkeypatch.setenv("AUTOCOMPRESS_LOCK_DIR", str(blocked))
+    assert lock_folder() == blocked
+    with (
+        pytest.raises(MeasurementError, match="AUTOCOMPRESS_LOCK_DIR"),
+        machine_lock(exclusive=False),
+    ):
+        pass
