@@ -74,7 +74,7 @@ class QuantizedLayer(nn.Module):
         super().__init__()
         self.layer = layer
         self.precision = precision
-        self.fixed = fixed is not None
+        self.fixed = fixed
         self.register_buffer("low", torch.tensor(fixed.low if fixed else 0.0))
         self.register_buffer("high", torch.tensor(fixed.high if fixed else 0.0))
 
@@ -93,8 +93,8 @@ class QuantizedLayer(nn.Module):
         return torch.func.functional_call(self.layer, {"weight": weight}, (x,))
 
     def _range(self, x: Tensor) -> tuple[float, float]:
-        if self.fixed and self.precision.activation_scaling == "static":
-            return float(self.low), float(self.high)
+        if self.fixed is not None and self.precision.activation_scaling == "static":
+            return self.fixed.low, self.fixed.high  # plain numbers, which torch.export can keep
         low, high = min(0.0, float(x.detach().min())), max(0.0, float(x.detach().max()))
         if self.precision.activation_scaling == "dynamic":
             return low, high
