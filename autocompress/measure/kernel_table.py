@@ -23,7 +23,8 @@ Progress = Callable[[str, float], None]
 
 #: kernels per file: about as many as a network has layers, so that caches are as cold as there
 _PER_FILE = 60
-_VERSION = 1
+#: of the table's file format
+TABLE_VERSION = 1
 
 
 class KernelTable:
@@ -108,7 +109,7 @@ class KernelTable:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data; ``from_dict`` inverts it."""
-        return {"version": _VERSION, "facts": self.facts, "kernels": self.times}
+        return {"version": TABLE_VERSION, "facts": self.facts, "kernels": self.times}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> KernelTable:
@@ -148,7 +149,7 @@ def load_table(path: Path) -> KernelTable:
     if not path.is_file():
         return KernelTable()
     data = json.loads(path.read_text(encoding="utf-8"))
-    return KernelTable.from_dict(data) if data.get("version") == _VERSION else KernelTable()
+    return KernelTable.from_dict(data) if data.get("version") == TABLE_VERSION else KernelTable()
 
 
 def write_atomically(path: Path, data: Any) -> None:
@@ -183,21 +184,21 @@ def measure_kernels(
     missing = [k for k in dict.fromkeys(kernels) if k not in table]
     if not missing:
         return table
-    chunks = _chunks(missing)
+    parts = chunks(missing)
     with tempfile.TemporaryDirectory() as folder:
-        for i, chunk in enumerate(chunks):
+        for i, chunk in enumerate(parts):
             file = write_kernels(chunk, Path(folder) / f"{i}.onnx", target.config.batch)
             with machine_lock(exclusive=True), closing(target.open(file)) as session:
                 profile = session.profile(random_inputs(session.inputs), runs)
             times = kernel_times([(n.name, n.ms) for n in profile.nodes], len(chunk))
             table.add({k.key: t for k, t in zip(chunk, times, strict=True) if t == t})
             file.unlink()
-            progress("kernels", (i + 1) / len(chunks))
+            progress("kernels", (i + 1) / len(parts))
     write_atomically(path, table.as_dict())
     return table
 
 
-def _chunks(kernels: Sequence[Kernel]) -> list[list[Kernel]]:
+def chunks(kernels: Sequence[Kernel]) -> list[list[Kernel]]:
     """Split by precision, and deal the shapes out so that every file holds all sizes."""
     out = []
     for precision in dict.fromkeys(k.precision for k in kernels):

@@ -19,6 +19,8 @@ KernelPrecision = Literal["fp32", "int8", "int8_dynamic", "fp16"]
 _ID = re.compile(r"k(\d{5})")
 _OPSET = 17
 _IR_VERSION = 8
+#: values of the block that weights repeat: as many bytes as a zip file looks back
+_BLOCK = 4093
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +65,12 @@ class Kernel:
     @property
     def macs(self) -> int:
         """Multiply-adds for one sample."""
-        weights = self.in_channels * self.out_channels * prod(self.kernel_size) // self.groups
-        return weights * prod(self.size)
+        return self.weights * prod(self.size)
+
+    @property
+    def weights(self) -> int:
+        """Values of its weight."""
+        return self.in_channels * self.out_channels * prod(self.kernel_size) // self.groups
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -166,15 +172,16 @@ class _Graph:
         self.inputs: dict[str, Any] = {}
         self.outputs: list[Any] = []
         self.constants: list[Any] = []
-        self._rng = np.random.default_rng(0)
+        # times do not depend on the values; repeated ones make packed files small
+        self._block = np.random.default_rng(0).standard_normal(_BLOCK).astype(np.float32) * 0.1
         self._shared: dict[str, str] = {}
 
     def add(self, i: int, kernel: Kernel) -> None:
-        """One kernel with random weights."""
+        """One kernel."""
         from onnx import TensorProto
 
         name = f"k{i:05d}"
-        weight = self._rng.standard_normal(self._weight_shape(kernel)).astype(np.float32) * 0.1
+        weight = np.resize(self._block, self._weight_shape(kernel))
         bias = np.zeros(kernel.out_channels, np.float32)
         if kernel.precision == "int8":
             x = self._quantized_input(kernel)

@@ -1,0 +1,127 @@
+"""Pack what another device needs to time: kernels, a few whole models, and a script that runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from autocompress.errors import InputError
+from autocompress.measure.kernel_table import TABLE_VERSION, Progress, chunks
+from autocompress.measure.kernels import Kernel, write_kernels
+from autocompress.measure.latency_features import LayerPlan
+from autocompress.measure.latency_model import ExportVariant, choose_variants
+from autocompress.measure.targets.base import TargetConfig
+from autocompress.policy.inventory import Inventory
+from autocompress.policy.policy import Policy
+from autocompress.policy.settings import CompressionSettings
+from autocompress.policy.space import Space
+
+#: bytes of weights that an unpacked archive may hold; widths in between are interpolated
+_LARGEST = 300_000_000
+RUNNER = "run_kernels.py"
+
+
+def pack_kernels(
+    path: str | Path,
+    inventory: Inventory,
+    space: Space,
+    config: TargetConfig,
+    export_variant: ExportVariant,
+    baseline: str | Path,
+    *,
+    settings: CompressionSettings | None = None,
+    variants: int = 12,
+    progress: Progress = lambda text, done: None,
+) -> Path:
+    """Write an archive whose runner needs numpy and onnxruntime only and makes ``table.json``.
+
+    Args:
+        path: of the zip file.
+        inventory: of the uncompressed model.
+        space: which widths, bits and ranks will be asked for.
+        config: threads and batch of the device.
+        export_variant: builds and exports a policy's model; the files are deleted when packed.
+        baseline: the exported uncompressed model; not deleted.
+        settings: rounding of channel counts.
+        variants: how many whole models are packed.
+        progress: told how far it is.
+
+    Raises:
+        InputError: the path is no zip file, or the runtime opens other files than ``.onnx``.
+    """
+    path = Path(path)
+    if path.suffix != ".zip":
+        raise InputError(f"Kernels are packed into a .zip file, got {path.name!r}.")
+    if config.runtime != "onnxruntime":
+        raise InputError(
+            f"Kernels are packed for ONNX Runtime on another device, the study's runtime is "
+            f"{config.runtime!r}. Use `target: {{runtime: onnxruntime}}`."
+        )
+    plan = LayerPlan(inventory, settings or CompressionSettings())
+    chosen = choose_variants(space, variants)
+    needed = plan.kernels([Policy(), *chosen])
+    kernels = list(dict.fromkeys([*needed, *_thinned(plan.space_kernels(space))]))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
+            manifest = {
+                "version": TABLE_VERSION,
+                "architecture": inventory.architecture,
+                "threads": config.threads,
+                "batch": config.batch,
+                "kernels": _add_kernels(archive, kernels, config.batch, progress),
+                "baseline": "models/uncompressed.onnx",
+                "models": _add_models(archive, chosen, export_variant, progress),
+            }
+            archive.write(baseline, "models/uncompressed.onnx")
+            archive.writestr("manifest.json", json.dumps(manifest, indent=1))
+            runner = Path(__file__).with_name("device_runner.py")
+            archive.writestr(RUNNER, runner.read_text(encoding="utf-8"))
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def _add_kernels(
+    archive: zipfile.ZipFile, kernels: Sequence[Kernel], batch: int, progress: Progress
+) -> list[dict[str, Any]]:
+    listed: list[dict[str, Any]] = []
+    parts = chunks(kernels)
+    with tempfile.TemporaryDirectory() as folder:
+        for i, chunk in enumerate(parts):
+            name = f"kernels/{i:03d}.onnx"
+            file = write_kernels(chunk, Path(folder) / "kernels.onnx", batch)
+            archive.write(file, name)
+            listed.append({"file": name, "keys": [kernel.key for kernel in chunk]})
+            progress("kernels", (i + 1) / len(parts))
+    return listed
+
+
+def _add_models(
+    archive: zipfile.ZipFile,
+    policies: Sequence[Policy],
+    export_variant: ExportVariant,
+    progress: Progress,
+) -> list[dict[str, Any]]:
+    listed: list[dict[str, Any]] = []
+    for i, policy in enumerate(policies):
+        file = Path(export_variant(policy))
+        name = f"models/{i:03d}.onnx"
+        archive.write(file, name)
+        file.unlink()
+        listed.append({"file": name, "policy": policy.as_dict()})
+        progress("whole models", (i + 1) / len(policies))
+    return listed
+
+
+def _thinned(kernels: Sequence[Kernel]) -> Sequence[Kernel]:
+    """An even spread of kernels whose weights are not too many bytes together."""
+    size = sum(k.weights * (4 if k.precision == "fp32" else 1) for k in kernels)
+    return kernels[:: max(1, -(-size // _LARGEST))]
