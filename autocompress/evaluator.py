@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from autocompress.measure.targets.base import Target
     from autocompress.model.data import Split
     from autocompress.pipeline import Pipeline, Progress
+    from autocompress.policy.space import Space
 
 
 @dataclass
@@ -67,8 +68,7 @@ class StudyEvaluator:
             Policy(),
             self.baseline_file,
             accuracy,
-            timing.baseline_ms,
-            timing.baseline_iqr_ms,
+            *self._latency(Policy(), timing.baseline_ms, timing.baseline_iqr_ms),
             {"timing": timing.as_dict(), "split": "val", "identity": self.identity},
         )
 
@@ -100,7 +100,7 @@ class StudyEvaluator:
 
     def learn(self, policy: Policy, ratio: float) -> None:
         """Let the latency model know a measured latency, as a share of the uncompressed model's."""
-        if self.latency_model is not None and policy.student is None:
+        if self.latency_model is not None and policy.student is None and self._elsewhere is None:
             self.latency_model.observe(policy, ratio)
             self._estimates.clear()
 
@@ -183,7 +183,8 @@ class StudyEvaluator:
         scored = time.perf_counter()
         timing = compare(self.target, path, self.baseline_file)
         self.learn(compressed.policy, timing.ratio)
-        problems = check_file(self.target, path, compressed, timing)
+        judged = timing if self._elsewhere is None else None
+        problems = check_file(self.target, path, compressed, judged)
         context |= {
             "split": split,
             "export_s": exported - start,
@@ -195,8 +196,10 @@ class StudyEvaluator:
         }
         # The ratio of an interleaved run carries over to the study's one baseline figure; the
         # raw milliseconds of a drifting machine would not. Both stand in the context.
-        latency = timing.ratio * self.baseline["latency_ms"]
-        return self._measurement(compressed.policy, path, accuracy, latency, timing.iqr_ms, context)
+        latency = self._latency(
+            compressed.policy, timing.ratio * self.baseline["latency_ms"], timing.iqr_ms
+        )
+        return self._measurement(compressed.policy, path, accuracy, *latency, context)
 
     def compressed(self, policy: Policy, phase: Phase, seed: int) -> Compressed:
         """The compressed model; trained ones are kept on disk and loaded again.
@@ -241,6 +244,40 @@ class StudyEvaluator:
                 found[layer] = found.get(layer, 0.0) + node.ms
         return found
 
+    def pack_kernels(self, space: Space, path: Path) -> Path:
+        """Pack kernels, a few whole models and a runner that times them on another device.
+
+        Args:
+            space: whose widths, bits and ranks will be asked for.
+            path: of the zip file.
+        """
+        from autocompress.measure.pack import pack_kernels
+
+        return pack_kernels(
+            path,
+            self.pipeline.inventory,
+            space,
+            self.target.config,
+            self.export_variant,
+            self.baseline_file,
+            settings=self.pipeline.settings,
+            progress=self.progress or (lambda text, done: None),
+        )
+
+    @cached_property
+    def _elsewhere(self) -> LatencyModel | None:
+        """The latency model of the device whose table the study names."""
+        from autocompress.measure.latency_model import LatencyModel
+
+        table = self.target.config.table
+        if table is None:
+            return None
+        return LatencyModel.from_table(table, self.pipeline.inventory, self.pipeline.settings)
+
+    def _latency(self, policy: Policy, ms: float, spread: float) -> tuple[float, float]:
+        """A latency measured here with its spread, or the other device's predicted one."""
+        return (ms, spread) if self._elsewhere is None else self._elsewhere.predict(policy)
+
     def export_variant(self, policy: Policy) -> Path:
         """Export a policy's model for timing only: sliced weights, ranges from a few inputs."""
         from autocompress.compress.quantize import calibrate
@@ -284,8 +321,16 @@ class StudyEvaluator:
         return Measurement(
             values,
             {"accuracy": accuracy.stderr, "latency_ms": iqr_ms},
-            {"target": self.target.describe(), "images": accuracy.images, **context},
+            {"target": self._where, "images": accuracy.images, **context},
         )
+
+    @cached_property
+    def _where(self) -> dict[str, Any]:
+        """What the latency belongs to: the target here, or the table's device."""
+        here = self.target.describe()
+        if self._elsewhere is None:
+            return here
+        return {**here, "table": self._elsewhere.table.facts}
 
     @cached_property
     def example(self) -> Any:
