@@ -19,8 +19,8 @@ def l1_scores(model: nn.Module, producers: Sequence[str], channels: int) -> Tens
     """Sum of absolute weights per output channel, ``(channels,)`` (Li et al., ICLR 2017)."""
     total = torch.zeros(channels)
     for name in producers:
-        for weight in _weights(model.get_submodule(name), channels):
-            total += weight.detach().abs().flatten(1).sum(1)
+        for weight in _weights(model.get_submodule(name)):
+            total += _per_channel(weight.detach().abs(), channels).sum(1)
     return total
 
 
@@ -57,9 +57,10 @@ def taylor_scores(
         for group, names in producers.items():
             total = torch.zeros(channels[group])
             for name in names:
-                for weight in _weights(model.get_submodule(name), channels[group]):
+                for weight in _weights(model.get_submodule(name)):
                     gradient = weight.grad if weight.grad is not None else torch.zeros_like(weight)
-                    total += (weight.detach() * gradient).flatten(1).sum(1) ** 2
+                    product = weight.detach() * gradient
+                    total += _per_channel(product, channels[group]).sum(1) ** 2
             scores[group] = total
     finally:
         for parameter, before in needs.items():
@@ -68,15 +69,16 @@ def taylor_scores(
     return scores
 
 
-def _weights(module: nn.Module, channels: int) -> list[nn.Parameter]:
-    """The tensors whose first dimension is the group's channels."""
+def _weights(module: nn.Module) -> list[nn.Parameter]:
+    """The tensors whose first dimension is the group's channels, or one such row per gate."""
     if isinstance(module, nn.LSTM | nn.GRU):
-        return [
-            p
-            for n, p in module.named_parameters()
-            if n.startswith("weight") and p.shape[0] == channels
-        ]
+        return [p for n, p in module.named_parameters() if n.startswith("weight")]
     return [module.weight]  # type: ignore[list-item]
+
+
+def _per_channel(values: Tensor, channels: int) -> Tensor:
+    """All values that belong to each channel, ``(channels, ...)``; gates come one after another."""
+    return values.reshape(-1, channels, values[0].numel()).transpose(0, 1).flatten(1)
 
 
 class Consumer:

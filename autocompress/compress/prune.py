@@ -31,6 +31,8 @@ def remove(model: nn.Module, removals: Mapping[tuple[str, str], Sequence[int]]) 
             _slice_linear(module, name, side, gone)
         elif isinstance(module, nn.modules.batchnorm._BatchNorm):
             _slice_batch_norm(module, name, gone)
+        elif isinstance(module, nn.LSTM | nn.GRU):
+            _slice_recurrent(module, name, side, gone)
         else:
             _slice_other(module, name, side, gone)
 
@@ -98,8 +100,26 @@ def _slice_batch_norm(
     module.num_features = len(kept)
 
 
+def _slice_recurrent(module: nn.LSTM | nn.GRU, name: str, side: str, gone: Sequence[int]) -> None:
+    """Every gate loses the same hidden units; one layer, one direction."""
+    if module.num_layers > 1 or module.bidirectional:
+        raise PolicyError(f"{name!r}: stacked and bidirectional recurrent layers cannot be pruned.")
+    if side == "in":
+        kept = _kept(module.input_size, gone, name)
+        module.weight_ih_l0 = _take(module.weight_ih_l0, kept, 1)
+        module.input_size = len(kept)
+        return
+    kept = _kept(module.hidden_size, gone, name)
+    gates = len(module.weight_ih_l0) // module.hidden_size
+    rows = torch.cat([kept + gate * module.hidden_size for gate in range(gates)])
+    for key in ("weight_ih_l0", "weight_hh_l0", *(("bias_ih_l0", "bias_hh_l0") * module.bias)):
+        setattr(module, key, _take(getattr(module, key), rows, 0))
+    module.weight_hh_l0 = _take(module.weight_hh_l0, kept, 1)
+    module.hidden_size = len(kept)
+
+
 def _slice_other(module: nn.Module, name: str, side: str, gone: Sequence[int]) -> None:
-    """Layer and group norms, recurrent layers and the rest, by Torch-Pruning's own functions."""
+    """Layer and group norms and the rest, by Torch-Pruning's own functions."""
     import torch_pruning as tp
 
     kind = tp.ops.module2type(module)

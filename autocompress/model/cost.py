@@ -75,13 +75,12 @@ def kept_channels(
 
 def sides(inventory: Inventory, layer: LayerSpec, kept: dict[str, int]) -> tuple[int, int]:
     """Input and output channels of a layer once its groups are pruned."""
-    outputs = kept[layer.out_group] if layer.out_group else layer.out_channels
-    if layer.depthwise:
-        return outputs, outputs
     inputs = layer.in_channels
     for group, span in _feeding(inventory).get(layer.name, ()):
         inputs -= (inventory.groups_by_name[group].channels - kept[group]) * span
-    return inputs, outputs
+    if layer.depthwise:
+        return inputs, inputs
+    return inputs, kept[layer.out_group] if layer.out_group else layer.out_channels
 
 
 def _feeding(inventory: Inventory) -> dict[str, list[tuple[str, int]]]:
@@ -114,13 +113,15 @@ def layer_cost(layer: LayerSpec, policy: LayerPolicy, inputs: int, outputs: int)
         weights, macs = dense, layer.positions * dense
         if policy.rank_ratio is not None:
             weights, macs = factor_cost(layer, policy, inputs, outputs)
-    else:
+    elif layer.kind in ("lstm", "gru"):
+        # one step multiplies every weight once; stacked and bidirectional ones are never sliced
         share = (inputs + outputs) / (layer.in_channels + layer.out_channels)
-        weights = round(layer.params * share * outputs / layer.out_channels)
-        macs = round(layer.macs * share * outputs / layer.out_channels)
-        bias = 0
-        if layer.kind == "embedding":
-            weights, macs = layer.params, 0
+        full = layer.macs // layer.positions
+        weights = round(full * share * outputs / layer.out_channels)
+        macs = layer.positions * weights
+        bias = (layer.params - full) * outputs // layer.out_channels
+    else:
+        weights, bias, macs = layer.params, 0, layer.macs
     size = stored_bytes(weights, outputs, policy) + 4 * bias
     bits = policy.weight_bits * policy.activation_bits
     return LayerCost(macs, weights + bias, size, macs * bits)

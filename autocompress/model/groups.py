@@ -91,7 +91,7 @@ def channel_groups(model: nn.Module, example: Any) -> tuple[tuple[ChannelGroup, 
             graph.build_dependency(
                 model,
                 example_inputs=example,
-                customized_pruners={},
+                customized_pruners={kind: _recurrent_sizes() for kind in _RECURRENT},
                 unwrapped_parameters=None,
                 ignored_layers=[],
                 ignored_params=[],
@@ -173,7 +173,10 @@ class _Finder:
         part = channels // blocks
         sets = tuple(tuple(j + k * part for k in range(blocks)) for j in range(part))
         spans = tuple(
-            (m.module, len(m.index[0])) for m in members if m.side == "in" and m.module in consumers
+            (m.module, len(m.index[0]))
+            for m in members
+            if (m.side == "in" and m.module in consumers)
+            or (m.side == "both" and _depthwise(self.modules[m.module]))
         )
         residual = any(_adds(target) for target, _, _ in items)
         group = ChannelGroup(name, tuple(producers), consumers, channels, blocks, residual, spans)
@@ -214,6 +217,8 @@ class _Finder:
                 return f"{self.names[module]} fixes the width of these channels"
             if not isinstance(module, (*_LAYERS, *_RECURRENT)):
                 continue
+            if isinstance(module, _RECURRENT) and (module.num_layers > 1 or module.bidirectional):
+                return f"{self.names[module]} is stacked or bidirectional: its sizes stay"
             size = (
                 self.graph.get_out_channels(module)
                 if self._side(module, handler) != "in"
@@ -253,6 +258,26 @@ class _Finder:
                 count = module.num_groups
             blocks = math.lcm(blocks, count)
         return blocks
+
+
+def _recurrent_sizes() -> Any:
+    """What the graph must know of LSTM and GRU; slicing is ours."""
+    import torch_pruning as tp
+
+    class Sizes(tp.function.BasePruningFunc):  # type: ignore[name-defined]
+        def prune_out_channels(self, layer: nn.Module, idxs: list[int]) -> nn.Module:
+            raise NotImplementedError("compress.prune slices recurrent layers")
+
+        def prune_in_channels(self, layer: nn.Module, idxs: list[int]) -> nn.Module:
+            raise NotImplementedError("compress.prune slices recurrent layers")
+
+        def get_out_channels(self, layer: Any) -> int:
+            return int(layer.hidden_size) * (2 if layer.bidirectional else 1)
+
+        def get_in_channels(self, layer: Any) -> int:
+            return int(layer.input_size)
+
+    return Sizes()
 
 
 def _adds(node: Any) -> bool:

@@ -53,9 +53,10 @@ def take_inventory(model: nn.Module, example: Any) -> Inventory:
     for name, (module, kind, outputs) in calls.items():
         spec = _spec(name, module, kind, outputs, len(inputs[0]))
         group = made.get(name)
-        if spec.depthwise:
-            group = fed.get(name) or next((g for g in _around(name, groups)), None)
-        layers.append(replace(spec, out_group=group, in_group=fed.get(name)))
+        feeding = fed.get(name)
+        if spec.depthwise:  # its outputs are its inputs, those of the last group if concatenated
+            group = feeding = next(iter(_around(name, groups)), None)
+        layers.append(replace(spec, out_group=group, in_group=feeding))
     if not layers:
         raise UnsupportedModel(
             "The model has no convolution, linear, recurrent or attention "

@@ -1,0 +1,101 @@
+"""Which channels go together, checked against what the networks' own source says."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from small_networks import example, make
+from torch import nn
+
+from autocompress.model.groups import channel_groups
+from autocompress.policy.inventory import ChannelGroup
+
+
+def groups(name: str) -> dict[str, ChannelGroup]:
+    found, _ = channel_groups(make(name), example(name))
+    return {g.name: g for g in found}
+
+
+def test_a_flattened_map_feeds_several_features_per_channel() -> None:
+    found = groups("plain")
+    assert set(found) == {"conv1", "conv2", "fc1"}
+    assert dict(found["conv2"].spans) == {"fc1": 4}
+    _, plan = channel_groups(make("plain"), example("plain"))
+    linear = next(m for m in plan.members["conv2"] if m.module == "fc1")
+    assert linear.index[3] == (12, 13, 14, 15)
+
+
+def test_an_addition_couples_both_streams_and_marks_them_residual() -> None:
+    found = groups("residual")
+    assert found["stem"].producers == ("stem", "conv2")
+    assert found["project"].producers == ("project", "conv4")
+    assert {n: g.residual for n, g in found.items()} == {
+        "stem": True,
+        "conv1": False,
+        "project": True,
+        "conv3": False,
+    }
+
+
+def test_concatenated_channels_keep_their_own_places() -> None:
+    _, plan = channel_groups(make("concat"), example("concat"))
+    mix = next(m for m in plan.members["conv2"] if m.module == "mix")
+    assert mix.index == tuple((12 + i,) for i in range(6))
+    norm = next(m for m in plan.members["conv1"] if m.module == "norm3")
+    assert norm.index == tuple((6 + i,) for i in range(6))
+
+
+def test_a_gate_and_a_depthwise_layer_go_with_the_channels_they_touch() -> None:
+    found = groups("depthwise")
+    assert found["expand"].producers == ("expand", "excite")
+    assert set(found["expand"].consumers) == {"squeeze", "project"}
+    assert "depth" in dict(found["expand"].spans)
+
+
+def test_grouped_convolutions_lose_the_same_places_in_every_group() -> None:
+    _, plan = channel_groups(make("grouped"), example("grouped"))
+    assert groups("grouped")["conv2"].unit == 4
+    assert plan.units["conv2"] == tuple((j, j + 4, j + 8, j + 12) for j in range(4))
+
+
+def test_a_layer_that_runs_twice_couples_its_input_with_its_output() -> None:
+    stem = groups("shared")["stem"]
+    assert stem.producers == ("stem", "twice")
+    assert stem.consumers == ("twice", "last")
+
+
+def test_what_cannot_be_pruned_is_named_with_the_reason() -> None:
+    _, plan = channel_groups(make("option_a"), example("option_a"))
+    assert plan.skipped["linear"] == "these are the model's outputs"
+    assert "only in part" in plan.skipped["conv1"]
+    stacked = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), _Last(nn.LSTM(8, 8, 2)), nn.Linear(8, 5))
+    found, plan = channel_groups(stacked, torch.randn(3, 2, 6))
+    assert not found
+    assert "stacked or bidirectional" in plan.skipped["0"]
+
+
+class _Last(nn.Module):
+    def __init__(self, cell: nn.Module) -> None:
+        super().__init__()
+        self.cell = cell
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.cell(x)[0]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "multiple", "unit", "kept"),
+    [
+        (0.5, 1, 1, 8),
+        (0.99, 1, 1, 1),
+        (0.5, 8, 1, 8),
+        (0.7, 4, 1, 4),
+        (0.9, 1, 4, 4),
+        (0, 8, 1, 16),
+    ],
+)
+def test_kept_channels_are_rounded_and_never_none(
+    ratio: float, multiple: int, unit: int, kept: int
+) -> None:
+    group = ChannelGroup("a", ("a",), ("b",), 16, unit)
+    assert group.kept(ratio, multiple) == kept

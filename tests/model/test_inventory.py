@@ -1,0 +1,103 @@
+"""What is listed, in which order, and what the formula says of it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from small_networks import IMAGE_NETWORKS, NETWORKS, example, hook_macs, make
+from torch import nn
+
+from autocompress.errors import UnsupportedModel
+from autocompress.model.cost import count_macs, policy_cost
+from autocompress.model.fingerprint import fingerprint
+from autocompress.model.inventory import take_inventory
+from autocompress.policy.policy import Policy
+from autocompress.policy.settings import CompressionSettings
+
+
+@pytest.mark.parametrize("name", IMAGE_NETWORKS)
+def test_macs_are_those_that_run(name: str) -> None:
+    model, inputs = make(name), example(name)
+    inventory = take_inventory(model, inputs)
+    assert {layer.name: layer.macs for layer in inventory.layers} == hook_macs(model, inputs)
+
+
+@pytest.mark.parametrize("name", [n for n in IMAGE_NETWORKS if n != "shared"])
+def test_macs_are_those_of_fvcore(name: str) -> None:
+    model, inputs = make(name), example(name)
+    found = count_macs(model, inputs).per_layer
+    for layer in take_inventory(model, inputs).layers:
+        assert layer.macs == found[layer.name], layer.name
+
+
+def test_a_layer_that_runs_twice_counts_twice() -> None:
+    model, inputs = make("shared"), example("shared")
+    (twice,) = [x for x in take_inventory(model, inputs).layers if x.name == "twice"]
+    assert twice.macs == 2 * 8 * 8 * 9 * 64
+    assert twice.params == 8 * 8 * 9 + 8
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_params_are_those_of_the_layers(name: str) -> None:
+    model, inputs = make(name), example(name)
+    norms = sum(
+        p.numel()
+        for m in model.modules()
+        if isinstance(m, nn.BatchNorm2d | nn.LayerNorm)
+        for p in m.parameters()
+    )
+    cost = policy_cost(take_inventory(model, inputs), Policy(), CompressionSettings())
+    assert cost.params == sum(p.numel() for p in model.parameters()) - norms
+
+
+def test_recurrent_macs_count_every_gate_at_every_step() -> None:
+    inventory = take_inventory(make("lstm"), example("lstm"))
+    assert inventory.layer("cell").macs == 5 * 4 * 8 * (8 + 8)
+    inventory = take_inventory(make("gru"), example("gru"))
+    assert inventory.layer("cell").macs == 5 * 3 * 8 * (8 + 8)
+
+
+def test_attention_macs_count_projections_and_both_products() -> None:
+    inventory = take_inventory(make("tokens"), example("tokens"))
+    attention = inventory.layer("encoder.layers.0.self_attn")
+    tokens, width = 7, 8
+    assert attention.macs == 4 * tokens * width**2 + 2 * tokens**2 * width
+
+
+def test_layers_come_in_the_order_in_which_they_run() -> None:
+    inventory = take_inventory(make("residual"), example("residual"))
+    names = [layer.name for layer in inventory.layers]
+    assert names == ["stem", "conv1", "conv2", "project", "conv3", "conv4", "head"]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_inventory_leaves_the_model_as_it_was(name: str) -> None:
+    model = make(name).train()
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    flags = [p.requires_grad for p in model.parameters()]
+    take_inventory(model, example(name))
+    assert model.training
+    assert flags == [p.requires_grad for p in model.parameters()]
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key]), key
+    assert not any(m._forward_hooks for m in model.modules())
+
+
+def test_fingerprints_tell_weights_from_architecture() -> None:
+    one, other = make("plain"), make("plain", seed=1)
+    assert fingerprint(one) == fingerprint(make("plain"))
+    assert fingerprint(one)[0] == fingerprint(other)[0]
+    assert fingerprint(one)[1] != fingerprint(other)[1]
+    assert fingerprint(one)[0] != fingerprint(make("residual"))[0]
+    other.conv2.stride = (1, 1)  # type: ignore[union-attr, assignment]
+    assert fingerprint(one)[0] != fingerprint(other)[0]
+
+
+def test_an_input_that_does_not_fit_is_a_clear_error() -> None:
+    with pytest.raises(UnsupportedModel, match=r"does not run on an input of shape \[\(2, 4, 8"):
+        take_inventory(make("plain"), torch.zeros(2, 4, 8, 8))
+
+
+def test_a_model_without_layers_is_a_clear_error() -> None:
+    with pytest.raises(UnsupportedModel, match="no convolution"):
+        take_inventory(nn.Sequential(nn.ReLU()), torch.zeros(2, 4))

@@ -1,0 +1,236 @@
+"""Small networks with every kind of coupling, with random but lively weights and statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from autocompress.model.data import Data, Split
+from autocompress.workloads.models import CifarResNet, seeded
+from autocompress.workloads.sequences import SequenceLSTM
+
+
+class Plain(nn.Module):
+    """Two convolutions with batch norm and two linear layers; the feature map is flattened."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width + 4, 3, stride=2, padding=1)
+        self.bn2 = nn.BatchNorm2d(width + 4)
+        self.fc1 = nn.Linear((width + 4) * 4, 12)
+        self.fc2 = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = F.max_pool2d(F.relu(self.bn2(self.conv2(x))), 2)
+        return self.fc2(F.relu(self.fc1(x.flatten(1))))
+
+
+class Residual(nn.Module):
+    """A stem, an identity block and a strided block with a projection."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, padding=1)
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.norm1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)
+        self.conv4 = nn.Conv2d(2 * width, 2 * width, 3, padding=1)
+        self.project = nn.Conv2d(width, 2 * width, 1, stride=2)
+        self.head = nn.Linear(2 * width, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        x = F.relu(x + self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x))))))
+        x = F.relu(self.project(x) + self.conv4(F.relu(self.conv3(x))))
+        return self.head(x.mean((2, 3)))
+
+
+class Concat(nn.Module):
+    """A dense block: each layer reads all that came before it."""
+
+    def __init__(self, width: int = 6) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, padding=1)
+        self.norm1 = nn.BatchNorm2d(width)
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.norm2 = nn.BatchNorm2d(2 * width)
+        self.conv2 = nn.Conv2d(2 * width, width, 3, padding=1)
+        self.norm3 = nn.BatchNorm2d(3 * width)
+        self.mix = nn.Conv2d(3 * width, 8, 1)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = torch.cat([x, self.conv1(F.relu(self.norm1(x)))], 1)
+        x = torch.cat([x, self.conv2(F.relu(self.norm2(x)))], 1)
+        return self.head(F.relu(self.mix(F.relu(self.norm3(x)))).mean((2, 3)))
+
+
+class Depthwise(nn.Module):
+    """An inverted residual block with squeeze and excitation, between two convolutions."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+        self.expand = nn.Conv2d(width, 2 * width, 1)
+        self.depth = nn.Conv2d(2 * width, 2 * width, 3, padding=1, groups=2 * width, bias=False)
+        self.depth_norm = nn.BatchNorm2d(2 * width)
+        self.squeeze = nn.Conv2d(2 * width, 4, 1)
+        self.excite = nn.Conv2d(4, 2 * width, 1)
+        self.project = nn.Conv2d(2 * width, width, 1)
+        self.head = nn.Linear(width, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.stem(x)))
+        y = F.relu(self.depth_norm(self.depth(F.relu(self.expand(x)))))
+        gate = torch.sigmoid(self.excite(F.relu(self.squeeze(F.adaptive_avg_pool2d(y, 1)))))
+        return self.head((x + self.project(y * gate)).mean((2, 3)))
+
+
+class Grouped(nn.Module):
+    """A bottleneck around a convolution with four groups."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, width, 1)
+        self.norm1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, groups=4, bias=False)
+        self.norm2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, 8, 1)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm1(self.conv1(x)))
+        x = F.relu(self.norm2(self.conv2(x)))
+        return self.head(F.relu(self.conv3(x)).mean((2, 3)))
+
+
+class Shared(nn.Module):
+    """One convolution that runs twice, on its own output."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, padding=1)
+        self.twice = nn.Conv2d(width, width, 3, padding=1)
+        self.last = nn.Conv2d(width, 6, 3, stride=2, padding=1)
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        x = F.relu(self.twice(x))
+        x = F.relu(self.twice(x))
+        return self.head(F.relu(self.last(x)).mean((2, 3)))
+
+
+class Recurrent(nn.Module):
+    """An LSTM or GRU between two linear layers."""
+
+    def __init__(self, kind: type[nn.Module], hidden: int = 8) -> None:
+        super().__init__()
+        self.embed = nn.Linear(6, 8)
+        self.cell = kind(8, hidden, batch_first=True)
+        self.head = nn.Linear(hidden, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        states, _ = self.cell(F.relu(self.embed(x)))
+        return self.head(states[:, -1])
+
+
+class Tokens(nn.Module):
+    """Token embeddings and one layer of nn.TransformerEncoder."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(20, width)
+        layer = nn.TransformerEncoderLayer(width, 2, 16, batch_first=True, dropout=0.0)
+        self.encoder = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+        self.head = nn.Linear(width, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.encoder(self.embed(x)).mean(1))
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "plain": Plain,
+    "residual": Residual,
+    "concat": Concat,
+    "depthwise": Depthwise,
+    "grouped": Grouped,
+    "shared": Shared,
+    "option_a": lambda: CifarResNet(1, (4, 8, 12), classes=5),
+    "lstm": lambda: Recurrent(nn.LSTM),
+    "gru": lambda: Recurrent(nn.GRU),
+    "sequence": lambda: SequenceLSTM(6, 8, 8, 5),
+    "tokens": Tokens,
+}
+IMAGE_NETWORKS = ("plain", "residual", "concat", "depthwise", "grouped", "shared", "option_a")
+
+
+def make(name: str, seed: int = 0) -> nn.Module:
+    """A network in eval mode, its batch norms away from the identity."""
+    with seeded(seed):
+        return enliven(NETWORKS[name]())
+
+
+def enliven(network: nn.Module) -> nn.Module:
+    """Random batch-norm parameters and statistics, so that an oversight there shows."""
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+            module.running_mean.uniform_(-0.3, 0.3)
+            module.running_var.uniform_(0.5, 1.5)
+    return network.eval()
+
+
+def example(name: str, count: int = 2, seed: int = 1) -> Tensor:
+    """Inputs that fit a network: correlated images, sequences or tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    if name == "tokens":
+        return torch.randint(20, (count, 7), generator=generator)
+    if name in ("lstm", "gru", "sequence"):
+        return torch.randn(count, 5, 6, generator=generator)
+    images = torch.randn(count, 3, 8, 8, generator=generator)
+    # smooth images: neighbouring pixels and channels go together, as in photographs
+    return F.avg_pool2d(images, 3, 1, 1) * 2 + images.mean(1, keepdim=True)
+
+
+def data(name: str, count: int = 48) -> Data:
+    """Three splits of such inputs with random labels."""
+    splits = []
+    for seed in (1, 2, 3):
+        targets = torch.randint(5, (count,), generator=torch.Generator().manual_seed(seed))
+        splits.append(Split(example(name, count, seed), targets))
+    return Data(*splits, classes=5)
+
+
+def hook_macs(model: nn.Module, inputs: Tensor) -> dict[str, int]:
+    """Multiply-adds of convolutions and linear layers of one sample, counted call by call."""
+    counts: dict[str, int] = {}
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            per_output = layer.weight[0].numel()  # type: ignore[index, union-attr]
+            counts[name] = counts.get(name, 0) + output[0].numel() * per_output
+
+        return hook
+
+    handles = [
+        module.register_forward_hook(note(name))
+        for name, module in model.named_modules()
+        if isinstance(module, nn.modules.conv._ConvNd | nn.Linear)
+    ]
+    with torch.no_grad():
+        model(inputs[:1])
+    for handle in handles:
+        handle.remove()
+    return counts
