@@ -219,7 +219,7 @@ def hook_macs(model: nn.Module, inputs: Tensor) -> dict[str, int]:
 
     def note(name: str) -> Callable[..., None]:
         def hook(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            per_output = layer.weight[0].numel()  # type: ignore[index, union-attr]
+            per_output = layer.weight[0].numel()
             counts[name] = counts.get(name, 0) + output[0].numel() * per_output
 
         return hook
