@@ -67,16 +67,16 @@ class LayerPlan:
     def edges(self) -> list[tuple[int, int]]:
         """Pairs of layers (producer, consumer) by position, the network's input being -1.
 
-        The inventory tells which group of channels feeds a layer; of the group's producers the
-        nearest earlier one is taken, and the previous layer where the channels are in no group.
+        The inventory tells which group of channels feeds a layer; of the layers that put these
+        channels out (depthwise ones pass them on) the nearest earlier one is taken, and the
+        previous layer where the channels are in no group.
         """
-        order = {layer.name: i for i, layer in enumerate(self.inventory.layers)}
-        groups = self.inventory.groups_by_name
+        layers = self.inventory.layers
         found = []
-        for i, layer in enumerate(self.inventory.layers):
+        for i, layer in enumerate(layers):
             source = i - 1
-            if layer.in_group in groups:
-                earlier = [order[p] for p in groups[layer.in_group].producers if order[p] < i]
+            if layer.in_group in self.inventory.groups_by_name:
+                earlier = [j for j in range(i) if layers[j].out_group == layer.in_group]
                 source = max(earlier, default=i - 1)
             found.append((source, i))
         return found

@@ -13,10 +13,12 @@ import numpy as np
 
 from autocompress.errors import InputError, PolicyError
 from autocompress.measure.kernel_table import (
+    TABLE_VERSION,
     KernelTable,
     Progress,
     load_table,
     measure_kernels,
+    parse_key,
     table_path,
     write_atomically,
 )
@@ -225,6 +227,19 @@ def read_device_table(path: str | Path) -> Mapping[str, Any]:
         raise InputError(f"{file} is not readable as JSON: {error}") from None
     if not isinstance(data, dict) or not data.get("kernels"):
         raise InputError(f"{file} is not a kernel table: it has no `kernels`.")
+    if data.get("version", TABLE_VERSION) != TABLE_VERSION:
+        raise InputError(
+            f"{file} is of version {data['version']}, this autocompress reads {TABLE_VERSION}. "
+            "Pack the kernels again and run them on the device."
+        )
+    for key, ms in data["kernels"].items():
+        try:
+            parse_key(key)
+            usable = 0 < float(ms) < float("inf")
+        except (ValueError, TypeError):
+            usable = False
+        if not usable:
+            raise InputError(f"{file} is not a kernel table: {key!r} takes {ms!r}, not so many ms.")
     data.setdefault("architecture", "")
     return data
 

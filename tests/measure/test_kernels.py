@@ -1,0 +1,200 @@
+"""Kernel files against the layers that they stand for, and the table that holds their times."""
+
+from __future__ import annotations
+
+import json
+import math
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from measured_network import images
+from torch import nn
+
+from autocompress.errors import InputError
+from autocompress.measure.kernel_table import (
+    KernelTable,
+    chunks,
+    load_table,
+    measure_kernels,
+    parse_key,
+    table_path,
+    write_atomically,
+)
+from autocompress.measure.kernels import (
+    Kernel,
+    KernelPrecision,
+    kernel_precision,
+    kernel_times,
+    layer_kernel,
+    write_kernels,
+)
+from autocompress.measure.targets import get_target
+from autocompress.measure.targets.base import random_inputs
+from autocompress.policy.inventory import Inventory
+from autocompress.policy.policy import LayerPolicy
+
+_OPS: dict[str, set[str]] = {
+    "fp32": {"Conv", "FusedConv", "Gemm"},
+    "int8": {"QLinearConv", "QGemm"},
+    "int8_dynamic": {"ConvInteger", "MatMulInteger", "MatMulIntegerToFloat"},
+}
+
+
+def network_kernels(inventory: Inventory, precision: KernelPrecision) -> list[Kernel]:
+    made = [layer_kernel(x, x.in_channels, x.out_channels, precision) for x in inventory.layers]
+    assert all(made)
+    return [kernel for kernel in made if kernel is not None]
+
+
+def test_a_kernel_costs_what_its_layer_costs(inventory: Inventory) -> None:
+    """MACs as fvcore counted them on the network, weights as torch holds them."""
+    kernels = network_kernels(inventory, "fp32")
+    assert [k.macs for k in kernels] == [layer.macs for layer in inventory.layers]
+    assert [k.depthwise for k in kernels] == [False, True, False, False]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8", "int8_dynamic"])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_the_file_runs_every_kernel_in_its_precision_and_shape(
+    precision: KernelPrecision, batch: int, inventory: Inventory, network: nn.Module, tmp_path: Path
+) -> None:
+    shapes: dict[str, tuple[int, ...]] = {}
+    handles = [
+        network.get_submodule(x.name).register_forward_hook(
+            lambda m, i, o, name=x.name: shapes.update({name: tuple(o.shape)})
+        )
+        for x in inventory.layers
+    ]
+    with torch.inference_mode():
+        network(images(batch))
+    for handle in handles:
+        handle.remove()
+    kernels = network_kernels(inventory, precision)
+    path = write_kernels(kernels, tmp_path / "kernels.onnx", batch)
+    with closing(get_target("onnxruntime").open(path)) as session:
+        inputs = random_inputs(session.inputs)
+        outputs = session.run(inputs)
+        profile = session.profile(inputs, runs=3)
+    assert [o.shape for o in outputs] == [shapes[x.name] for x in inventory.layers]
+    times = kernel_times([(n.name, n.ms) for n in profile.nodes], len(kernels))
+    assert all(ms > 0 for ms in times)
+    for i in range(len(kernels)):
+        own = {n.op for n in profile.nodes if f"k{i:05d}" in n.name}
+        assert own & _OPS[precision], own
+
+
+def test_files_of_many_kernels_are_small_when_packed(tmp_path: Path) -> None:
+    import zipfile
+
+    path = write_kernels([Kernel("conv", 256, 256, (3, 3), (1, 1), 1, (4, 4))], tmp_path / "k.onnx")
+    assert path.stat().st_size > 256 * 256 * 9 * 4
+    with zipfile.ZipFile(tmp_path / "k.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write(path, "k.onnx")
+    assert (tmp_path / "k.zip").stat().st_size < path.stat().st_size / 50
+
+
+_WIDTH = st.integers(1, 300)
+
+
+@given(
+    st.sampled_from(["conv", "linear", "depthwise", "grouped"]),
+    _WIDTH,
+    _WIDTH,
+    st.sampled_from(["fp32", "int8", "int8_dynamic", "fp16"]),
+)
+def test_a_key_names_its_kernel(kind: str, a: int, b: int, precision: KernelPrecision) -> None:
+    kernels = {
+        "conv": Kernel("conv", a, b, (3, 1), (2, 2), 1, (7, 5), precision),
+        "linear": Kernel("linear", a, b, size=(9,), precision=precision),
+        "depthwise": Kernel("conv", a + 1, a + 1, (3, 3), (1, 1), a + 1, (4, 4), precision),
+        "grouped": Kernel("conv", 4 * a, 2 * b, (3, 3), (1, 1), 2, (4, 4), precision),
+    }
+    assert parse_key(kernels[kind].key) == kernels[kind]
+
+
+def test_precisions_follow_the_policy() -> None:
+    assert kernel_precision(LayerPolicy()) == "fp32"
+    assert kernel_precision(LayerPolicy(weight_bits=8)) == "fp32"
+    assert kernel_precision(LayerPolicy(weight_bits=4, activation_bits=8)) == "int8"
+    assert (
+        kernel_precision(
+            LayerPolicy(weight_bits=8, activation_bits=8, activation_scaling="dynamic")
+        )
+        == "int8_dynamic"
+    )
+    assert kernel_precision(LayerPolicy(weight_bits=16, activation_bits=16)) == "fp16"
+
+
+def power_law(a: int, b: int) -> float:
+    return 1e-4 * a**0.8 * b**0.8
+
+
+def conv(a: int, b: int, precision: KernelPrecision = "fp32") -> Kernel:
+    return Kernel("conv", a, b, (3, 3), (1, 1), 1, (8, 8), precision)
+
+
+def test_between_measured_widths_the_table_follows_the_kernel() -> None:
+    """Times of a known power law on a coarse grid, asked in between."""
+    grid = (8, 16, 24, 32, 48, 64)
+    table = KernelTable({conv(a, b).key: power_law(a, b) for a in grid for b in grid})
+    for a, b in [(12, 20), (40, 60), (9, 63), (28, 28)]:
+        assert table.ms(conv(a, b)) == pytest.approx(power_law(a, b), rel=1e-6)
+    assert table.ms(conv(8, 8)) == power_law(8, 8)
+    assert conv(8, 8) in table
+    assert conv(12, 20) not in table
+
+
+def test_a_kernel_of_another_shape_goes_by_the_rate_of_its_precision() -> None:
+    table = KernelTable({conv(8, 8).key: 0.008, conv(16, 16).key: 0.032})
+    rate = 0.008 / conv(8, 8).macs
+    other = Kernel("linear", 100, 50)
+    assert table.ms(other) == pytest.approx(rate * other.macs)
+    with pytest.raises(InputError, match="no int8 kernel"):
+        table.ms(conv(8, 8, "int8"))
+
+
+def test_repeated_times_keep_the_fastest_and_forget_guesses() -> None:
+    table = KernelTable({conv(8, 8).key: 1.0})
+    assert table.ms(conv(16, 16)) == pytest.approx(1.0 * 2**1.6)
+    table.add({conv(8, 8).key: 2.0, conv(16, 16).key: 0.5})
+    assert table.ms(conv(8, 8)) == 1.0
+    assert table.ms(conv(16, 16)) == 0.5
+
+
+def test_chunks_hold_every_kernel_once_and_one_precision_each() -> None:
+    kernels = [conv(a, b, p) for p in ("fp32", "int8") for a in range(1, 13) for b in range(1, 12)]
+    found = chunks(kernels)
+    assert sorted(k.key for c in found for k in c) == sorted(k.key for k in kernels)
+    assert all(len({k.precision for k in c}) == 1 and len(c) <= 60 for c in found)
+    assert len(found) == 2 * math.ceil(132 / 60)
+
+
+def test_measured_kernels_are_kept_by_target(tmp_path: Path) -> None:
+    target = get_target("onnxruntime")
+    first = measure_kernels(target, [conv(4, 4), conv(4, 4), conv(8, 4)], tmp_path, runs=2)
+    assert set(first.times) == {conv(4, 4).key, conv(8, 4).key}
+    path = table_path(target, tmp_path)
+    before = path.read_bytes()
+    again = measure_kernels(target, [conv(4, 4)], tmp_path, runs=2)
+    assert again.times == first.times
+    assert path.read_bytes() == before
+    more = measure_kernels(target, [conv(4, 4), conv(4, 8)], tmp_path, runs=2)
+    assert set(more.times) == {*first.times, conv(4, 8).key}
+    assert table_path(get_target({"threads": 2}), tmp_path) != path
+    assert table_path(get_target({"batch": 2}), tmp_path) != path
+
+
+def test_a_table_of_another_version_is_measured_anew(tmp_path: Path) -> None:
+    path = tmp_path / "table.json"
+    table = KernelTable({conv(4, 4).key: 1.0}, {"where": "here"})
+    write_atomically(path, table.as_dict())
+    assert load_table(path).as_dict() == table.as_dict()
+    write_atomically(path, {**table.as_dict(), "version": -1})
+    assert len(load_table(path)) == 0
+    assert len(load_table(tmp_path / "absent.json")) == 0
+    assert [p.name for p in tmp_path.iterdir()] == ["table.json"]
+    assert json.loads(path.read_text())["version"] == -1

@@ -1,0 +1,307 @@
+"""The latency model on times that are known to add up, its cache, and tables from elsewhere."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+
+from autocompress.errors import InputError, PolicyError
+from autocompress.measure import latency_model as module
+from autocompress.measure.kernel_table import KernelTable
+from autocompress.measure.kernels import Kernel
+from autocompress.measure.latency import Timing
+from autocompress.measure.latency_features import FEATURES, LayerPlan
+from autocompress.measure.latency_fit import Fit, fit
+from autocompress.measure.latency_model import LatencyModel, choose_variants, read_device_table
+from autocompress.policy.inventory import Inventory
+from autocompress.policy.policy import LayerPolicy, Policy
+from autocompress.policy.settings import CompressionSettings
+from autocompress.policy.space import Space, SpaceConfig
+
+_RULES = {
+    "match": "*",
+    "prune_ratio": [0, 0.25, 0.5, 0.75],
+    "weight_bits": [32, 8],
+    "activation_bits": [32, 8],
+}
+_RATE = {"fp32": 3e-6, "int8": 1e-6}
+
+
+@pytest.fixture(scope="module")
+def space(inventory: Inventory) -> Space:
+    return SpaceConfig.read({"rules": [_RULES]}).bind(inventory)
+
+
+@pytest.fixture(scope="module")
+def plan(inventory: Inventory) -> LayerPlan:
+    return LayerPlan(inventory, CompressionSettings())
+
+
+def kernel_ms(kernel: Kernel) -> float:
+    """A machine whose kernels cost a fixed start and so much per multiply-add."""
+    return 0.002 + _RATE[kernel.precision] * kernel.macs
+
+
+def true_ms(plan: LayerPlan, policy: Policy) -> float:
+    """A machine whose models cost a start, their kernels and a fee per change of arithmetic."""
+    quantity = dict(zip(FEATURES, plan.features(policy, kernel_ms), strict=True))
+    return float(
+        0.004
+        + 1.1 * (quantity["float_ms"] + quantity["int8_ms"])
+        + 0.0015 * (quantity["to_int8"] + quantity["to_float"])
+    )
+
+
+def random_policies(space: Space, count: int, seed: int) -> list[Policy]:
+    rng = np.random.default_rng(seed)
+    return [
+        space.decode([int(rng.integers(len(c.levels))) for c in space.choices])
+        for _ in range(count)
+    ]
+
+
+def known_model(plan: LayerPlan, space: Space, variants: int = 24) -> LatencyModel:
+    table = KernelTable({k.key: kernel_ms(k) for k in plan.space_kernels(space)})
+    base = true_ms(plan, Policy())
+    model = LatencyModel(plan, table, base, base)
+    for policy in choose_variants(space, variants):
+        model.observe(policy, true_ms(plan, policy) / base)
+    return model
+
+
+def test_additive_times_are_recovered(plan: LayerPlan, space: Space) -> None:
+    model = known_model(plan, space)
+    held_out = random_policies(space, 60, seed=11)
+    predicted = np.array([model.predict(p)[0] for p in held_out])
+    true = np.array([true_ms(plan, p) for p in held_out])
+    base = true_ms(plan, Policy())
+    assert np.abs(predicted - true).mean() < 0.02 * base
+    assert spearmanr(predicted, true).statistic > 0.99
+    assert model.predict(Policy())[0] == pytest.approx(base, rel=0.02)
+
+
+def test_the_stated_error_covers_the_true_one(plan: LayerPlan, space: Space) -> None:
+    model = known_model(plan, space)
+    inside = 0
+    for policy in random_policies(space, 60, seed=12):
+        ms, sigma = model.predict(policy)
+        inside += abs(ms - true_ms(plan, policy)) <= 1.96 * sigma
+    assert inside >= 54
+
+
+def test_unmeasured_models_make_it_unsure(plan: LayerPlan, space: Space) -> None:
+    table = KernelTable({k.key: kernel_ms(k) for k in plan.space_kernels(space)})
+    bare = LatencyModel(plan, table, 1.0, 1.0)
+    policy = random_policies(space, 1, seed=3)[0]
+    assert bare.predict(policy)[1] > 5 * known_model(plan, space).predict(policy)[1]
+
+
+def test_an_observation_moves_the_prediction_towards_it(plan: LayerPlan, space: Space) -> None:
+    model = known_model(plan, space)
+    policy = random_policies(space, 1, seed=4)[0]
+    before, _ = model.predict(policy)
+    target = before * 1.5
+    for _ in range(30):
+        model.observe(policy, target / model.reference_ms)
+    assert abs(model.predict(policy)[0] - target) < abs(before - target) / 2
+
+
+def test_predictions_scale_with_the_uncompressed_model(plan: LayerPlan, space: Space) -> None:
+    model = known_model(plan, space)
+    policy = random_policies(space, 1, seed=5)[0]
+    ms, sigma = model.predict(policy)
+    model.baseline_ms *= 3
+    assert model.predict(policy) == pytest.approx((3 * ms, 3 * sigma))
+
+
+def test_students_cost_what_was_measured(plan: LayerPlan, space: Space) -> None:
+    model = known_model(plan, space)
+    model.students["tiny"] = 0.25
+    assert model.predict(Policy(student="tiny"))[0] == pytest.approx(0.25 * model.baseline_ms)
+    with pytest.raises(PolicyError, match="other"):
+        model.predict(Policy(student="other"))
+
+
+def test_the_fit_is_ridge_regression_where_nothing_is_negative() -> None:
+    """Against the closed form of least squares drawn to its expectation."""
+    rng = np.random.default_rng(0)
+    base = np.zeros(len(FEATURES))
+    base[[0, 4, 6]] = 1.0, 20.0, 100.0
+    rows = [base * rng.uniform(0.3, 1.0, len(base)) for _ in range(12)]
+    times = [0.05 + 1.2 * r[0] + 0.01 * r[4] + 0.004 * r[6] for r in rows]
+    found = fit(rows, times, base)
+    from autocompress.measure.latency_fit import _NOISE, _expectation
+
+    expected, spread = _expectation(base)
+    x = np.column_stack([np.ones(12), np.array(rows)])
+    noise = _NOISE * max(times)
+    precision = x.T @ x / noise**2 + np.diag(spread**-2.0)
+    closed = np.linalg.solve(precision, x.T @ np.array(times) / noise**2 + expected / spread**2)
+    assert (closed >= 0).all()
+    np.testing.assert_allclose(found.coefficients, closed, rtol=1e-4)
+    np.testing.assert_allclose(found.covariance @ precision, np.eye(len(x.T)), atol=1e-6)
+    again = Fit.from_dict(json.loads(json.dumps(found.as_dict())))
+    assert again.predict(rows[0]) == found.predict(rows[0])
+
+
+def test_features_count_kernels_and_borders_by_hand(plan: LayerPlan) -> None:
+    """first (int8) -> deep (float) -> last (int8) -> head (float)."""
+    int8 = LayerPolicy(weight_bits=8, activation_bits=8)
+    found = dict(
+        zip(
+            FEATURES,
+            plan.features(Policy({"first": int8, "last": int8}), lambda k: 1.0),
+            strict=True,
+        )
+    )
+    assert (found["int8_kernels"], found["float_kernels"]) == (2, 2)
+    assert (found["int8_ms"], found["float_ms"]) == (2, 2)
+    assert (found["to_int8"], found["to_float"]) == (2, 2)
+    # the image enters `first`, 8 maps of 8 x 8 enter `last`
+    assert found["to_int8_values"] == pytest.approx((3 * 64 + 8 * 64) / 1e3)
+    # 8 maps of 8 x 8 leave `first`; 12 maps of 4 x 4 leave `last`
+    assert found["to_float_values"] == pytest.approx((8 * 64 + 12 * 16) / 1e3)
+
+
+def test_variants_differ_and_never_are_the_uncompressed_model(space: Space) -> None:
+    chosen = choose_variants(space, 24, seed=1)
+    assert len({p.digest for p in chosen}) == len(chosen) == 24
+    assert all(p.layers for p in chosen)
+    assert [p.digest for p in choose_variants(space, 24, seed=1)] == [p.digest for p in chosen]
+
+
+class Counted:
+    """Counts what building asks for, and times models by the formula."""
+
+    def __init__(self, plan: LayerPlan, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.plan, self.folder = plan, folder
+        self.exported: dict[Path, Policy] = {}
+        self.kernels = 0
+        monkeypatch.setattr(module, "compare_many", self.compare)
+        monkeypatch.setattr(module, "measure_kernels", self.measure)
+
+    def export(self, policy: Policy) -> Path:
+        path = self.folder / f"{len(self.exported)}.onnx"
+        path.write_bytes(b"")
+        self.exported[path] = policy
+        return path
+
+    def compare(self, target: Any, files: Any, baseline: Path, *, plan: Any) -> list[Timing]:
+        base = true_ms(self.plan, Policy())
+        times = [true_ms(self.plan, self.exported[f]) for f in files]
+        return [
+            Timing(t, 0, base, 0, t / base, t / base, t / base, 0.95, False, 9, 1.0, 1, 1)
+            for t in times
+        ]
+
+    def measure(self, target: Any, kernels: Any, cache_dir: Path, *, progress: Any) -> KernelTable:
+        self.kernels += 1
+        table = KernelTable({k.key: kernel_ms(k) for k in kernels})
+        module.write_atomically(module.table_path(target, cache_dir), table.as_dict())
+        return table
+
+
+def test_a_second_build_reads_the_cache(
+    plan: LayerPlan,
+    space: Space,
+    inventory: Inventory,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from autocompress.measure.targets import get_target
+
+    counted = Counted(plan, tmp_path, monkeypatch)
+    target = get_target("onnxruntime")
+
+    def build(which: Space, **target_config: Any) -> LatencyModel:
+        where = get_target({"runtime": "onnxruntime", **target_config}) if target_config else target
+        return LatencyModel.build(where, inventory, which, counted.export, tmp_path / "cache")
+
+    first = build(space)
+    assert len(counted.exported) == 25
+    assert not any(path.exists() for path in counted.exported)
+    second = build(space)
+    assert (len(counted.exported), counted.kernels) == (25, 1)
+    policies = random_policies(space, 10, seed=2)
+    assert [second.predict(p) for p in policies] == [first.predict(p) for p in policies]
+    errors = [abs(first.predict(p)[0] / true_ms(plan, p) - 1) for p in policies]
+    assert np.mean(errors) < 0.03
+    narrower = SpaceConfig.read({"rules": [{**_RULES, "prune_ratio": [0, 0.5]}]}).bind(inventory)
+    build(narrower)
+    assert counted.kernels == 2
+    build(space, threads=2)
+    assert counted.kernels == 3
+
+
+def device_table(plan: LayerPlan, space: Space, inventory: Inventory) -> dict[str, Any]:
+    policies = choose_variants(space, 12)
+    return {
+        "version": 1,
+        "architecture": inventory.architecture,
+        "facts": {"machine": {"cpu": "elsewhere"}},
+        "kernels": {k.key: kernel_ms(k) for k in plan.space_kernels(space)},
+        "baseline_ms": true_ms(plan, Policy()),
+        "models": [{"policy": p.as_dict(), "ms": true_ms(plan, p)} for p in policies],
+    }
+
+
+def test_a_device_table_predicts_that_device(
+    plan: LayerPlan, space: Space, inventory: Inventory, tmp_path: Path
+) -> None:
+    path = tmp_path / "table.json"
+    path.write_text(json.dumps(device_table(plan, space, inventory)))
+    model = LatencyModel.from_table(path, inventory)
+    base = true_ms(plan, Policy())
+    for policy in random_policies(space, 20, seed=6):
+        assert model.predict(policy)[0] == pytest.approx(true_ms(plan, policy), abs=0.05 * base)
+    assert model.table.facts["machine"]["cpu"] == "elsewhere"
+
+
+def test_a_table_of_kernels_alone_adds_them_up(
+    plan: LayerPlan, space: Space, inventory: Inventory, tmp_path: Path
+) -> None:
+    data = device_table(plan, space, inventory)
+    del data["baseline_ms"], data["models"]
+    path = tmp_path / "table.json"
+    path.write_text(json.dumps(data))
+    model = LatencyModel.from_table(path, inventory)
+    sums = [sum(kernel_ms(k) for k in plan.kernels([p])) for p in random_policies(space, 20, 7)]
+    predicted = [model.predict(p)[0] for p in random_policies(space, 20, 7)]
+    assert spearmanr(sums, predicted).statistic > 0.95
+
+
+def test_tables_that_cannot_be_used_are_said(
+    plan: LayerPlan, space: Space, inventory: Inventory, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"run_kernels\.py"):
+        read_device_table(tmp_path / "absent.json")
+    path = tmp_path / "table.json"
+    path.write_bytes(b"\xff\xfe not text")
+    with pytest.raises(InputError, match="not readable"):
+        read_device_table(path)
+    path.write_text("{ half a file")
+    with pytest.raises(InputError, match="not readable"):
+        read_device_table(path)
+    for other in ("[]", "{}", '{"kernels": {}}'):
+        path.write_text(other)
+        with pytest.raises(InputError, match="no `kernels`"):
+            read_device_table(path)
+    data = device_table(plan, space, inventory)
+    path.write_text(json.dumps({**data, "architecture": "0123"}))
+    with pytest.raises(InputError, match="another model"):
+        LatencyModel.from_table(path, inventory)
+    path.write_text(json.dumps({**data, "version": 99}))
+    with pytest.raises(InputError, match="version 99"):
+        LatencyModel.from_table(path, inventory)
+    path.write_text(json.dumps({**data, "kernels": {"nonsense": 1.0}}))
+    with pytest.raises(InputError, match="'nonsense'"):
+        LatencyModel.from_table(path, inventory)
+    key = next(iter(data["kernels"]))
+    path.write_text(json.dumps({**data, "kernels": {key: "fast"}}))
+    with pytest.raises(InputError, match="fast"):
+        LatencyModel.from_table(path, inventory)
