@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,6 +93,7 @@ class Assembly:
                 progress=lambda text, done: self.progress(f"latency table: {text}", done),
             )
             model.baseline_ms = evaluator.baseline["latency_ms"]
+            model.students = {n: evaluator.student_ratio(n) for n in evaluator.pipeline.students}
         evaluator.predict_with(model)
 
     def _make_pipeline(self) -> Pipeline:
@@ -119,7 +121,7 @@ class Assembly:
             schedule,
             qat=self.study.recovery.qat,
             distillation=self._distillation(),
-            students=self._students(),
+            students=self.students,
         )
 
     def _distillation(self) -> Callable[[Policy], Any]:
@@ -132,7 +134,9 @@ class Assembly:
     def _teacher(self, section: dict[str, Any]) -> nn.Module:
         return load_model(resolve_variables(section))
 
-    def _students(self) -> dict[str, Callable[[], nn.Module]]:
+    @cached_property
+    def students(self) -> dict[str, Callable[[], nn.Module]]:
+        """Factories of the architectures that may take the model's place."""
         names = self.study.space_config().students
         if not names:
             return {}

@@ -104,6 +104,16 @@ class StudyEvaluator:
             self.latency_model.observe(policy, ratio)
             self._estimates.clear()
 
+    def student_ratio(self, name: str) -> float:
+        """Latency of a student, as a share of the uncompressed model's: exported and timed."""
+        from autocompress.measure.latency import compare
+
+        path = self.folder / f"student-{name}{self.target.suffix}"
+        self._export(self.pipeline.stitch(Policy(student=name)), path)
+        ratio = compare(self.target, path, self.baseline_file).ratio
+        path.unlink()
+        return ratio
+
     def set_baseline(self, baseline: Measurement) -> None:
         """Take a baseline that was measured before, so that a resumed run compares with it."""
         self.__dict__["baseline"] = baseline
@@ -112,9 +122,7 @@ class StudyEvaluator:
         """Cost by formula and latency by the model; no module is built."""
         digest = policy.untrained_digest
         if digest not in self._estimates:
-            from autocompress.model.cost import policy_cost
-
-            cost = policy_cost(self.pipeline.inventory, policy, self.pipeline.settings)
+            cost = self.pipeline.cost(policy)
             values = {
                 "macs": float(cost.macs),
                 "params": float(cost.params),

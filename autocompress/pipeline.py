@@ -23,12 +23,27 @@ if TYPE_CHECKING:
 
     from autocompress.compress.bank import LayerBank
     from autocompress.compress.compressed import Compressed
+    from autocompress.model.cost import Cost
     from autocompress.model.data import Data, Split
     from autocompress.recover.distill import Distillation
     from autocompress.recover.schedule import Schedule
 
 Progress = Callable[[str, float], None]
 """Called with a short text and a fraction of 1."""
+
+
+def student_cost(module: nn.Module, example: Any, settings: CompressionSettings) -> Cost:
+    """What another architecture costs, nothing done to it.
+
+    Args:
+        module: in eval mode.
+        example: one batched input.
+        settings: of the study.
+    """
+    from autocompress.model.cost import policy_cost
+    from autocompress.model.inventory import take_inventory
+
+    return policy_cost(take_inventory(module, example), Policy(), settings)
 
 
 @dataclass
@@ -57,6 +72,7 @@ class Pipeline:
     qat: bool = True
     distillation: Callable[[Policy], Distillation] | None = None
     students: dict[str, Callable[[], nn.Module]] = field(default_factory=dict)
+    _student_costs: dict[str, Cost] = field(default_factory=dict)
 
     def calibration(self) -> Split:
         """The training inputs that ranges, moments and statistics are taken from."""
@@ -94,6 +110,18 @@ class Pipeline:
         if calibrated and compressed.quantized and compressed.ranges is None:
             compressed = calibrate(compressed, self.calibration().inputs())
         return compressed
+
+    def cost(self, policy: Policy) -> Cost:
+        """MACs, parameters and bytes by formula; a student is built once, and counted as it is."""
+        from autocompress.model.cost import policy_cost
+
+        if policy.student is None:
+            return policy_cost(self.inventory, policy, self.settings)
+        if policy.student not in self._student_costs:
+            example = self.data.train.inputs(1)
+            module = self.stitch(policy).module
+            self._student_costs[policy.student] = student_cost(module, example, self.settings)
+        return self._student_costs[policy.student]
 
     def stitch(self, policy: Policy) -> Compressed:
         """Pruned, factorized and sparse, with the bank's weights; a few milliseconds."""

@@ -23,6 +23,7 @@ from autocompress.track.view import RunView
 
 if TYPE_CHECKING:
     from autocompress.assemble import Assembly
+    from autocompress.model.cost import Cost
     from autocompress.policy.space import Assignment
     from autocompress.search.loop import Context
     from autocompress.search.protocols import Sink
@@ -159,18 +160,26 @@ def check_formula_budget(parts: Assembly) -> None:
         InfeasibleBudget: before any compute was spent.
     """
     from autocompress.model.cost import policy_cost
+    from autocompress.pipeline import student_cost
     from autocompress.policy.budget import Budget
 
     settings = parts.study.settings
-    cheapest = policy_cost(parts.inventory, parts.space.decode(parts.space.hardest), settings)
+    hardest = policy_cost(parts.inventory, parts.space.decode(parts.space.hardest), settings)
     whole = policy_cost(parts.inventory, Policy(), settings)
     known = ("macs", "params")
     limits = Budget(*(x for x in parts.study.limits().limits if x.metric in known))
-    found = limits.violations(
-        {n: float(getattr(cheapest, n)) for n in known},
-        {n: float(getattr(whole, n)) for n in known},
-    )
-    _refuse(found, {n: float(getattr(cheapest, n)) for n in known}, limits)
+
+    def over(cost: Cost) -> dict[str, float]:
+        return limits.violations(
+            {n: float(getattr(cost, n)) for n in known},
+            {n: float(getattr(whole, n)) for n in known},
+        )
+
+    example = parts.data.train.inputs(1)
+    students = (student_cost(make(), example, settings) for make in parts.students.values())
+    ends = [hardest, *students]
+    cheapest = min(ends, key=lambda cost: max(over(cost).values(), default=0.0))
+    _refuse(over(cheapest), {n: float(getattr(cheapest, n)) for n in known}, limits)
 
 
 def _refuse(violations: dict[str, float], values: dict[str, float], limits: Any) -> None:

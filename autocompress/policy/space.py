@@ -174,8 +174,8 @@ class Space:
 
     @property
     def hardest(self) -> Assignment:
-        """The last level everywhere; not always the cheapest in time."""
-        return tuple(len(c.levels) - 1 for c in self.choices)
+        """The last level everywhere, of the model itself; not always the cheapest in time."""
+        return tuple(0 if c.kind == "student" else len(c.levels) - 1 for c in self.choices)
 
     def decode(self, assignment: Sequence[int]) -> Policy:
         """From one level per choice to a policy."""

@@ -49,7 +49,7 @@ class GuidedProposer:
         self.cost = config.objectives[1] if len(config.objectives) > 1 else "macs"
 
     def _leading_seeds(self) -> list[tuple[str, Assignment]]:
-        """int8 and the mildest uniform policies of each ladder that are likely within the budget.
+        """int8, the mildest uniform policies of each ladder within the budget, and the students.
 
         The rest of the ladders are what the solver does better; the baselines of the study still
         show the best uniform policy.
@@ -58,7 +58,8 @@ class GuidedProposer:
         int8 = [s for s in found if s[0] == "int8"][:1]
         fitting = [s for s in found if s[0] == "uniform" and self._likely(s[1])]
         fitting.sort(key=lambda s: -self._costs(s[1])[self._cost_name()])
-        return [*int8, *fitting[:_LEADING_SEEDS]]
+        students = [s for s in found if s[0] == "student" and self._likely(s[1])]
+        return [*int8, *fitting[:_LEADING_SEEDS], *students]
 
     def _cost_name(self) -> str:
         names = self.context.config.objectives

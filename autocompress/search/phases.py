@@ -68,7 +68,11 @@ def _random(context: Context) -> list[Assignment]:
     for _ in range(2000):
         if len(found) >= context.config.random_baselines:
             break
-        levels = tuple(draw.randrange(len(c.levels)) for c in context.space.choices)
+        # an untrained student is at chance, which would flatter the search
+        levels = tuple(
+            0 if c.kind == "student" else draw.randrange(len(c.levels))
+            for c in context.space.choices
+        )
         if context.likely(context.evaluator.estimate(context.space.decode(levels))):
             found.append(levels)
     return found
@@ -118,6 +122,10 @@ def candidates(context: Context, count: int) -> list[Trial]:
         if t.phase == SEARCH and t.measurement is not None and t.state is TrialState.COMPLETE
     ]
     fitting = sorted((t for t in done if t.feasible), key=_rank)
+    students = [t for t in fitting if t.policy.student is not None]
+    fitting = [t for t in fitting if t.policy.student is None]
+    if not fitting and students:
+        return students
     if not fitting:
         return sorted(done, key=_rank)[:1]
     chosen = fitting[:1]
@@ -133,7 +141,7 @@ def candidates(context: Context, count: int) -> list[Trial]:
         if bands[band] not in chosen and len(chosen) < count:
             chosen.append(bands[band])
     chosen += [t for t in fitting if t not in chosen][: count - len(chosen)]
-    return chosen
+    return chosen + students
 
 
 def _recover(

@@ -11,7 +11,7 @@ _INT8 = {"weight_bits": 8, "activation_bits": 8}
 
 
 def ladders(space: Space) -> Iterator[tuple[str, Assignment]]:
-    """Uniform policies, each with its origin: int8, then ladders per technique and joint.
+    """Policies, each with its origin: int8, ladders per technique and joint, then the students.
 
     The order mixes mild and hard ones, so that a short study sees the whole range of costs.
     """
@@ -34,8 +34,18 @@ def ladders(space: Space) -> Iterator[tuple[str, Assignment]]:
     if "weight_bits" in fields and not has_int8:
         found.append(("uniform", space.uniform(weight_bits=8)))
         found.append(("uniform", space.uniform(weight_bits=4)))
+    found += [("student", levels) for levels in students(space)]
     seen = {space.mildest}
     for origin, levels in found:
         if levels not in seen:
             seen.add(levels)
             yield origin, levels
+
+
+def students(space: Space) -> Iterator[Assignment]:
+    """Each other architecture of the space once; what its layers would do says nothing then."""
+    place = space.index.get("student")
+    if place is None:
+        return
+    for level in range(1, len(space.choices[place].levels)):
+        yield (*space.mildest[:place], level, *space.mildest[place + 1 :])
