@@ -1,0 +1,196 @@
+"""The packed runner in a process of its own that can import numpy and onnxruntime only."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from measured_network import images, quantized, small
+from torch import nn
+
+from autocompress.compress.compressed import Precision
+from autocompress.compress.export import export
+from autocompress.errors import InputError
+from autocompress.measure.kernel_table import parse_key
+from autocompress.measure.latency_features import LayerPlan
+from autocompress.measure.latency_model import LatencyModel, choose_variants
+from autocompress.measure.pack import RUNNER, pack_kernels
+from autocompress.measure.targets import TargetConfig
+from autocompress.policy.inventory import Inventory
+from autocompress.policy.policy import Policy
+from autocompress.policy.settings import CompressionSettings
+from autocompress.policy.space import Space, SpaceConfig
+
+#: what a bare environment with the two packages holds, beside the standard library
+_ALLOWED = (
+    "numpy",
+    "onnxruntime",
+    "flatbuffers",
+    "google",
+    "packaging",
+    "coloredlogs",
+    "humanfriendly",
+)
+_GUARD = """
+import runpy, sys
+allowed = {allowed!r} + tuple(sys.stdlib_module_names)
+class Guard:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] not in allowed:
+            raise ImportError("not in a bare environment: " + name)
+sys.meta_path.insert(0, Guard())
+sys.argv = [{runner!r}, *{arguments!r}]
+runpy.run_path({runner!r}, run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="module")
+def space(inventory: Inventory) -> Space:
+    rules = {
+        "match": "*",
+        "prune_ratio": [0, 0.5],
+        "weight_bits": [32, 8],
+        "activation_bits": [32, 8],
+    }
+    return SpaceConfig.read({"rules": [rules]}).bind(inventory)
+
+
+@pytest.fixture(scope="module")
+def packed(
+    tmp_path_factory: pytest.TempPathFactory, inventory: Inventory, space: Space, network: nn.Module
+) -> Path:
+    folder = tmp_path_factory.mktemp("packed")
+
+    def variant(policy: Policy) -> Path:
+        width = 4 if policy["first"].prune_ratio else 8
+        precisions = {n: Precision.of(p) for n, p in policy.layers.items() if p.weight_bits == 8}
+        path = folder / f"{policy.digest[:8]}.onnx"
+        return export(quantized(small(width), precisions), path, images()).path
+
+    baseline = export(quantized(network, {}), folder / "base.onnx", images()).path
+    path = pack_kernels(
+        folder / "kernels.zip",
+        inventory,
+        space,
+        TargetConfig(threads=1, batch=1),
+        variant,
+        baseline,
+        variants=4,
+    )
+    assert sorted(p.name for p in folder.iterdir()) == ["base.onnx", "kernels.zip"]
+    return path
+
+
+def run_isolated(python: str, folder: Path, *arguments: str, guarded: bool) -> dict[str, object]:
+    runner = str(folder / RUNNER)
+    code = _GUARD.format(allowed=_ALLOWED, runner=runner, arguments=list(arguments))
+    command = [python, "-I", "-c", code] if guarded else [python, "-I", runner, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
+    assert done.returncode == 0, done.stderr
+    table: dict[str, object] = json.loads((folder / "table.json").read_text(encoding="utf-8"))
+    return table
+
+
+def unpack(packed: Path, folder: Path) -> Path:
+    with zipfile.ZipFile(packed) as archive:
+        archive.extractall(folder)
+    return folder
+
+
+def check_table(table: dict[str, object], inventory: Inventory, space: Space, path: Path) -> None:
+    kernels = table["kernels"]
+    assert isinstance(kernels, dict)
+    plan = LayerPlan(inventory, CompressionSettings())
+    chosen = choose_variants(space, 4)
+    wanted = {k.key for k in [*plan.space_kernels(space), *plan.kernels([Policy(), *chosen])]}
+    assert set(kernels) == wanted
+    assert all(ms > 0 for ms in kernels.values())
+    assert {parse_key(key).precision for key in kernels} == {"fp32", "int8"}
+    models = table["models"]
+    assert isinstance(models, list)
+    assert [Policy.from_dict(m["policy"]).digest for m in models] == [p.digest for p in chosen]
+    model = LatencyModel.from_table(path, inventory)
+    assert model.baseline_ms == table["baseline_ms"]
+    for policy in (Policy(), *chosen):
+        ms, sigma = model.predict(policy)
+        assert ms > 0
+        assert sigma > 0
+
+
+def test_the_runner_needs_numpy_and_onnxruntime_only(
+    packed: Path, tmp_path: Path, inventory: Inventory, space: Space
+) -> None:
+    folder = unpack(packed, tmp_path / "device")
+    table = run_isolated(sys.executable, folder, "--seconds", "0.1", "--runs", "2", guarded=True)
+    check_table(table, inventory, space, folder / "table.json")
+    facts = table["facts"]
+    assert isinstance(facts, dict)
+    assert facts["target"]["threads"] == 1
+    assert table["architecture"] == inventory.architecture
+    assert not list(folder.glob("*.part"))
+
+
+def test_the_guard_of_these_tests_does_keep_other_packages_out(tmp_path: Path) -> None:
+    (tmp_path / RUNNER).write_text("import torch\n")
+    with pytest.raises(AssertionError, match="not in a bare environment: torch"):
+        run_isolated(sys.executable, tmp_path, guarded=True)
+
+
+def test_threads_of_the_device_can_be_chosen(packed: Path, tmp_path: Path) -> None:
+    folder = unpack(packed, tmp_path / "device")
+    table = run_isolated(
+        sys.executable, folder, "--threads", "2", "--seconds", "0.1", "--runs", "1", guarded=False
+    )
+    facts = table["facts"]
+    assert isinstance(facts, dict)
+    assert facts["target"]["threads"] == 2
+
+
+@pytest.mark.slow
+def test_the_runner_works_in_a_bare_environment(
+    packed: Path, tmp_path: Path, inventory: Inventory, space: Space
+) -> None:
+    """A new virtual environment with the two packages and nothing of ours."""
+    import venv
+
+    home = tmp_path / "venv"
+    venv.create(home, with_pip=True)
+    python = str(home / "bin" / "python")
+    subprocess.run([python, "-m", "pip", "install", "-q", "numpy", "onnxruntime"], check=True)
+    for name in ("autocompress", "torch", "onnx"):
+        found = subprocess.run([python, "-I", "-c", f"import {name}"], capture_output=True)
+        assert found.returncode != 0
+    folder = unpack(packed, tmp_path / "device")
+    table = run_isolated(python, folder, "--seconds", "0.5", guarded=False)
+    check_table(table, inventory, space, folder / "table.json")
+
+
+def test_what_cannot_be_packed_is_said(
+    tmp_path: Path, inventory: Inventory, space: Space, exported: dict[str, Path]
+) -> None:
+    def variant(policy: Policy) -> Path:
+        raise AssertionError("nothing is exported before the path and the runtime are checked")
+
+    base = exported[".onnx"]
+    with pytest.raises(InputError, match=r"\.zip"):
+        pack_kernels(tmp_path / "k.tar", inventory, space, TargetConfig(), variant, base)
+    torch = TargetConfig(runtime="torch")
+    with pytest.raises(InputError, match="ONNX Runtime"):
+        pack_kernels(tmp_path / "k.zip", inventory, space, torch, variant, base)
+
+
+def test_a_failed_packing_leaves_no_file(
+    tmp_path: Path, inventory: Inventory, space: Space, exported: dict[str, Path]
+) -> None:
+    def variant(policy: Policy) -> Path:
+        raise RuntimeError("cannot export")
+
+    with pytest.raises(RuntimeError, match="cannot export"):
+        pack_kernels(
+            tmp_path / "k.zip", inventory, space, TargetConfig(), variant, exported[".onnx"]
+        )
+    assert list(tmp_path.iterdir()) == []
