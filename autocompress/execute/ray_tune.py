@@ -79,9 +79,11 @@ class RayTuneExecutor:
         return outcome
 
     def close(self, *, cancel: bool = False) -> None:
-        """Let Tune end, and Ray with it if it was started here."""
+        """Let Tune end, and Ray with it if it was started here; with ``cancel``, drop the queue."""
         import ray
 
+        while cancel and not self._jobs.empty():
+            self._jobs.get()
         self._jobs.put(None)
         if not cancel:
             self._thread.join(timeout=60)

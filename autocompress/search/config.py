@@ -42,7 +42,8 @@ class RecoveryPlan(BaseModel):
     """Which trials are fine-tuned, and for how long.
 
     Args:
-        epochs: of the first rung; each further rung doubles them; 0 recovers nothing.
+        epochs: of the first rung; each further rung doubles them; 0 trains nothing: the most
+            accurate candidates are only finished by the thorough reconstruction.
         rungs: at most so many.
         candidates: trials of the first rung: the most accurate within the budget, then the best
             of other cost bands.

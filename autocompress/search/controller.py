@@ -1,7 +1,7 @@
 """The controller: one Optuna study that knows every trial, whoever proposed it.
 
 The only file that imports Optuna. The study lives in memory (the journal is what is kept), and
-forgets the least useful trials beyond ``_REMEMBERED``, so that asking stays quick.
+forgets the oldest trials off the front once there are many, so that asking stays quick.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ from autocompress.results.trial import Trial, TrialState
 if TYPE_CHECKING:
     import optuna
 
-_REMEMBERED = 200
+_REMEMBERED = (100, 400)
+"""Trials kept when the study is started over, fewer where there are many choices: the time that
+TPE takes for an answer grows with their product."""
+_REMEMBERED_VALUES = 20_000
 _GP_PARAMETERS = 15
 _GP_TRIALS = 200
 _GENERATION = "NSGAIISampler:generation"
@@ -62,6 +65,8 @@ class OptunaController:
         self._sources: list[Trial] = []
         self._pending: dict[Assignment, list[optuna.trial.Trial]] = {}
         self._generation = 0
+        few, many = _REMEMBERED
+        self._remembered = max(few, min(many, _REMEMBERED_VALUES // max(1, len(space.choices))))
         self._study = self._new_study()
 
     def ask(self) -> Assignment:
@@ -94,7 +99,7 @@ class OptunaController:
         self._told.append(frozen)
         self._sources.append(trial)
         self._generation = max(self._generation, frozen.system_attrs.get(_GENERATION, 0))
-        if len(self._told) >= 2 * _REMEMBERED:
+        if len(self._told) >= 2 * self._remembered:
             self._forget()
 
     def _close(
@@ -137,7 +142,7 @@ class OptunaController:
     def _forget(self) -> None:
         """Keep the front and the latest trials, and start the study over with them."""
         front = {t.number for t in ParetoFront.of(self._sources, self.objectives)}
-        latest = len(self._sources) - _REMEMBERED
+        latest = len(self._sources) - self._remembered
         kept = [i for i, t in enumerate(self._sources) if t.number in front or i >= latest]
         self._told = [self._told[i] for i in kept]
         self._sources = [self._sources[i] for i in kept]

@@ -92,10 +92,12 @@ def _settled(context: Context, assignment: Assignment, origin: str) -> Trial | N
 def run_recovery(context: Context, plan: RecoveryPlan) -> None:
     """Fine-tune the best of each cost band; the next rung opens while the order is in doubt.
 
-    Each rung trains from the stitched model for twice the epochs of the one before, annealed to
-    zero, so that accuracies of one rung can be compared.
+    Without epochs nothing is trained, but the candidates are finished. Each rung trains from the
+    stitched model for twice the epochs of the one before, annealed to zero, so that accuracies of
+    one rung can be compared.
     """
     if plan.epochs <= 0:
+        run_finish(context, plan)
         return
     chosen = candidates(context, plan.candidates)
     epochs = plan.epochs
@@ -110,11 +112,37 @@ def run_recovery(context: Context, plan: RecoveryPlan) -> None:
         epochs *= 2
 
 
+FINISHED = Phase("recover", 0.0, 1)
+"""Carried out as for the last phase (``settings.finish``), but not trained."""
+
+
+def run_finish(context: Context, plan: RecoveryPlan) -> None:
+    """Finish the most accurate trials within the budget without training, and score them on val.
+
+    The search scores policies by a quick reconstruction; the thorough one changes their order, so
+    that the answer is chosen among finished ones. Policies that only set bits are as good as they
+    get, and are left out.
+    """
+    done = [t for t in context.trials if t.phase == SEARCH and t.feasible]
+    repairable = [
+        t
+        for t in sorted(done, key=_rank)
+        if any(p.prune_ratio or p.sparsity or p.rank_ratio for p in t.policy.layers.values())
+    ]
+    jobs = [
+        Job(context.number(), t.policy, FINISHED, plan.seed, "finish", t.number)
+        for t in repairable[: plan.candidates]
+        if context.known(t.policy, FINISHED) is None
+    ]
+    context.run_jobs(jobs, "finish")
+
+
 def candidates(context: Context, count: int) -> list[Trial]:
     """Trials worth training: the most accurate within the budget, then the best per cost band.
 
     Bands split the feasible costs evenly; without a feasible trial the nearest to the budget are
-    taken, since training does not change their cost but shows what they would reach.
+    taken, since training does not change their cost but shows what they would reach. Untrained
+    students know nothing and show nothing, so each one within the budget is trained as well.
     """
     done = [
         t

@@ -140,7 +140,7 @@ def test_forgetting_keeps_the_front() -> None:
     one = controller("random", space)
     draw = random.Random(2)
     trials = []
-    for number in range(450):
+    for number in range(850):
         levels = tuple(draw.randrange(8) for _ in space.choices)
         trials.append(
             Trial(
@@ -148,7 +148,7 @@ def test_forgetting_keeps_the_front() -> None:
             )
         )
         one.tell(levels, trials[-1])
-    assert len(one._told) < 400
+    assert len(one._told) < 800
     reference = reference_point(evaluator.baseline, OBJECTIVES)
     whole = ParetoFront.of(trials, OBJECTIVES).hypervolume(reference)
     assert ParetoFront.of(one._sources, OBJECTIVES).hypervolume(reference) == whole

@@ -1,0 +1,160 @@
+"""One contract for every executor: in this process, in a pool of processes, through Ray Tune."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from analytic import AnalyticEvaluator, AnalyticFactory, jobs
+
+from autocompress.errors import InputError
+from autocompress.execute import make_executor
+from autocompress.execute.local import InProcessExecutor
+from autocompress.execute.pool import ProcessPoolExecutor
+from autocompress.results.trial import SEARCH
+from autocompress.search.protocols import Executor, Job, Outcome
+
+KINDS = ["local", "pool", "ray"]
+Make = Callable[..., Executor]
+
+
+@pytest.fixture(scope="session")
+def ray_offline() -> Iterator[None]:
+    """One Ray for all tests; executors find it running and leave it running."""
+    import analytic
+    import ray
+
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="error",
+        runtime_env={"env_vars": {"PYTHONPATH": str(Path(analytic.__file__).parent)}},
+    )
+    yield
+    ray.shutdown()
+    assert not ray.is_initialized()
+
+
+@pytest.fixture
+def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
+    """Builds an executor of a kind; closed at the end whatever happens."""
+    made: list[Executor] = []
+
+    def build(kind: str, violent: str = "", workers: int = 2, share: float = 0.5) -> Executor:
+        if kind == "ray":
+            request.getfixturevalue("ray_offline")
+        factory = AnalyticFactory(str(tmp_path), violent, share)
+        workers = 1 if kind == "local" else workers
+        name = "ray" if kind == "ray" else "local"
+        evaluator = AnalyticEvaluator(violent=violent, share=share)
+        made.append(make_executor(name, workers, evaluator, factory))
+        return made[-1]
+
+    yield build
+    for executor in made:
+        executor.close(cancel=True)
+
+
+def collect(executor: Executor, todo: list[Job], limit_s: float = 90.0) -> dict[int, Outcome]:
+    """Keep all slots busy until every job is answered."""
+    queue, found, running = list(todo), {}, 0
+    end = time.monotonic() + limit_s
+    while queue or running:
+        while queue and running < executor.slots:
+            executor.submit(queue.pop(0))
+            running += 1
+        outcome = executor.wait(1.0)
+        assert time.monotonic() < end, f"{len(found)} of {len(todo)} answered"
+        if outcome is not None:
+            assert outcome.job.number not in found
+            found[outcome.job.number] = outcome
+            running -= 1
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_same_outcomes_and_one_evaluator_per_worker(kind: str, make: Make, tmp_path: Path) -> None:
+    todo = jobs(8)
+    found = collect(make(kind), todo)
+    here = AnalyticEvaluator()
+    for job in todo:
+        outcome = found[job.number]
+        expected = here.evaluate(job.policy, SEARCH, 0)
+        assert (outcome.job, outcome.error) == (job, "")
+        assert outcome.measurement is not None
+        assert dict(outcome.measurement.values) == dict(expected.values)
+        assert outcome.seconds >= 0
+    built = list(tmp_path.iterdir())
+    processes = {p.name.split("-")[0] for p in built}
+    assert len(built) == len(processes)
+    assert len(built) <= (0 if kind == "local" else 2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_exception_is_an_outcome(kind: str, make: Make) -> None:
+    todo = jobs(6)
+    found = collect(make(kind, "crash"), todo)
+    bad = {n for n, o in found.items() if o.error}
+    assert bad == {j.number for j in todo if int(j.policy.untrained_digest[:8], 16) < 2**31}
+    assert 0 < len(bad) < len(todo)
+    for number, outcome in found.items():
+        assert (outcome.measurement is None) == (number in bad)
+        if number in bad:
+            assert "a crash, on purpose" in outcome.error
+
+
+@pytest.mark.parametrize("kind", ["local", "pool"])
+def test_a_value_that_is_not_finite_is_an_error(kind: str, make: Make) -> None:
+    (outcome,) = collect(make(kind, "nan", share=1.1), jobs(1)).values()
+    assert outcome.measurement is None
+    assert "must be a finite number" in outcome.error
+
+
+@pytest.mark.parametrize("kind", ["pool", "ray"])
+def test_a_worker_that_dies_costs_one_job(kind: str, make: Make) -> None:
+    """The job that was under way comes back with an error, and later ones still run."""
+    deadly = [j for j in jobs(40) if int(j.policy.untrained_digest[:8], 16) < 2**31]
+    harmless = [j for j in jobs(40) if int(j.policy.untrained_digest[:8], 16) > 2**31]
+    executor = make(kind, "exit", workers=1)
+    todo = [harmless[0], deadly[0], harmless[1], harmless[2]]
+    found = collect(executor, todo)
+    assert [bool(found[j.number].error) for j in todo] == [False, True, False, False]
+    assert "died" in found[deadly[0].number].error
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_to_wait_for_is_no_outcome(kind: str, make: Make) -> None:
+    executor = make(kind)
+    assert executor.wait(0.05) is None
+
+
+@pytest.mark.parametrize("kind", ["pool", pytest.param("ray", marks=pytest.mark.slow)])
+def test_cancel_does_not_wait_for_running_jobs(kind: str, make: Make) -> None:
+    executor = make(kind, "hang", workers=1, share=1.1)
+    collect(executor, jobs(1))  # the worker is up
+    for job in jobs(30)[1:]:  # half a second each
+        executor.submit(job)
+    start = time.monotonic()
+    executor.close(cancel=True)
+    assert time.monotonic() - start < 10
+
+
+def test_a_factory_that_fails_is_an_outcome(tmp_path: Path) -> None:
+    executor = ProcessPoolExecutor(AnalyticFactory(str(tmp_path / "missing")), 1)
+    (outcome,) = collect(executor, jobs(1)).values()
+    executor.close()
+    assert "the worker could not be set up" in outcome.error
+    assert "FileNotFoundError" in outcome.error
+
+
+def test_kinds_by_name() -> None:
+    evaluator = AnalyticEvaluator()
+    factory = AnalyticFactory("")
+    assert isinstance(make_executor("local", 1, evaluator, factory), InProcessExecutor)
+    with pytest.raises(InputError, match="local or ray"):
+        make_executor("dask", 1, evaluator, factory)
+    assert math.isfinite(evaluator.baseline["accuracy"])
