@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,8 +128,13 @@ class Assembly:
         from autocompress.recover.distill import DistillationConfig
 
         config = DistillationConfig(**self.study.recovery.distillation)
-        teachers = [self._teacher(dict(t)) for t in config.teachers] or [self.model]
-        return lambda policy: config.build(teachers, policy.distill)
+
+        @cache
+        def teachers() -> list[nn.Module]:
+            # late, because a teacher may be trained on the spot
+            return [self._teacher(dict(t)) for t in config.teachers] or [self.model]
+
+        return lambda policy: config.build(teachers(), policy.distill)
 
     def _teacher(self, section: dict[str, Any]) -> nn.Module:
         return load_model(resolve_variables(section))

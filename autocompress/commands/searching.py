@@ -487,7 +487,9 @@ def dry_run(study: StudyConfig) -> dict[str, Any]:
 
     search_config(study)
     with tempfile.TemporaryDirectory() as scratch, status(True) as say:
-        parts = assemble(study, Path(scratch), progress=say)
+        # what a policy costs does not depend on trained weights: a baseline may take an hour
+        untrained = study.model_copy(update={"baseline": None})
+        parts = assemble(untrained, Path(scratch), progress=say)
         check_formula_budget(parts)
         evaluator = parts.evaluator
         parts.predict_latency()
