@@ -18,7 +18,7 @@ from autocompress.search.controller import OptunaController
 from autocompress.search.loop import Context
 from autocompress.search.seeds import ladders
 from autocompress.search.sensitivity import Sensitivity
-from autocompress.search.solver import solve
+from autocompress.search.solver import Tables, solve
 
 _RUNGS = (0.97, 0.85, 0.7, 0.55)
 """Cost targets of the solver, as shares of the way from the cheapest policy to the bound."""
@@ -43,10 +43,12 @@ class GuidedProposer:
         self.optuna = OptunaController(context.space, context.objectives, "tpe", config.seed)
         self.sensitivity = Sensitivity(context.space, self._probe)
         self.assignments: dict[int, Assignment] = {}
-        self.seeds = deque(self._leading_seeds() if config.seeds else [])
         self.solved: deque[tuple[str, Assignment]] = deque()
         self.rounds = 0
+        self._known_costs: dict[Assignment, Mapping[str, float]] = {}
+        self._tables: Tables = {}
         self.cost = config.objectives[1] if len(config.objectives) > 1 else "macs"
+        self.seeds = deque(self._leading_seeds() if config.seeds else [])
 
     def _leading_seeds(self) -> list[tuple[str, Assignment]]:
         """int8, the mildest uniform policies of each ladder within the budget, and the students.
@@ -94,9 +96,13 @@ class GuidedProposer:
         return self._screened(assignment)
 
     def _costs(self, assignment: Assignment) -> Mapping[str, float]:
-        found = self.context.evaluator.estimate(self.space.decode(assignment))
-        # what is meant to be within the budget is costed with its error on top
-        return {n: v + 1.64 * found.spread.get(n, 0.0) for n, v in found.values.items()}
+        known = self._known_costs.get(assignment)
+        if known is None:
+            found = self.context.evaluator.estimate(self.space.decode(assignment))
+            # what is meant to be within the budget is costed with its error on top
+            known = {n: v + 1.64 * found.spread.get(n, 0.0) for n, v in found.values.items()}
+            self._known_costs[assignment] = known
+        return known
 
     def _likely(self, assignment: Assignment) -> bool:
         return self.context.likely(self.context.evaluator.estimate(self.space.decode(assignment)))
@@ -118,7 +124,11 @@ class GuidedProposer:
             top = bounds.get(self.cost, cheapest)
             target = cheapest + share * (top - cheapest)
             answer = solve(
-                self.space, self.sensitivity.losses, self._costs, {**bounds, self.cost: target}
+                self.space,
+                self.sensitivity.losses,
+                self._costs,
+                {**bounds, self.cost: target},
+                known=self._tables,
             )
             if answer is not None and answer not in found:
                 found.append(answer)
@@ -192,7 +202,17 @@ class GuidedProposer:
         noise = self.random.gauss
         losses = [table * 2.0 ** noise(0.0, 0.7) for table in self.sensitivity.losses]
         limits = {**self._bounds(), self.cost: self._costs(parent).get(self.cost, 0.0) * 1.001}
-        return solve(self.space, losses, self._costs, limits, start=parent, rounds=2) or parent
+        found = solve(
+            self.space,
+            losses,
+            self._costs,
+            limits,
+            start=parent,
+            rounds=2,
+            polish=False,
+            known=self._tables,
+        )
+        return found or parent
 
     def _least_divergent(self, proposals: Mapping[Assignment, str]) -> tuple[str, Assignment]:
         """The proposal of least divergence, on the same images for all.

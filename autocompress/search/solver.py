@@ -12,6 +12,9 @@ from autocompress.policy.space import Assignment, Space
 Costs = Callable[[Assignment], Mapping[str, float]]
 """From an assignment to metric name and cost; microseconds."""
 
+Tables = dict[tuple[Assignment, tuple[str, ...]], list[NDArray[np.float64]]]
+"""Marginal costs around assignments, per metrics asked for."""
+
 _POLISH_ROUNDS = 20
 _POLISH_LOOKS = 30
 _OPTIMISM = 0.05
@@ -68,6 +71,9 @@ def solve(
     limits: Mapping[str, float],
     start: Assignment | None = None,
     rounds: int = 4,
+    *,
+    polish: bool = True,
+    known: Tables | None = None,
 ) -> Assignment | None:
     """The knapsack on costs that are not additive, linearized again around each answer.
 
@@ -78,6 +84,8 @@ def solve(
         limits: metric name to upper bound.
         start: where costs are linearized first; the hardest levels by default.
         rounds: at most so many linearizations.
+        polish: end with exchanges of one and two levels under the true costs.
+        known: marginal costs around assignments, kept between calls by whoever asks often.
 
     Returns:
         The best assignment found whose true costs meet the limits, or ``None``.
@@ -90,9 +98,7 @@ def solve(
     slack = np.zeros(len(names))
     for _ in range(rounds):
         base = np.array([costs(current)[n] for n in names])
-        tables = [
-            _marginal(space, costs, names, current, i, base) for i in range(len(space.choices))
-        ]
+        tables = _marginals(space, costs, names, current, known)
         found = knapsack(losses, tables, bounds - base - slack)
         if found is None:
             break
@@ -108,7 +114,9 @@ def solve(
             break
         seen.add(found)
         current = found
-    return _polished(space, losses, costs, names, bounds, best[1]) if best else None
+    if best is None or not polish:
+        return best[1] if best else None
+    return _polished(space, losses, costs, names, bounds, best[1], known)
 
 
 def _polished(
@@ -118,6 +126,7 @@ def _polished(
     names: Sequence[str],
     bounds: NDArray[np.float64],
     start: Assignment,
+    known: Tables | None,
 ) -> Assignment:
     """Change one or two choices at a time while that lowers the loss within the true limits.
 
@@ -130,9 +139,7 @@ def _polished(
         base = np.array([costs(current)[n] for n in names])
         if (base > bounds).any():
             return current
-        tables = [
-            _marginal(space, costs, names, current, i, base) for i in range(len(space.choices))
-        ]
+        tables = _marginals(space, costs, names, current, known)
         owner = np.concatenate([np.full(len(t), i) for i, t in enumerate(losses)])
         level = np.concatenate([np.arange(len(t)) for t in losses])
         gain = np.concatenate([t - t[k] for t, k in zip(losses, current, strict=True)])
@@ -157,18 +164,25 @@ def _polished(
     return current
 
 
-def _marginal(
+def _marginals(
     space: Space,
     costs: Costs,
     names: Sequence[str],
     current: Assignment,
-    choice: int,
-    base: NDArray[np.float64],
-) -> NDArray[np.float64]:
-    """What each level of one choice adds to the costs of an assignment, ``(metrics, levels)``."""
-    columns = []
-    for level in range(len(space.choices[choice].levels)):
-        changed = (*current[:choice], level, *current[choice + 1 :])
-        found = costs(changed)
-        columns.append(np.array([found[n] for n in names]) - base)
-    return np.stack(columns, axis=1)
+    known: Tables | None,
+) -> list[NDArray[np.float64]]:
+    """What each level of each choice adds to an assignment's costs, ``(metrics, levels)`` each."""
+    key = (current, tuple(names))
+    if known is not None and key in known:
+        return known[key]
+    base = np.array([costs(current)[n] for n in names])
+    tables = []
+    for i, choice in enumerate(space.choices):
+        columns = []
+        for level in range(len(choice.levels)):
+            found = costs((*current[:i], level, *current[i + 1 :]))
+            columns.append(np.array([found[n] for n in names]) - base)
+        tables.append(np.stack(columns, axis=1))
+    if known is not None:
+        known[key] = tables
+    return tables

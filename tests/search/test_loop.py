@@ -232,7 +232,7 @@ def test_guided_beats_random_at_equal_trials() -> None:
 
 
 def test_every_origin_is_recorded() -> None:
-    ctx = context(AnalyticEvaluator(9), trials=45, bits=True)
+    ctx = context(AnalyticEvaluator(6), trials=40, bits=True)
     search(ctx)
     origins = {t.origin for t in ctx.trials}
     assert {"int8", "uniform", "solver", "refit", "switch", "jitter"} <= origins

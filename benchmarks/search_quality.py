@@ -1,0 +1,324 @@
+"""How good the search is: guided against Optuna's plain samplers, and zero-shot against uniform.
+
+Three parts, each a figure of docs/search.md:
+
+* ``ask``: seconds that the controller takes for a proposal, many choices and many trials told;
+* ``half``, ``quarter``: inner channels pruned to a share of their MACs, searched without
+  training, the most accurate policies finished by the sequential re-solve, beside uniform ones;
+* ``compare``: the joint space at a latency budget, every sampler with the same evaluator and
+  seeds, hypervolume over wall-clock time.
+
+Data and weights are found through AUTOCOMPRESS_DATA and AUTOCOMPRESS_WEIGHTS. Plots go to
+``benchmarks/out``.
+
+    python benchmarks/search_quality.py --json [--quick] [--part ask,half,quarter,compare]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import random
+import statistics
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from autocompress.assemble import Assembly, assemble
+from autocompress.execute.local import InProcessExecutor
+from autocompress.policy.budget import Budget
+from autocompress.policy.inventory import Inventory
+from autocompress.policy.space import Choice, Space
+from autocompress.results.front import ParetoFront, reference_point
+from autocompress.results.metric import ACCURACY, LATENCY, Measurement
+from autocompress.results.trial import SEARCH, Phase, Trial
+from autocompress.search.config import RecoveryPlan, SearchConfig
+from autocompress.search.controller import OptunaController
+from autocompress.search.guided import GuidedProposer
+from autocompress.search.loop import Context, SearchResult, run_search
+from autocompress.search.phases import FINISHED, run_finish
+from autocompress.search.plain import PlainProposer
+from autocompress.study import load_study
+
+SAMPLERS = ("guided", "tpe", "nsga2", "random")
+OUT = Path(__file__).parent / "out"
+_FINISH_S = 5.0
+"""Seconds set aside for finishing one policy."""
+
+
+@dataclass
+class Clock:
+    """A sink that notes when each trial was done."""
+
+    started: float = field(default_factory=time.monotonic)
+    events: list[tuple[float, Trial]] = field(default_factory=list)
+
+    def record(self, trial: Trial) -> None:
+        """Keep the trial with its time."""
+        self.events.append((time.monotonic() - self.started, trial))
+
+
+def ask_times(parameters: int, trials: int, asks: int = 20) -> dict[str, float]:
+    """Median seconds of ``ask`` per sampler after so many trials were told."""
+    levels = tuple({"prune_ratio": i / 8} for i in range(8))
+    names = [f"l{i}" for i in range(parameters)]
+    choices = tuple(Choice(f"{n}/prune_ratio", "prune_ratio", (n,), levels) for n in names)
+    space = Space(choices, Inventory((), (), ((1,),), "a", "w"))
+    found = {}
+    for sampler in ("tpe", "nsga2", "random"):
+        draw = random.Random(0)
+        controller = OptunaController(space, (ACCURACY, LATENCY), sampler, 0)
+        taken = []
+        for number in range(trials):
+            asked = number >= trials - asks
+            start = time.perf_counter()
+            if asked:
+                given = controller.ask()
+                taken.append(time.perf_counter() - start)
+            else:
+                given = tuple(draw.randrange(8) for _ in choices)
+            share = sum(given) / (7 * parameters)
+            values = {"accuracy": 0.9 - share * share, "latency_ms": 1 - share}
+            trial = Trial(number, space.decode(given), measurement=Measurement(values))
+            controller.tell(given, trial)
+        found[f"{sampler}_ask_s"] = round(statistics.median(taken), 4)
+    return {"parameters": parameters, "trials": trials, **found}
+
+
+def context(parts: Assembly, budget: Budget, config: SearchConfig, clock: Clock) -> Context:
+    """One study over the assembled evaluator."""
+    evaluator = parts.evaluator
+    return Context(parts.space, evaluator, InProcessExecutor(evaluator), budget, config, [clock])
+
+
+def search(ctx: Context) -> SearchResult:
+    """The search phase with the sampler of the configuration."""
+    guided = ctx.config.sampler == "guided"
+    return run_search(ctx, GuidedProposer(ctx) if guided else PlainProposer(ctx))
+
+
+def zero_shot(study: str, ratio: float, seconds: float, finish: int, seed: int) -> dict[str, Any]:
+    """Inner channels pruned at the cost of a uniform ratio; all time counted, from an empty cache.
+
+    Loading the data, the layer bank, searching and finishing all count; measuring the uniform
+    policy and the test split for comparison does not.
+    """
+    space = {"rules": [{"match": "*", "prune_ratio": [i / 16 for i in range(16)]}]}
+    config = load_study(study).changed(space=space)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["AUTOCOMPRESS_CACHE"] = str(Path(folder) / "cache")
+        started = time.monotonic()
+        parts = assemble(config, Path(folder))
+        evaluator = parts.evaluator
+        uniform = parts.space.decode(parts.space.uniform(prune_ratio=ratio))
+        limit = evaluator.estimate(uniform)["macs"]
+        prepared = time.monotonic() - started
+        left = max(5.0, seconds - prepared - finish * _FINISH_S)
+        settings = SearchConfig(
+            trials=None, timeout_s=left, seed=seed, objectives=("accuracy", "macs")
+        )
+        ctx = context(parts, Budget(macs=limit), settings, Clock())
+        found = search(ctx)
+        run_finish(ctx, RecoveryPlan(candidates=finish))
+        spent = time.monotonic() - started
+        best = max((t for t in ctx.trials if t.phase == FINISHED and t.feasible), key=accuracy_of)
+        tested = evaluate(parts, best.policy, Phase("verify", 0.0, 1))
+        searched = [t for t in ctx.trials if t.phase == SEARCH and t.seconds > 0]
+        return {
+            "macs": limit,
+            "baseline": round(evaluator.baseline["accuracy"], 4),
+            "uniform_bank": accuracy_of(evaluate(parts, uniform, SEARCH)),
+            "uniform_finished": accuracy_of(evaluate(parts, uniform, FINISHED)),
+            "searched_bank": max(accuracy_of(t) for t in searched if t.feasible),
+            "searched_finished": accuracy_of(best),
+            "searched_finished_test": accuracy_of(tested),
+            "policy": list(parts.space.encode(best.policy) or ()),
+            "origin": next(t.origin for t in ctx.trials if t.number == best.parent),
+            "evaluations": len(searched),
+            "bookkeeping_share": round(found.bookkeeping_s / found.seconds, 4),
+            "prepared_s": round(prepared, 1),
+            "seconds": round(spent, 1),
+        }
+
+
+def evaluate(parts: Assembly, policy: Any, phase: Phase) -> Trial:
+    """One policy measured outside any study."""
+    return Trial(0, policy, phase, measurement=parts.evaluator.evaluate(policy, phase))
+
+
+def accuracy_of(trial: Trial) -> float:
+    """Accuracy, or 0 for a trial without a measurement of it."""
+    found = trial.measurement.get("accuracy") if trial.measurement else None
+    return round(found or 0.0, 4)
+
+
+def compare(
+    study: str, seconds: float, seeds: int, trials: int | None, samplers: tuple[str, ...]
+) -> dict[str, Any]:
+    """The joint space at half the latency: every sampler, the same evaluator, several seeds."""
+    config = load_study(study)
+    runs: dict[str, list[dict[str, Any]]] = {s: [] for s in samplers}
+    with tempfile.TemporaryDirectory() as folder:
+        parts = assemble(config, Path(folder))
+        parts.predict_latency()
+        reference = reference_point(parts.evaluator.baseline, (ACCURACY, LATENCY))
+        for seed in range(seeds):
+            for sampler in samplers:
+                clock = Clock()
+                settings = SearchConfig(
+                    sampler=sampler, trials=trials, timeout_s=seconds, seed=seed
+                )
+                ctx = context(parts, config.limits(), settings, clock)
+                found = search(ctx)
+                runs[sampler].append(
+                    {
+                        "seed": seed,
+                        "curve": curve(clock, reference),
+                        "accuracy_at": accuracies(ctx.front(), parts.evaluator.baseline),
+                        "origins": Counter(t.origin for t in ctx.front()),
+                        "evaluations": sum(t.seconds > 0 for t in ctx.trials),
+                        "bookkeeping_share": round(found.bookkeeping_s / found.seconds, 4),
+                        "seconds": round(found.seconds, 1),
+                    }
+                )
+    return {"budget": str(config.limits()), "seconds": seconds, "runs": runs, **verdict(runs)}
+
+
+def curve(clock: Clock, reference: list[float]) -> list[tuple[float, int, float]]:
+    """Seconds, full evaluations and hypervolume after each evaluation."""
+    found, seen = [], []
+    for when, trial in clock.events:
+        if trial.seconds <= 0:
+            continue
+        seen.append(trial)
+        volume = ParetoFront.of(seen, (ACCURACY, LATENCY)).hypervolume(reference)
+        found.append((round(when, 2), len(seen), round(volume, 6)))
+    return found
+
+
+def accuracies(front: ParetoFront, baseline: Measurement) -> dict[str, float]:
+    """Best accuracy at most at a share of the uncompressed latency."""
+    found = {}
+    for share in (0.5, 0.45, 0.4, 0.35, 0.3):
+        limit = share * baseline["latency_ms"]
+        within = [t for t in front if t.measurement and t.measurement["latency_ms"] <= limit]
+        if within:
+            found[f"{share:g}x"] = max(accuracy_of(t) for t in within)
+    return found
+
+
+def interval(values: list[float]) -> dict[str, float]:
+    """Mean and the half-width of its 95 % interval (Student's t)."""
+    from scipy.stats import t
+
+    if len(values) < 2:
+        return {"mean": values[0] if values else 0.0}
+    width = t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    return {"mean": round(statistics.mean(values), 6), "half_width_95": round(float(width), 6)}
+
+
+def verdict(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Final hypervolumes, guided minus each other (paired by seed), and evaluations saved."""
+    final = {s: [r["curve"][-1][2] if r["curve"] else 0.0 for r in rs] for s, rs in runs.items()}
+    found: dict[str, Any] = {"hypervolume": {s: interval(v) for s, v in final.items()}}
+    if "guided" not in runs:
+        return found
+    for sampler, values in final.items():
+        if sampler == "guided":
+            continue
+        gains = [a - b for a, b in zip(final["guided"], values, strict=True)]
+        found[f"guided_minus_{sampler}"] = interval(gains)
+        found[f"guided_wins_over_{sampler}"] = f"{sum(g > 0 for g in gains)} of {len(gains)}"
+        needed = [
+            next((n for _, n, v in run["curve"] if v >= goal), None)
+            for run, goal in zip(runs["guided"], values, strict=True)
+        ]
+        spent = [r["evaluations"] for r in runs[sampler]]
+        found[f"evaluations_guided_needs_for_{sampler}"] = needed
+        found[f"evaluations_of_{sampler}"] = spent
+    return found
+
+
+def draw(result: dict[str, Any], name: str) -> list[str]:
+    """Hypervolume over time with bands over seeds, accuracy at fixed cost, origins."""
+    import numpy as np
+    import plotly.graph_objects as go
+
+    OUT.mkdir(exist_ok=True)
+    times = np.linspace(0, result["seconds"], 121)
+    volumes, fixed, origins = go.Figure(), go.Figure(), go.Figure()
+    for sampler, runs in result["runs"].items():
+        stairs = np.array(
+            [
+                [max((v for t, _, v in r["curve"] if t <= x), default=0.0) for x in times]
+                for r in runs
+            ]
+        )
+        for edge, fill in ((stairs.min(0), None), (stairs.max(0), "tonexty")):
+            volumes.add_scatter(
+                x=times, y=edge, fill=fill, line_width=0, showlegend=False, legendgroup=sampler
+            )
+        volumes.add_scatter(x=times, y=stairs.mean(0), name=sampler, legendgroup=sampler)
+        shares = sorted({k for r in runs for k in r["accuracy_at"]}, reverse=True)
+        means = [
+            statistics.mean(r["accuracy_at"][k] for r in runs if k in r["accuracy_at"])
+            for k in shares
+        ]
+        fixed.add_scatter(x=shares, y=means, name=sampler, mode="lines+markers")
+        total: Counter[str] = sum((Counter(r["origins"]) for r in runs), Counter())
+        origins.add_bar(x=list(total), y=list(total.values()), name=sampler)
+    volumes.update_layout(xaxis_title="seconds", yaxis_title="hypervolume")
+    fixed.update_layout(xaxis_title="latency, share of the uncompressed", yaxis_title="accuracy")
+    origins.update_layout(xaxis_title="origin of front members", yaxis_title="count")
+    paths = []
+    for kind, figure in (("hypervolume", volumes), ("accuracy", fixed), ("origins", origins)):
+        path = OUT / f"{name}-{kind}.html"
+        figure.write_html(path, include_plotlyjs=True)
+        paths.append(f"benchmarks/out/{path.name}")
+    return paths
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="one seed, seconds instead of minutes")
+    parser.add_argument("--part", default="ask,half,quarter,compare")
+    parser.add_argument("--study", default="cifar10_resnet20", help="or cifar10_vgg16")
+    parser.add_argument("--samplers", default=",".join(SAMPLERS))
+    parser.add_argument("--seconds", type=float, default=None, help="of each study")
+    parser.add_argument("--seeds", type=int, default=None)
+    parser.add_argument("--seed", type=int, default=0, help="of half and quarter")
+    parser.add_argument("--trials", type=int, default=None, help="of each compared study")
+    parser.add_argument("--finish", type=int, default=8, help="policies finished by re-solving")
+    parser.add_argument("--threads", type=int, default=None)
+    args = parser.parse_args()
+    import torch
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    parts = args.part.split(",")
+    result: dict[str, Any] = {"threads": torch.get_num_threads(), "cores": os.cpu_count()}
+    if "ask" in parts:
+        result["ask"] = ask_times(180, 500 if args.quick else 2000)
+    for part, ratio in (("half", 0.5), ("quarter", 0.75)):
+        if part in parts:
+            seconds = args.seconds or (60.0 if args.quick else 180.0)
+            count = 2 if args.quick else args.finish
+            result[part] = zero_shot(args.study, ratio, seconds, count, args.seed)
+    if "compare" in parts:
+        seconds = args.seconds or (30.0 if args.quick else 300.0)
+        seeds = args.seeds or (1 if args.quick else 5)
+        samplers = tuple(args.samplers.split(","))
+        found = compare(args.study, seconds, seeds, args.trials, samplers)
+        result["compare"] = {**found, "plots": draw(found, args.study)}
+    print(json.dumps(result, indent=None if args.json else 1))
+
+
+if __name__ == "__main__":
+    main()

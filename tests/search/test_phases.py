@@ -1,0 +1,198 @@
+"""The phases around the search: baselines, candidates, finishing, recovery, verification."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from analytic import AnalyticEvaluator, make_space
+
+from autocompress.execute.local import InProcessExecutor
+from autocompress.policy.budget import Budget
+from autocompress.policy.policy import Policy
+from autocompress.results.trial import SEARCH, Phase, Trial, TrialState
+from autocompress.search.config import RecoveryPlan, SearchConfig
+from autocompress.search.loop import Context, run_search
+from autocompress.search.phases import (
+    FINISHED,
+    VERIFIED,
+    candidates,
+    run_baselines,
+    run_recovery,
+    run_verify,
+)
+from autocompress.search.plain import PlainProposer
+
+
+def searched(trials: int = 30, budget: str = "latency<=0.6x", **config: object) -> Context:
+    """A study whose search phase is over; what it evaluated is forgotten by the counter."""
+    evaluator = AnalyticEvaluator(6)
+    context = Context(
+        make_space(6, bits=True, distill=[False, True]),
+        evaluator,
+        InProcessExecutor(evaluator),
+        Budget(budget),
+        SearchConfig(sampler="random", trials=trials, **config),  # type: ignore[arg-type]
+        [],
+    )
+    run_search(context, PlainProposer(context))
+    evaluator.evaluated.clear()
+    return context
+
+
+def evaluator_of(context: Context) -> AnalyticEvaluator:
+    assert isinstance(context.evaluator, AnalyticEvaluator)
+    return context.evaluator
+
+
+def accuracy(trial: Trial) -> float:
+    assert trial.measurement is not None
+    return trial.measurement["accuracy"]
+
+
+def by_number(context: Context) -> dict[int, Trial]:
+    return {t.number: t for t in context.trials}
+
+
+def test_baselines_name_the_best_feasible_of_each_kind() -> None:
+    context = searched(8, seeds=False)
+    found = run_baselines(context)
+    trials = by_number(context)
+    assert set(found) == {"uniform", "int8", "random"}
+    for kind, number in found.items():
+        same = [t for t in context.trials if t.origin == kind and t.feasible]
+        if same:
+            assert accuracy(trials[number]) == max(map(accuracy, same))
+    uniform = trials[found["uniform"]].policy
+    assert len(set(uniform.layers.values())) <= 2  # the head has no channels to lose
+    int8 = trials[found["int8"]].policy
+    assert all(p.integer and p.prune_ratio == 0 for p in int8.layers.values())
+
+
+def test_baselines_cost_nothing_where_the_search_did_them() -> None:
+    context = searched(8)
+    run_baselines(context)
+    evaluator_of(context).evaluated.clear()
+    before = len(context.trials)
+    run_baselines(context)
+    assert not evaluator_of(context).evaluated
+    assert len(context.trials) == before
+
+
+@pytest.mark.parametrize("count", [1, 3, 5])
+def test_candidates_are_the_best_and_then_the_best_of_each_band(count: int) -> None:
+    context = searched(40)
+    chosen = candidates(context, count)
+    fitting = [t for t in context.trials if t.feasible]
+    assert len(chosen) == len({t.number for t in chosen}) == count
+    assert all(t.feasible for t in chosen)
+    assert accuracy(chosen[0]) == max(map(accuracy, fitting))
+    costs = [t.measurement["latency_ms"] for t in fitting if t.measurement]
+    low, width = min(costs), (max(costs) - min(costs)) / count
+
+    def band(trial: Trial) -> int:
+        assert trial.measurement is not None
+        return min(count - 1, int((trial.measurement["latency_ms"] - low) / width))
+
+    bests = {
+        b: max((t for t in fitting if band(t) == b), key=accuracy).number
+        for b in {band(t) for t in fitting}
+    }
+    others = [t for t in chosen[1:] if t.number in bests.values()]
+    assert len(others) >= min(count, len(bests)) - 1
+
+
+def test_without_a_feasible_trial_the_nearest_is_the_candidate() -> None:
+    context = searched(12)
+    context.trials[:] = [
+        replace(t, violations={"latency_ms": 0.1 + t.number / 100}) for t in context.trials
+    ]
+    done = [t for t in context.trials if t.state is TrialState.COMPLETE]
+    assert [t.number for t in candidates(context, 3)] == [done[0].number]
+
+
+def test_finishing_without_training() -> None:
+    """The most accurate pruned policies, scored once more on val; bits alone are left out."""
+    context = searched(30)
+    run_recovery(context, RecoveryPlan(epochs=0, candidates=4))
+    finished = [t for t in context.trials if t.phase == FINISHED]
+    pruned = [
+        t
+        for t in context.trials
+        if t.phase == SEARCH and t.feasible and any(p.prune_ratio for p in t.policy.layers.values())
+    ]
+    best = sorted(pruned, key=accuracy, reverse=True)[:4]
+    assert [t.parent for t in finished] == [t.number for t in best]
+    assert all(t.origin == "finish" for t in finished)
+    run_recovery(context, RecoveryPlan(epochs=0, candidates=4))
+    assert len([t for t in context.trials if t.phase == FINISHED]) == 4
+
+
+def test_rungs_double_and_only_those_in_doubt_go_on() -> None:
+    context = searched(40)
+    run_recovery(context, RecoveryPlan(epochs=2, rungs=3, candidates=4))
+    rungs = {r: [t for t in context.trials if t.phase.rung == r] for r in (1, 2, 3)}
+    assert {t.phase for t in rungs[1]} == {Phase("recover", 2, 1)}
+    assert {t.phase for t in rungs[2]} <= {Phase("recover", 4, 2)}
+    assert len(rungs[1]) == 5  # four candidates, the first one twice
+    for below, above in ((1, 2), (2, 3)):
+        feasible = [t for t in rungs[below] if t.feasible]
+        lead = max(map(accuracy, feasible), default=0.0)
+        doubt = 2 * (2 * 0.002**2) ** 0.5
+        still = {t.policy.digest for t in feasible if lead - accuracy(t) <= doubt}
+        assert {t.policy.digest for t in rungs[above]} == (still if len(still) > 1 else set())
+
+
+def test_distillation_is_compared_on_one_policy() -> None:
+    context = searched(40)
+    run_recovery(context, RecoveryPlan(epochs=1, candidates=2))
+    first = candidates(context, 1)[0]
+    pair = [t for t in context.trials if t.phase.kind == "recover" and t.parent == first.number]
+    assert [t.policy.distill is not None for t in pair] == [False, True]
+    assert len({t.policy.untrained_digest for t in pair}) == 1
+    context = searched(40)
+    run_recovery(context, RecoveryPlan(epochs=1, candidates=2, compare_distillation=False))
+    assert sum(t.phase.kind == "recover" for t in context.trials) == 2
+
+
+def test_recovery_is_resumed_where_it_was_left() -> None:
+    context = searched(40)
+    plan = RecoveryPlan(epochs=1, rungs=2, candidates=3)
+    run_recovery(context, plan)
+    done = len(context.trials)
+    evaluator_of(context).evaluated.clear()
+    run_recovery(context, plan)
+    assert not evaluator_of(context).evaluated
+    assert len(context.trials) == done
+
+
+def test_verification_happens_once_and_on_the_weights_that_were_trained() -> None:
+    context = searched(40)
+    run_recovery(context, RecoveryPlan(epochs=1, candidates=2))
+    best = context.front().pick("best")
+    front_before = [t.number for t in context.front()]
+    run_verify(context, best)
+    run_verify(context, best)
+    verified = [t for t in context.trials if t.phase.kind == "verify"]
+    assert len(verified) == min(VERIFIED, len(front_before))
+    assert verified[0].parent == best.number
+    trials = by_number(context)
+    for trial in verified:
+        assert trial.parent in front_before
+        parent = trials[trial.parent]
+        assert trial.policy.digest == parent.policy.digest
+        assert (trial.phase.epochs, trial.seed) == (parent.phase.epochs, parent.seed)
+        # the test split is another one: 0.01 lower here
+        assert accuracy(trial) == pytest.approx(accuracy(parent) - 0.01)
+    # what the test split said does not choose
+    assert [t.number for t in context.front()] == front_before
+
+
+def test_stop_leaves_the_later_phases_undone() -> None:
+    context = searched(20)
+    context.stop.ask()
+    run_baselines(context)
+    run_recovery(context, RecoveryPlan(epochs=1))
+    run_verify(context, None)
+    assert not evaluator_of(context).evaluated
+    assert context.front().pick("best").policy != Policy()
