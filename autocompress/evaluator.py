@@ -239,15 +239,15 @@ class StudyEvaluator:
         """Milliseconds per layer of the uncompressed file, from the runtime's own profiler."""
         from contextlib import closing
 
+        from autocompress.compress.onnx_graph import layer_of
         from autocompress.measure.targets.base import random_inputs
 
         with closing(self.target.open(self.baseline_file)) as session:
             profile = session.profile(random_inputs(session.inputs, self.target.config.batch))
-        names = sorted(self.pipeline.inventory.by_name, key=len, reverse=True)
+        names = set(self.pipeline.inventory.by_name)
         found: dict[str, float] = {}
         for node in profile.nodes:
-            path = node.name.strip("/").replace("/", ".")
-            layer = next((n for n in names if path == n or path.startswith(n + ".")), None)
+            layer = layer_of(node.name, names)
             if layer is not None:
                 found[layer] = found.get(layer, 0.0) + node.ms
         return found
