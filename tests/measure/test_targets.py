@@ -252,3 +252,21 @@ def test_a_profile_sums_by_operator() -> None:
         ("Relu", (1, 0.0)),
     ]
     assert profile.as_dict()["ops"]["Conv"] == {"nodes": 2, "ms": 2.5}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compiled", [False, True])
+def test_torch_on_cuda_computes_the_same(
+    compiled: bool, exported: dict[str, Path], network: nn.Module
+) -> None:
+    target = get_target({"runtime": "torch", "device": "cuda", "compile": compiled, "batch": 2})
+    with closing(target.open(exported[".pt2"])) as session:
+        inputs = random_inputs(session.inputs, 2)
+        (found,) = session.run(inputs)
+        profile = session.profile(inputs, runs=3)
+    with torch.inference_mode():
+        wanted = network(torch.from_numpy(inputs[0])).numpy()
+    # convolutions may run in TF32 there
+    np.testing.assert_allclose(found, wanted, atol=5e-3)
+    assert profile.nodes
+    assert profile.total_ms > 0

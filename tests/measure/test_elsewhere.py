@@ -1,0 +1,113 @@
+"""A study's evaluator on a real model: packing for another device, and judging by its table."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from measured_network import images, small
+
+from autocompress.compress.bank import LayerBank
+from autocompress.evaluator import StudyEvaluator
+from autocompress.measure.kernels import Kernel
+from autocompress.measure.latency_features import LayerPlan
+from autocompress.measure.latency_model import LatencyModel
+from autocompress.measure.targets import get_target
+from autocompress.model.data import Data, Split
+from autocompress.model.inventory import take_inventory
+from autocompress.pipeline import Pipeline
+from autocompress.policy.policy import LayerPolicy, Policy
+from autocompress.policy.settings import CompressionSettings
+from autocompress.policy.space import SpaceConfig
+from autocompress.recover.schedule import Schedule
+
+_RULES = {"match": "*", "prune_ratio": [0, 0.5], "weight_bits": [32, 8], "activation_bits": [32, 8]}
+_SPACE = SpaceConfig.read({"rules": [_RULES]})
+_POLICY = Policy({"first": LayerPolicy(prune_ratio=0.5), "deep": LayerPolicy(prune_ratio=0.5)})
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Pipeline:
+    model = small()
+    split = Split(images(40), torch.arange(40) % 5)
+    settings = CompressionSettings(calibration_images=32, sequential_images=32)
+    inventory = take_inventory(model, images())
+    bank = LayerBank.build(model, inventory, split, settings)
+    return Pipeline(
+        model, Data(split, split, split, classes=5), inventory, bank, settings, Schedule(epochs=0)
+    )
+
+
+def elsewhere_ms(kernel: Kernel) -> float:
+    """A device a thousand times slower than any that runs this test."""
+    return 10.0 + 1e-3 * kernel.macs
+
+
+@pytest.fixture
+def table(tmp_path: Path, pipeline: Pipeline) -> Path:
+    plan = LayerPlan(pipeline.inventory, pipeline.settings)
+    kernels = plan.space_kernels(_SPACE.bind(pipeline.inventory))
+    data: dict[str, Any] = {
+        "version": 1,
+        "architecture": pipeline.inventory.architecture,
+        "facts": {"machine": {"cpu": "a slow one"}},
+        "kernels": {k.key: elsewhere_ms(k) for k in kernels},
+        "baseline_ms": sum(elsewhere_ms(k) for k in plan.kernels([Policy()])),
+        "models": [],
+    }
+    path = tmp_path / "table.json"
+    path.write_text(json.dumps(data))
+    return path
+
+
+def test_with_a_table_latencies_are_those_of_its_device(
+    pipeline: Pipeline, table: Path, tmp_path: Path
+) -> None:
+    target = get_target({"runtime": "onnxruntime", "table": str(table)})
+    evaluator = StudyEvaluator(pipeline, target, tmp_path / "work")
+    model = LatencyModel.from_table(table, pipeline.inventory, pipeline.settings)
+    evaluator.predict_with(model)
+    found, baseline = evaluator.evaluate(_POLICY), evaluator.baseline
+    assert baseline["latency_ms"] == model.predict(Policy())[0] > 40
+    assert (found["latency_ms"], found.spread["latency_ms"]) == model.predict(_POLICY)
+    assert found["latency_ms"] < baseline["latency_ms"]
+    assert evaluator.estimate(_POLICY)["latency_ms"] == found["latency_ms"]
+    assert found.context["target"]["table"]["machine"]["cpu"] == "a slow one"
+    # what this machine measured must not leak into the other device's model
+    assert model.measured == []
+    assert not any("slower" in problem for problem in found.context["problems"])
+
+
+def test_without_a_table_latencies_are_measured_here(pipeline: Pipeline, tmp_path: Path) -> None:
+    evaluator = StudyEvaluator(pipeline, get_target("onnxruntime"), tmp_path / "work")
+    found = evaluator.evaluate(_POLICY)
+    timing = found.context["timing"]
+    assert found["latency_ms"] == timing["ratio"] * evaluator.baseline["latency_ms"]
+    assert "table" not in found.context["target"]
+
+
+def test_the_evaluator_packs_what_the_runner_needs(pipeline: Pipeline, tmp_path: Path) -> None:
+    evaluator = StudyEvaluator(pipeline, get_target("onnxruntime"), tmp_path / "work")
+    space = _SPACE.bind(pipeline.inventory)
+    path = evaluator.pack_kernels(space, tmp_path / "kernels.zip")
+    with zipfile.ZipFile(path) as archive:
+        names = set(archive.namelist())
+        manifest = json.loads(archive.read("manifest.json"))
+    listed = {part["file"] for part in manifest["kernels"] + manifest["models"]}
+    assert names == listed | {manifest["baseline"], "manifest.json", "run_kernels.py"}
+    keys = [key for part in manifest["kernels"] for key in part["keys"]]
+    plan = LayerPlan(pipeline.inventory, pipeline.settings)
+    assert {k.key for k in plan.space_kernels(space)} <= set(keys)
+    assert len(keys) == len(set(keys))
+    assert [p.name for p in (tmp_path / "work").iterdir()] == ["baseline.onnx"]
+
+
+def test_operator_times_name_every_layer(pipeline: Pipeline, tmp_path: Path) -> None:
+    evaluator = StudyEvaluator(pipeline, get_target("onnxruntime"), tmp_path / "work")
+    times = evaluator.operator_times()
+    assert set(times) == {"first", "deep", "last", "head"}
+    assert all(ms > 0 for ms in times.values())
