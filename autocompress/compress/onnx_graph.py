@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import re
 import warnings
 from collections.abc import Iterable
 from typing import Any
@@ -116,17 +117,26 @@ def layer_of(node_name: str, modules: Iterable[str] | set[str]) -> str | None:
     """The module that a node came from, by the scopes in its name.
 
     ``/layer1/layer1.0/conv1/Conv`` is ``layer1.0.conv1``: each scope is an attribute, or repeats
-    the last attribute with the place in a sequence.
+    the last attribute with the place in a sequence. A module that runs again has a number behind
+    its scope: ``/conv1_1/Conv`` is the second call of ``conv1``.
     """
     known = modules if isinstance(modules, set) else set(modules)
+    scopes = node_name.strip("/").split("/")[:-1]
+    name = _joined(scopes)
+    if name not in known:
+        name = _joined([re.sub(r"_\d+$", "", scope) for scope in scopes])
+    return name if name in known else None
+
+
+def _joined(scopes: list[str]) -> str:
+    """Dotted name of nested scopes."""
     current: list[str] = []
-    for scope in node_name.strip("/").split("/")[:-1]:
+    for scope in scopes:
         parts = scope.split(".")
         if current and parts[0] == current[-1]:
             current.pop()
         current += parts
-    name = ".".join(current)
-    return name if name in known else None
+    return ".".join(current)
 
 
 def layer_nodes(graph: Any, modules: Iterable[str]) -> dict[str, list[Any]]:

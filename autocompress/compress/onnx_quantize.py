@@ -77,6 +77,10 @@ def plan_nodes(graph: Any, compressed: Compressed) -> NodePlan:
     for name, nodes in found.items():
         precision = wanted[name]
         for node in nodes:
+            if precision.integer and node.op_type == "GRU":
+                raise ExportError(
+                    f"The runtime has no integer kernel for the GRU {name!r}. Leave it at 32 bits."
+                )
             if precision.integer and precision.activation_scaling == "dynamic":
                 dynamic.append(node.name)
             elif precision.integer and node.op_type in ("Conv", "Gemm", "MatMul"):
@@ -182,6 +186,25 @@ def _round_low_bits(model: Any, plan: NodePlan, compressed: Compressed) -> None:
         tensor.CopyFrom(numpy_helper.from_array(rounded.contiguous().numpy(), tensor.name))
 
 
+def _own_weights(model: Any, chosen: set[str]) -> None:
+    """Give each call of a layer that runs several times its own weight and bias.
+
+    An integer bias has the scale of the call's input times the weight's, which calls cannot share,
+    and the runtime makes a call integer only where nothing else reads its weight.
+    """
+    held = {i.name: i for i in model.graph.initializer}
+    seen: set[str] = set()
+    for number, node in enumerate(model.graph.node):
+        if node.name not in chosen or node.op_type not in ("Conv", "Gemm", "MatMul"):
+            continue
+        for place, name in enumerate(list(node.input)[1:], 1):
+            if name in seen and name in held:
+                copied = model.graph.initializer.add()
+                copied.CopyFrom(held[name])
+                copied.name = node.input[place] = f"{name}_{number}"
+            seen.add(name)
+
+
 def _static(model: Any, plan: NodePlan, ranges: Mapping[str, Range]) -> Any:
     import onnx
     from onnxruntime.quantization import QuantType
@@ -194,6 +217,7 @@ def _static(model: Any, plan: NodePlan, ranges: Mapping[str, Range]) -> Any:
         if not n.endswith(":in")
     }
     chosen = set(plan.static)
+    _own_weights(model, chosen)
     operators = sorted({n.op_type for n in model.graph.node if n.name in chosen})
     # without inferred types the quantizer takes nothing for a float tensor
     inferred = onnx.shape_inference.infer_shapes(model)

@@ -195,6 +195,11 @@ def calibrate(compressed: Compressed, inputs: Any) -> Compressed:
     check_inputs(inputs)
     first = tuple(p[:1] for p in inputs) if isinstance(inputs, tuple) else inputs[:1]
     folded = fold_batch_norms(compressed.module)
+    try:
+        with torch.no_grad():
+            folded(*(first if isinstance(first, tuple) else (first,)))
+    except (RuntimeError, IndexError, ValueError, TypeError) as error:
+        raise CalibrationError(f"Calibration inputs do not fit the model: {error}") from error
     if compressed.settings.weight_rounding == "gptq":
         compensate(folded, compressed, inputs)
     if compressed.settings.bias_correction:

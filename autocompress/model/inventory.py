@@ -154,6 +154,7 @@ def _spec(name: str, module: nn.Module, kind: str, outputs: list[Any], batch: in
             positions=steps,
             macs=steps * weights,
             params=params,
+            quantizable=isinstance(module, nn.LSTM),  # runtimes have no integer kernel for GRU
             factorizable=False,
         )
     if isinstance(module, nn.MultiheadAttention):
