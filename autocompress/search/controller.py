@@ -72,7 +72,11 @@ class OptunaController:
     def ask(self) -> Assignment:
         """The sampler's next proposal; it may repeat an earlier one."""
         trial = self._study.ask()
-        levels = tuple(trial.suggest_int(c.name, 0, len(c.levels) - 1) for c in self.space.choices)
+        # students are tried once each, as seeds: untrained they teach the sampler nothing
+        levels = tuple(
+            0 if c.kind == "student" else trial.suggest_int(c.name, 0, len(c.levels) - 1)
+            for c in self.space.choices
+        )
         self._pending.setdefault(levels, []).append(trial)
         return levels
 
@@ -119,21 +123,27 @@ class OptunaController:
         measured = trial.measurement
         if measured is None or trial.state in (TrialState.FAILED, TrialState.DUPLICATE):
             return None
+        if trial.policy.student is not None:
+            return None
         rejected = trial.state is TrialState.REJECTED
         if not rejected and any(m.name not in measured for m in self.objectives):
             return None
         values = [float(measured.get(m.name, 0.0) or 0.0) for m in self.objectives]
         pruned = rejected and self.sampler != "nsga2"
-        names = [c.name for c in self.space.choices]
+        choices = [c for c in self.space.choices if c.kind != "student"]
+        own = [
+            level
+            for c, level in zip(self.space.choices, assignment, strict=True)
+            if c.kind != "student"
+        ]
         # NSGA-II sees added trials only as members of a generation
         attributes = {_GENERATION: self._generation} if self.sampler == "nsga2" else {}
         return optuna.trial.create_trial(
             state=self._state("PRUNED" if pruned else "COMPLETE"),
             values=None if pruned else values,
-            params=dict(zip(names, assignment, strict=True)),
+            params=dict(zip((c.name for c in choices), own, strict=True)),
             distributions={
-                c.name: optuna.distributions.IntDistribution(0, len(c.levels) - 1)
-                for c in self.space.choices
+                c.name: optuna.distributions.IntDistribution(0, len(c.levels) - 1) for c in choices
             },
             constraints=dict(trial.violations) or {"none": 0.0},
             system_attrs=attributes,

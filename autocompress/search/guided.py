@@ -153,6 +153,7 @@ class GuidedProposer:
         front = [
             t for t in self.context.front() if t.number in self.assignments and t.phase == SEARCH
         ]
+        front = [t for t in front if t.policy.student is None]
         if front:
             # the dear end is where the answer lies: every other round works there
             place = len(front) - 1 if self.rounds % 2 else self.random.randrange(len(front))
@@ -160,6 +161,7 @@ class GuidedProposer:
         done = [
             t for t in trials if t.state is TrialState.COMPLETE and t.number in self.assignments
         ]
+        done = [t for t in done if t.policy.student is None]
         if not done:
             return None
         nearest = min(done, key=lambda t: max(t.violations.values(), default=0.0))
@@ -176,7 +178,8 @@ class GuidedProposer:
     def _switched(self, parent: Assignment) -> Assignment:
         """Harden one choice and soften one or two others, so that the cost stays about the same."""
         levels = list(parent)
-        order = [i for i, c in enumerate(self.space.choices) if c.kind != "distill"]
+        fixed = ("distill", "student")
+        order = [i for i, c in enumerate(self.space.choices) if c.kind not in fixed]
         self.random.shuffle(order)
         hardened = False
         softened = 0

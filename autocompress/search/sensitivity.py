@@ -7,10 +7,12 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.policy.space import Assignment, Space
+from autocompress.policy.space import Assignment, Choice, Space
 
 _GROWTH = 2.0
 """KL grows about quadratically with the share removed; used between probed levels."""
+_NEVER = 1e3
+"""Nats; above any divergence, and small enough not to drown the rest in rounding."""
 
 
 class Sensitivity:
@@ -59,7 +61,7 @@ class Sensitivity:
                 else {len(c.levels) - 1: typical},
             )
             if c.kind not in ("distill", "student")
-            else np.zeros(len(c.levels))
+            else _apart(c)
             for c, p in zip(self.space.choices, probed, strict=True)
         ]
         self._prior = [loss.copy() for loss in self.losses]
@@ -78,7 +80,10 @@ class Sensitivity:
         from scipy.optimize import lsq_linear
 
         # heavy damage tells nothing about what is worth choosing, and would drown the rest
-        rows = [(a, kl) for a, kl in self._seen.items() if kl < 3.0]
+        place = self.space.index.get("student")
+        rows = [
+            (a, kl) for a, kl in self._seen.items() if kl < 3.0 and (place is None or not a[place])
+        ]
         starts = np.concatenate([[0], np.cumsum([len(c.levels) for c in self.space.choices])])
         prior = np.concatenate(self._prior)
         if len(rows) < 8:
@@ -95,7 +100,10 @@ class Sensitivity:
         right = np.concatenate([target * weight, prior * anchor])
         found = lsq_linear(full, right, bounds=(0, np.inf)).x
         self.losses = []
-        for i in range(len(self.space.choices)):
+        for i, choice in enumerate(self.space.choices):
+            if choice.kind == "student":
+                self.losses.append(_apart(choice))
+                continue
             levels = found[starts[i] : starts[i + 1]].copy()
             levels[0] = 0.0
             self.losses.append(np.maximum.accumulate(levels))
@@ -103,6 +111,14 @@ class Sensitivity:
     def predict(self, assignment: Assignment) -> float:
         """The model's KL."""
         return float(sum(t[level] for t, level in zip(self.losses, assignment, strict=True)))
+
+
+def _apart(choice: Choice) -> NDArray[np.float64]:
+    """Distillation costs nothing before training; an untrained student is never worth it."""
+    losses = np.zeros(len(choice.levels))
+    if choice.kind == "student":
+        losses[1:] = _NEVER
+    return losses
 
 
 def _probes(levels: int) -> list[int]:
