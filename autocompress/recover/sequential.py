@@ -91,6 +91,7 @@ class _Resolver:
         self.graph = graph
         self.position = {node: i for i, node in enumerate(graph.nodes)}
         self.uses = self._last_uses()
+        self.sliced: set[fx.Node] = set()  # layers that lost outputs and are else as they were
 
     def _last_uses(self) -> dict[fx.Node, list[fx.Node]]:
         """Which values can be dropped after a node has run."""
@@ -155,11 +156,15 @@ class _Resolver:
         layer = self._last_part(name)
         original = self.model.get_submodule(name)
         if isinstance(original, _NORM):
-            self._restate(name, new[node.args[0]])  # type: ignore[index]
+            source = node.args[0]
+            if source not in self.sliced and not _same(old[source], new[source]):  # type: ignore[index]
+                self._restate(name, new[source])  # type: ignore[index]
             return
         if name not in self.compressed.parts or layer is None or not self._changed(node, old, new):
             return
         if layer.weight.shape[0] != original.weight.shape[0]:  # type: ignore[union-attr, operator]
+            if self._only_sliced(node, old, new):
+                self.sliced.add(node)
             return  # its own outputs are pruned: the norm after it takes the new statistics
         target = self._target(node)
         wanted = self._wanted(target, node, old, new, ahead, chunks)
@@ -185,12 +190,20 @@ class _Resolver:
     ) -> bool:
         if len(self.compressed.parts[str(node.target)]) > 1:
             return True
-        before, now = old[node.args[0]][0], new[node.args[0]][0]  # type: ignore[index]
-        if before.shape != now.shape or not torch.equal(before, now):
+        if not _same(old[node.args[0]], new[node.args[0]]):  # type: ignore[index]
             return True
         a = self.model.get_submodule(str(node.target)).weight
         b = self.small.get_submodule(str(node.target)).weight
         return a.shape != b.shape or not torch.equal(a, b)  # type: ignore[arg-type]
+
+    def _only_sliced(
+        self, node: fx.Node, old: Mapping[fx.Node, list[Any]], new: Mapping[fx.Node, list[Any]]
+    ) -> bool:
+        """Whether the outputs that are left are those of the original."""
+        name = str(node.target)
+        one_part = len(self.compressed.parts[name]) == 1
+        dense = self.compressed.policy[name].sparsity == 0
+        return one_part and dense and _same(old[node.args[0]], new[node.args[0]])  # type: ignore[index]
 
     def _target(self, node: fx.Node) -> _Target:
         """Follow a layer's output to its norm and to the addition it flows into."""
@@ -340,6 +353,10 @@ class _Resolver:
         mean = (means * sizes).sum(0)
         norm.running_mean.copy_(mean)
         norm.running_var.copy_(((squares * sizes).sum(0) - mean**2).clamp_min(0))
+
+
+def _same(before: list[Tensor], now: list[Tensor]) -> bool:
+    return before[0].shape == now[0].shape and torch.equal(before[0], now[0])
 
 
 def _in_place(node: fx.Node, module: nn.Module) -> bool:
