@@ -163,21 +163,19 @@ def optuna_loop(task: Task, share: float, seconds: float) -> dict[str, Any]:
 
 def fast_nas(task: Task, share: float) -> dict[str, Any]:
     """modelopt's FastNAS on the whole network, channels in fours, residual streams too."""
-    import modelopt.torch.nas as mtn
     import modelopt.torch.prune as mtp
+    from modelopt.torch.prune.fastnas import FastNASConfig
     from torch.utils.data import DataLoader, TensorDataset
 
     start = time.perf_counter()
     split = task.data.train.sample(1024, 0)
     loader = DataLoader(TensorDataset(split.inputs(), split.targets), batch_size=128)
-    divisor = {"channels_ratio": (0.25, 0.5, 0.75, 1.0), "channel_divisor": 4}
-    config = mtn.config.FastNASConfig if hasattr(mtn, "config") else None
-    mode: Any = "fastnas"
-    if config is not None:
-        mode = [("fastnas", {"nn.Conv2d": {"*": {**divisor}}})]
+    rules = FastNASConfig().model_dump()
+    rules["nn.Conv2d"]["*"]["channel_divisor"] = 4
+    rules["nn.BatchNorm2d"]["*"]["feature_divisor"] = 4
     model, _ = mtp.prune(
         copy.deepcopy(task.model),
-        mode=mode,
+        mode=[("fastnas", rules)],
         constraints={"flops": 2 * share * task.whole},
         dummy_input=task.example,
         config={
