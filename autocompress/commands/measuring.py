@@ -33,7 +33,7 @@ def show_bench(found: dict[str, Any], console: Console) -> None:
     for name, prefix in (("file", ""), ("vs", "vs_")):
         if name in found:
             table.add_row(
-                found[name],
+                escape(found[name]),
                 f"{found[prefix + 'latency_ms']:.3f}",
                 f"{found[prefix + 'iqr_ms']:.3f}",
                 f"{found[prefix + 'size_bytes'] / 1e3:,.1f}",
@@ -41,8 +41,8 @@ def show_bench(found: dict[str, Any], console: Console) -> None:
     console.print(table)
     if "vs" in found:
         console.print(
-            f"{found['file']} takes [bold]{found['ratio']:.3f}[/bold] of the time of "
-            f"{found['vs']} ({found['confidence']:.0%} interval {found['ratio_low']:.3f} "
+            f"{escape(found['file'])} takes [bold]{found['ratio']:.3f}[/bold] of the time of "
+            f"{escape(found['vs'])} ({found['confidence']:.0%} interval {found['ratio_low']:.3f} "
             f"to {found['ratio_high']:.3f}): {found['verdict']}."
         )
     if found["noisy"]:
