@@ -31,6 +31,9 @@ from autocompress.recover.batch_norm import reestimate
 from autocompress.workloads.data import image_folder
 from autocompress.workloads.models import load_weights, resnet20
 
+_STEPS = 40
+"""Of global pruning from nothing to nearly everything; it ends where the budget is met."""
+
 
 class Task:
     """The model, its data, and how a peer's answer is judged.
@@ -107,7 +110,7 @@ def torch_pruning(task: Task, share: float, importance: str) -> dict[str, Any]:
         measure,
         global_pruning=True,
         pruning_ratio=0.95,
-        iterative_steps=100,
+        iterative_steps=_STEPS,
         ignored_layers=ignored,
         pruning_ratio_dict={},
         in_channel_groups={},
@@ -115,7 +118,7 @@ def torch_pruning(task: Task, share: float, importance: str) -> dict[str, Any]:
         num_heads={},
         customized_pruners={},
     )
-    for _ in range(100):
+    for _ in range(_STEPS):
         if task.macs(model) <= share * task.whole:
             break
         if importance == "taylor":
