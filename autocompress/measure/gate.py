@@ -34,7 +34,7 @@ INTEGER_KERNELS = frozenset(
 #: OpenVINO names the type that a kernel computes in at the end of its name
 _INTEGER_SUFFIX = re.compile(r"_[iu]8$", re.IGNORECASE)
 #: kernels that multiply, in whatever type
-_MULTIPLYING = re.compile(r"conv|gemm|matmul|fullyconnected|linear|lstm|gru|attention|addmm")
+_MULTIPLYING = re.compile(r"conv|gemm|matmul|fullyconnected|\.linear|lstm|gru|attention|addmm")
 #: what quantization brings along and nobody asked for
 _CONVERSIONS = frozenset(
     {

@@ -6,11 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from measured_network import images, quantized, small
-from torch import nn
+from torch import Tensor, nn
 
 from autocompress.compress.compressed import Compressed, Precision
 from autocompress.compress.export import export
+from autocompress.compress.quantize import calibrate
 from autocompress.measure.gate import check_file, check_promise, is_integer, layer_profile
 from autocompress.measure.latency import Timing
 from autocompress.measure.targets import get_target
@@ -176,6 +178,36 @@ def test_operators_are_found_by_the_scopes_in_their_names() -> None:
         "block.0.conv": ["QLinearConv"],
         "block.0": ["QLinearAdd"],
     }
+
+
+def test_what_an_integer_layer_does_beside_multiplying_does_not_count() -> None:
+    profile = by_hand(
+        ("/a/MatMul", "QLinearMatMul", 1.0),
+        ("/a/Softmax", "QLinearSoftmax", 1.0),
+        ("/a/Add", "QLinearAdd", 1.0),
+        ("/a/Mul", "Mul", 1.0),
+    )
+    compressed = replace(two_layers(), precisions={"a": _INT8})
+    assert check_promise(profile, compressed) == []
+
+
+def test_integer_attention_and_recurrent_layers_keep_their_promise(tmp_path: Path) -> None:
+    class Sequence(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+            self.recurrent = nn.LSTM(16, 8, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.attention(x, x, x, need_weights=False)[0]
+            return self.recurrent(x)[0][:, -1]
+
+    precisions = {"attention": _INT8, "recurrent": Precision(8, 8, "dynamic")}
+    model = Compressed(Sequence().eval(), Policy(), CompressionSettings(), precisions=precisions)
+    inputs = torch.randn(16, 6, 16, generator=torch.Generator().manual_seed(2))
+    compressed = calibrate(model, inputs)
+    path = export(compressed, tmp_path / "model.onnx", inputs[:1]).path
+    assert check_file(get_target("onnxruntime"), path, compressed) == []
 
 
 def test_a_layer_that_runs_twice_must_be_integer_twice() -> None:
