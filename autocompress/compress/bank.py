@@ -30,7 +30,7 @@ from autocompress.compress.moments import (
     resolve,
     solvable,
 )
-from autocompress.compress.prune import remove
+from autocompress.compress.prune import leave_fused_paths, remove
 from autocompress.compress.sparsify import sparsify
 from autocompress.errors import InputError
 from autocompress.model.cost import kept_channels
@@ -155,6 +155,7 @@ class LayerBank:
         if solve is None:
             solve = self.settings.reconstruction not in ("none", "batch_norm")
         module = copy.deepcopy(self.model)
+        leave_fused_paths(module)
         gone = self.gone(policy)
         removals = self.plan.removals(gone)
         if solve:

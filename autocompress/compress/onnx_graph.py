@@ -143,7 +143,10 @@ def layer_nodes(graph: Any, modules: Iterable[str]) -> dict[str, list[Any]]:
     """Module name to its own multiplying nodes, in graph order."""
     known = set(modules)
     found: dict[str, list[Any]] = {}
+    constants = {i.name for i in graph.graph.initializer}
     for node in graph.graph.node:
+        if node.op_type == "Gather" and node.input[1] in constants:
+            continue  # picks a part of a tensor; an embedding is picked from by the input
         if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "Gather"):
             name = layer_of(node.name, known)
             if name is not None:

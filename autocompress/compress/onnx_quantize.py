@@ -146,6 +146,7 @@ def quantize_graph(graph: Any, compressed: Compressed) -> Any:
     plan = plan_nodes(graph, compressed)
     model = onnx.ModelProto()
     model.CopyFrom(graph)
+    _own_weights(model, {node.name for nodes in plan.layers.values() for node in nodes})
     _round_low_bits(model, plan, compressed)
     if plan.dynamic:
         model = _dynamic(model, plan.dynamic)
@@ -181,6 +182,8 @@ def _round_low_bits(model: Any, plan: NodePlan, compressed: Compressed) -> None:
         if tensor is None:
             continue
         value = torch.from_numpy(numpy_helper.to_array(tensor).copy())
+        if value.dim() < 2:
+            continue  # a scale of attention, not a weight
         axis = _channel_axis(node)
         rounded = round_weight(value.transpose(0, axis), bits).transpose(0, axis)
         tensor.CopyFrom(numpy_helper.from_array(rounded.contiguous().numpy(), tensor.name))
@@ -217,7 +220,6 @@ def _static(model: Any, plan: NodePlan, ranges: Mapping[str, Range]) -> Any:
         if not n.endswith(":in")
     }
     chosen = set(plan.static)
-    _own_weights(model, chosen)
     operators = sorted({n.op_type for n in model.graph.node if n.name in chosen})
     # without inferred types the quantizer takes nothing for a float tensor
     inferred = onnx.shape_inference.infer_shapes(model)
@@ -245,6 +247,9 @@ def _dynamic(model: Any, nodes: tuple[str, ...]) -> Any:
     wrapped = ONNXModel(model)
     before = {n.name for n in model.graph.node}
     gemms = {n.name for n in model.graph.node if n.op_type == "Gemm" and n.name in nodes}
+    for node in wrapped.model.graph.node:  # the helper takes every Gemm, and renames it
+        if node.op_type == "Gemm" and node.name not in gemms:
+            node.op_type = "KeptGemm"
     wrapped.replace_gemm_with_matmul()
     # the replaced nodes carry the old name with a suffix
     renamed = [
@@ -269,6 +274,9 @@ def _dynamic(model: Any, nodes: tuple[str, ...]) -> Any:
         extra_options={"MatMulConstBOnly": True},
     )
     quantizer.quantize_model()
+    for node in quantizer.model.model.graph.node:
+        if node.op_type == "KeptGemm":
+            node.op_type = "Gemm"
     return quantizer.model.model
 
 

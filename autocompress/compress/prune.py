@@ -37,6 +37,18 @@ def remove(model: nn.Module, removals: Mapping[tuple[str, str], Sequence[int]]) 
             _slice_other(module, name, side, gone)
 
 
+def leave_fused_paths(model: nn.Module) -> None:
+    """Make transformer encoders call their layers, in place.
+
+    Their fused path reads the layers' weights by name, past what has been put in a layer's place.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0  # read by the choice of the path only
+        elif isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False
+
+
 def _kept(size: int, gone: Sequence[int], name: str) -> Tensor:
     mask = torch.ones(size, dtype=torch.bool)
     mask[list(gone)] = False
