@@ -191,19 +191,41 @@ def test_what_an_integer_layer_does_beside_multiplying_does_not_count() -> None:
     assert check_promise(profile, compressed) == []
 
 
-def test_integer_attention_and_recurrent_layers_keep_their_promise(tmp_path: Path) -> None:
-    class Sequence(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
-            self.recurrent = nn.LSTM(16, 8, batch_first=True)
+class Attentive(nn.Module):
+    """Self-attention over a sequence."""
 
-        def forward(self, x: Tensor) -> Tensor:
-            x = self.attention(x, x, x, need_weights=False)[0]
-            return self.recurrent(x)[0][:, -1]
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.MultiheadAttention(16, 2, batch_first=True)
 
-    precisions = {"attention": _INT8, "recurrent": Precision(8, 8, "dynamic")}
-    model = Compressed(Sequence().eval(), Policy(), CompressionSettings(), precisions=precisions)
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x, x, x, need_weights=False)[0].mean(1)
+
+
+class Recurrent(nn.Module):
+    """An LSTM over a sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.LSTM(16, 8, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)[0][:, -1]
+
+
+@pytest.mark.parametrize(
+    ("network", "scaling"),
+    [(Attentive, "static"), (Attentive, "dynamic"), (Recurrent, "dynamic")],
+)
+def test_integer_attention_and_recurrent_layers_keep_their_promise(
+    network: type[nn.Module], scaling: str, tmp_path: Path
+) -> None:
+    model = Compressed(
+        network().eval(),
+        Policy(),
+        CompressionSettings(),
+        precisions={"layer": Precision(8, 8, scaling)},
+    )
     inputs = torch.randn(16, 6, 16, generator=torch.Generator().manual_seed(2))
     compressed = calibrate(model, inputs)
     path = export(compressed, tmp_path / "model.onnx", inputs[:1]).path
