@@ -20,6 +20,10 @@ from autocompress.search.stop import StopFlag
 _HOPELESS = 3.0
 """Rejected without a measurement when this many sigmas under the estimate are over the budget."""
 
+_REPEATS = 200
+_REJECTIONS = 500
+"""Proposals in a row that lead to no evaluation before a study counts as exhausted."""
+
 
 @dataclass(frozen=True, slots=True)
 class SearchProgress:
@@ -286,7 +290,7 @@ class _Loop:
         """Submit the next proposal that is new and not hopeless; ``False`` when none comes."""
         while not self._why_stop():
             proposal = self.proposer.propose(self.context.trials)
-            if proposal is None or self.repeats > 200 or self.rejections > 500:
+            if proposal is None or self.repeats > _REPEATS or self.rejections > _REJECTIONS:
                 return False
             origin, levels = proposal
             policy = self.context.space.decode(levels)
