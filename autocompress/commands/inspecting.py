@@ -127,7 +127,9 @@ def show_profile(found: dict[str, Any], console: Console) -> None:
             f"{', '.join(group['producers'])}{note}"
         )
     if found["kernels"]:
-        console.print(f"Kernels packed in {found['kernels']}; run its run_kernels.py on the device.")
+        console.print(
+            f"Kernels packed in {found['kernels']}; run its run_kernels.py on the device."
+        )
 
 
 def _number(value: float | None) -> str:
