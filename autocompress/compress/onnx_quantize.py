@@ -240,6 +240,7 @@ def _static(model: Any, plan: NodePlan, ranges: Mapping[str, Range]) -> Any:
 
 
 def _dynamic(model: Any, nodes: tuple[str, ...]) -> Any:
+    import onnx
     from onnxruntime.quantization import QuantizationMode, QuantType
     from onnxruntime.quantization.onnx_model import ONNXModel
     from onnxruntime.quantization.onnx_quantizer import ONNXQuantizer
@@ -271,12 +272,27 @@ def _dynamic(model: Any, nodes: tuple[str, ...]) -> Any:
         nodes_to_quantize=[*(n for n in nodes if n not in gemms), *renamed],
         nodes_to_exclude=[],
         op_types_to_quantize=["MatMul", "LSTM", "Conv"],
-        extra_options={"MatMulConstBOnly": True},
+        extra_options={
+            "MatMulConstBOnly": True,
+            "DefaultTensorType": onnx.TensorProto.FLOAT,
+        },
     )
     quantizer.quantize_model()
-    for node in quantizer.model.model.graph.node:
+    nodes_now = quantizer.model.model.graph.node
+    # static layers may read the same tensor, and would choose the same names
+    renamed_to = {
+        name: f"{name}_dynamic"
+        for node in nodes_now
+        if node.op_type == "DynamicQuantizeLinear"
+        for name in node.output
+    }
+    for node in nodes_now:
         if node.op_type == "KeptGemm":
             node.op_type = "Gemm"
+        elif node.op_type == "DynamicQuantizeLinear":
+            node.name += "_dynamic"
+        for names in (node.input, node.output):
+            names[:] = [renamed_to.get(name, name) for name in names]
     return quantizer.model.model
 
 
