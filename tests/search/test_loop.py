@@ -184,7 +184,9 @@ def test_hostile_evaluators_never_end_a_study(sampler: str, violent: str, share:
 def test_a_budget_that_nothing_meets_ends_cleanly(
     sampler: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("autocompress.search.loop._REJECTIONS", 60)
+    from autocompress.search import loop
+
+    monkeypatch.setattr(loop, "_REJECTIONS", 60)
     evaluator = AnalyticEvaluator(6)
     ctx = context(evaluator, sampler, trials=20, budget="latency<=0.05x")
     result = search(ctx)
