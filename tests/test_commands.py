@@ -82,6 +82,8 @@ def test_search_reports_what_was_measured(place: Path, finished: dict[str, Any])
 def test_macs_of_the_answer_are_those_of_the_rebuilt_model(
     place: Path, finished: dict[str, Any]
 ) -> None:
+    import torch
+
     from autocompress.api import apply
     from autocompress.model.cost import count_macs
     from autocompress.workloads.data import digits
@@ -97,7 +99,10 @@ def test_macs_of_the_answer_are_those_of_the_rebuilt_model(
         if isinstance(module, QuantizedLayer):  # the counter knows plain layers only
             owner, _, child = name.rpartition(".")
             setattr(rebuilt.get_submodule(owner), child, module.layer)
-    assert count_macs(rebuilt, data.train.inputs(1)).total == best["macs"]
+    counted = count_macs(rebuilt, data.train.inputs(1)).per_layer
+    # fvcore counts batch norms too, which the exported file has folded away
+    norms = {n for n, m in rebuilt.named_modules() if isinstance(m, torch.nn.BatchNorm2d)}
+    assert sum(macs for name, macs in counted.items() if name not in norms) == best["macs"]
 
 
 def test_front_agrees_with_search(place: Path, finished: dict[str, Any]) -> None:

@@ -48,10 +48,12 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
         if kind == "ray":
             request.getfixturevalue("ray_offline")
         factory = AnalyticFactory(str(tmp_path), violent, share)
-        workers = 1 if kind == "local" else workers
-        name = "ray" if kind == "ray" else "local"
-        evaluator = AnalyticEvaluator(violent=violent, share=share)
-        made.append(make_executor(name, workers, evaluator, factory))
+        if kind == "pool":  # asked for one worker, `make_executor` would take this process
+            made.append(ProcessPoolExecutor(factory, workers))
+        else:
+            evaluator = AnalyticEvaluator(violent=violent, share=share)
+            workers = 1 if kind == "local" else workers
+            made.append(make_executor(kind, workers, evaluator, factory))
         return made[-1]
 
     yield build
