@@ -103,7 +103,7 @@ def search(
 
     Ctrl-C once finishes the running trial and writes the front; twice stops at once.
     """
-    from autocompress.commands import overrides, searching
+    from autocompress.commands import overrides, planning, searching
     from autocompress.study import load_study
 
     config = overrides(
@@ -120,8 +120,9 @@ def search(
         seed=seed,
     )
     if dry_run:
-        found = searching.dry_run(config)
-        _print(found, as_json, lambda console: searching.show_dry_run(found, console))
+        searching.search_config(config)
+        found = planning.dry_run(config)
+        _print(found, as_json, lambda console: planning.show_dry_run(found, console))
         return
     result = searching.search(config, out, resume=resume, quiet=as_json)
     _print(result, as_json, lambda console: None)

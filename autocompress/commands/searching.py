@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from autocompress.commands.display import SearchDisplay, console, status
-from autocompress.errors import InfeasibleBudget, InputError
-from autocompress.policy.policy import Policy
+from autocompress.commands.planning import check_formula_budget, check_latency_budget
+from autocompress.errors import InputError
 from autocompress.results.metric import Measurement
 from autocompress.results.trial import Trial
 from autocompress.search.config import RecoveryPlan, SearchConfig
@@ -23,8 +24,6 @@ from autocompress.track.view import RunView
 
 if TYPE_CHECKING:
     from autocompress.assemble import Assembly
-    from autocompress.model.cost import Cost
-    from autocompress.policy.space import Assignment
     from autocompress.search.loop import Context
     from autocompress.search.protocols import Sink
     from autocompress.track.mlflow_sink import MlflowSink
@@ -110,38 +109,47 @@ def run_study(
     root = out or Path("runs") / study.name
     if not resume and RunFolder(root).is_run:
         RunFolder.create(root)  # says that there is a run
-    with status(quiet) as say:
+    with status(quiet) as say, _nothing_left_behind(root):
         parts = assemble(study, root / "models", model=model, data=data, progress=say)
         check_formula_budget(parts)
-        if resume:
-            _check_same_model(RunFolder(root), parts)
-        folder = RunFolder.create(root, resume=resume)
-        folder.write_study(parts.study.model_dump(mode="json"))
-        baseline = _baseline(folder, parts)
+        before = _known_baseline(RunFolder(root), parts) if resume else None
+        if before is not None:
+            parts.evaluator.set_baseline(before)
+        baseline = parts.evaluator.baseline
         say("latency table", 0.0)
         parts.predict_latency()
         check_latency_budget(parts)
+        folder = RunFolder.create(root, resume=resume)
+        folder.write_study(parts.study.model_dump(mode="json"))
+        if before is None:
+            folder.write_baseline(baseline)
     with Journal(folder) as journal:
         return _phases(
             folder, parts, config, journal, baseline, quiet=quiet, model=model, data=data
         )
 
 
-def _baseline(folder: RunFolder, parts: Assembly) -> Measurement:
-    """The uncompressed model: measured now, or taken from the run that goes on."""
-    before = folder.read_baseline()
-    if before is not None:
-        parts.evaluator.set_baseline(before)
-        return before
-    found = parts.evaluator.baseline
-    folder.write_baseline(found)
-    return found
+@contextmanager
+def _nothing_left_behind(root: Path) -> Iterator[None]:
+    """Remove the folder again if the study cannot begin; one that was there before stays."""
+    existed = root.exists()
+    try:
+        yield
+    except BaseException:
+        if not existed:
+            shutil.rmtree(root, ignore_errors=True)
+        raise
 
 
-def _check_same_model(folder: RunFolder, parts: Assembly) -> None:
+def _known_baseline(folder: RunFolder, parts: Assembly) -> Measurement | None:
+    """The uncompressed model as the run that goes on measured it.
+
+    Raises:
+        InputError: that run was made on another model or other weights.
+    """
     before = folder.read_baseline() if folder.is_run else None
     if before is None:
-        return
+        return None
     inventory, known = parts.inventory, before.context.get("identity", {})
     if known and (known["architecture"], known["weights"]) != (
         inventory.architecture,
@@ -151,95 +159,7 @@ def _check_same_model(folder: RunFolder, parts: Assembly) -> None:
             f"The run in {folder.root} was made on another model or other weights; "
             "choose another folder with --out."
         )
-
-
-def check_formula_budget(parts: Assembly) -> None:
-    """Refuse limits on MACs and parameters that not even the hardest policy meets.
-
-    Raises:
-        InfeasibleBudget: before any compute was spent.
-    """
-    from autocompress.model.cost import policy_cost
-    from autocompress.pipeline import student_cost
-    from autocompress.policy.budget import Budget
-
-    settings = parts.study.settings
-    hardest = policy_cost(parts.inventory, parts.space.decode(parts.space.hardest), settings)
-    whole = policy_cost(parts.inventory, Policy(), settings)
-    known = ("macs", "params")
-    limits = Budget(*(x for x in parts.study.limits().limits if x.metric in known))
-
-    def over(cost: Cost) -> dict[str, float]:
-        return limits.violations(
-            {n: float(getattr(cost, n)) for n in known},
-            {n: float(getattr(whole, n)) for n in known},
-        )
-
-    example = parts.data.train.inputs(1)
-    students = (student_cost(make(), example, settings) for make in parts.students.values())
-    ends = [hardest, *students]
-    cheapest = min(ends, key=lambda cost: max(over(cost).values(), default=0.0))
-    _refuse(over(cheapest), {n: float(getattr(cheapest, n)) for n in known}, limits)
-
-
-def _refuse(violations: dict[str, float], values: dict[str, float], limits: Any) -> None:
-    over = {n: v for n, v in violations.items() if v > 0}
-    if not over:
-        return
-    worst = max(over, key=lambda n: over[n])
-    raise InfeasibleBudget(
-        f"The budget ({limits}) cannot be met: the cheapest policy of this space still has "
-        f"{worst} {values[worst]:.4g}, {over[worst]:.0%} over its limit. Loosen the budget, or "
-        "give the space harder levels (higher prune ratios, 8 bits, prune_residual)."
-    )
-
-
-def check_latency_budget(parts: Assembly) -> None:
-    """Refuse a latency or size that not even the cheapest policy reaches, measured.
-
-    The estimate is asked first; only if it finds nothing within the budget, the cheapest
-    candidates are built and timed.
-    """
-    budget, evaluator = parts.study.limits(), parts.evaluator
-    if not budget.limits:
-        return
-
-    def over(values: Any) -> float:
-        return max(budget.violations(values, evaluator.baseline.values).values())
-
-    policies = [parts.space.decode(levels) for levels in cheap_ends(parts)]
-    estimates = sorted(((over(evaluator.estimate(p).values), i) for i, p in enumerate(policies)))
-    if estimates[0][0] <= 0:
-        return
-    measured = {i: evaluator.evaluate(policies[i]).values for _, i in estimates[:2]}
-    best = min(measured, key=lambda i: over(measured[i]))
-    violations = budget.violations(measured[best], evaluator.baseline.values)
-    _refuse(violations, dict(measured[best]), budget)
-
-
-def cheap_ends(parts: Assembly) -> list[Assignment]:
-    """The cheapest assignment by estimate, then the hardest one and the uniform ladders.
-
-    The hardest levels are not always the quickest: a factorized layer is two small ones. From the
-    quickest ladder, one choice after another takes its quickest level until none gains.
-    """
-    from autocompress.search.seeds import ladders
-
-    def cost(levels: Assignment) -> float:
-        return parts.evaluator.estimate(parts.space.decode(levels))["latency_ms"]
-
-    ends = [parts.space.hardest, *(levels for _, levels in ladders(parts.space))]
-    best = min(ends, key=cost)
-    for _ in range(3):
-        before = best
-        for i, choice in enumerate(parts.space.choices):
-            if choice.kind in ("distill", "student"):
-                continue
-            options = [(*best[:i], k, *best[i + 1 :]) for k in range(len(choice.levels))]
-            best = min(options, key=lambda levels: (cost(levels), levels != best))
-        if best == before:
-            break
-    return [best, *(e for e in ends if e != best)]
+    return before
 
 
 def _phases(
@@ -477,54 +397,3 @@ def show_result(done: Finished, console: Console) -> None:
     console.print(f"report  {folder.report}", soft_wrap=True)
     if done.parts.study.tracking.mlflow:
         console.print(f"MLflow  autocompress ui {folder.root.parent}", soft_wrap=True)
-
-
-def dry_run(study: StudyConfig) -> dict[str, Any]:
-    """The resolved study, the size of its space, its ends, and whether the budget can be met."""
-    import tempfile
-
-    from autocompress.assemble import assemble
-
-    search_config(study)
-    with tempfile.TemporaryDirectory() as scratch, status(True) as say:
-        # what a policy costs does not depend on trained weights: a baseline may take an hour
-        untrained = study.model_copy(update={"baseline": None})
-        parts = assemble(untrained, Path(scratch), progress=say)
-        check_formula_budget(parts)
-        evaluator = parts.evaluator
-        parts.predict_latency()
-        cheapest = parts.space.decode(cheap_ends(parts)[0])
-        ends = {
-            "dearest": {"policy": Policy().as_dict(), **evaluator.baseline.values},
-            "cheapest": {"policy": cheapest.as_dict(), **evaluator.evaluate(cheapest).values},
-        }
-        try:
-            check_latency_budget(parts)
-            feasible, reason = True, ""
-        except InfeasibleBudget as error:
-            feasible, reason = False, str(error)
-    return {
-        "study": study.model_dump(mode="json"),
-        "choices": len(parts.space.choices),
-        "log10_policies": parts.space.log10_size,
-        **ends,
-        "budget": list(study.budget),
-        "feasible": feasible,
-        "reason": reason,
-    }
-
-
-def show_dry_run(found: dict[str, Any], console: Console) -> None:
-    """The dry run for people."""
-    import yaml
-
-    console.print(yaml.safe_dump(found["study"], sort_keys=False), highlight=False)
-    console.print(f"{found['choices']} choices, about 10^{found['log10_policies']:.0f} policies")
-    for name in ("dearest", "cheapest"):
-        end = found[name]
-        console.print(
-            f"{name}: {end['latency_ms']:.3f} ms, {end['macs'] / 1e6:.2f} M MACs, "
-            f"{end['size_bytes'] / 1e3:.1f} kB"
-        )
-    budget = ", ".join(found["budget"]) or "none"
-    console.print(f"budget ({budget}): " + ("can be met" if found["feasible"] else found["reason"]))

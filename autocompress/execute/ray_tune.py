@@ -55,7 +55,10 @@ class RayTuneExecutor:
         self._failure = ""
         self._waiting: dict[int, Job] = {}
         share = cpus_per_worker or max(0.1, (os.cpu_count() or 1) / workers)
-        self._folder = tempfile.TemporaryDirectory(prefix="autocompress-ray-")
+        # a cancelled Tune may still write while its folder goes
+        self._folder = tempfile.TemporaryDirectory(
+            prefix="autocompress-ray-", ignore_cleanup_errors=True
+        )
         self._thread = threading.Thread(
             target=self._tune, args=(pickle.dumps(factory), share), name="ray-tune", daemon=True
         )
