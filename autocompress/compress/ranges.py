@@ -14,6 +14,9 @@ from autocompress.policy.settings import CompressionSettings
 _SAMPLES = 16_384
 """Values kept per tensor and batch, drawn at random, for percentiles and the MSE search."""
 
+_SEARCHED = 32_768
+"""Of them, so many enter the MSE search; thirty-six ranges are tried on each."""
+
 _LEVELS = 255
 _CLIPS = np.linspace(0.3, 1.0, 36)
 
@@ -52,7 +55,9 @@ class RangeFinder:
             low = min(0.0, float(np.percentile(values, tail)))
             high = max(0.0, float(np.percentile(values, 100 - tail)))
         elif self.samples and self.settings.ranges == "mse":
-            low, high = least_squares_range(np.concatenate(self.samples), low, high)
+            values = np.concatenate(self.samples)
+            step = max(1, len(values) // _SEARCHED)
+            low, high = least_squares_range(values[::step], low, high)
         return Range(low, high if high > low else low + 1e-6)
 
 
