@@ -186,11 +186,15 @@ def test_evaluate_and_bench(place: Path, finished: dict[str, Any]) -> None:
 
 
 def test_dry_run_and_profile_touch_nothing(place: Path) -> None:
+    (place / "cache").mkdir(exist_ok=True)
     before = sorted(p.name for p in place.iterdir())
     plan = json.loads(call(place, "search tiny.yaml --dry-run --json").stdout)
     assert plan["feasible"]
     assert plan["cheapest"]["latency_ms"] > 0
-    layers = json.loads(call(place, "profile tiny.yaml --json").stdout)["layers"]
+    profile = json.loads(call(place, "profile tiny.yaml --json").stdout)
+    layers = profile["layers"]
+    assert profile["fvcore"]["macs"] == plan["dearest"]["macs"]
+    assert "aten::add" in profile["fvcore"]["uncounted"]
     assert all(row["latency_ms"] > 0 for row in layers)
     assert sum(row["macs"] for row in layers) == plan["dearest"]["macs"]
     assert sorted(p.name for p in place.iterdir()) == before

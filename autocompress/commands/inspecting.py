@@ -49,6 +49,7 @@ def profile(study: StudyConfig, export_kernels: Path | None, *, quiet: bool) -> 
             }
             for g in parts.inventory.channel_groups
         ]
+        counted = _fvcore(parts)
         if export_kernels is not None:
             evaluator.pack_kernels(parts.space, export_kernels)
     return {
@@ -56,7 +57,22 @@ def profile(study: StudyConfig, export_kernels: Path | None, *, quiet: bool) -> 
         "baseline": dict(baseline.values),
         "layers": rows,
         "groups": groups,
+        "fvcore": counted,
         "kernels": str(export_kernels) if export_kernels else None,
+    }
+
+
+def _fvcore(parts: Assembly) -> dict[str, Any]:
+    """fvcore's count of the listed layers, beside what it cannot or need not count."""
+    from autocompress.model.cost import count_macs
+
+    found = count_macs(parts.model, parts.data.train.inputs(1))
+    listed = parts.inventory.by_name
+    return {
+        "macs": sum(macs for name, macs in found.per_layer.items() if name in listed),
+        "other_macs": sum(macs for name, macs in found.per_layer.items() if name not in listed),
+        "uncounted": found.uncounted,
+        "uncalled": list(found.uncalled),
     }
 
 
@@ -126,6 +142,17 @@ def show_profile(found: dict[str, Any], console: Console) -> None:
             f"{group['name']}: {group['channels']} channels of "
             f"{', '.join(group['producers'])}{note}"
         )
+    counted = found["fvcore"]
+    console.print(
+        f"fvcore counts {counted['macs'] / 1e6:,.2f} M multiply-adds in these layers and "
+        f"{counted['other_macs'] / 1e6:,.2f} M in others (norms, which the file folds away); "
+        "not counted: "
+        + (", ".join(f"{op} x{n}" for op, n in counted["uncounted"].items()) or "nothing")
+        + "; never run: "
+        + (", ".join(counted["uncalled"]) or "nothing")
+        + ".",
+        highlight=False,
+    )
     if found["kernels"]:
         console.print(
             f"Kernels packed in {found['kernels']}; run its run_kernels.py on the device."
