@@ -133,9 +133,10 @@ def _joined(scopes: list[str]) -> str:
     current: list[str] = []
     for scope in scopes:
         parts = scope.split(".")
-        if current and parts[0] == current[-1]:
-            current.pop()
-        current += parts
+        # a sequence's scope is told again before the place in it, one inside the other
+        told = range(min(len(current), len(parts) - 1), 0, -1)
+        repeated = next((n for n in told if current[-n:] == parts[:n]), 0)
+        current += parts[repeated:]
     return ".".join(current)
 
 
