@@ -67,7 +67,11 @@ class Assembly:
 
             target = get_target(resolve_variables(self.study.target))
             self._parts["evaluator"] = StudyEvaluator(
-                self.pipeline, target, self.folder, progress=self.progress
+                self.pipeline,
+                target,
+                self.folder,
+                weigh_trials="peak_memory_bytes" in self.study.limits().metrics,
+                progress=self.progress,
             )
         evaluator: StudyEvaluator = self._parts["evaluator"]
         return evaluator

@@ -37,6 +37,8 @@ class StudyEvaluator:
         latency_model: predicts latency before anything is built; ``None`` before profiling.
         screen_images: how many training inputs ``screen`` can use at most.
         keep_files: keep the exported file of every trial, not only of verified ones.
+        weigh_trials: measure the peak memory of every trial, not only of the uncompressed model
+            and of verified ones; it takes a process of its own, about half a second.
     """
 
     pipeline: Pipeline
@@ -45,6 +47,7 @@ class StudyEvaluator:
     latency_model: LatencyModel | None = None
     screen_images: int = 512
     keep_files: bool = False
+    weigh_trials: bool = False
     progress: Progress | None = None
     _estimates: dict[str, Measurement] = field(default_factory=dict)
 
@@ -69,6 +72,7 @@ class StudyEvaluator:
             self.baseline_file,
             accuracy,
             *self._latency(Policy(), timing.baseline_ms, timing.baseline_iqr_ms),
+            self._memory(self.baseline_file),
             {"timing": timing.as_dict(), "split": "val", "identity": self.identity},
         )
 
@@ -207,7 +211,8 @@ class StudyEvaluator:
         latency = self._latency(
             compressed.policy, timing.ratio * self.baseline["latency_ms"], timing.iqr_ms
         )
-        return self._measurement(compressed.policy, path, accuracy, *latency, context)
+        memory = self._memory(path) if self.weigh_trials or split == "test" else {}
+        return self._measurement(compressed.policy, path, accuracy, *latency, memory, context)
 
     def compressed(self, policy: Policy, phase: Phase, seed: int) -> Compressed:
         """The compressed model; trained ones are kept on disk and loaded again.
@@ -308,6 +313,13 @@ class StudyEvaluator:
 
         return file_accuracy(self.target, path, split, self.pipeline.data.metric)
 
+    def _memory(self, path: Path) -> dict[str, float]:
+        """The peak memory of a file, where the system tells it."""
+        from autocompress.measure.memory import peak_memory_bytes
+
+        found = peak_memory_bytes(self.target.config, path)
+        return {} if found is None else {"peak_memory_bytes": float(found)}
+
     def _measurement(
         self,
         policy: Policy,
@@ -315,6 +327,7 @@ class StudyEvaluator:
         accuracy: Accuracy,
         latency_ms: float,
         iqr_ms: float,
+        memory: dict[str, float],
         context: dict[str, Any],
     ) -> Measurement:
         cost = self.estimate(policy)
@@ -325,6 +338,7 @@ class StudyEvaluator:
             "params": cost["params"],
             "bops": cost["bops"],
             "size_bytes": float(path.stat().st_size),
+            **memory,
         }
         return Measurement(
             values,

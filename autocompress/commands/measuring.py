@@ -27,16 +27,18 @@ def bench(file: Path, vs: Path | None, target: str, threads: int, batch: int) ->
 
 def show_bench(found: dict[str, Any], console: Console) -> None:
     """A table of one or two rows and the ratio."""
-    table = Table("file", "median ms", "IQR ms", "size kB")
+    table = Table("file", "median ms", "IQR ms", "size kB", "peak memory MB")
     for column in table.columns[1:]:
         column.justify = "right"
     for name, prefix in (("file", ""), ("vs", "vs_")):
         if name in found:
+            memory = found[prefix + "peak_memory_bytes"]
             table.add_row(
                 escape(found[name]),
                 f"{found[prefix + 'latency_ms']:.3f}",
                 f"{found[prefix + 'iqr_ms']:.3f}",
                 f"{found[prefix + 'size_bytes'] / 1e3:,.1f}",
+                "–" if memory is None else f"{memory / 1e6:,.1f}",
             )
     console.print(table)
     if "vs" in found:

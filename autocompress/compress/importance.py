@@ -70,9 +70,16 @@ def taylor_scores(
 
 
 def _weights(module: nn.Module) -> list[nn.Parameter]:
-    """The tensors whose first dimension is the group's channels, or one such row per gate."""
+    """The tensors whose first dimension is the group's channels, or one such row per gate.
+
+    Of an attention: query, key and value, one after another.
+    """
     if isinstance(module, nn.LSTM | nn.GRU):
         return [p for n, p in module.named_parameters() if n.startswith("weight")]
+    if isinstance(module, nn.MultiheadAttention):
+        return [module.in_proj_weight]
+    if hasattr(module, "qkv"):
+        return [module.qkv.weight]  # type: ignore[list-item, union-attr]
     return [module.weight]  # type: ignore[list-item]
 
 

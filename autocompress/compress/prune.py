@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from autocompress.compress.attention import without_heads
 from autocompress.errors import PolicyError
 
 _CONV = nn.modules.conv._ConvNd
@@ -17,7 +18,8 @@ def remove(model: nn.Module, removals: Mapping[tuple[str, str], Sequence[int]]) 
 
     Args:
         model: changed in place.
-        removals: module name and side (``out``, ``in``, ``both``) to the indices that go, as
+        removals: module name and side (``out``, ``in``, ``both``, ``heads``) to the indices that
+            go, as
             ``SlicingPlan.removals`` gives them.
 
     Raises:
@@ -25,6 +27,10 @@ def remove(model: nn.Module, removals: Mapping[tuple[str, str], Sequence[int]]) 
     """
     for (name, side), gone in removals.items():
         module = model.get_submodule(name)
+        if side == "heads":
+            owner, _, child = name.rpartition(".")
+            setattr(model.get_submodule(owner), child, without_heads(module, gone, name))
+            continue
         if isinstance(module, _CONV):
             _slice_conv(module, name, side, gone)
         elif isinstance(module, nn.Linear):

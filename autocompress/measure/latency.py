@@ -14,6 +14,7 @@ import numpy as np
 from autocompress.errors import MeasurementError
 from autocompress.measure.lock import machine_lock
 from autocompress.measure.machine import load_average, machine_facts
+from autocompress.measure.memory import peak_memory_bytes
 from autocompress.measure.sampling import Plan, Samples, interleave, ratio_interval
 from autocompress.measure.targets import get_target
 from autocompress.measure.targets.base import Inputs, Target, TargetConfig, random_inputs
@@ -146,8 +147,9 @@ def bench(
         plan: precision, time limit, seed.
 
     Returns:
-        Plain data: ``latency_ms``, ``iqr_ms``, ``size_bytes``, ``noisy``, ``rounds``, ``facts``;
-        with ``b`` also ``vs_latency_ms``, ``vs_iqr_ms``, ``vs_size_bytes``, ``ratio``,
+        Plain data: ``latency_ms``, ``iqr_ms``, ``size_bytes``, ``peak_memory_bytes`` (``None``
+        where the system does not tell it), ``noisy``, ``rounds``, ``facts``; with ``b`` also
+        ``vs_latency_ms``, ``vs_iqr_ms``, ``vs_size_bytes``, ``vs_peak_memory_bytes``, ``ratio``,
         ``ratio_low``, ``ratio_high``, ``verdict``.
     """
     where = target if isinstance(target, Target) else get_target(target)
@@ -157,6 +159,7 @@ def bench(
         "latency_ms": timing.latency_ms,
         "iqr_ms": timing.iqr_ms,
         "size_bytes": timing.size_bytes,
+        "peak_memory_bytes": peak_memory_bytes(where.config, a),
         "noisy": timing.noisy,
         "rounds": timing.rounds,
         "seconds": timing.seconds,
@@ -169,6 +172,7 @@ def bench(
             "vs_latency_ms": timing.baseline_ms,
             "vs_iqr_ms": timing.baseline_iqr_ms,
             "vs_size_bytes": timing.baseline_size_bytes,
+            "vs_peak_memory_bytes": peak_memory_bytes(where.config, b),
             "ratio": timing.ratio,
             "ratio_low": timing.ratio_low,
             "ratio_high": timing.ratio_high,

@@ -179,7 +179,8 @@ class LayerPlan:
             classes.append(precision)
             volumes.append(parts[-1].outputs if parts else layer.out_channels * layer.positions)
             if not parts:
-                out[_INDEX["other_macs"]] += layer.macs * 1e-6
+                share = self.widths(layer, policy)[1] / layer.out_channels
+                out[_INDEX["other_macs"]] += layer.macs * share * 1e-6
             for part in parts:
                 out[_INDEX[_TIME_OF[precision]]] += table_ms(part.kernel)
                 whole = precision == "int8"

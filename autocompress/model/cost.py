@@ -120,11 +120,23 @@ def layer_cost(layer: LayerSpec, policy: LayerPolicy, inputs: int, outputs: int)
         weights = round(full * share * outputs / layer.out_channels)
         macs = layer.positions * weights
         bias = (layer.params - full) * outputs // layer.out_channels
+    elif layer.kind == "attention":  # heads go whole: projections and scores alike
+        weights = 4 * layer.in_channels * outputs
+        macs = layer.macs * outputs // layer.out_channels
+        bias = _attention_rest(layer, outputs)
     else:
         weights, bias, macs = layer.params, 0, layer.macs
     size = stored_bytes(weights, outputs, policy) + 4 * bias
     bits = policy.weight_bits * policy.activation_bits
     return LayerCost(macs, weights + bias, size, macs * bits)
+
+
+def _attention_rest(layer: LayerSpec, outputs: int) -> int:
+    """Biases of an attention, and the table of relative positions where it has one."""
+    width = layer.out_channels
+    rest = layer.params - 4 * layer.in_channels * width
+    kept_whole = min(rest, layer.in_channels)  # the output's bias is as wide as the stream
+    return kept_whole + (rest - kept_whole) * outputs // width
 
 
 def stored_bytes(weights: int, channels: int, policy: LayerPolicy) -> int:

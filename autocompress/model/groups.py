@@ -27,7 +27,8 @@ class Member:
 
     Args:
         module: dotted name of the module.
-        side: ``out``, ``in``, or ``both`` where they are the same (norms, depthwise).
+        side: ``out``, ``in``, ``both`` where they are the same (norms, depthwise), or ``heads``:
+            inner channels of an attention, which nothing outside sees.
         index: per channel of the group, the module's indices that go with it.
     """
 
@@ -108,7 +109,8 @@ def channel_groups(model: nn.Module, example: Any) -> tuple[tuple[ChannelGroup, 
     for name in sorted(order, key=order.__getitem__):
         if name in finder.seen:
             continue
-        found = finder.group(name)
+        module = finder.modules[name]
+        found = _heads(name, module) if is_attention(module) else finder.group(name)
         if found is not None:
             group, plan, sets = found
             groups.append(group)
@@ -260,6 +262,36 @@ class _Finder:
         return blocks
 
 
+def is_attention(module: nn.Module) -> bool:
+    """Whether a module is an attention whose heads can be told apart.
+
+    Torchvision's window attention is known by name, so that torchvision need not be imported.
+    """
+    kind = type(module)
+    window = kind.__module__ == "torchvision.models.swin_transformer"
+    return isinstance(module, nn.MultiheadAttention) or (
+        window and kind.__name__ == "ShiftedWindowAttention"
+    )
+
+
+def _heads(
+    name: str, module: nn.Module
+) -> tuple[ChannelGroup, tuple[Member, ...], tuple[tuple[int, ...], ...]] | None:
+    """The heads of an attention as a group of their own."""
+    heads = int(module.num_heads)  # type: ignore[arg-type]
+    if isinstance(module, nn.MultiheadAttention):
+        plain = module._qkv_same_embed_dim and module.bias_k is None and not module.add_zero_attn
+        channels = module.embed_dim
+    else:
+        plain, channels = True, int(module.proj.in_features)  # type: ignore[union-attr, arg-type]
+    if heads < 2 or not plain:
+        return None
+    width = channels // heads
+    member = Member(name, "heads", tuple((channel,) for channel in range(channels)))
+    units = tuple(tuple(range(h * width, (h + 1) * width)) for h in range(heads))
+    return ChannelGroup(name, (name,), (), channels, unit=width), (member,), units
+
+
 def _recurrent_sizes() -> Any:
     """What the graph must know of LSTM and GRU; slicing is ours."""
     import torch_pruning as tp
@@ -300,7 +332,7 @@ def _run_order(model: nn.Module, example: Any, names: Mapping[nn.Module, str]) -
     handles = [
         module.register_forward_hook(lambda m, *_: found.setdefault(names[m]))
         for module in names
-        if isinstance(module, (*_LAYERS, *_RECURRENT))
+        if isinstance(module, (*_LAYERS, *_RECURRENT)) or is_attention(module)
     ]
     try:
         with torch.no_grad():

@@ -11,7 +11,7 @@ from torch import nn
 
 from autocompress.errors import UnsupportedModel
 from autocompress.model.fingerprint import fingerprint
-from autocompress.model.groups import channel_groups
+from autocompress.model.groups import channel_groups, is_attention
 from autocompress.policy.inventory import Inventory, LayerSpec
 
 _CONV = nn.modules.conv._ConvNd
@@ -22,7 +22,6 @@ _KINDS: tuple[tuple[type[nn.Module], str], ...] = (
     (nn.LSTM, "lstm"),
     (nn.GRU, "gru"),
     (nn.Embedding, "embedding"),
-    (nn.MultiheadAttention, "attention"),
 )
 
 
@@ -90,7 +89,8 @@ def _trace_calls(
     inside_attention: set[str] = set()
     for name, module in model.named_modules():
         kind = next((k for t, k in _KINDS if isinstance(module, t)), "")
-        if isinstance(module, nn.MultiheadAttention):
+        if is_attention(module):
+            kind = "attention"
             inside_attention.add(name + ".")
         if kind and not any(name.startswith(p) for p in inside_attention if p != name + "."):
             handles.append(module.register_forward_hook(hook(name, kind)))
@@ -157,10 +157,8 @@ def _spec(name: str, module: nn.Module, kind: str, outputs: list[Any], batch: in
             quantizable=isinstance(module, nn.LSTM),  # runtimes have no integer kernel for GRU
             factorizable=False,
         )
-    if isinstance(module, nn.MultiheadAttention):
-        width = module.embed_dim
-        tokens = sum(math.prod(shape[:-1]) for shape, _ in outputs) // batch
-        macs = 4 * tokens * width * width + 2 * tokens * tokens * width
+    if is_attention(module):
+        width, tokens, macs = _attention(module, [shape for shape, _ in outputs], batch)
         return LayerSpec(
             name,
             "attention",
@@ -180,3 +178,19 @@ def _spec(name: str, module: nn.Module, kind: str, outputs: list[Any], batch: in
         params=params,
         factorizable=False,
     )
+
+
+def _attention(
+    module: nn.Module, shapes: list[tuple[int, ...]], batch: int
+) -> tuple[int, int, int]:
+    """Width of the stream, tokens per sample, and multiply-adds per sample."""
+    if isinstance(module, nn.MultiheadAttention):
+        width = module.embed_dim
+        tokens = sum(math.prod(shape[:-1]) for shape in shapes) // batch
+        seen = tokens // len(shapes)
+    else:  # images, padded to whole windows; a token sees those of its window
+        width = shapes[0][-1]
+        tall, wide = module.window_size  # type: ignore[misc]
+        seen = tall * wide
+        tokens = sum(-(-s[1] // tall) * tall * (-(-s[2] // wide) * wide) for s in shapes)
+    return width, tokens, 4 * tokens * width * width + 2 * tokens * seen * width

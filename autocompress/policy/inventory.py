@@ -21,7 +21,8 @@ class LayerSpec:
     Args:
         name: dotted module name.
         kind: ``conv`` covers depthwise and grouped ones and 1d/2d/3d; ``attention`` is a
-            ``torch.nn.MultiheadAttention``.
+            ``torch.nn.MultiheadAttention`` or torchvision's window attention, whose channels
+            are those of its heads.
         in_channels, out_channels: of the weight; for lstm and gru, input and hidden size.
         kernel_size, stride, conv_groups: of a convolution; empty, empty and 1 otherwise.
         positions: output positions per sample at which the weight is applied (pixels, tokens).

@@ -138,6 +138,7 @@ def _row(view: RunView, trial: Trial) -> dict[str, Any]:
         "ratio": "-" if ratio is None else f"{ratio:.2f}",
         "macs": number_text("macs", value(trial, "macs")),
         "size": number_text("size_bytes", value(trial, "size_bytes")),
+        "memory": number_text("peak_memory_bytes", value(check or trial, "peak_memory_bytes")),
         "what": what(trial, view),
         "origin": origin_text(trial, view),
         "feasible": trial.feasible,
@@ -157,6 +158,7 @@ def _beside(view: RunView) -> list[dict[str, Any]]:
             "ratio": "1.00",
             "macs": number_text("macs", base.get("macs")),
             "size": number_text("size_bytes", base.get("size_bytes")),
+            "memory": number_text("peak_memory_bytes", base.get("peak_memory_bytes")),
             "what": "unchanged",
             "feasible": within,
         }

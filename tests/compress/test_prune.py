@@ -45,6 +45,9 @@ def masked(bank: LayerBank, gone: Mapping[str, Sequence[int]]) -> nn.Module:
             module = model.get_submodule(member.module)
             if isinstance(module, nn.LSTM | nn.GRU):
                 silence(module, places)
+            elif member.side == "heads":
+                with torch.no_grad():
+                    module.out_proj.weight[:, places] = 0
             elif list(module.parameters()):
                 module.register_forward_hook(zero(places))
     return model

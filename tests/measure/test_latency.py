@@ -101,6 +101,7 @@ def test_bench_of_one_file_and_of_two(exported: dict[str, Path], wide_file: Path
     assert "ratio" not in alone
     both = bench(exported[".onnx"], wide, "onnxruntime", plan=_SHORT)
     assert both["vs_size_bytes"] == wide.stat().st_size > both["size_bytes"]
+    assert both["vs_peak_memory_bytes"] > 0 < both["peak_memory_bytes"]
     assert both["ratio_low"] <= both["ratio"] <= both["ratio_high"]
     assert both["verdict"] in ("faster", "slower", "no difference")
     assert (both["verdict"] == "faster") == (both["ratio_high"] < 1)

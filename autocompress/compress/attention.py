@@ -1,0 +1,224 @@
+"""Attention that lost heads: its inner width is smaller than the width of the stream around it.
+
+``torch.nn.MultiheadAttention`` and torchvision's window attention take the heads' width to be the
+stream's width divided by the number of heads, so what stays of them needs modules of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from autocompress.errors import PolicyError
+
+_APART = -100.0
+"""Added to the scores of places that lie side by side only because the image was rolled."""
+
+
+def without_heads(module: nn.Module, gone: Sequence[int], name: str) -> nn.Module:
+    """The same attention without some of its heads.
+
+    Args:
+        module: ``nn.MultiheadAttention`` or torchvision's ``ShiftedWindowAttention``; not changed.
+        gone: inner channels that go, whole heads of them.
+        name: of the module, for errors.
+
+    Raises:
+        PolicyError: no head would be left.
+    """
+    heads = int(module.num_heads)  # type: ignore[arg-type]
+    channels = _inner(module)
+    width = channels // heads
+    kept = [h for h in range(heads) if h * width not in set(gone)]
+    if not kept:
+        raise PolicyError(f"Pruning must leave at least one head, {name!r} would keep none.")
+    if isinstance(module, nn.MultiheadAttention):
+        return FewerHeads(module, kept)
+    return FewerWindowHeads(module, kept)
+
+
+def _inner(module: nn.Module) -> int:
+    if isinstance(module, nn.MultiheadAttention):
+        return module.embed_dim
+    return int(module.proj.in_features)  # type: ignore[union-attr, arg-type]
+
+
+def _inner_rows(kept: Sequence[int], width: int, channels: int) -> tuple[Tensor, Tensor]:
+    """Inner channels of the heads that stay, and their rows in stacked query, key and value."""
+    inner = torch.cat([torch.arange(h * width, (h + 1) * width) for h in kept])
+    return inner, torch.cat([inner + part * channels for part in range(3)])
+
+
+def _parameter(values: Tensor) -> nn.Parameter:
+    return nn.Parameter(values.detach().clone())
+
+
+class FewerHeads(nn.Module):
+    """What is left of a ``torch.nn.MultiheadAttention``; called like it.
+
+    Args:
+        full: whose weights are taken.
+        kept: numbers of the heads that stay.
+
+    References:
+        Vaswani et al., Attention Is All You Need, NeurIPS 2017, section 3.2; pruning of heads:
+        Michel et al., Are Sixteen Heads Really Better than One?, NeurIPS 2019.
+    """
+
+    def __init__(self, full: nn.MultiheadAttention, kept: Sequence[int]) -> None:
+        super().__init__()
+        self.embed_dim, self.head_dim = full.embed_dim, full.head_dim
+        self.num_heads, self.kept, self.all_heads = len(kept), tuple(kept), full.num_heads
+        self.batch_first, self.dropout = full.batch_first, full.dropout
+        # transformer layers ask for these before they choose their fused path
+        self._qkv_same_embed_dim = True
+        inner, rows = _inner_rows(kept, full.head_dim, full.embed_dim)
+        assert full.in_proj_weight is not None
+        self.in_proj_weight = _parameter(full.in_proj_weight[rows])
+        bias = full.in_proj_bias
+        self.in_proj_bias = None if bias is None else _parameter(bias[rows])
+        self.out_proj = nn.Linear(len(inner), full.embed_dim, full.out_proj.bias is not None)
+        self.out_proj.weight = _parameter(full.out_proj.weight[:, inner])
+        if full.out_proj.bias is not None:
+            self.out_proj.bias = _parameter(full.out_proj.bias)
+        self.train(full.training)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """As ``torch.nn.MultiheadAttention``; ``is_causal`` is a hint beside ``attn_mask``."""
+        flip = query.dim() == 3 and not self.batch_first
+        parts = self.in_proj_weight.split(self.num_heads * self.head_dim)
+        shifts = (None,) * 3
+        if self.in_proj_bias is not None:
+            shifts = self.in_proj_bias.split(self.num_heads * self.head_dim)
+        heads = []
+        for given, weight, shift in zip((query, key, value), parts, shifts, strict=True):
+            given = given.transpose(0, 1) if flip else given
+            mapped = F.linear(given, weight, shift)
+            heads.append(mapped.unflatten(-1, (self.num_heads, self.head_dim)).transpose(-3, -2))
+        q, k, v = heads
+        scores = q @ k.transpose(-1, -2) * self.head_dim**-0.5
+        if attn_mask is not None:
+            scores = scores + self._per_head(_additive(attn_mask, scores))
+        if key_padding_mask is not None:
+            padding = _additive(key_padding_mask, scores)
+            scores = scores + padding.unsqueeze(-2).unsqueeze(-2)
+        shares = F.dropout(scores.softmax(-1), self.dropout, self.training)
+        out = self.out_proj((shares @ v).transpose(-3, -2).flatten(-2))
+        out = out.transpose(0, 1) if flip else out
+        if not need_weights:
+            return out, None
+        return out, shares.mean(-3) if average_attn_weights else shares
+
+    def _per_head(self, mask: Tensor) -> Tensor:
+        """A mask that holds every head's own loses the rows of those that went."""
+        if mask.dim() < 3:
+            return mask
+        return mask.unflatten(0, (-1, self.all_heads))[:, list(self.kept)]
+
+
+def _additive(mask: Tensor, scores: Tensor) -> Tensor:
+    """A mask of ``True`` where attention is forbidden, or of numbers, as numbers to add."""
+    if mask.dtype != torch.bool:
+        return mask
+    return torch.zeros_like(mask, dtype=scores.dtype).masked_fill(mask, float("-inf"))
+
+
+class FewerWindowHeads(nn.Module):
+    """What is left of torchvision's shifted window attention; called like it.
+
+    Args:
+        full: whose weights are taken.
+        kept: numbers of the heads that stay.
+
+    References:
+        Liu et al., Swin Transformer, ICCV 2021, section 3.2.
+    """
+
+    relative_position_index: Tensor
+
+    def __init__(self, full: nn.Module, kept: Sequence[int]) -> None:
+        super().__init__()
+        qkv: nn.Linear = full.qkv  # type: ignore[assignment]
+        proj: nn.Linear = full.proj  # type: ignore[assignment]
+        channels = proj.in_features
+        self.num_heads, self.head_dim = len(kept), channels // int(full.num_heads)  # type: ignore[arg-type]
+        self.window_size: list[int] = list(full.window_size)  # type: ignore[arg-type]
+        self.shift_size: list[int] = list(full.shift_size)  # type: ignore[arg-type]
+        self.attention_dropout: float = full.attention_dropout  # type: ignore[assignment]
+        self.dropout: float = full.dropout  # type: ignore[assignment]
+        inner, rows = _inner_rows(kept, self.head_dim, channels)
+        self.qkv = nn.Linear(channels, 3 * len(inner), qkv.bias is not None)
+        self.qkv.weight = _parameter(qkv.weight[rows])
+        if qkv.bias is not None:
+            self.qkv.bias = _parameter(qkv.bias[rows])
+        self.proj = nn.Linear(len(inner), proj.out_features, proj.bias is not None)
+        self.proj.weight = _parameter(proj.weight[:, inner])
+        if proj.bias is not None:
+            self.proj.bias = _parameter(proj.bias)
+        table: Tensor = full.relative_position_bias_table  # type: ignore[assignment]
+        self.relative_position_bias_table = _parameter(table[:, list(kept)])
+        self.register_buffer("relative_position_index", full.relative_position_index)
+        self.train(full.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """From ``(N, H, W, C)`` to the same shape."""
+        _, height, width, _ = x.shape
+        tall, wide = self.window_size
+        x = F.pad(x, (0, 0, 0, -width % wide, 0, -height % tall))
+        size = (x.shape[1], x.shape[2])
+        # a window that covers the image has nothing to be shifted against
+        shift = [
+            s if w < n else 0 for s, w, n in zip(self.shift_size, (tall, wide), size, strict=True)
+        ]
+        rolled = torch.roll(x, [-s for s in shift], (1, 2)) if any(shift) else x
+        out = self._attend(self._windows(rolled), self._apart(size, shift, x))
+        across = size[1] // wide
+        out = out.unflatten(2, (tall, wide)).unflatten(1, (-1, across))
+        out = out.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+        out = torch.roll(out, shift, (1, 2)) if any(shift) else out
+        return out[:, :height, :width].contiguous()
+
+    def _windows(self, x: Tensor) -> Tensor:
+        """``(N, H, W, C)`` cut to ``(N, windows, places, C)``."""
+        tall, wide = self.window_size
+        cut = x.unflatten(2, (-1, wide)).unflatten(1, (-1, tall)).transpose(2, 3)
+        return cut.flatten(3, 4).flatten(1, 2)
+
+    def _attend(self, windows: Tensor, apart: Tensor | None) -> Tensor:
+        three = self.qkv(windows).unflatten(-1, (3, self.num_heads, self.head_dim))
+        q, k, v = (part.transpose(-3, -2) for part in three.unbind(-3))
+        places = windows.shape[2]
+        bias = self.relative_position_bias_table[self.relative_position_index]
+        scores = q @ k.transpose(-1, -2) * self.head_dim**-0.5
+        scores = scores + bias.view(places, places, self.num_heads).permute(2, 0, 1)
+        if apart is not None:
+            scores = scores + apart.unsqueeze(1)
+        shares = F.dropout(scores.softmax(-1), self.attention_dropout, self.training)
+        out = self.proj((shares @ v).transpose(-3, -2).flatten(-2))
+        return F.dropout(out, self.dropout, self.training)
+
+    def _apart(self, size: tuple[int, int], shift: list[int], like: Tensor) -> Tensor | None:
+        """``(windows, places, places)``: what keeps rolled-in places out of a window's business."""
+        if not any(shift):
+            return None
+        stripes = []
+        for length, window, moved in zip(size, self.window_size, shift, strict=True):
+            at = torch.arange(length, device=like.device)
+            stripes.append((at >= length - window).int() + (at >= length - moved).int())
+        regions = 3 * stripes[0][:, None] + stripes[1]
+        cut = self._windows(regions[None, :, :, None])[0, :, :, 0]
+        strange = cut[:, :, None] != cut[:, None, :]
+        return torch.zeros_like(strange, dtype=like.dtype).masked_fill(strange, _APART)
