@@ -27,8 +27,9 @@ _KINDS = {
     "to_float": "node",
     "other_macs": "macs",
 }
-#: noise of one measured model, as a fraction of the uncompressed latency
-_NOISE = 0.015
+#: noise of one measured model, as fractions of the slowest one's latency and of its own: what a
+#: model of kernel times gets wrong grows with the time, and quick models must not be drowned
+_NOISE = (0.003, 0.03)
 
 
 @dataclass(frozen=True)
@@ -87,16 +88,17 @@ def fit(
     x = np.array([np.concatenate([[1.0], row]) for row in features]).reshape(-1, len(expected))
     y = np.array(times, dtype=float)
     scale = float(np.concatenate([[1.0], base]) @ expected)
-    noise = _NOISE * (float(y.max()) if len(y) else scale)
+    noise = _NOISE[0] * (float(y.max()) if len(y) else scale) + _NOISE[1] * y
     coefficients = _solve(x, y, expected, spread, noise)
-    precision = x.T @ x / noise**2 + np.diag(1 / spread**2)
+    weighted = x / noise[:, None]
+    precision = weighted.T @ weighted + np.diag(1 / spread**2)
     if len(y) < 3:
         # nothing to judge the error by: what is expected may well be a third off
         sigma = 0.3 * scale
     else:
         left_out = [
-            y[i] - x[i] @ _solve(np.delete(x, i, 0), np.delete(y, i), expected, spread, noise)
-            for i in range(len(y))
+            y[i] - x[i] @ _solve(x[rest], y[rest], expected, spread, noise[rest])
+            for i, rest in ((i, np.arange(len(y)) != i) for i in range(len(y)))
         ]
         sigma = float(np.sqrt(np.mean(np.square(left_out))))
     return Fit(coefficients, np.linalg.inv(precision), sigma, len(y))
@@ -107,12 +109,12 @@ def _solve(
     y: NDArray[np.float64],
     expected: NDArray[np.float64],
     spread: NDArray[np.float64],
-    noise: float,
+    noise: NDArray[np.float64],
 ) -> NDArray[np.float64]:
     """Least squares with every coefficient drawn to its expectation and kept non-negative."""
     from scipy.optimize import lsq_linear
 
-    rows = np.vstack([x / noise, np.diag(1 / spread)])
+    rows = np.vstack([x / noise[:, None], np.diag(1 / spread)])
     aims = np.concatenate([y / noise, expected / spread])
     solved: NDArray[np.float64] = lsq_linear(rows * spread, aims, bounds=(0, np.inf)).x * spread
     return solved

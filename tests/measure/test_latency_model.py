@@ -139,9 +139,9 @@ def test_the_fit_is_ridge_regression_where_nothing_is_negative() -> None:
 
     expected, spread = _expectation(base)
     x = np.column_stack([np.ones(12), np.array(rows)])
-    noise = _NOISE * max(times)
-    precision = x.T @ x / noise**2 + np.diag(spread**-2.0)
-    closed = np.linalg.solve(precision, x.T @ np.array(times) / noise**2 + expected / spread**2)
+    weight = (_NOISE[0] * max(times) + _NOISE[1] * np.array(times)) ** -2.0
+    precision = (x.T * weight) @ x + np.diag(spread**-2.0)
+    closed = np.linalg.solve(precision, x.T @ (weight * times) + expected / spread**2)
     assert (closed >= 0).all()
     np.testing.assert_allclose(found.coefficients, closed, rtol=1e-4)
     np.testing.assert_allclose(found.covariance @ precision, np.eye(len(x.T)), atol=1e-6)
