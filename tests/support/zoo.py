@@ -1,0 +1,268 @@
+"""The networks of docs/models.md and what its table says of each, found by doing it.
+
+Weights are fresh and inputs small, so that a network takes seconds or a minute.
+
+    python tests/support/zoo.py [NETWORK ...]
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from autocompress.compress.bank import LayerBank
+from autocompress.compress.compressed import Compressed
+from autocompress.compress.export import export
+from autocompress.compress.quantize import calibrate
+from autocompress.model.cost import policy_cost
+from autocompress.model.data import Split
+from autocompress.model.inventory import take_inventory
+from autocompress.policy.policy import LayerPolicy, Policy
+from autocompress.policy.settings import CompressionSettings
+from autocompress.workloads import imagenet  # noqa: F401  (declares what torchvision wants)
+from autocompress.workloads.models import resnet20, seeded
+
+
+class RecurrentClassifier(nn.Module):
+    """Reads a sequence of 28 numbers a step and answers from the last hidden state."""
+
+    def __init__(self, kind: type[nn.LSTM] | type[nn.GRU], hidden: int = 64) -> None:
+        super().__init__()
+        self.cell = kind(28, hidden, batch_first=True)
+        self.head = nn.Linear(hidden, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        states, _ = self.cell(x)
+        return self.head(states[:, -1])
+
+
+class TextEncoder(nn.Module):
+    """Token and position embeddings, two encoder layers, the mean of the tokens classified."""
+
+    def __init__(self, words: int = 1000, width: int = 64, tokens: int = 24) -> None:
+        super().__init__()
+        self.words = nn.Embedding(words, width)
+        self.places = nn.Parameter(0.02 * torch.randn(tokens, width))
+        layer = nn.TransformerEncoderLayer(width, 4, 4 * width, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2)
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.encoder(self.words(x) + self.places).mean(1))
+
+
+def _torchvision(name: str, **options: object) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        from torchvision import models
+
+        return models.get_model(name, num_classes=10, **options)
+
+    return build
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One network of the zoo.
+
+    Args:
+        build: makes it, weights drawn from torch's generator.
+        shape: of one input.
+        words: size of the vocabulary where inputs are tokens, 0 where they are real.
+        small: whether all of its row is found within seconds.
+    """
+
+    build: Callable[[], nn.Module]
+    shape: tuple[int, ...] = (3, 64, 64)
+    words: int = 0
+    small: bool = False
+
+
+ZOO: dict[str, Entry] = {
+    "resnet20 (option A shortcuts)": Entry(resnet20, (3, 32, 32), small=True),
+    "resnet18": Entry(_torchvision("resnet18")),
+    "resnet50": Entry(_torchvision("resnet50")),
+    "mobilenet_v2": Entry(_torchvision("mobilenet_v2")),
+    "mobilenet_v3_small": Entry(_torchvision("mobilenet_v3_small")),
+    "densenet121": Entry(_torchvision("densenet121")),
+    "efficientnet_b0": Entry(_torchvision("efficientnet_b0")),
+    "resnext50_32x4d": Entry(_torchvision("resnext50_32x4d")),
+    "convnext_tiny": Entry(_torchvision("convnext_tiny")),
+    "vit_b_16": Entry(_torchvision("vit_b_16", image_size=64)),
+    "LSTM classifier": Entry(lambda: RecurrentClassifier(nn.LSTM), (28, 28), small=True),
+    "GRU classifier": Entry(lambda: RecurrentClassifier(nn.GRU), (28, 28), small=True),
+    "nn.TransformerEncoder": Entry(TextEncoder, (24,), words=1000, small=True),
+}
+
+
+def network(name: str) -> nn.Module:
+    """A network of the zoo, the same weights every time, batch norms with lively statistics."""
+    entry = ZOO[name]
+    with seeded(0):
+        model = entry.build()
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.momentum = None
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if not parameter.any():  # some heads start at zero, and then answer nothing
+                    parameter.normal_(std=0.02)
+            model.train()
+            model(calibration(name, 16))
+    return model.eval()
+
+
+def calibration(name: str, count: int = 16) -> Tensor:
+    """Inputs of the right kind."""
+    entry = ZOO[name]
+    generator = torch.Generator().manual_seed(1)
+    if entry.words:
+        return torch.randint(entry.words, (count, *entry.shape), generator=generator)
+    return torch.randn(count, *entry.shape, generator=generator)
+
+
+COLUMNS = ("prunes", "quantizes", "factorizes", "exports", "runs")
+
+
+class Row:
+    """One network's row of the table.
+
+    Args:
+        name: of a network of the zoo.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.model, self.inputs = network(name), calibration(name)
+        self.inventory = take_inventory(self.model, self.inputs[:1])
+        self.settings = CompressionSettings(calibration_images=16, importance="l1")
+        images = Split(self.inputs, torch.zeros(len(self.inputs), dtype=torch.long))
+        self.bank = LayerBank.build(self.model, self.inventory, images, self.settings)
+        groups = [g for g in self.inventory.channel_groups if not g.residual]
+        self.prunable = {p for g in groups for p in g.producers}
+        self.integer = {
+            layer.name
+            for layer in self.inventory.layers
+            if layer.quantizable and layer.kind != "embedding"
+        }
+        self.low_rank = {layer.name for layer in self.inventory.layers if layer.factorizable}
+
+    def cells(self, folder: Path) -> dict[str, str]:
+        """What the row says, each cell after its checks."""
+        pruned = self._stitched(prune=0.5)
+        factored = self._stitched(rank=0.5)
+        for made, title in ((pruned, "pruned"), (factored, "factorized")):
+            self._same_in_file(made, folder / f"{title}.onnx")
+        quantized = calibrate(self._stitched(bits=8), self.inputs)
+        self._integer_kernels(quantized, folder / "int8.onnx")
+        everything = self._stitched(prune=0.25, rank=0.5, bits=8)
+        written = self._exports(everything, folder)
+        self._runs(everything, folder / "all.onnx")
+        integer = sum(layer.macs for layer in self.inventory.layers if layer.name in self.integer)
+        values = (
+            f"{self._share(pruned):.2f}x",
+            f"{100 * integer / self.inventory.macs:.0f} %",
+            f"{self._share(factored):.2f}x",
+            ", ".join(written),
+            "yes",
+        )
+        return dict(zip(COLUMNS, values, strict=True))
+
+    def _stitched(
+        self, prune: float = 0.0, rank: float | None = None, bits: int = 32
+    ) -> Compressed:
+        layers = {}
+        for layer in self.inventory.layers:
+            name = layer.name
+            own = bits if name in self.integer else 32
+            layers[name] = LayerPolicy(
+                prune_ratio=prune if name in self.prunable else 0.0,
+                rank_ratio=rank if name in self.low_rank else None,
+                weight_bits=own,
+                activation_bits=own,
+            )
+        made = self.bank.stitch(Policy(layers))
+        self._check_macs(made)
+        return made
+
+    def _share(self, made: Compressed) -> float:
+        """Multiply-adds left."""
+        return policy_cost(self.inventory, made.policy, self.settings).macs / self.inventory.macs
+
+    def _check_macs(self, made: Compressed) -> None:
+        """The formula against torch's own counter, which knows no recurrent kernels."""
+        if any(layer.kind in ("lstm", "gru") for layer in self.inventory.layers):
+            return
+        counter = FlopCounterMode(display=False)
+        fused = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        exact = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
+        with torch.no_grad(), exact, counter:
+            made.module(self.inputs[:1])
+        torch.backends.mha.set_fastpath_enabled(fused)
+        formula = policy_cost(self.inventory, made.policy, self.settings).macs
+        assert formula == counter.get_total_flops() // 2
+
+    def _file_answers(self, path: Path, inputs: Tensor) -> np.ndarray:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.optimized_model_filepath = str(path.with_suffix(".optimized"))
+        session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        return np.asarray(session.run(None, {"input": inputs.numpy()})[0])
+
+    def _same_in_file(self, made: Compressed, path: Path) -> None:
+        """The runtime computes what the module computes."""
+        export(made, path, self.inputs[:1])
+        with torch.no_grad():
+            wanted = made.module(self.inputs).numpy()
+        found = self._file_answers(path, self.inputs)
+        np.testing.assert_allclose(found, wanted, rtol=1e-2, atol=1e-3 * np.abs(wanted).max())
+
+    def _integer_kernels(self, made: Compressed, path: Path) -> None:
+        """No float kernel multiplies with a stored weight, but for layers that stay float."""
+        export(made, path, self.inputs[:1])
+        self._file_answers(path, self.inputs[:1])
+        graph = onnx.load(path.with_suffix(".optimized")).graph
+        stored = {tensor.name for tensor in graph.initializer}
+        kinds = ("Conv", "FusedConv", "Gemm", "MatMul", "LSTM", "GRU")
+        left = [n for n in graph.node if n.op_type in kinds and n.input[1] in stored]
+        floats = [n for n in self.inventory.layers if n.kind != "embedding"]
+        assert len(left) == len(floats) - len(self.integer)
+
+    def _exports(self, made: Compressed, folder: Path) -> list[str]:
+        """Formats that the combined policy is written in."""
+        made = calibrate(made, self.inputs)
+        written = []
+        for suffix in (".onnx", ".pt2", ".safetensors"):
+            export(made, folder / f"all{suffix}", self.inputs[:1])
+            written.append(suffix)
+        return written
+
+    def _runs(self, made: Compressed, path: Path) -> None:
+        """Three inputs at once: right in shape, and near the float module's answers."""
+        with torch.no_grad():
+            wanted = made.module(self.inputs[:3]).numpy()
+        found = self._file_answers(path, self.inputs[:3])
+        assert found.shape == wanted.shape
+        cosine = (found * wanted).sum() / np.linalg.norm(found) / np.linalg.norm(wanted)
+        assert cosine > 0.98
+
+
+def main() -> None:
+    """Print rows as they are found."""
+    torch.set_num_threads(1)
+    for name in sys.argv[1:] or ZOO:
+        with tempfile.TemporaryDirectory() as folder:
+            print("|", " | ".join([name, *Row(name).cells(Path(folder)).values()]), "|", flush=True)
+
+
+if __name__ == "__main__":
+    main()
