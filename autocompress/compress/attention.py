@@ -7,6 +7,7 @@ stream's width divided by the number of heads, so what stays of them needs modul
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ _APART = -100.0
 """Added to the scores of places that lie side by side only because the image was rolled."""
 
 
-def without_heads(module: nn.Module, gone: Sequence[int], name: str) -> nn.Module:
+def without_heads(module: Any, gone: Sequence[int], name: str) -> nn.Module:
     """The same attention without some of its heads.
 
     Args:
@@ -29,7 +30,7 @@ def without_heads(module: nn.Module, gone: Sequence[int], name: str) -> nn.Modul
     Raises:
         PolicyError: no head would be left.
     """
-    heads = int(module.num_heads)  # type: ignore[arg-type]
+    heads = int(module.num_heads)
     channels = _inner(module)
     width = channels // heads
     kept = [h for h in range(heads) if h * width not in set(gone)]
@@ -40,10 +41,10 @@ def without_heads(module: nn.Module, gone: Sequence[int], name: str) -> nn.Modul
     return FewerWindowHeads(module, kept)
 
 
-def _inner(module: nn.Module) -> int:
+def _inner(module: Any) -> int:
     if isinstance(module, nn.MultiheadAttention):
         return module.embed_dim
-    return int(module.proj.in_features)  # type: ignore[union-attr, arg-type]
+    return int(module.proj.in_features)
 
 
 def _inner_rows(kept: Sequence[int], width: int, channels: int) -> tuple[Tensor, Tensor]:
@@ -149,16 +150,16 @@ class FewerWindowHeads(nn.Module):
 
     relative_position_index: Tensor
 
-    def __init__(self, full: nn.Module, kept: Sequence[int]) -> None:
+    def __init__(self, full: Any, kept: Sequence[int]) -> None:
         super().__init__()
-        qkv: nn.Linear = full.qkv  # type: ignore[assignment]
-        proj: nn.Linear = full.proj  # type: ignore[assignment]
+        qkv: nn.Linear = full.qkv
+        proj: nn.Linear = full.proj
         channels = proj.in_features
-        self.num_heads, self.head_dim = len(kept), channels // int(full.num_heads)  # type: ignore[arg-type]
-        self.window_size: list[int] = list(full.window_size)  # type: ignore[arg-type]
-        self.shift_size: list[int] = list(full.shift_size)  # type: ignore[arg-type]
-        self.attention_dropout: float = full.attention_dropout  # type: ignore[assignment]
-        self.dropout: float = full.dropout  # type: ignore[assignment]
+        self.num_heads, self.head_dim = len(kept), channels // int(full.num_heads)
+        self.window_size: list[int] = list(full.window_size)
+        self.shift_size: list[int] = list(full.shift_size)
+        self.attention_dropout: float = full.attention_dropout
+        self.dropout: float = full.dropout
         inner, rows = _inner_rows(kept, self.head_dim, channels)
         self.qkv = nn.Linear(channels, 3 * len(inner), qkv.bias is not None)
         self.qkv.weight = _parameter(qkv.weight[rows])
@@ -168,7 +169,7 @@ class FewerWindowHeads(nn.Module):
         self.proj.weight = _parameter(proj.weight[:, inner])
         if proj.bias is not None:
             self.proj.bias = _parameter(proj.bias)
-        table: Tensor = full.relative_position_bias_table  # type: ignore[assignment]
+        table: Tensor = full.relative_position_bias_table
         self.relative_position_bias_table = _parameter(table[:, list(kept)])
         self.register_buffer("relative_position_index", full.relative_position_index)
         self.train(full.training)

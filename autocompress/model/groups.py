@@ -275,15 +275,15 @@ def is_attention(module: nn.Module) -> bool:
 
 
 def _heads(
-    name: str, module: nn.Module
+    name: str, module: Any
 ) -> tuple[ChannelGroup, tuple[Member, ...], tuple[tuple[int, ...], ...]] | None:
     """The heads of an attention as a group of their own."""
-    heads = int(module.num_heads)  # type: ignore[arg-type]
+    heads = int(module.num_heads)
     if isinstance(module, nn.MultiheadAttention):
         plain = module._qkv_same_embed_dim and module.bias_k is None and not module.add_zero_attn
         channels = module.embed_dim
     else:
-        plain, channels = True, int(module.proj.in_features)  # type: ignore[union-attr, arg-type]
+        plain, channels = True, int(module.proj.in_features)
     if heads < 2 or not plain:
         return None
     width = channels // heads

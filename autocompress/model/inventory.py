@@ -180,9 +180,7 @@ def _spec(name: str, module: nn.Module, kind: str, outputs: list[Any], batch: in
     )
 
 
-def _attention(
-    module: nn.Module, shapes: list[tuple[int, ...]], batch: int
-) -> tuple[int, int, int]:
+def _attention(module: Any, shapes: list[tuple[int, ...]], batch: int) -> tuple[int, int, int]:
     """Width of the stream, tokens per sample, and multiply-adds per sample."""
     if isinstance(module, nn.MultiheadAttention):
         width = module.embed_dim
@@ -190,7 +188,7 @@ def _attention(
         seen = tokens // len(shapes)
     else:  # images, padded to whole windows; a token sees those of its window
         width = shapes[0][-1]
-        tall, wide = module.window_size  # type: ignore[misc]
+        tall, wide = module.window_size
         seen = tall * wide
         tokens = sum(-(-s[1] // tall) * tall * (-(-s[2] // wide) * wide) for s in shapes)
     return width, tokens, 4 * tokens * width * width + 2 * tokens * seen * width
