@@ -242,6 +242,7 @@ def _train_baseline(
         Schedule(**study.baseline.schedule),
         cache_folder() / "baselines",
         patience=study.baseline.patience,
+        min_delta=study.baseline.min_delta,
         progress=lambda text, done: progress(f"baseline: {text}", done),
     )
 

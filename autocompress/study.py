@@ -67,10 +67,13 @@ class BaselineSection(_Section):
         schedule: as in ``recovery.schedule``.
         patience: stop when this many epochs brought no better validation accuracy; ``None``
             trains to the schedule's end.
+        min_delta: a gain no larger than this does not count as better for ``patience``; in the
+            metric's unit (0.004: 0.4 points of accuracy).
     """
 
     schedule: dict[str, Any] = Field(default_factory=dict)
     patience: int | None = None
+    min_delta: float = Field(0.0, ge=0)
 
 
 class RecoverySection(_Section):

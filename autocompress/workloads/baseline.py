@@ -26,6 +26,7 @@ def train_baseline(
     folder: str | Path,
     *,
     patience: float | None = None,
+    min_delta: float = 0.0,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> nn.Module:
@@ -40,9 +41,12 @@ def train_baseline(
         schedule: of one round, annealed to zero.
         folder: where weights and checkpoints are kept.
         patience: ``None`` trains one round. Otherwise further rounds of the same schedule follow,
-            each from the best weights so far, until rounds of together at least so many epochs
-            brought no better validation accuracy. Only annealed weights are compared: in the
-            middle of a schedule accuracy swings by a point.
+            each from the best weights so far (the given ones are the first to beat), until rounds
+            of together at least so many epochs brought no better validation accuracy. Only annealed
+            weights are compared: in the middle of a schedule accuracy swings by a point.
+        min_delta: a round that is better by no more than this counts for patience as if it were
+            not; its weights are kept all the same. In the metric's unit (0.004 is 0.4 points of
+            accuracy, about one standard error on 5,000 images).
         seed: of the first round; later ones count up.
         progress: called with a text and the fraction done.
 
@@ -54,13 +58,15 @@ def train_baseline(
     from autocompress.model.fingerprint import fingerprint
 
     key = digest(fingerprint(model), data.fingerprint, schedule.model_dump_json(), patience, seed)
+    if min_delta:
+        key = digest(key, min_delta)
     path = Path(folder) / f"{key}.safetensors"
     trained = copy.deepcopy(model)
     if path.is_file():
         _load(path, trained)
         return trained.eval()
     rounds = _Rounds(trained, data, schedule, path, seed, progress)
-    rounds.run(patience)
+    rounds.run(patience, min_delta)
     return rounds.best.eval()
 
 
@@ -84,15 +90,19 @@ class _Rounds:
         self.best_score = -float("inf")
         self.idle = 0.0
 
-    def run(self, patience: float | None) -> None:
+    def run(self, patience: float | None, min_delta: float) -> None:
         """Train until the schedule, or patience, is at its end."""
         self._resume()
+        if patience is not None and not self.history:  # the given weights may be the best
+            self.best_score = score(self.best, self.data.val, self.data.metric)
+            _save(self._best_path, self.best)
         while not self.history or (patience is not None and self.idle < patience):
             number = len(self.history)
             module, records = self._round(number)
             found = score(module, self.data.val, self.data.metric)
             better = found > self.best_score
-            self.idle = 0.0 if better else self.idle + self.schedule.epochs
+            helped = found > self.best_score + min_delta
+            self.idle = 0.0 if helped else self.idle + self.schedule.epochs
             if better:
                 self.best, self.best_score = module, found
                 _save(self._best_path, module)

@@ -72,6 +72,22 @@ def test_rounds_go_on_until_patience_is_spent(tmp_path: Path) -> None:
     assert {p.suffix for p in tmp_path.iterdir()} == {".json", ".safetensors"}
 
 
+def test_small_gains_are_kept_but_do_not_count(tmp_path: Path) -> None:
+    """With a delta that nothing exceeds, patience is spent at once; the best weights still win."""
+    data = problem()
+    trained = train_baseline(model(), data, SCHEDULE, tmp_path, patience=4, min_delta=1.0)
+    (log,) = tmp_path.glob("*.json")
+    scores = [r["score"] for r in json.loads(log.read_text())["rounds"]]
+    assert len(scores) == 2
+    assert score(trained, data.val) == max(scores)
+
+
+def test_given_weights_that_no_round_beats_are_returned(tmp_path: Path) -> None:
+    data, good = problem(), train_baseline(model(), problem(), SCHEDULE, tmp_path / "first")
+    data.loss = lambda outputs, targets: -F.cross_entropy(outputs, targets)
+    assert same(train_baseline(good, data, SCHEDULE, tmp_path / "second", patience=2), good)
+
+
 @pytest.mark.parametrize("stop", [3, 10, 17])
 def test_interrupted_rounds_end_at_the_same_weights(tmp_path: Path, stop: int) -> None:
     def train(folder: str, at: int | None) -> nn.Module:
