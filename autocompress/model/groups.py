@@ -8,7 +8,8 @@ unpruned model, so the order of groups does not matter, also where channels are 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,24 +84,22 @@ def channel_groups(model: nn.Module, example: Any) -> tuple[tuple[ChannelGroup, 
     import torch_pruning as tp
 
     names = {module: name for name, module in model.named_modules()}
-    gradients = [p.requires_grad for p in model.parameters()]
-    with torch.enable_grad():
-        for parameter in model.parameters():
-            parameter.requires_grad_(True)
-        try:
-            graph = tp.DependencyGraph()
-            graph.build_dependency(
-                model,
-                example_inputs=example,
-                customized_pruners={kind: _recurrent_sizes() for kind in _RECURRENT},
-                unwrapped_parameters=None,
-                ignored_layers=[],
-                ignored_params=[],
-                verbose=False,
-            )
-        finally:
-            for parameter, needs in zip(model.parameters(), gradients, strict=True):
-                parameter.requires_grad_(needs)
+    sizes: dict[type[nn.Module], Any] = dict.fromkeys(
+        _RECURRENT,
+        _sizes(lambda m: m.input_size, lambda m: m.hidden_size * (2 if m.bidirectional else 1)),
+    )
+    with torch.enable_grad(), _all_gradients(model), _windows_unseen(model) as windows:
+        sizes |= dict.fromkeys(windows, _sizes(_inner_width, _inner_width))
+        graph = tp.DependencyGraph()
+        graph.build_dependency(
+            model,
+            example_inputs=example,
+            customized_pruners=sizes,
+            unwrapped_parameters=None,
+            ignored_layers=[],
+            ignored_params=[],
+            verbose=False,
+        )
     order = {name: i for i, name in enumerate(_run_order(model, example, names))}
     finder = _Finder(graph, names, order)
     groups: list[ChannelGroup] = []
@@ -132,8 +131,6 @@ class _Finder:
 
     def group(self, name: str) -> tuple[ChannelGroup, tuple[Member, ...], Any] | None:
         """The group whose first producer is this module; ``None`` where nothing can be pruned."""
-        import torch_pruning as tp
-
         module = self.modules[name]
         handler = self.graph.get_pruner_of_module(module)
         if handler is None or _depthwise(module):
@@ -182,7 +179,6 @@ class _Finder:
         )
         residual = any(_adds(target) for target, _, _ in items)
         group = ChannelGroup(name, tuple(producers), consumers, channels, blocks, residual, spans)
-        del tp
         return group, members, sets
 
     def _is_layer(self, name: str) -> bool:
@@ -215,7 +211,7 @@ class _Finder:
                 return "a raw parameter holds these channels"
             if module not in self.names:
                 continue
-            if isinstance(module, nn.MultiheadAttention | nn.Embedding):
+            if isinstance(module, nn.Embedding) or is_attention(module):
                 return f"{self.names[module]} fixes the width of these channels"
             if not isinstance(module, (*_LAYERS, *_RECURRENT)):
                 continue
@@ -283,7 +279,7 @@ def _heads(
         plain = module._qkv_same_embed_dim and module.bias_k is None and not module.add_zero_attn
         channels = module.embed_dim
     else:
-        plain, channels = True, int(module.proj.in_features)
+        plain, channels = True, _inner_width(module)
     if heads < 2 or not plain:
         return None
     width = channels // heads
@@ -292,22 +288,59 @@ def _heads(
     return ChannelGroup(name, (name,), (), channels, unit=width), (member,), units
 
 
-def _recurrent_sizes() -> Any:
-    """What the graph must know of LSTM and GRU; slicing is ours."""
+@contextmanager
+def _all_gradients(model: nn.Module) -> Iterator[None]:
+    """Ask for every parameter's gradient: the graph is read off autograd's."""
+    before = [p.requires_grad for p in model.parameters()]
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter, needs in zip(model.parameters(), before, strict=True):
+            parameter.requires_grad_(needs)
+
+
+@contextmanager
+def _windows_unseen(model: nn.Module) -> Iterator[set[type[nn.Module]]]:
+    """Let window attentions pass their input on, and give their types.
+
+    They call their linear layers as functions, which the graph takes for operations by element,
+    and cut the image up by reshapes, whose index maps multiply: for Swin-T it never came to an end.
+    What a group has to know is that the width stays as it is.
+    """
+    windows = [
+        m for m in model.modules() if is_attention(m) and not isinstance(m, nn.MultiheadAttention)
+    ]
+    for window in windows:
+        window.forward = lambda x: 1.0 * x
+    try:
+        yield {type(window) for window in windows}
+    finally:
+        for window in windows:
+            del window.forward
+
+
+def _inner_width(attention: Any) -> int:
+    return int(attention.proj.in_features)
+
+
+def _sizes(inputs: Callable[[Any], int], outputs: Callable[[Any], int]) -> Any:
+    """What the graph must know of a kind of module; slicing is ours."""
     import torch_pruning as tp
 
     class Sizes(tp.function.BasePruningFunc):  # type: ignore[name-defined]
         def prune_out_channels(self, layer: nn.Module, idxs: list[int]) -> nn.Module:
-            raise NotImplementedError("compress.prune slices recurrent layers")
+            raise NotImplementedError("compress.prune slices these")
 
         def prune_in_channels(self, layer: nn.Module, idxs: list[int]) -> nn.Module:
-            raise NotImplementedError("compress.prune slices recurrent layers")
+            raise NotImplementedError("compress.prune slices these")
 
         def get_out_channels(self, layer: Any) -> int:
-            return int(layer.hidden_size) * (2 if layer.bidirectional else 1)
+            return int(outputs(layer))
 
         def get_in_channels(self, layer: Any) -> int:
-            return int(layer.input_size)
+            return int(inputs(layer))
 
     return Sizes()
 

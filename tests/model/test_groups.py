@@ -99,3 +99,22 @@ def test_kept_channels_are_rounded_and_never_none(
 ) -> None:
     group = ChannelGroup("a", ("a",), ("b",), 16, unit)
     assert group.kept(ratio, multiple) == kept
+
+
+def test_window_attention_has_heads_and_keeps_the_width_around_it() -> None:
+    from torchvision.models import SwinTransformer
+
+    torch.manual_seed(0)
+    model = SwinTransformer([4, 4], 16, [1, 2], [2, 4], [4, 4], num_classes=5).eval()
+    x = torch.randn(2, 3, 32, 32)
+    before = model(x)
+    found, plan = channel_groups(model, x[:1])
+    blocks = ["features.1.0", "features.3.0", "features.3.1"]
+    assert [g.name for g in found] == [f"{b}.{part}" for b in blocks for part in ("attn", "mlp.0")]
+    assert [(g.channels, g.unit) for g in found if g.name.endswith("attn")] == [
+        (16, 8),
+        (32, 8),
+        (32, 8),
+    ]
+    assert plan.skipped["features.0.0"] == "features.1.0.attn fixes the width of these channels"
+    assert torch.equal(model(x), before)
