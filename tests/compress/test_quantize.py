@@ -33,6 +33,7 @@ from autocompress.compress.quantize import (
 )
 from autocompress.compress.ranges import RangeFinder, least_squares_range
 from autocompress.errors import CalibrationError, ExportError, InputError, PolicyError
+from autocompress.measure.gate import check_file
 from autocompress.measure.targets import get_target
 from autocompress.model.data import Data
 from autocompress.model.inventory import take_inventory
@@ -204,6 +205,29 @@ def test_the_runtime_shows_integer_kernels(bank: Build, name: str, tmp_path: Pat
     assert ops["Conv"] == 0
     assert ops["QGemm"] + ops["QLinearMatMul"] >= 1
     assert ops["Gemm"] + ops["MatMul"] == 0
+
+
+@pytest.mark.parametrize("weight_bits", [32, 8, 4])
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("name", IMAGE_NETWORKS)
+def test_floats_between_integers_stay_floats(
+    bank: Build, name: str, first: int, weight_bits: int, tmp_path: Path
+) -> None:
+    """Every other layer is integer; the runtime would round those between them as well."""
+    found = bank(name)
+    layers = [x.name for x in found.inventory.layers if x.kind in ("conv", "linear")]
+    floats = LayerPolicy(weight_bits=weight_bits)
+    mixed = {layer: INT8 if i % 2 == first else floats for i, layer in enumerate(layers)}
+    made = found.stitch(Policy(mixed))
+    # the simulation knows no corrected biases
+    settings = made.settings.model_copy(update={"bias_correction": False})
+    made = calibrate(made.with_(settings=settings), data(name).train.inputs())
+    path = export(made, tmp_path / "m.onnx", example(name)).path
+    assert check_file(get_target("onnxruntime"), path, made) == []
+    inputs = example(name, 50, seed=7)
+    with torch.no_grad():
+        simulated, real = simulate(made)(inputs), found.model(inputs)
+    assert float((run(path, inputs) - simulated).abs().mean()) < 0.05 * float(real.std())
 
 
 def test_dynamic_ranges_run_on_integers_without_calibration(bank: Build, tmp_path: Path) -> None:
