@@ -330,6 +330,10 @@ class StudyEvaluator:
         memory: dict[str, float],
         context: dict[str, Any],
     ) -> Measurement:
+        from autocompress.results.difference import HITS, pack_hits
+
+        if accuracy.correct is not None:
+            context = {**context, HITS: pack_hits(accuracy.correct)}
         cost = self.estimate(policy)
         values = {
             "accuracy": accuracy.value,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
+from autocompress.results.difference import Difference, difference
 from autocompress.results.trial import Trial, TrialState
 from autocompress.track import plots
 from autocompress.track.folder import RunFolder, write_atomically
@@ -80,16 +80,12 @@ class Pair:
 
     Args:
         without, with_teacher: the two trials.
-        points: accuracy gained by the teacher, in points.
-        low, high: a 95 % interval that takes the two as independent; as both were scored on the
-            same images, the true one is narrower.
+        gain: accuracy that the teacher brought.
     """
 
     without: Trial
     with_teacher: Trial
-    points: float
-    low: float
-    high: float
+    gain: Difference
 
 
 def distillation_pairs(view: RunView) -> list[Pair]:
@@ -105,14 +101,10 @@ def distillation_pairs(view: RunView) -> list[Pair]:
     pairs = []
     for key in plain.keys() & guided.keys():
         a, b = plain[key], guided[key]
-        points = 100 * ((value(b, "accuracy") or 0.0) - (value(a, "accuracy") or 0.0))
-        half = 196 * math.hypot(_stderr(a), _stderr(b))
-        pairs.append(Pair(a, b, points, points - half, points + half))
+        assert a.measurement is not None
+        assert b.measurement is not None
+        pairs.append(Pair(a, b, difference(b.measurement, a.measurement)))
     return sorted(pairs, key=lambda pair: pair.without.number)
-
-
-def _stderr(trial: Trial) -> float:
-    return trial.measurement.spread.get("accuracy", 0.0) if trial.measurement else 0.0
 
 
 def _facts(view: RunView) -> list[tuple[str, str]]:

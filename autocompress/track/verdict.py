@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
+from autocompress.results.difference import difference
 from autocompress.results.trial import Trial
 from autocompress.track.tables import number_text
 from autocompress.track.view import RunView, value
@@ -27,7 +27,7 @@ class Comparison:
             itself; ``None`` where there is none.
         points: accuracy of ``found`` above ``simple``, in points; ``None`` where ``simple`` is
             over the budget or ``found`` is missing.
-        stderr: of that, the two taken as independent; the same images make it smaller in truth.
+        stderr: of that, on the same images (as independent where a record does not tell them).
     """
 
     name: str
@@ -124,16 +124,18 @@ def _over(excess: float) -> str:
 
 def _answer(view: RunView, trial: Trial) -> str:
     assert trial.measurement is not None
-    accuracy, before = trial.measurement["accuracy"], view.baseline["accuracy"]
+    gap = difference(trial.measurement, view.baseline)
     parts = [
-        f"Trial {trial.number}: accuracy {accuracy:.2%} on val "
-        f"({100 * (accuracy - before):+.2f} points against the uncompressed model)"
+        f"Trial {trial.number}: accuracy {trial.measurement['accuracy']:.2%} on val "
+        f"({gap.points:+.2f} ± {gap.stderr:.2f} points against the uncompressed model)"
     ]
     check, test = view.verified(trial), view.test_baseline
     if check is not None and check.measurement is not None:
-        scored = check.measurement["accuracy"]
-        gap = f" ({100 * (scored - test['accuracy']):+.2f} points)" if test else ""
-        parts.append(f"{scored:.2%} on the test split{gap}")
+        text = f"{check.measurement['accuracy']:.2%} on the test split"
+        if test:
+            gap = difference(check.measurement, test)
+            text += f" ({gap.points:+.2f} ± {gap.stderr:.2f} points)"
+        parts.append(text)
     ratio = view.ratio(trial)
     if ratio is not None:
         parts.append(f"{ratio:.2f} times its latency in the same runtime")
@@ -157,12 +159,10 @@ def _compare(view: RunView, name: str, simple: Trial) -> Comparison:
     found = max(same, key=lambda t: (value(t, "accuracy") or 0.0, -t.number), default=None)
     if found is None or not simple.feasible:
         return Comparison(name, simple, found, None, 0.0)
-    points = 100 * ((value(found, "accuracy") or 0.0) - (value(simple, "accuracy") or 0.0))
-    return Comparison(name, simple, found, points, 100 * math.hypot(_error(found), _error(simple)))
-
-
-def _error(trial: Trial) -> float:
-    return trial.measurement.spread.get("accuracy", 0.0) if trial.measurement else 0.0
+    assert found.measurement is not None
+    assert simple.measurement is not None
+    gap = difference(found.measurement, simple.measurement)
+    return Comparison(name, simple, found, gap.points, gap.stderr)
 
 
 def _and(names: list[str]) -> str:

@@ -183,8 +183,8 @@ def test_distillation_is_judged_on_pairs_alone() -> None:
     ]
     (pair,) = distillation_pairs(view(trials))
     assert (pair.without.number, pair.with_teacher.number) == (0, 1)
-    assert pair.points == pytest.approx(2)
-    assert pair.high - pair.low == pytest.approx(2 * 1.96 * 100 * math.sqrt(2) * 0.003)
+    assert pair.gain.points == pytest.approx(2)
+    assert pair.gain.high - pair.gain.low == pytest.approx(2 * 1.96 * 100 * math.sqrt(2) * 0.003)
 
 
 def test_the_json_of_a_run_keeps_its_promise(tmp_path: Path, make_run: MakeRun) -> None:
