@@ -171,7 +171,7 @@ def main() -> int:
     table = {
         "version": manifest["version"],
         "architecture": manifest["architecture"],
-        "facts": facts(asked.threads, batch),
+        "facts": {**facts(asked.threads, batch), "footprint": manifest["footprint"]},
         "kernels": kernels,
         "baseline_ms": baseline,
         "models": models,

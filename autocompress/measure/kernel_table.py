@@ -21,8 +21,10 @@ from autocompress.measure.targets.base import Target, random_inputs
 
 Progress = Callable[[str, float], None]
 
-#: kernels per file: about as many as a network has layers, so that caches are as cold as there
+#: kernels per file: about as many as a network has layers
 _PER_FILE = 60
+#: bytes of weights per file where nobody says how much a network of the space weighs
+FOOTPRINT = 1 << 23
 #: of the table's file format
 TABLE_VERSION = 1
 
@@ -48,6 +50,11 @@ class KernelTable:
 
     def __len__(self) -> int:
         return len(self.times)
+
+    @property
+    def footprint(self) -> int:
+        """Bytes of weights that lay in one file when the times were taken."""
+        return int(self.facts.get("footprint", FOOTPRINT))
 
     def add(self, times: Mapping[str, float]) -> None:
         """Take in more times; the fastest of repeated ones is kept."""
@@ -137,9 +144,9 @@ def parse_key(key: str) -> Kernel:
     )
 
 
-def table_path(target: Target, cache_dir: str | Path) -> Path:
-    """Where the table of a target on this machine is kept."""
-    text = json.dumps(target.describe(), sort_keys=True)
+def table_path(target: Target, cache_dir: str | Path, footprint: int = FOOTPRINT) -> Path:
+    """Where the table of a target on this machine is kept, for networks of about that weight."""
+    text = json.dumps([target.describe(), footprint], sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
     return Path(cache_dir) / f"kernels-{target.config.runtime}-{digest}-{machine_id()}.json"
 
@@ -166,6 +173,7 @@ def measure_kernels(
     kernels: Iterable[Kernel],
     cache_dir: str | Path,
     *,
+    footprint: int = FOOTPRINT,
     runs: int = 16,
     progress: Progress = lambda text, done: None,
 ) -> KernelTable:
@@ -175,16 +183,23 @@ def measure_kernels(
         target: opens ``.onnx`` files and profiles by node.
         kernels: repeated ones are measured once.
         cache_dir: the table is kept here.
+        footprint: bytes of weights that lie in one file, as many as in a network of the space:
+            weights that stay in the caches from one inference to the next are read several times
+            as fast as others. See ``typical_footprint``.
         runs: profiled inferences per file.
         progress: told how far it is.
     """
-    path = table_path(target, cache_dir)
+    path = table_path(target, cache_dir, footprint)
     table = load_table(path)
-    table.facts = {"target": target.describe(), "machine": machine_facts()}
+    table.facts = {
+        "target": target.describe(),
+        "machine": machine_facts(),
+        "footprint": footprint,
+    }
     missing = [k for k in dict.fromkeys(kernels) if k not in table]
     if not missing:
         return table
-    parts = chunks(missing)
+    parts = chunks(missing, footprint)
     with tempfile.TemporaryDirectory() as folder:
         for i, chunk in enumerate(parts):
             file = write_kernels(chunk, Path(folder) / f"{i}.onnx", target.config.batch)
@@ -198,11 +213,24 @@ def measure_kernels(
     return table
 
 
-def chunks(kernels: Sequence[Kernel]) -> list[list[Kernel]]:
-    """Split by precision, and deal the shapes out so that every file holds all sizes."""
+def chunks(kernels: Sequence[Kernel], footprint: int = FOOTPRINT) -> list[list[Kernel]]:
+    """Split by precision, and deal the shapes out so that every file holds all sizes.
+
+    Args:
+        kernels: in the order of the network.
+        footprint: about so many bytes of weights per file; see ``measure_kernels``.
+    """
     out = []
     for precision in dict.fromkeys(k.precision for k in kernels):
         own = [k for k in kernels if k.precision == precision]
-        count = -(-len(own) // _PER_FILE)
+        weight = sum(k.weight_bytes for k in own)
+        count = max(-(-len(own) // _PER_FILE), min(len(own), round(weight / footprint)))
         out += [own[i::count] for i in range(count)]
     return out
+
+
+def typical_footprint(sizes: Iterable[int]) -> int:
+    """The median of some networks' bytes of weights, as a power of two, at least a MiB."""
+    found = sorted(sizes)
+    middle = found[len(found) // 2] if found else FOOTPRINT
+    return int(2 ** max(20, round(math.log2(max(middle, 1)))))

@@ -73,6 +73,11 @@ class Kernel:
         return self.in_channels * self.out_channels * prod(self.kernel_size) // self.groups
 
     @property
+    def weight_bytes(self) -> int:
+        """Bytes of its weight."""
+        return self.weights * {"fp32": 4, "fp16": 2}.get(self.precision, 1)
+
+    @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of its input without the batch (a linear layer: rows, features)."""
         if self.kind == "linear":
@@ -195,7 +200,10 @@ class _Graph:
             x = self._input(
                 kernel, TensorProto.FLOAT16 if kind == np.float16 else TensorProto.FLOAT
             )
-            inputs = [x, self._const(f"{name}_w", weight.astype(kind))]
+            # in a network the layer before has just written the input; integer kernels have a
+            # Transpose or DynamicQuantizeLinear before them that does the same
+            self._emit("Abs", [x], [f"{name}_x"], f"input_{i}")
+            inputs = [f"{name}_x", self._const(f"{name}_w", weight.astype(kind))]
             inputs.append(self._const(f"{name}_b", bias.astype(kind)))
             self._node(kernel, name, inputs, name)
             self._output(name, TensorProto.FLOAT16 if kind == np.float16 else TensorProto.FLOAT)

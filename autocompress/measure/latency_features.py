@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise, product
@@ -30,13 +30,21 @@ FEATURES = (
     "int8_outputs",
     "to_int8",
     "to_int8_values",
+    "to_int8_far",
     "to_float",
     "to_float_values",
+    "to_float_far",
     "float_adds",
     "int8_adds",
     "stored_int_weights",
+    "far_weights",
     "other_macs",
 )
+#: values of one activation that a core's own cache still holds, 1 MiB as floats; what lies beyond
+#: is read and written several times as slowly
+_NEAR = 1 << 18
+#: a network weighs up to about twice the table's footprint, a power of two: its times hold so far
+_NEAR_FOOTPRINTS = 2
 _INDEX = {name: i for i, name in enumerate(FEATURES)}
 
 
@@ -122,6 +130,11 @@ class LayerPlan:
             found = self._parts[key] = layer_parts(layer, width_in, width_out, own)
         return found
 
+    def weight_bytes(self, policy: Policy) -> int:
+        """Bytes that a policy's weights take in the runtime."""
+        layers = self.inventory.layers
+        return sum(p.kernel.weight_bytes for x in layers for p in self.parts(x, policy))
+
     def kernels(self, policies: Iterable[Policy]) -> list[Kernel]:
         """All kernels that some policies need."""
         found: dict[Kernel, None] = {}
@@ -130,7 +143,7 @@ class LayerPlan:
                 found.update((part.kernel, None) for part in self.parts(layer, policy))
         return list(found)
 
-    def space_kernels(self, space: Space, limit: int = 4000) -> list[Kernel]:
+    def space_kernels(self, space: Space, limit: int = 6000) -> list[Kernel]:
         """All kernels of a space; an even spread of them where there are more than ``limit``."""
         found: dict[Kernel, None] = {}
         for layer in self.inventory.layers:
@@ -161,14 +174,18 @@ class LayerPlan:
         probe = self.inventory.groups_by_name[group].producers[0]
         return self._width(group, channels, Policy({probe: LayerPolicy(prune_ratio=ratio)}))
 
-    def features(self, policy: Policy, table_ms: object) -> NDArray[np.float64]:
+    def features(
+        self, policy: Policy, table_ms: Callable[[Kernel], float], footprint: int
+    ) -> NDArray[np.float64]:
         """The quantities named in ``FEATURES``.
+
+        Values count in thousands, weights beyond the caches (``far_weights``) in MiB.
 
         Args:
             policy: of the inventory's model.
             table_ms: from a kernel to milliseconds.
+            footprint: bytes of weights that the kernels were timed among.
         """
-        assert callable(table_ms)
         out = np.zeros(len(FEATURES))
         all_parts = [self.parts(layer, policy) for layer in self.inventory.layers]
         classes: list[KernelPrecision] = []
@@ -189,6 +206,8 @@ class LayerPlan:
                 if own.weight_bits < 16 and precision == "fp32":
                     out[_INDEX["stored_int_weights"]] += part.weights * 1e-3
         self._boundaries(out, classes, volumes)
+        heavy = sum(part.kernel.weight_bytes for parts in all_parts for part in parts)
+        out[_INDEX["far_weights"]] = max(0, heavy - _NEAR_FOOTPRINTS * footprint) / 2**20
         return out
 
     def _boundaries(
@@ -203,6 +222,7 @@ class LayerPlan:
             values = volumes[source] if source >= 0 else self._input_values
             out[_INDEX[name]] += 1
             out[_INDEX[f"{name}_values"]] += values * 1e-3
+            out[_INDEX[f"{name}_far"]] += max(0, values - _NEAR) * 1e-3
         if classes and classes[-1] == "int8":
             out[_INDEX["to_float"]] += 1
         for branch, stream in self.adds:

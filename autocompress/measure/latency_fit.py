@@ -11,11 +11,16 @@ from numpy.typing import NDArray
 
 from autocompress.measure.latency_features import FEATURES
 
-#: what a coefficient is expected to be, and how sure that is: kernel times count once; nodes,
-#: values and boundaries cost a few per cent of an average kernel, per node or per value
+#: what a coefficient is expected to be, and how sure that is: kernel times count once; nodes and
+#: values cost a few per cent of an average kernel, per node or per value; a value that changes
+#: its precision is read and written by a conversion and by changes of layout
 _KERNEL_TIME = (1.0, 0.35)
 _PER_NODE = (0.04, 0.15)
 _PER_VALUE = (0.04, 0.15)
+_PER_CHANGE = (0.3, 0.5)
+#: ms per MiB that comes from memory (20 GB/s), and per million multiply-adds of unknown layers
+_PER_MIB = (0.05, 0.1)
+_PER_MMAC = (0.05, 0.5)
 _KINDS = {
     "float_ms": "time",
     "int8_ms": "time",
@@ -25,6 +30,11 @@ _KINDS = {
     "int8_kernels": "node",
     "to_int8": "node",
     "to_float": "node",
+    "to_int8_values": "change",
+    "to_int8_far": "change",
+    "to_float_values": "change",
+    "to_float_far": "change",
+    "far_weights": "far",
     "other_macs": "macs",
 }
 #: noise of one measured model, as fractions of the slowest one's latency and of its own: what a
@@ -127,16 +137,15 @@ def _expectation(base: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArra
     total = of["float_ms"] + of["int8_ms"] + of["dynamic_ms"] + of["half_ms"]
     per_node = max(total / kernels, 1e-6)
     per_value = max(total / max(1e-9, of["float_outputs"] + of["int8_outputs"]), 1e-9)
-    expected, spread = [0.02 * total], [0.1 * total + 1e-6]
-    for name in FEATURES:
-        kind = _KINDS.get(name, "value")
-        if kind == "time":
-            pair = _KERNEL_TIME
-        elif kind == "macs":
-            pair = (0.05, 0.5)
-        else:
-            shares, unit = (_PER_NODE, per_node) if kind == "node" else (_PER_VALUE, per_value)
-            pair = (shares[0] * unit, shares[1] * unit)
-        expected.append(pair[0])
-        spread.append(pair[1])
-    return np.array(expected), np.array(spread)
+    pairs = {
+        "time": _KERNEL_TIME,
+        "node": (_PER_NODE[0] * per_node, _PER_NODE[1] * per_node),
+        "value": (_PER_VALUE[0] * per_value, _PER_VALUE[1] * per_value),
+        "change": (_PER_CHANGE[0] * per_value, _PER_CHANGE[1] * per_value),
+        "far": _PER_MIB,
+        "macs": _PER_MMAC,
+    }
+    chosen = [(0.02 * total, 0.1 * total + 1e-6)]
+    chosen += [pairs[_KINDS.get(name, "value")] for name in FEATURES]
+    expected, spread = np.array(chosen).T
+    return expected, spread

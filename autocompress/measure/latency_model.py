@@ -20,6 +20,7 @@ from autocompress.measure.kernel_table import (
     measure_kernels,
     parse_key,
     table_path,
+    typical_footprint,
     write_atomically,
 )
 from autocompress.measure.latency import compare_many
@@ -35,7 +36,7 @@ from autocompress.policy.space import Space
 ExportVariant = Callable[[Policy], Path]
 """Builds and exports the model of a policy; only its speed matters, so that weights may be poor."""
 
-_VERSION = 2
+_VERSION = 3
 #: measured together, beside the uncompressed model
 _AT_ONCE = 6
 _PLAN = Plan(precision=0.03, min_rounds=8, max_seconds=3.0, slot_ms=3.0)
@@ -105,14 +106,15 @@ class LatencyModel:
         """
         settings = settings or CompressionSettings()
         plan = LayerPlan(inventory, settings)
+        chosen = choose_variants(space, variants, seed)
+        footprint = typical_footprint(map(plan.weight_bytes, chosen))
         path = _cache_path(target, inventory, space, settings, variants, Path(cache_dir))
         if path.is_file():
-            found = cls._load(path, plan, load_table(table_path(target, cache_dir)))
+            found = cls._load(path, plan, load_table(table_path(target, cache_dir, footprint)))
             if found is not None:
                 return found
-        chosen = choose_variants(space, variants, seed)
         needed = [*plan.space_kernels(space), *plan.kernels([Policy(), *chosen])]
-        table = measure_kernels(target, needed, cache_dir, progress=progress)
+        table = measure_kernels(target, needed, cache_dir, footprint=footprint, progress=progress)
         own = baseline is None
         base = Path(baseline) if baseline is not None else Path(export_variant(Policy()))
         measured, baseline_ms = _time_variants(target, chosen, base, export_variant, progress)
@@ -158,7 +160,7 @@ class LatencyModel:
         self._fit = None
 
     def _features(self, policy: Policy) -> Any:
-        return self.plan.features(policy, self.table.ms)
+        return self.plan.features(policy, self.table.ms, self.table.footprint)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data without the table, which has its own file."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.errors import InputError
-from autocompress.measure.kernel_table import TABLE_VERSION, Progress, chunks
+from autocompress.measure.kernel_table import TABLE_VERSION, Progress, chunks, typical_footprint
 from autocompress.measure.kernels import Kernel, write_kernels
 from autocompress.measure.latency_features import LayerPlan
 from autocompress.measure.latency_model import ExportVariant, choose_variants
@@ -66,6 +66,7 @@ def pack_kernels(
     chosen = choose_variants(space, variants)
     needed = plan.kernels([Policy(), *chosen])
     kernels = list(dict.fromkeys([*needed, *_thinned(plan.space_kernels(space))]))
+    footprint = typical_footprint(map(plan.weight_bytes, chosen))
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -75,7 +76,10 @@ def pack_kernels(
                 "architecture": inventory.architecture,
                 "threads": config.threads,
                 "batch": config.batch,
-                "kernels": _add_kernels(archive, kernels, config.batch, progress),
+                "footprint": footprint,
+                "kernels": _add_kernels(
+                    archive, chunks(kernels, footprint), config.batch, progress
+                ),
                 "baseline": "models/uncompressed.onnx",
                 "models": _add_models(archive, chosen, export_variant, progress),
             }
@@ -90,10 +94,9 @@ def pack_kernels(
 
 
 def _add_kernels(
-    archive: zipfile.ZipFile, kernels: Sequence[Kernel], batch: int, progress: Progress
+    archive: zipfile.ZipFile, parts: Sequence[list[Kernel]], batch: int, progress: Progress
 ) -> list[dict[str, Any]]:
     listed: list[dict[str, Any]] = []
-    parts = chunks(kernels)
     with tempfile.TemporaryDirectory() as folder:
         for i, chunk in enumerate(parts):
             name = f"kernels/{i:03d}.onnx"
@@ -123,5 +126,5 @@ def _add_models(
 
 def _thinned(kernels: Sequence[Kernel]) -> Sequence[Kernel]:
     """An even spread of kernels whose weights are not too many bytes together."""
-    size = sum(k.weights * (4 if k.precision == "fp32" else 1) for k in kernels)
+    size = sum(k.weight_bytes for k in kernels)
     return kernels[:: max(1, -(-size // _LARGEST))]

@@ -16,12 +16,14 @@ from torch import nn
 
 from autocompress.errors import InputError
 from autocompress.measure.kernel_table import (
+    FOOTPRINT,
     KernelTable,
     chunks,
     load_table,
     measure_kernels,
     parse_key,
     table_path,
+    typical_footprint,
     write_atomically,
 )
 from autocompress.measure.kernels import (
@@ -173,6 +175,25 @@ def test_chunks_hold_every_kernel_once_and_one_precision_each() -> None:
     assert len(found) == 2 * math.ceil(132 / 60)
 
 
+def test_a_file_of_kernels_weighs_what_a_network_does() -> None:
+    """Nine weights per pair of channels: 4 bytes each in float, 1 in 8 bits."""
+    kernels = [conv(a, b) for a in range(90, 110) for b in range(100, 104)]
+    assert kernels[0].weight_bytes == 4 * 9 * 90 * 100
+    assert conv(90, 100, "int8").weight_bytes == 9 * 90 * 100
+    found = chunks(kernels, 1 << 20)
+    assert sorted(k.key for c in found for k in c) == sorted(k.key for k in kernels)
+    sizes = [sum(k.weight_bytes for k in c) for c in found]
+    assert max(sizes) < 1.5 * (1 << 20)
+    assert min(sizes) > 0.5 * (1 << 20)
+    assert [len(c) for c in chunks(kernels[:3], 10)] == [1, 1, 1]  # one that is too heavy by itself
+
+
+def test_the_typical_network_is_the_median_in_powers_of_two() -> None:
+    assert typical_footprint([1 << 20, 5 << 20, 100 << 20]) == 1 << 22
+    assert typical_footprint([1000]) == 1 << 20
+    assert typical_footprint([]) == FOOTPRINT
+
+
 def test_measured_kernels_are_kept_by_target(tmp_path: Path) -> None:
     target = get_target("onnxruntime")
     first = measure_kernels(target, [conv(4, 4), conv(4, 4), conv(8, 4)], tmp_path, runs=2)
@@ -186,6 +207,7 @@ def test_measured_kernels_are_kept_by_target(tmp_path: Path) -> None:
     assert set(more.times) == {*first.times, conv(4, 8).key}
     assert table_path(get_target({"threads": 2}), tmp_path) != path
     assert table_path(get_target({"batch": 2}), tmp_path) != path
+    assert table_path(target, tmp_path, 1 << 25) != path
 
 
 def test_a_table_of_another_version_is_measured_anew(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def kernel_ms(kernel: Kernel) -> float:
 
 def true_ms(plan: LayerPlan, policy: Policy) -> float:
     """A machine whose models cost a start, their kernels and a fee per change of arithmetic."""
-    quantity = dict(zip(FEATURES, plan.features(policy, kernel_ms), strict=True))
+    quantity = dict(zip(FEATURES, plan.features(policy, kernel_ms, 1 << 20), strict=True))
     return float(
         0.004
         + 1.1 * (quantity["float_ms"] + quantity["int8_ms"])
@@ -155,7 +155,7 @@ def test_features_count_kernels_and_borders_by_hand(plan: LayerPlan) -> None:
     found = dict(
         zip(
             FEATURES,
-            plan.features(Policy({"first": int8, "last": int8}), lambda k: 1.0),
+            plan.features(Policy({"first": int8, "last": int8}), lambda k: 1.0, 1 << 20),
             strict=True,
         )
     )
@@ -166,6 +166,26 @@ def test_features_count_kernels_and_borders_by_hand(plan: LayerPlan) -> None:
     assert found["to_int8_values"] == pytest.approx((3 * 64 + 8 * 64) / 1e3)
     # 8 maps of 8 x 8 leave `first`; 12 maps of 4 x 4 leave `last`
     assert found["to_float_values"] == pytest.approx((8 * 64 + 12 * 16) / 1e3)
+
+
+def test_what_lies_beyond_the_caches_counts_by_itself(
+    plan: LayerPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first of the maps that change (8 x 8 x 8) exceeds a cache of 300 values."""
+    from autocompress.measure import latency_features
+
+    monkeypatch.setattr(latency_features, "_NEAR", 300)
+    int8 = LayerPolicy(weight_bits=8, activation_bits=8)
+    policy = Policy({"first": int8, "last": int8})
+    weights = plan.weight_bytes(policy)
+    near, far = (plan.features(policy, lambda k: 1.0, f) for f in (weights, weights // 4))
+    found = dict(zip(FEATURES, far, strict=True))
+    assert found["to_float_far"] == pytest.approx((8 * 64 - 300) / 1e3)
+    assert found["far_weights"] == pytest.approx((weights - 2 * (weights // 4)) / 2**20)
+    assert dict(zip(FEATURES, near, strict=True))["far_weights"] == 0
+    # first: 8 filters of 3 channels in 8 bits; the second layer stays in 32
+    (part,) = plan.parts(plan.inventory.layers[0], policy)
+    assert (part.kernel.precision, part.kernel.weight_bytes) == ("int8", 8 * 3 * 9)
 
 
 def test_variants_differ_and_never_are_the_uncompressed_model(space: Space) -> None:
@@ -199,10 +219,12 @@ class Counted:
             for t in times
         ]
 
-    def measure(self, target: Any, kernels: Any, cache_dir: Path, *, progress: Any) -> KernelTable:
+    def measure(
+        self, target: Any, kernels: Any, cache_dir: Path, *, footprint: int, progress: Any
+    ) -> KernelTable:
         self.kernels += 1
         table = KernelTable({k.key: kernel_ms(k) for k in kernels})
-        module.write_atomically(module.table_path(target, cache_dir), table.as_dict())
+        module.write_atomically(module.table_path(target, cache_dir, footprint), table.as_dict())
         return table
 
 
