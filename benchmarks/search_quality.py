@@ -47,7 +47,7 @@ from autocompress.study import load_study
 
 SAMPLERS = ("guided", "tpe", "nsga2", "random")
 OUT = Path(__file__).parent / "out"
-_FINISH_S = 5.0
+_FINISH_S = 7.0
 """Seconds set aside for finishing one policy."""
 
 

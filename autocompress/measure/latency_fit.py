@@ -49,20 +49,25 @@ class Fit:
     Args:
         coefficients: the intercept, then one per feature; none is negative.
         covariance: of the coefficients.
-        sigma: standard deviation of the prediction's error at left-out models, in ms.
+        sigma: standard deviation of the prediction's error at left-out models, as a multiple of
+            the noise that is taken for granted at that latency.
+        slowest: latency of the slowest measured model, in ms.
         models: how many measured models it rests on.
     """
 
     coefficients: NDArray[np.float64]
     covariance: NDArray[np.float64]
     sigma: float
+    slowest: float
     models: int
 
     def predict(self, features: NDArray[np.float64]) -> tuple[float, float]:
         """Milliseconds and one standard deviation."""
         row = np.concatenate([[1.0], features])
         extra = float(row @ self.covariance @ row)
-        return float(row @ self.coefficients), (self.sigma**2 + max(extra, 0.0)) ** 0.5
+        ms = float(row @ self.coefficients)
+        error = self.sigma * float(_noise(ms, self.slowest))
+        return ms, (error**2 + max(extra, 0.0)) ** 0.5
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data; ``from_dict`` inverts it."""
@@ -70,6 +75,7 @@ class Fit:
             "coefficients": self.coefficients.tolist(),
             "covariance": self.covariance.tolist(),
             "sigma": self.sigma,
+            "slowest": self.slowest,
             "models": self.models,
         }
 
@@ -80,6 +86,7 @@ class Fit:
             np.array(data["coefficients"]),
             np.array(data["covariance"]),
             data["sigma"],
+            data["slowest"],
             data["models"],
         )
 
@@ -98,20 +105,26 @@ def fit(
     x = np.array([np.concatenate([[1.0], row]) for row in features]).reshape(-1, len(expected))
     y = np.array(times, dtype=float)
     scale = float(np.concatenate([[1.0], base]) @ expected)
-    noise = _NOISE[0] * (float(y.max()) if len(y) else scale) + _NOISE[1] * y
+    slowest = float(y.max()) if len(y) else scale
+    noise = _noise(y, slowest)
     coefficients = _solve(x, y, expected, spread, noise)
     weighted = x / noise[:, None]
     precision = weighted.T @ weighted + np.diag(1 / spread**2)
     if len(y) < 3:
         # nothing to judge the error by: what is expected may well be a third off
-        sigma = 0.3 * scale
+        sigma = 0.3 * scale / float(_noise(scale, slowest))
     else:
         left_out = [
-            y[i] - x[i] @ _solve(x[rest], y[rest], expected, spread, noise[rest])
+            (y[i] - x[i] @ _solve(x[rest], y[rest], expected, spread, noise[rest])) / noise[i]
             for i, rest in ((i, np.arange(len(y)) != i) for i in range(len(y)))
         ]
         sigma = float(np.sqrt(np.mean(np.square(left_out))))
-    return Fit(coefficients, np.linalg.inv(precision), sigma, len(y))
+    return Fit(coefficients, np.linalg.inv(precision), sigma, slowest, len(y))
+
+
+def _noise(ms: Any, slowest: float) -> Any:
+    """Standard deviation that a latency is allowed, in ms."""
+    return _NOISE[0] * slowest + _NOISE[1] * ms
 
 
 def _solve(
