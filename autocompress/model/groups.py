@@ -133,7 +133,7 @@ class _Finder:
         """The group whose first producer is this module; ``None`` where nothing can be pruned."""
         module = self.modules[name]
         handler = self.graph.get_pruner_of_module(module)
-        if handler is None or _depthwise(module):
+        if handler is None or _depthwise(module) or module not in self.graph.module2node:
             return None
         channels = self.graph.get_out_channels(module)
         if channels is None or channels < 2:
@@ -211,7 +211,7 @@ class _Finder:
                 return "a raw parameter holds these channels"
             if module not in self.names:
                 continue
-            if isinstance(module, nn.Embedding) or is_attention(module):
+            if isinstance(module, nn.Embedding) or is_attention(module) or _windowed(module):
                 return f"{self.names[module]} fixes the width of these channels"
             if not isinstance(module, (*_LAYERS, *_RECURRENT)):
                 continue
@@ -263,10 +263,16 @@ def is_attention(module: nn.Module) -> bool:
 
     Torchvision's window attention is known by name, so that torchvision need not be imported.
     """
-    kind = type(module)
-    window = kind.__module__ == "torchvision.models.swin_transformer"
     return isinstance(module, nn.MultiheadAttention) or (
-        window and kind.__name__ == "ShiftedWindowAttention"
+        _windowed(module) and type(module).__name__ == "ShiftedWindowAttention"
+    )
+
+
+def _windowed(module: nn.Module) -> bool:
+    """Whether a module is a window attention of torchvision's, of either version of Swin."""
+    kind = type(module)
+    return kind.__module__ == "torchvision.models.swin_transformer" and kind.__name__.startswith(
+        "ShiftedWindowAttention"
     )
 
 
@@ -309,9 +315,7 @@ def _windows_unseen(model: nn.Module) -> Iterator[set[type[nn.Module]]]:
     and cut the image up by reshapes, whose index maps multiply: for Swin-T it never came to an end.
     What a group has to know is that the width stays as it is.
     """
-    windows = [
-        m for m in model.modules() if is_attention(m) and not isinstance(m, nn.MultiheadAttention)
-    ]
+    windows: list[Any] = [m for m in model.modules() if _windowed(m)]
     for window in windows:
         window.forward = lambda x: 1.0 * x
     try:

@@ -118,3 +118,25 @@ def test_window_attention_has_heads_and_keeps_the_width_around_it() -> None:
     ]
     assert plan.skipped["features.0.0"] == "features.1.0.attn fixes the width of these channels"
     assert torch.equal(model(x), before)
+
+
+def test_a_window_attention_of_another_kind_keeps_its_heads_as_well() -> None:
+    from torchvision.models.swin_transformer import (
+        PatchMergingV2,
+        SwinTransformer,
+        SwinTransformerBlockV2,
+    )
+
+    model = SwinTransformer(
+        [4, 4],
+        16,
+        [1, 1],
+        [2, 4],
+        [4, 4],
+        num_classes=5,
+        block=SwinTransformerBlockV2,
+        downsample_layer=PatchMergingV2,
+    ).eval()
+    found, plan = channel_groups(model, torch.randn(1, 3, 32, 32))
+    assert [g.name for g in found] == ["features.1.0.mlp.0", "features.3.0.mlp.0"]
+    assert plan.skipped["features.0.0"] == "features.1.0.attn fixes the width of these channels"
