@@ -117,8 +117,14 @@ class RayTuneExecutor:
 
 
 def _trainable(factory: bytes) -> Any:
-    """A Tune trainable that evaluates the job in its config, once per trial."""
+    """A Tune trainable that evaluates the job in its config, once per trial.
+
+    Tune moves actors into folders of their trials; a study's paths are relative to where it was
+    started, so jobs run there (on a cluster too, whose machines share that folder).
+    """
     from ray import tune
+
+    home = os.getcwd()
 
     class Evaluation(tune.Trainable):  # type: ignore[misc, name-defined, unused-ignore]
         def setup(self, config: dict[str, Any]) -> None:
@@ -131,6 +137,8 @@ def _trainable(factory: bytes) -> Any:
         def step(self) -> dict[str, Any]:
             from autocompress.execute.worker import evaluate
 
+            if os.path.isdir(home):
+                os.chdir(home)
             return {"outcome": pickle.dumps(evaluate(factory, self.job)), "done": True}
 
         def save_checkpoint(self, checkpoint_dir: str) -> None:

@@ -97,6 +97,17 @@ def test_same_outcomes_and_one_evaluator_per_worker(kind: str, make: Make, tmp_p
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_relative_paths_start_where_the_study_did(
+    kind: str, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of later jobs: Ray Tune moves an actor into another folder for each."""
+    (tmp_path / "beside").mkdir()
+    monkeypatch.chdir(tmp_path)
+    found = collect(make(kind, "astray"), jobs(6))
+    assert [o.error for o in found.values()] == [""] * 6
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_an_exception_is_an_outcome(kind: str, make: Make) -> None:
     todo = jobs(6)
     found = collect(make(kind, "crash"), todo)

@@ -46,7 +46,8 @@ class AnalyticEvaluator:
         layers: of ``make_space``.
         seed: draws how much each layer hurts and costs.
         violent: what to do instead of measuring: ``crash``, ``nan``, ``hang`` (half a second),
-            ``exit`` (the process dies); ``""`` measures.
+            ``exit`` (the process dies), ``astray`` (fail where the relative folder ``beside`` is
+            not found); ``""`` measures.
         share: of the policies, chosen by digest, that meet with violence.
     """
 
@@ -117,6 +118,8 @@ class AnalyticEvaluator:
     def evaluate(self, policy: Policy, phase: Phase = SEARCH, seed: int = 0) -> Measurement:
         self.evaluated.append((policy.digest, phase))
         self._attack(policy, hang_s=0.5)
+        if self.violent == "astray":
+            os.stat("beside")
         loss = self._loss(policy)
         if phase.epochs > 0:
             loss *= 0.5 / phase.epochs
