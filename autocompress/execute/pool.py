@@ -38,7 +38,7 @@ class ProcessPoolExecutor:
         """Hand a job to the pool."""
         try:
             future = self._pool.submit(evaluate, self._factory, job)
-        except BrokenProcessPool:
+        except (BrokenProcessPool, OSError):  # a pool that breaks meanwhile has closed its pipes
             self._pool = self._start()
             future = self._pool.submit(evaluate, self._factory, job)
         self._running[future] = job
