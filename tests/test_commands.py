@@ -8,30 +8,15 @@ import json
 import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from tiny_study import STUDY, call
 
 ROOT = Path(__file__).parent.parent
-STUDY: dict[str, Any] = {
-    "name": "tiny",
-    "model": {"factory": "autocompress.workloads.models:digits_resnet", "args": {"width": 12}},
-    "baseline": {"schedule": {"epochs": 4, "batch_size": 64, "lr": 0.1}},
-    "data": {"factory": "autocompress.workloads.data:digits"},
-    "space": "joint",
-    "budget": ["macs<=0.5x", "latency<=3x"],
-    "search": {"trials": 6, "timeout_s": None, "candidates": 2, "screen_images": 64},
-    "recovery": {
-        "epochs": 1,
-        "candidates": 1,
-        "schedule": {"batch_size": 64, "lr": 0.02},
-    },
-}
 
 
 @pytest.fixture(scope="session")
@@ -40,21 +25,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("commands")
     (folder / "tiny.yaml").write_text(yaml.safe_dump(STUDY))
     return folder
-
-
-def call(place: Path, text: str, *, check: int | None = 0) -> subprocess.CompletedProcess[str]:
-    """Run a command of ours as a user would."""
-    done = subprocess.run(
-        [sys.executable, "-m", "autocompress.cli", *shlex.split(text)],
-        cwd=place,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "AUTOCOMPRESS_CACHE": str(place / "cache"), "COLUMNS": "200"},
-    )
-    if check is not None:
-        assert done.returncode == check, done.stdout + done.stderr
-    return done
 
 
 @pytest.fixture(scope="session")

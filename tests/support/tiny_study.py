@@ -1,0 +1,45 @@
+"""A study of a digits classifier that takes seconds, and the commands run on it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+STUDY: dict[str, Any] = {
+    "name": "tiny",
+    "model": {"factory": "autocompress.workloads.models:digits_resnet", "args": {"width": 12}},
+    "baseline": {"schedule": {"epochs": 4, "batch_size": 64, "lr": 0.1}},
+    "data": {"factory": "autocompress.workloads.data:digits"},
+    "space": "joint",
+    "budget": ["macs<=0.5x", "latency<=3x"],
+    "search": {"trials": 6, "timeout_s": None, "candidates": 2, "screen_images": 64},
+    "recovery": {
+        "epochs": 1,
+        "candidates": 1,
+        "schedule": {"batch_size": 64, "lr": 0.02},
+    },
+}
+
+
+def environment(place: Path) -> dict[str, str]:
+    """Variables of a command run in a folder with a cache of its own."""
+    return {**os.environ, "AUTOCOMPRESS_CACHE": str(place / "cache"), "COLUMNS": "200"}
+
+
+def call(place: Path, text: str, *, check: int | None = 0) -> subprocess.CompletedProcess[str]:
+    """Run a command of ours as a user would."""
+    done = subprocess.run(
+        [sys.executable, "-m", "autocompress.cli", *shlex.split(text)],
+        cwd=place,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment(place),
+    )
+    if check is not None:
+        assert done.returncode == check, done.stdout + done.stderr
+    return done

@@ -1,0 +1,63 @@
+"""A study whose whole process tree is killed goes on where it stood, whoever ran its trials."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny_study import STUDY, call, environment
+
+_PATIENCE_S = 300.0
+
+
+def lines(journal: Path) -> list[str]:
+    """Whole lines only: the last one may have been cut by the kill."""
+    if not journal.is_file():
+        return []
+    text = journal.read_text(encoding="utf-8")
+    return text[: text.rfind("\n") + 1].splitlines()
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("executor", ["local", "ray"])
+def test_a_killed_study_goes_on(executor: str, tmp_path: Path) -> None:
+    if executor == "ray":
+        pytest.importorskip("ray", reason="ray is not installed")
+    study = {**STUDY, "executor": executor, "workers": 2, "recovery": {"epochs": 0}}
+    study["search"] = {**STUDY["search"], "trials": 10}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(study))
+    journal = tmp_path / "runs" / "tiny" / "trials.jsonl"
+    log = (tmp_path / "log").open("w")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "autocompress.cli", "search", "tiny.yaml"],
+        cwd=tmp_path,
+        env=environment(tmp_path),
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+    )
+    end = time.monotonic() + _PATIENCE_S
+    while len(lines(journal)) < 4 and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.05)
+    assert process.poll() is None, (tmp_path / "log").read_text()
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    before = lines(journal)
+    assert 4 <= len(before) < 10
+
+    found = json.loads(call(tmp_path, "search tiny.yaml --resume --json").stdout)
+    after = lines(journal)
+    assert after[: len(before)] == before
+    trials = [json.loads(line) for line in after]
+    searched = [t for t in trials if t["phase"]["kind"] == "search" and t["state"] == "COMPLETE"]
+    assert len(searched) >= 10
+    numbers = [t["number"] for t in trials]
+    assert len(set(numbers)) == len(numbers)
+    assert found["best"] in numbers
