@@ -10,6 +10,7 @@ from autocompress.policy.space import Assignment
 from autocompress.results.trial import SEARCH, Phase, Trial, TrialState
 from autocompress.search.config import RecoveryPlan
 from autocompress.search.loop import Context
+from autocompress.search.promotion import by_band, promoted
 from autocompress.search.protocols import Job
 from autocompress.search.seeds import ladders
 
@@ -94,7 +95,7 @@ def run_recovery(context: Context, plan: RecoveryPlan) -> None:
 
     Without epochs nothing is trained, but the candidates are finished. Each rung trains from the
     stitched model for twice the epochs of the one before, annealed to zero, so that accuracies of
-    one rung can be compared.
+    one rung can be compared. Who goes on, and how many: ``search.promotion.promoted``.
     """
     if plan.epochs <= 0:
         run_finish(context, plan)
@@ -106,7 +107,7 @@ def run_recovery(context: Context, plan: RecoveryPlan) -> None:
         done = _recover(context, plan, chosen, phase)
         if context.stop or rung == plan.rungs:
             return
-        chosen = _in_doubt(done)
+        chosen = promoted(done, _untrained(context, done), context.config.objectives[-1])
         if len(chosen) < 2:
             return
         epochs *= 2
@@ -156,20 +157,7 @@ def candidates(context: Context, count: int) -> list[Trial]:
         return students
     if not fitting:
         return sorted(done, key=_rank)[:1]
-    chosen = fitting[:1]
-    cost = context.config.objectives[-1]
-    values = [t.measurement[cost] for t in fitting if t.measurement]
-    low, high = min(values), max(values)
-    bands: dict[int, Trial] = {}
-    for trial in fitting:
-        assert trial.measurement is not None
-        share = (trial.measurement[cost] - low) / (high - low) if high > low else 0.0
-        bands.setdefault(min(count - 1, int(share * count)), trial)
-    for band in sorted(bands, reverse=True):
-        if bands[band] not in chosen and len(chosen) < count:
-            chosen.append(bands[band])
-    chosen += [t for t in fitting if t not in chosen][: count - len(chosen)]
-    return chosen + students
+    return by_band(fitting, context.config.objectives[-1], count) + students
 
 
 def _recover(
@@ -197,24 +185,11 @@ def _recover(
     return known + context.run_jobs(jobs, "recover")
 
 
-def _in_doubt(done: Sequence[Trial]) -> list[Trial]:
-    """Feasible trials that may still be the best: within two standard errors of the leader."""
-    usable = [t for t in done if t.feasible and t.measurement is not None]
-    if not usable:
-        return []
-    lead = max(usable, key=lambda t: t.measurement["accuracy"] if t.measurement else 0.0)
-    assert lead.measurement is not None
-    left = []
-    for trial in usable:
-        assert trial.measurement is not None
-        gap = lead.measurement["accuracy"] - trial.measurement["accuracy"]
-        error = (
-            lead.measurement.spread.get("accuracy", 0.0) ** 2
-            + trial.measurement.spread.get("accuracy", 0.0) ** 2
-        ) ** 0.5
-        if gap <= 2 * error:
-            left.append(trial)
-    return left
+def _untrained(context: Context, done: Sequence[Trial]) -> dict[int, float]:
+    """Trial number to the accuracy that the search found for the policy without training."""
+    searched = {t.number: t.measurement for t in context.trials if t.phase == SEARCH}
+    parents = {t.number: searched.get(t.parent) for t in done if t.parent is not None}
+    return {number: m["accuracy"] for number, m in parents.items() if m is not None}
 
 
 def run_verify(context: Context, best: Trial | None) -> None:

@@ -12,6 +12,7 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from autocompress.results.difference import Difference, difference
+from autocompress.results.rank import rank_correlation
 from autocompress.results.trial import Trial, TrialState
 from autocompress.track import plots
 from autocompress.track.folder import RunFolder, write_atomically
@@ -65,6 +66,7 @@ def render(view: RunView) -> str:
         layers=_layers(view, answer) if answer else [],
         pairs=distillation_pairs(view),
         rungs=_rungs(view),
+        forecasts=rung_forecasts(view),
         latency=_latency(view, answer),
         states=_states(view),
         commands=_commands(view),
@@ -206,6 +208,20 @@ def _rungs(view: RunView) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def rung_forecasts(view: RunView) -> list[tuple[int, float, int]]:
+    """Per rung: its number, the rank correlation of untrained and trained accuracy, the pairs."""
+    pairs: dict[int, list[tuple[float, float]]] = {}
+    for trial in view.compared:
+        before = view.by_number.get(trial.parent) if trial.parent is not None else None
+        if trial.phase.kind != "recover" or trial.phase.epochs <= 0 or before is None:
+            continue
+        start, end = value(before, "accuracy"), value(trial, "accuracy")
+        if start is not None and end is not None:
+            pairs.setdefault(trial.phase.rung, []).append((start, end))
+    found = ((rung, rank_correlation(both), len(both)) for rung, both in sorted(pairs.items()))
+    return [(rung, rho, count) for rung, rho, count in found if rho is not None]
 
 
 def _latency(view: RunView, answer: Trial | None) -> dict[str, Any]:

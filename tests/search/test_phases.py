@@ -22,6 +22,7 @@ from autocompress.search.phases import (
     run_verify,
 )
 from autocompress.search.plain import PlainProposer
+from autocompress.search.promotion import promoted
 
 
 def searched(trials: int = 30, budget: str = "latency<=0.6x", **config: object) -> Context:
@@ -135,11 +136,13 @@ def test_rungs_double_and_only_those_in_doubt_go_on() -> None:
     assert {t.phase for t in rungs[1]} == {Phase("recover", 2, 1)}
     assert {t.phase for t in rungs[2]} <= {Phase("recover", 4, 2)}
     assert len(rungs[1]) == 5  # four candidates, the first one twice
+    parents = by_number(context)
     for below, above in ((1, 2), (2, 3)):
-        feasible = [t for t in rungs[below] if t.feasible]
-        lead = max(map(accuracy, feasible), default=0.0)
-        doubt = 2 * (2 * 0.002**2) ** 0.5
-        still = {t.policy.digest for t in feasible if lead - accuracy(t) <= doubt}
+        untrained = {
+            t.number: accuracy(parents[t.parent]) for t in rungs[below] if t.parent is not None
+        }
+        wanted = promoted(rungs[below], untrained, "latency_ms")
+        still = {t.policy.digest for t in wanted}
         assert {t.policy.digest for t in rungs[above]} == (still if len(still) > 1 else set())
 
 

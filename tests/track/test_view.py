@@ -18,7 +18,7 @@ from autocompress.policy.policy import Distill, LayerPolicy, Policy
 from autocompress.results.metric import Measurement
 from autocompress.results.trial import Phase, Trial, TrialState
 from autocompress.track.folder import RunFolder
-from autocompress.track.report import distillation_pairs
+from autocompress.track.report import distillation_pairs, rung_forecasts
 from autocompress.track.tables import front_table, summary_json, verdict_table, write_summary
 from autocompress.track.verdict import verdict
 from autocompress.track.view import RunView, latency_ratio, natural, policy_summary
@@ -185,6 +185,21 @@ def test_distillation_is_judged_on_pairs_alone() -> None:
     assert (pair.without.number, pair.with_teacher.number) == (0, 1)
     assert pair.gain.points == pytest.approx(2)
     assert pair.gain.high - pair.gain.low == pytest.approx(2 * 1.96 * 100 * math.sqrt(2) * 0.003)
+
+
+def test_the_report_tells_how_well_training_was_foretold() -> None:
+    """Four policies, trained; the first and the second change places: 1 - 6 * 2 / (4 * 15)."""
+    untrained, trained = (0.5, 0.6, 0.7, 0.8), (0.86, 0.85, 0.87, 0.88)
+    trials = [trial(n, a, 0.9) for n, a in enumerate(untrained)]
+    for number, accuracy in enumerate(trained, 4):
+        found = Measurement({"accuracy": accuracy, "latency_ms": 0.9}, {"accuracy": 0.003})
+        policy = trials[number - 4].policy
+        trials.append(
+            Trial(number, policy, Phase("recover", 2, 1), measurement=found, parent=number - 4)
+        )
+    ((rung, rho, count),) = rung_forecasts(view(trials))
+    assert (rung, count) == (1, 4)
+    assert rho == pytest.approx(0.8)
 
 
 def test_the_json_of_a_run_keeps_its_promise(tmp_path: Path, make_run: MakeRun) -> None:
