@@ -7,13 +7,14 @@ through floats. Weight-only layers keep small integer weights behind one Dequant
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from autocompress.compress.compressed import Compressed, Precision, Range
+from autocompress.compress.onnx_floats import keep_floats
 from autocompress.compress.onnx_graph import layer_nodes
 from autocompress.errors import ExportError
 
@@ -157,7 +158,7 @@ def quantize_graph(graph: Any, compressed: Compressed) -> Any:
     for name, bits in plan.weight_only.items():
         _weight_only(model, name, bits)
     if plan.static:
-        _keep_floats(model, set(plan.static))
+        keep_floats(model, set(plan.static))
     if plan.half:
         model = _half(model, plan.half)
     return model
@@ -239,61 +240,6 @@ def _static(model: Any, plan: NodePlan, ranges: Mapping[str, Range]) -> Any:
     )
     quantizer.quantize_model()
     return quantizer.model.model
-
-
-def _keep_floats(model: Any, static: set[str]) -> None:
-    """Let layers that stay float read integers through a DequantizeLinear of one scale per channel.
-
-    Where a convolution or Gemm reads a tensor of a single scale, ONNX Runtime rounds its float
-    weights to 8 bits, one scale for all of them, and runs it as an integer kernel that nobody asked
-    for. The scales here are all the same, so that the values are, too.
-    """
-    from onnx import helper, numpy_helper
-
-    held = {i.name: i for i in model.graph.initializer}
-    made_by = {n.output[0]: n for n in model.graph.node if n.op_type == "DequantizeLinear"}
-    apart: dict[str, str] = {}
-    nodes = []
-    for node in model.graph.node:
-        reads = node.op_type in ("Conv", "ConvTranspose", "Gemm") and node.name not in static
-        pair = made_by.get(node.input[0]) if reads else None
-        weight = node.input[1] if reads else ""
-        weight = made_by[weight].input[0] if weight in made_by else weight
-        if pair is not None and weight in held:
-            channels = _input_channels(node, held[weight].dims)
-            if channels > 1:  # one scale is one scale, whatever its shape
-                if pair.name not in apart:
-                    vectors = []
-                    for name in pair.input[1:]:
-                        value = np.repeat(numpy_helper.to_array(held[name]).reshape(1), channels)
-                        vectors.append(f"{name}_{node.name}_channels")
-                        model.graph.initializer.append(numpy_helper.from_array(value, vectors[-1]))
-                    apart[pair.name] = f"{pair.output[0]}_channels"
-                    nodes.append(
-                        helper.make_node(
-                            "DequantizeLinear",
-                            [pair.input[0], *vectors],
-                            [apart[pair.name]],
-                            name=f"{pair.name}_channels",
-                            axis=1,
-                        )
-                    )
-                node.input[0] = apart[pair.name]
-        nodes.append(node)
-    read = {name for node in nodes for name in node.input} | {o.name for o in model.graph.output}
-    left = [n for n in nodes if n.op_type != "DequantizeLinear" or n.output[0] in read]
-    del model.graph.node[:]
-    model.graph.node.extend(left)
-
-
-def _input_channels(node: Any, weight: Sequence[int]) -> int:
-    """Length of the second axis of what a convolution or Gemm reads."""
-    options = {a.name: a.i for a in node.attribute}
-    if node.op_type == "Gemm":
-        return int(weight[1 if options.get("transB") else 0])
-    if node.op_type == "ConvTranspose":
-        return int(weight[0])
-    return int(weight[1]) * options.get("group", 1)
 
 
 def _dynamic(model: Any, nodes: tuple[str, ...]) -> Any:
