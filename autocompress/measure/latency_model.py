@@ -1,4 +1,4 @@
-"""Predicts the latency of any policy of a space in microseconds, from a table of layer times."""
+"""Predicts the latency of any policy of a space in a millisecond, from a table of layer times."""
 
 from __future__ import annotations
 
