@@ -28,8 +28,6 @@ def lines(journal: Path) -> list[str]:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("executor", ["local", "ray"])
 def test_a_killed_study_goes_on(executor: str, tmp_path: Path) -> None:
-    if executor == "ray":
-        pytest.importorskip("ray", reason="ray is not installed")
     study = {**STUDY, "executor": executor, "workers": 2, "recovery": {"epochs": 0}}
     study["search"] = {**STUDY["search"], "trials": 10}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(study))
