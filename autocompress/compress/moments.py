@@ -176,17 +176,15 @@ def resolve(
     """
     size = weight.shape[1]
     kind = torch.float64 if len(kept) <= 1200 else torch.float32
-    full = moments.to(kind)
-    damping = ridge * full.diagonal()[:size].mean()
+    damping = ridge * moments.diagonal()[:size].to(kind).mean()
     chosen = kept
     target = weight.to(kind)
     if bias is not None:
         chosen = torch.cat([kept, torch.tensor([size])])
         target = torch.cat([target, bias.to(kind)[:, None]], 1)
-        cross = full[chosen]
-    else:
-        cross = full[:size, :size][chosen]
-    gram = full[chosen][:, chosen].clone()
+    # rows first, precision after: converting the whole matrix takes longer than the solve
+    cross = moments[chosen][:, : target.shape[1]].to(kind)
+    gram = cross[:, chosen]
     right = cross @ target.T
     index = torch.arange(len(kept))
     gram[index, index] += damping
