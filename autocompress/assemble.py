@@ -211,7 +211,12 @@ def assemble(
     from autocompress.model.inventory import take_inventory
 
     plain = resolve_variables(study.model_dump(mode="json"))
-    get_target(plain["target"])  # an absent runtime is said before anything is loaded
+    target = get_target(plain["target"])  # an absent runtime is said before anything is loaded
+    if study.settings.half_format == "bfloat16" and target.suffix != ".pt2":
+        raise InputError(
+            "`settings.half_format: bfloat16` needs `target: {runtime: torch}`; the files of "
+            f"{target.config.runtime} hold 16 bits as float16."
+        )
     progress("data", 0.0)
     data = Data.wrap(data) if data is not None else load_data(plain["data"])
     progress("model", 0.0)

@@ -220,14 +220,13 @@ class StudyEvaluator:
         The ``verify`` phase asks for the same epochs and seed as the recovery before it, and so
         judges the very weights that the recovery trained.
         """
-        from autocompress.recover.state import load_state, save_state
+        from autocompress.recover.state import save_state
 
         if phase.epochs <= 0:
             return self.pipeline.build(policy, phase, seed, progress=self.progress)
         state = state_file(self.folder, policy, phase.epochs, seed)
-        blank = self.pipeline.stitch(policy)
         if state.exists():
-            return load_state(state, blank)
+            return self.pipeline.restore(policy, state)
         compressed = self.pipeline.build(
             policy, phase, seed, progress=self.progress, checkpoint=state.with_suffix(".partial")
         )

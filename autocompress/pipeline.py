@@ -19,6 +19,8 @@ from autocompress.policy.settings import CompressionSettings
 from autocompress.results.trial import SEARCH, Phase
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import nn
 
     from autocompress.compress.bank import LayerBank
@@ -99,17 +101,35 @@ class Pipeline:
             progress: told how far a fine-tune is.
             checkpoint: file that lets an interrupted fine-tune go on.
         """
-        from autocompress.compress.quantize import calibrate
-
         compressed = self.stitch(policy)
         compressed = self.reconstruct(compressed, final=phase.kind != "search")
         if phase.epochs > 0:
             compressed = self.train(
                 compressed, phase, seed, progress=progress, checkpoint=checkpoint
             )
-        if calibrated and compressed.quantized and compressed.ranges is None:
-            compressed = calibrate(compressed, self.calibration().inputs())
-        return compressed
+        return self.calibrated(compressed) if calibrated else compressed
+
+    def restore(self, policy: Policy, weights: Path) -> Compressed:
+        """Build a trained policy again from the weights that ``save_state`` wrote.
+
+        Args:
+            policy: what was done.
+            weights: the file.
+
+        Raises:
+            InputError: no such file, or weights of another policy.
+        """
+        from autocompress.recover.state import load_state
+
+        return self.calibrated(load_state(weights, self.stitch(policy)))
+
+    def calibrated(self, compressed: Compressed) -> Compressed:
+        """With ranges and corrected biases, where a layer is quantized."""
+        from autocompress.compress.quantize import calibrate
+
+        if not compressed.quantized:
+            return compressed
+        return calibrate(compressed, self.calibration().inputs())
 
     def cost(self, policy: Policy) -> Cost:
         """MACs, parameters and bytes by formula; a student is built once, and counted as it is."""

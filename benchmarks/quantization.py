@@ -1,9 +1,10 @@
 """What fewer bits cost without training: accuracy, agreement with the simulation, kernels, time.
 
 Trained networks on CIFAR-10, every layer alike. For each way: accuracy of the exported file in
-ONNX Runtime on val with the paired difference to the float file, the share of images to which the
+its runtime on val with the paired difference to the float file, the share of images to which the
 file and its simulation in torch give the same answer, how many operators of the runtime's own
-profile are integer and how many multiplications stayed float, latency beside the float file, size.
+profile are integer and how many multiply in 32 bits, latency beside the float file in the same
+runtime, size. bfloat16 is a program of torch, everything else a file of ONNX Runtime.
 Data and weights are found through AUTOCOMPRESS_DATA and AUTOCOMPRESS_WEIGHTS.
 
     python benchmarks/quantization.py --json [--quick] [--network resnet20]
@@ -27,7 +28,7 @@ from autocompress.compress.compressed import Compressed, Precision
 from autocompress.compress.export import export
 from autocompress.compress.quantize import calibrate, simulate
 from autocompress.measure.accuracy import Accuracy, paired, score
-from autocompress.measure.gate import is_integer
+from autocompress.measure.gate import is_integer, multiplies
 from autocompress.measure.latency import compare
 from autocompress.measure.targets import Target, get_target
 from autocompress.measure.targets.base import random_inputs
@@ -40,6 +41,7 @@ from autocompress.workloads.models import load_weights, resnet20, resnet56, vgg1
 
 NETWORKS = {"resnet20": resnet20, "resnet56": resnet56, "vgg16_bn": vgg16_bn}
 STATIC = LayerPolicy(weight_bits=8, activation_bits=8)
+HALF = LayerPolicy(weight_bits=16, activation_bits=16)
 #: name to the layers' policy and the settings that differ from the defaults
 WAYS: dict[str, tuple[LayerPolicy, dict[str, Any]]] = {
     "int8": (STATIC, {}),
@@ -53,9 +55,9 @@ WAYS: dict[str, tuple[LayerPolicy, dict[str, Any]]] = {
     "8-bit weights only": (LayerPolicy(weight_bits=8), {}),
     "4-bit weights only, nearest": (LayerPolicy(weight_bits=4), {}),
     "4-bit weights only, GPTQ": (LayerPolicy(weight_bits=4), {"weight_rounding": "gptq"}),
-    "half precision": (LayerPolicy(weight_bits=16, activation_bits=16), {}),
+    "float16": (HALF, {}),
+    "bfloat16": (HALF, {"half_format": "bfloat16"}),
 }
-_MULTIPLY = ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul")
 
 
 def trained(name: str) -> nn.Module:
@@ -98,24 +100,30 @@ def kernels(target: Target, path: Path) -> dict[str, int]:
         nodes = session.profile(random_inputs(session.inputs, 1)).nodes
     return {
         "integer_kernels": sum(is_integer(node) for node in nodes),
-        "float_multiplications": sum(n.op in _MULTIPLY and not is_integer(n) for n in nodes),
+        "float_multiplications": sum(
+            multiplies(n) and n.inputs[0][0] == "float" and not is_integer(n) for n in nodes
+        ),
     }
 
 
 def judge(name: str, data: Data, ways: list[str], limit: int | None) -> list[dict[str, Any]]:
     """One row per way, the float file first."""
-    model, target = trained(name), get_target("onnxruntime")
+    model = trained(name)
     targets = torch.cat([t for _, t in data.val.batches(250, limit=limit)])
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        base = Path(folder) / "float.onnx"
-        plain = Compressed(model, Policy(), CompressionSettings())
-        export(plain, base, data.train.inputs(1))
-        float_score = score(file_outputs(target, base, data.val, limit), targets)
-        rows.append({"network": name, "way": "float", **_accuracy(float_score)})
+        floats = {}
+        for runtime in dict.fromkeys(_runtime(way) for way in ways):
+            target = get_target(runtime)
+            base = Path(folder) / f"float{target.suffix}"
+            export(Compressed(model, Policy(), CompressionSettings()), base, data.train.inputs(1))
+            found = score(file_outputs(target, base, data.val, limit), targets)
+            floats[runtime] = target, base, found
+            rows.append({"network": name, "way": f"float, {runtime}", **_accuracy(found)})
         for way in ways:
+            target, base, float_score = floats[_runtime(way)]
             compressed = made(model, data, *WAYS[way])
-            path = Path(folder) / "quantized.onnx"
+            path = Path(folder) / f"quantized{target.suffix}"
             written = export(compressed, path, data.train.inputs(1))
             outputs = file_outputs(target, path, data.val, limit)
             simulated = module_outputs(simulate(compressed), data.val, limit)
@@ -143,6 +151,10 @@ def judge(name: str, data: Data, ways: list[str], limit: int | None) -> list[dic
     return rows
 
 
+def _runtime(way: str) -> str:
+    return "torch" if way == "bfloat16" else "onnxruntime"
+
+
 def _accuracy(found: Accuracy) -> dict[str, float]:
     return {"accuracy": round(found.value, 4), "accuracy_stderr": round(found.stderr, 4)}
 
@@ -153,10 +165,11 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one line of JSON")
     parser.add_argument("--quick", action="store_true", help="ResNet-20 in int8, 1,000 images")
     parser.add_argument("--network", choices=list(NETWORKS), action="append")
+    parser.add_argument("--way", choices=list(WAYS), action="append")
     args = parser.parse_args()
     data = image_folder(str(Path(os.environ["AUTOCOMPRESS_DATA"]) / "cifar10"))
     names = args.network or (["resnet20"] if args.quick else list(NETWORKS))
-    ways = ["int8"] if args.quick else list(WAYS)
+    ways = args.way or (["int8"] if args.quick else list(WAYS))
     rows = [row for name in names for row in judge(name, data, ways, 1000 if args.quick else None)]
     print(json.dumps({"quantization": rows}, indent=None if args.json else 1))
 

@@ -223,11 +223,9 @@ def rebuild(recipe: Recipe, parts: Assembly, same_weights: bool, beside: Path) -
             policy is carried out (and fine-tuned) again on the model's own weights.
         beside: folder of the recipe.
     """
-    from autocompress.recover.state import load_state
-
     policy = recipe.as_policy()
     if recipe.weights is not None and same_weights:
-        return load_state(beside / recipe.weights, parts.pipeline.stitch(policy))
+        return parts.pipeline.restore(policy, beside / recipe.weights)
     return parts.pipeline.build(policy, _phase(recipe), int(recipe.recovery.get("seed", 0)))
 
 

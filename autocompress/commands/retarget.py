@@ -88,7 +88,6 @@ def _from_table(parts: Assembly, table: Path) -> tuple[Cost, float]:
 def _timed(parts: Assembly, folder: RunFolder) -> tuple[Cost, float]:
     from autocompress.compress.export import export
     from autocompress.measure.latency import compare
-    from autocompress.recover.state import load_state
     from autocompress.study import state_file
 
     evaluator = parts.evaluator
@@ -97,7 +96,7 @@ def _timed(parts: Assembly, folder: RunFolder) -> tuple[Cost, float]:
     def cost(trial: Trial) -> tuple[float, float]:
         state = state_file(folder.models, trial.policy, trial.phase.epochs, trial.seed)
         if trial.phase.epochs > 0 and state.is_file():
-            compressed = load_state(state, parts.pipeline.stitch(trial.policy))
+            compressed = parts.pipeline.restore(trial.policy, state)
         else:
             compressed = parts.pipeline.build(trial.policy)
         path = parts.folder / f"candidate{evaluator.target.suffix}"

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from autocompress.policy.policy import LayerPolicy, Policy
@@ -54,12 +55,14 @@ class Compressed:
         precisions: module name in ``module`` (the parts of a factorized layer have their own
             names) to its bits; modules left out stay float32.
         settings: how it was done.
-        ranges: tensor name to calibrated or learned activation range, filled in by ``calibrate``
-            or by quantization-aware training; ``None`` before.
+        ranges: tensor name to activation range, filled in by ``calibrate``; ``None`` before.
         parts: original layer name to the names of the modules that replaced it.
         notes: remarks for the report, e.g. a rank that was clipped.
-        graph: the float ONNX graph that the ranges belong to, kept between calibration and
-            export; stale as soon as the module changes.
+        qat: whether the weights were trained through their rounding. They are then rounded to
+            nearest, as they were in training, and no bias is corrected.
+        folded: what calibration made of the module: batch norms folded, weights rounded with
+            error compensation, biases corrected.
+        graph: the float ONNX graph of ``folded``, which the ranges belong to.
     """
 
     module: nn.Module
@@ -69,12 +72,23 @@ class Compressed:
     ranges: Mapping[str, Range] | None = None
     parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    qat: bool = False
+    folded: nn.Module | None = None
     graph: Any = None
 
     @property
     def quantized(self) -> bool:
         """Whether any module is to be quantized."""
         return any(p != Precision() for p in self.precisions.values())
+
+    @property
+    def half_type(self) -> torch.dtype:
+        """Element type of layers in 16 bits."""
+        return torch.float16 if self.settings.half_format == "float16" else torch.bfloat16
+
+    def with_weights(self, module: nn.Module, *, qat: bool) -> Compressed:
+        """A copy with a trained module, which calibration has not seen."""
+        return replace(self, module=module, qat=qat, ranges=None, folded=None, graph=None)
 
     def with_(self, **changes: Any) -> Compressed:
         """A copy with some fields replaced; the module is shared unless replaced."""

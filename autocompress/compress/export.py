@@ -102,9 +102,9 @@ def _check(compressed: Compressed, graph: Any, example: Any) -> None:
 
 
 def _write_pt2(compressed: Compressed, path: Path, example: Any) -> None:
-    from autocompress.compress.quantize import simulate
+    from autocompress.compress.quantize import in_half, simulate
 
-    module = simulate(compressed) if compressed.quantized else compressed.module
+    module = in_half(simulate(compressed)) if compressed.quantized else compressed.module
     inputs = example if isinstance(example, tuple) else (example,)
     if len(inputs[0]) < 2:  # a batch of one would be taken for a constant
         inputs = tuple(torch.cat([x, x]) for x in inputs)

@@ -9,11 +9,38 @@ from torch import Tensor, nn
 
 from autocompress.compress.compressed import Compressed
 from autocompress.compress.moments import input_moments, solvable
-from autocompress.compress.quantize import weight_scale
+from autocompress.compress.quantize import round_weight
+
+_CLIPS = [1 - 0.05 * step for step in range(12)]
+
+
+def clipped_peak(weight: Tensor, moments: Tensor, bits: int) -> Tensor:
+    """Largest weight per row to keep, the rest clipped, so that rounding errs least on outputs.
+
+    Args:
+        weight: ``(outputs, d)``.
+        moments: ``(d, d)`` second moments of the inputs.
+        bits: 2 to 8; at 8 nothing is clipped.
+
+    Returns:
+        ``(outputs, 1)``, between 0.45 and 1 times the largest absolute weight.
+    """
+    peak = weight.abs().amax(1, keepdim=True).clamp_min(1e-12)
+    if bits >= 8:
+        return peak
+    tried, errors = [peak * share for share in _CLIPS], []
+    for top in tried:
+        lost = weight - round_weight(weight.clamp(-top, top), bits)
+        errors.append((lost @ moments * lost).sum(1))
+    best = torch.stack(errors).argmin(0)
+    return torch.stack(tried).gather(0, best[None, :, None])[0]
 
 
 def gptq_round(weight: Tensor, moments: Tensor, bits: int, damping: float = 0.01) -> Tensor:
     """Round a matrix so that its outputs change little on inputs with these moments.
+
+    Columns go in the order of their inputs' power. The largest weight of a row, clipped, always
+    lands on the end of the grid, so that the result's own scale is the one it was rounded with.
 
     Args:
         weight: ``(outputs, d)``.
@@ -22,29 +49,33 @@ def gptq_round(weight: Tensor, moments: Tensor, bits: int, damping: float = 0.01
         damping: fraction of the mean diagonal.
 
     Returns:
-        Rounded weights as floats, all on the grid of ``weight_scale(weight, bits)``.
+        Rounded weights as floats, which ``round_weight`` leaves as they are.
 
     References:
         Frantar et al., GPTQ, ICLR 2023, algorithm 1.
     """
     limit = 2 ** (bits - 1) - 1
-    scale = weight_scale(weight, bits).double().flatten()
-    left = weight.detach().double().clone()
-    hessian = moments.double().clone()
+    peak = clipped_peak(weight, moments, bits)
+    order = moments.diagonal().argsort(descending=True)
+    hessian = moments.double()[order][:, order]
     index = torch.arange(len(hessian))
     dead = hessian.diagonal() <= 0
     hessian[index, index] += damping * hessian.diagonal().mean() + 1e-12
     hessian[dead, dead] = 1.0
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
     factor = torch.linalg.cholesky(inverse, upper=True)
-    out = torch.zeros_like(left)
+    left = weight.detach().double()[:, order]
+    largest, ends = left.abs().argmax(1), left.sign() * limit
+    scale = (peak / limit).double().flatten()
+    levels = torch.zeros_like(left)
     for column in range(left.shape[1]):
         value = left[:, column]
-        rounded = (value / scale).round().clamp(-limit, limit) * scale
-        out[:, column] = rounded
-        error = (value - rounded) / factor[column, column]
+        level = (value / scale).round().clamp(-limit, limit)
+        level = torch.where(largest == column, ends[:, column], level)
+        levels[:, column] = level
+        error = (value - level * scale) / factor[column, column]
         left[:, column:] -= error[:, None] * factor[column, column:][None]
-    return out.to(weight.dtype)
+    return (levels[:, order.argsort()] * (peak / limit)).to(weight.dtype)
 
 
 @torch.no_grad()

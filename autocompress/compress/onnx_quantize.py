@@ -160,6 +160,11 @@ def quantize_graph(graph: Any, compressed: Compressed) -> Any:
     if plan.static:
         keep_floats(model, set(plan.static))
     if plan.half:
+        if compressed.settings.half_format != "float16":
+            raise ExportError(
+                "An ONNX file has no bfloat16 convolutions that its runtimes would open. Use "
+                "`settings.half_format: float16`, or a `.pt2` file (`target.runtime: torch`)."
+            )
         model = _half(model, plan.half)
     return model
 

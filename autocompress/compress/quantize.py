@@ -65,13 +65,21 @@ class QuantizedLayer(nn.Module):
         precision: bits.
         fixed: range of the input, or ``None`` to follow the data: each batch's own extremes in
             dynamic scaling, a moving average of them otherwise.
+        half: element type where the precision is 16 bits.
     """
 
     low: Tensor
     high: Tensor
 
-    def __init__(self, layer: nn.Module, precision: Precision, fixed: Range | None) -> None:
+    def __init__(
+        self,
+        layer: nn.Module,
+        precision: Precision,
+        fixed: Range | None,
+        half: torch.dtype = torch.float16,
+    ) -> None:
         super().__init__()
+        self.half_type = half
         self.layer = layer
         self.precision = precision
         self.fixed = fixed
@@ -89,8 +97,12 @@ class QuantizedLayer(nn.Module):
             rounded = round_weight(weight, self.precision.weight_bits)
             weight = _Straight.apply(weight, rounded, None)  # type: ignore[no-untyped-call]
         elif self.precision.half:
-            weight = _Straight.apply(weight, weight.half().to(weight.dtype), None)  # type: ignore[no-untyped-call]
+            x, weight = self._halved(x), self._halved(weight)
         return torch.func.functional_call(self.layer, {"weight": weight}, (x,))
+
+    def _halved(self, value: Tensor) -> Tensor:
+        rounded = value.to(self.half_type).to(value.dtype)
+        return _Straight.apply(value, rounded, None)  # type: ignore[no-any-return, no-untyped-call]
 
     def _range(self, x: Tensor) -> tuple[float, float]:
         if self.fixed is not None and self.precision.activation_scaling == "static":
@@ -105,21 +117,53 @@ class QuantizedLayer(nn.Module):
         return float(self.low), float(self.high)
 
 
+class HalfLayer(nn.Module):
+    """A layer that computes in 16 bits between neighbours in 32.
+
+    Args:
+        layer: convolution or linear; not changed.
+        kind: ``float16`` or ``bfloat16``.
+    """
+
+    def __init__(self, layer: nn.Module, kind: torch.dtype) -> None:
+        super().__init__()
+        self.kind = kind
+        self.layer = copy.deepcopy(layer).to(kind)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Like the layer's own."""
+        return self.layer(x.to(self.kind)).to(x.dtype)  # type: ignore[no-any-return]
+
+
+def in_half(simulated: nn.Module) -> nn.Module:
+    """The same network with its 16-bit layers computing in 16 bits instead of simulating them.
+
+    Args:
+        simulated: from ``simulate``; changed in place.
+    """
+    for name, found in list(simulated.named_modules()):
+        if isinstance(found, QuantizedLayer) and found.precision.half:
+            owner, _, child = name.rpartition(".")
+            setattr(simulated.get_submodule(owner), child, HalfLayer(found.layer, found.half_type))
+    return simulated
+
+
 def simulate(compressed: Compressed) -> nn.Module:
     """The module with rounded weights and activations, in float arithmetic, in eval mode.
 
-    Batch norms are folded first, as in the exported file. With calibrated ranges the inputs of
-    integer layers are rounded as the file does; before calibration each batch's extremes serve.
+    After calibration its weights, biases and ranges are those of the exported file. Before,
+    weights are rounded to nearest, biases are left alone and each batch's extremes serve.
 
     Args:
         compressed: not changed.
     """
     from autocompress.compress.onnx_graph import fold_batch_norms
 
-    module = fold_batch_norms(compressed.module)
+    calibrated = compressed.folded
+    module = copy.deepcopy(calibrated) if calibrated else fold_batch_norms(compressed.module)
     ranges = compressed.ranges or {}
     for name, precision in compressed.precisions.items():
-        _wrap(module, name, precision, ranges.get(f"{name}:in"))
+        _wrap(compressed, module, name, precision, ranges.get(f"{name}:in"))
     return module.eval()
 
 
@@ -144,7 +188,7 @@ def trainable(compressed: Compressed) -> nn.Module:
         )
     module = copy.deepcopy(compressed.module)
     for name, precision in compressed.precisions.items():
-        _wrap(module, name, precision, None)
+        _wrap(compressed, module, name, precision, None)
     return module
 
 
@@ -162,15 +206,21 @@ def trained(module: nn.Module, compressed: Compressed) -> Compressed:
         if isinstance(found, QuantizedLayer):
             owner, _, child = name.rpartition(".")
             setattr(plain.get_submodule(owner), child, found.layer)
-    return compressed.with_(module=plain.eval(), ranges=None, graph=None)
+    return compressed.with_weights(plain.eval(), qat=True)
 
 
-def _wrap(module: nn.Module, name: str, precision: Precision, fixed: Range | None) -> None:
+def _wrap(
+    compressed: Compressed, module: nn.Module, name: str, precision: Precision, fixed: Range | None
+) -> None:
     layer = module.get_submodule(name)
     if not isinstance(layer, _CONV | nn.Linear):
         return  # recurrent and attention layers are quantized in the file only
     owner, _, child = name.rpartition(".")
-    setattr(module.get_submodule(owner), child, QuantizedLayer(layer, precision, fixed))
+    setattr(
+        module.get_submodule(owner),
+        child,
+        QuantizedLayer(layer, precision, fixed, compressed.half_type),
+    )
 
 
 def calibrate(compressed: Compressed, inputs: Any) -> Compressed:
@@ -181,7 +231,7 @@ def calibrate(compressed: Compressed, inputs: Any) -> Compressed:
         inputs: calibration inputs, batch first.
 
     Returns:
-        A copy with ranges and the float graph that the export will quantize.
+        A copy with ranges, the folded module, and its float graph that the export will quantize.
 
     Raises:
         CalibrationError: inputs are empty, not finite, or do not fit the model.
@@ -200,9 +250,9 @@ def calibrate(compressed: Compressed, inputs: Any) -> Compressed:
             folded(*(first if isinstance(first, tuple) else (first,)))
     except (RuntimeError, IndexError, ValueError, TypeError) as error:
         raise CalibrationError(f"Calibration inputs do not fit the model: {error}") from error
-    if compressed.settings.weight_rounding == "gptq":
+    if compressed.settings.weight_rounding == "gptq" and not compressed.qat:
         compensate(folded, compressed, inputs)
-    if compressed.settings.bias_correction:
+    if compressed.settings.bias_correction and not compressed.qat:
         correct_biases(folded, compressed, inputs)
     graph = float_graph(folded, first)
     plan = plan_nodes(graph, compressed)
@@ -216,7 +266,7 @@ def calibrate(compressed: Compressed, inputs: Any) -> Compressed:
         tensor = nodes[0].input[0]
         if tensor in ranges:
             ranges[f"{name}:in"] = ranges[tensor]
-    return compressed.with_(ranges=ranges, graph=graph)
+    return compressed.with_(ranges=ranges, folded=folded, graph=graph)
 
 
 @torch.no_grad()

@@ -114,11 +114,12 @@ def layer_profile(profile: Profile, layers: Iterable[str]) -> dict[str, list[Nod
 def is_integer(node: NodeTime) -> bool:
     """Whether an operator of a profile multiplies integers."""
     return node.op in INTEGER_KERNELS or (
-        _INTEGER_SUFFIX.search(node.op) is not None and _multiplies(node)
+        _INTEGER_SUFFIX.search(node.op) is not None and multiplies(node)
     )
 
 
-def _multiplies(node: NodeTime) -> bool:
+def multiplies(node: NodeTime) -> bool:
+    """Whether an operator of a profile is a convolution or a product, in whatever type."""
     return node.op in INTEGER_KERNELS or (
         node.op not in _CONVERSIONS and _MULTIPLYING.search(node.op.lower()) is not None
     )
@@ -154,7 +155,7 @@ def _all_integer(nodes: Mapping[str, Sequence[NodeTime]], layer: str) -> bool:
         for name, found in nodes.items()
         if _within(name, layer)
         for node in found
-        if _multiplies(node)
+        if multiplies(node)
     ]
     return bool(own) and all(is_integer(node) for node in own)
 
@@ -162,7 +163,7 @@ def _all_integer(nodes: Mapping[str, Sequence[NodeTime]], layer: str) -> bool:
 def _missing_halves(nodes: Mapping[str, Sequence[NodeTime]], compressed: Compressed) -> list[str]:
     without = []
     for name, precision in compressed.precisions.items():
-        own = [n for n in nodes.get(name, ()) if _multiplies(n) and n.inputs]
+        own = [n for n in nodes.get(name, ()) if multiplies(n) and n.inputs]
         if precision.half and any(n.inputs[0][0] == "float" for n in own):
             without.append(name)
     if not without:
@@ -204,7 +205,7 @@ def _unpruned(nodes: Mapping[str, Sequence[NodeTime]], compressed: Compressed) -
     for name, found in nodes.items():
         module = compressed.module.get_submodule(name)
         wanted = getattr(module, "out_channels", getattr(module, "out_features", None))
-        shown = [n for n in found if _multiplies(n) and n.outputs and len(n.outputs[0][1]) > 1]
+        shown = [n for n in found if multiplies(n) and n.outputs and len(n.outputs[0][1]) > 1]
         if wanted is None or not shown:
             continue
         fits = {-(-int(wanted) // block) * block for block in _BLOCKS}
@@ -240,7 +241,7 @@ def _blame(profile: Profile, timing: Timing) -> str:
     for op, (count, ms) in profile.by_op().items():
         nodes = [n for n in profile.nodes if n.op == op]
         wide = any(n.outputs and n.outputs[0][0] == "int32" for n in nodes)
-        floats = any(_multiplies(n) and not is_integer(n) for n in nodes)
+        floats = any(multiplies(n) and not is_integer(n) for n in nodes)
         if op in _CONVERSIONS or wide or floats:
             suspects[op] = (count, ms)
     listed = sorted((suspects or profile.by_op()).items(), key=lambda item: -item[1][1])[:3]

@@ -26,6 +26,8 @@ class CompressionSettings(BaseModel):
         bias_correction: whether the mean error that quantized weights leave is taken out of the
             bias.
         weight_rounding: ``nearest`` or ``gptq`` (error compensation, Frantar et al. 2022).
+        half_format: of layers in 16 bits: ``float16``, or ``bfloat16`` (``.pt2`` files only),
+            which recent x86 and Arm processors multiply in half the time or less.
         channel_multiple: kept channel counts are rounded to a multiple of this.
         prune_residual: whether residual streams may be pruned.
         sparsity_scope: ``layer`` (each layer reaches its own ratio) or ``global``.
@@ -46,6 +48,7 @@ class CompressionSettings(BaseModel):
     percentile: float = Field(99.99, gt=50, le=100)
     bias_correction: bool = True
     weight_rounding: Literal["nearest", "gptq"] = "nearest"
+    half_format: Literal["float16", "bfloat16"] = "float16"
     channel_multiple: int = Field(1, ge=1)
     prune_residual: bool = False
     sparsity_scope: Literal["layer", "global"] = "layer"

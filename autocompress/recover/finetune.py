@@ -111,7 +111,7 @@ def _finished(compressed: Compressed | nn.Module, trainer: Trainer, qat: bool) -
     module = trainer.result
     done = None
     if isinstance(compressed, Compressed):
-        done = compressed.with_(module=module, ranges=None, graph=None)
+        done = compressed.with_weights(module, qat=False)
         if qat:
             from autocompress.compress.quantize import trained
 

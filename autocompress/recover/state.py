@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
-from autocompress.compress.compressed import Compressed, Range
+from autocompress.compress.compressed import Compressed
 from autocompress.errors import InputError
 
 
 def save_state(path: str | Path, compressed: Compressed) -> Path:
-    """Write weights and activation ranges as one safetensors file, atomically.
+    """Write weights as one safetensors file, atomically; calibration makes the rest of them.
 
     Args:
         path: of the file; parent folders are made.
@@ -21,13 +20,7 @@ def save_state(path: str | Path, compressed: Compressed) -> Path:
 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    ranges = compressed.ranges
-    metadata = {
-        "policy": compressed.policy.digest,
-        "ranges": json.dumps(
-            {n: [r.low, r.high] for n, r in ranges.items()} if ranges is not None else None
-        ),
-    }
+    metadata = {"policy": compressed.policy.digest, "qat": str(compressed.qat).lower()}
     tensors = {
         n: t.detach().cpu().contiguous().clone() for n, t in compressed.module.state_dict().items()
     }
@@ -38,7 +31,7 @@ def save_state(path: str | Path, compressed: Compressed) -> Path:
 
 
 def load_state(path: str | Path, compressed: Compressed) -> Compressed:
-    """Fill a freshly stitched model with saved weights and ranges.
+    """Fill a freshly stitched model with saved weights; it is to be calibrated again.
 
     Args:
         path: written by ``save_state``.
@@ -58,8 +51,4 @@ def load_state(path: str | Path, compressed: Compressed) -> Compressed:
             raise InputError(f"{path.name} holds the weights of another policy.")
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
     compressed.module.load_state_dict(state)
-    compressed.module.eval()
-    ranges = json.loads(metadata["ranges"])
-    if ranges is None:
-        return compressed
-    return compressed.with_(ranges={n: Range(*bounds) for n, bounds in ranges.items()})
+    return compressed.with_weights(compressed.module.eval(), qat=metadata.get("qat") == "true")

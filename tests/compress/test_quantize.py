@@ -106,8 +106,8 @@ def test_gptq_errs_no_more_than_nearest_and_stays_on_the_grid(bits: int) -> None
         return float(((x @ (weight - candidate).T) ** 2).mean())
 
     assert error(rounded) < error(nearest)
-    steps = rounded / weight_scale(weight, bits)
-    torch.testing.assert_close(steps, steps.round(), rtol=0, atol=1e-3)
+    torch.testing.assert_close(rounded, round_weight(rounded, bits), rtol=1e-6, atol=0)
+    assert all(len(row.unique()) <= 2**bits - 1 for row in rounded)
 
 
 def test_gptq_is_near_the_best_rounding_by_brute_force() -> None:
@@ -127,6 +127,21 @@ def test_gptq_is_near_the_best_rounding_by_brute_force() -> None:
     assert found <= plain
 
 
-def test_gptq_without_correlation_is_nearest() -> None:
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_gptq_without_correlation_is_the_best_clipped_rounding(bits: int) -> None:
+    """Against brute force over the scale of each row, in steps ten times as fine."""
+    weight = torch.randn(6, 40, generator=torch.Generator().manual_seed(0))
+    limit, peak = 2 ** (bits - 1) - 1, weight.abs().amax(1, keepdim=True)
+    errors = []
+    for share in torch.linspace(0.3, 1, 141):
+        scale = share * peak / limit
+        errors.append(((weight / scale).round().clamp(-limit, limit) * scale - weight).norm(dim=1))
+    found = (gptq_round(weight, torch.eye(40), bits) - weight).norm(dim=1)
+    best = torch.stack(errors).amin(0)
+    assert (found >= best * (1 - 1e-5)).all()
+    assert (found <= best * 1.05).all()
+
+
+def test_gptq_at_eight_bits_clips_nothing() -> None:
     weight = torch.randn(6, 10, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(gptq_round(weight, torch.eye(10), 4), round_weight(weight, 4))
+    torch.testing.assert_close(gptq_round(weight, torch.eye(10), 8), round_weight(weight, 8))

@@ -155,14 +155,10 @@ def test_weight_only_files_hold_the_simulated_weights(
     saved = full.size_bytes - written.size_bytes
     weights = sum(p.numel() for p in found.model.parameters() if p.dim() > 1)
     assert saved > weights * (4 - bits / 8) * 0.6
-    plain = found.stitch(everywhere(found, LayerPolicy(weight_bits=bits)))
-    plain = plain.with_(
-        settings=plain.settings.model_copy(update={"bias_correction": False}), ranges=None
-    )
-    bare = export(plain, tmp_path / "bare.onnx", example("residual"))
     with torch.no_grad():
-        wanted = simulate(plain)(inputs)
-    torch.testing.assert_close(run(bare.path, inputs), wanted, rtol=1e-3, atol=1e-3)
+        wanted, nearest = simulate(made)(inputs), simulate(made.with_(folded=None))(inputs)
+    torch.testing.assert_close(run(written.path, inputs), wanted, rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(nearest, wanted, atol=1e-6)  # biases are corrected in both, or none
 
 
 def test_gptq_brings_every_four_bit_layer_nearer(bank: Build) -> None:
@@ -199,6 +195,31 @@ def test_half_precision_is_in_the_file_and_near(bank: Build, tmp_path: Path) -> 
     with torch.no_grad():
         real = found.model(inputs)
     torch.testing.assert_close(run(written.path, inputs), real, rtol=2e-2, atol=2e-2)
+
+
+def test_bfloat16_computes_in_sixteen_bits_in_a_program_of_torch(
+    bank: Build, tmp_path: Path
+) -> None:
+    found = bank("residual")
+    half = LayerPolicy(weight_bits=16, activation_bits=16)
+    made = compress(found, "residual", half, half_format="bfloat16")
+    path = export(made, tmp_path / "m.pt2", example("residual")).path
+    inputs = example("residual", 20, seed=7)
+    with closing(get_target("torch").open(path, fixed=False)) as session:
+        outputs = torch.from_numpy(session.run([inputs.numpy()])[0])
+        nodes = session.profile([inputs.numpy()], runs=2).nodes
+    kinds = {n.inputs[0][0] for n in nodes if "conv2d" in n.op or "linear" in n.op}
+    assert kinds == {"bfloat16"}
+    assert check_file(get_target("torch"), path, made) == []
+    with torch.no_grad():
+        real, simulated = found.model(inputs), simulate(made)(inputs)
+    scale = float(real.abs().max())  # eight bits of mantissa, a few layers deep
+    assert 1e-5 * scale < float((outputs - real).abs().max()) < 0.03 * scale
+    assert float((outputs - simulated).abs().max()) < 0.02 * scale
+    held = torch.export.load(path).state_dict
+    assert {v.dtype for n, v in held.items() if n.endswith("layer.weight")} == {torch.bfloat16}
+    with pytest.raises(ExportError, match=r"half_format: float16"):
+        export(made, tmp_path / "m.onnx", example("residual"))
 
 
 def test_mixed_bits_each_do_what_was_asked(bank: Build, tmp_path: Path) -> None:

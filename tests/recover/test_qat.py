@@ -139,19 +139,54 @@ def test_zeros_of_a_sparse_policy_stay_zero(
     assert not torch.equal(after, weight)
 
 
-def test_state_comes_back_from_disk(
-    learnt: nn.Module, images: Data, schedule: Schedule, tmp_path: Path
+@pytest.mark.parametrize("bits", [(8, 8), (2, 32)])
+@pytest.mark.parametrize("qat", [True, False])
+@pytest.mark.parametrize("rounding", ["nearest", "gptq"])
+def test_weights_from_disk_make_the_same_file(
+    learnt: nn.Module,
+    images: Data,
+    schedule: Schedule,
+    bits: tuple[int, int],
+    qat: bool,
+    rounding: str,
+    tmp_path: Path,
 ) -> None:
-    compressed = with_bits(learnt, 8, 8)
-    tuned = fine_tune(compressed, images, schedule, qat=True).compressed
+    def fresh() -> Compressed:
+        settings = CompressionSettings.model_validate({"weight_rounding": rounding})
+        return with_bits(copy.deepcopy(learnt), *bits).with_(settings=settings)
+
+    tuned = fine_tune(fresh(), images, schedule, qat=qat).compressed
     assert tuned is not None
-    done = calibrate(tuned, images.train.inputs())
-    path = save_state(tmp_path / "a" / "state.safetensors", done)
-    loaded = load_state(path, with_bits(copy.deepcopy(learnt), 8, 8))
+    state, inputs = tmp_path / "a" / "state.safetensors", images.train.inputs()
+    done = calibrate(tuned, inputs)
+    loaded = calibrate(load_state(save_state(state, done), fresh()), inputs)
     assert loaded.ranges == done.ranges
-    for name, tensor in done.module.state_dict().items():
-        assert torch.equal(tensor, loaded.module.state_dict()[name])
+    files = [
+        export(made, tmp_path / f"{number}.onnx", inputs[:1]).path.read_bytes()
+        for number, made in enumerate((done, loaded))
+    ]
+    assert files[0] == files[1]
+
+
+def test_state_of_another_policy_or_none_is_said(learnt: nn.Module, tmp_path: Path) -> None:
+    path = save_state(tmp_path / "state.safetensors", with_bits(learnt, 8, 8))
     with pytest.raises(InputError, match="another policy"):
         load_state(path, with_bits(copy.deepcopy(learnt), 4, 8))
     with pytest.raises(InputError, match="are missing"):
-        load_state(tmp_path / "none.safetensors", compressed)
+        load_state(tmp_path / "none.safetensors", with_bits(learnt, 8, 8))
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "gptq"])
+def test_weights_trained_through_rounding_are_rounded_as_in_training(
+    learnt: nn.Module, images: Data, schedule: Schedule, rounding: str
+) -> None:
+    """No bias is corrected and no weight compensated: training has done that already."""
+    settings = CompressionSettings.model_validate({"weight_rounding": rounding})
+    start = with_bits(learnt, 2, 32).with_(settings=settings)
+    tuned = fine_tune(start, images, schedule, qat=True).compressed
+    assert tuned is not None
+    inputs = images.val.inputs()
+    with torch.no_grad():
+        trained_for = simulate(tuned)(inputs)
+        found = simulate(calibrate(tuned, images.train.inputs()))(inputs)
+    torch.testing.assert_close(found, trained_for, rtol=1e-4, atol=1e-4)
