@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,8 +19,8 @@ def l1_scores(model: nn.Module, producers: Sequence[str], channels: int) -> Tens
     """Sum of absolute weights per output channel, ``(channels,)`` (Li et al., ICLR 2017)."""
     total = torch.zeros(channels)
     for name in producers:
-        for weight in _weights(model.get_submodule(name)):
-            total += _per_channel(weight.detach().abs(), channels).sum(1)
+        for sizes in _rows(model.get_submodule(name), lambda weight: weight.detach().abs()):
+            total += _per_channel(sizes, channels).sum(1)
     return total
 
 
@@ -57,10 +57,8 @@ def taylor_scores(
         for group, names in producers.items():
             total = torch.zeros(channels[group])
             for name in names:
-                for weight in _weights(model.get_submodule(name)):
-                    gradient = weight.grad if weight.grad is not None else torch.zeros_like(weight)
-                    product = weight.detach() * gradient
-                    total += _per_channel(product, channels[group]).sum(1) ** 2
+                for products in _rows(model.get_submodule(name), _gradient_products):
+                    total += _per_channel(products, channels[group]).sum(1) ** 2
             scores[group] = total
     finally:
         for parameter, before in needs.items():
@@ -69,18 +67,31 @@ def taylor_scores(
     return scores
 
 
-def _weights(module: nn.Module) -> list[nn.Parameter]:
-    """The tensors whose first dimension is the group's channels, or one such row per gate.
+def _gradient_products(weight: nn.Parameter) -> Tensor:
+    gradient = weight.grad if weight.grad is not None else torch.zeros_like(weight)
+    return weight.detach() * gradient
 
-    Of an attention: query, key and value, one after another.
+
+def _rows(module: nn.Module, values: Callable[[nn.Parameter], Tensor]) -> list[Tensor]:
+    """Values of the tensors whose first dimension is the group's channels, or one row per gate.
+
+    Of an attention: query, key and value, one after another. Of both directions of a recurrent
+    layer, gate by gate: the first direction's units, then the second's, as in the outputs.
     """
     if isinstance(module, nn.LSTM | nn.GRU):
-        return [p for n, p in module.named_parameters() if n.startswith("weight")]
+        named = dict(module.named_parameters())
+        forward = [n for n in named if n.startswith("weight") and not n.endswith("_reverse")]
+        found = []
+        for name in forward:
+            both = [n for n in (name, f"{name}_reverse") if n in named]
+            parts = [values(named[n]).view(-1, module.hidden_size, named[n].shape[1]) for n in both]
+            found.append(torch.cat(parts, 1).flatten(0, 1))
+        return found
     if isinstance(module, nn.MultiheadAttention):
-        return [module.in_proj_weight]
+        return [values(module.in_proj_weight)]
     if hasattr(module, "qkv"):
-        return [module.qkv.weight]  # type: ignore[list-item, union-attr]
-    return [module.weight]  # type: ignore[list-item]
+        return [values(module.qkv.weight)]  # type: ignore[union-attr, arg-type]
+    return [values(module.weight)]  # type: ignore[arg-type]
 
 
 def _per_channel(values: Tensor, channels: int) -> Tensor:

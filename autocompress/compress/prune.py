@@ -119,21 +119,32 @@ def _slice_batch_norm(
 
 
 def _slice_recurrent(module: nn.LSTM | nn.GRU, name: str, side: str, gone: Sequence[int]) -> None:
-    """Every gate loses the same hidden units; one layer, one direction."""
-    if module.num_layers > 1 or module.bidirectional:
-        raise PolicyError(f"{name!r}: stacked and bidirectional recurrent layers cannot be pruned.")
+    """Every gate, direction and stacked layer loses the same hidden units."""
+    directions = ("", "_reverse") if module.bidirectional else ("",)
     if side == "in":
         kept = _kept(module.input_size, gone, name)
-        module.weight_ih_l0 = _take(module.weight_ih_l0, kept, 1)
+        for direction in directions:
+            _shrink(module, f"weight_ih_l0{direction}", kept, 1)
         module.input_size = len(kept)
         return
-    kept = _kept(module.hidden_size, gone, name)
+    # the outputs are the first direction's units, then the second's
+    kept = _kept(module.hidden_size, [i for i in gone if i < module.hidden_size], name)
+    outputs = torch.cat([kept + i * module.hidden_size for i in range(len(directions))])
     gates = len(module.weight_ih_l0) // module.hidden_size
     rows = torch.cat([kept + gate * module.hidden_size for gate in range(gates)])
-    for key in ("weight_ih_l0", "weight_hh_l0", *(("bias_ih_l0", "bias_hh_l0") * module.bias)):
-        setattr(module, key, _take(getattr(module, key), rows, 0))
-    module.weight_hh_l0 = _take(module.weight_hh_l0, kept, 1)
+    for layer in range(module.num_layers):
+        for direction in directions:
+            end = f"l{layer}{direction}"
+            for key in ("weight_ih", "weight_hh", *(("bias_ih", "bias_hh") * module.bias)):
+                _shrink(module, f"{key}_{end}", rows, 0)
+            _shrink(module, f"weight_hh_{end}", kept, 1)
+            if layer > 0:
+                _shrink(module, f"weight_ih_{end}", outputs, 1)
     module.hidden_size = len(kept)
+
+
+def _shrink(module: nn.Module, key: str, kept: Tensor, dim: int) -> None:
+    setattr(module, key, _take(getattr(module, key), kept, dim))
 
 
 def _slice_other(module: nn.Module, name: str, side: str, gone: Sequence[int]) -> None:

@@ -114,11 +114,9 @@ def layer_cost(layer: LayerSpec, policy: LayerPolicy, inputs: int, outputs: int)
         if policy.rank_ratio is not None:
             weights, macs = factor_cost(layer, policy, inputs, outputs)
     elif layer.kind in ("lstm", "gru"):
-        # one step multiplies every weight once; stacked and bidirectional ones are never sliced
-        share = (inputs + outputs) / (layer.in_channels + layer.out_channels)
-        full = layer.macs // layer.positions
-        weights = round(full * share * outputs / layer.out_channels)
+        weights = _recurrent_weights(layer, inputs, outputs)  # all are multiplied once per step
         macs = layer.positions * weights
+        full = _recurrent_weights(layer, layer.in_channels, layer.out_channels)
         bias = (layer.params - full) * outputs // layer.out_channels
     elif layer.kind == "attention":  # heads go whole: projections and scores alike
         weights = 4 * layer.in_channels * outputs
@@ -129,6 +127,13 @@ def layer_cost(layer: LayerSpec, policy: LayerPolicy, inputs: int, outputs: int)
     size = stored_bytes(weights, outputs, policy) + 4 * bias
     bits = policy.weight_bits * policy.activation_bits
     return LayerCost(macs, weights + bias, size, macs * bits)
+
+
+def _recurrent_weights(layer: LayerSpec, inputs: int, outputs: int) -> int:
+    """Weights of all stacked layers and directions; a layer above the first reads all below it."""
+    gates = 4 if layer.kind == "lstm" else 3
+    hidden = outputs // layer.directions
+    return gates * outputs * (inputs + hidden + (layer.depth - 1) * (outputs + hidden))
 
 
 def _attention_rest(layer: LayerSpec, outputs: int) -> int:

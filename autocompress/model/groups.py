@@ -8,7 +8,7 @@ unpruned model, so the order of groups does not matter, also where channels are 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,10 +16,17 @@ from typing import Any
 import torch
 from torch import nn
 
+from autocompress.model.stand_ins import (
+    RECURRENT,
+    FinalStates,
+    inner_width,
+    is_attention,
+    standing_in,
+    windowed,
+)
 from autocompress.policy.inventory import ChannelGroup
 
 _LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
-_RECURRENT = (nn.LSTM, nn.GRU)
 
 
 @dataclass(frozen=True)
@@ -84,17 +91,12 @@ def channel_groups(model: nn.Module, example: Any) -> tuple[tuple[ChannelGroup, 
     import torch_pruning as tp
 
     names = {module: name for name, module in model.named_modules()}
-    sizes: dict[type[nn.Module], Any] = dict.fromkeys(
-        _RECURRENT,
-        _sizes(lambda m: m.input_size, lambda m: m.hidden_size * (2 if m.bidirectional else 1)),
-    )
-    with torch.enable_grad(), _all_gradients(model), _windows_unseen(model) as windows:
-        sizes |= dict.fromkeys(windows, _sizes(_inner_width, _inner_width))
+    with torch.enable_grad(), _all_gradients(model), standing_in(model) as pruners:
         graph = tp.DependencyGraph()
         graph.build_dependency(
             model,
             example_inputs=example,
-            customized_pruners=sizes,
+            customized_pruners=pruners,
             unwrapped_parameters=None,
             ignored_layers=[],
             ignored_params=[],
@@ -156,6 +158,11 @@ class _Finder:
             self.skipped[name] = reason
             return None
         members = self._members(items, channels)
+        if any(_final_states(target) for target, _, _ in items):
+            reason = self._why_not_states(members, channels)
+            if reason:
+                self.skipped[name] = reason
+                return None
         consumers = tuple(
             sorted(
                 {m.module for m in members if m.side == "in" and self._is_layer(m.module)},
@@ -182,7 +189,7 @@ class _Finder:
         return group, members, sets
 
     def _is_layer(self, name: str) -> bool:
-        return isinstance(self.modules[name], (*_LAYERS, *_RECURRENT, nn.MultiheadAttention))
+        return isinstance(self.modules[name], (*_LAYERS, *RECURRENT, nn.MultiheadAttention))
 
     def _producers(self, items: list[Any]) -> list[str]:
         found = set()
@@ -190,7 +197,7 @@ class _Finder:
             module = target.module
             if (
                 module in self.names
-                and isinstance(module, (*_LAYERS, *_RECURRENT))
+                and isinstance(module, (*_LAYERS, *RECURRENT))
                 and not _depthwise(module)
                 and self._side(module, handler) == "out"
             ):
@@ -211,12 +218,12 @@ class _Finder:
                 return "a raw parameter holds these channels"
             if module not in self.names:
                 continue
-            if isinstance(module, nn.Embedding) or is_attention(module) or _windowed(module):
+            if isinstance(module, nn.Embedding) or is_attention(module) or windowed(module):
                 return f"{self.names[module]} fixes the width of these channels"
-            if not isinstance(module, (*_LAYERS, *_RECURRENT)):
+            if not isinstance(module, (*_LAYERS, *RECURRENT)):
                 continue
-            if isinstance(module, _RECURRENT) and (module.num_layers > 1 or module.bidirectional):
-                return f"{self.names[module]} is stacked or bidirectional: its sizes stay"
+            if isinstance(module, RECURRENT) and module.proj_size:
+                return f"{self.names[module]} projects its states: its sizes stay"
             size = (
                 self.graph.get_out_channels(module)
                 if self._side(module, handler) != "in"
@@ -228,6 +235,20 @@ class _Finder:
                 return "a layer makes these channels only in part"
             if {root for _, root in pairs} != set(range(channels)):
                 return "not every channel reaches every coupled layer"
+        return ""
+
+    def _why_not_states(self, members: Iterable[Member], channels: int) -> str:
+        """A reason to leave out a group that is read as final states, or an empty text.
+
+        The graph does not know how states of several layers and directions are laid side by side;
+        what is accepted repeats the outputs' order of units.
+        """
+        for member in members:
+            if member.side != "in":
+                continue
+            size = self.graph.get_in_channels(self.modules[member.module])
+            if any(member.index[c] != tuple(range(c, size, channels)) for c in range(channels)):
+                return f"{member.module} reads final states in an order that cannot be followed"
         return ""
 
     def _members(self, items: list[Any], channels: int) -> tuple[Member, ...]:
@@ -245,7 +266,7 @@ class _Finder:
         )
 
     def _blocks(self, members: Iterable[Member]) -> int:
-        """How many equal blocks must be thinned alike: grouped convolutions and group norms."""
+        """How many equal blocks must be thinned alike: groups, and directions of recurrence."""
         blocks = 1
         for member in members:
             module = self.modules[member.module]
@@ -254,26 +275,10 @@ class _Finder:
                 count = module.groups
             elif isinstance(module, nn.GroupNorm):
                 count = module.num_groups
+            elif isinstance(module, RECURRENT) and member.side == "out":
+                count = 1 + module.bidirectional
             blocks = math.lcm(blocks, count)
         return blocks
-
-
-def is_attention(module: nn.Module) -> bool:
-    """Whether a module is an attention whose heads can be told apart.
-
-    Torchvision's window attention is known by name, so that torchvision need not be imported.
-    """
-    return isinstance(module, nn.MultiheadAttention) or (
-        _windowed(module) and type(module).__name__ == "ShiftedWindowAttention"
-    )
-
-
-def _windowed(module: nn.Module) -> bool:
-    """Whether a module is a window attention of torchvision's, of either version of Swin."""
-    kind = type(module)
-    return kind.__module__ == "torchvision.models.swin_transformer" and kind.__name__.startswith(
-        "ShiftedWindowAttention"
-    )
 
 
 def _heads(
@@ -285,7 +290,7 @@ def _heads(
         plain = module._qkv_same_embed_dim and module.bias_k is None and not module.add_zero_attn
         channels = module.embed_dim
     else:
-        plain, channels = True, _inner_width(module)
+        plain, channels = True, inner_width(module)
     if heads < 2 or not plain:
         return None
     width = channels // heads
@@ -307,46 +312,9 @@ def _all_gradients(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(needs)
 
 
-@contextmanager
-def _windows_unseen(model: nn.Module) -> Iterator[set[type[nn.Module]]]:
-    """Let window attentions pass their input on, and give their types.
-
-    They call their linear layers as functions, which the graph takes for operations by element,
-    and cut the image up by reshapes, whose index maps multiply: for Swin-T it never came to an end.
-    What a group has to know is that the width stays as it is.
-    """
-    windows: list[Any] = [m for m in model.modules() if _windowed(m)]
-    for window in windows:
-        window.forward = lambda x: 1.0 * x
-    try:
-        yield {type(window) for window in windows}
-    finally:
-        for window in windows:
-            del window.forward
-
-
-def _inner_width(attention: Any) -> int:
-    return int(attention.proj.in_features)
-
-
-def _sizes(inputs: Callable[[Any], int], outputs: Callable[[Any], int]) -> Any:
-    """What the graph must know of a kind of module; slicing is ours."""
-    import torch_pruning as tp
-
-    class Sizes(tp.function.BasePruningFunc):  # type: ignore[name-defined]
-        def prune_out_channels(self, layer: nn.Module, idxs: list[int]) -> nn.Module:
-            raise NotImplementedError("compress.prune slices these")
-
-        def prune_in_channels(self, layer: nn.Module, idxs: list[int]) -> nn.Module:
-            raise NotImplementedError("compress.prune slices these")
-
-        def get_out_channels(self, layer: Any) -> int:
-            return int(outputs(layer))
-
-        def get_in_channels(self, layer: Any) -> int:
-            return int(inputs(layer))
-
-    return Sizes()
+def _final_states(node: Any) -> bool:
+    """Whether a node of the graph gives a recurrent layer's final states."""
+    return isinstance(node.grad_fn, FinalStates._backward_cls)  # type: ignore[attr-defined]
 
 
 def _adds(node: Any) -> bool:
@@ -369,7 +337,7 @@ def _run_order(model: nn.Module, example: Any, names: Mapping[nn.Module, str]) -
     handles = [
         module.register_forward_hook(lambda m, *_: found.setdefault(names[m]))
         for module in names
-        if isinstance(module, (*_LAYERS, *_RECURRENT)) or is_attention(module)
+        if isinstance(module, (*_LAYERS, *RECURRENT)) or is_attention(module)
     ]
     try:
         with torch.no_grad():

@@ -11,7 +11,8 @@ from torch import nn
 
 from autocompress.errors import UnsupportedModel
 from autocompress.model.fingerprint import fingerprint
-from autocompress.model.groups import channel_groups, is_attention
+from autocompress.model.groups import channel_groups
+from autocompress.model.stand_ins import is_attention
 from autocompress.policy.inventory import Inventory, LayerSpec
 
 _CONV = nn.modules.conv._ConvNd
@@ -150,10 +151,12 @@ def _spec(name: str, module: nn.Module, kind: str, outputs: list[Any], batch: in
             name,
             "lstm" if isinstance(module, nn.LSTM) else "gru",
             module.input_size,
-            module.hidden_size,
+            module.hidden_size * (1 + module.bidirectional),
             positions=steps,
             macs=steps * weights,
             params=params,
+            depth=module.num_layers,
+            directions=1 + module.bidirectional,
             quantizable=isinstance(module, nn.LSTM),  # runtimes have no integer kernel for GRU
             factorizable=False,
         )

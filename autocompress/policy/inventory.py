@@ -23,13 +23,15 @@ class LayerSpec:
         kind: ``conv`` covers depthwise and grouped ones and 1d/2d/3d; ``attention`` is a
             ``torch.nn.MultiheadAttention`` or torchvision's window attention, whose channels
             are those of its heads.
-        in_channels, out_channels: of the weight; for lstm and gru, input and hidden size.
+        in_channels, out_channels: of the weight; for lstm and gru, input and hidden size, the
+            latter of both directions together.
         kernel_size, stride, conv_groups: of a convolution; empty, empty and 1 otherwise.
         positions: output positions per sample at which the weight is applied (pixels, tokens).
         macs: multiply-adds per sample.
         params: number of weights and biases.
         out_group: name of the channel group that this layer's outputs belong to, if prunable.
         in_group: name of the channel group that feeds it, if that one is prunable.
+        depth, directions: of a recurrent layer: how many are stacked, and 2 if bidirectional.
         quantizable, factorizable: whether the techniques apply to this kind of layer.
     """
 
@@ -45,6 +47,8 @@ class LayerSpec:
     params: int = 0
     out_group: str | None = None
     in_group: str | None = None
+    depth: int = 1
+    directions: int = 1
     quantizable: bool = True
     factorizable: bool = True
 

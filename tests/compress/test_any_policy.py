@@ -23,7 +23,7 @@ from autocompress.policy.inventory import Inventory
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.settings import CompressionSettings
 
-NAMES = (*IMAGE_NETWORKS, "lstm", "tokens")
+NAMES = (*IMAGE_NETWORKS, "lstm", "two_way_lstm", "stacked_lstm", "tokens")
 BITS = ((32, 32), (8, 8), (4, 8), (8, 32), (4, 32), (16, 16))
 
 

@@ -68,10 +68,42 @@ def test_what_cannot_be_pruned_is_named_with_the_reason() -> None:
     _, plan = channel_groups(make("option_a"), example("option_a"))
     assert plan.skipped["linear"] == "these are the model's outputs"
     assert "only in part" in plan.skipped["conv1"]
-    stacked = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), _Last(nn.LSTM(8, 8, 2)), nn.Linear(8, 5))
-    found, plan = channel_groups(stacked, torch.randn(3, 2, 6))
+    cell = nn.LSTM(8, 8, proj_size=6)
+    projected = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), _Last(cell), nn.Linear(6, 5))
+    found, plan = channel_groups(projected, torch.randn(3, 2, 6))
     assert not found
-    assert "stacked or bidirectional" in plan.skipped["0"]
+    assert "projects its states" in plan.skipped["0"]
+
+
+def test_directions_lose_the_same_units_and_stacked_layers_are_one() -> None:
+    (embed, cell), plan = channel_groups(make("two_way_lstm"), example("two_way_lstm"))
+    assert embed.consumers == ("cell",)
+    assert (cell.producers, cell.consumers, cell.channels) == (("cell",), ("head",), 16)
+    assert plan.units["cell"] == tuple((unit, unit + 8) for unit in range(8))
+
+
+@pytest.mark.parametrize("read", ["last_only", "flat", "all"])
+def test_final_states_that_cannot_be_followed_leave_the_layer_as_it_is(read: str) -> None:
+    """One direction's state of two; states of stacked layers, flattened; outputs beside states."""
+
+    class Reader(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Linear(6, 8)
+            self.cell = nn.LSTM(8, 8, 2, batch_first=True, bidirectional=read != "flat")
+            self.head = nn.Linear({"last_only": 8, "flat": 16, "all": 24}[read], 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            outputs, (states, _) = self.cell(torch.relu(self.embed(x)))
+            if read == "flat":
+                return self.head(states.transpose(0, 1).flatten(1))
+            if read == "last_only":
+                return self.head(states[-1])
+            return self.head(torch.cat([outputs[:, -1], states[-1]], 1))
+
+    found, plan = channel_groups(Reader(), torch.randn(3, 4, 6))
+    assert [g.name for g in found] == ["embed"]
+    assert "cell" in plan.skipped
 
 
 class _Last(nn.Module):

@@ -132,17 +132,31 @@ class Shared(nn.Module):
 
 
 class Recurrent(nn.Module):
-    """An LSTM or GRU between two linear layers."""
+    """An LSTM or GRU between two linear layers.
 
-    def __init__(self, kind: type[nn.Module], hidden: int = 8) -> None:
+    Args:
+        kind: of recurrent layer.
+        depth, both: how many are stacked; whether it runs in both directions.
+        read: what the head reads: the ``last`` step's outputs, the final ``state`` of the last
+            layer (of both directions), or the outputs and that state (``all``).
+    """
+
+    def __init__(
+        self, kind: type[nn.Module], depth: int = 1, both: bool = False, read: str = "last"
+    ) -> None:
         super().__init__()
+        self.read = read
         self.embed = nn.Linear(6, 8)
-        self.cell = kind(8, hidden, batch_first=True)
-        self.head = nn.Linear(hidden, 5)
+        self.cell = kind(8, 8, depth, batch_first=True, bidirectional=both)
+        self.head = nn.Linear(8 * (1 + both) * (1 + (read == "all")), 5)
 
     def forward(self, x: Tensor) -> Tensor:
-        states, _ = self.cell(F.relu(self.embed(x)))
-        return self.head(states[:, -1])
+        outputs, states = self.cell(F.relu(self.embed(x)))
+        final = states[0] if isinstance(states, tuple) else states
+        final = torch.cat([final[i] for i in range(-1 - self.cell.bidirectional, 0)], 1)
+        read = {"last": outputs[:, -1], "state": final}
+        read["all"] = torch.cat([outputs[:, -1], final], 1)
+        return self.head(read[self.read])
 
 
 class Tokens(nn.Module):
@@ -169,9 +183,20 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "option_a": lambda: CifarResNet(1, (4, 8, 12), classes=5),
     "lstm": lambda: Recurrent(nn.LSTM),
     "gru": lambda: Recurrent(nn.GRU),
+    "stacked_lstm": lambda: Recurrent(nn.LSTM, depth=3),
+    "two_way_lstm": lambda: Recurrent(nn.LSTM, depth=2, both=True),
+    "two_way_gru": lambda: Recurrent(nn.GRU, both=True),
+    "lstm_state": lambda: Recurrent(nn.LSTM, read="state"),
+    "gru_state": lambda: Recurrent(nn.GRU, depth=2, read="state"),
+    "two_way_state": lambda: Recurrent(nn.LSTM, depth=2, both=True, read="state"),
+    "lstm_all": lambda: Recurrent(nn.LSTM, read="all"),
     "sequence": lambda: SequenceLSTM(6, 8, 8, 5),
     "tokens": Tokens,
 }
+RECURRENT = (
+    *("lstm", "gru", "stacked_lstm", "two_way_lstm", "two_way_gru"),
+    *("lstm_state", "gru_state", "two_way_state", "lstm_all"),
+)
 IMAGE_NETWORKS = ("plain", "residual", "concat", "depthwise", "grouped", "shared", "option_a")
 
 
@@ -197,7 +222,7 @@ def example(name: str, count: int = 2, seed: int = 1) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     if name == "tokens":
         return torch.randint(20, (count, 7), generator=generator)
-    if name in ("lstm", "gru", "sequence"):
+    if name == "sequence" or name in RECURRENT:
         return torch.randn(count, 5, 6, generator=generator)
     images = torch.randn(count, 3, 8, 8, generator=generator)
     # smooth images: neighbouring pixels and channels go together, as in photographs

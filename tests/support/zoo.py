@@ -36,10 +36,16 @@ from autocompress.workloads.models import resnet20, seeded
 class RecurrentClassifier(nn.Module):
     """Reads a sequence of 28 numbers a step and answers from the last hidden state."""
 
-    def __init__(self, kind: type[nn.LSTM] | type[nn.GRU], hidden: int = 64) -> None:
+    def __init__(
+        self,
+        kind: type[nn.LSTM] | type[nn.GRU],
+        hidden: int = 64,
+        depth: int = 1,
+        both: bool = False,
+    ) -> None:
         super().__init__()
-        self.cell = kind(28, hidden, batch_first=True)
-        self.head = nn.Linear(hidden, 10)
+        self.cell = kind(28, hidden, depth, batch_first=True, bidirectional=both)
+        self.head = nn.Linear(hidden * (1 + both), 10)
 
     def forward(self, x: Tensor) -> Tensor:
         states, _ = self.cell(x)
@@ -101,6 +107,9 @@ ZOO: dict[str, Entry] = {
     "vit_b_16": Entry(_torchvision("vit_b_16", image_size=64)),
     "swin_t": Entry(_torchvision("swin_t")),
     "LSTM classifier": Entry(lambda: RecurrentClassifier(nn.LSTM), (28, 28), small=True),
+    "two LSTMs in both directions": Entry(
+        lambda: RecurrentClassifier(nn.LSTM, 32, 2, both=True), (28, 28), small=True
+    ),
     "GRU classifier": Entry(lambda: RecurrentClassifier(nn.GRU), (28, 28), small=True),
     "nn.TransformerEncoder": Entry(TextEncoder, (24,), words=1000, small=True),
 }
