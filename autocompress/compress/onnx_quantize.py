@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from autocompress.compress.compressed import Compressed, Precision, Range
+from autocompress.compress.onnx_dynamic import quantize_dynamic
 from autocompress.compress.onnx_floats import keep_floats
 from autocompress.compress.onnx_graph import layer_nodes
 from autocompress.errors import ExportError
@@ -150,7 +151,7 @@ def quantize_graph(graph: Any, compressed: Compressed) -> Any:
     _own_weights(model, {node.name for nodes in plan.layers.values() for node in nodes})
     _round_low_bits(model, plan, compressed)
     if plan.dynamic:
-        model = _dynamic(model, plan.dynamic)
+        model = quantize_dynamic(model, plan.dynamic)
     if plan.static:
         if compressed.ranges is None:
             raise ExportError("Static 8-bit activations need ranges: calibrate before exporting.")
@@ -244,63 +245,6 @@ def _static(model: Any, plan: NodePlan, ranges: Mapping[str, Range]) -> Any:
         extra_options={"WeightSymmetric": True},
     )
     quantizer.quantize_model()
-    return quantizer.model.model
-
-
-def _dynamic(model: Any, nodes: tuple[str, ...]) -> Any:
-    import onnx
-    from onnxruntime.quantization import QuantizationMode, QuantType
-    from onnxruntime.quantization.onnx_model import ONNXModel
-    from onnxruntime.quantization.onnx_quantizer import ONNXQuantizer
-
-    wrapped = ONNXModel(model)
-    before = {n.name for n in model.graph.node}
-    gemms = {n.name for n in model.graph.node if n.op_type == "Gemm" and n.name in nodes}
-    for node in wrapped.model.graph.node:  # the helper takes every Gemm, and renames it
-        if node.op_type == "Gemm" and node.name not in gemms:
-            node.op_type = "KeptGemm"
-    wrapped.replace_gemm_with_matmul()
-    # the replaced nodes carry the old name with a suffix
-    renamed = [
-        n.name
-        for n in wrapped.model.graph.node
-        if n.op_type == "MatMul"
-        and n.name not in before
-        and any(n.name.startswith(g) for g in gemms)
-    ]
-    quantizer = ONNXQuantizer(
-        wrapped.model,
-        per_channel=True,
-        reduce_range=False,
-        mode=QuantizationMode.IntegerOps,
-        static=False,
-        weight_qType=QuantType.QInt8,
-        activation_qType=QuantType.QUInt8,
-        tensors_range=None,
-        nodes_to_quantize=[*(n for n in nodes if n not in gemms), *renamed],
-        nodes_to_exclude=[],
-        op_types_to_quantize=["MatMul", "LSTM", "Conv"],
-        extra_options={
-            "MatMulConstBOnly": True,
-            "DefaultTensorType": onnx.TensorProto.FLOAT,
-        },
-    )
-    quantizer.quantize_model()
-    nodes_now = quantizer.model.model.graph.node
-    # static layers may read the same tensor, and would choose the same names
-    renamed_to = {
-        name: f"{name}_dynamic"
-        for node in nodes_now
-        if node.op_type == "DynamicQuantizeLinear"
-        for name in node.output
-    }
-    for node in nodes_now:
-        if node.op_type == "KeptGemm":
-            node.op_type = "Gemm"
-        elif node.op_type == "DynamicQuantizeLinear":
-            node.name += "_dynamic"
-        for names in (node.input, node.output):
-            names[:] = [renamed_to.get(name, name) for name in names]
     return quantizer.model.model
 
 

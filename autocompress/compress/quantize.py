@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -250,10 +251,12 @@ def calibrate(compressed: Compressed, inputs: Any) -> Compressed:
             folded(*(first if isinstance(first, tuple) else (first,)))
     except (RuntimeError, IndexError, ValueError, TypeError) as error:
         raise CalibrationError(f"Calibration inputs do not fit the model: {error}") from error
+    floats = {n: folded.get_submodule(n).weight for n in _correctable(folded, compressed)}
+    floats = {n: weight.detach().clone() for n, weight in floats.items()}  # type: ignore[union-attr, operator]
     if compressed.settings.weight_rounding == "gptq" and not compressed.qat:
         compensate(folded, compressed, inputs)
     if compressed.settings.bias_correction and not compressed.qat:
-        correct_biases(folded, compressed, inputs)
+        correct_biases(folded, compressed, floats, inputs)
     graph = float_graph(folded, first)
     plan = plan_nodes(graph, compressed)
     try:
@@ -269,15 +272,32 @@ def calibrate(compressed: Compressed, inputs: Any) -> Compressed:
     return compressed.with_(ranges=ranges, folded=folded, graph=graph)
 
 
+def _correctable(folded: nn.Module, compressed: Compressed) -> list[str]:
+    """Layers with rounded weights and a bias that can make up for them."""
+    return [
+        name
+        for name, precision in compressed.precisions.items()
+        if precision.weight_bits <= 8
+        and isinstance(folded.get_submodule(name), nn.Conv2d | nn.Conv1d | nn.Linear)
+        and folded.get_submodule(name).bias is not None
+    ]
+
+
 @torch.no_grad()
 def correct_biases(
-    folded: nn.Module, compressed: Compressed, inputs: Any, *, limit: int = 128
+    folded: nn.Module,
+    compressed: Compressed,
+    floats: Mapping[str, Tensor],
+    inputs: Any,
+    *,
+    limit: int = 128,
 ) -> None:
     """Take the mean error that rounded weights leave out of each layer's bias, in place.
 
     Args:
         folded: batch norms folded; its biases are changed.
-        compressed: says which layers are rounded, to how many bits.
+        compressed: says to how many bits layers are rounded.
+        floats: layer name to its weight before any rounding; these layers are corrected.
         inputs: calibration inputs; the first ``limit`` are used.
 
     References:
@@ -285,9 +305,11 @@ def correct_biases(
     """
     handles = []
 
-    def hook(precision: Precision) -> Any:
+    def hook(name: str) -> Any:
+        bits = compressed.precisions[name].weight_bits
+
         def correct(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
-            error = layer.weight - round_weight(layer.weight, precision.weight_bits)  # type: ignore[arg-type, operator]
+            error = floats[name] - round_weight(layer.weight, bits)  # type: ignore[arg-type]
             if isinstance(layer, nn.Linear):
                 mean = args[0].reshape(-1, layer.in_features).mean(0)
                 shift = error @ mean
@@ -302,16 +324,10 @@ def correct_biases(
 
         return correct
 
-    for name, precision in compressed.precisions.items():
-        layer = folded.get_submodule(name)
-        if (
-            precision.weight_bits <= 8
-            and isinstance(layer, nn.Conv2d | nn.Conv1d | nn.Linear)
-            and layer.bias is not None
-        ):
-            handles.append(layer.register_forward_pre_hook(hook(precision)))
     parts = inputs if isinstance(inputs, tuple) else (inputs,)
     try:
+        for name in floats:
+            handles.append(folded.get_submodule(name).register_forward_pre_hook(hook(name)))
         if handles:
             folded(*(p[:limit] for p in parts))
     finally:

@@ -125,6 +125,27 @@ def test_dynamic_ranges_run_on_integers_without_calibration(bank: Build, tmp_pat
     assert float((run(written.path, inputs) - simulated).abs().mean()) < 0.05 * float(real.std())
 
 
+def test_ranges_at_run_time_leave_every_channel_its_own_scale(tmp_path: Path) -> None:
+    """A channel a thousand times as large takes nothing from the others."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Flatten()).eval()
+    with torch.no_grad():
+        network[0].weight[0] *= 1000
+    policy = LayerPolicy(weight_bits=8, activation_bits=8, activation_scaling="dynamic")
+    made = Compressed(
+        network, Policy({"0": policy}), CompressionSettings(), {"0": Precision.of(policy)}
+    )
+    inputs = torch.randn(20, 3, 6, 6)
+    made = calibrate(made, inputs)
+    written = export(made, tmp_path / "m.onnx", inputs[:1])
+    assert kernels(written.path, inputs[:1])["ConvInteger"] == 1
+    got = run(written.path, inputs)[:, 36:]
+    with torch.no_grad():
+        real, simulated = network(inputs)[:, 36:], simulate(made)(inputs)[:, 36:]
+    assert float((got - real).abs().mean()) < 0.02 * float(real.std())
+    torch.testing.assert_close(got, simulated, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", RECURRENT)
 def test_a_recurrent_layer_is_quantized_or_refused(bank: Build, name: str, tmp_path: Path) -> None:
     policy = LayerPolicy(weight_bits=8, activation_bits=8, activation_scaling="dynamic")
@@ -248,14 +269,19 @@ def test_mixed_bits_each_do_what_was_asked(bank: Build, tmp_path: Path) -> None:
     )
 
 
-def test_bias_correction_takes_the_mean_error_out(bank: Build) -> None:
+@pytest.mark.parametrize("rounding", ["nearest", "gptq"])
+def test_bias_correction_takes_the_mean_error_out(bank: Build, rounding: str) -> None:
     found, inputs = bank("residual"), data("residual").train.inputs()
     with torch.no_grad():
         real = found.model(inputs)
         shifts = []
         for corrected in (False, True):
             made = compress(
-                found, "residual", LayerPolicy(weight_bits=3), bias_correction=corrected
+                found,
+                "residual",
+                LayerPolicy(weight_bits=3),
+                bias_correction=corrected,
+                weight_rounding=rounding,
             )
             session = ort.InferenceSession(
                 _graph_with_rounded_weights(made), providers=["CPUExecutionProvider"]

@@ -1,0 +1,100 @@
+"""Layers with ranges at run time, in the file: ONNX Runtime's dynamic quantizer and its mends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+
+def quantize_dynamic(model: Any, nodes: tuple[str, ...]) -> Any:
+    """Give nodes integer kernels whose input ranges are taken at run time.
+
+    Args:
+        model: float where these nodes are concerned; used up.
+        nodes: names of ``Conv``, ``MatMul``, ``Gemm`` and ``LSTM`` nodes with constant weights.
+    """
+    import onnx
+    from onnxruntime.quantization import QuantizationMode, QuantType
+    from onnxruntime.quantization.onnx_model import ONNXModel
+    from onnxruntime.quantization.onnx_quantizer import ONNXQuantizer
+
+    floats = {i.name: i for i in model.graph.initializer}
+    floats = {
+        n.input[1]: floats[n.input[1]]
+        for n in model.graph.node
+        if n.op_type == "Conv" and n.name in nodes and n.input[1] in floats
+    }
+    wrapped = ONNXModel(model)
+    before = {n.name for n in model.graph.node}
+    gemms = {n.name for n in model.graph.node if n.op_type == "Gemm" and n.name in nodes}
+    for node in wrapped.model.graph.node:  # the helper takes every Gemm, and renames it
+        if node.op_type == "Gemm" and node.name not in gemms:
+            node.op_type = "KeptGemm"
+    wrapped.replace_gemm_with_matmul()
+    # the replaced nodes carry the old name with a suffix
+    renamed = [
+        n.name
+        for n in wrapped.model.graph.node
+        if n.op_type == "MatMul"
+        and n.name not in before
+        and any(n.name.startswith(g) for g in gemms)
+    ]
+    quantizer = ONNXQuantizer(
+        wrapped.model,
+        per_channel=True,
+        reduce_range=False,
+        mode=QuantizationMode.IntegerOps,
+        static=False,
+        weight_qType=QuantType.QInt8,
+        activation_qType=QuantType.QUInt8,
+        tensors_range=None,
+        nodes_to_quantize=[*(n for n in nodes if n not in gemms), *renamed],
+        nodes_to_exclude=[],
+        op_types_to_quantize=["MatMul", "LSTM", "Conv"],
+        extra_options={
+            "MatMulConstBOnly": True,
+            "DefaultTensorType": onnx.TensorProto.FLOAT,
+        },
+    )
+    quantizer.quantize_model()
+    _scale_channels(quantizer.model.model, floats)
+    nodes_now = quantizer.model.model.graph.node
+    # static layers may read the same tensor, and would choose the same names
+    renamed_to = {
+        name: f"{name}_dynamic"
+        for node in nodes_now
+        if node.op_type == "DynamicQuantizeLinear"
+        for name in node.output
+    }
+    for node in nodes_now:
+        if node.op_type == "KeptGemm":
+            node.op_type = "Gemm"
+        elif node.op_type == "DynamicQuantizeLinear":
+            node.name += "_dynamic"
+        for names in (node.input, node.output):
+            names[:] = [renamed_to.get(name, name) for name in names]
+    return quantizer.model.model
+
+
+def _scale_channels(model: Any, floats: Mapping[str, Any]) -> None:
+    """Give the weights of dynamic convolutions one scale per output channel, not one for all.
+
+    Their integer sums are multiplied by the scale afterwards, which may as well differ by channel.
+
+    Args:
+        model: changed in place.
+        floats: name of a convolution's weight to the tensor.
+    """
+    from onnx import numpy_helper
+
+    held = {i.name: i for i in model.graph.initializer}
+    for name, tensor in floats.items():
+        value = numpy_helper.to_array(tensor)
+        peak = np.abs(value).max(axis=tuple(range(1, value.ndim)), keepdims=True)
+        scale = np.maximum(peak, 1e-12).astype(np.float32) / 127
+        grid = np.round(value / scale).astype(np.int8)
+        for part, found in (("quantized", grid), ("scale", scale[:, 0])):
+            kept = held[f"{name}_{part}"]
+            kept.CopyFrom(numpy_helper.from_array(found, kept.name))
