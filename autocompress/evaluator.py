@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -143,13 +144,11 @@ class StudyEvaluator:
         """KL from the uncompressed model's outputs on training inputs, simulated, zero-shot."""
         import torch
 
-        from autocompress.compress.quantize import simulate
         from autocompress.measure.lock import machine_lock
 
         count = min(images, len(self._reference))
         with machine_lock(exclusive=False), torch.inference_mode():
-            compressed = self.pipeline.build(policy, calibrated=False)
-            module = simulate(compressed) if compressed.quantized else compressed.module
+            module = self.pipeline.rough(policy)
             log_p = self._reference[:count]
             parts = [module(self._screening.prepare(stored)) for stored in self._chunks(count)]
             log_q = torch.cat(parts).float().log_softmax(-1)
@@ -368,8 +367,9 @@ class StudyEvaluator:
         return self.pipeline.data.train.sample(self.screen_images, self.pipeline.settings.seed + 1)
 
     def _chunks(self, count: int, size: int = 256) -> list[Any]:
+        even = math.ceil(count / math.ceil(count / size))  # no last one of a single image
         return [
-            self._screening.take(slice(i, min(i + size, count)))[0] for i in range(0, count, size)
+            self._screening.take(slice(i, min(i + even, count)))[0] for i in range(0, count, even)
         ]
 
     @cached_property

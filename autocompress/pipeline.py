@@ -86,7 +86,6 @@ class Pipeline:
         phase: Phase = SEARCH,
         seed: int = 0,
         *,
-        calibrated: bool = True,
         progress: Progress | None = None,
         checkpoint: Any = None,
     ) -> Compressed:
@@ -96,8 +95,6 @@ class Pipeline:
             policy: what to do.
             phase: how much fine-tuning; 0 epochs trains nothing.
             seed: of fine-tuning.
-            calibrated: settle activation ranges; without them the model can be simulated (each
-                batch's extremes serve) but not exported, and is built several times as fast.
             progress: told how far a fine-tune is.
             checkpoint: file that lets an interrupted fine-tune go on.
         """
@@ -107,7 +104,27 @@ class Pipeline:
             compressed = self.train(
                 compressed, phase, seed, progress=progress, checkpoint=checkpoint
             )
-        return self.calibrated(compressed) if calibrated else compressed
+        return self.calibrated(compressed)
+
+    def rough(self, policy: Policy) -> nn.Module:
+        """A policy's network for screening only: nothing is calibrated, integers are simulated.
+
+        Where reconstruction will repair batch norms, they normalize by each batch's own statistics:
+        one pass instead of one that re-estimates and one that judges.
+        """
+        from torch import nn
+
+        from autocompress.compress.quantize import trainable
+
+        compressed = self.stitch(policy)
+        module = trainable(compressed) if compressed.quantized else compressed.module
+        module.eval()
+        repaired = self.settings.reconstruction not in ("none", "bank")
+        if repaired and policy.student is None and self._changes_weights(policy):
+            for norm in module.modules():
+                if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+                    norm.train()
+        return module
 
     def restore(self, policy: Policy, weights: Path) -> Compressed:
         """Build a trained policy again from the weights that ``save_state`` wrote.

@@ -13,9 +13,11 @@ the same space; the search's own figure is that of ``search_quality.py --part ha
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import json
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -176,17 +178,18 @@ def fast_nas(task: Task, share: float) -> dict[str, Any]:
     rules = FastNASConfig().model_dump()
     rules["nn.Conv2d"]["*"]["channel_divisor"] = 4
     rules["nn.BatchNorm2d"]["*"]["feature_divisor"] = 4
-    model, _ = mtp.prune(
-        copy.deepcopy(task.model),
-        mode=[("fastnas", rules)],
-        constraints={"flops": 2 * share * task.whole},
-        dummy_input=task.example,
-        config={
-            "data_loader": loader,
-            "score_func": task.score,
-            "collect_func": lambda batch: batch[0],
-        },
-    )
+    with contextlib.redirect_stdout(sys.stderr):  # it prints its search space and progress
+        model, _ = mtp.prune(
+            copy.deepcopy(task.model),
+            mode=[("fastnas", rules)],
+            constraints={"flops": 2 * share * task.whole},
+            dummy_input=task.example,
+            config={
+                "data_loader": loader,
+                "score_func": task.score,
+                "collect_func": lambda batch: batch[0],
+            },
+        )
     return task.outcome(model, time.perf_counter() - start)
 
 

@@ -220,8 +220,7 @@ class GuidedProposer:
     def _least_divergent(self, proposals: Mapping[Assignment, str]) -> tuple[str, Assignment]:
         """The proposal of least divergence, on the same images for all.
 
-        A race with few images first does not pay: building a model, with its batch-norm
-        statistics, costs as much as screening it on all of them.
+        A race with few images first does not pay: building a model costs as much as screening it.
         """
         found = {a: self._screened(a) for a in proposals}
         winner = min(found, key=lambda a: found[a])
