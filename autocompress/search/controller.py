@@ -150,8 +150,16 @@ class OptunaController:
         )
 
     def _forget(self) -> None:
-        """Keep the front and the latest trials, and start the study over with them."""
-        front = {t.number for t in ParetoFront.of(self._sources, self.objectives)}
+        """Keep the front and the latest trials, and start the study over with them.
+
+        A front that is itself long is thinned evenly; otherwise every trial would start it over.
+        """
+        members = list(ParetoFront.of(self._sources, self.objectives))
+        room = self._remembered // 2
+        if len(members) > room:
+            last = len(members) - 1
+            members = [members[i * last // (room - 1)] for i in range(room)]
+        front = {t.number for t in members}
         latest = len(self._sources) - self._remembered
         kept = [i for i, t in enumerate(self._sources) if t.number in front or i >= latest]
         self._told = [self._told[i] for i in kept]

@@ -11,7 +11,7 @@ from autocompress.errors import InputError
 from autocompress.policy.budget import Budget
 from autocompress.policy.space import Assignment, Space
 from autocompress.results.front import ParetoFront, reference_point
-from autocompress.results.metric import ACCURACY, LATENCY
+from autocompress.results.metric import ACCURACY, LATENCY, Measurement
 from autocompress.results.trial import SEARCH, Trial, TrialState
 from autocompress.search.controller import OptunaController
 
@@ -133,6 +133,27 @@ def test_gp_is_refused_where_it_cannot_be_afforded() -> None:
         OptunaController(make_space(16), OBJECTIVES, "gp", 0, 20)
     with pytest.raises(InputError, match="201 trials"):
         OptunaController(make_space(3), OBJECTIVES, "gp", 0, 201)
+
+
+def test_a_front_of_everything_is_thinned_and_keeps_its_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where no trial beats another, forgetting stays rare and what is remembered bounded."""
+    space = make_space(6)
+    one = controller("random", space)
+    starts = []
+    renew = one._new_study
+    monkeypatch.setattr(one, "_new_study", lambda: (starts.append(1), renew())[1])
+    draw, told = random.Random(2), 3000
+    for number in range(told):
+        levels = tuple(draw.randrange(8) for _ in space.choices)
+        place = number / told
+        values = {"accuracy": place, "latency_ms": 0.1 + place}
+        trial = Trial(number, space.decode(levels), measurement=Measurement(values))
+        one.tell(levels, trial)
+        assert len(one._told) <= 800
+    assert 1 <= len(starts) <= told // 200
+    assert one._sources[0].number == 0
 
 
 def test_forgetting_keeps_the_front() -> None:
