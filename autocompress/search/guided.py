@@ -171,7 +171,7 @@ class GuidedProposer:
         roll = self.random.random()
         if parent is None or roll < 0.1:
             return "tpe", self.optuna.ask()
-        if roll < 0.3:
+        if roll < 0.2:
             return "jitter", self._jittered(parent)
         return "switch", self._switched(parent)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,20 +57,34 @@ def knapsack(
     total = np.concatenate(costs, axis=1)
     # rows of like size keep the solver's tolerances meaningful
     scale = np.maximum(np.abs(total).max(axis=1), 1e-12)
-    found = milp(
-        np.concatenate(losses),
-        integrality=np.ones(starts[-1]),
-        bounds=Bounds(0, 1),
-        constraints=[
-            LinearConstraint(one_each, 1, 1),
-            LinearConstraint(total / scale[:, None], -np.inf, limits / scale),
-        ],
-        # nodes, not seconds: a limit by the clock would make two runs differ
-        options={"mip_rel_gap": _GAP, "node_limit": _NODES, "presolve": False},
-    )
+    with _stdout_to_stderr():
+        found = milp(
+            np.concatenate(losses),
+            integrality=np.ones(starts[-1]),
+            bounds=Bounds(0, 1),
+            constraints=[
+                LinearConstraint(one_each, 1, 1),
+                LinearConstraint(total / scale[:, None], -np.inf, limits / scale),
+            ],
+            # nodes, not seconds: a limit by the clock would make two runs differ
+            options={"mip_rel_gap": _GAP, "node_limit": _NODES, "presolve": False},
+        )
     if found.x is None:
         return None
     return tuple(int(np.argmax(found.x[starts[i] : starts[i + 1]])) for i in range(len(sizes)))
+
+
+@contextmanager
+def _stdout_to_stderr() -> Iterator[None]:
+    """Send what the solver's C++ prints now and then past the output of ``--json``."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def solve(

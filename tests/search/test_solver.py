@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 
 import numpy as np
 import pytest
@@ -13,6 +14,26 @@ from hypothesis import strategies as st
 from autocompress.search.solver import knapsack, solve
 
 numbers = st.integers(-50, 100)
+
+
+def test_what_the_solver_prints_is_no_output_of_ours(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import scipy.optimize
+
+    real = scipy.optimize.milp
+
+    def chatty(*args: object, **kwargs: object) -> object:
+        os.write(1, b"from the solver's own code\n")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(scipy.optimize, "milp", chatty)
+    losses = [np.array([0.0, 1.0])]
+    assert knapsack(losses, [np.array([[1.0, 0.0]])], np.array([0.5])) == (1,)
+    print("ours")
+    captured = capfd.readouterr()
+    assert captured.out == "ours\n"
+    assert "own code" in captured.err
 
 
 @given(st.data())
