@@ -390,10 +390,9 @@ def show_result(done: Finished, console: Console) -> None:
         console.print(f"  {sentence}", highlight=False)
     console.print(f"[dim]The search ended by: {done.stopped}.[/dim]")
     if view.best is not None:
-        console.print(
-            f"recipe  {folder.recipes / 'best.yaml'}\nmodel   {folder.models / 'best.onnx'}",
-            soft_wrap=True,
-        )
+        console.print(f"recipe  {folder.recipes / 'best.yaml'}", soft_wrap=True)
+        file = folder.models / f"best{done.parts.evaluator.target.suffix}"
+        console.print(f"model   {file}", soft_wrap=True)
     console.print(f"report  {folder.report}", soft_wrap=True)
     if done.parts.study.tracking.mlflow:
         console.print(f"MLflow  autocompress ui {folder.root.parent}", soft_wrap=True)

@@ -220,3 +220,16 @@ def test_a_table_of_another_version_is_measured_anew(tmp_path: Path) -> None:
     assert len(load_table(tmp_path / "absent.json")) == 0
     assert [p.name for p in tmp_path.iterdir()] == ["table.json"]
     assert json.loads(path.read_text())["version"] == -1
+
+
+def test_a_runtime_of_other_files_gets_a_table_by_multiply_adds(tmp_path: Path) -> None:
+    """Nothing can be timed alone there; a larger layer still costs more, and the table is kept."""
+    target = get_target("torch")
+    made = [Kernel("conv", c, c, (3, 3), (1, 1), 1, (8, 8), "fp16") for c in (8, 16, 32)]
+    table = measure_kernels(target, made, tmp_path)
+    times = [table.ms(kernel) for kernel in made]
+    assert times == sorted(times)
+    assert (times[2] - times[0]) / (times[1] - times[0]) == pytest.approx(
+        (32**2 - 8**2) / (16**2 - 8**2)
+    )
+    assert len(load_table(table_path(target, tmp_path, FOOTPRINT))) == 3
