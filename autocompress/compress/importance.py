@@ -90,8 +90,8 @@ def _rows(module: nn.Module, values: Callable[[nn.Parameter], Tensor]) -> list[T
     if isinstance(module, nn.MultiheadAttention):
         return [values(module.in_proj_weight)]
     if hasattr(module, "qkv"):
-        return [values(module.qkv.weight)]  # type: ignore[union-attr, arg-type]
-    return [values(module.weight)]  # type: ignore[arg-type]
+        return [values(module.get_parameter("qkv.weight"))]
+    return [values(module.get_parameter("weight"))]
 
 
 def _per_channel(values: Tensor, channels: int) -> Tensor:

@@ -133,7 +133,8 @@ class HalfLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Like the layer's own."""
-        return self.layer(x.to(self.kind)).to(x.dtype)  # type: ignore[no-any-return]
+        found: Tensor = self.layer(x.to(self.kind)).to(x.dtype)
+        return found
 
 
 def in_half(simulated: nn.Module) -> nn.Module:
@@ -251,8 +252,10 @@ def calibrate(compressed: Compressed, inputs: Any) -> Compressed:
             folded(*(first if isinstance(first, tuple) else (first,)))
     except (RuntimeError, IndexError, ValueError, TypeError) as error:
         raise CalibrationError(f"Calibration inputs do not fit the model: {error}") from error
-    floats = {n: folded.get_submodule(n).weight for n in _correctable(folded, compressed)}
-    floats = {n: weight.detach().clone() for n, weight in floats.items()}  # type: ignore[union-attr, operator]
+    floats = {
+        n: folded.get_parameter(f"{n}.weight").detach().clone()
+        for n in _correctable(folded, compressed)
+    }
     if compressed.settings.weight_rounding == "gptq" and not compressed.qat:
         compensate(folded, compressed, inputs)
     if compressed.settings.bias_correction and not compressed.qat:
@@ -309,7 +312,7 @@ def correct_biases(
         bits = compressed.precisions[name].weight_bits
 
         def correct(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
-            error = floats[name] - round_weight(layer.weight, bits)  # type: ignore[arg-type]
+            error = floats[name] - round_weight(layer.get_parameter("weight"), bits)
             if isinstance(layer, nn.Linear):
                 mean = args[0].reshape(-1, layer.in_features).mean(0)
                 shift = error @ mean
