@@ -248,6 +248,7 @@ def _train_baseline(
         cache_folder() / "baselines",
         patience=study.baseline.patience,
         min_delta=study.baseline.min_delta,
+        max_rounds=study.baseline.max_rounds,
         progress=lambda text, done: progress(f"baseline: {text}", done),
     )
 

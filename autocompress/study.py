@@ -69,11 +69,13 @@ class BaselineSection(_Section):
             trains to the schedule's end.
         min_delta: a gain no larger than this does not count as better for ``patience``; in the
             metric's unit (0.004: 0.4 points of accuracy).
+        max_rounds: with ``patience``, train the schedule at most so many times.
     """
 
     schedule: dict[str, Any] = Field(default_factory=dict)
     patience: int | None = None
     min_delta: float = Field(0.0, ge=0)
+    max_rounds: int | None = Field(None, ge=1)
 
 
 class RecoverySection(_Section):

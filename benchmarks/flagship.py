@@ -6,7 +6,7 @@ are scored on the whole test split. The study first finishes its model's trainin
 on two cores, is kept between runs, and its time is listed by itself. A run that was cut off goes on
 with the same ``--out``; its ``search_minutes`` are then those of this session only.
 
-    python benchmarks/flagship.py --json [--quick] [--out DIR]
+    python benchmarks/flagship.py --json [--quick] [--rounds N] [--out DIR]
 """
 
 from __future__ import annotations
@@ -36,13 +36,12 @@ from autocompress.track.folder import RunFolder
 GOALS = {"search_minutes": 60.0, "speedup": 10.0, "points_lost": 1.0, "size_share": 0.1}
 
 
-def study_of(quick: bool) -> StudyConfig:
+def study_of(quick: bool, rounds: int | None) -> StudyConfig:
     """The shipped study; a fraction of data, trials and training if it must be quick."""
     study = load_study("cifar10_vgg16")
     if not quick:
-        return study
-    return study.changed(
-        baseline=None,
+        return study.changed(baseline={"max_rounds": rounds})
+    return study.model_copy(update={"baseline": None}).changed(
         data={"factory": study.data.factory, "args": {**study.data.args, "limit": 2000}},
         search={**study.search, "trials": 8, "timeout_s": 60},
         recovery=study.recovery.model_copy(update={"epochs": 1.0, "candidates": 1}),
@@ -116,11 +115,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--json", action="store_true", help="one line")
     parser.add_argument("--quick", action="store_true", help="shows that it works, no more")
+    parser.add_argument(
+        "--rounds", type=int, help="at most so many rounds of finishing the training"
+    )
     parser.add_argument("--out", type=Path, help="the run's folder; a temporary one if not given")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         try:
-            found = measure(study_of(args.quick), args.out or Path(temporary) / "run")
+            found = measure(study_of(args.quick, args.rounds), args.out or Path(temporary) / "run")
         except AutocompressError as error:
             raise SystemExit(str(error)) from None
     print(

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -122,8 +123,8 @@ class LayerPolicy:
 
     def as_dict(self) -> dict[str, Any]:
         """The fields that differ from the default, in field order."""
-        plain = LayerPolicy.__dataclass_fields__
-        return {k: v for k, v in asdict(self).items() if v != plain[k].default}
+        found = ((name, getattr(self, name), default) for name, default in _LAYER_DEFAULTS)
+        return {name: value for name, value, default in found if value != default}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> LayerPolicy:
@@ -226,15 +227,17 @@ class Policy:
             layers, Distill(**distill) if distill is not None else None, values.get("student")
         )
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """sha256 of the canonical JSON: equal policies have equal digests. The cache key."""
         text = json.dumps(self.as_dict(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
-    @property
+    @cached_property
     def untrained_digest(self) -> str:
         """The digest without distillation, which changes nothing before any training."""
+        if self.distill is None:
+            return self.digest
         return Policy(self.layers, None, self.student).digest
 
 
@@ -244,3 +247,4 @@ def _check(ok: bool, name: str, must: str, found: object) -> None:
 
 
 _IDENTITY = LayerPolicy()
+_LAYER_DEFAULTS = tuple((f.name, f.default) for f in fields(LayerPolicy))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -179,19 +179,40 @@ class Space:
 
     def decode(self, assignment: Sequence[int]) -> Policy:
         """From one level per choice to a policy."""
-        layers: dict[str, LayerPolicy] = {}
-        distill: Distill | None = None
-        student: str | None = None
-        for choice, level in zip(self.choices, assignment, strict=True):
-            values = choice.levels[level]
-            if choice.kind == "distill":
-                distill = Distill() if values["distill"] else None
-            elif choice.kind == "student":
-                student = values["student"]
-            else:
-                for name in choice.layers:
-                    layers[name] = replace(layers.get(name, LayerPolicy()), **values)
-        return Policy({} if student else layers, distill, student)
+        if len(assignment) != len(self.choices):
+            raise ValueError(f"{len(assignment)} levels for {len(self.choices)} choices")
+        student = self._own("student", assignment)
+        distill = Distill() if self._own("distill", assignment) else None
+        layers = {} if student else {n: self._layer(n, assignment) for n in self._knobs}
+        return Policy(layers, distill, student)
+
+    def _own(self, kind: str, assignment: Sequence[int]) -> Any:
+        place = self.index.get(kind)
+        return None if place is None else self.choices[place].levels[assignment[place]][kind]
+
+    @cached_property
+    def _knobs(self) -> Mapping[str, tuple[int, ...]]:
+        """Layer name to the positions of the choices that set it."""
+        found: dict[str, tuple[int, ...]] = {}
+        for place, choice in enumerate(self.choices):
+            for name in choice.layers:
+                found[name] = (*found.get(name, ()), place)
+        return found
+
+    def _layer(self, name: str, assignment: Sequence[int]) -> LayerPolicy:
+        """One layer's policy; a search decodes thousands of assignments of the same few."""
+        key = (name, *(assignment[place] for place in self._knobs[name]))
+        found = self._layers.get(key)
+        if found is None:
+            values: dict[str, Any] = {}
+            for place in self._knobs[name]:
+                values |= self.choices[place].levels[assignment[place]]
+            found = self._layers[key] = LayerPolicy(**values)
+        return found
+
+    @cached_property
+    def _layers(self) -> dict[tuple[object, ...], LayerPolicy]:
+        return {}
 
     def encode(self, policy: Policy) -> Assignment | None:
         """From a policy to the levels that give it, or ``None`` if it lies outside the space."""

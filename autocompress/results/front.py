@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from autocompress.errors import InputError
 from autocompress.results.metric import ACCURACY, Measurement, Metric
 from autocompress.results.trial import Trial, TrialState
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 Pick = Literal["best", "knee", "fastest", "smallest", "most-accurate"]
 
@@ -25,6 +29,14 @@ def non_dominated(points: Sequence[Sequence[float]]) -> list[bool]:
         return []
     mask = moocore.is_nondominated(np.asarray(points, dtype=float), keep_weakly=False)
     return [bool(m) for m in mask]
+
+
+def dominated_volume(points: NDArray[np.float64], limit: NDArray[np.float64]) -> float:
+    """Hypervolume of points, every coordinate minimized; those not under the limit add nothing."""
+    import moocore
+
+    inside = points[(points < limit).all(axis=1)]
+    return float(moocore.hypervolume(inside, ref=limit)) if len(inside) else 0.0
 
 
 @dataclass(frozen=True)
@@ -123,15 +135,18 @@ class ParetoFront:
             reference: one value per objective, in the metric's own sign; members that do not
                 beat it in every objective add nothing.
         """
-        import moocore
         import numpy as np
 
-        if not self.trials:
-            return 0.0
-        points = np.array([_losses(t, self.objectives) for t in self.trials], dtype=float)
         limit = np.array([m.loss(r) for m, r in zip(self.objectives, reference, strict=True)])
-        inside = points[(points < limit).all(axis=1)]
-        return float(moocore.hypervolume(inside, ref=limit)) if len(inside) else 0.0
+        return dominated_volume(self.losses, limit)
+
+    @property
+    def losses(self) -> NDArray[np.float64]:
+        """``(members, objectives)``, all to be minimized."""
+        import numpy as np
+
+        found = [_losses(t, self.objectives) for t in self.trials]
+        return np.array(found, dtype=float).reshape(len(found), len(self.objectives))
 
 
 def reference_point(baseline: Measurement, objectives: Sequence[Metric]) -> list[float]:

@@ -1,8 +1,9 @@
 """The guided search: seeds, an exact solver, level switches on the front, and Optuna's TPE.
 
 Every proposal is checked against the budget by the cost estimate and screened by its KL
-divergence to the uncompressed outputs; only the best of a handful becomes a trial. Trials aim at
-cost bands in turn, so that the whole front is filled and not one corner.
+divergence to the uncompressed outputs; only the best of a handful becomes a trial. Every other
+round works on the answer, the dearest policy within the budget, as long as it loses accuracy; the
+others go where the front gains most.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ from __future__ import annotations
 import math
 import random
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from autocompress.policy.space import Assignment
+from autocompress.results.front import reference_point
 from autocompress.results.trial import SEARCH, Trial, TrialState
 from autocompress.search.controller import OptunaController
 from autocompress.search.loop import Context
+from autocompress.search.promise import AccuracyForecast, expected_gain
 from autocompress.search.seeds import ladders
 from autocompress.search.sensitivity import Sensitivity
 from autocompress.search.solver import Tables, solve
@@ -121,7 +124,7 @@ class GuidedProposer:
         cheapest = self._costs(self.space.hardest).get(self.cost, 0.0)
         found = []
         for share in _RUNGS:
-            top = bounds.get(self.cost, cheapest)
+            top = min(bounds.get(self.cost, cheapest), self._lossless_cost())
             target = cheapest + share * (top - cheapest)
             answer = solve(
                 self.space,
@@ -135,45 +138,80 @@ class GuidedProposer:
         return found
 
     def _best_of_a_handful(self, trials: Sequence[Trial]) -> tuple[str, Assignment]:
-        """Screen some proposals near one front member; the lowest divergence wins."""
-        parent = self._parent(trials)
-        proposals: dict[Assignment, str] = {}
+        """Screen some proposals near front members; the most promising wins.
+
+        At the dear end that is the lowest divergence, all being about as dear; elsewhere the
+        greatest hypervolume to be expected.
+        """
+        front = self._members(self.context.front())
+        answer = front[-1] if front and self.rounds % 2 and self._loses(front[-1]) else None
+        proposals: dict[Assignment, tuple[str, Trial | None]] = {}
         for _ in range(40 * self.context.config.candidates):
             if len(proposals) >= self.context.config.candidates:
                 break
-            origin, levels = self._proposal(parent)
+            parent = answer or self._parent(front, trials)
+            origin, levels = self._proposal(parent, front)
             if levels not in proposals and not self.context.known(self.space.decode(levels)):
-                proposals[levels] = origin
+                proposals[levels] = origin, parent
         if not proposals:
             return "tpe", self.optuna.ask()
-        return self._least_divergent(proposals)
+        return self._most_promising(proposals, trials, fill=answer is None)
 
-    def _parent(self, trials: Sequence[Trial]) -> Assignment | None:
-        """A front member, the cost bands in turn; without a front, the nearest to the budget."""
-        front = [
-            t for t in self.context.front() if t.number in self.assignments and t.phase == SEARCH
+    def _members(self, trials: Iterable[Trial]) -> list[Trial]:
+        """Those that this proposer can start from."""
+        return [
+            t
+            for t in trials
+            if t.number in self.assignments and t.phase == SEARCH and t.policy.student is None
         ]
-        front = [t for t in front if t.policy.student is None]
+
+    def _loses(self, trial: Trial) -> bool:
+        """Whether a trial's accuracy is under the uncompressed one by a standard error."""
+        assert trial.measurement is not None
+        base = self.context.evaluator.baseline
+        noise = base.spread.get("accuracy", 0.0)
+        return trial.measurement["accuracy"] < base["accuracy"] - noise
+
+    def _lossless_cost(self) -> float:
+        """Estimated cost of the cheapest policy so far that loses no accuracy: nothing above it
+        is worth looking for."""
+        done = [t for t in self.context.trials if t.state is TrialState.COMPLETE and t.feasible]
+        costs = [
+            self._costs(self.assignments[t.number]).get(self.cost, math.inf)
+            for t in self._members(done)
+            if not self._loses(t)
+        ]
+        return min(costs, default=math.inf)
+
+    def _parent(self, front: Sequence[Trial], trials: Sequence[Trial]) -> Trial | None:
+        """Some front member that counts; without a front, the nearest to the budget."""
         if front:
-            # the dear end is where the answer lies: every other round works there
-            place = len(front) - 1 if self.rounds % 2 else self.random.randrange(len(front))
-            return self.assignments[front[place].number]
-        done = [
-            t for t in trials if t.state is TrialState.COMPLETE and t.number in self.assignments
-        ]
-        done = [t for t in done if t.policy.student is None]
-        if not done:
-            return None
-        nearest = min(done, key=lambda t: max(t.violations.values(), default=0.0))
-        return self.assignments[nearest.number]
+            floor = self._reference()[0]
+            counting = [t for t in front if t.measurement and t.measurement["accuracy"] > floor]
+            return self.random.choice(counting or list(front))
+        done = self._members(t for t in trials if t.state is TrialState.COMPLETE)
+        return min(done, key=lambda t: max(t.violations.values(), default=0.0), default=None)
 
-    def _proposal(self, parent: Assignment | None) -> tuple[str, Assignment]:
+    def _reference(self) -> list[float]:
+        return reference_point(self.context.evaluator.baseline, self.context.objectives)
+
+    def _proposal(self, parent: Trial | None, front: Sequence[Trial]) -> tuple[str, Assignment]:
         roll = self.random.random()
         if parent is None or roll < 0.1:
             return "tpe", self.optuna.ask()
-        if roll < 0.2:
-            return "jitter", self._jittered(parent)
-        return "switch", self._switched(parent)
+        levels = self.assignments[parent.number]
+        if roll < 0.3:
+            return "jitter", self._jittered(levels, self._target(parent, front))
+        return "switch", self._switched(levels)
+
+    def _target(self, parent: Trial, front: Sequence[Trial]) -> float:
+        """A cost between a front member's and that of its cheaper neighbour, to fill the gap."""
+        own = self._costs(self.assignments[parent.number]).get(self.cost, 0.0)
+        place = next((i for i, t in enumerate(front) if t.number == parent.number), 0)
+        if place == 0 or (parent is front[-1] and self._loses(parent)):
+            return own
+        below = self._costs(self.assignments[front[place - 1].number]).get(self.cost, own)
+        return own - self.random.random() * max(0.0, own - below)
 
     def _switched(self, parent: Assignment) -> Assignment:
         """Harden one choice and soften one or two others, so that the cost stays about the same."""
@@ -200,11 +238,11 @@ class GuidedProposer:
                 break
         return tuple(levels)
 
-    def _jittered(self, parent: Assignment) -> Assignment:
-        """The solver's answer at the parent's cost under sensitivities drawn around the fit."""
+    def _jittered(self, parent: Assignment, target: float) -> Assignment:
+        """The solver's answer at a cost, under sensitivities drawn around the fit."""
         noise = self.random.gauss
         losses = [table * 2.0 ** noise(0.0, 0.7) for table in self.sensitivity.losses]
-        limits = {**self._bounds(), self.cost: self._costs(parent).get(self.cost, 0.0) * 1.001}
+        limits = {**self._bounds(), self.cost: target * 1.001}
         found = solve(
             self.space,
             losses,
@@ -217,20 +255,76 @@ class GuidedProposer:
         )
         return found or parent
 
-    def _least_divergent(self, proposals: Mapping[Assignment, str]) -> tuple[str, Assignment]:
-        """The proposal of least divergence, on the same images for all.
+    def _most_promising(
+        self,
+        proposals: Mapping[Assignment, tuple[str, Trial | None]],
+        trials: Sequence[Trial],
+        *,
+        fill: bool,
+    ) -> tuple[str, Assignment]:
+        """The least divergent proposal; if the front is to be filled, that of the greatest gain.
 
-        A race with few images first does not pay: building a model costs as much as screening it.
+        All are screened on the same images. A race with few images first does not pay: building a
+        model costs as much as screening it.
         """
         found = {a: self._screened(a) for a in proposals}
-        winner = min(found, key=lambda a: found[a])
-        return proposals[winner], winner
+        gains = dict.fromkeys(proposals, 0.0)
+        if fill:
+            gains = self._gains(proposals, found, trials)
+        winner = min(found, key=lambda a: (-gains[a], found[a]))
+        return proposals[winner][0], winner
+
+    def _gains(
+        self,
+        proposals: Mapping[Assignment, tuple[str, Trial | None]],
+        divergences: Mapping[Assignment, float],
+        trials: Sequence[Trial],
+    ) -> dict[Assignment, float]:
+        """Hypervolume that each proposal is expected to add."""
+        base = self.context.evaluator.baseline
+        done = self._members(t for t in trials if t.state is TrialState.COMPLETE)
+        seen = [
+            (self._screened(self.assignments[t.number]), t.measurement["accuracy"])
+            for t in done
+            if t.measurement
+        ]
+        forecast = AccuracyForecast(seen, base["accuracy"], base.spread.get("accuracy", 0.0))
+        front, reference, bounds = self.context.front(), self._reference(), self._bounds()
+        gains = {}
+        for assignment, (_, parent) in proposals.items():
+            costs = self._foretold(assignment, parent)
+            over = any(costs.get(name, 0.0) > bound for name, bound in bounds.items())
+            over |= any(m.name not in costs for m in self.context.objectives[1:])
+            gains[assignment] = (
+                0.0
+                if over
+                else expected_gain(
+                    front, reference, forecast(divergences[assignment]), forecast.sigma, costs
+                )
+            )
+        return gains
+
+    def _foretold(self, assignment: Assignment, parent: Trial | None) -> dict[str, float]:
+        """Estimated costs, corrected by how far the parent's estimate was off."""
+        own = self._costs(assignment)
+        if parent is None or parent.measurement is None:
+            return dict(own)
+        before = self._costs(self.assignments[parent.number])
+        return {
+            name: value * parent.measurement[name] / before[name]
+            if before[name] > 0 and name in parent.measurement
+            else value
+            for name, value in own.items()
+        }
 
     def _screened(self, assignment: Assignment) -> float:
         """KL of an assignment; a model that cannot be built or blows up comes last.
 
         Where nothing better is left it is evaluated all the same, and that trial says why it fails.
         """
+        known = self.sensitivity.seen(assignment)
+        if known is not None:
+            return known
         try:
             kl = self.context.screen(assignment).kl
         except Exception:

@@ -75,6 +75,10 @@ class Sensitivity:
         """Remember a screened assignment for the next fit."""
         self._seen[assignment] = kl
 
+    def seen(self, assignment: Assignment) -> float | None:
+        """What an assignment was screened at, if it was."""
+        return self._seen.get(assignment)
+
     def refit(self) -> None:
         """Fit all levels to everything screened so far, near the probed values, never negative."""
         from scipy.optimize import lsq_linear

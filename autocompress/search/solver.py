@@ -20,6 +20,7 @@ Tables = dict[tuple[Assignment, tuple[str, ...]], list[NDArray[np.float64]]]
 
 _GAP = 1e-3
 _NODES = 2000
+_HARDEN_ROUNDS = 30
 _POLISH_ROUNDS = 20
 _POLISH_LOOKS = 30
 _OPTIMISM = 0.05
@@ -137,9 +138,50 @@ def solve(
             break
         seen.add(found)
         current = found
-    if best is None or not polish:
-        return best[1] if best else None
-    return _polished(space, losses, costs, names, bounds, best[1], known)
+    answer = best[1] if best else _hardened(space, losses, costs, names, bounds, current, known)
+    if answer is None or not polish:
+        return answer
+    return _polished(space, losses, costs, names, bounds, answer, known)
+
+
+def _hardened(
+    space: Space,
+    losses: Sequence[NDArray[np.float64]],
+    costs: Costs,
+    names: Sequence[str],
+    bounds: NDArray[np.float64],
+    start: Assignment,
+    known: Tables | None,
+) -> Assignment | None:
+    """Change choices, the least loss per cost saved first, until the true costs meet the bounds.
+
+    For where every linearization ended over the limits: far from the point that it was made at,
+    products of widths are misjudged by multiples.
+    """
+    current = list(start)
+    for _ in range(_HARDEN_ROUNDS):
+        at = tuple(current)
+        over = np.array([costs(at)[n] for n in names]) - bounds
+        if (over <= 1e-9 * np.abs(bounds)).all():
+            return at
+        worst = int(np.argmax(over / np.maximum(np.abs(bounds), 1e-12)))
+        moves = []
+        tables = _marginals(space, costs, names, at, known)
+        for i, (loss, table) in enumerate(zip(losses, tables, strict=True)):
+            saved = -table[worst]
+            price = np.maximum(loss - loss[current[i]], 0.0) / np.where(saved > 0, saved, np.nan)
+            if not np.isnan(price).all():
+                level = int(np.nanargmin(price))
+                moves.append((float(price[level]), i, level, float(saved[level])))
+        if not moves:
+            return None
+        missing = over[worst]
+        for _, i, level, saved_there in sorted(moves):
+            current[i] = level
+            missing -= saved_there
+            if missing <= 0:
+                break
+    return None
 
 
 def _polished(

@@ -27,6 +27,7 @@ def train_baseline(
     *,
     patience: float | None = None,
     min_delta: float = 0.0,
+    max_rounds: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> nn.Module:
@@ -47,6 +48,7 @@ def train_baseline(
         min_delta: a round that is better by no more than this counts for patience as if it were
             not; its weights are kept all the same. In the metric's unit (0.004 is 0.4 points of
             accuracy, about one standard error on 5,000 images).
+        max_rounds: with patience, stop after so many rounds even if the last one still helped.
         seed: of the first round; later ones count up.
         progress: called with a text and the fraction done.
 
@@ -60,13 +62,15 @@ def train_baseline(
     key = digest(fingerprint(model), data.fingerprint, schedule.model_dump_json(), patience, seed)
     if min_delta:
         key = digest(key, min_delta)
+    if max_rounds is not None:
+        key = digest(key, "rounds", max_rounds)
     path = Path(folder) / f"{key}.safetensors"
     trained = copy.deepcopy(model)
     if path.is_file():
         _load(path, trained)
         return trained.eval()
     rounds = _Rounds(trained, data, schedule, path, seed, progress)
-    rounds.run(patience, min_delta)
+    rounds.run(patience, min_delta, 1 if patience is None else max_rounds)
     return rounds.best.eval()
 
 
@@ -90,13 +94,13 @@ class _Rounds:
         self.best_score = -float("inf")
         self.idle = 0.0
 
-    def run(self, patience: float | None, min_delta: float) -> None:
-        """Train until the schedule, or patience, is at its end."""
+    def run(self, patience: float | None, min_delta: float, max_rounds: int | None) -> None:
+        """Train until patience, or the number of rounds, is at its end."""
         self._resume()
         if patience is not None and not self.history:  # the given weights may be the best
             self.best_score = score(self.best, self.data.val, self.data.metric)
             _save(self._best_path, self.best)
-        while not self.history or (patience is not None and self.idle < patience):
+        while not self._done(patience, max_rounds):
             number = len(self.history)
             module, records = self._round(number)
             found = score(module, self.data.val, self.data.metric)
@@ -112,6 +116,11 @@ class _Rounds:
             self._log()
             self._checkpoint(number).unlink(missing_ok=True)
         os.replace(self._best_path, self.path)
+
+    def _done(self, patience: float | None, max_rounds: int | None) -> bool:
+        if max_rounds is not None and len(self.history) >= max_rounds:
+            return True
+        return bool(self.history) and patience is not None and self.idle >= patience
 
     def _round(self, number: int) -> tuple[nn.Module, list[EpochRecord]]:
         trainer = Trainer(

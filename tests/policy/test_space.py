@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import pytest
@@ -76,6 +77,25 @@ def test_encode_inverts_decode(data: st.DataObject) -> None:
     space = SpaceConfig.read({**JOINT, "distill": [False, True]}).bind(inventory())
     levels = tuple(data.draw(st.integers(0, len(c.levels) - 1)) for c in space.choices)
     assert space.encode(space.decode(levels)) == levels
+
+
+@given(st.data())
+def test_decoding_sets_what_each_level_says(data: st.DataObject) -> None:
+    """Against setting the levels one after another on fresh policies; some decoded before."""
+    space = SpaceConfig.read({**JOINT, "distill": [False, True]}).bind(inventory())
+    for _ in range(3):
+        levels = [data.draw(st.integers(0, len(c.levels) - 1)) for c in space.choices]
+        expected: dict[str, LayerPolicy] = {}
+        for choice, level in zip(space.choices, levels, strict=True):
+            for name in choice.layers:
+                before = expected.get(name, LayerPolicy())
+                expected[name] = dataclasses.replace(before, **choice.levels[level])
+        found = space.decode(levels)
+        assert found.layers == {n: p for n, p in expected.items() if not p.identity}
+        assert (found.distill is not None) == bool(levels[space.index["distill"]])
+        assert Policy.from_dict(found.as_dict()).digest == found.digest
+    with pytest.raises(ValueError, match="levels for"):
+        space.decode(levels[:-1])
 
 
 def test_different_assignments_are_different_policies() -> None:

@@ -100,3 +100,22 @@ def test_solve_says_when_nothing_fits() -> None:
         space, losses, lambda a: evaluator.estimate(space.decode(a)).values, {"latency_ms": 0.1}
     )
     assert found is None
+
+
+@pytest.mark.parametrize("share", [0.03, 0.06, 0.12, 0.25])
+@pytest.mark.parametrize("seed", range(5))
+def test_solve_finds_something_wherever_something_fits(share: float, seed: int) -> None:
+    """Twenty layers whose multiply-adds are products: far from any point that is linearized at."""
+    space, evaluator = make_space(20), AnalyticEvaluator(20, seed=seed)
+    rng = np.random.default_rng(seed)
+    losses = [np.cumsum(rng.uniform(0, 1, len(c.levels))) for c in space.choices]
+
+    def costs(levels: tuple[int, ...]) -> dict[str, float]:
+        return dict(evaluator.estimate(space.decode(levels)).values)
+
+    limit = share * evaluator.baseline["macs"]
+    assert costs(space.hardest)["macs"] <= limit
+    for polish in (False, True):
+        found = solve(space, losses, costs, {"macs": limit}, polish=polish)
+        assert found is not None
+        assert costs(found)["macs"] <= limit

@@ -72,6 +72,21 @@ def test_rounds_go_on_until_patience_is_spent(tmp_path: Path) -> None:
     assert {p.suffix for p in tmp_path.iterdir()} == {".json", ".safetensors"}
 
 
+def test_no_more_rounds_than_allowed(tmp_path: Path) -> None:
+    """Patience for twenty epochs without a gain, but two rounds at most."""
+    data = problem()
+    trained = train_baseline(model(), data, SCHEDULE, tmp_path, patience=20, max_rounds=2)
+    (log,) = tmp_path.glob("*.json")
+    scores = [r["score"] for r in json.loads(log.read_text())["rounds"]]
+    assert len(scores) == 2
+    assert score(trained, data.val) == max(scores)
+    train_baseline(model(), data, SCHEDULE, tmp_path, patience=20, max_rounds=3)
+    assert sorted(len(json.loads(p.read_text())["rounds"]) for p in tmp_path.glob("*.json")) == [
+        2,
+        3,
+    ]
+
+
 def test_small_gains_are_kept_but_do_not_count(tmp_path: Path) -> None:
     """With a delta that nothing exceeds, patience is spent at once; the best weights still win."""
     data = problem()
