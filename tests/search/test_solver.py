@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 
 import numpy as np
@@ -102,20 +103,31 @@ def test_solve_says_when_nothing_fits() -> None:
     assert found is None
 
 
-@pytest.mark.parametrize("share", [0.03, 0.06, 0.12, 0.25])
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("share", [0.01, 0.02, 0.03, 0.06, 0.12])
+@pytest.mark.parametrize("seed", range(6))
 def test_solve_finds_something_wherever_something_fits(share: float, seed: int) -> None:
-    """Twenty layers whose multiply-adds are products: far from any point that is linearized at."""
-    space, evaluator = make_space(20), AnalyticEvaluator(20, seed=seed)
+    """Products of widths and bits, two limits, far below any point that is linearized at."""
+    layers = 14
+    space, evaluator = make_space(layers, bits=True), AnalyticEvaluator(layers, seed=seed)
     rng = np.random.default_rng(seed)
     losses = [np.cumsum(rng.uniform(0, 1, len(c.levels))) for c in space.choices]
 
     def costs(levels: tuple[int, ...]) -> dict[str, float]:
-        return dict(evaluator.estimate(space.decode(levels)).values)
+        policy = space.decode(levels)
+        each = [policy[f"l{i}"] for i in range(layers)]
+        kept = [1.0, *(1.0 - p.prune_ratio for p in each)]
+        areas = [a * b for a, b in itertools.pairwise(kept)]
+        speed = [0.2 if p.integer else 1.0 for p in each]
+        bits = [p.weight_bits for p in each]
+        return {
+            "latency_ms": sum(map(math.prod, zip(evaluator.cost, areas, speed, strict=True))),
+            "size_bytes": sum(map(math.prod, zip(areas, bits, strict=True))),
+        }
 
-    limit = share * evaluator.baseline["macs"]
-    assert costs(space.hardest)["macs"] <= limit
+    whole = costs(space.mildest)
+    limits = {name: share * value for name, value in whole.items()}
+    assert all(costs(space.hardest)[name] <= limit for name, limit in limits.items())
     for polish in (False, True):
-        found = solve(space, losses, costs, {"macs": limit}, polish=polish)
+        found = solve(space, losses, costs, limits, polish=polish)
         assert found is not None
-        assert costs(found)["macs"] <= limit
+        assert all(costs(found)[name] <= limit for name, limit in limits.items())
