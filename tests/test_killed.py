@@ -59,3 +59,42 @@ def test_a_killed_study_goes_on(executor: str, tmp_path: Path) -> None:
     numbers = [t["number"] for t in trials]
     assert len(set(numbers)) == len(numbers)
     assert found["best"] in numbers
+
+
+@pytest.mark.timeout(900)
+def test_an_interrupted_recovery_leaves_its_answer(tmp_path: Path) -> None:
+    """Ctrl-C while the second policy is trained: no verification, and a usable answer all the same.
+
+    Five trainings are asked for; three are still to come when the interrupt arrives.
+    """
+    schedule = {"batch_size": 64, "lr": 0.02}
+    study = {**STUDY, "recovery": {"epochs": 3, "candidates": 4, "schedule": schedule}}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(study))
+    run = tmp_path / "runs" / "tiny"
+    log = (tmp_path / "log").open("w")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "autocompress.cli", "search", "tiny.yaml"],
+        cwd=tmp_path,
+        env=environment(tmp_path),
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+    )
+
+    def kinds() -> list[str]:
+        return [json.loads(line)["phase"]["kind"] for line in lines(run / "trials.jsonl")]
+
+    end = time.monotonic() + _PATIENCE_S
+    while "recover" not in kinds() and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(_PATIENCE_S) == 0, (tmp_path / "log").read_text()
+    assert "verify" not in kinds()
+    assert 1 <= kinds().count("recover") < 5
+    front = json.loads((run / "front.json").read_text())
+    trials = {t["number"]: t for t in front["trials"]}
+    # a trained answer's file was kept; one that the search alone found is built from its recipe
+    trained = trials[front["best"]]["phase"] == "recover"
+    assert front["model"] == ("models/best.onnx" if trained else None)
+    assert (run / "models" / "best.onnx").is_file() == trained
+    call(tmp_path, "apply runs/tiny/recipes/best.yaml -o applied.onnx")

@@ -348,7 +348,7 @@ def _finish(
         objectives=tuple(metric(n) for n in search_config(study).objectives),
     )
     model = _keep_models(folder, parts, view)
-    summary = write_summary(folder, view, model if study.tracking.register_best else None)
+    summary = write_summary(folder, view, model)
     summary["stopped"] = stopped
     if view.best is not None:
         write_recipe(view, folder, view.best, folder.recipes / "best.yaml")
@@ -359,13 +359,14 @@ def _finish(
 
 
 def _keep_models(folder: RunFolder, parts: Assembly, view: RunView) -> Path | None:
-    """Give the verified files readable names; the answer's becomes ``best``."""
+    """Give the verified files readable names; the answer's becomes ``best``.
+
+    An interrupted study verified nothing; a recovered answer's own file is still there.
+    """
     found = None
     for trial in view.front:
-        check = view.verified(trial)
-        if check is None:
-            continue
-        path = parts.evaluator.model_path(check.policy, check.phase)
+        last = view.verified(trial) or trial
+        path = parts.evaluator.model_path(last.policy, last.phase)
         if not path.exists():
             continue
         named = folder.models / f"trial-{trial.number}{path.suffix}"
@@ -391,8 +392,9 @@ def show_result(done: Finished, console: Console) -> None:
     console.print(f"[dim]The search ended by: {done.stopped}.[/dim]")
     if view.best is not None:
         console.print(f"recipe  {folder.recipes / 'best.yaml'}", soft_wrap=True)
-        file = folder.models / f"best{done.parts.evaluator.target.suffix}"
-        console.print(f"model   {file}", soft_wrap=True)
+        file = folder.best_model()
+        kept = file or "not kept; `autocompress apply` builds it from the recipe"
+        console.print(f"model   {kept}", soft_wrap=True)
     console.print(f"report  {folder.report}", soft_wrap=True)
     if done.parts.study.tracking.mlflow:
         console.print(f"MLflow  autocompress ui {folder.root.parent}", soft_wrap=True)

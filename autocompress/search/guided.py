@@ -44,7 +44,7 @@ class GuidedProposer:
         self.space = context.space
         self.random = random.Random(config.seed)
         self.optuna = OptunaController(context.space, context.objectives, "tpe", config.seed)
-        self.sensitivity = Sensitivity(context.space, self._probe)
+        self.sensitivity = Sensitivity(context.space, self._screened)
         self.assignments: dict[int, Assignment] = {}
         self.solved: deque[tuple[str, Assignment]] = deque()
         self.rounds = 0
@@ -62,13 +62,9 @@ class GuidedProposer:
         found = list(ladders(self.space))
         int8 = [s for s in found if s[0] == "int8"][:1]
         fitting = [s for s in found if s[0] == "uniform" and self._likely(s[1])]
-        fitting.sort(key=lambda s: -self._costs(s[1])[self._cost_name()])
+        fitting.sort(key=lambda s: -self._costs(s[1])[self.cost])
         students = [s for s in found if s[0] == "student" and self._likely(s[1])]
         return [*int8, *fitting[:_LEADING_SEEDS], *students]
-
-    def _cost_name(self) -> str:
-        names = self.context.config.objectives
-        return names[1] if len(names) > 1 else "macs"
 
     def propose(self, trials: Sequence[Trial]) -> tuple[str, Assignment] | None:
         """The next seed, solver policy, or the best of a handful of screened proposals."""
@@ -94,9 +90,6 @@ class GuidedProposer:
         if assignment is not None and trial.number >= 0:
             self.assignments[trial.number] = assignment
         self.optuna.tell(assignment, trial)
-
-    def _probe(self, assignment: Assignment) -> float:
-        return self._screened(assignment)
 
     def _costs(self, assignment: Assignment) -> Mapping[str, float]:
         known = self._known_costs.get(assignment)

@@ -58,7 +58,7 @@ def knapsack(
     total = np.concatenate(costs, axis=1)
     # rows of like size keep the solver's tolerances meaningful
     scale = np.maximum(np.abs(total).max(axis=1), 1e-12)
-    with _stdout_to_stderr():
+    with _no_stdout():
         found = milp(
             np.concatenate(losses),
             integrality=np.ones(starts[-1]),
@@ -76,16 +76,21 @@ def knapsack(
 
 
 @contextmanager
-def _stdout_to_stderr() -> Iterator[None]:
-    """Send what the solver's C++ prints now and then past the output of ``--json``."""
+def _no_stdout() -> Iterator[None]:
+    """Drop what the solver's C++ prints: lines of its own debugging, now and then.
+
+    They would land in the output of ``--json``, or in the middle of a progress display; how a
+    solution ended is in what ``milp`` returns.
+    """
     sys.stdout.flush()
-    kept = os.dup(1)
-    os.dup2(2, 1)
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
     try:
         yield
     finally:
         os.dup2(kept, 1)
         os.close(kept)
+        os.close(nowhere)
 
 
 def solve(

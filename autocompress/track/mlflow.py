@@ -364,7 +364,8 @@ def sync(
     judged = view.by_number
     for entry in read_entries(folder):
         recorder.add(replace(entry, trial=judged.get(entry.trial.number, entry.trial)))
-    recorder.finish(view, best_model or folder.best_model())
+    register = section.get("register_best", True)
+    recorder.finish(view, best_model or (folder.best_model() if register else None))
     return recorder
 
 
