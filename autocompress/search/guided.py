@@ -193,7 +193,7 @@ class GuidedProposer:
         if parent is None or roll < 0.1:
             return "tpe", self.optuna.ask()
         levels = self.assignments[parent.number]
-        if roll < 0.3:
+        if roll < 0.4:
             return "jitter", self._jittered(levels, self._target(parent, front))
         return "switch", self._switched(levels)
 
