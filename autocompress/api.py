@@ -12,7 +12,7 @@ from autocompress.errors import InputError
 from autocompress.policy.budget import Budget
 from autocompress.policy.recipe import Recipe
 from autocompress.policy.settings import CompressionSettings
-from autocompress.policy.space import SpaceConfig
+from autocompress.policy.space_config import SpaceConfig
 from autocompress.results.front import ParetoFront
 from autocompress.results.metric import Measurement
 from autocompress.results.trial import Trial

@@ -19,7 +19,7 @@ from autocompress.errors import InputError, nearest
 from autocompress.policy.budget import Budget
 from autocompress.policy.policy import Policy
 from autocompress.policy.settings import CompressionSettings
-from autocompress.policy.space import SpaceConfig
+from autocompress.policy.space_config import SpaceConfig
 
 GIVEN = "given-in-python"
 """Stands for a model or data that were handed over as objects, not by a factory."""

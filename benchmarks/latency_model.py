@@ -35,7 +35,8 @@ from autocompress.model.data import Split
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.policy import Policy
 from autocompress.policy.settings import CompressionSettings
-from autocompress.policy.space import Space, SpaceConfig
+from autocompress.policy.space import Space
+from autocompress.policy.space_config import SpaceConfig
 from autocompress.workloads.models import resnet20, resnet56, seeded, vgg16_bn
 
 _SETTINGS = CompressionSettings(calibration_images=16, bias_correction=False, importance="l1")

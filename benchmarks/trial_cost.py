@@ -34,7 +34,7 @@ from autocompress.model.data import Split
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.policy import Policy
 from autocompress.policy.settings import CompressionSettings
-from autocompress.policy.space import SpaceConfig
+from autocompress.policy.space_config import SpaceConfig
 from autocompress.workloads.models import resnet20, resnet56, seeded, vgg16_bn
 
 NETWORKS = {"resnet20": resnet20, "resnet56": resnet56, "vgg16_bn": vgg16_bn}

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -25,22 +26,27 @@ def lines(journal: Path) -> list[str]:
     return text[: text.rfind("\n") + 1].splitlines()
 
 
+def started(folder: Path, study: dict[str, Any]) -> subprocess.Popen[bytes]:
+    """The search in a process group of its own; what it prints goes to ``log``."""
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(study))
+    with (folder / "log").open("w") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "autocompress.cli", "search", "tiny.yaml"],
+            cwd=folder,
+            env=environment(folder),
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+
+
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("executor", ["local", "ray"])
 def test_a_killed_study_goes_on(executor: str, tmp_path: Path) -> None:
     study = {**STUDY, "executor": executor, "workers": 2, "recovery": {"epochs": 0}}
     study["search"] = {**STUDY["search"], "trials": 10}
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(study))
     journal = tmp_path / "runs" / "tiny" / "trials.jsonl"
-    log = (tmp_path / "log").open("w")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "autocompress.cli", "search", "tiny.yaml"],
-        cwd=tmp_path,
-        env=environment(tmp_path),
-        stdout=log,
-        stderr=log,
-        start_new_session=True,
-    )
+    process = started(tmp_path, study)
     end = time.monotonic() + _PATIENCE_S
     while len(lines(journal)) < 4 and process.poll() is None and time.monotonic() < end:
         time.sleep(0.05)
@@ -69,17 +75,8 @@ def test_an_interrupted_recovery_leaves_its_answer(tmp_path: Path) -> None:
     """
     schedule = {"batch_size": 64, "lr": 0.02}
     study = {**STUDY, "recovery": {"epochs": 3, "candidates": 4, "schedule": schedule}}
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(study))
     run = tmp_path / "runs" / "tiny"
-    log = (tmp_path / "log").open("w")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "autocompress.cli", "search", "tiny.yaml"],
-        cwd=tmp_path,
-        env=environment(tmp_path),
-        stdout=log,
-        stderr=log,
-        start_new_session=True,
-    )
+    process = started(tmp_path, study)
 
     def kinds() -> list[str]:
         return [json.loads(line)["phase"]["kind"] for line in lines(run / "trials.jsonl")]

@@ -31,6 +31,13 @@ def non_dominated(points: Sequence[Sequence[float]]) -> list[bool]:
     return [bool(m) for m in mask]
 
 
+def as_losses(values: Sequence[float], objectives: Sequence[Metric]) -> NDArray[np.float64]:
+    """One value per objective, in the metrics' own signs, as losses to be minimized."""
+    import numpy as np
+
+    return np.array([m.loss(v) for m, v in zip(objectives, values, strict=True)], dtype=float)
+
+
 def dominated_volume(points: NDArray[np.float64], limit: NDArray[np.float64]) -> float:
     """Hypervolume of points, every coordinate minimized; those not under the limit add nothing."""
     import moocore
@@ -135,10 +142,7 @@ class ParetoFront:
             reference: one value per objective, in the metric's own sign; members that do not
                 beat it in every objective add nothing.
         """
-        import numpy as np
-
-        limit = np.array([m.loss(r) for m, r in zip(self.objectives, reference, strict=True)])
-        return dominated_volume(self.losses, limit)
+        return dominated_volume(self.losses, as_losses(reference, self.objectives))
 
     @property
     def losses(self) -> NDArray[np.float64]:

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 
 from autocompress.policy.space import Assignment
-from autocompress.results.front import reference_point
+from autocompress.results.front import ParetoFront, reference_point
 from autocompress.results.trial import SEARCH, Trial, TrialState
 from autocompress.search.controller import OptunaController
 from autocompress.search.loop import Context
@@ -136,7 +136,7 @@ class GuidedProposer:
         At the dear end that is the lowest divergence, all being about as dear; elsewhere the
         greatest hypervolume to be expected.
         """
-        front = self._members(self.context.front())
+        front = self._members(self._front())
         answer = front[-1] if front and self.rounds % 2 and self._loses(front[-1]) else None
         proposals: dict[Assignment, tuple[str, Trial | None]] = {}
         for _ in range(40 * self.context.config.candidates):
@@ -149,6 +149,11 @@ class GuidedProposer:
         if not proposals:
             return "tpe", self.optuna.ask()
         return self._most_promising(proposals, trials, fill=answer is None)
+
+    def _front(self) -> ParetoFront:
+        """Of what the search measured: trained policies of an earlier session stand apart."""
+        searched = [t for t in self.context.trials if t.phase == SEARCH]
+        return ParetoFront.of(searched, self.context.objectives)
 
     def _members(self, trials: Iterable[Trial]) -> list[Trial]:
         """Those that this proposer can start from."""
@@ -282,19 +287,15 @@ class GuidedProposer:
             if t.measurement
         ]
         forecast = AccuracyForecast(seen, base["accuracy"], base.spread.get("accuracy", 0.0))
-        front, reference, bounds = self.context.front(), self._reference(), self._bounds()
+        front, reference, bounds = self._front(), self._reference(), self._bounds()
         gains = {}
         for assignment, (_, parent) in proposals.items():
+            gains[assignment] = 0.0
             costs = self._foretold(assignment, parent)
-            over = any(costs.get(name, 0.0) > bound for name, bound in bounds.items())
-            over |= any(m.name not in costs for m in self.context.objectives[1:])
-            gains[assignment] = (
-                0.0
-                if over
-                else expected_gain(
-                    front, reference, forecast(divergences[assignment]), forecast.sigma, costs
-                )
-            )
+            known = all(m.name in costs for m in front.objectives[1:])
+            if known and all(costs.get(name, 0.0) <= bound for name, bound in bounds.items()):
+                accuracy = forecast(divergences[assignment])
+                gains[assignment] = expected_gain(front, reference, accuracy, forecast.sigma, costs)
         return gains
 
     def _foretold(self, assignment: Assignment, parent: Trial | None) -> dict[str, float]:
@@ -321,7 +322,7 @@ class GuidedProposer:
         try:
             kl = self.context.screen(assignment).kl
         except Exception:
-            return _HOPELESS_KL
+            kl = _HOPELESS_KL
         kl = kl if math.isfinite(kl) else _HOPELESS_KL
         self.sensitivity.observe(assignment, kl)
         return kl

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-from autocompress.results.front import ParetoFront, dominated_volume
-from autocompress.results.metric import Metric
+from autocompress.results.front import ParetoFront, as_losses, dominated_volume
 
-_NODES = ((-math.sqrt(3.0), 1 / 6), (0.0, 2 / 3), (math.sqrt(3.0), 1 / 6))
-"""Gauss-Hermite: three points and weights of a standard normal distribution."""
-
-
+_POINTS = 9
+"""Of the Gauss-Hermite rule over a normal distribution."""
 _ANCHOR = 1e6
 """Weight of the uncompressed model, which the staircase goes through."""
 
@@ -67,17 +62,15 @@ def expected_gain(
         Emmerich, Giannakoglou and Naujoks, Single- and Multiobjective Evolutionary Optimization
         Assisted by Gaussian Random Field Metamodels, IEEE Trans. Evol. Comput. 10 (2006).
     """
+    from numpy.polynomial.hermite_e import hermegauss
+
     known = front.losses
-    limit = _losses(front.objectives, reference)
+    limit = as_losses(reference, front.objectives)
     before = dominated_volume(known, limit)
     rest = [costs[m.name] for m in front.objectives[1:]]
+    nodes, weights = hermegauss(_POINTS)
     total = 0.0
-    for node, weight in _NODES:
-        point = _losses(front.objectives, [accuracy + node * sigma, *rest])
-        both = np.concatenate([known, point[None]]) if len(known) else point[None]
-        total += weight * (dominated_volume(both, limit) - before)
-    return total
-
-
-def _losses(objectives: Sequence[Metric], values: Sequence[float]) -> NDArray[np.float64]:
-    return np.array([m.loss(v) for m, v in zip(objectives, values, strict=True)])
+    for node, weight in zip(nodes, weights / weights.sum(), strict=True):
+        point = as_losses([accuracy + node * sigma, *rest], front.objectives)
+        total += weight * (dominated_volume(np.concatenate([known, point[None]]), limit) - before)
+    return float(total)

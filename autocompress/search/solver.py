@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,21 +120,17 @@ def solve(
     Returns:
         The best assignment found whose true costs meet the limits, or ``None``.
     """
-    names = list(limits)
-    bounds = np.array([limits[n] for n in names])
+    at = _Problem(space, losses, costs, limits, known)
     current = start or space.hardest
     best: tuple[float, Assignment] | None = None
     seen: set[Assignment] = set()
-    slack = np.zeros(len(names))
+    slack = np.zeros(len(at.names))
     for _ in range(rounds):
-        base = np.array([costs(current)[n] for n in names])
-        tables = _marginals(space, costs, names, current, known)
-        found = knapsack(losses, tables, bounds - base - slack)
+        found = knapsack(losses, at.marginals(current), -at.over(current) - slack)
         if found is None:
             break
-        true = np.array([costs(found)[n] for n in names])
-        over = true - bounds
-        if (over <= 1e-9 * np.abs(bounds)).all():
+        over = at.over(found)
+        if at.fits(over):
             loss = float(sum(table[level] for table, level in zip(losses, found, strict=True)))
             if best is None or loss < best[0]:
                 best = (loss, found)
@@ -143,21 +140,56 @@ def solve(
             break
         seen.add(found)
         current = found
-    answer = best[1] if best else _hardened(space, losses, costs, names, bounds, current, known)
-    if answer is None or not polish:
-        return answer
-    return _polished(space, losses, costs, names, bounds, answer, known)
+    answer = best[1] if best else _hardened(at, current)
+    return _polished(at, answer) if answer is not None and polish else answer
 
 
-def _hardened(
-    space: Space,
-    losses: Sequence[NDArray[np.float64]],
-    costs: Costs,
-    names: Sequence[str],
-    bounds: NDArray[np.float64],
-    start: Assignment,
-    known: Tables | None,
-) -> Assignment | None:
+@dataclass
+class _Problem:
+    """What a solution is looked for in; the arguments of ``solve``."""
+
+    space: Space
+    losses: Sequence[NDArray[np.float64]]
+    costs: Costs
+    limits: Mapping[str, float]
+    known: Tables | None
+
+    def __post_init__(self) -> None:
+        self.names = list(self.limits)
+        self.bounds: NDArray[np.float64] = np.array([self.limits[n] for n in self.names])
+
+    def spent(self, assignment: Assignment) -> NDArray[np.float64]:
+        """True costs, in the order of the limits."""
+        found = self.costs(assignment)
+        return np.array([found[n] for n in self.names], dtype=np.float64)
+
+    def over(self, assignment: Assignment) -> NDArray[np.float64]:
+        """How far the true costs are over the limits."""
+        return self.spent(assignment) - self.bounds
+
+    def fits(self, over: NDArray[np.float64]) -> bool:
+        """Whether that is nothing but rounding."""
+        return bool((over <= 1e-9 * np.abs(self.bounds)).all())
+
+    def marginals(self, current: Assignment) -> list[NDArray[np.float64]]:
+        """What each level of each choice adds to the costs, ``(metrics, levels)`` each."""
+        key = (current, tuple(self.names))
+        if self.known is not None and key in self.known:
+            return self.known[key]
+        base = self.spent(current)
+        tables = []
+        for i, choice in enumerate(self.space.choices):
+            columns = [
+                self.spent((*current[:i], level, *current[i + 1 :])) - base
+                for level in range(len(choice.levels))
+            ]
+            tables.append(np.stack(columns, axis=1))
+        if self.known is not None:
+            self.known[key] = tables
+        return tables
+
+
+def _hardened(at: _Problem, start: Assignment) -> Assignment | None:
     """Change choices, the least loss per cost saved first, until the true costs meet the bounds.
 
     For where every linearization ended over the limits: far from the point that it was made at,
@@ -165,14 +197,13 @@ def _hardened(
     """
     current = list(start)
     for _ in range(_HARDEN_ROUNDS):
-        at = tuple(current)
-        over = np.array([costs(at)[n] for n in names]) - bounds
-        if (over <= 1e-9 * np.abs(bounds)).all():
-            return at
-        worst = int(np.argmax(over / np.maximum(np.abs(bounds), 1e-12)))
+        over = at.over(tuple(current))
+        if at.fits(over):
+            return tuple(current)
+        worst = int(np.argmax(over / np.maximum(np.abs(at.bounds), 1e-12)))
         moves = []
-        tables = _marginals(space, costs, names, at, known)
-        for i, (loss, table) in enumerate(zip(losses, tables, strict=True)):
+        tables = at.marginals(tuple(current))
+        for i, (loss, table) in enumerate(zip(at.losses, tables, strict=True)):
             saved = -table[worst]
             price = np.maximum(loss - loss[current[i]], 0.0) / np.where(saved > 0, saved, np.nan)
             if not np.isnan(price).all():
@@ -189,15 +220,7 @@ def _hardened(
     return None
 
 
-def _polished(
-    space: Space,
-    losses: Sequence[NDArray[np.float64]],
-    costs: Costs,
-    names: Sequence[str],
-    bounds: NDArray[np.float64],
-    start: Assignment,
-    known: Tables | None,
-) -> Assignment:
+def _polished(at: _Problem, start: Assignment) -> Assignment:
     """Change one or two choices at a time while that lowers the loss within the true limits.
 
     Where costs are not additive the linearized answer leaves some of the limit unused, and a
@@ -206,17 +229,16 @@ def _polished(
     """
     current = start
     for _ in range(_POLISH_ROUNDS):
-        base = np.array([costs(current)[n] for n in names])
-        if (base > bounds).any():
+        over = at.over(current)
+        if (over > 0).any():
             return current
-        tables = _marginals(space, costs, names, current, known)
-        owner = np.concatenate([np.full(len(t), i) for i, t in enumerate(losses)])
-        level = np.concatenate([np.arange(len(t)) for t in losses])
-        gain = np.concatenate([t - t[k] for t, k in zip(losses, current, strict=True)])
-        extra = np.concatenate(tables, axis=1)
+        owner = np.concatenate([np.full(len(t), i) for i, t in enumerate(at.losses)])
+        level = np.concatenate([np.arange(len(t)) for t in at.losses])
+        gain = np.concatenate([t - t[k] for t, k in zip(at.losses, current, strict=True)])
+        extra = np.concatenate(at.marginals(current), axis=1)
         both = gain[:, None] + gain[None, :]
         spent = extra[:, :, None] + extra[:, None, :]
-        fits = (spent <= (bounds - base)[:, None, None] * (1 + _OPTIMISM)).all(axis=0)
+        fits = (spent <= -over[:, None, None] * (1 + _OPTIMISM)).all(axis=0)
         usable = fits & (owner[:, None] != owner[None, :]) & (both < -1e-12)
         first, second = np.nonzero(np.triu(usable))
         order = np.argsort(both[first, second], kind="stable")[:_POLISH_LOOKS]
@@ -225,34 +247,10 @@ def _polished(
             changed = list(current)
             changed[owner[a]], changed[owner[b]] = int(level[a]), int(level[b])
             candidate = tuple(changed)
-            if all(costs(candidate)[n] <= bound for n, bound in zip(names, bounds, strict=True)):
+            if (at.over(candidate) <= 0).all():
                 better = candidate
                 break
         if better is None:
             return current
         current = better
     return current
-
-
-def _marginals(
-    space: Space,
-    costs: Costs,
-    names: Sequence[str],
-    current: Assignment,
-    known: Tables | None,
-) -> list[NDArray[np.float64]]:
-    """What each level of each choice adds to an assignment's costs, ``(metrics, levels)`` each."""
-    key = (current, tuple(names))
-    if known is not None and key in known:
-        return known[key]
-    base = np.array([costs(current)[n] for n in names])
-    tables = []
-    for i, choice in enumerate(space.choices):
-        columns = []
-        for level in range(len(choice.levels)):
-            found = costs((*current[:i], level, *current[i + 1 :]))
-            columns.append(np.array([found[n] for n in names]) - base)
-        tables.append(np.stack(columns, axis=1))
-    if known is not None:
-        known[key] = tables
-    return tables

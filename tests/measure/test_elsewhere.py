@@ -22,7 +22,7 @@ from autocompress.model.inventory import take_inventory
 from autocompress.pipeline import Pipeline
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.settings import CompressionSettings
-from autocompress.policy.space import SpaceConfig
+from autocompress.policy.space_config import SpaceConfig
 from autocompress.recover.schedule import Schedule
 
 _RULES = {"match": "*", "prune_ratio": [0, 0.5], "weight_bits": [32, 8], "activation_bits": [32, 8]}

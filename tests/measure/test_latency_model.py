@@ -21,7 +21,8 @@ from autocompress.measure.latency_model import LatencyModel, choose_variants, re
 from autocompress.policy.inventory import Inventory
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.settings import CompressionSettings
-from autocompress.policy.space import Space, SpaceConfig
+from autocompress.policy.space import Space
+from autocompress.policy.space_config import SpaceConfig
 
 _RULES = {
     "match": "*",

@@ -23,7 +23,8 @@ from autocompress.measure.targets import TargetConfig
 from autocompress.policy.inventory import Inventory
 from autocompress.policy.policy import Policy
 from autocompress.policy.settings import CompressionSettings
-from autocompress.policy.space import Space, SpaceConfig
+from autocompress.policy.space import Space
+from autocompress.policy.space_config import SpaceConfig
 
 #: what a bare environment with the two packages holds, beside the standard library
 _ALLOWED = (

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from autocompress.errors import InputError
 from autocompress.policy.inventory import ChannelGroup, Inventory, LayerSpec
 from autocompress.policy.policy import LayerPolicy, Policy
-from autocompress.policy.space import SpaceConfig
+from autocompress.policy.space_config import SpaceConfig
 
 
 def inventory() -> Inventory:

@@ -16,7 +16,8 @@ from pathlib import Path
 from autocompress.errors import PolicyError
 from autocompress.policy.inventory import ChannelGroup, Inventory, LayerSpec
 from autocompress.policy.policy import Policy
-from autocompress.policy.space import Space, SpaceConfig
+from autocompress.policy.space import Space
+from autocompress.policy.space_config import SpaceConfig
 from autocompress.results.metric import Measurement
 from autocompress.results.trial import SEARCH, Phase
 from autocompress.search.protocols import Job, Screened

@@ -236,6 +236,28 @@ def test_guided_beats_random_at_equal_trials() -> None:
     assert wins == 7
 
 
+def test_what_was_trained_does_not_change_what_guided_proposes() -> None:
+    """A trained policy of an earlier session, better and cheaper than any untrained one."""
+    first = context(AnalyticEvaluator(6), trials=8)
+    search(first)
+    (answer,) = [t for t in first.trials if t is first.front().pick("best")]
+    assert answer.measurement is not None
+    values = {**answer.measurement.values, "accuracy": 0.95, "latency_ms": 0.01}
+    trained = replace(
+        answer,
+        number=900,
+        phase=replace(SEARCH, kind="recover", epochs=1.0),
+        measurement=replace(answer.measurement, values=values),
+    )
+
+    def proposed(*more: Trial) -> list[Assignment | None]:
+        ctx = context(AnalyticEvaluator(6), trials=30, earlier=[*first.trials, *more])
+        search(ctx)
+        return [ctx.space.encode(t.policy) for t in ctx.trials if t.phase == SEARCH]
+
+    assert proposed(trained) == proposed()
+
+
 def test_every_origin_is_recorded() -> None:
     ctx = context(AnalyticEvaluator(6), trials=40, bits=True)
     search(ctx)
