@@ -6,10 +6,12 @@ Three parts, each a figure of docs/search.md:
 * ``half``, ``quarter``: inner channels pruned to a share of their MACs, searched without
   training, the most accurate policies finished by the sequential re-solve, beside uniform ones;
 * ``compare``: the joint space at a latency budget, every sampler with the same evaluator and
-  seeds, hypervolume over wall-clock time.
+  seeds, hypervolume over wall-clock time. With ``--tpe-trials`` TPE goes on after its time until
+  it has evaluated so many policies: how many does guided need for the same hypervolume?
 
 Data and weights are found through AUTOCOMPRESS_DATA and AUTOCOMPRESS_WEIGHTS. Plots go to
-``benchmarks/out``.
+``benchmarks/out``. With ``--runs`` each compared run is kept in a file, and those that are there
+are not made again: more seeds later, or the rest after an interruption.
 
     python benchmarks/search_quality.py --json [--quick] [--part ask,half,quarter,compare]
 """
@@ -49,6 +51,18 @@ SAMPLERS = ("guided", "tpe", "nsga2", "random")
 OUT = Path(__file__).parent / "out"
 _FINISH_S = 7.0
 """Seconds set aside for finishing one policy."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What ``compare`` is to run: ``tpe_trials`` and ``runs`` as on the command line."""
+
+    study: str
+    seconds: float
+    seeds: int
+    samplers: tuple[str, ...]
+    tpe_trials: int | None = None
+    runs: Path | None = None
 
 
 @dataclass
@@ -157,36 +171,53 @@ def accuracy_of(trial: Trial) -> float:
     return round(found or 0.0, 4)
 
 
-def compare(
-    study: str, seconds: float, seeds: int, trials: int | None, samplers: tuple[str, ...]
-) -> dict[str, Any]:
+def compare(plan: Comparison) -> dict[str, Any]:
     """The joint space at half the latency: every sampler, the same evaluator, several seeds."""
-    config = load_study(study)
-    runs: dict[str, list[dict[str, Any]]] = {s: [] for s in samplers}
+    config = load_study(plan.study)
+    runs: dict[str, list[dict[str, Any]]] = {s: [] for s in plan.samplers}
     with tempfile.TemporaryDirectory() as folder:
         parts = assemble(config, Path(folder))
         parts.predict_latency()
-        reference = reference_point(parts.evaluator.baseline, (ACCURACY, LATENCY))
-        for seed in range(seeds):
-            for sampler in samplers:
-                clock = Clock()
-                settings = SearchConfig(
-                    sampler=sampler, trials=trials, timeout_s=seconds, seed=seed
-                )
-                ctx = context(parts, config.limits(), settings, clock)
-                found = search(ctx)
-                runs[sampler].append(
-                    {
-                        "seed": seed,
-                        "curve": curve(clock, reference),
-                        "accuracy_at": accuracies(ctx.front(), parts.evaluator.baseline),
-                        "origins": Counter(t.origin for t in ctx.front()),
-                        "evaluations": sum(t.seconds > 0 for t in ctx.trials),
-                        "bookkeeping_share": round(found.bookkeeping_s / found.seconds, 4),
-                        "seconds": round(found.seconds, 1),
-                    }
-                )
-    return {"budget": str(config.limits()), "seconds": seconds, "runs": runs, **verdict(runs)}
+        for seed in range(plan.seeds):
+            for sampler in plan.samplers:
+                kept = plan.runs / f"{plan.study}-{sampler}-{seed}.json" if plan.runs else None
+                if kept and kept.is_file():
+                    runs[sampler].append(json.loads(kept.read_text()))
+                    continue
+                runs[sampler].append(one_run(parts, plan, sampler, seed))
+                if kept:
+                    kept.parent.mkdir(parents=True, exist_ok=True)
+                    kept.write_text(json.dumps(runs[sampler][-1]))
+    found = verdict(runs, plan.seconds)
+    return {"budget": str(config.limits()), "seconds": plan.seconds, "runs": runs, **found}
+
+
+def one_run(parts: Assembly, plan: Comparison, sampler: str, seed: int) -> dict[str, Any]:
+    """One search with one sampler; TPE goes on to ``tpe_trials`` where that is asked for."""
+    clock = Clock()
+    long = sampler == "tpe" and plan.tpe_trials is not None
+    settings = SearchConfig(
+        sampler=sampler,
+        trials=plan.tpe_trials if long else None,
+        timeout_s=None if long else plan.seconds,
+        seed=seed,
+        max_rejections=None,
+    )
+    ctx = context(parts, parts.study.limits(), settings, clock)
+    found = search(ctx)
+    baseline = parts.evaluator.baseline
+    in_time = [t for when, t in clock.events if when <= plan.seconds or not long]
+    front = ParetoFront.of(in_time, ctx.objectives)
+    return {
+        "seed": seed,
+        "curve": curve(clock, reference_point(baseline, (ACCURACY, LATENCY))),
+        "accuracy_at": accuracies(front, baseline),
+        "origins": Counter(t.origin for t in front),
+        "proposals": len(ctx.trials),
+        "bookkeeping_share": round(found.bookkeeping_s / found.seconds, 4),
+        "stopped": found.stopped,
+        "seconds": round(found.seconds, 1),
+    }
 
 
 def curve(clock: Clock, reference: list[float]) -> list[tuple[float, int, float]]:
@@ -222,26 +253,31 @@ def interval(values: list[float]) -> dict[str, float]:
     return {"mean": round(statistics.mean(values), 6), "half_width_95": round(float(width), 6)}
 
 
-def verdict(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Final hypervolumes, guided minus each other (paired by seed), and evaluations saved."""
-    final = {s: [r["curve"][-1][2] if r["curve"] else 0.0 for r in rs] for s, rs in runs.items()}
+def verdict(runs: dict[str, list[dict[str, Any]]], seconds: float) -> dict[str, Any]:
+    """Hypervolumes when time is up, guided minus each other (paired by seed), and what guided
+    needs for the hypervolume that the others end with."""
+    final = {s: [reached(r, seconds)[1] for r in rs] for s, rs in runs.items()}
     found: dict[str, Any] = {"hypervolume": {s: interval(v) for s, v in final.items()}}
     if "guided" not in runs:
         return found
-    for sampler, values in final.items():
-        if sampler == "guided":
-            continue
-        gains = [a - b for a, b in zip(final["guided"], values, strict=True)]
+    for sampler in (s for s in runs if s != "guided"):
+        gains = [a - b for a, b in zip(final["guided"], final[sampler], strict=True)]
         found[f"guided_minus_{sampler}"] = interval(gains)
         found[f"guided_wins_over_{sampler}"] = f"{sum(g > 0 for g in gains)} of {len(gains)}"
-        needed = [
+        ends = [reached(r, math.inf) for r in runs[sampler]]
+        found[f"evaluations_of_{sampler}"] = [n for n, _ in ends]
+        found[f"hypervolume_at_the_end_of_{sampler}"] = interval([v for _, v in ends])
+        found[f"evaluations_guided_needs_for_{sampler}"] = [
             next((n for _, n, v in run["curve"] if v >= goal), None)
-            for run, goal in zip(runs["guided"], values, strict=True)
+            for run, (_, goal) in zip(runs["guided"], ends, strict=True)
         ]
-        spent = [r["evaluations"] for r in runs[sampler]]
-        found[f"evaluations_guided_needs_for_{sampler}"] = needed
-        found[f"evaluations_of_{sampler}"] = spent
     return found
+
+
+def reached(run: dict[str, Any], seconds: float) -> tuple[int, float]:
+    """Full evaluations, and the hypervolume, after so many seconds of a run."""
+    before = [(n, volume) for when, n, volume in run["curve"] if when <= seconds]
+    return before[-1] if before else (0, 0.0)
 
 
 def draw(result: dict[str, Any], name: str) -> list[str]:
@@ -294,7 +330,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=None, help="of each study")
     parser.add_argument("--seeds", type=int, default=None)
     parser.add_argument("--seed", type=int, default=0, help="of half and quarter")
-    parser.add_argument("--trials", type=int, default=None, help="of each compared study")
+    parser.add_argument("--tpe-trials", type=int, help="how long TPE goes on in compare")
+    parser.add_argument("--runs", type=Path, help="folder that keeps each compared run")
     parser.add_argument("--finish", type=int, default=8, help="policies finished by re-solving")
     parser.add_argument("--threads", type=int, default=None)
     args = parser.parse_args()
@@ -312,10 +349,15 @@ def main() -> None:
             count = 2 if args.quick else args.finish
             result[part] = zero_shot(args.study, ratio, seconds, count, args.seed)
     if "compare" in parts:
-        seconds = args.seconds or (30.0 if args.quick else 300.0)
-        seeds = args.seeds or (1 if args.quick else 5)
-        samplers = tuple(args.samplers.split(","))
-        found = compare(args.study, seconds, seeds, args.trials, samplers)
+        plan = Comparison(
+            args.study,
+            args.seconds or (30.0 if args.quick else 300.0),
+            args.seeds or (1 if args.quick else 5),
+            tuple(args.samplers.split(",")),
+            args.tpe_trials,
+            args.runs,
+        )
+        found = compare(plan)
         result["compare"] = {**found, "plots": draw(found, args.study)}
     print(json.dumps(result, indent=None if args.json else 1))
 

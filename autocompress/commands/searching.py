@@ -24,7 +24,7 @@ from autocompress.track.view import RunView
 
 if TYPE_CHECKING:
     from autocompress.assemble import Assembly
-    from autocompress.search.loop import Context
+    from autocompress.search.loop import Context, StopReason
     from autocompress.search.protocols import Sink
     from autocompress.track.mlflow_sink import MlflowSink
 
@@ -43,16 +43,15 @@ class Finished:
     view: RunView
     parts: Assembly
     summary: dict[str, Any]
-    stopped: str
-
-
-_COLOURS = {"good": "green", "unsure": "yellow", "bad": "red"}
+    stopped: StopReason
 
 
 def search(config: StudyConfig, out: Path | None, *, resume: bool, quiet: bool) -> dict[str, Any]:
     """Run a study from the command line and print its end."""
     done = run_study(config, out, resume=resume, quiet=quiet)
     if not quiet:
+        from autocompress.commands.ending import show_result
+
         show_result(done, console())
     return done.summary
 
@@ -329,7 +328,7 @@ def _finish(
     baselines: dict[str, int],
     chosen: Trial | None,
     mlflow: MlflowSink | None,
-    stopped: str,
+    stopped: StopReason,
 ) -> Finished:
     """Write summary, report, recipe and model, and close MLflow."""
     from autocompress.commands.recipes import write_recipe
@@ -375,26 +374,3 @@ def _keep_models(folder: RunFolder, parts: Assembly, view: RunView) -> Path | No
             found = folder.models / f"best{path.suffix}"
             shutil.copyfile(path, found)
     return found
-
-
-def show_result(done: Finished, console: Console) -> None:
-    """The end of a study: front, verdict, where everything lies."""
-    from autocompress.track.tables import front_table, verdict_table
-    from autocompress.track.verdict import verdict
-
-    view, folder = done.view, done.folder
-    console.print(front_table(view))
-    console.print(verdict_table(view))
-    found = verdict(view)
-    console.print(f"[bold {_COLOURS[found.tone]}]{found.headline}[/]")
-    for sentence in found.sentences:
-        console.print(f"  {sentence}", highlight=False)
-    console.print(f"[dim]The search ended by: {done.stopped}.[/dim]")
-    if view.best is not None:
-        console.print(f"recipe  {folder.recipes / 'best.yaml'}", soft_wrap=True)
-        file = folder.best_model()
-        kept = file or "not kept; `autocompress apply` builds it from the recipe"
-        console.print(f"model   {kept}", soft_wrap=True)
-    console.print(f"report  {folder.report}", soft_wrap=True)
-    if done.parts.study.tracking.mlflow:
-        console.print(f"MLflow  autocompress ui {folder.root.parent}", soft_wrap=True)

@@ -22,6 +22,8 @@ class SearchConfig(BaseModel):
         seeds: begin with uniform policies and all-int8 (and the solver's, if guided).
         screen_images: training inputs that a proposal is screened on at most.
         candidates: proposals that are screened for each trial that is evaluated.
+        max_rejections: proposals in a row whose estimate is over the budget before the search gives
+            up; ``null`` goes on until trials or time are used up (``random`` under a tight budget).
         random_baselines: random policies within the budget that stand beside the result.
     """
 
@@ -35,6 +37,7 @@ class SearchConfig(BaseModel):
     seeds: bool = True
     screen_images: int = Field(256, ge=16)
     candidates: int = Field(6, ge=1)
+    max_rejections: int | None = Field(500, ge=1)
     random_baselines: int = Field(3, ge=0)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from autocompress.policy.budget import Budget
 from autocompress.policy.policy import Policy
@@ -21,8 +21,7 @@ _HOPELESS = 3.0
 """Rejected without a measurement when this many sigmas under the estimate are over the budget."""
 
 _REPEATS = 200
-_REJECTIONS = 500
-"""Proposals in a row that lead to no evaluation before a study counts as exhausted."""
+"""Proposals in a row that are settled already before a study counts as exhausted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,20 +205,24 @@ class Context:
         return done
 
 
+StopReason = Literal["trials", "timeout", "interrupted", "exhausted", "rejections"]
+
+
 @dataclass
 class SearchResult:
     """What the search phase left.
 
     Args:
         trials: all finished ones, earlier sessions included.
-        stopped: why it ended: ``trials``, ``timeout``, ``interrupted``, ``exhausted``.
+        stopped: why it ended: ``trials``, ``timeout``, ``interrupted``, ``exhausted`` (nothing new
+            to propose), ``rejections`` (``max_rejections`` in a row were over the budget).
         seconds: of this session's search phase.
         bookkeeping_s: of them, spent on choosing and recording rather than on evaluating or
             screening.
     """
 
     trials: list[Trial]
-    stopped: str
+    stopped: StopReason
     seconds: float
     bookkeeping_s: float
 
@@ -256,21 +259,19 @@ class _Loop:
         )
 
     def run(self) -> SearchResult:
-        reason = ""
+        reason: StopReason | None = None
         while True:
             reason = reason or self._why_stop()
-            while not reason and self.running < self.context.executor.slots:
-                if not self._start_one():
-                    reason = "exhausted"
-                reason = reason or self._why_stop()
-            if self.running == 0:
+            while reason is None and self.running < self.context.executor.slots:
+                reason = self._start_one() or self._why_stop()
+            if reason is not None and self.running == 0:
                 break
             self._take_one()
         seconds = time.monotonic() - self.started
         elsewhere = self.waited + self.context.screening_s - self.screened_before
         return SearchResult(list(self.context.trials), reason, seconds, seconds - elsewhere)
 
-    def _why_stop(self) -> str:
+    def _why_stop(self) -> StopReason | None:
         config = self.context.config
         if self.context.stop:
             return "interrupted"
@@ -278,7 +279,7 @@ class _Loop:
             return "trials"
         if self._left() == 0:
             return "timeout"
-        return ""
+        return None
 
     def _left(self) -> float | None:
         timeout = self.context.config.timeout_s
@@ -286,12 +287,14 @@ class _Loop:
             return None
         return max(0.0, timeout - (time.monotonic() - self.started))
 
-    def _start_one(self) -> bool:
-        """Submit the next proposal that is new and not hopeless; ``False`` when none comes."""
+    def _start_one(self) -> StopReason | None:
+        """Submit the next proposal that is new and not hopeless; if none comes, say why."""
         while not self._why_stop():
+            if self._too_many_rejections():
+                return "rejections"
             proposal = self.proposer.propose(self.context.trials)
-            if proposal is None or self.repeats > _REPEATS or self.rejections > _REJECTIONS:
-                return False
+            if proposal is None or self.repeats > _REPEATS:
+                return "exhausted"
             origin, levels = proposal
             policy = self.context.space.decode(levels)
             if self.context.known(policy) or policy.untrained_digest in self.submitted:
@@ -306,8 +309,12 @@ class _Loop:
                 continue
             self.repeats = self.rejections = 0
             self._submit(origin, levels, policy)
-            return True
-        return True
+            break
+        return None
+
+    def _too_many_rejections(self) -> bool:
+        most = self.context.config.max_rejections
+        return most is not None and self.rejections >= most
 
     def _submit(self, origin: str, levels: Assignment, policy: Policy) -> None:
         number = self.context.number()

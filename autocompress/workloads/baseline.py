@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
+import math
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +15,7 @@ from torch import nn
 
 from autocompress.errors import InputError
 from autocompress.model.data import Data
-from autocompress.recover.engine import EpochRecord, Progress, Trainer
+from autocompress.recover.engine import Progress, Trainer
 from autocompress.recover.schedule import Schedule
 from autocompress.recover.score import score
 from autocompress.workloads.cache import digest
@@ -31,10 +33,11 @@ def train_baseline(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> nn.Module:
-    """Train a model, or load what an earlier call with the same arguments trained.
+    """Train a model, or load what an earlier call trained.
 
-    The file's name follows from the model's weights, the data, the schedule and the seed. An
-    interrupted training goes on where it stopped.
+    The files' names follow from the model's weights, the data, the schedule and the seed. An
+    interrupted training goes on where it stopped, and a call that asks for more rounds goes on
+    after those of an earlier one.
 
     Args:
         model: with the weights to start from; not changed.
@@ -59,106 +62,117 @@ def train_baseline(
         raise InputError("`baseline.patience` needs a schedule with more than 0 epochs.")
     from autocompress.model.fingerprint import fingerprint
 
-    key = digest(fingerprint(model), data.fingerprint, schedule.model_dump_json(), patience, seed)
-    if min_delta:
-        key = digest(key, min_delta)
-    if max_rounds is not None:
-        key = digest(key, "rounds", max_rounds)
-    path = Path(folder) / f"{key}.safetensors"
-    trained = copy.deepcopy(model)
-    if path.is_file():
-        _load(path, trained)
-        return trained.eval()
-    rounds = _Rounds(trained, data, schedule, path, seed, progress)
-    rounds.run(patience, min_delta, 1 if patience is None else max_rounds)
-    return rounds.best.eval()
+    key = digest(fingerprint(model), data.fingerprint, schedule.model_dump_json(), seed)
+    rounds = _Rounds(model, data, schedule, Path(folder) / key, seed, progress)
+    if patience is None:
+        rounds.score_of(1, start=0)
+        return rounds.weights(1)
+    return rounds.weights(rounds.best(patience, min_delta, max_rounds))
 
 
 class _Rounds:
-    """Rounds of training; a finished one is on disk at once."""
+    """Rounds of training, counted from 1; 0 are the given weights.
+
+    Each round follows from the ones before it alone, so that any patience and any number of rounds
+    look at the same sequence, trained as far as one of them asked. A finished round is on disk at
+    once.
+    """
 
     def __init__(
         self,
         model: nn.Module,
         data: Data,
         schedule: Schedule,
-        path: Path,
+        stem: Path,
         seed: int,
         progress: Progress | None,
     ) -> None:
-        self.best = model
-        self.data, self.schedule, self.path, self.seed = data, schedule, path, seed
+        self.given = model
+        self.data, self.schedule, self.stem, self.seed = data, schedule, stem, seed
         self.progress = progress
-        self.log_path = path.with_suffix(".json")
-        self.history: list[dict[str, object]] = []
-        self.best_score = -float("inf")
-        self.idle = 0.0
-
-    def run(self, patience: float | None, min_delta: float, max_rounds: int | None) -> None:
-        """Train until patience, or the number of rounds, is at its end."""
+        self.scores: list[float] = []
+        self.epochs: list[list[dict[str, object]]] = []
+        self.given_score = -math.inf
         self._resume()
-        if patience is not None and not self.history:  # the given weights may be the best
-            self.best_score = score(self.best, self.data.val, self.data.metric)
-            _save(self._best_path, self.best)
-        while not self._done(patience, max_rounds):
-            number = len(self.history)
-            module, records = self._round(number)
-            found = score(module, self.data.val, self.data.metric)
-            better = found > self.best_score
-            helped = found > self.best_score + min_delta
-            self.idle = 0.0 if helped else self.idle + self.schedule.epochs
-            if better:
-                self.best, self.best_score = module, found
-                _save(self._best_path, module)
-            self.history.append(
-                {"round": number + 1, "score": found, "epochs": [asdict(r) for r in records]}
-            )
-            self._log()
-            self._checkpoint(number).unlink(missing_ok=True)
-        os.replace(self._best_path, self.path)
 
-    def _done(self, patience: float | None, max_rounds: int | None) -> bool:
-        if max_rounds is not None and len(self.history) >= max_rounds:
-            return True
-        return bool(self.history) and patience is not None and self.idle >= patience
+    def best(self, patience: float, min_delta: float, max_rounds: int | None) -> int:
+        """The round to take; trains what is missing."""
+        if self.given_score == -math.inf:
+            self.given_score = score(self._copy(), self.data.val, self.data.metric)
+        winner, top, idle = 0, self.given_score, 0.0
+        for number in itertools.count(1):
+            if max_rounds is not None and number > max_rounds:
+                break
+            if number > 1 and idle >= patience:
+                break
+            found = self.score_of(number, start=winner)
+            idle = 0.0 if found > top + min_delta else idle + self.schedule.epochs
+            if found > top:
+                winner, top = number, found
+        return winner
 
-    def _round(self, number: int) -> tuple[nn.Module, list[EpochRecord]]:
+    def score_of(self, number: int, start: int) -> float:
+        """Of a round's weights; trained from those of ``start`` if that has not happened yet."""
+        if number <= len(self.scores):
+            return self.scores[number - 1]
+        checkpoint = self.stem.with_suffix(f".round{number}")
         trainer = Trainer(
-            copy.deepcopy(self.best),
+            self.weights(start),
             self.data,
             self.schedule,
-            seed=self.seed + number,
-            identity=f"{self.path.stem}|{number}",
+            seed=self.seed + number - 1,
+            identity=f"{self.stem.name}|{number}",
         )
-        history = trainer.run(progress=self._tell(number), checkpoint=self._checkpoint(number))
-        return trainer.result, history
+        records = trainer.run(progress=self._tell(number), checkpoint=checkpoint)
+        found = score(trainer.result, self.data.val, self.data.metric)
+        _save(self._file(number), trainer.result)
+        self.scores.append(found)
+        self.epochs.append([asdict(r) for r in records])
+        self._log()
+        checkpoint.unlink(missing_ok=True)
+        return found
+
+    def weights(self, number: int) -> nn.Module:
+        """The model as it was after a round, in eval mode."""
+        module = self._copy()
+        if number > 0:
+            _load(self._file(number), module)
+        return module.eval()
+
+    def _copy(self) -> nn.Module:
+        return copy.deepcopy(self.given)
 
     def _tell(self, number: int) -> Progress | None:
-        if self.progress is None or number == 0:
+        if self.progress is None or number == 1:
             return self.progress
-        told, best = self.progress, self.best_score
-        return lambda text, done: told(f"round {number + 1} (best {best:.4f}), {text}", done)
+        told, best = self.progress, max(self.given_score, *self.scores)
+        return lambda text, done: told(f"round {number} (best {best:.4f}), {text}", done)
+
+    def _file(self, number: int) -> Path:
+        return self.stem.with_suffix(f".{number}.safetensors")
 
     @property
-    def _best_path(self) -> Path:
-        return self.path.with_suffix(".best")
-
-    def _checkpoint(self, number: int) -> Path:
-        return self.path.with_suffix(f".round{number}")
+    def _log_path(self) -> Path:
+        return self.stem.with_suffix(".json")
 
     def _resume(self) -> None:
-        if not (self.log_path.is_file() and self._best_path.is_file()):
+        if not self._log_path.is_file():
             return
-        state = json.loads(self.log_path.read_text(encoding="utf-8"))
-        self.history, self.idle = state["rounds"], state["idle"]
-        self.best_score = state["best_score"]
-        _load(self._best_path, self.best)
+        state = json.loads(self._log_path.read_text(encoding="utf-8"))
+        for number, done in enumerate(state["rounds"], start=1):
+            if not self._file(number).is_file():
+                break
+            self.scores.append(done["score"])
+            self.epochs.append(done["epochs"])
+        if state["given"] is not None:
+            self.given_score = state["given"]
 
     def _log(self) -> None:
-        state = {"best_score": self.best_score, "idle": self.idle, "rounds": self.history}
-        partial = self.log_path.with_suffix(f".{os.getpid()}.partial")
-        partial.write_text(json.dumps(state, indent=1), encoding="utf-8")
-        os.replace(partial, self.log_path)
+        rounds = [{"score": s, "epochs": e} for s, e in zip(self.scores, self.epochs, strict=True)]
+        given = None if self.given_score == -math.inf else self.given_score
+        partial = self._log_path.with_suffix(f".{os.getpid()}.partial")
+        partial.write_text(json.dumps({"given": given, "rounds": rounds}, indent=1), "utf-8")
+        os.replace(partial, self._log_path)
 
 
 def _save(path: Path, module: nn.Module) -> None:

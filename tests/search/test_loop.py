@@ -47,8 +47,15 @@ def context(
     seed: int = 0,
     bits: bool = False,
     timeout_s: float | None = None,
+    max_rejections: int | None = 500,
 ) -> Context:
-    config = SearchConfig(sampler=sampler, trials=trials, seed=seed, timeout_s=timeout_s)
+    config = SearchConfig(
+        sampler=sampler,
+        trials=trials,
+        seed=seed,
+        timeout_s=timeout_s,
+        max_rejections=max_rejections,
+    )
     return Context(
         make_space(evaluator.layers, bits=bits),
         evaluator,
@@ -181,19 +188,29 @@ def test_hostile_evaluators_never_end_a_study(sampler: str, violent: str, share:
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_a_budget_that_nothing_meets_ends_cleanly(
-    sampler: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from autocompress.search import loop
-
-    monkeypatch.setattr(loop, "_REJECTIONS", 60)
+def test_a_budget_that_nothing_meets_ends_cleanly(sampler: str) -> None:
     evaluator = AnalyticEvaluator(6)
-    ctx = context(evaluator, sampler, trials=20, budget="latency<=0.05x")
+    ctx = context(evaluator, sampler, trials=20, budget="latency<=0.05x", max_rejections=60)
     result = search(ctx)
-    assert result.stopped == "exhausted"
+    assert result.stopped == "rejections"
     assert not evaluator.evaluated
     assert not len(ctx.front())
-    assert any(t.state is TrialState.REJECTED for t in ctx.trials)
+    assert sum(t.state is TrialState.REJECTED for t in ctx.trials) == 60
+
+
+def test_without_a_bound_on_rejections_time_ends_the_search() -> None:
+    evaluator = AnalyticEvaluator(12)
+    ctx = context(
+        evaluator,
+        "random",
+        trials=None,
+        budget="latency<=0.05x",
+        max_rejections=None,
+        timeout_s=1.0,
+    )
+    assert search(ctx).stopped == "timeout"
+    assert sum(t.state is TrialState.REJECTED for t in ctx.trials) > 0
+    assert not evaluator.evaluated
 
 
 def test_trials_of_an_earlier_budget_are_told_to_the_proposer() -> None:

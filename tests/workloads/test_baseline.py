@@ -73,18 +73,42 @@ def test_rounds_go_on_until_patience_is_spent(tmp_path: Path) -> None:
 
 
 def test_no_more_rounds_than_allowed(tmp_path: Path) -> None:
-    """Patience for twenty epochs without a gain, but two rounds at most."""
+    """Patience for twenty epochs without a gain, but two rounds at most; later three."""
+    data, steps = problem(), 0
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        nonlocal steps
+        steps += 1
+        return F.cross_entropy(outputs, targets)
+
+    def train(most: int) -> nn.Module:
+        return train_baseline(model(), data, SCHEDULE, tmp_path, patience=20, max_rounds=most)
+
+    def scores() -> list[float]:
+        (log,) = tmp_path.glob("*.json")
+        return [r["score"] for r in json.loads(log.read_text())["rounds"]]
+
+    data.loss = loss
+    two = train(2)
+    assert len(scores()) == 2
+    assert score(two, data.val) == max(score(model(), data.val), *scores())
+    taken = steps
+    three = train(3)
+    assert steps == taken * 3 // 2  # the first two rounds were there
+    assert len(scores()) == 3
+    assert same(
+        train_baseline(model(), data, SCHEDULE, tmp_path / "anew", patience=20, max_rounds=3), three
+    )
+    assert same(train(2), two)  # also after three
+
+
+def test_lost_weights_are_trained_again(tmp_path: Path) -> None:
     data = problem()
     trained = train_baseline(model(), data, SCHEDULE, tmp_path, patience=20, max_rounds=2)
-    (log,) = tmp_path.glob("*.json")
-    scores = [r["score"] for r in json.loads(log.read_text())["rounds"]]
-    assert len(scores) == 2
-    assert score(trained, data.val) == max(scores)
-    train_baseline(model(), data, SCHEDULE, tmp_path, patience=20, max_rounds=3)
-    assert sorted(len(json.loads(p.read_text())["rounds"]) for p in tmp_path.glob("*.json")) == [
-        2,
-        3,
-    ]
+    for path in tmp_path.glob("*.1.safetensors"):
+        path.unlink()
+    again = train_baseline(model(), data, SCHEDULE, tmp_path, patience=20, max_rounds=2)
+    assert same(trained, again)
 
 
 def test_small_gains_are_kept_but_do_not_count(tmp_path: Path) -> None:
