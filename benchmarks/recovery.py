@@ -1,13 +1,13 @@
-"""How much accuracy comes back: ResNet-20 on CIFAR-10 at a share of its multiply-adds.
+"""How much accuracy comes back: ResNet-20 and ResNet-56 at shares of their multiply-adds, CIFAR-10.
 
 Uniform pruning of the inner channels of each block (no search: what a search finds is at least as
 good), the sequential re-solve, then fine-tuning with labels alone and with the uncompressed model
-as a teacher: same policy, schedule and seed. Accuracy is that of the exported file in ONNX Runtime
-on the test split; differences are paired on the same images. Trained weights are kept in ``--out``
-and an interrupted training goes on from there. Data and weights are found through
-AUTOCOMPRESS_DATA and AUTOCOMPRESS_WEIGHTS.
+as a teacher (``--ways`` takes one of them alone): same policy, schedule and seed. Accuracy is that
+of the exported file in ONNX Runtime on the test split; differences are paired on the same images.
+Trained weights are kept in ``--out`` and an interrupted training goes on from there. Data and
+weights are found through AUTOCOMPRESS_DATA and AUTOCOMPRESS_WEIGHTS.
 
-    python benchmarks/recovery.py --json [--quick] [--out DIR]
+    python benchmarks/recovery.py --json [--quick] [--network resnet20] [--ways labels] [--out DIR]
 """
 
 from __future__ import annotations
@@ -42,12 +42,16 @@ class Goal:
     points: float
 
 
-GOALS = (Goal(0.73, 5, 0.7), Goal(0.5, 10, 1.5))
+GOALS = {
+    "resnet20": (Goal(0.73, 5, 0.7), Goal(0.5, 10, 1.5)),
+    "resnet56": (Goal(0.5, 10, 1.0),),
+}
+WAYS = {"labels": None, "distilled": Distill()}
 
 
-def parts_of(out: Path, quick: bool) -> Assembly:
-    """The shipped ResNet-20 study, with a subset of the images if it must be quick."""
-    study = load_study("cifar10_resnet20")
+def parts_of(network: str, out: Path, quick: bool) -> Assembly:
+    """The network's shipped study, with a subset of the images if it must be quick."""
+    study = load_study(f"cifar10_{network}")
     if quick:
         arguments = {**study.data.args, "limit": 5000}
         study = study.changed(data={"factory": study.data.factory, "args": arguments})
@@ -93,7 +97,9 @@ class Scores:
         }
 
 
-def recover(parts: Assembly, scores: Scores, goal: Goal, epochs: float) -> dict[str, Any]:
+def recover(
+    parts: Assembly, scores: Scores, goal: Goal, epochs: float, ways: list[str]
+) -> dict[str, Any]:
     """One goal: before training, after it, and after it with a teacher."""
     policy, share = at_share(parts, goal.share)
     before = scores.of(parts.pipeline.build(policy, Phase("recover", 0.0, 1)))
@@ -103,18 +109,19 @@ def recover(parts: Assembly, scores: Scores, goal: Goal, epochs: float) -> dict[
         "before_training": scores.lost(before),
     }
     found = {}
-    for name, distill in (("labels", None), ("distilled", Distill())):
+    for name in ways:
         start = time.perf_counter()
-        asked = dataclasses.replace(policy, distill=distill)
+        asked = dataclasses.replace(policy, distill=WAYS[name])
         compressed = parts.evaluator.compressed(asked, Phase("recover", epochs, 1), seed=0)
         seconds = time.perf_counter() - start
         found[name] = scores.of(compressed)
         lost = scores.lost(found[name])
         reached = lost["points_lost"] <= goal.points
         out[name] = {**lost, "reached": reached, "seconds": round(seconds, 1)}
-    gain = paired(found["distilled"], found["labels"])
-    out["distillation_gain_points"] = round(100 * gain.difference, 2)
-    out["distillation_gain_95"] = [round(100 * gain.low, 2), round(100 * gain.high, 2)]
+    if len(found) == len(WAYS):
+        gain = paired(found["distilled"], found["labels"])
+        out["distillation_gain_points"] = round(100 * gain.difference, 2)
+        out["distillation_gain_95"] = [round(100 * gain.low, 2), round(100 * gain.high, 2)]
     return {**out, "goal_points_lost": goal.points}
 
 
@@ -125,23 +132,28 @@ def main() -> None:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="73 %% only, 1 epoch of 5,000 images, 1,000 test images: shows that it works, no more",
+        help="one share, 1 epoch of 5,000 images, 1,000 test images: shows that it works, no more",
     )
+    parser.add_argument("--network", choices=list(GOALS), default="resnet20")
+    parser.add_argument("--ways", default=",".join(WAYS), help="labels, distilled, or both")
     parser.add_argument("--out", type=Path, help="keeps trained weights; a temporary folder if not")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        parts = parts_of(args.out or Path(temporary), args.quick)
+        parts = parts_of(args.network, args.out or Path(temporary), args.quick)
         scores = Scores(parts)
         result: dict[str, Any] = {
+            "network": args.network,
             "threads": torch.get_num_threads(),
             "quick": args.quick,
             "train_images": len(parts.data.train),
             "test_images": scores.base.images,
             "base_accuracy": round(scores.base.value, 4),
         }
-        for goal in GOALS[:1] if args.quick else GOALS:
+        goals = GOALS[args.network]
+        for goal in goals[:1] if args.quick else goals:
             epochs = 1.0 if args.quick else goal.epochs
-            result[f"macs_{goal.share:.0%}"] = recover(parts, scores, goal, epochs)
+            found = recover(parts, scores, goal, epochs, args.ways.split(","))
+            result[f"macs_{goal.share:.0%}"] = found
     print(json.dumps(result, indent=None if args.json else 1))
 
 
