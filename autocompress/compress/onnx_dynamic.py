@@ -27,20 +27,8 @@ def quantize_dynamic(model: Any, nodes: tuple[str, ...]) -> Any:
         if n.op_type == "Conv" and n.name in nodes and n.input[1] in floats
     }
     wrapped = ONNXModel(model)
-    before = {n.name for n in model.graph.node}
     gemms = {n.name for n in model.graph.node if n.op_type == "Gemm" and n.name in nodes}
-    for node in wrapped.model.graph.node:  # the helper takes every Gemm, and renames it
-        if node.op_type == "Gemm" and node.name not in gemms:
-            node.op_type = "KeptGemm"
-    wrapped.replace_gemm_with_matmul()
-    # the replaced nodes carry the old name with a suffix
-    renamed = [
-        n.name
-        for n in wrapped.model.graph.node
-        if n.op_type == "MatMul"
-        and n.name not in before
-        and any(n.name.startswith(g) for g in gemms)
-    ]
+    renamed = _gemms_to_matmul(wrapped, gemms)
     quantizer = ONNXQuantizer(
         wrapped.model,
         per_channel=True,
@@ -60,22 +48,38 @@ def quantize_dynamic(model: Any, nodes: tuple[str, ...]) -> Any:
     )
     quantizer.quantize_model()
     _scale_channels(quantizer.model.model, floats)
-    nodes_now = quantizer.model.model.graph.node
-    # static layers may read the same tensor, and would choose the same names
-    renamed_to = {
+    _name_apart(quantizer.model.model)
+    return quantizer.model.model
+
+
+def _gemms_to_matmul(wrapped: Any, gemms: set[str]) -> list[str]:
+    """Turn these ``Gemm`` nodes into ``MatMul`` and ``Add``; the names of the new products."""
+    before = {n.name for n in wrapped.model.graph.node}
+    for node in wrapped.model.graph.node:  # the helper takes every Gemm, and renames it
+        if node.op_type == "Gemm" and node.name not in gemms:
+            node.op_type = "KeptGemm"
+    wrapped.replace_gemm_with_matmul()
+    for node in wrapped.model.graph.node:
+        if node.op_type == "KeptGemm":
+            node.op_type = "Gemm"
+    return [
+        n.name for n in wrapped.model.graph.node if n.op_type == "MatMul" and n.name not in before
+    ]
+
+
+def _name_apart(model: Any) -> None:
+    """Static layers may read the same tensor, and would choose the same names for its integers."""
+    renamed = {
         name: f"{name}_dynamic"
-        for node in nodes_now
+        for node in model.graph.node
         if node.op_type == "DynamicQuantizeLinear"
         for name in node.output
     }
-    for node in nodes_now:
-        if node.op_type == "KeptGemm":
-            node.op_type = "Gemm"
-        elif node.op_type == "DynamicQuantizeLinear":
+    for node in model.graph.node:
+        if node.op_type == "DynamicQuantizeLinear":
             node.name += "_dynamic"
         for names in (node.input, node.output):
-            names[:] = [renamed_to.get(name, name) for name in names]
-    return quantizer.model.model
+            names[:] = [renamed.get(name, name) for name in names]
 
 
 def _scale_channels(model: Any, floats: Mapping[str, Any]) -> None:
