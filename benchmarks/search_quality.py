@@ -64,6 +64,15 @@ class Comparison:
     tpe_trials: int | None = None
     runs: Path | None = None
 
+    def longer(self, sampler: str) -> bool:
+        """Whether a sampler goes on after its time."""
+        return sampler == "tpe" and self.tpe_trials is not None
+
+    def name(self, sampler: str, seed: int) -> str:
+        """File name of a run."""
+        length = f"{self.tpe_trials}trials" if self.longer(sampler) else f"{self.seconds:g}s"
+        return f"{self.study}-{sampler}-{length}-{seed}.json"
+
 
 @dataclass
 class Clock:
@@ -180,7 +189,7 @@ def compare(plan: Comparison) -> dict[str, Any]:
         parts.predict_latency()
         for seed in range(plan.seeds):
             for sampler in plan.samplers:
-                kept = plan.runs / f"{plan.study}-{sampler}-{seed}.json" if plan.runs else None
+                kept = plan.runs / plan.name(sampler, seed) if plan.runs else None
                 if kept and kept.is_file():
                     runs[sampler].append(json.loads(kept.read_text()))
                     continue
@@ -195,7 +204,7 @@ def compare(plan: Comparison) -> dict[str, Any]:
 def one_run(parts: Assembly, plan: Comparison, sampler: str, seed: int) -> dict[str, Any]:
     """One search with one sampler; TPE goes on to ``tpe_trials`` where that is asked for."""
     clock = Clock()
-    long = sampler == "tpe" and plan.tpe_trials is not None
+    long = plan.longer(sampler)
     settings = SearchConfig(
         sampler=sampler,
         trials=plan.tpe_trials if long else None,
