@@ -318,7 +318,3 @@ def main() -> None:
             f"[bold red]Error:[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True
         )
         sys.exit(error.exit_code)
-
-
-if __name__ == "__main__":
-    main()

@@ -90,6 +90,10 @@ def test_resume_repeats_no_finished_trial(place: Path, finished: dict[str, Any])
     again = json.loads(call(place, "search tiny.yaml --resume --json").stdout)
     assert journal.read_text() == before
     assert again["best"] == finished["best"]
+    shown = call(place, "search tiny.yaml --resume").stdout
+    assert journal.read_text() == before
+    assert "ended because all trials are done" in " ".join(shown.split())
+    assert "models/best.onnx" in shown
 
 
 def test_a_run_is_not_overwritten(place: Path, finished: dict[str, Any]) -> None:

@@ -31,7 +31,7 @@ def started(folder: Path, study: dict[str, Any]) -> subprocess.Popen[bytes]:
     (folder / "tiny.yaml").write_text(yaml.safe_dump(study))
     with (folder / "log").open("w") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "autocompress.cli", "search", "tiny.yaml"],
+            [sys.executable, "-m", "autocompress", "search", "tiny.yaml"],
             cwd=folder,
             env=environment(folder),
             stdout=log,

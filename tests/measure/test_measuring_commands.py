@@ -63,7 +63,7 @@ def test_what_cannot_be_timed_is_bad_input(
 ) -> None:
     (tmp_path / "model.pt2").write_bytes(exported[".pt2"].read_bytes())
     done = subprocess.run(
-        [sys.executable, "-m", "autocompress.cli", "bench", *arguments],
+        [sys.executable, "-m", "autocompress", "bench", *arguments],
         cwd=tmp_path,
         capture_output=True,
         text=True,

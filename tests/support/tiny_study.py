@@ -33,7 +33,7 @@ def environment(place: Path) -> dict[str, str]:
 def call(place: Path, text: str, *, check: int | None = 0) -> subprocess.CompletedProcess[str]:
     """Run a command of ours as a user would."""
     done = subprocess.run(
-        [sys.executable, "-m", "autocompress.cli", *shlex.split(text)],
+        [sys.executable, "-m", "autocompress", *shlex.split(text)],
         cwd=place,
         capture_output=True,
         text=True,
