@@ -215,7 +215,7 @@ def one_run(parts: Assembly, plan: Comparison, sampler: str, seed: int) -> dict[
     ctx = context(parts, parts.study.limits(), settings, clock)
     found = search(ctx)
     baseline = parts.evaluator.baseline
-    in_time = [t for when, t in clock.events if when <= plan.seconds or not long]
+    in_time = [t for when, t in clock.events if when <= plan.seconds]
     front = ParetoFront.of(in_time, ctx.objectives)
     return {
         "seed": seed,

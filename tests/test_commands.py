@@ -271,7 +271,7 @@ def test_every_command_of_the_readme_exists() -> None:
     assert len(lines) >= 7
     for line in lines:
         name, *words = shlex.split(line)
-        command = root.commands[name]  # type: ignore[attr-defined]
+        command = root.commands[name]  # type: ignore[attr-defined]  # a click group, by typer's word a command
         known = {o for p in command.params for o in (*p.opts, *p.secondary_opts)}
         for word in words:
             if word.startswith("-"):

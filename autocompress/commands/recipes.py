@@ -144,7 +144,7 @@ def pick_trial(view: RunView, pick: str) -> Trial:
         )
     if pick == "best" and view.best is not None:
         return view.best
-    return view.front.pick(pick)  # type: ignore[arg-type]
+    return view.front.pick(pick)  # type: ignore[arg-type]  # one of `names`, or a number
 
 
 def open_recipe(

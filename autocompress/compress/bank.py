@@ -197,9 +197,9 @@ class LayerBank:
             layer = module.get_submodule(name)
             weight, bias = self.solved(name, gone)
             with torch.no_grad():
-                layer.weight.copy_(weight)  # type: ignore[operator, union-attr]
+                layer.weight.copy_(weight)  # type: ignore[operator, union-attr]  # torch types a module's attributes as Tensor or Module
                 if bias is not None:
-                    layer.bias.copy_(bias)  # type: ignore[operator, union-attr]
+                    layer.bias.copy_(bias)  # type: ignore[operator, union-attr]  # torch types a module's attributes as Tensor or Module
 
     def solved(self, name: str, gone: list[int]) -> tuple[Tensor, Tensor | None]:
         """Weights of a layer, all outputs, re-solved without some input channels (left at zero)."""
@@ -216,7 +216,7 @@ class LayerBank:
 
     def _solve(self, name: str, gone: list[int]) -> tuple[Tensor, Tensor | None]:
         layer = self.model.get_submodule(name)
-        weight: Tensor = layer.weight.detach()  # type: ignore[union-attr, operator, assignment]
+        weight: Tensor = layer.weight.detach()  # type: ignore[union-attr, operator, assignment]  # torch types a module's attributes as Tensor or Module
         bias = layer.bias.detach() if isinstance(layer.bias, Tensor) else None
         second = self.moments[name].second
         groups = len(second)
@@ -266,7 +266,7 @@ class LayerBank:
         if found is None or len(found.second) > 1:
             return None
         layer = self.model.get_submodule(name)
-        weight: Tensor = layer.weight  # type: ignore[assignment]
+        weight: Tensor = layer.weight  # type: ignore[assignment]  # torch types a module's attributes as Tensor or Module
         mask = torch.ones(weight.shape[1], dtype=torch.bool)
         mask[gone] = False
         kept = mask.repeat_interleave(weight[0, 0].numel()).nonzero().flatten()
@@ -336,7 +336,7 @@ def _obs(
         if member.side != "in" or found is None or len(found.second) > 1:
             continue
         layer = model.get_submodule(member.module)
-        weight: Tensor = layer.weight.detach()  # type: ignore[union-attr, operator, assignment]
+        weight: Tensor = layer.weight.detach()  # type: ignore[union-attr, operator, assignment]  # torch types a module's attributes as Tensor or Module
         area = weight[0, 0].numel()
         blocks = torch.tensor(
             [[i * area + k for i in index for k in range(area)] for index in member.index]

@@ -74,7 +74,7 @@ def output_svd(weight: Tensor, rank: int, moments: Tensor | None) -> tuple[Tenso
 
 
 def _svd(layer: nn.Module, rank: int, moments: Tensor | None) -> nn.Sequential:
-    weight: Tensor = layer.weight  # type: ignore[assignment]
+    weight: Tensor = layer.weight  # type: ignore[assignment]  # torch types a module's attributes as Tensor or Module
     first, second = output_svd(weight.flatten(1), rank, moments)
     bias = layer.bias is not None
     if isinstance(layer, nn.Linear):
@@ -167,8 +167,8 @@ def _tucker(layer: nn.Conv2d, ranks: tuple[int, ...]) -> nn.Sequential:
 def _filled(parts: list[nn.Module], weights: list[Tensor], layer: nn.Module) -> nn.Sequential:
     with torch.no_grad():
         for part, weight in zip(parts, weights, strict=True):
-            target: Tensor = part.weight  # type: ignore[assignment]
+            target: Tensor = part.weight  # type: ignore[assignment]  # torch types a module's attributes as Tensor or Module
             target.copy_(weight.reshape(target.shape))
         if layer.bias is not None:
-            parts[-1].bias.copy_(layer.bias)  # type: ignore[operator, union-attr]
+            parts[-1].bias.copy_(layer.bias)  # type: ignore[operator, union-attr]  # torch types a module's attributes as Tensor or Module
     return nn.Sequential(*parts).train(layer.training)

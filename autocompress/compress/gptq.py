@@ -95,7 +95,7 @@ def compensate(folded: nn.Module, compressed: Compressed, inputs: Any) -> None:
     moments = input_moments(folded, wanted, inputs, seed=compressed.settings.seed)
     for name, precision in wanted.items():
         layer = folded.get_submodule(name)
-        weight: Tensor = layer.weight  # type: ignore[assignment]
+        weight: Tensor = layer.weight  # type: ignore[assignment]  # torch types a module's attributes as Tensor or Module
         second = moments[name].second
         rows = len(weight) // len(second)
         for group, matrix in enumerate(second):

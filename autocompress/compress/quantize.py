@@ -55,7 +55,7 @@ def round_activation(x: Tensor, low: float, high: float) -> Tensor:
     zero = round(-low / scale)
     rounded = ((x / scale).round() + zero).clamp(0, 255).sub(zero) * scale
     inside = (x >= low) & (x <= high)
-    return _Straight.apply(x, rounded, inside)  # type: ignore[no-any-return, no-untyped-call]
+    return _Straight.apply(x, rounded, inside)  # type: ignore[no-any-return, no-untyped-call]  # torch's autograd functions are untyped
 
 
 class QuantizedLayer(nn.Module):
@@ -93,17 +93,17 @@ class QuantizedLayer(nn.Module):
             low, high = self._range(x)
             if high > low:
                 x = round_activation(x, low, high)
-        weight: Tensor = self.layer.weight  # type: ignore[assignment]
+        weight: Tensor = self.layer.weight  # type: ignore[assignment]  # torch types a module's attributes as Tensor or Module
         if self.precision.weight_bits <= 8:
             rounded = round_weight(weight, self.precision.weight_bits)
-            weight = _Straight.apply(weight, rounded, None)  # type: ignore[no-untyped-call]
+            weight = _Straight.apply(weight, rounded, None)  # type: ignore[no-untyped-call]  # torch's autograd functions are untyped
         elif self.precision.half:
             x, weight = self._halved(x), self._halved(weight)
         return torch.func.functional_call(self.layer, {"weight": weight}, (x,))
 
     def _halved(self, value: Tensor) -> Tensor:
         rounded = value.to(self.half_type).to(value.dtype)
-        return _Straight.apply(value, rounded, None)  # type: ignore[no-any-return, no-untyped-call]
+        return _Straight.apply(value, rounded, None)  # type: ignore[no-any-return, no-untyped-call]  # torch's autograd functions are untyped
 
     def _range(self, x: Tensor) -> tuple[float, float]:
         if self.fixed is not None and self.precision.activation_scaling == "static":
@@ -319,11 +319,11 @@ def correct_biases(
             else:
                 dims = [0, *range(2, args[0].dim())]
                 mean = args[0].mean(dims)
-                per_group = mean.view(layer.groups, -1).repeat_interleave(  # type: ignore[arg-type]
+                per_group = mean.view(layer.groups, -1).repeat_interleave(  # type: ignore[arg-type]  # torch types a module's attributes as Tensor or Module
                     layer.out_channels // layer.groups, 0
-                )  # type: ignore[operator]
+                )  # type: ignore[operator]  # torch types a module's attributes as Tensor or Module
                 shift = (error.flatten(2).sum(2) * per_group).sum(1)
-            layer.bias.add_(shift)  # type: ignore[union-attr, operator]
+            layer.bias.add_(shift)  # type: ignore[union-attr, operator]  # torch types a module's attributes as Tensor or Module
 
         return correct
 

@@ -51,10 +51,10 @@ def sparsify(layers: Mapping[str, tuple[nn.Module, LayerPolicy]], scope: str = "
     loose = {n: (m, p) for n, (m, p) in layers.items() if p.sparsity and p.pattern is None}
     for module, policy in layers.values():
         if policy.pattern == "2:4":
-            weight: Tensor = module.weight  # type: ignore[assignment]
+            weight: Tensor = module.weight  # type: ignore[assignment]  # torch types a module's attributes as Tensor or Module
             weight.mul_(two_four_mask(weight))
     if scope == "global" and loose:
-        weights: list[Tensor] = [m.weight for m, _ in loose.values()]  # type: ignore[misc]
+        weights: list[Tensor] = [m.weight for m, _ in loose.values()]  # type: ignore[misc]  # torch types a module's attributes as Tensor or Module
         wanted = sum(
             int(w.numel() * p.sparsity) for w, (_, p) in zip(weights, loose.values(), strict=True)
         )
@@ -64,5 +64,5 @@ def sparsify(layers: Mapping[str, tuple[nn.Module, LayerPolicy]], scope: str = "
             weight.mul_(part.view_as(weight))
         return
     for module, policy in loose.values():
-        one: Tensor = module.weight  # type: ignore[assignment]
+        one: Tensor = module.weight  # type: ignore[assignment]  # torch types a module's attributes as Tensor or Module
         one.mul_(magnitude_mask(one, policy.sparsity))

@@ -126,7 +126,7 @@ def _trainable(factory: bytes) -> Any:
 
     home = os.getcwd()
 
-    class Evaluation(tune.Trainable):  # type: ignore[misc, name-defined, unused-ignore]
+    class Evaluation(tune.Trainable):  # type: ignore[misc, name-defined, unused-ignore]  # Ray is untyped
         def setup(self, config: dict[str, Any]) -> None:
             self.job = pickle.loads(config["job"])
 
@@ -154,7 +154,7 @@ def _searcher(jobs: queue.SimpleQueue[Job | None], outcomes: queue.SimpleQueue[O
     """The Searcher between Tune and the study's own controller."""
     from ray.tune.search import Searcher
 
-    class QueueSearcher(Searcher):  # type: ignore[misc, unused-ignore]
+    class QueueSearcher(Searcher):  # type: ignore[misc, unused-ignore]  # Ray is untyped
         def __init__(self) -> None:
             super().__init__(metric="outcome", mode="max")
             self.running: dict[str, Job] = {}

@@ -91,7 +91,7 @@ def _feeding(inventory: Inventory) -> dict[str, list[tuple[str, int]]]:
             for consumer, span in group.spans:
                 cached.setdefault(consumer, []).append((group.name, span))
         inventory.__dict__["_feeding"] = cached
-    return cached  # type: ignore[no-any-return]
+    return cached  # type: ignore[no-any-return]  # read from __dict__, which holds anything
 
 
 def layer_cost(layer: LayerSpec, policy: LayerPolicy, inputs: int, outputs: int) -> LayerCost:

@@ -130,7 +130,7 @@ class _Resolver:
             if node.op == "call_module":
                 out.append(module.get_submodule(str(node.target))(*args, **kwargs))
             elif node.op == "call_function":
-                out.append(node.target(*args, **kwargs))  # type: ignore[operator]
+                out.append(node.target(*args, **kwargs))  # type: ignore[operator]  # torch.fx types arguments widely
             elif node.op == "call_method":
                 out.append(getattr(args[0], str(node.target))(*args[1:], **kwargs))
             else:
@@ -157,18 +157,18 @@ class _Resolver:
         original = self.model.get_submodule(name)
         if isinstance(original, _NORM):
             source = node.args[0]
-            if source not in self.sliced and not _same(old[source], new[source]):  # type: ignore[index]
-                self._restate(name, new[source])  # type: ignore[index]
+            if source not in self.sliced and not _same(old[source], new[source]):  # type: ignore[index]  # torch.fx types arguments widely
+                self._restate(name, new[source])  # type: ignore[index]  # torch.fx types arguments widely
             return
         if name not in self.compressed.parts or layer is None or not self._changed(node, old, new):
             return
-        if layer.weight.shape[0] != original.weight.shape[0]:  # type: ignore[union-attr, operator]
+        if layer.weight.shape[0] != original.weight.shape[0]:  # type: ignore[union-attr, operator]  # torch types a module's attributes as Tensor or Module
             if self._only_sliced(node, old, new):
                 self.sliced.add(node)
             return  # its own outputs are pruned: the norm after it takes the new statistics
         target = self._target(node)
         wanted = self._wanted(target, node, old, new, ahead, chunks)
-        fed = [self._front(name, x) for x in new[node.args[0]]]  # type: ignore[index]
+        fed = [self._front(name, x) for x in new[node.args[0]]]  # type: ignore[index]  # torch.fx types arguments widely
         self._solve(layer, target.norm, fed, wanted)
 
     def _last_part(self, name: str) -> nn.Module | None:
@@ -190,11 +190,11 @@ class _Resolver:
     ) -> bool:
         if len(self.compressed.parts[str(node.target)]) > 1:
             return True
-        if not _same(old[node.args[0]], new[node.args[0]]):  # type: ignore[index]
+        if not _same(old[node.args[0]], new[node.args[0]]):  # type: ignore[index]  # torch.fx types arguments widely
             return True
         a = self.model.get_submodule(str(node.target)).weight
         b = self.small.get_submodule(str(node.target)).weight
-        return a.shape != b.shape or not torch.equal(a, b)  # type: ignore[arg-type]
+        return a.shape != b.shape or not torch.equal(a, b)  # type: ignore[arg-type]  # torch.fx types arguments widely
 
     def _only_sliced(
         self, node: fx.Node, old: Mapping[fx.Node, list[Any]], new: Mapping[fx.Node, list[Any]]
@@ -203,7 +203,7 @@ class _Resolver:
         name = str(node.target)
         one_part = len(self.compressed.parts[name]) == 1
         dense = self.compressed.policy[name].sparsity == 0
-        return one_part and dense and _same(old[node.args[0]], new[node.args[0]])  # type: ignore[index]
+        return one_part and dense and _same(old[node.args[0]], new[node.args[0]])  # type: ignore[index]  # torch.fx types arguments widely
 
     def _target(self, node: fx.Node) -> _Target:
         """Follow a layer's output to its norm and to the addition it flows into."""
@@ -255,14 +255,14 @@ class _Resolver:
         self, layer: nn.Module, norm: str | None, fed: list[Tensor], wanted: list[Tensor]
     ) -> None:
         """Least squares with a ridge toward the weights that are there."""
-        weight: Tensor = layer.weight  # type: ignore[assignment]
+        weight: Tensor = layer.weight  # type: ignore[assignment]  # torch types a module's attributes as Tensor or Module
         flat, bias = weight.flatten(1).double(), torch.zeros(len(weight), dtype=torch.float64)
         if isinstance(layer.bias, Tensor):
             bias = layer.bias.double()
         module = self.small.get_submodule(norm) if norm is not None else None
         if module is not None:
-            scale = module.weight.double() / (module.running_var.double() + module.eps).sqrt()  # type: ignore[union-attr, operator]
-            bias = module.bias.double() + scale * (bias - module.running_mean.double())  # type: ignore[union-attr, operator]
+            scale = module.weight.double() / (module.running_var.double() + module.eps).sqrt()  # type: ignore[union-attr, operator]  # torch types a module's attributes as Tensor or Module
+            bias = module.bias.double() + scale * (bias - module.running_mean.double())  # type: ignore[union-attr, operator]  # torch types a module's attributes as Tensor or Module
             flat = flat * scale[:, None]
         gram, cross = self._accumulate(layer, fed, wanted)
         damping = self.ridge * gram.diagonal()[:-1].mean()
@@ -277,7 +277,7 @@ class _Resolver:
         new_weight, new_bias = solved[:-1].T, solved[-1]
         if module is None:
             weight.copy_(new_weight.reshape(weight.shape))
-            layer.bias.copy_(new_bias)  # type: ignore[union-attr, operator]
+            layer.bias.copy_(new_bias)  # type: ignore[union-attr, operator]  # torch types a module's attributes as Tensor or Module
             return
         self._place(layer, module, new_weight, new_bias, gram, damping)
 
@@ -300,14 +300,14 @@ class _Resolver:
         second[index, index] -= damping
         centre = weight @ mean
         variance = torch.einsum("od,de,oe->o", weight, second, weight) - centre**2
-        spread = (variance.clamp_min(0) + norm.eps).sqrt()  # type: ignore[operator]
-        layer.weight.copy_(weight.reshape(layer.weight.shape))  # type: ignore[operator, union-attr, arg-type]
+        spread = (variance.clamp_min(0) + norm.eps).sqrt()  # type: ignore[operator]  # torch types a module's attributes as Tensor or Module
+        layer.weight.copy_(weight.reshape(layer.weight.shape))  # type: ignore[operator, union-attr, arg-type]  # torch types a module's attributes as Tensor or Module
         if isinstance(layer.bias, Tensor):
             layer.bias.zero_()
-        norm.running_mean.copy_(centre)  # type: ignore[operator, union-attr]
-        norm.running_var.copy_(variance.clamp_min(0))  # type: ignore[operator, union-attr]
-        norm.weight.copy_(spread)  # type: ignore[operator, union-attr]
-        norm.bias.copy_(bias + centre)  # type: ignore[operator, union-attr]
+        norm.running_mean.copy_(centre)  # type: ignore[operator, union-attr]  # torch types a module's attributes as Tensor or Module
+        norm.running_var.copy_(variance.clamp_min(0))  # type: ignore[operator, union-attr]  # torch types a module's attributes as Tensor or Module
+        norm.weight.copy_(spread)  # type: ignore[operator, union-attr]  # torch types a module's attributes as Tensor or Module
+        norm.bias.copy_(bias + centre)  # type: ignore[operator, union-attr]  # torch types a module's attributes as Tensor or Module
 
     @staticmethod
     def _accumulate(

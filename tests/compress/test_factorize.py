@@ -88,11 +88,11 @@ def test_one_more_rank_than_break_even_costs_more_than_dense(method: str) -> Non
     edge = break_even_rank(spec, 12, 16, method)
     dense = 12 * 16 * 9
     if method == "svd":
-        cost: Callable[[float], float] = lambda r: r * (12 * 9 + 16)  # noqa: E731
+        cost: Callable[[float], float] = lambda r: r * (12 * 9 + 16)  # noqa: E731 - one formula per branch
     elif method == "spatial":
-        cost = lambda r: r * (12 * 3 * 2 + 16 * 3)  # noqa: E731
+        cost = lambda r: r * (12 * 3 * 2 + 16 * 3)  # noqa: E731 - one formula per branch
     else:
-        cost = lambda r: (  # noqa: E731
+        cost = lambda r: (  # noqa: E731 - one formula per branch
             r / 16 * 12 * 12 * 4 + (r / 16) ** 2 * dense + r * 16
         )
     assert cost(edge) == pytest.approx(dense)

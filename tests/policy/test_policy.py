@@ -67,7 +67,7 @@ def test_a_digest_is_known_for_ever() -> None:
 )
 def test_invalid_states_cannot_be_built(bad: dict[str, object], names: str) -> None:
     with pytest.raises(PolicyError, match=names):
-        LayerPolicy(**bad)  # type: ignore[arg-type]
+        LayerPolicy(**bad)  # type: ignore[arg-type]  # wrong on purpose
 
 
 def test_an_unknown_key_names_the_nearest() -> None:

@@ -45,7 +45,7 @@ def make_net() -> Callable[..., Net]:
     def make(seed: int = 0, **kwargs: float) -> Net:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return Net(**kwargs).eval()  # type: ignore[arg-type]
+            return Net(**kwargs).eval()  # type: ignore[arg-type]  # sizes, whole or not
 
     return make
 

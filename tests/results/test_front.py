@@ -76,7 +76,7 @@ def test_picks() -> None:
     front = ParetoFront.of(trials, (ACCURACY, LATENCY))
     picked = {
         p: front.pick(p).number for p in ("best", "most-accurate", "fastest", "smallest", "knee")
-    }  # type: ignore[arg-type]
+    }  # type: ignore[arg-type]  # names are literals
     assert picked == {"best": 2, "most-accurate": 2, "fastest": 0, "smallest": 2, "knee": 1}
     assert front.pick(1).number == 1
     with pytest.raises(InputError, match="0, 1, 2"):
@@ -93,7 +93,7 @@ def test_the_reference_is_fixed_in_advance() -> None:
 @pytest.mark.parametrize("bad", [math.nan, math.inf, "0.5", None])
 def test_a_measurement_is_finite_or_not_built(bad: object) -> None:
     with pytest.raises(MeasurementError, match="latency_ms"):
-        Measurement({"latency_ms": bad})  # type: ignore[dict-item]
+        Measurement({"latency_ms": bad})  # type: ignore[dict-item]  # wrong on purpose
     with pytest.raises(InputError, match="latency_ms"):
         Measurement({"latency": 1.0})
 

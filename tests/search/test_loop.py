@@ -288,7 +288,7 @@ def test_several_workers_share_one_study() -> None:
     class Wide(InProcessExecutor):
         slots = 4
 
-        def wait(self, timeout: float | None = None):  # type: ignore[no-untyped-def]
+        def wait(self, timeout: float | None = None):  # type: ignore[no-untyped-def]  # its type is the parent's
             self._queue.reverse()  # the last one handed in is answered first
             return super().wait(timeout)
 

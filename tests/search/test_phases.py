@@ -34,7 +34,7 @@ def searched(trials: int = 30, budget: str = "latency<=0.6x", **config: object) 
         evaluator,
         InProcessExecutor(evaluator),
         Budget(budget),
-        SearchConfig(sampler="random", trials=trials, **config),  # type: ignore[arg-type]
+        SearchConfig(sampler="random", trials=trials, **config),  # type: ignore[arg-type]  # options of any type
         [],
     )
     run_search(context, PlainProposer(context))

@@ -80,7 +80,7 @@ def study_trials(count: int, seed: int = 0, *, feasible: bool = True) -> list[Tr
             measurement=found,
             violations=over,
             seconds=rng.uniform(0.5, 3),
-            **more,  # type: ignore[arg-type]
+            **more,  # type: ignore[arg-type]  # options of any type
         )
         trials.append(made)
         return made

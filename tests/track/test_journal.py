@@ -57,7 +57,7 @@ def numbered(found: list[Trial]) -> list[Trial]:
 
 def trial(number: int, **more: object) -> Trial:
     measured = Measurement({"accuracy": 0.9, "latency_ms": 1.0})
-    return Trial(number, Policy(), measurement=measured, **more)  # type: ignore[arg-type]
+    return Trial(number, Policy(), measurement=measured, **more)  # type: ignore[arg-type]  # options of any type
 
 
 @settings(max_examples=30, deadline=None)

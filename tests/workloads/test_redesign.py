@@ -81,7 +81,7 @@ def test_an_untrained_student_within_the_budget_is_trained() -> None:
     context = SimpleNamespace(
         trials=[*pruned, fits, too_dear], config=SimpleNamespace(objectives=("accuracy", "macs"))
     )
-    chosen = candidates(context, 2)  # type: ignore[arg-type]
+    chosen = candidates(context, 2)  # type: ignore[arg-type]  # stands in for a context
     assert len(chosen) == 3
     assert chosen[0] is pruned[0]
     assert fits in chosen
