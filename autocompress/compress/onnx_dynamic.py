@@ -48,20 +48,23 @@ def quantize_dynamic(model: Any, nodes: tuple[str, ...]) -> Any:
     )
     quantizer.quantize_model()
     _scale_channels(quantizer.model.model, floats)
+    for node in quantizer.model.model.graph.node:
+        if node.op_type == "KeptGemm":
+            node.op_type = "Gemm"
     _name_apart(quantizer.model.model)
     return quantizer.model.model
 
 
 def _gemms_to_matmul(wrapped: Any, gemms: set[str]) -> list[str]:
-    """Turn these ``Gemm`` nodes into ``MatMul`` and ``Add``; the names of the new products."""
+    """Turn these ``Gemm`` nodes into ``MatMul`` and ``Add``; the names of the new products.
+
+    The others are ``KeptGemm`` until the quantizer is through: it turns every ``Gemm`` once more.
+    """
     before = {n.name for n in wrapped.model.graph.node}
     for node in wrapped.model.graph.node:  # the helper takes every Gemm, and renames it
         if node.op_type == "Gemm" and node.name not in gemms:
             node.op_type = "KeptGemm"
     wrapped.replace_gemm_with_matmul()
-    for node in wrapped.model.graph.node:
-        if node.op_type == "KeptGemm":
-            node.op_type = "Gemm"
     return [
         n.name for n in wrapped.model.graph.node if n.op_type == "MatMul" and n.name not in before
     ]

@@ -365,6 +365,7 @@ class _Loop:
             "budget even if the estimate errs in its favour",
         )
         self.rejections += 1
+        self.repeats = 0  # it was new
         self.context.keep(trial)
         self.proposer.tell(levels, trial)
 
