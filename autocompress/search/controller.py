@@ -23,6 +23,8 @@ _REMEMBERED = (100, 400)
 """Trials kept when the study is started over, fewer where there are many choices: the time that
 TPE takes for an answer grows with their product."""
 _REMEMBERED_VALUES = 20_000
+_SEED_STEP = 1_000_003
+"""Between the seeds of restarts; larger than the seeds that people give to neighbouring studies."""
 _GP_PARAMETERS = 15
 _GP_TRIALS = 200
 _GENERATION = "NSGAIISampler:generation"
@@ -65,6 +67,7 @@ class OptunaController:
         self._sources: list[Trial] = []
         self._pending: dict[Assignment, list[optuna.trial.Trial]] = {}
         self._generation = 0
+        self._restarts = 0
         few, many = _REMEMBERED
         self._remembered = max(few, min(many, _REMEMBERED_VALUES // max(1, len(space.choices))))
         self._study = self._new_study()
@@ -164,6 +167,7 @@ class OptunaController:
         kept = [i for i, t in enumerate(self._sources) if t.number in front or i >= latest]
         self._told = [self._told[i] for i in kept]
         self._sources = [self._sources[i] for i in kept]
+        self._restarts += 1
         self._study = self._new_study()
         self._study.add_trials(self._told)
         self._pending.clear()
@@ -172,7 +176,8 @@ class OptunaController:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        seed = self.seed + len(getattr(self, "_told", ()))
+        # another one after each restart: the same would propose the same again
+        seed = (self.seed + _SEED_STEP * self._restarts) % 2**32
         samplers: dict[str, Any] = {
             "tpe": lambda: optuna.samplers.TPESampler(seed=seed, multivariate=True),
             "nsga2": lambda: optuna.samplers.NSGAIISampler(seed=seed),
