@@ -21,7 +21,7 @@ from autocompress.search.loop import Context
 from autocompress.search.promise import AccuracyForecast, expected_gain
 from autocompress.search.seeds import ladders
 from autocompress.search.sensitivity import Sensitivity
-from autocompress.search.solver import Tables, solve
+from autocompress.search.solver import Tables, cheapest, solve
 
 _RUNGS = (0.97, 0.85, 0.7, 0.55)
 """Cost targets of the solver, as shares of the way from the cheapest policy to the bound."""
@@ -50,6 +50,7 @@ class GuidedProposer:
         self.rounds = 0
         self._known_costs: dict[Assignment, Mapping[str, float]] = {}
         self._tables: Tables = {}
+        self._cheapest = context.space.hardest
         self.cost = config.objectives[1] if len(config.objectives) > 1 else "macs"
         self.seeds = deque(self._leading_seeds() if config.seeds else [])
 
@@ -113,12 +114,16 @@ class GuidedProposer:
         return bounds
 
     def _solver_ladder(self) -> list[Assignment]:
+        # the latency model has learned from the trials since the last ladder
+        self._known_costs.clear()
+        self._tables.clear()
         bounds = self._bounds()
-        cheapest = self._costs(self.space.hardest).get(self.cost, 0.0)
+        self._cheapest = cheapest(self.space, self._costs, self.cost, self._cheapest)
+        least = self._costs(self._cheapest)[self.cost]
+        top = min(bounds.get(self.cost, math.inf), self._lossless_cost())
         found = []
         for share in _RUNGS:
-            top = min(bounds.get(self.cost, cheapest), self._lossless_cost())
-            target = cheapest + share * (top - cheapest)
+            target = least + share * (top - least) if least < top < math.inf else top
             answer = solve(
                 self.space,
                 self.sensitivity.losses,
@@ -197,10 +202,10 @@ class GuidedProposer:
         roll = self.random.random()
         if parent is None or roll < 0.1:
             return "tpe", self.optuna.ask()
-        levels = self.assignments[parent.number]
+        levels, target = self.assignments[parent.number], self._target(parent, front)
         if roll < 0.4:
-            return "jitter", self._jittered(levels, self._target(parent, front))
-        return "switch", self._switched(levels)
+            return "jitter", self._jittered(levels, target)
+        return "switch", self._switched(levels, target)
 
     def _target(self, parent: Trial, front: Sequence[Trial]) -> float:
         """A cost between a front member's and that of its cheaper neighbour, to fill the gap."""
@@ -211,15 +216,18 @@ class GuidedProposer:
         below = self._costs(self.assignments[front[place - 1].number]).get(self.cost, own)
         return own - self.random.random() * max(0.0, own - below)
 
-    def _switched(self, parent: Assignment) -> Assignment:
-        """Harden one choice and soften one or two others, so that the cost stays about the same."""
+    def _switched(self, parent: Assignment, target: float) -> Assignment:
+        """Harden one choice and soften one or two others as long as the cost is about the target.
+
+        Where hardening saves too little for that, nothing is softened.
+        """
         levels = list(parent)
         fixed = ("distill", "student")
         order = [i for i, c in enumerate(self.space.choices) if c.kind not in fixed]
         self.random.shuffle(order)
         hardened = False
         softened = 0
-        limit = self._costs(parent).get(self.cost, 0.0) * 1.01
+        limit = target * 1.01
         for i in order:
             top = len(self.space.choices[i].levels) - 1
             if not hardened and levels[i] < top:
