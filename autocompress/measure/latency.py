@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,10 @@ from autocompress.measure.memory import peak_memory_bytes
 from autocompress.measure.sampling import Plan, Samples, interleave, ratio_interval
 from autocompress.measure.targets import get_target
 from autocompress.measure.targets.base import Inputs, Target, TargetConfig, random_inputs
+
+_AGREE = 0.05
+"""Two sittings agree when their ratios differ by no more than this fraction."""
+_MOST_SITTINGS = 5
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,32 @@ def compare_many(
     }
     sizes = [_size(path) for path in paths]
     return [_timing(samples, i, plan, sizes, facts) for i in range(1, len(paths))]
+
+
+def settle(first: Timing, again: Callable[[], Timing]) -> Timing:
+    """One timing from several sittings, apart in time.
+
+    What shares a core with us (another tenant on its second hardware thread) can slow code of one
+    kind more than of another for seconds at a time: wide integer instructions by half, floating
+    point by a tenth. Then even an interleaved ratio is wrong, and its interval does not know. Since
+    whatever comes from outside only slows, the sitting counts in which the baseline ran quickest;
+    there are at least two, and more until another one agrees with it.
+
+    Args:
+        first: a sitting.
+        again: makes another one; it pays to let some time pass between them.
+
+    Returns:
+        The chosen sitting; the ratios of all of them are among its ``facts``.
+    """
+    sittings = [first]
+    while True:
+        sittings.append(again())
+        quietest = min(sittings, key=lambda t: t.baseline_ms)
+        near = [t for t in sittings if abs(t.ratio - quietest.ratio) <= _AGREE * quietest.ratio]
+        if len(near) > 1 or len(sittings) >= _MOST_SITTINGS:
+            facts = {**quietest.facts, "sittings": [t.ratio for t in sittings]}
+            return replace(quietest, facts=facts)
 
 
 def bench(

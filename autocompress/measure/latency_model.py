@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from autocompress.measure.kernel_table import (
     typical_footprint,
     write_atomically,
 )
-from autocompress.measure.latency import compare_many
+from autocompress.measure.latency import compare, compare_many, settle
 from autocompress.measure.latency_features import LayerPlan
 from autocompress.measure.latency_fit import Fit, fit
 from autocompress.measure.sampling import Plan
@@ -307,7 +308,11 @@ def _time_variants(
     for start in range(0, len(policies), _AT_ONCE):
         chunk = policies[start : start + _AT_ONCE]
         files = [Path(export_variant(p)) for p in chunk]
-        timings = compare_many(target, files, baseline, plan=_PLAN)
+        together = compare_many(target, files, baseline, plan=_PLAN)
+        timings = [
+            settle(timing, partial(compare, target, file, baseline, plan=_PLAN))
+            for timing, file in zip(together, files, strict=True)
+        ]
         measured += [Measured(p, t.ratio) for p, t in zip(chunk, timings, strict=True)]
         base.append(timings[0].baseline_ms)
         for file in files:
