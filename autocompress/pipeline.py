@@ -120,7 +120,7 @@ class Pipeline:
         module = trainable(compressed) if compressed.quantized else compressed.module
         module.eval()
         repaired = self.settings.reconstruction not in ("none", "bank")
-        if repaired and policy.student is None and self._changes_weights(policy):
+        if repaired and policy.student is None and policy.repairable:
             for norm in module.modules():
                 if isinstance(norm, nn.modules.batchnorm._BatchNorm):
                     norm.train()
@@ -184,7 +184,7 @@ class Pipeline:
         from autocompress.recover.sequential import sequential_resolve
 
         how = self.settings.finish if final else self.settings.reconstruction
-        if compressed.policy.student is not None or not self._changes_weights(compressed.policy):
+        if compressed.policy.student is not None or not compressed.policy.repairable:
             return compressed
         if how == "sequential":
             images = self.data.train.sample(self.settings.sequential_images, self.settings.seed)
@@ -192,11 +192,6 @@ class Pipeline:
         if how in ("batch_norm", "bank_batch_norm"):
             reestimate(compressed.module, self.calibration().inputs())
         return compressed
-
-    @staticmethod
-    def _changes_weights(policy: Policy) -> bool:
-        """Whether anything happened that reconstruction can repair; bits alone are calibrated."""
-        return any(p.prune_ratio or p.sparsity or p.rank_ratio for p in policy.layers.values())
 
     def train(
         self,

@@ -204,6 +204,11 @@ class Policy:
         """Whether the model stays as it is."""
         return not self.layers and self.student is None
 
+    @property
+    def repairable(self) -> bool:
+        """Whether it removes weights, which reconstruction can make up for; bits alone do not."""
+        return any(p.prune_ratio or p.sparsity or p.rank_ratio for p in self.layers.values())
+
     def as_dict(self) -> dict[str, Any]:
         """Plain data, identity layers and defaults dropped; ``from_dict`` inverts it."""
         out: dict[str, Any] = {"layers": {n: p.as_dict() for n, p in self.layers.items()}}

@@ -120,10 +120,10 @@ class GuidedProposer:
         bounds = self._bounds()
         self._cheapest = cheapest(self.space, self._costs, self.cost, self._cheapest)
         least = self._costs(self._cheapest)[self.cost]
-        top = min(bounds.get(self.cost, math.inf), self._lossless_cost())
+        top = min(bounds[self.cost], self._lossless_cost())
         found = []
         for share in _RUNGS:
-            target = least + share * (top - least) if least < top < math.inf else top
+            target = least + share * (top - least) if least < top else top
             answer = solve(
                 self.space,
                 self.sensitivity.losses,

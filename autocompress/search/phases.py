@@ -125,11 +125,7 @@ def run_finish(context: Context, plan: RecoveryPlan) -> None:
     get, and are left out.
     """
     done = [t for t in context.trials if t.phase == SEARCH and t.feasible]
-    repairable = [
-        t
-        for t in sorted(done, key=_rank)
-        if any(p.prune_ratio or p.sparsity or p.rank_ratio for p in t.policy.layers.values())
-    ]
+    repairable = [t for t in sorted(done, key=_rank) if t.policy.repairable]
     jobs = [
         Job(context.number(), t.policy, FINISHED, plan.seed, "finish", t.number)
         for t in repairable[: plan.candidates]

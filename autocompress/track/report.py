@@ -16,7 +16,13 @@ from autocompress.results.rank import rank_correlation
 from autocompress.results.trial import Trial, TrialState
 from autocompress.track import plots
 from autocompress.track.folder import RunFolder, write_atomically
-from autocompress.track.tables import accuracy_text, number_text, origin_text, what
+from autocompress.track.tables import (
+    BUILDS_DIFFER,
+    accuracy_text,
+    number_text,
+    origin_text,
+    what,
+)
 from autocompress.track.verdict import verdict
 from autocompress.track.view import RunView, value
 
@@ -62,6 +68,7 @@ def render(view: RunView) -> str:
         members=[_row(view, t) for t in view.front],
         tested=any(view.verified(t) for t in (*view.front, *([answer] if answer else []))),
         beside=_beside(view),
+        builds_differ=BUILDS_DIFFER if view.builds_differ else "",
         answer=answer,
         layers=_layers(view, answer) if answer else [],
         pairs=distillation_pairs(view),

@@ -14,6 +14,12 @@ from autocompress.track.view import RunView, latency_ratio, policy_summary
 if TYPE_CHECKING:
     from rich.table import Table
 
+BUILDS_DIFFER = (
+    "Of trials from the search, val is scored after the quick reconstruction and test after the "
+    "thorough one, so that test can be the higher by far."
+)
+"""Stands under tables in which that is so."""
+
 _COSTS = (
     ("latency_ms", "latency"),
     ("macs", "MACs"),
@@ -98,6 +104,8 @@ def front_table(view: RunView) -> Table:
 
     title = f"Pareto front of {view.run}" if view.run else "Pareto front"
     caption = f"budget: {view.budget}; hypervolume {view.hypervolume:.4g}"
+    if view.builds_differ:
+        caption += f"\n{BUILDS_DIFFER}"
     table = Table(title=title, caption=caption)
     tested = any(view.verified(t) is not None for t in view.front)
     _columns(table, ["trial", "accuracy (val)", *(["accuracy (test)"] if tested else [])])

@@ -228,6 +228,19 @@ class RunView:
         return same[0] if same else None
 
     @cached_property
+    def builds_differ(self) -> bool:
+        """Whether some trial stands with val of the search's quick reconstruction, and with test
+        of the thorough one that verification is preceded by."""
+        shown = (*self.front, *([self.best or self.nearest] if self.compared else []))
+        return any(
+            t is not None
+            and t.phase.kind == "search"
+            and t.policy.repairable
+            and self.verified(t) is not None
+            for t in shown
+        )
+
+    @cached_property
     def test_baseline(self) -> Measurement | None:
         """The uncompressed model on the test split: its own file, or a verified identity policy."""
         if self.baseline_test is not None:

@@ -87,6 +87,7 @@ def test_without_a_table_latencies_are_measured_here(pipeline: Pipeline, tmp_pat
     found = evaluator.evaluate(_POLICY)
     timing = found.context["timing"]
     assert found["latency_ms"] == timing["ratio"] * evaluator.baseline["latency_ms"]
+    assert len(timing["facts"]["sittings"]) >= 2
     assert "table" not in found.context["target"]
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from autocompress.errors import InputError
 from autocompress.measure import latency
-from autocompress.measure.latency import bench, compare, compare_many
+from autocompress.measure.latency import Timing, bench, compare, compare_many, settle
 from autocompress.measure.lock import machine_lock
 from autocompress.measure.sampling import Plan, Samples
 from autocompress.measure.targets import get_target
@@ -66,6 +66,40 @@ def test_a_wide_interval_is_called_noisy(
     assert found.ratio_low < 1 < found.ratio_high
 
 
+def sitting(ratio: float, baseline_ms: float) -> Timing:
+    near = {"ratio_low": 0.99 * ratio, "ratio_high": 1.01 * ratio}
+    plain = {"iqr_ms": 0.0, "baseline_iqr_ms": 0.0, "confidence": 0.95, "noisy": False}
+    sizes = {"rounds": 12, "seconds": 0.3, "size_bytes": 1, "baseline_size_bytes": 1}
+    return Timing(
+        ratio * baseline_ms, baseline_ms=baseline_ms, ratio=ratio, **near, **plain, **sizes
+    )
+
+
+@pytest.mark.parametrize(
+    ("seen", "taken"),
+    [
+        # two that agree are enough, and the quieter one counts
+        ([(0.45, 0.74), (0.46, 0.73), (9.0, 0.1)], 2),
+        # the slow spell comes first, in the middle, or is all there is but for the end
+        ([(0.58, 0.83), (0.45, 0.75), (0.46, 0.74)], 3),
+        ([(0.45, 0.74), (0.58, 0.82), (0.44, 0.75)], 3),
+        ([(0.58, 0.83), (0.45, 0.75), (0.59, 0.84), (0.60, 0.85), (0.46, 0.76)], 5),
+        # two slow ones agree with each other, but not with the quietest
+        ([(0.45, 0.74), (0.58, 0.82), (0.58, 0.83), (0.45, 0.75)], 4),
+        # nothing ever agrees: some end there must be
+        ([(0.4, 0.75), (0.5, 0.74), (0.6, 0.73), (0.7, 0.72), (0.8, 0.71), (0.9, 0.7)], 5),
+    ],
+)
+def test_the_sitting_with_the_quickest_baseline_counts(
+    seen: list[tuple[float, float]], taken: int
+) -> None:
+    rest = iter([sitting(*pair) for pair in seen])
+    found = settle(next(rest), lambda: next(rest))
+    ratio, quickest = min(seen[:taken], key=lambda pair: pair[1])
+    assert (found.ratio, found.baseline_ms) == (ratio, quickest)
+    assert found.facts["sittings"] == [r for r, _ in seen[:taken]]
+
+
 def test_a_record_says_where_and_how_it_was_taken(exported: dict[str, Path]) -> None:
     target = get_target({"threads": 1, "batch": 2})
     path = exported[".onnx"]
@@ -105,6 +139,7 @@ def test_bench_of_one_file_and_of_two(exported: dict[str, Path], wide_file: Path
     assert both["ratio_low"] <= both["ratio"] <= both["ratio_high"]
     assert both["verdict"] in ("faster", "slower", "no difference")
     assert (both["verdict"] == "faster") == (both["ratio_high"] < 1)
+    assert len(both["facts"]["sittings"]) >= 2
 
 
 def test_given_inputs_are_the_ones_that_run(exported: dict[str, Path]) -> None:

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from analytic import AnalyticEvaluator, make_space
+from analytic import RATIOS, AnalyticEvaluator, make_space
 
 from autocompress.execute.local import InProcessExecutor
 from autocompress.policy.budget import Budget
+from autocompress.policy.policy import Policy
 from autocompress.policy.space import Assignment
 from autocompress.results.front import non_dominated
+from autocompress.results.metric import Measurement
 from autocompress.results.trial import SEARCH, Trial, TrialState
 from autocompress.search.config import SearchConfig
 from autocompress.search.guided import GuidedProposer
@@ -251,6 +253,46 @@ def test_guided_beats_random_at_equal_trials() -> None:
             volumes[sampler] = ctx.front().hypervolume(reference)
         wins += volumes["guided"] >= volumes["random"]
     assert wins == 7
+
+
+class Overheads(AnalyticEvaluator):
+    """The hardest level costs more time than any other, as two thin layers may instead of one."""
+
+    def _latency(self, policy: Policy) -> float:
+        top = RATIOS[-1]
+        return super()._latency(policy) + sum(
+            2.0 * (policy[f"l{i}"].prune_ratio == top) for i in range(self.layers)
+        )
+
+
+def test_the_solver_stays_within_the_budget_where_the_hardest_is_the_dearest() -> None:
+    ctx = context(Overheads(6), trials=40)
+    search(ctx)
+    solved = [t for t in ctx.trials if t.origin in ("solver", "refit")]
+    assert len(solved) > 4
+    assert all(t.feasible for t in solved)
+
+
+class Learning(AnalyticEvaluator):
+    """Estimates are half as high again as the truth until ten trials were measured."""
+
+    def estimate(self, policy: Policy) -> Measurement:
+        found = super().estimate(policy)
+        if len(self.evaluated) >= 10:
+            return found
+        return replace(found, values={**found.values, "latency_ms": 1.5 * found["latency_ms"]})
+
+
+def test_the_solver_uses_what_the_estimate_has_learned() -> None:
+    """Its dearest answers come near the budget only if old estimates are forgotten."""
+    evaluator = Learning(9)
+    ctx = context(evaluator, trials=40, budget="latency<=0.8x")
+    search(ctx)
+    limit = 0.8 * evaluator.baseline["latency_ms"]
+    spent = [
+        t.measurement["latency_ms"] for t in ctx.trials if t.measurement and t.origin == "refit"
+    ]
+    assert 0.9 * limit < max(spent) <= limit
 
 
 def test_what_was_trained_does_not_change_what_guided_proposes() -> None:

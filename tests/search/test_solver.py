@@ -12,7 +12,9 @@ from analytic import AnalyticEvaluator, make_space
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autocompress.search.solver import knapsack, solve
+from autocompress.policy.inventory import Inventory
+from autocompress.policy.space import Assignment, Choice, Space
+from autocompress.search.solver import cheapest, knapsack, solve
 
 numbers = st.integers(-50, 100)
 
@@ -131,3 +133,27 @@ def test_solve_finds_something_wherever_something_fits(share: float, seed: int) 
         found = solve(space, losses, costs, limits, polish=polish)
         assert found is not None
         assert all(costs(found)[name] <= limit for name, limit in limits.items())
+
+
+@given(st.data())
+@settings(max_examples=40)
+def test_the_cheapest_is_the_least_of_all_additive_costs(data: st.DataObject) -> None:
+    """Costs of any order over the levels; the student, however cheap, is left alone."""
+    sizes = data.draw(st.lists(st.integers(1, 4), min_size=1, max_size=4))
+    costs = [[data.draw(numbers) for _ in range(n)] for n in sizes]
+    levels = [tuple({"prune_ratio": i / 8} for i in range(n)) for n in sizes]
+    choices = [
+        Choice(f"l{i}/prune_ratio", "prune_ratio", (f"l{i}",), each)
+        for i, each in enumerate(levels)
+    ]
+    student = Choice("student", "student", (), ({"student": None}, {"student": "small"}))
+    space = Space((*choices, student), Inventory((), (), ((1,),), "a", "w"))
+
+    def total(assignment: Assignment) -> float:
+        *rest, other = assignment
+        return sum(c[level] for c, level in zip(costs, rest, strict=True)) - 1000.0 * other
+
+    found = cheapest(space, lambda a: {"macs": total(a)}, "macs", space.hardest)
+    every = itertools.product(*(range(n) for n in sizes), (0,))
+    assert total(found) == min(map(total, every))
+    assert found[-1] == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -251,3 +252,25 @@ def test_tables_show_the_answer_beside_the_simple_ways(tmp_path: Path, make_run:
     assert f"{found.best.number} *" in text
     assert all(f"{name} (trial" in text for name in ("uniform", "int8", "random", "chosen"))
     assert all(f"{100 * t.measurement['accuracy']:.2f}" in text for t in found.front)  # type: ignore[index]  # measured: complete trials only
+
+
+@pytest.mark.parametrize(
+    ("ratio", "kind", "verified", "differ"),
+    [
+        (0.5, "search", True, True),
+        (0.0, "search", True, False),  # bits alone are the same in every build
+        (0.5, "recover", True, False),  # val and test are of the same weights
+        (0.5, "search", False, False),
+    ],
+)
+def test_tables_say_where_val_and_test_are_of_different_builds(
+    ratio: float, kind: str, verified: bool, differ: bool
+) -> None:
+    layer = LayerPolicy(prune_ratio=ratio, weight_bits=8)
+    first = replace(trial(1, 0.88, 0.8), policy=Policy({"a": layer}), phase=Phase(kind))
+    check = replace(first, number=2, phase=Phase("verify"), parent=1)
+    found = view([first, check] if verified else [first])
+    assert found.builds_differ == differ
+    said = front_table(found).caption
+    assert isinstance(said, str)
+    assert ("thorough" in said) == differ
