@@ -187,12 +187,16 @@ def compare(plan: Comparison) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         parts = assemble(config, Path(folder))
         parts.predict_latency()
+        fresh = parts.evaluator.latency_model
+        assert fresh is not None
         for seed in range(plan.seeds):
             for sampler in plan.samplers:
                 kept = plan.runs / plan.name(sampler, seed) if plan.runs else None
                 if kept and kept.is_file():
                     runs[sampler].append(json.loads(kept.read_text()))
                     continue
+                # what one run measures must not inform the next
+                parts.evaluator.predict_with(fresh.copy())
                 runs[sampler].append(one_run(parts, plan, sampler, seed))
                 if kept:
                     kept.parent.mkdir(parents=True, exist_ok=True)

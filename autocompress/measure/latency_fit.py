@@ -40,6 +40,10 @@ _KINDS = {
 #: noise of one measured model, as fractions of the slowest one's latency and of its own: what a
 #: model of kernel times gets wrong grows with the time, and quick models must not be drowned
 _NOISE = (0.003, 0.03)
+#: a coefficient under this multiple of its standard deviation is held at zero
+_ZERO = 1e-4
+#: so few models are left out one by one; there the closed form errs by a tenth or more
+_FEW = 60
 
 
 @dataclass(frozen=True)
@@ -114,10 +118,10 @@ def fit(
         # nothing to judge the error by: what is expected may well be a third off
         sigma = 0.3 * scale / float(_noise(scale, slowest))
     else:
-        left_out = [
-            (y[i] - x[i] @ _solve(x[rest], y[rest], expected, spread, noise[rest])) / noise[i]
-            for i, rest in ((i, np.arange(len(y)) != i) for i in range(len(y)))
-        ]
+        if len(y) < _FEW:
+            left_out = _solved_without_each(x, y, expected, spread, noise)
+        else:
+            left_out = _press(x, y, coefficients, spread, noise)
         sigma = float(np.sqrt(np.mean(np.square(left_out))))
     return Fit(coefficients, np.linalg.inv(precision), sigma, slowest, len(y))
 
@@ -141,6 +145,47 @@ def _solve(
     aims = np.concatenate([y / noise, expected / spread])
     solved: NDArray[np.float64] = lsq_linear(rows * spread, aims, bounds=(0, np.inf)).x * spread
     return solved
+
+
+def _solved_without_each(
+    x: NDArray[np.float64],
+    y: NDArray[np.float64],
+    expected: NDArray[np.float64],
+    spread: NDArray[np.float64],
+    noise: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Each model's error, in units of its noise, under the fit without it."""
+    every = np.arange(len(y))
+    errors = [
+        y[i] - x[i] @ _solve(x[every != i], y[every != i], expected, spread, noise[every != i])
+        for i in every
+    ]
+    return np.array(errors) / noise
+
+
+def _press(
+    x: NDArray[np.float64],
+    y: NDArray[np.float64],
+    coefficients: NDArray[np.float64],
+    spread: NDArray[np.float64],
+    noise: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """The same in closed form, for many models.
+
+    It is residual / (1 - leverage) over the coefficients that are not held at zero, exact as long
+    as leaving a model out releases none and holds no other. Solving anew for each of a thousand
+    models takes longer than a trial does.
+
+    References:
+        Allen, The Relationship between Variable Selection and Data Augmentation and a Method for
+        Prediction, Technometrics 16 (1974): the PRESS statistic.
+    """
+    free = coefficients > _ZERO * spread  # the solver ends just inside its bounds
+    rows = (x / noise[:, None])[:, free]
+    precision = rows.T @ rows + np.diag(1 / spread[free] ** 2)
+    leverage = np.einsum("ij,ij->i", rows @ np.linalg.inv(precision), rows)
+    residual: NDArray[np.float64] = (y - x @ coefficients) / noise
+    return residual / (1 - leverage)
 
 
 def _expectation(base: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

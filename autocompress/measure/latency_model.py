@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from autocompress.errors import InputError, PolicyError
 from autocompress.measure.kernel_table import (
@@ -75,6 +76,7 @@ class LatencyModel:
     measured: list[Measured] = field(default_factory=list)
     students: dict[str, float] = field(default_factory=dict)
     _fit: Fit | None = None
+    _rows: list[NDArray[np.float64]] = field(default_factory=list)
 
     @classmethod
     def build(
@@ -129,12 +131,13 @@ class LatencyModel:
     def fit(self) -> Fit:
         """The coefficients; fitted anew after ``observe``."""
         if self._fit is None:
-            of = self._features
             known = [Measured(Policy(), 1.0), *self.measured] if self.measured else []
+            # a study measures by the thousand; features of a policy stay what they are
+            self._rows += [self._features(m.policy) for m in known[len(self._rows) :]]
             self._fit = fit(
-                [of(m.policy) for m in known],
+                self._rows,
                 [m.ratio * self.reference_ms for m in known],
-                of(Policy()),
+                self._features(Policy()),
             )
         return self._fit
 
@@ -154,6 +157,10 @@ class LatencyModel:
         ms, sigma = self.fit.predict(self._features(policy))
         scale = self.baseline_ms / self.reference_ms
         return ms * scale, sigma * scale
+
+    def copy(self) -> LatencyModel:
+        """One that learns on its own from here on."""
+        return replace(self, measured=list(self.measured), _rows=list(self._rows))
 
     def observe(self, policy: Policy, ratio: float) -> None:
         """Learn from another measured model: its latency / the uncompressed latency."""

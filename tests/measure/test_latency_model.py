@@ -11,6 +11,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from autocompress.errors import InputError, PolicyError
+from autocompress.measure import latency_fit
 from autocompress.measure import latency_model as module
 from autocompress.measure.kernel_table import KernelTable
 from autocompress.measure.kernels import Kernel
@@ -196,6 +197,44 @@ def test_variants_differ_and_never_are_the_uncompressed_model(space: Space) -> N
     assert [p.digest for p in choose_variants(space, 24, seed=1)] == [p.digest for p in chosen]
 
 
+def _problem(count: int, seed: int) -> tuple[Any, ...]:
+    """Random models of known coefficients, some of them at or near zero, with 5 % of noise."""
+    draw = np.random.default_rng(seed)
+    base = draw.uniform(0.2, 1.0, len(FEATURES))
+    expected, spread = latency_fit._expectation(base)
+    x = np.hstack([np.ones((count, 1)), base * draw.uniform(0.1, 1.0, (count, len(base)))])
+    true = np.maximum(expected + 0.5 * spread * draw.normal(size=len(expected)), 0)
+    y = x @ true * draw.lognormal(0, 0.05, count)
+    return x, y, expected, spread, latency_fit._noise(y, y.max())
+
+
+@pytest.mark.parametrize("count", [60, 200])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_closed_form_is_what_solving_without_each_model_finds(count: int, seed: int) -> None:
+    x, y, expected, spread, noise = _problem(count, seed)
+    coefficients = latency_fit._solve(x, y, expected, spread, noise)
+    quick = latency_fit._press(x, y, coefficients, spread, noise)
+    slow = latency_fit._solved_without_each(x, y, expected, spread, noise)
+    rms = np.sqrt(np.mean(slow**2))
+    assert np.sqrt(np.mean(quick**2)) == pytest.approx(rms, rel=0.05)
+    assert np.corrcoef(quick, slow)[0, 1] > 0.99
+    if (coefficients > 0.1 * spread).all():  # nothing held at zero: exact
+        assert quick == pytest.approx(slow, abs=1e-5 * rms)
+
+
+def test_a_copy_learns_on_its_own(plan: LayerPlan, space: Space) -> None:
+    first = known_model(plan, space)
+    policy = random_policies(space, 1, seed=6)[0]
+    before = first.predict(policy)
+    second = first.copy()
+    assert second.predict(policy) == before
+    second.observe(policy, 2 * before[0] / first.reference_ms)
+    assert second.predict(policy)[0] > before[0]
+    assert first.predict(policy) == before
+    first.observe(policy, 2 * before[0] / first.reference_ms)
+    assert first.predict(policy) == second.predict(policy)
+
+
 class Counted:
     """Counts what building asks for, and times models by the formula."""
 
@@ -204,6 +243,13 @@ class Counted:
         self.exported: dict[Path, Policy] = {}
         self.kernels = 0
         monkeypatch.setattr(module, "compare_many", self.compare)
+        monkeypatch.setattr(
+            module,
+            "compare",
+            lambda target, file, baseline, *, plan: self.compare(
+                target, [file], baseline, plan=plan
+            )[0],
+        )
         monkeypatch.setattr(module, "measure_kernels", self.measure)
 
     def export(self, policy: Policy) -> Path:
