@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -110,18 +110,16 @@ def fit(
     y = np.array(times, dtype=float)
     scale = float(np.concatenate([[1.0], base]) @ expected)
     slowest = float(y.max()) if len(y) else scale
-    noise = _noise(y, slowest)
-    coefficients = _solve(x, y, expected, spread, noise)
-    weighted = x / noise[:, None]
+    problem = _Problem(x, y, expected, spread, _noise(y, slowest))
+    coefficients = problem.solve()
+    weighted = x / problem.noise[:, None]
     precision = weighted.T @ weighted + np.diag(1 / spread**2)
     if len(y) < 3:
         # nothing to judge the error by: what is expected may well be a third off
         sigma = 0.3 * scale / float(_noise(scale, slowest))
     else:
-        if len(y) < _FEW:
-            left_out = _solved_without_each(x, y, expected, spread, noise)
-        else:
-            left_out = _press(x, y, coefficients, spread, noise)
+        few = len(y) < _FEW
+        left_out = problem.solved_without_each() if few else problem.press(coefficients)
         sigma = float(np.sqrt(np.mean(np.square(left_out))))
     return Fit(coefficients, np.linalg.inv(precision), sigma, slowest, len(y))
 
@@ -131,61 +129,53 @@ def _noise(ms: Any, slowest: float) -> Any:
     return _NOISE[0] * slowest + _NOISE[1] * ms
 
 
-def _solve(
-    x: NDArray[np.float64],
-    y: NDArray[np.float64],
-    expected: NDArray[np.float64],
-    spread: NDArray[np.float64],
-    noise: NDArray[np.float64],
-) -> NDArray[np.float64]:
-    """Least squares with every coefficient drawn to its expectation and kept non-negative."""
-    from scipy.optimize import lsq_linear
+@dataclass(frozen=True)
+class _Problem:
+    """Measured models, what their coefficients are expected to be, and how sure either is."""
 
-    rows = np.vstack([x / noise[:, None], np.diag(1 / spread)])
-    aims = np.concatenate([y / noise, expected / spread])
-    solved: NDArray[np.float64] = lsq_linear(rows * spread, aims, bounds=(0, np.inf)).x * spread
-    return solved
+    x: NDArray[np.float64]
+    y: NDArray[np.float64]
+    expected: NDArray[np.float64]
+    spread: NDArray[np.float64]
+    noise: NDArray[np.float64]
 
+    def solve(self) -> NDArray[np.float64]:
+        """Least squares with every coefficient drawn to its expectation and kept non-negative."""
+        from scipy.optimize import lsq_linear
 
-def _solved_without_each(
-    x: NDArray[np.float64],
-    y: NDArray[np.float64],
-    expected: NDArray[np.float64],
-    spread: NDArray[np.float64],
-    noise: NDArray[np.float64],
-) -> NDArray[np.float64]:
-    """Each model's error, in units of its noise, under the fit without it."""
-    every = np.arange(len(y))
-    errors = [
-        y[i] - x[i] @ _solve(x[every != i], y[every != i], expected, spread, noise[every != i])
-        for i in every
-    ]
-    return np.array(errors) / noise
+        rows = np.vstack([self.x / self.noise[:, None], np.diag(1 / self.spread)])
+        aims = np.concatenate([self.y / self.noise, self.expected / self.spread])
+        scaled = lsq_linear(rows * self.spread, aims, bounds=(0, np.inf)).x
+        solved: NDArray[np.float64] = scaled * self.spread
+        return solved
 
+    def solved_without_each(self) -> NDArray[np.float64]:
+        """Each model's error, in units of its noise, under the fit without it."""
+        errors = []
+        for i in range(len(self.y)):
+            x, y, noise = (np.delete(a, i, axis=0) for a in (self.x, self.y, self.noise))
+            without = replace(self, x=x, y=y, noise=noise).solve()
+            errors.append(self.y[i] - self.x[i] @ without)
+        return np.array(errors) / self.noise
 
-def _press(
-    x: NDArray[np.float64],
-    y: NDArray[np.float64],
-    coefficients: NDArray[np.float64],
-    spread: NDArray[np.float64],
-    noise: NDArray[np.float64],
-) -> NDArray[np.float64]:
-    """The same in closed form, for many models.
+    def press(self, coefficients: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The same in closed form, for many models.
 
-    It is residual / (1 - leverage) over the coefficients that are not held at zero, exact as long
-    as leaving a model out releases none and holds no other. Solving anew for each of a thousand
-    models takes longer than a trial does.
+        It is residual / (1 - leverage) over the coefficients that are not held at zero, exact as
+        long as leaving a model out releases none and holds no other. Solving anew for each of a
+        thousand models takes longer than a trial does.
 
-    References:
-        Allen, The Relationship between Variable Selection and Data Augmentation and a Method for
-        Prediction, Technometrics 16 (1974): the PRESS statistic.
-    """
-    free = coefficients > _ZERO * spread  # the solver ends just inside its bounds
-    rows = (x / noise[:, None])[:, free]
-    precision = rows.T @ rows + np.diag(1 / spread[free] ** 2)
-    leverage = np.einsum("ij,ij->i", rows @ np.linalg.inv(precision), rows)
-    residual: NDArray[np.float64] = (y - x @ coefficients) / noise
-    return residual / (1 - leverage)
+        References:
+            Allen, The Relationship between Variable Selection and Data Augmentation and a Method
+            for Prediction, Technometrics 16 (1974): the PRESS statistic.
+        """
+        # the solver ends just inside its bounds
+        free = coefficients > _ZERO * self.spread
+        rows = (self.x / self.noise[:, None])[:, free]
+        precision = rows.T @ rows + np.diag(1 / self.spread[free] ** 2)
+        leverage = np.einsum("ij,ij->i", rows @ np.linalg.inv(precision), rows)
+        residual: NDArray[np.float64] = (self.y - self.x @ coefficients) / self.noise
+        return residual / (1 - leverage)
 
 
 def _expectation(base: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -197,7 +197,7 @@ def test_variants_differ_and_never_are_the_uncompressed_model(space: Space) -> N
     assert [p.digest for p in choose_variants(space, 24, seed=1)] == [p.digest for p in chosen]
 
 
-def _problem(count: int, seed: int) -> tuple[Any, ...]:
+def _problem(count: int, seed: int) -> latency_fit._Problem:
     """Random models of known coefficients, some of them at or near zero, with 5 % of noise."""
     draw = np.random.default_rng(seed)
     base = draw.uniform(0.2, 1.0, len(FEATURES))
@@ -205,20 +205,19 @@ def _problem(count: int, seed: int) -> tuple[Any, ...]:
     x = np.hstack([np.ones((count, 1)), base * draw.uniform(0.1, 1.0, (count, len(base)))])
     true = np.maximum(expected + 0.5 * spread * draw.normal(size=len(expected)), 0)
     y = x @ true * draw.lognormal(0, 0.05, count)
-    return x, y, expected, spread, latency_fit._noise(y, y.max())
+    return latency_fit._Problem(x, y, expected, spread, latency_fit._noise(y, y.max()))
 
 
 @pytest.mark.parametrize("count", [60, 200])
 @pytest.mark.parametrize("seed", range(4))
 def test_the_closed_form_is_what_solving_without_each_model_finds(count: int, seed: int) -> None:
-    x, y, expected, spread, noise = _problem(count, seed)
-    coefficients = latency_fit._solve(x, y, expected, spread, noise)
-    quick = latency_fit._press(x, y, coefficients, spread, noise)
-    slow = latency_fit._solved_without_each(x, y, expected, spread, noise)
+    problem = _problem(count, seed)
+    coefficients = problem.solve()
+    quick, slow = problem.press(coefficients), problem.solved_without_each()
     rms = np.sqrt(np.mean(slow**2))
     assert np.sqrt(np.mean(quick**2)) == pytest.approx(rms, rel=0.05)
     assert np.corrcoef(quick, slow)[0, 1] > 0.99
-    if (coefficients > 0.1 * spread).all():  # nothing held at zero: exact
+    if (coefficients > 0.1 * problem.spread).all():  # nothing held at zero: exact
         assert quick == pytest.approx(slow, abs=1e-5 * rms)
 
 
