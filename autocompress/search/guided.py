@@ -64,8 +64,11 @@ class GuidedProposer:
         int8 = [s for s in found if s[0] == "int8"][:1]
         fitting = [s for s in found if s[0] == "uniform" and self._likely(s[1])]
         fitting.sort(key=lambda s: -self._costs(s[1])[self.cost])
+        # where too few are likely to fit, those that might show how far the estimate is off
+        near = [s for s in found if s[0] == "uniform" and self._possible(s[1]) and s not in fitting]
+        near.sort(key=lambda s: self._costs(s[1])[self.cost])
         students = [s for s in found if s[0] == "student" and self._likely(s[1])]
-        return [*int8, *fitting[:_LEADING_SEEDS], *students]
+        return [*int8, *[*fitting, *near][:_LEADING_SEEDS], *students]
 
     def propose(self, trials: Sequence[Trial]) -> tuple[str, Assignment] | None:
         """The next seed, solver policy, or the best of a handful of screened proposals."""
@@ -104,6 +107,10 @@ class GuidedProposer:
     def _likely(self, assignment: Assignment) -> bool:
         return self.context.likely(self.context.evaluator.estimate(self.space.decode(assignment)))
 
+    def _possible(self, assignment: Assignment) -> bool:
+        estimate = self.context.evaluator.estimate(self.space.decode(assignment))
+        return self.context.hopeless(estimate) is None
+
     def _bounds(self) -> dict[str, float]:
         """Upper bounds of all costs that count: the budget's, and the baseline's for the rest."""
         base = self.context.evaluator.baseline.values
@@ -119,11 +126,10 @@ class GuidedProposer:
         self._tables.clear()
         bounds = self._bounds()
         self._cheapest = cheapest(self.space, self._costs, self.cost, self._cheapest)
-        least = self._costs(self._cheapest)[self.cost]
-        top = min(bounds[self.cost], self._lossless_cost())
+        least, top = self._solver_range(bounds[self.cost])
         found = []
         for share in _RUNGS:
-            target = least + share * (top - least) if least < top else top
+            target = least + share * (top - least)
             answer = solve(
                 self.space,
                 self.sensitivity.losses,
@@ -134,6 +140,18 @@ class GuidedProposer:
             if answer is not None and answer not in found:
                 found.append(answer)
         return found
+
+    def _solver_range(self, bound: float) -> tuple[float, float]:
+        """Cost of the cheapest policy, and the cost above which nothing is worth solving for.
+
+        Where no policy is likely to be within the bound, those of the range are within it as
+        likely as not: some are, and measuring them mends the estimate.
+        """
+        least, lossless = self._costs(self._cheapest)[self.cost], self._lossless_cost()
+        if least >= bound:
+            found = self.context.evaluator.estimate(self.space.decode(self._cheapest))
+            bound *= least / found[self.cost]
+        return least, max(least, min(bound, lossless))
 
     def _best_of_a_handful(self, trials: Sequence[Trial]) -> tuple[str, Assignment]:
         """Screen some proposals near front members; the most promising wins.
@@ -270,14 +288,16 @@ class GuidedProposer:
     ) -> tuple[str, Assignment]:
         """The least divergent proposal; if the front is to be filled, that of the greatest gain.
 
+        Where none gains anything, the nearest to the budget.
+
         All are screened on the same images. A race with few images first does not pay: building a
         model costs as much as screening it.
         """
         found = {a: self._screened(a) for a in proposals}
-        gains = dict.fromkeys(proposals, 0.0)
+        gains = dict.fromkeys(proposals, (0.0, 0.0))
         if fill:
             gains = self._gains(proposals, found, trials)
-        winner = min(found, key=lambda a: (-gains[a], found[a]))
+        winner = min(found, key=lambda a: (-gains[a][0], gains[a][1], found[a]))
         return proposals[winner][0], winner
 
     def _gains(
@@ -285,8 +305,8 @@ class GuidedProposer:
         proposals: Mapping[Assignment, tuple[str, Trial | None]],
         divergences: Mapping[Assignment, float],
         trials: Sequence[Trial],
-    ) -> dict[Assignment, float]:
-        """Hypervolume that each proposal is expected to add."""
+    ) -> dict[Assignment, tuple[float, float]]:
+        """Hypervolume that each proposal is expected to add, and its share over the bounds."""
         base = self.context.evaluator.baseline
         done = self._members(t for t in trials if t.state is TrialState.COMPLETE)
         seen = [
@@ -298,12 +318,13 @@ class GuidedProposer:
         front, reference, bounds = self._front(), self._reference(), self._bounds()
         gains = {}
         for assignment, (_, parent) in proposals.items():
-            gains[assignment] = 0.0
             costs = self._foretold(assignment, parent)
-            known = all(m.name in costs for m in front.objectives[1:])
-            if known and all(costs.get(name, 0.0) <= bound for name, bound in bounds.items()):
+            over = max(0.0, *(costs.get(n, 0.0) / bound - 1.0 for n, bound in bounds.items()))
+            gain = 0.0
+            if not over and all(m.name in costs for m in front.objectives[1:]):
                 accuracy = forecast(divergences[assignment])
-                gains[assignment] = expected_gain(front, reference, accuracy, forecast.sigma, costs)
+                gain = expected_gain(front, reference, accuracy, forecast.sigma, costs)
+            gains[assignment] = gain, over
         return gains
 
     def _foretold(self, assignment: Assignment, parent: Trial | None) -> dict[str, float]:

@@ -303,6 +303,28 @@ def test_the_solver_forgets_what_the_estimate_said_before_it_learned() -> None:
     assert after != before
 
 
+class Cautious(AnalyticEvaluator):
+    """Estimates of latency are 30 % above the truth, with an error of 10 % of themselves."""
+
+    def estimate(self, policy: Policy) -> Measurement:
+        found = super().estimate(policy)
+        high = 1.3 * found["latency_ms"]
+        return Measurement({**found.values, "latency_ms": high}, {"latency_ms": 0.1 * high})
+
+
+def test_a_budget_that_nothing_is_likely_to_meet_is_tried_all_the_same() -> None:
+    """The cheapest policy takes 0.19 of the latency, by a cautious estimate 0.29."""
+    ctx = context(Cautious(6), trials=20, budget="latency<=0.26x")
+    guided = GuidedProposer(ctx)
+    hardest = ctx.evaluator.estimate(ctx.space.decode(ctx.space.hardest))
+    assert not ctx.likely(hardest)
+    run_search(ctx, guided)
+    done = [t for t in ctx.trials if t.state is TrialState.COMPLETE]
+    assert {"uniform", "solver"} <= {t.origin for t in done[:5]}
+    assert all(t.feasible for t in done if t.origin in ("solver", "refit"))
+    assert sum(t.feasible for t in done) > 15
+
+
 def test_what_was_trained_does_not_change_what_guided_proposes() -> None:
     """A trained policy of an earlier session, better and cheaper than any untrained one."""
     first = context(AnalyticEvaluator(6), trials=8)
