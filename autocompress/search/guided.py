@@ -19,14 +19,13 @@ from autocompress.results.trial import SEARCH, Trial, TrialState
 from autocompress.search.controller import OptunaController
 from autocompress.search.loop import Context
 from autocompress.search.promise import AccuracyForecast, expected_gain
-from autocompress.search.seeds import ladders
+from autocompress.search.seeds import ladders, uniform_near
 from autocompress.search.sensitivity import Sensitivity
 from autocompress.search.solver import Tables, cheapest, solve
 
 _RUNGS = (0.97, 0.85, 0.7, 0.55)
 """Cost targets of the solver, as shares of the way from the cheapest policy to the bound."""
 
-_LEADING_SEEDS = 3
 _HOPELESS_KL = 1e3
 """Stands for the divergence of a model that cannot be screened."""
 
@@ -55,20 +54,18 @@ class GuidedProposer:
         self.seeds = deque(self._leading_seeds() if config.seeds else [])
 
     def _leading_seeds(self) -> list[tuple[str, Assignment]]:
-        """int8, the mildest uniform policies of each ladder within the budget, and the students.
+        """int8, the mildest uniform policies within the budget, and the students.
 
         The rest of the ladders are what the solver does better; the baselines of the study still
         show the best uniform policy.
         """
-        found = list(ladders(self.space))
+        context, found = self.context, list(ladders(self.space))
         int8 = [s for s in found if s[0] == "int8"][:1]
-        fitting = [s for s in found if s[0] == "uniform" and self._likely(s[1])]
-        fitting.sort(key=lambda s: -self._costs(s[1])[self.cost])
-        # where too few are likely to fit, those that might show how far the estimate is off
-        near = [s for s in found if s[0] == "uniform" and self._possible(s[1]) and s not in fitting]
-        near.sort(key=lambda s: self._costs(s[1])[self.cost])
-        students = [s for s in found if s[0] == "student" and self._likely(s[1])]
-        return [*int8, *[*fitting, *near][:_LEADING_SEEDS], *students]
+        uniform = [("uniform", levels) for levels in uniform_near(context)]
+        students = [
+            s for s in found if s[0] == "student" and context.likely(context.estimate(s[1]))
+        ]
+        return [*int8, *uniform, *students]
 
     def propose(self, trials: Sequence[Trial]) -> tuple[str, Assignment] | None:
         """The next seed, solver policy, or the best of a handful of screened proposals."""
@@ -98,18 +95,11 @@ class GuidedProposer:
     def _costs(self, assignment: Assignment) -> Mapping[str, float]:
         known = self._known_costs.get(assignment)
         if known is None:
-            found = self.context.evaluator.estimate(self.space.decode(assignment))
+            found = self.context.estimate(assignment)
             # what is meant to be within the budget is costed with its error on top
             known = {n: v + 1.64 * found.spread.get(n, 0.0) for n, v in found.values.items()}
             self._known_costs[assignment] = known
         return known
-
-    def _likely(self, assignment: Assignment) -> bool:
-        return self.context.likely(self.context.evaluator.estimate(self.space.decode(assignment)))
-
-    def _possible(self, assignment: Assignment) -> bool:
-        estimate = self.context.evaluator.estimate(self.space.decode(assignment))
-        return self.context.hopeless(estimate) is None
 
     def _bounds(self) -> dict[str, float]:
         """Upper bounds of all costs that count: the budget's, and the baseline's for the rest."""
@@ -149,8 +139,7 @@ class GuidedProposer:
         """
         least, lossless = self._costs(self._cheapest)[self.cost], self._lossless_cost()
         if least >= bound:
-            found = self.context.evaluator.estimate(self.space.decode(self._cheapest))
-            bound *= least / found[self.cost]
+            bound *= least / self.context.estimate(self._cheapest)[self.cost]
         return least, max(least, min(bound, lossless))
 
     def _best_of_a_handful(self, trials: Sequence[Trial]) -> tuple[str, Assignment]:

@@ -114,6 +114,10 @@ class Context:
         finally:
             self.screening_s += time.monotonic() - start
 
+    def estimate(self, assignment: Assignment) -> Measurement:
+        """Costs that the evaluator foretells for an assignment."""
+        return self.evaluator.estimate(self.space.decode(assignment))
+
     def hopeless(self, estimate: Measurement) -> dict[str, float] | None:
         """Violations if even an optimistic reading of an estimate is over the budget.
 

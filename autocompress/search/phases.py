@@ -12,7 +12,7 @@ from autocompress.search.config import RecoveryPlan
 from autocompress.search.loop import Context
 from autocompress.search.promotion import by_band, promoted
 from autocompress.search.protocols import Job
-from autocompress.search.seeds import ladders
+from autocompress.search.seeds import ladders, uniform_by_cost, uniform_near
 
 VERIFIED = 6
 """Front members that are scored on the test split, at most."""
@@ -27,9 +27,14 @@ def run_baselines(context: Context) -> dict[str, int]:
         ``uniform``, ``int8``, ``random`` to the number of the trial that shows the best of each;
         a kind that the space does not know is left out.
     """
-    wanted: dict[str, list[Assignment]] = {"uniform": _uniform(context), "int8": [], "random": []}
-    wanted["int8"] = [a for origin, a in ladders(context.space) if origin == "int8"]
-    wanted["random"] = _random(context)
+    by_hand = list(ladders(context.space))
+    wanted = {
+        "uniform": uniform_near(context) or uniform_by_cost(context)[:1],
+        "int8": [a for origin, a in by_hand if origin == "int8"],
+        "random": _random(context),
+    }
+    # a milder one may have been measured within the budget, whatever the estimate says now
+    wanted["uniform"] += [a for o, a in by_hand if o == "uniform" and _measured(context, a)]
     best: dict[str, int] = {}
     for kind, assignments in wanted.items():
         trials = [t for a in assignments if (t := _settled(context, a, kind)) is not None]
@@ -47,21 +52,6 @@ def _rank(trial: Trial) -> tuple[bool, float]:
     return True, max(trial.violations.values(), default=0.0)
 
 
-def _uniform(context: Context) -> list[Assignment]:
-    """The mildest uniform policies of the ladders that are within the budget, and the hardest."""
-    found = [a for origin, a in ladders(context.space) if origin == "uniform"]
-    cost = context.config.objectives[-1]
-
-    def dearness(a: Assignment) -> float:
-        return context.evaluator.estimate(context.space.decode(a)).get(cost) or 0.0
-
-    found.sort(key=dearness, reverse=True)
-    fitting = [
-        a for a in found if context.likely(context.evaluator.estimate(context.space.decode(a)))
-    ]
-    return fitting[:3] or found[-1:]
-
-
 def _random(context: Context) -> list[Assignment]:
     """Random policies that the estimate puts within the budget."""
     draw = random.Random(context.config.seed + 7)
@@ -74,9 +64,14 @@ def _random(context: Context) -> list[Assignment]:
             0 if c.kind == "student" else draw.randrange(len(c.levels))
             for c in context.space.choices
         )
-        if context.likely(context.evaluator.estimate(context.space.decode(levels))):
+        if context.likely(context.estimate(levels)):
             found.append(levels)
     return found
+
+
+def _measured(context: Context, assignment: Assignment) -> bool:
+    known = context.known(context.space.decode(assignment))
+    return known is not None and known.state is TrialState.COMPLETE
 
 
 def _settled(context: Context, assignment: Assignment, origin: str) -> Trial | None:

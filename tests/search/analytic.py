@@ -133,6 +133,15 @@ class AnalyticEvaluator:
         return self._measurement(policy, 0.9 - loss)
 
 
+class Cautious(AnalyticEvaluator):
+    """Estimates of latency are 30 % above the truth, with an error of 10 % of themselves."""
+
+    def estimate(self, policy: Policy) -> Measurement:
+        found = super().estimate(policy)
+        high = 1.3 * found["latency_ms"]
+        return Measurement({**found.values, "latency_ms": high}, {"latency_ms": 0.1 * high})
+
+
 @dataclass(frozen=True)
 class AnalyticFactory:
     """Builds the evaluator in a worker and leaves a file behind for each time that it did."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from analytic import RATIOS, AnalyticEvaluator, make_space
+from analytic import RATIOS, AnalyticEvaluator, Cautious, make_space
 
 from autocompress.execute.local import InProcessExecutor
 from autocompress.policy.budget import Budget
@@ -301,15 +301,6 @@ def test_the_solver_forgets_what_the_estimate_said_before_it_learned() -> None:
     after = long_there._solver_ladder()
     assert after == fresh._solver_ladder()
     assert after != before
-
-
-class Cautious(AnalyticEvaluator):
-    """Estimates of latency are 30 % above the truth, with an error of 10 % of themselves."""
-
-    def estimate(self, policy: Policy) -> Measurement:
-        found = super().estimate(policy)
-        high = 1.3 * found["latency_ms"]
-        return Measurement({**found.values, "latency_ms": high}, {"latency_ms": 0.1 * high})
 
 
 def test_a_budget_that_nothing_is_likely_to_meet_is_tried_all_the_same() -> None:
