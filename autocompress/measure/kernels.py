@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import isqrt, prod
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +24,7 @@ _IR_VERSION = 8
 _BLOCK = 4093
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Kernel:
     """One layer as the runtime sees it.
 
@@ -45,7 +46,7 @@ class Kernel:
     size: tuple[int, ...] = (1,)
     precision: KernelPrecision = "fp32"
 
-    @property
+    @cached_property
     def key(self) -> str:
         """A text that names the shape, for tables."""
         return f"{self.template}:{self.in_channels}>{self.out_channels}"
@@ -72,7 +73,7 @@ class Kernel:
         """Values of its weight."""
         return self.in_channels * self.out_channels * prod(self.kernel_size) // self.groups
 
-    @property
+    @cached_property
     def weight_bytes(self) -> int:
         """Bytes of its weight."""
         return self.weights * {"fp32": 4, "fp16": 2}.get(self.precision, 1)

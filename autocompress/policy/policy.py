@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from functools import cached_property
+from functools import cached_property, lru_cache
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -123,8 +123,7 @@ class LayerPolicy:
 
     def as_dict(self) -> dict[str, Any]:
         """The fields that differ from the default, in field order."""
-        found = ((name, getattr(self, name), default) for name, default in _LAYER_DEFAULTS)
-        return {name: value for name, value, default in found if value != default}
+        return dict(_changed_fields(self))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> LayerPolicy:
@@ -249,6 +248,13 @@ class Policy:
 def _check(ok: bool, name: str, must: str, found: object) -> None:
     if not ok:
         raise PolicyError(f"`{name}` must be {must}, got {found!r}.")
+
+
+@lru_cache(maxsize=4096)
+def _changed_fields(policy: LayerPolicy) -> dict[str, Any]:
+    """A search asks thousands of times for the same few layer policies."""
+    found = ((name, getattr(policy, name), default) for name, default in _LAYER_DEFAULTS)
+    return {name: value for name, value, default in found if value != default}
 
 
 _IDENTITY = LayerPolicy()
