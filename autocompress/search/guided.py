@@ -23,7 +23,7 @@ from autocompress.search.seeds import ladders, uniform_near
 from autocompress.search.sensitivity import Sensitivity
 from autocompress.search.solver import Tables, cheapest, solve
 
-_RUNGS = (0.97, 0.85, 0.7, 0.55)
+_RUNGS = (1.0, 0.85, 0.7, 0.55)
 """Cost targets of the solver, as shares of the way from the cheapest policy to the bound."""
 
 _HOPELESS_KL = 1e3
@@ -215,10 +215,15 @@ class GuidedProposer:
         return "switch", self._switched(levels, target)
 
     def _target(self, parent: Trial, front: Sequence[Trial]) -> float:
-        """A cost between a front member's and that of its cheaper neighbour, to fill the gap."""
+        """A cost between a front member's and that of its cheaper neighbour, to fill the gap.
+
+        For the answer it is all that the budget leaves.
+        """
         own = self._costs(self.assignments[parent.number]).get(self.cost, 0.0)
         place = next((i for i, t in enumerate(front) if t.number == parent.number), 0)
-        if place == 0 or (parent is front[-1] and self._loses(parent)):
+        if front and parent is front[-1] and self._loses(parent):
+            return max(own, self._bounds().get(self.cost, own))
+        if place == 0:
             return own
         below = self._costs(self.assignments[front[place - 1].number]).get(self.cost, own)
         return own - self.random.random() * max(0.0, own - below)
@@ -234,7 +239,7 @@ class GuidedProposer:
         self.random.shuffle(order)
         hardened = False
         softened = 0
-        limit = target * 1.01
+        limit = max(target, min(1.01 * target, self._bounds().get(self.cost, math.inf)))
         for i in order:
             top = len(self.space.choices[i].levels) - 1
             if not hardened and levels[i] < top:

@@ -22,6 +22,7 @@ from autocompress.search.loop import Context, Proposer, SearchResult, run_search
 from autocompress.search.plain import PlainProposer
 from autocompress.search.stop import StopFlag
 
+ORIGINS = ["solver", "refit", "switch", "jitter"]
 SAMPLERS = ["guided", "tpe", "nsga2", "random"]
 
 
@@ -271,6 +272,20 @@ def test_the_solver_stays_within_the_budget_where_the_hardest_is_the_dearest() -
     solved = [t for t in ctx.trials if t.origin in ("solver", "refit")]
     assert len(solved) > 4
     assert all(t.feasible for t in solved)
+
+
+def test_the_answer_uses_what_the_budget_leaves() -> None:
+    """Multiply-adds are known without error, so that nothing has to be left for safety."""
+    evaluator = AnalyticEvaluator(9)
+    config = SearchConfig(trials=30, objectives=("accuracy", "macs"))
+    executor, budget = InProcessExecutor(evaluator), Budget("macs<=0.5x")
+    ctx = Context(make_space(9), evaluator, executor, budget, config, [Kept()])
+    search(ctx)
+    limit = 0.5 * evaluator.baseline["macs"]
+    done = [t for t in ctx.trials if t.measurement and t.state is TrialState.COMPLETE]
+    spent = {o: [t.measurement["macs"] / limit for t in done if t.origin == o] for o in ORIGINS}
+    assert all(max(shares) > 0.985 for shares in spent.values())
+    assert all(share <= 1.0 for shares in spent.values() for share in shares)
 
 
 class Learning(AnalyticEvaluator):
