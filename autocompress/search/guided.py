@@ -50,7 +50,7 @@ class GuidedProposer:
         self._known_costs: dict[Assignment, Mapping[str, float]] = {}
         self._tables: Tables = {}
         self._cheapest = context.space.hardest
-        self.cost = config.objectives[1] if len(config.objectives) > 1 else "macs"
+        self.cost = context.cost
         self.seeds = deque(self._leading_seeds() if config.seeds else [])
 
     def _leading_seeds(self) -> list[tuple[str, Assignment]]:
@@ -313,7 +313,7 @@ class GuidedProposer:
         gains = {}
         for assignment, (_, parent) in proposals.items():
             costs = self._foretold(assignment, parent)
-            over = max(0.0, *(costs.get(n, 0.0) / bound - 1.0 for n, bound in bounds.items()))
+            over = max([0.0, *(costs.get(n, 0.0) / b - 1.0 for n, b in bounds.items())])
             gain = 0.0
             if not over and all(m.name in costs for m in front.objectives[1:]):
                 accuracy = forecast(divergences[assignment])

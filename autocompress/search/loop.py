@@ -83,6 +83,7 @@ class Context:
 
     def __post_init__(self) -> None:
         self.objectives = tuple(metric(n) for n in self.config.objectives)
+        self.cost = self.config.objectives[1] if len(self.objectives) > 1 else "macs"
         self.screening_s = 0.0
         self._next = max((t.number for t in self.trials), default=-1) + 1
         self._digests = {

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 _RATIOS = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
 _INT8 = {"weight_bits": 8, "activation_bits": 8}
+_NEAR = 3
 
 
 def ladders(space: Space) -> Iterator[tuple[str, Assignment]]:
@@ -57,19 +58,17 @@ def students(space: Space) -> Iterator[Assignment]:
 
 def uniform_by_cost(context: Context) -> list[Assignment]:
     """The uniform policies of the ladders, by estimate the cheapest first."""
-    objectives = context.config.objectives
-    cost = objectives[1] if len(objectives) > 1 else "macs"
     found = [levels for origin, levels in ladders(context.space) if origin == "uniform"]
-    return sorted(found, key=lambda a: context.estimate(a).get(cost) or 0.0)
+    return sorted(found, key=lambda a: context.estimate(a).get(context.cost) or 0.0)
 
 
-def uniform_near(context: Context, most: int = 3) -> list[Assignment]:
+def uniform_near(context: Context) -> list[Assignment]:
     """The mildest uniform policies that are likely within the budget.
 
-    Where they are fewer than ``most``, the cheapest of those that might be follow: they show how
+    Where they are fewer than three, the cheapest of those that might be follow: they show how
     far the estimate is off.
     """
     found = [(a, context.estimate(a)) for a in uniform_by_cost(context)]
     likely = [a for a, estimate in reversed(found) if context.likely(estimate)]
     possible = [a for a, e in found if context.hopeless(e) is None and not context.likely(e)]
-    return [*likely, *possible][:most]
+    return [*likely, *possible][:_NEAR]
