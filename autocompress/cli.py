@@ -57,7 +57,7 @@ def _print(data: Any, as_json: bool, show: Callable[[Console], None]) -> None:
         show(console())
 
 
-@app.command(epilog="Example: autocompress search quickstart --latency-ms 0.3 --timeout 5m")
+@app.command(epilog="Example: autocompress search quickstart --budget 'latency<=0.5x' --timeout 5m")
 def search(
     study: StudyName,
     latency_ms: Annotated[

@@ -217,6 +217,17 @@ def test_bad_input_is_one_clear_message(place: Path, change: dict[str, Any], say
     assert not (place / "runs" / "bad" / "trials.jsonl").exists()
 
 
+def test_a_refused_budget_names_one_that_is_met_and_hardly_looser(place: Path) -> None:
+    ask = "search tiny.yaml --dry-run --json --budget 'macs<=0.001x'"
+    refused = call(place, ask, check=2).stderr.replace("\n", " ")
+    named = re.search(r"just meet (macs<=([0-9.]+)x)", refused)
+    assert named, refused
+    plan = json.loads(call(place, ask.replace("macs<=0.001x", named[1])).stdout)
+    assert plan["feasible"]
+    tight = f"macs<={0.85 * float(named[2]):.4f}x"
+    assert "cannot be met" in call(place, ask.replace("macs<=0.001x", tight), check=2).stderr
+
+
 def test_python_surface_and_its_recipe(place: Path) -> None:
     """Objects instead of a study file; a user's own metric; the recipe replays."""
     import torch

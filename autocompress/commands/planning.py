@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +18,7 @@ from autocompress.study import StudyConfig
 if TYPE_CHECKING:
     from autocompress.assemble import Assembly
     from autocompress.model.cost import Cost
+    from autocompress.policy.budget import Budget, Limit
     from autocompress.policy.space import Assignment
 
 
@@ -33,18 +37,16 @@ def check_formula_budget(parts: Assembly) -> None:
     whole = policy_cost(parts.inventory, Policy(), settings)
     known = ("macs", "params")
     limits = Budget(*(x for x in parts.study.limits().limits if x.metric in known))
+    base = {n: float(getattr(whole, n)) for n in known}
 
     def over(cost: Cost) -> dict[str, float]:
-        return limits.violations(
-            {n: float(getattr(cost, n)) for n in known},
-            {n: float(getattr(whole, n)) for n in known},
-        )
+        return limits.violations({n: float(getattr(cost, n)) for n in known}, base)
 
     example = parts.data.train.inputs(1)
     students = (student_cost(make(), example, settings) for make in parts.students.values())
     ends = [hardest, *students]
     cheapest = min(ends, key=lambda cost: max(over(cost).values(), default=0.0))
-    _refuse(over(cheapest), {n: float(getattr(cheapest, n)) for n in known}, limits)
+    _refuse({n: float(getattr(cheapest, n)) for n in known}, base, limits)
 
 
 def check_latency_budget(parts: Assembly) -> None:
@@ -66,8 +68,7 @@ def check_latency_budget(parts: Assembly) -> None:
         return
     measured = {i: evaluator.evaluate(policies[i]).values for _, i in estimates[:2]}
     best = min(measured, key=lambda i: over(measured[i]))
-    violations = budget.violations(measured[best], evaluator.baseline.values)
-    _refuse(violations, dict(measured[best]), budget)
+    _refuse(measured[best], evaluator.baseline.values, budget)
 
 
 def cheap_ends(parts: Assembly) -> list[Assignment]:
@@ -95,16 +96,25 @@ def cheap_ends(parts: Assembly) -> list[Assignment]:
     return [best, *(e for e in ends if e != best)]
 
 
-def _refuse(violations: dict[str, float], values: dict[str, float], limits: Any) -> None:
-    over = {n: v for n, v in violations.items() if v > 0}
+def _refuse(values: Mapping[str, float], base: Mapping[str, float], budget: Budget) -> None:
+    over = {n: v for n, v in budget.violations(values, base).items() if v > 0}
     if not over:
         return
     worst = max(over, key=lambda n: over[n])
+    needed = [_reached(li, values, base) for li in budget.limits if li.metric in over]
     raise InfeasibleBudget(
-        f"The budget ({limits}) cannot be met: the cheapest policy of this space still has "
-        f"{worst} {values[worst]:.4g}, {over[worst]:.0%} over its limit. Loosen the budget, or "
-        "give the space harder levels (higher prune ratios, 8 bits, prune_residual)."
+        f"The budget ({budget}) cannot be met: the cheapest policy of this space still has "
+        f"{worst} {values[worst]:.4g}, {over[worst]:.0%} over its limit. Loosen the budget "
+        f"(it could just meet {', '.join(needed)}), or give the space harder levels (higher prune "
+        "ratios, 8 bits, prune_residual)."
     )
+
+
+def _reached(limit: Limit, values: Mapping[str, float], base: Mapping[str, float]) -> str:
+    """A limit that these values meet with 5 % to spare, rounded up to two digits."""
+    value = 1.05 * values[limit.metric] / (base[limit.metric] if limit.relative else 1.0)
+    step = 10.0 ** (math.floor(math.log10(value)) - 1)
+    return str(replace(limit, value=math.ceil(value / step) * step))
 
 
 def dry_run(study: StudyConfig) -> dict[str, Any]:
