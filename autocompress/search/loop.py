@@ -333,6 +333,7 @@ class _Loop:
     def _repeat(self, origin: str, levels: Assignment, policy: Policy) -> None:
         """A proposal that is settled already costs nothing; the first of a row is recorded."""
         before = self.context.known(policy)
+        rejected = before is not None and before.state is TrialState.REJECTED
         trial = Trial(
             -1,
             policy,
@@ -342,7 +343,7 @@ class _Loop:
             measurement=before.measurement if before else None,
             violations=before.violations if before else {},
             parent=before.number if before else None,
-            reason="evaluated before",
+            reason="rejected before" if rejected else "evaluated before",
         )
         if self.repeats == 0:
             trial = self.context.keep(replace(trial, number=self.context.number()))

@@ -10,7 +10,7 @@ from autocompress.policy.space import Assignment, Space
 if TYPE_CHECKING:
     from autocompress.search.loop import Context
 
-_RATIOS = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
+_RATIOS = (0.5, 0.25, 0.75, 0.375, 0.625, 0.125, 0.875)
 _INT8 = {"weight_bits": 8, "activation_bits": 8}
 _NEAR = 3
 
@@ -25,8 +25,7 @@ def ladders(space: Space) -> Iterator[tuple[str, Assignment]]:
     has_int8 = any(level.get("activation_bits") == 8 for c in space.choices for level in c.levels)
     if has_int8:
         found.append(("int8", space.uniform(**_INT8)))
-    for ratio in (0.5, 0.25, 0.75, 0.375, 0.625, 0.125, 0.875):
-        assert ratio in _RATIOS
+    for ratio in _RATIOS:
         if "prune_ratio" in fields:
             if has_int8:
                 found.append(("uniform", space.uniform(prune_ratio=ratio, **_INT8)))

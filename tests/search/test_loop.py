@@ -174,6 +174,27 @@ def test_a_space_that_is_used_up_ends_the_study() -> None:
     assert len(evaluator.evaluated) == 4
 
 
+def test_a_proposal_that_comes_again_says_what_became_of_it() -> None:
+    evaluator = AnalyticEvaluator(3)
+    ctx = context(evaluator, trials=99)
+    dear, cheap = (0, 0, 0), (7, 7, 7)
+    script = iter([dear, cheap, dear, cheap])
+
+    class Scripted:
+        def propose(self, trials: Sequence[Trial]) -> tuple[str, Assignment] | None:
+            levels = next(script, None)
+            return None if levels is None else ("script", levels)
+
+        def tell(self, assignment: Assignment | None, trial: Trial) -> None:
+            pass
+
+    run_search(ctx, Scripted())
+    assert [str(t.state) for t in ctx.trials[:2]] == ["REJECTED", "COMPLETE"]
+    again = next(t for t in ctx.trials if t.state is TrialState.DUPLICATE)
+    assert (again.parent, again.reason) == (0, "rejected before")
+    assert len(evaluator.evaluated) == 1
+
+
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("violent", ["crash", "ours", "nan"])
 @pytest.mark.parametrize("share", [0.5, 1.0])
