@@ -117,10 +117,13 @@ def growth_figure(view: RunView) -> Figure:
     )
     figure.update_layout(
         xaxis_title="seconds" if short else "minutes",
-        yaxis_title="hypervolume",
-        yaxis={"rangemode": "tozero"},
+        yaxis={
+            "title": {"text": "hypervolume", "standoff": 8},
+            "rangemode": "tozero",
+            "automargin": True,
+        },
         yaxis2={
-            "title": "accuracy, %",
+            "title": {"text": "accuracy, %", "standoff": 8},
             "overlaying": "y",
             "side": "right",
             "showgrid": False,
