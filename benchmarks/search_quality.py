@@ -21,6 +21,7 @@ are not made again: more seeds later, or the rest after an interruption.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -51,6 +52,7 @@ from autocompress.study import load_study
 
 STUDIES = ("cifar10_resnet20", "cifar10_vgg16")
 SAMPLERS = ("guided", "tpe", "nsga2", "random")
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#7f7f7f")
 OUT = Path(__file__).parent / "out"
 _FINISH_S = 7.0
 """Seconds set aside for finishing one policy."""
@@ -323,32 +325,44 @@ def draw(result: dict[str, Any], name: str) -> list[str]:
     OUT.mkdir(exist_ok=True)
     times = np.linspace(0, result["seconds"], 121)
     volumes, fixed, origins = go.Figure(), go.Figure(), go.Figure()
-    for sampler, runs in result["runs"].items():
+    settled: list[float] = []
+    for color, (sampler, runs) in zip(
+        itertools.cycle(COLORS), result["runs"].items(), strict=False
+    ):
         stairs = np.array(
             [
                 [max((v for t, _, v in r["curve"] if t <= x), default=0.0) for x in times]
                 for r in runs
             ]
         )
+        one = {"x": times, "mode": "lines", "legendgroup": sampler}
         for edge, fill in ((stairs.min(0), None), (stairs.max(0), "tonexty")):
+            band = f"rgba{(*(int(color[i : i + 2], 16) for i in (1, 3, 5)), 0.25)}"
             volumes.add_scatter(
-                x=times, y=edge, fill=fill, line_width=0, showlegend=False, legendgroup=sampler
+                y=edge, fill=fill, fillcolor=band, line_width=0, showlegend=False, **one
             )
-        volumes.add_scatter(x=times, y=stairs.mean(0), name=sampler, legendgroup=sampler)
+        volumes.add_scatter(y=stairs.mean(0), name=sampler, line_color=color, **one)
+        settled.append(stairs[:, len(times) // 10].min())
         shares = sorted({k for r in runs for k in r["accuracy_at"]}, reverse=True)
         means = [
             statistics.mean(r["accuracy_at"][k] for r in runs if k in r["accuracy_at"])
             for k in shares
         ]
-        fixed.add_scatter(x=shares, y=means, name=sampler, mode="lines+markers")
+        fixed.add_scatter(x=shares, y=means, name=sampler, mode="lines+markers", marker_color=color)
         total: Counter[str] = sum((Counter(r["origins"]) for r in runs), Counter())
-        origins.add_bar(x=list(total), y=list(total.values()), name=sampler)
-    volumes.update_layout(xaxis_title="seconds", yaxis_title="hypervolume")
+        origins.add_bar(x=list(total), y=list(total.values()), name=sampler, marker_color=color)
+    # the first evaluation brings most of it: drawn from zero, nothing else could be seen
+    volumes.update_layout(
+        xaxis_title="seconds",
+        yaxis_title="hypervolume, mean and range over seeds",
+        yaxis_range=[0.97 * min(settled), None],
+    )
     fixed.update_layout(xaxis_title="latency, share of the uncompressed", yaxis_title="accuracy")
     origins.update_layout(xaxis_title="origin of front members", yaxis_title="count")
     paths = []
     for kind, figure in (("hypervolume", volumes), ("accuracy", fixed), ("origins", origins)):
         path = OUT / f"{name}-{kind}.html"
+        figure.update_layout(template="plotly_white", title=f"{name}: {kind}", height=480)
         figure.write_html(path, include_plotlyjs=True)
         paths.append(f"benchmarks/out/{path.name}")
     return paths
