@@ -222,11 +222,25 @@ class GuidedProposer:
         own = self._costs(self.assignments[parent.number]).get(self.cost, 0.0)
         place = next((i for i, t in enumerate(front) if t.number == parent.number), 0)
         if front and parent is front[-1] and self._loses(parent):
-            return max(own, self._bounds().get(self.cost, own))
+            return max(own, self._bound_beside(parent))
         if place == 0:
             return own
         below = self._costs(self.assignments[front[place - 1].number]).get(self.cost, own)
         return own - self.random.random() * max(0.0, own - below)
+
+    def _bound_beside(self, parent: Trial) -> float:
+        """The bound in terms of this proposer's costs, for policies near a measured one.
+
+        Neighbours are off by about as much as their parent: that much is known from measuring it.
+        Half a standard deviation is left for what is not shared.
+        """
+        levels, found = self.assignments[parent.number], parent.measurement
+        bound = self._bounds().get(self.cost, math.inf)
+        if found is None or not found.get(self.cost):
+            return bound
+        estimate = self.context.estimate(levels)
+        rest = 1.0 + 0.5 * estimate.spread.get(self.cost, 0.0) / estimate[self.cost]
+        return bound * self._costs(levels)[self.cost] / (found[self.cost] * rest)
 
     def _switched(self, parent: Assignment, target: float) -> Assignment:
         """Harden one choice and soften one or two others as long as the cost is about the target.

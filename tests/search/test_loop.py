@@ -309,6 +309,17 @@ def test_the_answer_uses_what_the_budget_leaves() -> None:
     assert all(share <= 1.0 for shares in spent.values() for share in shares)
 
 
+def test_the_answer_uses_the_budget_where_the_estimate_is_too_careful() -> None:
+    """What measuring the answer showed of the estimate's error holds for its neighbours."""
+    evaluator = Cautious(9)
+    ctx = context(evaluator, trials=60, budget="latency<=0.6x")
+    search(ctx)
+    bound = 0.6 * evaluator.baseline["latency_ms"]
+    best = ctx.front().pick("best")
+    assert best is not None and best.measurement is not None
+    assert 0.95 * bound < best.measurement["latency_ms"] <= bound
+
+
 class Learning(AnalyticEvaluator):
     """Estimates of latency are half as high again as the truth until it is told so."""
 
