@@ -196,8 +196,7 @@ def _phases(
                     seed=config.seed,
                 ),
             )
-            chosen = _answer(context, parts.study)
-            run_verify(context, chosen or _nearest(context))
+            chosen = run_verify(context, lambda: _answer(context, parts.study))
         finally:
             context.executor.close(cancel=bool(stop))
     return _finish(folder, parts, baselines, chosen, mlflow, result.stopped)
@@ -292,11 +291,6 @@ def _answer(context: Context, study: StudyConfig) -> Trial | None:
     least = context.evaluator.baseline["accuracy"] - study.max_accuracy_drop / 100
     keeping = [t for t in front if t.measurement and t.measurement["accuracy"] >= least]
     return keeping[0] if keeping else None
-
-
-def _nearest(context: Context) -> Trial | None:
-    done = [t for t in context.trials if t.state == "COMPLETE" and t.phase.kind != "verify"]
-    return min(done, key=lambda t: max(t.violations.values(), default=0.0), default=None)
 
 
 def _mlflow(

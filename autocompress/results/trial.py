@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, Literal
@@ -123,3 +123,25 @@ class Trial:
             seconds=data.get("seconds", 0.0),
             parent=data.get("parent"),
         )
+
+
+def confirmed(trials: Iterable[Trial]) -> list[Trial]:
+    """The same trials, each with the worse of what its measurement and its verification say.
+
+    Of many policies near a bound those look best that noise made look quicker. Measured again, some
+    are over it: they, and whatever else costs the same, are not within the budget.
+    """
+    trials = list(trials)
+    again: dict[str, Trial] = {
+        t.policy.untrained_digest: t
+        for t in trials
+        if t.phase.kind == "verify" and t.state is TrialState.COMPLETE
+    }
+    return [_worse(t, again.get(t.policy.untrained_digest)) for t in trials] if again else trials
+
+
+def _worse(trial: Trial, check: Trial | None) -> Trial:
+    if check is None or check is trial or trial.state is not TrialState.COMPLETE:
+        return trial
+    both = {n: max(v, check.violations.get(n, v)) for n, v in trial.violations.items()}
+    return trial if both == trial.violations else replace(trial, violations=both)

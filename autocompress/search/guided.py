@@ -164,7 +164,7 @@ class GuidedProposer:
 
     def _front(self) -> ParetoFront:
         """Of what the search measured: trained policies of an earlier session stand apart."""
-        searched = [t for t in self.context.trials if t.phase == SEARCH]
+        searched = [t for t in self.context.scored() if t.phase == SEARCH]
         return ParetoFront.of(searched, self.context.objectives)
 
     def _members(self, trials: Iterable[Trial]) -> list[Trial]:
@@ -185,7 +185,7 @@ class GuidedProposer:
     def _lossless_cost(self) -> float:
         """Estimated cost of the cheapest policy so far that loses no accuracy: nothing above it
         is worth looking for."""
-        done = [t for t in self.context.trials if t.state is TrialState.COMPLETE and t.feasible]
+        done = [t for t in self.context.scored() if t.feasible]
         costs = [
             self._costs(self.assignments[t.number]).get(self.cost, math.inf)
             for t in self._members(done)

@@ -12,7 +12,7 @@ from autocompress.policy.policy import Policy
 from autocompress.policy.space import Assignment, Space
 from autocompress.results.front import ParetoFront, reference_point
 from autocompress.results.metric import Measurement, metric
-from autocompress.results.trial import SEARCH, Phase, Trial, TrialState
+from autocompress.results.trial import SEARCH, Phase, Trial, TrialState, confirmed
 from autocompress.search.config import SearchConfig
 from autocompress.search.protocols import Evaluator, Executor, Job, Outcome, Screened, Sink
 from autocompress.search.stop import StopFlag
@@ -173,10 +173,13 @@ class Context:
             sink.record(trial)
         return trial
 
+    def scored(self) -> list[Trial]:
+        """What was scored on val; what verification found over the budget is over it."""
+        return [t for t in confirmed(self.trials) if t.phase.kind != "verify"]
+
     def front(self) -> ParetoFront:
         """The front of what was scored on val."""
-        scored = [t for t in self.trials if t.phase.kind != "verify"]
-        return ParetoFront.of(scored, self.objectives)
+        return ParetoFront.of(self.scored(), self.objectives)
 
     def report(
         self, phase: str, done: int, total: int | None, left: float | None, trial: Trial | None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from autocompress.policy.policy import Distill, Policy
 from autocompress.policy.space import Assignment
@@ -119,7 +119,7 @@ def run_finish(context: Context, plan: RecoveryPlan) -> None:
     that the answer is chosen among finished ones. Policies that only set bits are as good as they
     get, and are left out.
     """
-    done = [t for t in context.trials if t.phase == SEARCH and t.feasible]
+    done = [t for t in context.scored() if t.phase == SEARCH and t.feasible]
     repairable = [t for t in sorted(done, key=_rank) if t.policy.repairable]
     jobs = [
         Job(context.number(), t.policy, FINISHED, plan.seed, "finish", t.number)
@@ -138,7 +138,7 @@ def candidates(context: Context, count: int) -> list[Trial]:
     """
     done = [
         t
-        for t in context.trials
+        for t in context.scored()
         if t.phase == SEARCH and t.measurement is not None and t.state is TrialState.COMPLETE
     ]
     fitting = sorted((t for t in done if t.feasible), key=_rank)
@@ -183,21 +183,43 @@ def _untrained(context: Context, done: Sequence[Trial]) -> dict[int, float]:
     return {number: m["accuracy"] for number, m in parents.items() if m is not None}
 
 
-def run_verify(context: Context, best: Trial | None) -> None:
+def run_verify(context: Context, choose: Callable[[], Trial | None]) -> Trial | None:
     """Measure front members once more and score them on the test split, which nothing else saw.
+
+    Of the budget both measurements have a say: an answer that is over it now makes room for the
+    next, until one is within it twice. Where none is within it, the nearest is verified.
 
     Args:
         context: of the study.
-        best: the answer, always verified; without a front, the nearest to the budget.
+        choose: names the answer among what is within the budget so far, or ``None``.
+
+    Returns:
+        The answer; ``None`` where nothing is within the budget.
     """
-    members = list(context.front())
-    members.sort(key=lambda t: -(t.measurement["accuracy"] if t.measurement else 0.0))
-    chosen = [best, *(t for t in members if t is not best)] if best is not None else members
+    first = choose()
+    ahead = first.number if first is not None else None
+    members = sorted(context.front(), key=lambda t: (t.number != ahead, *_rank(t)))
+    tried = {t.number for t in _verify(context, members[:VERIFIED])}
+    while (best := choose()) is not None and best.number not in tried and not context.stop:
+        tried |= {t.number for t in _verify(context, [best])}
+    nearest = _nearest(context)
+    if best is None and nearest is not None:
+        _verify(context, [nearest])
+    return best
+
+
+def _nearest(context: Context) -> Trial | None:
+    done = [t for t in context.scored() if t.state is TrialState.COMPLETE]
+    return min(done, key=lambda t: max(t.violations.values(), default=0.0), default=None)
+
+
+def _verify(context: Context, chosen: Sequence[Trial]) -> Sequence[Trial]:
     jobs = []
-    for trial in chosen[:VERIFIED]:
+    for trial in chosen:
         phase = Phase("verify", trial.phase.epochs, trial.phase.rung)
         if context.known(trial.policy, phase) is None:
             jobs.append(
                 Job(context.number(), trial.policy, phase, trial.seed, "verify", trial.number)
             )
     context.run_jobs(jobs, "verify")
+    return chosen

@@ -14,7 +14,7 @@ from autocompress.policy.budget import Budget
 from autocompress.policy.policy import Policy
 from autocompress.results.front import ParetoFront, reference_point
 from autocompress.results.metric import ACCURACY, LATENCY, Measurement, Metric, metric
-from autocompress.results.trial import Trial, TrialState
+from autocompress.results.trial import Trial, TrialState, confirmed
 from autocompress.track.folder import RunFolder
 from autocompress.track.journal import Entry, read_entries
 
@@ -160,8 +160,11 @@ class RunView:
 
     @cached_property
     def trials(self) -> tuple[Trial, ...]:
-        """All finished trials, in the order in which they finished."""
-        return tuple(entry.trial for entry in self.entries)
+        """All finished trials, in the order in which they finished.
+
+        What verification found over the budget is over it.
+        """
+        return tuple(confirmed(entry.trial for entry in self.entries))
 
     @cached_property
     def by_number(self) -> Mapping[int, Trial]:
@@ -211,7 +214,8 @@ class RunView:
     def history(self) -> tuple[Point, ...]:
         """How the front grew, one point per trial that was compared."""
         growth = Growth(self.objectives, self.reference)
-        found = (growth.add(e.trial, e.elapsed_s) for e in self.entries)
+        pairs = zip(self.trials, self.entries, strict=True)
+        found = (growth.add(trial, entry.elapsed_s) for trial, entry in pairs)
         return tuple(point for point in found if point is not None)
 
     def verified(self, trial: Trial) -> Trial | None:

@@ -316,7 +316,7 @@ def test_the_answer_uses_the_budget_where_the_estimate_is_too_careful() -> None:
     search(ctx)
     bound = 0.6 * evaluator.baseline["latency_ms"]
     best = ctx.front().pick("best")
-    assert best is not None and best.measurement is not None
+    assert best.measurement is not None
     assert 0.95 * bound < best.measurement["latency_ms"] <= bound
 
 
