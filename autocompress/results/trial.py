@@ -126,7 +126,7 @@ class Trial:
 
 
 def confirmed(trials: Iterable[Trial]) -> list[Trial]:
-    """The same trials, each with the worse of what its measurement and its verification say.
+    """The same trials; what its verification found over the budget is over it.
 
     Of many policies near a bound those look best that noise made look quicker. Measured again, some
     are over it: they, and whatever else costs the same, are not within the budget.
@@ -141,7 +141,7 @@ def confirmed(trials: Iterable[Trial]) -> list[Trial]:
 
 
 def _worse(trial: Trial, check: Trial | None) -> Trial:
-    if check is None or check is trial or trial.state is not TrialState.COMPLETE:
+    if check is None or check.feasible or check is trial or trial.state is not TrialState.COMPLETE:
         return trial
     both = {n: max(v, check.violations.get(n, v)) for n, v in trial.violations.items()}
-    return trial if both == trial.violations else replace(trial, violations=both)
+    return replace(trial, violations=both)

@@ -95,7 +95,8 @@ def verdict(view: RunView) -> Verdict:
         headline = "The budget is met; none of the simple ways tried meets it."
     else:
         headline = "The budget is met; no simple way of compressing was tried beside the search."
-    sentences = (_answer(view, view.best), *(str(c) for c in comparisons))
+    given_up = _given_up(view, view.best)
+    sentences = (_answer(view, view.best), *given_up, *(str(c) for c in comparisons))
     return Verdict(headline, tone, sentences, comparisons)
 
 
@@ -113,6 +114,7 @@ def _infeasible(view: RunView) -> Verdict:
     sentences = (
         f"The nearest found is trial {near.number}: {'; '.join(over)}.",
         _answer(view, near),
+        *_given_up(view, None),
         "Loosen the budget, widen the search space, or search longer with --resume.",
     )
     return Verdict(headline, "bad", sentences, ())
@@ -120,6 +122,23 @@ def _infeasible(view: RunView) -> Verdict:
 
 def _over(excess: float) -> str:
     return f"{excess:.1%} over its limit" if excess < 1 else f"{1 + excess:.3g} times its limit"
+
+
+def _given_up(view: RunView, best: Trial | None) -> tuple[str, ...]:
+    """What would have been the answer, had it not been measured again."""
+    least = (value(best, "accuracy") or 0.0) if best is not None else -1.0
+    found = []
+    for trial in view.compared:
+        assert trial.measurement is not None
+        once = view.budget.violations(trial.measurement.values, view.baseline.values)
+        was_within = all(v <= 0 for v in once.values())
+        if was_within and not trial.feasible and (value(trial, "accuracy") or 0.0) > least:
+            excess = max(trial.violations.values())
+            found.append(
+                f"Trial {trial.number} ({trial.measurement['accuracy']:.2%}) was within the budget "
+                f"at first, and {_over(excess)} when measured again."
+            )
+    return tuple(found)
 
 
 def _answer(view: RunView, trial: Trial) -> str:

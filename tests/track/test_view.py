@@ -51,6 +51,28 @@ def staircase(points: list[tuple[float, float]]) -> float:
     return area
 
 
+def test_what_is_over_the_budget_when_measured_again_is_no_answer_and_the_report_says_so() -> None:
+    lucky, sound = trial(1, 0.89, 0.99), trial(2, 0.87, 0.8)
+    again = [
+        replace(trial(3, 0.88, 1.02, phase=Phase("verify"), parent=1), policy=lucky.policy),
+        replace(trial(4, 0.86, 0.82, phase=Phase("verify"), parent=2), policy=sound.policy),
+    ]
+    once, twice = view([lucky, sound]), view([lucky, sound, *again])
+    assert once.best is lucky
+    assert twice.best is sound
+    assert [t.number for t in twice.front] == [2]
+    said = [s for s in verdict(twice).sentences if "measured again" in s]
+    assert said == [
+        "Trial 1 (89.00%) was within the budget at first, and 2.0% over its limit when measured "
+        "again."
+    ]
+    assert not [s for s in verdict(once).sentences if "measured again" in s]
+    looser = twice.under(Budget("latency<=0.52x")).best
+    assert looser is not None
+    assert looser.number == 1
+    assert view([lucky, again[0]]).best is None
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.floats(0.7, 0.95), st.floats(0.1, 2.5)), max_size=25))
 def test_growth_equals_the_front_computed_anew_after_every_trial(
