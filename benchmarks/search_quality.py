@@ -76,7 +76,7 @@ class Comparison:
     def name(self, sampler: str, seed: int) -> str:
         """File name of a run."""
         length = f"{self.tpe_trials}trials" if self.longer(sampler) else f"{self.seconds:g}s"
-        return f"{self.study}-{sampler}-{length}-{seed}.json"
+        return f"{Path(self.study).stem}-{sampler}-{length}-{seed}.json"
 
 
 @dataclass
@@ -222,7 +222,7 @@ def compared(study: str, args: argparse.Namespace) -> dict[str, Any]:
         args.runs,
     )
     found = compare(plan)
-    return {**found, "plots": draw(found, study)}
+    return {**found, "plots": draw(found, Path(study).stem)}
 
 
 def one_run(parts: Assembly, plan: Comparison, sampler: str, seed: int) -> dict[str, Any]:
