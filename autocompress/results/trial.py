@@ -132,16 +132,16 @@ def confirmed(trials: Iterable[Trial]) -> list[Trial]:
     are over it: they, and whatever else costs the same, are not within the budget.
     """
     trials = list(trials)
-    again: dict[str, Trial] = {
+    over: dict[str, Trial] = {
         t.policy.untrained_digest: t
         for t in trials
-        if t.phase.kind == "verify" and t.state is TrialState.COMPLETE
+        if t.phase.kind == "verify" and t.state is TrialState.COMPLETE and not t.feasible
     }
-    return [_worse(t, again.get(t.policy.untrained_digest)) for t in trials] if again else trials
+    return [_worse(t, over.get(t.policy.untrained_digest)) for t in trials] if over else trials
 
 
 def _worse(trial: Trial, check: Trial | None) -> Trial:
-    if check is None or check.feasible or check is trial or trial.state is not TrialState.COMPLETE:
+    if check is None or trial.state is not TrialState.COMPLETE:
         return trial
     both = {n: max(v, check.violations.get(n, v)) for n, v in trial.violations.items()}
     return replace(trial, violations=both)
