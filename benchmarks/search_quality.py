@@ -211,7 +211,7 @@ def compare(plan: Comparison) -> dict[str, Any]:
     return {"budget": str(config.limits()), "seconds": plan.seconds, "runs": runs, **found}
 
 
-def compared(study: str, args: argparse.Namespace) -> dict[str, Any]:
+def compare_study(study: str, args: argparse.Namespace) -> dict[str, Any]:
     """``compare`` on one study as the command line has it, with plots."""
     plan = Comparison(
         study,
@@ -398,7 +398,7 @@ def main() -> None:
             count = 2 if args.quick else args.finish
             result[part] = zero_shot(studies[0], ratio, seconds, count, args.seed)
     if "compare" in parts:
-        result["compare"] = {study: compared(study, args) for study in studies}
+        result["compare"] = {study: compare_study(study, args) for study in studies}
     print(json.dumps(result, indent=None if args.json else 1))
 
 

@@ -199,9 +199,9 @@ def run_verify(context: Context, choose: Callable[[], Trial | None]) -> Trial | 
     first = choose()
     ahead = first.number if first is not None else None
     members = sorted(context.front(), key=lambda t: (t.number != ahead, *_rank(t)))
-    tried = {t.number for t in _verify(context, members[:VERIFIED])}
+    tried = _verify(context, members[:VERIFIED])
     while (best := choose()) is not None and best.number not in tried and not context.stop:
-        tried |= {t.number for t in _verify(context, [best])}
+        tried |= _verify(context, [best])
     nearest = _nearest(context)
     if best is None and nearest is not None:
         _verify(context, [nearest])
@@ -213,7 +213,8 @@ def _nearest(context: Context) -> Trial | None:
     return min(done, key=lambda t: max(t.violations.values(), default=0.0), default=None)
 
 
-def _verify(context: Context, chosen: Sequence[Trial]) -> Sequence[Trial]:
+def _verify(context: Context, chosen: Sequence[Trial]) -> set[int]:
+    """Verify what is not verified yet; the numbers of all that were to be."""
     jobs = []
     for trial in chosen:
         phase = Phase("verify", trial.phase.epochs, trial.phase.rung)
@@ -222,4 +223,4 @@ def _verify(context: Context, chosen: Sequence[Trial]) -> Sequence[Trial]:
                 Job(context.number(), trial.policy, phase, trial.seed, "verify", trial.number)
             )
     context.run_jobs(jobs, "verify")
-    return chosen
+    return {t.number for t in chosen}
