@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise, product
@@ -18,7 +18,7 @@ from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.settings import CompressionSettings
 from autocompress.policy.space import Space
 
-#: what a latency is a sum of, in the order of ``LayerPlan.features``
+#: what a latency is a sum of, in the order of ``Row.features``
 FEATURES = (
     "float_ms",
     "int8_ms",
@@ -55,6 +55,20 @@ class Part:
     kernel: Kernel
     outputs: int
     weights: int
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What the latency of one model is made of.
+
+    Args:
+        features: the quantities named in ``FEATURES``; values count in thousands, weights beyond
+            the caches (``far_weights``) in MiB.
+        kernels: key of each kernel, and the milliseconds that all of its uses sum up to.
+    """
+
+    features: NDArray[np.float64]
+    kernels: Mapping[str, float]
 
 
 class LayerPlan:
@@ -174,12 +188,8 @@ class LayerPlan:
         probe = self.inventory.groups_by_name[group].producers[0]
         return self._width(group, channels, Policy({probe: LayerPolicy(prune_ratio=ratio)}))
 
-    def features(
-        self, policy: Policy, table_ms: Callable[[Kernel], float], footprint: int
-    ) -> NDArray[np.float64]:
-        """The quantities named in ``FEATURES``.
-
-        Values count in thousands, weights beyond the caches (``far_weights``) in MiB.
+    def row(self, policy: Policy, table_ms: Callable[[Kernel], float], footprint: int) -> Row:
+        """What the latency of a policy's model is made of.
 
         Args:
             policy: of the inventory's model.
@@ -187,6 +197,7 @@ class LayerPlan:
             footprint: bytes of weights that the kernels were timed among.
         """
         out = np.zeros(len(FEATURES))
+        times: dict[str, float] = {}
         all_parts = [self.parts(layer, policy) for layer in self.inventory.layers]
         classes: list[KernelPrecision] = []
         volumes: list[int] = []
@@ -199,7 +210,9 @@ class LayerPlan:
                 share = self.widths(layer, policy)[1] / layer.out_channels
                 out[_INDEX["other_macs"]] += layer.macs * share * 1e-6
             for part in parts:
-                out[_INDEX[_TIME_OF[precision]]] += table_ms(part.kernel)
+                ms = table_ms(part.kernel)
+                times[part.kernel.key] = times.get(part.kernel.key, 0.0) + ms
+                out[_INDEX[_TIME_OF[precision]]] += ms
                 whole = precision == "int8"
                 out[_INDEX["int8_kernels" if whole else "float_kernels"]] += 1
                 out[_INDEX["int8_outputs" if whole else "float_outputs"]] += part.outputs * 1e-3
@@ -208,7 +221,7 @@ class LayerPlan:
         self._boundaries(out, classes, volumes)
         heavy = sum(part.kernel.weight_bytes for parts in all_parts for part in parts)
         out[_INDEX["far_weights"]] = max(0, heavy - _NEAR_FOOTPRINTS * footprint) / 2**20
-        return out
+        return Row(out, times)
 
     def _boundaries(
         self, out: NDArray[np.float64], classes: Sequence[str], volumes: Sequence[int]

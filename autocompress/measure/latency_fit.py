@@ -1,15 +1,19 @@
-"""Fits latency = intercept + a non-negative mix of features, with sensible values to lean on."""
+"""Fits latency = intercept + a non-negative mix of features + a correction per kernel.
+
+The coefficients have sensible values to lean on. A kernel may take longer or shorter between others
+than it does in the table; whole models tell, and all that share the kernel profit.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.measure.latency_features import FEATURES
+from autocompress.measure.latency_features import FEATURES, Row
 
 #: what a coefficient is expected to be, and how sure that is: kernel times count once; nodes and
 #: values cost a few per cent of an average kernel, per node or per value; a value that changes
@@ -37,91 +41,90 @@ _KINDS = {
     "far_weights": "far",
     "other_macs": "macs",
 }
-#: noise of one measured model, as fractions of the slowest one's latency and of its own: what a
-#: model of kernel times gets wrong grows with the time, and quick models must not be drowned
-_NOISE = (0.003, 0.03)
+#: noise of one measured model, as fractions of the slowest one's latency and of its own
+_NOISE = (0.003, 0.005)
+#: a kernel's time within a whole model differs from the table's by so much of itself
+_CORRECTION = 0.3
 #: a coefficient under this multiple of its standard deviation is held at zero
 _ZERO = 1e-4
-#: so few models are left out one by one; there the closed form errs by a tenth or more
-_FEW = 60
 
 
 @dataclass(frozen=True)
 class Fit:
-    """Coefficients and their uncertainty.
+    """Coefficients and corrections, and how uncertain they leave a prediction.
 
     Args:
         coefficients: the intercept, then one per feature; none is negative.
-        covariance: of the coefficients.
-        sigma: standard deviation of the prediction's error at left-out models, as a multiple of
-            the noise that is taken for granted at that latency.
+        corrections: per kernel of a measured model, the share of its table time to add.
+        spread: standard deviation of each coefficient before anything was measured; 0 where the
+            coefficient is held at zero.
+        root: ``(coefficients + corrections, models)``: what measuring took off the variance is
+            the squared length of a model's quantities, in prior standard deviations, times this.
+        places: key of a kernel and its row of ``root``.
+        sigma: measured errors at left-out models, as a multiple of the predicted ones; at least 1.
         slowest: latency of the slowest measured model, in ms.
-        models: how many measured models it rests on.
     """
 
     coefficients: NDArray[np.float64]
-    covariance: NDArray[np.float64]
+    corrections: Mapping[str, float]
+    spread: NDArray[np.float64]
+    root: NDArray[np.float64]
+    places: Mapping[str, int]
     sigma: float
     slowest: float
-    models: int
 
-    def predict(self, features: NDArray[np.float64]) -> tuple[float, float]:
+    def predict(self, row: Row) -> tuple[float, float]:
         """Milliseconds and one standard deviation."""
-        row = np.concatenate([[1.0], features])
-        extra = float(row @ self.covariance @ row)
-        ms = float(row @ self.coefficients)
-        error = self.sigma * float(_noise(ms, self.slowest))
-        return ms, (error**2 + max(extra, 0.0)) ** 0.5
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data; ``from_dict`` inverts it."""
-        return {
-            "coefficients": self.coefficients.tolist(),
-            "covariance": self.covariance.tolist(),
-            "sigma": self.sigma,
-            "slowest": self.slowest,
-            "models": self.models,
-        }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Fit:
-        """Inverse of ``as_dict``."""
-        return cls(
-            np.array(data["coefficients"]),
-            np.array(data["covariance"]),
-            data["sigma"],
-            data["slowest"],
-            data["models"],
-        )
+        features = np.concatenate([[1.0], row.features])
+        ms = float(features @ self.coefficients)
+        places, times, new = list(range(len(features))), [], 0.0
+        for key, time in row.kernels.items():
+            place = self.places.get(key)
+            if place is None:
+                new += time * time
+            else:
+                ms += time * self.corrections[key]
+                places.append(place)
+                times.append(time)
+        own = np.concatenate([features * self.spread, _CORRECTION * np.array(times)])
+        learned = own @ self.root[places]
+        left = own @ own + _CORRECTION**2 * new - learned @ learned
+        return ms, self.sigma * (max(left, 0.0) + float(_noise(ms, self.slowest)) ** 2) ** 0.5
 
 
-def fit(
-    features: Sequence[NDArray[np.float64]], times: Sequence[float], base: NDArray[np.float64]
-) -> Fit:
+def fit(rows: Sequence[Row], times: Sequence[float], base: NDArray[np.float64]) -> Fit:
     """Fit on measured models; with none, the expected coefficients are all there is.
 
     Args:
-        features: of each measured model.
+        rows: of each measured model.
         times: their latencies in ms.
         base: features of the uncompressed model, which set the scale of what is expected.
     """
     expected, spread = _expectation(base)
-    x = np.array([np.concatenate([[1.0], row]) for row in features]).reshape(-1, len(expected))
     y = np.array(times, dtype=float)
     scale = float(np.concatenate([[1.0], base]) @ expected)
     slowest = float(y.max()) if len(y) else scale
-    problem = _Problem(x, y, expected, spread, _noise(y, slowest))
+    keys = list(dict.fromkeys(key for row in rows for key in row.kernels))
+    places = {key: i for i, key in enumerate(keys)}
+    x = np.array([np.concatenate([[1.0], row.features]) for row in rows]).reshape(-1, len(expected))
+    kernels = np.zeros((len(y), len(keys)))
+    for i, row in enumerate(rows):
+        for key, time in row.kernels.items():
+            kernels[i, places[key]] = time
+    problem = Problem(x, kernels, y, expected, spread, _noise(y, slowest))
     coefficients = problem.solve()
-    weighted = x / problem.noise[:, None]
-    precision = weighted.T @ weighted + np.diag(1 / spread**2)
-    if len(y) < 3:
-        # nothing to judge the error by: what is expected may well be a third off
-        sigma = 0.3 * scale / float(_noise(scale, slowest))
-    else:
-        few = len(y) < _FEW
-        left_out = problem.solved_without_each() if few else problem.press(coefficients)
-        sigma = float(np.sqrt(np.mean(np.square(left_out))))
-    return Fit(coefficients, np.linalg.inv(precision), sigma, slowest, len(y))
+    # the solver ends just inside its bounds
+    held = np.where(coefficients > _ZERO * spread, spread, 0.0)
+    left_out, root = problem.left_out(held)
+    return Fit(
+        coefficients,
+        dict(zip(keys, problem.corrections(coefficients).tolist(), strict=True)),
+        held,
+        root,
+        {key: len(expected) + i for key, i in places.items()},
+        max(1.0, float(np.sqrt(np.mean(left_out**2)))) if len(y) else 1.0,
+        slowest,
+    )
 
 
 def _noise(ms: Any, slowest: float) -> Any:
@@ -130,52 +133,73 @@ def _noise(ms: Any, slowest: float) -> Any:
 
 
 @dataclass(frozen=True)
-class _Problem:
-    """Measured models, what their coefficients are expected to be, and how sure either is."""
+class Problem:
+    """Measured models, and what is expected of their coefficients and corrections.
+
+    Both are normal around what is expected, corrections around none, so that the models' times
+    are normal too: their covariance follows from what they share.
+
+    Args:
+        x: ``(models, coefficients)``, a column of ones and the features.
+        kernels: ``(models, kernels)``, table times in ms.
+        y: measured times in ms.
+        expected, spread: of the coefficients.
+        noise: of the measured times, one standard deviation in ms.
+
+    References:
+        Rasmussen and Williams, Gaussian Processes for Machine Learning (2006), sections 2.7
+        (explicit basis functions) and 5.4.2 (leave-one-out).
+    """
 
     x: NDArray[np.float64]
+    kernels: NDArray[np.float64]
     y: NDArray[np.float64]
     expected: NDArray[np.float64]
     spread: NDArray[np.float64]
     noise: NDArray[np.float64]
 
+    @property
+    def _around(self) -> NDArray[np.float64]:
+        """Covariance of the times around what the coefficients say: kernels shared, and noise."""
+        scaled = _CORRECTION * self.kernels
+        around: NDArray[np.float64] = scaled @ scaled.T + np.diag(self.noise**2)
+        return around
+
     def solve(self) -> NDArray[np.float64]:
-        """Least squares with every coefficient drawn to its expectation and kept non-negative."""
+        """Coefficients: generalized least squares, each drawn to its expectation, none negative."""
         from scipy.optimize import lsq_linear
 
-        rows = np.vstack([self.x / self.noise[:, None], np.diag(1 / self.spread)])
-        aims = np.concatenate([self.y / self.noise, self.expected / self.spread])
+        whitened = np.linalg.solve(np.linalg.cholesky(self._around), np.c_[self.x, self.y])
+        rows = np.vstack([whitened[:, :-1], np.diag(1 / self.spread)])
+        aims = np.concatenate([whitened[:, -1], self.expected / self.spread])
         scaled = lsq_linear(rows * self.spread, aims, bounds=(0, np.inf)).x
         solved: NDArray[np.float64] = scaled * self.spread
         return solved
 
-    def solved_without_each(self) -> NDArray[np.float64]:
-        """Each model's error, in units of its noise, under the fit without it."""
-        errors = []
-        for i in range(len(self.y)):
-            x, y, noise = (np.delete(a, i, axis=0) for a in (self.x, self.y, self.noise))
-            without = replace(self, x=x, y=y, noise=noise).solve()
-            errors.append(self.y[i] - self.x[i] @ without)
-        return np.array(errors) / self.noise
+    def corrections(self, coefficients: NDArray[np.float64]) -> NDArray[np.float64]:
+        """What the kernels most likely add, as shares of their table times."""
+        rest = np.linalg.solve(self._around, self.y - self.x @ coefficients)
+        found: NDArray[np.float64] = _CORRECTION**2 * self.kernels.T @ rest
+        return found
 
-    def press(self, coefficients: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The same in closed form, for many models.
+    def left_out(
+        self, spread: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Each model's error under the fit without it, in units of its predicted one; ``root``.
 
-        It is residual / (1 - leverage) over the coefficients that are not held at zero, exact as
-        long as leaving a model out releases none and holds no other. Solving anew for each of a
-        thousand models takes longer than a trial does.
+        In closed form, exact as long as leaving a model out releases no coefficient from zero and
+        holds no other: solving anew for each of a thousand models takes longer than a trial does.
 
-        References:
-            Allen, The Relationship between Variable Selection and Data Augmentation and a Method
-            for Prediction, Technometrics 16 (1974): the PRESS statistic.
+        Args:
+            spread: of the coefficients, 0 for those that are held at zero.
         """
-        # the solver ends just inside its bounds
-        free = coefficients > _ZERO * self.spread
-        rows = (self.x / self.noise[:, None])[:, free]
-        precision = rows.T @ rows + np.diag(1 / self.spread[free] ** 2)
-        leverage = np.einsum("ij,ij->i", rows @ np.linalg.inv(precision), rows)
-        residual: NDArray[np.float64] = (self.y - self.x @ coefficients) / self.noise
-        return residual / (1 - leverage)
+        own = np.hstack([self.x * spread, _CORRECTION * self.kernels])
+        lower = np.linalg.cholesky(own @ own.T + np.diag(self.noise**2))
+        inverse = np.linalg.inv(lower)
+        precision = inverse.T @ inverse
+        expected = np.where(spread > 0, self.expected, 0.0)
+        errors = precision @ (self.y - self.x @ expected)
+        return errors / np.sqrt(np.diag(precision)), (inverse @ own).T
 
 
 def _expectation(base: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from autocompress.errors import InputError, PolicyError
 from autocompress.measure.kernel_table import (
@@ -26,7 +25,7 @@ from autocompress.measure.kernel_table import (
     write_atomically,
 )
 from autocompress.measure.latency import compare, compare_many, settle
-from autocompress.measure.latency_features import LayerPlan
+from autocompress.measure.latency_features import LayerPlan, Row
 from autocompress.measure.latency_fit import Fit, fit
 from autocompress.measure.sampling import Plan
 from autocompress.measure.targets.base import Target
@@ -56,8 +55,9 @@ class Measured:
 class LatencyModel:
     """Latency = intercept + scale x (sum of layer times) + what lies between the layers.
 
-    The times of the layers come from the runtime's own profiler; the few coefficients are fitted
-    on whole models, measured interleaved with the uncompressed one.
+    The times of the layers come from the runtime's own profiler; the few coefficients, and how far
+    each layer's time is off, are fitted on whole models, measured interleaved with the uncompressed
+    one.
 
     Args:
         plan: arithmetic on the inventory.
@@ -76,7 +76,7 @@ class LatencyModel:
     measured: list[Measured] = field(default_factory=list)
     students: dict[str, float] = field(default_factory=dict)
     _fit: Fit | None = None
-    _rows: list[NDArray[np.float64]] = field(default_factory=list)
+    _rows: list[Row] = field(default_factory=list)
 
     @classmethod
     def build(
@@ -132,12 +132,12 @@ class LatencyModel:
         """The coefficients; fitted anew after ``observe``."""
         if self._fit is None:
             known = [Measured(Policy(), 1.0), *self.measured] if self.measured else []
-            # a study measures by the thousand; features of a policy stay what they are
-            self._rows += [self._features(m.policy) for m in known[len(self._rows) :]]
+            # a study measures by the thousand; rows of a policy stay what they are
+            self._rows += [self._row(m.policy) for m in known[len(self._rows) :]]
             self._fit = fit(
                 self._rows,
                 [m.ratio * self.reference_ms for m in known],
-                self._features(Policy()),
+                self._row(Policy()).features,
             )
         return self._fit
 
@@ -154,7 +154,7 @@ class LatencyModel:
                     "put it into `LatencyModel.students`."
                 )
             return self.students[policy.student] * self.baseline_ms, 0.02 * self.baseline_ms
-        ms, sigma = self.fit.predict(self._features(policy))
+        ms, sigma = self.fit.predict(self._row(policy))
         scale = self.baseline_ms / self.reference_ms
         return ms * scale, sigma * scale
 
@@ -167,8 +167,8 @@ class LatencyModel:
         self.measured.append(Measured(Policy(policy.layers), float(ratio)))
         self._fit = None
 
-    def _features(self, policy: Policy) -> Any:
-        return self.plan.features(policy, self.table.ms, self.table.footprint)
+    def _row(self, policy: Policy) -> Row:
+        return self.plan.row(policy, self.table.ms, self.table.footprint)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data without the table, which has its own file."""

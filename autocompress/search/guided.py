@@ -26,6 +26,9 @@ from autocompress.search.solver import Tables, cheapest, solve
 _RUNGS = (1.0, 0.85, 0.7, 0.55)
 """Cost targets of the solver, as shares of the way from the cheapest policy to the bound."""
 
+_STALE = 0.01
+"""Estimates are kept as long as those of measured policies move by less, as a share."""
+
 _HOPELESS_KL = 1e3
 """Stands for the divergence of a model that cannot be screened."""
 
@@ -90,7 +93,15 @@ class GuidedProposer:
         """Remember where a trial came from; Optuna hears of every one."""
         if assignment is not None and trial.number >= 0:
             self.assignments[trial.number] = assignment
+            self._forget_stale_costs(assignment)
         self.optuna.tell(assignment, trial)
+
+    def _forget_stale_costs(self, assignment: Assignment) -> None:
+        """Costs are estimated anew where measuring a policy has moved its own estimate."""
+        before = self._known_costs.pop(assignment, {}).get(self.cost)
+        if before and abs(self._costs(assignment)[self.cost] / before - 1.0) > _STALE:
+            self._known_costs.clear()
+            self._tables.clear()
 
     def _costs(self, assignment: Assignment) -> Mapping[str, float]:
         known = self._known_costs.get(assignment)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from autocompress.errors import InputError, PolicyError
@@ -16,8 +18,8 @@ from autocompress.measure import latency_model as module
 from autocompress.measure.kernel_table import KernelTable
 from autocompress.measure.kernels import Kernel
 from autocompress.measure.latency import Timing
-from autocompress.measure.latency_features import FEATURES, LayerPlan
-from autocompress.measure.latency_fit import Fit, fit
+from autocompress.measure.latency_features import FEATURES, LayerPlan, Row
+from autocompress.measure.latency_fit import Problem, fit
 from autocompress.measure.latency_model import LatencyModel, choose_variants, read_device_table
 from autocompress.policy.inventory import Inventory
 from autocompress.policy.policy import LayerPolicy, Policy
@@ -51,7 +53,7 @@ def kernel_ms(kernel: Kernel) -> float:
 
 def true_ms(plan: LayerPlan, policy: Policy) -> float:
     """A machine whose models cost a start, their kernels and a fee per change of arithmetic."""
-    quantity = dict(zip(FEATURES, plan.features(policy, kernel_ms, 1 << 20), strict=True))
+    quantity = dict(zip(FEATURES, plan.row(policy, kernel_ms, 1 << 20).features, strict=True))
     return float(
         0.004
         + 1.1 * (quantity["float_ms"] + quantity["int8_ms"])
@@ -129,26 +131,81 @@ def test_students_cost_what_was_measured(plan: LayerPlan, space: Space) -> None:
         model.predict(Policy(student="other"))
 
 
-def test_the_fit_is_ridge_regression_where_nothing_is_negative() -> None:
-    """Against the closed form of least squares drawn to its expectation."""
-    rng = np.random.default_rng(0)
+def _rows(count: int, kernels: int, seed: int) -> tuple[list[Row], NDArray[np.float64]]:
+    """Models of random features and a few kernels each, and the uncompressed one's features."""
+    rng = np.random.default_rng(seed)
     base = np.zeros(len(FEATURES))
     base[[0, 4, 6]] = 1.0, 20.0, 100.0
-    rows = [base * rng.uniform(0.3, 1.0, len(base)) for _ in range(12)]
-    times = [0.05 + 1.2 * r[0] + 0.01 * r[4] + 0.004 * r[6] for r in rows]
-    found = fit(rows, times, base)
-    from autocompress.measure.latency_fit import _NOISE, _expectation
+    rows = []
+    for _ in range(count):
+        used = rng.choice(kernels, min(kernels, 5), replace=False)
+        own = {f"k{k}": float(rng.uniform(0.05, 0.2)) for k in used}
+        rows.append(Row(base * rng.uniform(0.3, 1.0, len(base)), own))
+    return rows, base
 
-    expected, spread = _expectation(base)
-    x = np.column_stack([np.ones(12), np.array(rows)])
-    weight = (_NOISE[0] * max(times) + _NOISE[1] * np.array(times)) ** -2.0
-    precision = (x.T * weight) @ x + np.diag(spread**-2.0)
-    closed = np.linalg.solve(precision, x.T @ (weight * times) + expected / spread**2)
-    assert (closed >= 0).all()
-    np.testing.assert_allclose(found.coefficients, closed, rtol=1e-4)
-    np.testing.assert_allclose(found.covariance @ precision, np.eye(len(x.T)), atol=1e-6)
-    again = Fit.from_dict(json.loads(json.dumps(found.as_dict())))
-    assert again.predict(rows[0]) == found.predict(rows[0])
+
+@pytest.mark.parametrize("kernels", [0, 8])
+def test_the_fit_is_the_posterior_where_nothing_is_negative(kernels: int) -> None:
+    """Against the normal equations of a regression on features and kernels, each with its prior."""
+    rows, base = _rows(12, kernels, 0)
+    times = [
+        0.05 + 1.2 * r.features[0] + 0.01 * r.features[4] + 0.004 * r.features[6] for r in rows
+    ]
+    times = [
+        t + 0.2 * r.kernels.get("k1", 0) - 0.1 * r.kernels.get("k2", 0)
+        for t, r in zip(times, rows, strict=True)
+    ]
+    found = fit(rows, times, base)
+
+    def quantities(row: Row) -> NDArray[np.float64]:
+        return np.array(
+            [1.0, *row.features, *(row.kernels.get(f"k{k}", 0.0) for k in range(kernels))]
+        )
+
+    expected, spread = latency_fit._expectation(base)
+    mean = np.concatenate([expected, np.zeros(kernels)])
+    prior = np.concatenate([spread, np.full(kernels, latency_fit._CORRECTION)]) ** -2.0
+    noise = latency_fit._noise(np.array(times), max(times))
+    x = np.array([quantities(r) for r in rows])
+    precision = (x.T / noise**2) @ x + np.diag(prior)
+    closed = np.linalg.solve(precision, x.T @ (times / noise**2) + mean * prior)
+    assert (closed[: len(expected)] >= 0).all()
+    (probe,), _ = _rows(1, kernels, 1)
+    at = quantities(probe)
+    ms, sigma = found.predict(probe)
+    assert ms == pytest.approx(at @ closed, rel=1e-5)
+    own = at @ np.linalg.solve(precision, at) + latency_fit._noise(ms, max(times)) ** 2
+    assert sigma == pytest.approx(found.sigma * own**0.5, rel=1e-5)
+    # a kernel that no model had is as uncertain as before
+    new = Row(probe.features, {**probe.kernels, "new": 0.5})
+    assert found.predict(new)[0] == ms
+    added = (0.5 * latency_fit._CORRECTION) ** 2
+    assert found.predict(new)[1] == pytest.approx(found.sigma * (own + added) ** 0.5, rel=1e-5)
+
+
+def test_what_a_kernel_takes_within_models_is_learned(plan: LayerPlan, space: Space) -> None:
+    """Kernels that take 0.6 to 1.4 times as long as in the table, whatever stands around them."""
+    rng = np.random.default_rng(1)
+    factor = {k.key: rng.uniform(0.6, 1.4) for k in plan.space_kernels(space)}
+
+    def within(policy: Policy) -> float:
+        times = plan.row(policy, kernel_ms, 1 << 20).kernels
+        return 0.004 + sum(factor[k] * ms for k, ms in times.items())
+
+    base = within(Policy())
+    table = KernelTable({k.key: kernel_ms(k) for k in plan.space_kernels(space)})
+    model = LatencyModel(plan, table, base, base)
+    held_out = random_policies(space, 60, seed=11)
+    true = np.array([within(p) for p in held_out])
+    errors, covered = [], []
+    for policies in (choose_variants(space, 24), random_policies(space, 120, seed=12)):
+        for policy in policies:
+            model.observe(policy, within(policy) / base)
+        found = np.array([model.predict(p) for p in held_out])
+        errors.append(float(np.abs(found[:, 0] - true).mean()) / base)
+        covered.append(int((np.abs(found[:, 0] - true) <= 1.96 * found[:, 1]).sum()))
+    assert errors[1] < 0.5 * errors[0]
+    assert min(covered) >= 52
 
 
 def test_features_count_kernels_and_borders_by_hand(plan: LayerPlan) -> None:
@@ -157,7 +214,7 @@ def test_features_count_kernels_and_borders_by_hand(plan: LayerPlan) -> None:
     found = dict(
         zip(
             FEATURES,
-            plan.features(Policy({"first": int8, "last": int8}), lambda k: 1.0, 1 << 20),
+            plan.row(Policy({"first": int8, "last": int8}), lambda k: 1.0, 1 << 20).features,
             strict=True,
         )
     )
@@ -180,7 +237,7 @@ def test_what_lies_beyond_the_caches_counts_by_itself(
     int8 = LayerPolicy(weight_bits=8, activation_bits=8)
     policy = Policy({"first": int8, "last": int8})
     weights = plan.weight_bytes(policy)
-    near, far = (plan.features(policy, lambda k: 1.0, f) for f in (weights, weights // 4))
+    near, far = (plan.row(policy, lambda k: 1.0, f).features for f in (weights, weights // 4))
     found = dict(zip(FEATURES, far, strict=True))
     assert found["to_float_far"] == pytest.approx((8 * 64 - 300) / 1e3)
     assert found["far_weights"] == pytest.approx((weights - 2 * (weights // 4)) / 2**20)
@@ -197,28 +254,50 @@ def test_variants_differ_and_never_are_the_uncompressed_model(space: Space) -> N
     assert [p.digest for p in choose_variants(space, 24, seed=1)] == [p.digest for p in chosen]
 
 
-def _problem(count: int, seed: int) -> latency_fit._Problem:
-    """Random models of known coefficients, some of them at or near zero, with 5 % of noise."""
+def _problem(count: int, seed: int) -> Problem:
+    """Random models of known coefficients, some at or near zero, 12 kernels, 5 % of noise."""
     draw = np.random.default_rng(seed)
     base = draw.uniform(0.2, 1.0, len(FEATURES))
     expected, spread = latency_fit._expectation(base)
     x = np.hstack([np.ones((count, 1)), base * draw.uniform(0.1, 1.0, (count, len(base)))])
     true = np.maximum(expected + 0.5 * spread * draw.normal(size=len(expected)), 0)
-    y = x @ true * draw.lognormal(0, 0.05, count)
-    return latency_fit._Problem(x, y, expected, spread, latency_fit._noise(y, y.max()))
+    kernels = draw.uniform(0, 0.2, (count, 12)) * (draw.uniform(size=(count, 12)) < 0.3)
+    y = (x @ true + kernels @ draw.normal(0, 0.3, 12)) * draw.lognormal(0, 0.05, count)
+    return Problem(x, kernels, y, expected, spread, latency_fit._noise(y, y.max()))
 
 
-@pytest.mark.parametrize("count", [60, 200])
+def _solved_without(problem: Problem, i: int) -> float:
+    """Error of one model under the fit without it, solved anew; in ms."""
+    x, kernels, y, noise = (
+        np.delete(a, i, axis=0) for a in (problem.x, problem.kernels, problem.y, problem.noise)
+    )
+    rest = replace(problem, x=x, kernels=kernels, y=y, noise=noise)
+    coefficients = rest.solve()
+    own = problem.x[i] @ coefficients + problem.kernels[i] @ rest.corrections(coefficients)
+    return float(problem.y[i] - own)
+
+
+@pytest.mark.parametrize("count", [60, 100])
 @pytest.mark.parametrize("seed", range(4))
 def test_the_closed_form_is_what_solving_without_each_model_finds(count: int, seed: int) -> None:
     problem = _problem(count, seed)
-    coefficients = problem.solve()
-    quick, slow = problem.press(coefficients), problem.solved_without_each()
+    held = np.where(problem.solve() > 1e-4 * problem.spread, problem.spread, 0.0)
+    quick, root = problem.left_out(held)
+    # errors stand there as shares of their standard deviation: undo that by brute force
+    own = np.hstack([problem.x * held, latency_fit._CORRECTION * problem.kernels])
+    total = own @ own.T + np.diag(problem.noise**2)
+    others = [[j for j in range(count) if j != i] for i in range(count)]
+    deviation = np.array(
+        [
+            (total[i, i] - total[i, o] @ np.linalg.solve(total[np.ix_(o, o)], total[o, i])) ** 0.5
+            for i, o in enumerate(others)
+        ]
+    )
+    slow = np.array([_solved_without(problem, i) for i in range(count)])
     rms = np.sqrt(np.mean(slow**2))
-    assert np.sqrt(np.mean(quick**2)) == pytest.approx(rms, rel=0.05)
-    assert np.corrcoef(quick, slow)[0, 1] > 0.99
-    if (coefficients > 0.1 * problem.spread).all():  # nothing held at zero: exact
-        assert quick == pytest.approx(slow, abs=1e-5 * rms)
+    assert np.sqrt(np.mean((quick * deviation) ** 2)) == pytest.approx(rms, rel=0.05)
+    assert np.corrcoef(quick * deviation, slow)[0, 1] > 0.99
+    np.testing.assert_allclose(root @ root.T, own.T @ np.linalg.solve(total, own), atol=1e-8)
 
 
 def test_a_copy_learns_on_its_own(plan: LayerPlan, space: Space) -> None:
