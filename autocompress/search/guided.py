@@ -171,7 +171,12 @@ class GuidedProposer:
                 proposals[levels] = origin, parent
         if not proposals:
             return "tpe", self.optuna.ask()
-        return self._most_promising(proposals, trials, fill=answer is None)
+        # screening takes longer than all else here, and these would be rejected after it
+        possible = {a: p for a, p in proposals.items() if not self._hopeless(a)}
+        return self._most_promising(possible or proposals, trials, fill=answer is None)
+
+    def _hopeless(self, assignment: Assignment) -> bool:
+        return self.context.hopeless(self.context.estimate(assignment)) is not None
 
     def _front(self) -> ParetoFront:
         """Of what the search measured: trained policies of an earlier session stand apart."""
