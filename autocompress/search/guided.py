@@ -26,6 +26,9 @@ from autocompress.search.solver import Tables, cheapest, solve
 _RUNGS = (1.0, 0.85, 0.7, 0.55)
 """Cost targets of the solver, as shares of the way from the cheapest policy to the bound."""
 
+_SURE = 1.64
+"""Standard deviations on top of an estimate: within the budget with 95 %, one-sided."""
+
 _STALE = 0.01
 """Estimates are kept as long as those of measured policies move by less, as a share."""
 
@@ -52,6 +55,7 @@ class GuidedProposer:
         self.rounds = 0
         self._known_costs: dict[Assignment, Mapping[str, float]] = {}
         self._tables: Tables = {}
+        self._margin = _SURE
         self._cheapest = context.space.hardest
         self.cost = context.cost
         self.seeds = deque(self._leading_seeds() if config.seeds else [])
@@ -107,8 +111,9 @@ class GuidedProposer:
         known = self._known_costs.get(assignment)
         if known is None:
             found = self.context.estimate(assignment)
-            # what is meant to be within the budget is costed with its error on top
-            known = {n: v + 1.64 * found.spread.get(n, 0.0) for n, v in found.values.items()}
+            known = {
+                n: v + self._margin * found.spread.get(n, 0.0) for n, v in found.values.items()
+            }
             self._known_costs[assignment] = known
         return known
 
@@ -122,12 +127,9 @@ class GuidedProposer:
         return bounds
 
     def _solver_ladder(self) -> list[Assignment]:
-        # the latency model has learned from the trials since the last ladder
-        self._known_costs.clear()
-        self._tables.clear()
         bounds = self._bounds()
-        self._cheapest = cheapest(self.space, self._costs, self.cost, self._cheapest)
-        least, top = self._solver_range(bounds[self.cost])
+        least = self._least_cost(bounds[self.cost])
+        top = max(least, min(bounds[self.cost], self._lossless_cost()))
         found = []
         for share in _RUNGS:
             target = least + share * (top - least)
@@ -142,16 +144,22 @@ class GuidedProposer:
                 found.append(answer)
         return found
 
-    def _solver_range(self, bound: float) -> tuple[float, float]:
-        """Cost of the cheapest policy, and the cost above which nothing is worth solving for.
+    def _least_cost(self, bound: float) -> float:
+        """Cost of the cheapest policy, by estimates that have learned from the trials so far.
 
-        Where no policy is likely to be within the bound, those of the range are within it as
-        likely as not: some are, and measuring them mends the estimate.
+        What is meant to be within the bound is costed with its error on top. Where not even the
+        cheapest is within it so, errors are left out: of the policies that are then within the
+        bound as likely as not some are, and measuring them mends the estimate.
         """
-        least, lossless = self._costs(self._cheapest)[self.cost], self._lossless_cost()
-        if least >= bound:
-            bound *= least / self.context.estimate(self._cheapest)[self.cost]
-        return least, max(least, min(bound, lossless))
+        least = bound
+        for self._margin in (_SURE, 0.0):
+            self._known_costs.clear()
+            self._tables.clear()
+            self._cheapest = cheapest(self.space, self._costs, self.cost, self._cheapest)
+            least = self._costs(self._cheapest)[self.cost]
+            if least < bound:
+                break
+        return least
 
     def _best_of_a_handful(self, trials: Sequence[Trial]) -> tuple[str, Assignment]:
         """Screen some proposals near front members; the most promising wins.
