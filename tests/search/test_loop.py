@@ -371,6 +371,27 @@ def test_a_budget_that_nothing_is_likely_to_meet_is_tried_all_the_same() -> None
     assert sum(t.feasible for t in done) > 15
 
 
+class Unsure(AnalyticEvaluator):
+    """Estimates err by 40 %, less the more layers have lost three quarters: that is known."""
+
+    def estimate(self, policy: Policy) -> Measurement:
+        found = super().estimate(policy)
+        known = sum(policy[f"l{i}"].prune_ratio == 0.75 for i in range(self.layers)) / self.layers
+        return replace(found, spread={"latency_ms": (0.4 - 0.39 * known) * found["latency_ms"]})
+
+
+def test_what_is_known_well_to_be_over_the_budget_is_not_the_ladder() -> None:
+    """The cheapest takes 0.18 of the latency, or 0.30 with its error; the known one 0.31."""
+    ctx = context(Unsure(6), budget="latency<=0.26x")
+    guided = GuidedProposer(ctx)
+    guided.sensitivity.probe(lambda: True)
+    bound = 0.26 * ctx.evaluator.baseline["latency_ms"]
+    ladder = [ctx.estimate(a) for a in guided._solver_ladder()]
+    assert len(ladder) > 1
+    assert all(e["latency_ms"] <= bound for e in ladder)
+    assert all(not ctx.likely(e) for e in ladder)
+
+
 def test_what_was_trained_does_not_change_what_guided_proposes() -> None:
     """A trained policy of an earlier session, better and cheaper than any untrained one."""
     first = context(AnalyticEvaluator(6), trials=8)
