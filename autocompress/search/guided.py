@@ -155,7 +155,11 @@ class GuidedProposer:
         for self._margin in (_SURE, 0.0):
             self._known_costs.clear()
             self._tables.clear()
-            self._cheapest = cheapest(self.space, self._costs, self.cost, self._cheapest)
+            # one level at a time leads to some minimum: what was tried may be below it
+            tried = self._members(self.context.scored())
+            starts = [self._cheapest, *(self.assignments[t.number] for t in tried)]
+            start = min(starts, key=lambda a: self._costs(a)[self.cost])
+            self._cheapest = cheapest(self.space, self._costs, self.cost, start)
             least = self._costs(self._cheapest)[self.cost]
             if least < bound:
                 break

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -293,6 +294,24 @@ def test_the_solver_stays_within_the_budget_where_the_hardest_is_the_dearest() -
     solved = [t for t in ctx.trials if t.origin in ("solver", "refit")]
     assert len(solved) > 4
     assert all(t.feasible for t in solved)
+
+
+class Alike(Overheads):
+    """Layers of unlike widths cost extra, so that no single change makes the hardest cheaper."""
+
+    def _latency(self, policy: Policy) -> float:
+        widths = {policy[f"l{i}"].prune_ratio for i in range(self.layers)}
+        return super()._latency(policy) + 20.0 * (len(widths) > 1)
+
+
+def test_the_solver_knows_of_cheap_policies_that_were_measured() -> None:
+    ctx = context(Alike(6), trials=3)
+    guided = GuidedProposer(ctx)
+    run_search(ctx, guided)
+    measured = [t.measurement["latency_ms"] for t in ctx.trials if t.measurement]
+    hardest = ctx.evaluator.estimate(ctx.space.decode(ctx.space.hardest))["latency_ms"]
+    assert min(measured) < hardest
+    assert guided._least_cost(math.inf) <= 1.02 * min(measured)
 
 
 def test_the_answer_uses_what_the_budget_leaves() -> None:
