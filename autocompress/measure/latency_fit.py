@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -158,18 +159,19 @@ class Problem:
     spread: NDArray[np.float64]
     noise: NDArray[np.float64]
 
-    @property
+    @cached_property
     def _around(self) -> NDArray[np.float64]:
-        """Covariance of the times around what the coefficients say: kernels shared, and noise."""
+        """Of the times around what the coefficients say (kernels shared, noise): Cholesky factor of
+        the covariance."""
         scaled = _CORRECTION * self.kernels
-        around: NDArray[np.float64] = scaled @ scaled.T + np.diag(self.noise**2)
-        return around
+        return _lower(scaled @ scaled.T + np.diag(self.noise**2))
 
     def solve(self) -> NDArray[np.float64]:
         """Coefficients: generalized least squares, each drawn to its expectation, none negative."""
+        from scipy.linalg import solve_triangular
         from scipy.optimize import lsq_linear
 
-        whitened = np.linalg.solve(np.linalg.cholesky(self._around), np.c_[self.x, self.y])
+        whitened = solve_triangular(self._around, np.c_[self.x, self.y], lower=True)
         rows = np.vstack([whitened[:, :-1], np.diag(1 / self.spread)])
         aims = np.concatenate([whitened[:, -1], self.expected / self.spread])
         scaled = lsq_linear(rows * self.spread, aims, bounds=(0, np.inf)).x
@@ -178,7 +180,9 @@ class Problem:
 
     def corrections(self, coefficients: NDArray[np.float64]) -> NDArray[np.float64]:
         """What the kernels most likely add, as shares of their table times."""
-        rest = np.linalg.solve(self._around, self.y - self.x @ coefficients)
+        from scipy.linalg import cho_solve
+
+        rest = cho_solve((self._around, True), self.y - self.x @ coefficients)
         found: NDArray[np.float64] = _CORRECTION**2 * self.kernels.T @ rest
         return found
 
@@ -188,18 +192,23 @@ class Problem:
         """Each model's error under the fit without it, in units of its predicted one; ``root``.
 
         In closed form, exact as long as leaving a model out releases no coefficient from zero and
-        holds no other: solving anew for each of a thousand models takes longer than a trial does.
+        holds no other: solving anew for each of hundreds of models takes longer than a trial does.
 
         Args:
             spread: of the coefficients, 0 for those that are held at zero.
         """
+        from scipy.linalg import solve_triangular
+
         own = np.hstack([self.x * spread, _CORRECTION * self.kernels])
-        lower = np.linalg.cholesky(own @ own.T + np.diag(self.noise**2))
-        inverse = np.linalg.inv(lower)
-        precision = inverse.T @ inverse
+        lower = _lower(own @ own.T + np.diag(self.noise**2))
+        inverse = solve_triangular(lower, np.eye(len(self.y)), lower=True)
         expected = np.where(spread > 0, self.expected, 0.0)
-        errors = precision @ (self.y - self.x @ expected)
-        return errors / np.sqrt(np.diag(precision)), (inverse @ own).T
+        errors = inverse.T @ (inverse @ (self.y - self.x @ expected))
+        return errors / np.sqrt(np.sum(inverse**2, axis=0)), (inverse @ own).T
+
+
+def _lower(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(np.linalg.cholesky(matrix), dtype=np.float64)
 
 
 def _expectation(base: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

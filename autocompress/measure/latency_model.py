@@ -40,6 +40,9 @@ ExportVariant = Callable[[Policy], Path]
 _VERSION = 3
 #: measured together, beside the uncompressed model
 _AT_ONCE = 6
+#: models that a fit rests on, as its time grows with their cube: the first ones lie all over the
+#: space, the latest near what is asked for next
+_FIRST, _LATEST = 50, 350
 _PLAN = Plan(precision=0.03, min_rounds=8, max_seconds=3.0, slot_ms=3.0)
 
 
@@ -134,9 +137,10 @@ class LatencyModel:
             known = [Measured(Policy(), 1.0), *self.measured] if self.measured else []
             # a study measures by the thousand; rows of a policy stay what they are
             self._rows += [self._row(m.policy) for m in known[len(self._rows) :]]
+            chosen = [*range(len(known))[:_FIRST], *range(_FIRST, len(known))[-_LATEST:]]
             self._fit = fit(
-                self._rows,
-                [m.ratio * self.reference_ms for m in known],
+                [self._rows[i] for i in chosen],
+                [known[i].ratio * self.reference_ms for i in chosen],
                 self._row(Policy()).features,
             )
         return self._fit

@@ -313,6 +313,25 @@ def test_a_copy_learns_on_its_own(plan: LayerPlan, space: Space) -> None:
     assert first.predict(policy) == second.predict(policy)
 
 
+def test_a_fit_rests_on_the_first_and_the_latest_models(
+    plan: LayerPlan, space: Space, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The uncompressed model and 19 others, then the latest 30 of 60."""
+    monkeypatch.setattr(module, "_FIRST", 20)
+    monkeypatch.setattr(module, "_LATEST", 30)
+    model = known_model(plan, space)
+    drawn = random_policies(space, 36, seed=8)
+    for policy in drawn:
+        model.observe(policy, 1.3 * true_ms(plan, policy) / model.reference_ms)
+    measured = [*model.measured[:19], *model.measured[-30:]]
+    few = replace(model, measured=measured, _rows=[], _fit=None)
+    policy = random_policies(space, 1, seed=9)[0]
+    assert model.predict(policy) == few.predict(policy)
+    monkeypatch.setattr(module, "_LATEST", 60)
+    model.observe(policy, 1.0)
+    assert model.predict(policy) != few.predict(policy)
+
+
 class Counted:
     """Counts what building asks for, and times models by the formula."""
 
