@@ -161,8 +161,7 @@ class Problem:
 
     @cached_property
     def _around(self) -> NDArray[np.float64]:
-        """Of the times around what the coefficients say (kernels shared, noise): Cholesky factor of
-        the covariance."""
+        """Factor of the covariance of the times around what the coefficients say."""
         scaled = _CORRECTION * self.kernels
         return _lower(scaled @ scaled.T + np.diag(self.noise**2))
 
@@ -208,6 +207,7 @@ class Problem:
 
 
 def _lower(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The lower Cholesky factor."""
     return np.asarray(np.linalg.cholesky(matrix), dtype=np.float64)
 
 
