@@ -78,21 +78,14 @@ def cheap_ends(parts: Assembly) -> list[Assignment]:
     quickest ladder, one choice after another takes its quickest level until none gains.
     """
     from autocompress.search.seeds import ladders
+    from autocompress.search.solver import cheapest
 
-    def cost(levels: Assignment) -> float:
-        return parts.evaluator.estimate(parts.space.decode(levels))["latency_ms"]
+    def costs(levels: Assignment) -> Mapping[str, float]:
+        return parts.evaluator.estimate(parts.space.decode(levels)).values
 
     ends = [parts.space.hardest, *(levels for _, levels in ladders(parts.space))]
-    best = min(ends, key=cost)
-    for _ in range(3):
-        before = best
-        for i, choice in enumerate(parts.space.choices):
-            if choice.kind in ("distill", "student"):
-                continue
-            options = [(*best[:i], k, *best[i + 1 :]) for k in range(len(choice.levels))]
-            best = min(options, key=lambda levels: (cost(levels), levels != best))
-        if best == before:
-            break
+    start = min(ends, key=lambda levels: costs(levels)["latency_ms"])
+    best = cheapest(parts.space, costs, "latency_ms", start)
     return [best, *(e for e in ends if e != best)]
 
 
