@@ -17,7 +17,7 @@ from autocompress.policy.space import Assignment
 from autocompress.results.front import ParetoFront, reference_point
 from autocompress.results.trial import SEARCH, Trial, TrialState
 from autocompress.search.controller import OptunaController
-from autocompress.search.loop import Context
+from autocompress.search.loop import SURE, Context
 from autocompress.search.promise import AccuracyForecast, expected_gain
 from autocompress.search.seeds import ladders, uniform_near
 from autocompress.search.sensitivity import Sensitivity
@@ -25,9 +25,6 @@ from autocompress.search.solver import Tables, cheapest, solve
 
 _RUNGS = (1.0, 0.85, 0.7, 0.55)
 """Cost targets of the solver, as shares of the way from the cheapest policy to the bound."""
-
-_SURE = 1.64
-"""Standard deviations on top of an estimate: within the budget with 95 %, one-sided."""
 
 _STALE = 0.01
 """Estimates are kept as long as those of measured policies move by less, as a share."""
@@ -55,7 +52,7 @@ class GuidedProposer:
         self.rounds = 0
         self._known_costs: dict[Assignment, Mapping[str, float]] = {}
         self._tables: Tables = {}
-        self._margin = _SURE
+        self._margin = SURE
         self._cheapest = context.space.hardest
         self.cost = context.cost
         self.seeds = deque(self._leading_seeds() if config.seeds else [])
@@ -152,7 +149,8 @@ class GuidedProposer:
         bound as likely as not some are, and measuring them mends the estimate.
         """
         least = bound
-        for self._margin in (_SURE, 0.0):
+        for margin in (SURE, 0.0):
+            self._margin = margin
             self._known_costs.clear()
             self._tables.clear()
             # one level at a time leads to some minimum: what was tried may be below it

@@ -20,6 +20,9 @@ from autocompress.search.stop import StopFlag
 _HOPELESS = 3.0
 """Rejected without a measurement when this many sigmas under the estimate are over the budget."""
 
+SURE = 1.64
+"""Standard deviations on top of an estimate: within the budget with 95 %, one-sided."""
+
 _REPEATS = 200
 """Proposals in a row that are settled already before a study counts as exhausted."""
 
@@ -133,7 +136,7 @@ class Context:
     def likely(self, estimate: Measurement) -> bool:
         """Whether an estimate with 1.64 sigma on top (95 %, one-sided) is within the budget."""
         names = [m for m in self.budget.metrics if m in estimate]
-        values = {n: estimate[n] + 1.64 * estimate.spread.get(n, 0.0) for n in names}
+        values = {n: estimate[n] + SURE * estimate.spread.get(n, 0.0) for n in names}
         limits = Budget(*(limit for limit in self.budget.limits if limit.metric in names))
         found = limits.violations(values, self.evaluator.baseline.values)
         return all(v <= 0 for v in found.values())

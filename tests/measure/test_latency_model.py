@@ -205,7 +205,7 @@ def test_what_a_kernel_takes_within_models_is_learned(plan: LayerPlan, space: Sp
         errors.append(float(np.abs(found[:, 0] - true).mean()) / base)
         covered.append(int((np.abs(found[:, 0] - true) <= 1.96 * found[:, 1]).sum()))
     assert errors[1] < 0.5 * errors[0]
-    assert min(covered) >= 52
+    assert min(covered) >= 54
 
 
 def test_features_count_kernels_and_borders_by_hand(plan: LayerPlan) -> None:
@@ -277,11 +277,12 @@ def _solved_without(problem: Problem, i: int) -> float:
     return float(problem.y[i] - own)
 
 
-@pytest.mark.parametrize("count", [60, 100])
+@pytest.mark.parametrize("count", [60, 200])
 @pytest.mark.parametrize("seed", range(4))
 def test_the_closed_form_is_what_solving_without_each_model_finds(count: int, seed: int) -> None:
     problem = _problem(count, seed)
-    held = np.where(problem.solve() > 1e-4 * problem.spread, problem.spread, 0.0)
+    coefficients = problem.solve()
+    held = np.where(coefficients > 1e-4 * problem.spread, problem.spread, 0.0)
     quick, root = problem.left_out(held)
     # errors stand there as shares of their standard deviation: undo that by brute force
     own = np.hstack([problem.x * held, latency_fit._CORRECTION * problem.kernels])
@@ -297,6 +298,8 @@ def test_the_closed_form_is_what_solving_without_each_model_finds(count: int, se
     rms = np.sqrt(np.mean(slow**2))
     assert np.sqrt(np.mean((quick * deviation) ** 2)) == pytest.approx(rms, rel=0.05)
     assert np.corrcoef(quick * deviation, slow)[0, 1] > 0.99
+    if (coefficients > 0.1 * problem.spread).all():  # nothing held at zero: exact
+        assert quick * deviation == pytest.approx(slow, abs=1e-5 * rms)
     np.testing.assert_allclose(root @ root.T, own.T @ np.linalg.solve(total, own), atol=1e-8)
 
 

@@ -314,25 +314,24 @@ def test_the_solver_knows_of_cheap_policies_that_were_measured() -> None:
     assert guided._least_cost(math.inf) <= 1.02 * min(measured)
 
 
-def test_the_answer_uses_what_the_budget_leaves() -> None:
+@pytest.mark.parametrize("seed", range(6))
+def test_the_answer_uses_what_the_budget_leaves(seed: int) -> None:
     """Multiply-adds are known without error, so that nothing has to be left for safety.
 
-    Nor is anything rejected: what cannot be within the budget does not win a handful. Three seeds,
-    as one has an origin now and then that wins a single handful.
+    Nor is anything rejected: what cannot be within the budget does not win a handful. An origin
+    that won a single one is not judged: that one may have been for the front.
     """
-    spent: dict[str, list[float]] = {origin: [] for origin in ORIGINS}
-    for seed in range(3):
-        evaluator = AnalyticEvaluator(9)
-        config = SearchConfig(trials=30, objectives=("accuracy", "macs"), seed=seed)
-        executor, budget = InProcessExecutor(evaluator), Budget("macs<=0.5x")
-        ctx = Context(make_space(9), evaluator, executor, budget, config, [Kept()])
-        search(ctx)
-        limit = 0.5 * evaluator.baseline["macs"]
-        assert not any(t.state is TrialState.REJECTED for t in ctx.trials)
-        for trial in ctx.trials:
-            if trial.measurement and trial.origin in spent:
-                spent[trial.origin].append(trial.measurement["macs"] / limit)
-    assert all(max(shares) > 0.985 for shares in spent.values())
+    evaluator = AnalyticEvaluator(9)
+    config = SearchConfig(trials=30, objectives=("accuracy", "macs"), seed=seed)
+    executor, budget = InProcessExecutor(evaluator), Budget("macs<=0.5x")
+    ctx = Context(make_space(9), evaluator, executor, budget, config, [Kept()])
+    search(ctx)
+    limit = 0.5 * evaluator.baseline["macs"]
+    assert not any(t.state is TrialState.REJECTED for t in ctx.trials)
+    done = [t for t in ctx.trials if t.measurement and t.state is TrialState.COMPLETE]
+    spent = {o: [t.measurement["macs"] / limit for t in done if t.origin == o] for o in ORIGINS}
+    assert all(spent.values())
+    assert all(max(shares) > 0.985 for shares in spent.values() if len(shares) > 1)
     assert all(share <= 1.0 for shares in spent.values() for share in shares)
 
 
