@@ -94,6 +94,7 @@ class Assembly:
                 cache_folder() / "latency",
                 settings=self.study.settings,
                 baseline=evaluator.baseline_file,
+                quiet=evaluator.quiet_speed,
                 progress=lambda text, done: self.progress(f"latency table: {text}", done),
             )
             model.baseline_ms = evaluator.baseline["latency_ms"]

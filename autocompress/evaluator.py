@@ -9,6 +9,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from autocompress.measure.quiet import QuietSpeed
 from autocompress.policy.policy import Policy
 from autocompress.results.metric import Measurement
 from autocompress.results.trial import SEARCH, Phase
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from autocompress.pipeline import Pipeline, Progress
     from autocompress.policy.space import Space
 
+_DISTURBED = "Something else slowed the machine at every timing: the latency may be too high."
+
 
 @dataclass
 class StudyEvaluator:
@@ -40,6 +43,8 @@ class StudyEvaluator:
         keep_files: keep the exported file of every trial, not only of verified ones.
         weigh_trials: measure the peak memory of every trial, not only of the uncompressed model
             and of verified ones; it takes a process of its own, about half a second.
+        progress: told how far a fine-tune is.
+        quiet_speed: how quickly the uncompressed model has been seen to run.
     """
 
     pipeline: Pipeline
@@ -50,6 +55,7 @@ class StudyEvaluator:
     keep_files: bool = False
     weigh_trials: bool = False
     progress: Progress | None = None
+    quiet_speed: QuietSpeed = field(default_factory=QuietSpeed)
     _estimates: dict[str, Measurement] = field(default_factory=dict)
 
     @cached_property
@@ -64,10 +70,12 @@ class StudyEvaluator:
     @cached_property
     def baseline(self) -> Measurement:
         """The uncompressed model on val, in the target runtime."""
-        from autocompress.measure.latency import compare
+        from autocompress.measure.latency import compare, settle
 
+        sitting = partial(compare, self.target, self.baseline_file, self.baseline_file)
+        first = sitting()
         accuracy = self._accuracy(self.baseline_file, self.pipeline.data.val)
-        timing = compare(self.target, self.baseline_file, self.baseline_file)
+        timing = settle(first, sitting, self.quiet_speed)
         return self._measurement(
             Policy(),
             self.baseline_file,
@@ -116,7 +124,7 @@ class StudyEvaluator:
         path = self.folder / f"student-{name}{self.target.suffix}"
         self._export(self.pipeline.stitch(Policy(student=name)), path)
         sitting = partial(compare, self.target, path, self.baseline_file)
-        ratio = settle(sitting(), sitting).ratio
+        ratio = settle(sitting(), sitting, self.quiet_speed).ratio
         path.unlink()
         return ratio
 
@@ -199,8 +207,10 @@ class StudyEvaluator:
         with machine_lock(exclusive=False):
             accuracy = self._accuracy(path, getattr(self.pipeline.data, split))
         scored = time.perf_counter()
-        timing = settle(first, sitting)
-        self.learn(compressed.policy, timing.ratio)
+        # nobody waits for a quiet machine where its times are not asked for
+        timing = settle(first, sitting, self.quiet_speed if self._elsewhere is None else None)
+        if not timing.disturbed:
+            self.learn(compressed.policy, timing.ratio)
         judged = timing if self._elsewhere is None else None
         problems = check_file(self.target, path, compressed, judged)
         context |= {
@@ -210,7 +220,7 @@ class StudyEvaluator:
             "time_s": time.perf_counter() - scored + timed - exported,
             "timing": timing.as_dict(),
             "problems": list(problems),
-            "notes": list(compressed.notes),
+            "notes": [*compressed.notes, *([_DISTURBED] if timing.disturbed else [])],
         }
         # The ratio of an interleaved run carries over to the study's one baseline figure; the
         # raw milliseconds of a drifting machine would not. Both stand in the context.

@@ -103,7 +103,7 @@ def _timed(parts: Assembly, folder: RunFolder) -> tuple[Cost, float]:
         path = parts.folder / f"candidate{evaluator.target.suffix}"
         export(compressed, path, evaluator.example)
         sitting = partial(compare, evaluator.target, path, evaluator.baseline_file)
-        timing = settle(sitting(), sitting)
+        timing = settle(sitting(), sitting, evaluator.quiet_speed)
         return timing.ratio * base.latency_ms, timing.iqr_ms
 
     return cost, base.latency_ms

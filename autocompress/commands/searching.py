@@ -114,9 +114,9 @@ def run_study(
         before = _known_baseline(RunFolder(root), parts) if resume else None
         if before is not None:
             parts.evaluator.set_baseline(before)
-        baseline = parts.evaluator.baseline
         say("latency table", 0.0)
         parts.predict_latency()
+        baseline = parts.evaluator.baseline
         check_latency_budget(parts)
         folder = RunFolder.create(root, resume=resume)
         folder.write_study(parts.study.model_dump(mode="json"))

@@ -6,10 +6,13 @@ import hashlib
 import json
 import math
 import os
+import statistics
 import tempfile
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,8 @@ from autocompress.errors import InputError
 from autocompress.measure.kernels import Kernel, kernel_times, write_kernels
 from autocompress.measure.lock import machine_lock
 from autocompress.measure.machine import machine_facts, machine_id
+from autocompress.measure.quiet import in_quiet
+from autocompress.measure.sampling import warm_up
 from autocompress.measure.targets.base import Target, random_inputs
 
 Progress = Callable[[str, float], None]
@@ -25,6 +30,8 @@ Progress = Callable[[str, float], None]
 _PER_FILE = 60
 #: bytes of weights per file where nobody says how much a network of the space weighs
 FOOTPRINT = 1 << 23
+#: the sentinel beside them is timed in windows of this length
+_WINDOW_S = 0.004
 #: an operator's time and a multiply-add's where nothing can be timed alone: 50 billion a second
 _NOMINAL_MS, _NOMINAL_MS_PER_MAC = 0.01, 2e-8
 #: of the table's file format
@@ -207,18 +214,50 @@ def measure_kernels(
         table.add({k.key: _NOMINAL_MS + k.macs * _NOMINAL_MS_PER_MAC for k in missing})
         write_atomically(path, table.as_dict())
         return table
-    parts = chunks(missing, footprint)
-    with tempfile.TemporaryDirectory() as folder:
-        for i, chunk in enumerate(parts):
-            file = write_kernels(chunk, Path(folder) / f"{i}.onnx", target.config.batch)
-            with machine_lock(exclusive=True), closing(target.open(file)) as session:
-                profile = session.profile(random_inputs(session.inputs), runs)
-            times = kernel_times([(n.name, n.ms) for n in profile.nodes], len(chunk))
-            table.add({k.key: t for k, t in zip(chunk, times, strict=True) if t == t})
-            file.unlink()
-            progress("kernels", (i + 1) / len(parts))
+    _profile(target, chunks(missing, footprint), table, runs, progress)
     write_atomically(path, table.as_dict())
     return table
+
+
+def _profile(
+    target: Target,
+    parts: Sequence[Sequence[Kernel]],
+    table: KernelTable,
+    runs: int,
+    progress: Progress,
+) -> None:
+    """Time the kernels of each part in one file; again where the machine was disturbed."""
+    done: set[int] = set()
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+
+        def measure(i: int) -> None:
+            file = write_kernels(parts[i], Path(folder) / f"{i}.onnx", target.config.batch)
+            with machine_lock(exclusive=True), closing(target.open(file)) as session:
+                profile = session.profile(random_inputs(session.inputs), runs)
+            times = kernel_times([(n.name, n.ms) for n in profile.nodes], len(parts[i]))
+            table.add({k.key: t for k, t in zip(parts[i], times, strict=True) if t == t})
+            file.unlink()
+            done.add(i)
+            progress("kernels", len(done) / len(parts))
+
+        # the last precision is an integer one, where there is one: those suffer most
+        watched = write_kernels(parts[-1], Path(folder) / "sentinel.onnx", target.config.batch)
+        session = stack.enter_context(closing(target.open(watched)))
+        call = session.prepare(random_inputs(session.inputs))
+        in_quiet([partial(measure, i) for i in range(len(parts))], partial(_steady_ms, call))
+
+
+def _steady_ms(call: Callable[[], object]) -> float:
+    """Milliseconds of a call: the median of a few windows of several milliseconds each."""
+    with machine_lock(exclusive=True):
+        repeats = max(1, round(_WINDOW_S / warm_up(call, max_seconds=0.2)))
+        times = []
+        for _ in range(5):
+            begin = time.perf_counter()
+            for _ in range(repeats):
+                call()
+            times.append((time.perf_counter() - begin) / repeats)
+    return 1e3 * statistics.median(times)
 
 
 def chunks(kernels: Sequence[Kernel], footprint: int = FOOTPRINT) -> list[list[Kernel]]:

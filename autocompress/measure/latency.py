@@ -16,6 +16,7 @@ from autocompress.errors import MeasurementError
 from autocompress.measure.lock import machine_lock
 from autocompress.measure.machine import load_average, machine_facts
 from autocompress.measure.memory import peak_memory_bytes
+from autocompress.measure.quiet import PAUSES_S, QuietSpeed
 from autocompress.measure.sampling import Plan, Samples, interleave, ratio_interval
 from autocompress.measure.targets import get_target
 from autocompress.measure.targets.base import Inputs, Target, TargetConfig, random_inputs
@@ -39,6 +40,7 @@ class Timing:
         rounds: interleaved rounds.
         size_bytes, baseline_size_bytes: of the files.
         facts: machine, target, load, share of the wall time that the process had a core for.
+        disturbed: the baseline never ran as quickly as it does in other sittings.
     """
 
     latency_ms: float
@@ -55,6 +57,7 @@ class Timing:
     size_bytes: int
     baseline_size_bytes: int
     facts: Mapping[str, Any] = field(default_factory=dict)
+    disturbed: bool = False
 
     @property
     def faster(self) -> bool:
@@ -136,30 +139,46 @@ def compare_many(
     return [_timing(samples, i, plan, sizes, facts) for i in range(1, len(paths))]
 
 
-def settle(first: Timing, again: Callable[[], Timing]) -> Timing:
+def settle(
+    first: Timing,
+    again: Callable[[], Timing],
+    quiet: QuietSpeed | None = None,
+    pause: Callable[[float], None] = time.sleep,
+) -> Timing:
     """One timing from several sittings, apart in time.
 
     What shares a core with us (another tenant on its second hardware thread) can slow code of one
     kind more than of another for seconds at a time: wide integer instructions by half, floating
     point by a tenth. Then even an interleaved ratio is wrong, and its interval does not know. Since
     whatever comes from outside only slows, the sitting counts in which the baseline ran quickest;
-    there are at least two, and more until another one agrees with it.
+    there are at least two, and more until another one agrees with it. Two disturbed ones agree as
+    well: where the baseline has been seen to run quicker, the next sitting waits until it does.
 
     Args:
         first: a sitting.
         again: makes another one; it pays to let some time pass between them.
+        quiet: what earlier sittings with the same baseline showed; told about these.
+        pause: waits for so many seconds.
 
     Returns:
-        The chosen sitting; the ratios of all of them are among its ``facts``.
+        The chosen sitting, ``disturbed`` where waiting did not help; the ratios of all sittings
+        are among its ``facts``.
     """
-    sittings = [first]
+    quiet = quiet if quiet is not None else QuietSpeed()
+    quiet.note(first.baseline_ms)
+    sittings, pauses = [first], iter(PAUSES_S)
     while True:
         sittings.append(again())
-        quietest = min(sittings, key=lambda t: t.baseline_ms)
-        near = [t for t in sittings if abs(t.ratio - quietest.ratio) <= _AGREE * quietest.ratio]
-        if len(near) > 1 or len(sittings) >= _MOST_SITTINGS:
-            facts = {**quietest.facts, "sittings": [t.ratio for t in sittings]}
-            return replace(quietest, facts=facts)
+        quiet.note(sittings[-1].baseline_ms)
+        best = min(sittings, key=lambda t: t.baseline_ms)
+        near = [t for t in sittings if abs(t.ratio - best.ratio) <= _AGREE * best.ratio]
+        disturbed = quiet.disturbed(best.baseline_ms)
+        wait = next(pauses, None) if disturbed else None
+        if wait is not None:
+            pause(wait)
+        elif disturbed or len(near) > 1 or len(sittings) >= _MOST_SITTINGS:
+            facts = {**best.facts, "sittings": [t.ratio for t in sittings]}
+            return replace(best, disturbed=disturbed, facts=facts)
 
 
 def bench(

@@ -24,9 +24,10 @@ from autocompress.measure.kernel_table import (
     typical_footprint,
     write_atomically,
 )
-from autocompress.measure.latency import compare, compare_many, settle
+from autocompress.measure.latency import Timing, compare, compare_many, settle
 from autocompress.measure.latency_features import LayerPlan, Row
 from autocompress.measure.latency_fit import Fit, fit
+from autocompress.measure.quiet import QuietSpeed
 from autocompress.measure.sampling import Plan
 from autocompress.measure.targets.base import Target
 from autocompress.policy.inventory import Inventory
@@ -94,6 +95,7 @@ class LatencyModel:
         baseline: str | Path | None = None,
         variants: int = 24,
         seed: int = 0,
+        quiet: QuietSpeed | None = None,
         progress: Progress = lambda text, done: None,
     ) -> LatencyModel:
         """Measure the layers of a space and a few whole models; read from the cache if possible.
@@ -108,8 +110,10 @@ class LatencyModel:
             baseline: the exported uncompressed model, not deleted; ``None`` exports one.
             variants: how many whole models to time.
             seed: of the choice of these.
+            quiet: told how quickly the uncompressed model ran, also where that is read.
             progress: told how far it is.
         """
+        quiet = quiet if quiet is not None else QuietSpeed()
         settings = settings or CompressionSettings()
         plan = LayerPlan(inventory, settings)
         chosen = choose_variants(space, variants, seed)
@@ -118,12 +122,15 @@ class LatencyModel:
         if path.is_file():
             found = cls._load(path, plan, load_table(table_path(target, cache_dir, footprint)))
             if found is not None:
+                quiet.note(found.reference_ms)
                 return found
         needed = [*plan.space_kernels(space), *plan.kernels([Policy(), *chosen])]
         table = measure_kernels(target, needed, cache_dir, footprint=footprint, progress=progress)
         own = baseline is None
         base = Path(baseline) if baseline is not None else Path(export_variant(Policy()))
-        measured, baseline_ms = _time_variants(target, chosen, base, export_variant, progress)
+        measured, baseline_ms = _time_variants(
+            target, chosen, base, export_variant, quiet, progress
+        )
         if own:
             base.unlink(missing_ok=True)
         model = cls(plan, table, baseline_ms, baseline_ms, measured)
@@ -312,25 +319,31 @@ def _time_variants(
     policies: Sequence[Policy],
     baseline: Path,
     export_variant: ExportVariant,
+    quiet: QuietSpeed,
     progress: Progress,
 ) -> tuple[list[Measured], float]:
-    measured: list[Measured] = []
-    base: list[float] = []
-    for start in range(0, len(policies), _AT_ONCE):
-        chunk = policies[start : start + _AT_ONCE]
-        files = [Path(export_variant(p)) for p in chunk]
+    timings: dict[int, Timing] = {}
+
+    def measure(places: Sequence[int]) -> None:
+        files = [Path(export_variant(policies[i])) for i in places]
         together = compare_many(target, files, baseline, plan=_PLAN)
-        timings = [
-            settle(timing, partial(compare, target, file, baseline, plan=_PLAN))
-            for timing, file in zip(together, files, strict=True)
-        ]
-        measured += [Measured(p, t.ratio) for p, t in zip(chunk, timings, strict=True)]
-        base.append(timings[0].baseline_ms)
-        for file in files:
+        for i, timing, file in zip(places, together, files, strict=True):
+            again = partial(compare, target, file, baseline, plan=_PLAN)
+            timings[i] = settle(timing, again, quiet)
             file.unlink(missing_ok=True)
-        progress("whole models", min(1.0, (start + len(chunk)) / len(policies)))
+
+    for start in range(0, len(policies), _AT_ONCE):
+        end = min(start + _AT_ONCE, len(policies))
+        measure(range(start, end))
+        progress("whole models", end / len(policies))
+    # the first ones were judged before anything was known about a quiet machine
+    late = [i for i, t in timings.items() if quiet.disturbed(t.baseline_ms)]
+    for start in range(0, len(late), _AT_ONCE):
+        measure(late[start : start + _AT_ONCE])
+    base = [t.baseline_ms for t in timings.values()]
     if not base:
         base = [compare_many(target, [baseline], baseline, plan=_PLAN)[0].latency_ms]
+    measured = [Measured(p, timings[i].ratio) for i, p in enumerate(policies)]
     return measured, float(np.median(base))
 
 

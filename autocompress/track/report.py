@@ -235,7 +235,9 @@ def _latency(view: RunView, answer: Trial | None) -> dict[str, Any]:
     """How far the milliseconds can be trusted."""
     timed = [t for t in view.compared if _timing(t)]
     noisy = [t.number for t in timed if _timing(t).get("noisy")]
-    found: dict[str, Any] = {"timed": len(timed), "noisy": noisy, "rows": [], "remarks": []}
+    disturbed = [t.number for t in timed if _timing(t).get("disturbed")]
+    found: dict[str, Any] = {"timed": len(timed), "noisy": noisy, "disturbed": disturbed}
+    found |= {"rows": [], "remarks": []}
     if answer is None or answer.measurement is None:
         return found
     timing, rows = _timing(answer), found["rows"]

@@ -13,6 +13,7 @@ from measured_network import images, small
 
 from autocompress.compress.bank import LayerBank
 from autocompress.evaluator import StudyEvaluator
+from autocompress.measure import latency
 from autocompress.measure.kernels import Kernel
 from autocompress.measure.latency_features import LayerPlan
 from autocompress.measure.latency_model import LatencyModel
@@ -89,6 +90,24 @@ def test_without_a_table_latencies_are_measured_here(pipeline: Pipeline, tmp_pat
     assert found["latency_ms"] == timing["ratio"] * evaluator.baseline["latency_ms"]
     assert len(timing["facts"]["sittings"]) >= 2
     assert "table" not in found.context["target"]
+
+
+def test_a_disturbed_timing_is_noted_and_teaches_nothing(
+    pipeline: Pipeline, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(latency, "PAUSES_S", (0.0, 0.0))
+    evaluator = StudyEvaluator(pipeline, get_target("onnxruntime"), tmp_path / "work")
+    model = LatencyModel.from_table(table, pipeline.inventory, pipeline.settings)
+    evaluator.predict_with(model)
+    told = evaluator.evaluate(_POLICY)
+    assert [m.policy.layers for m in model.measured] == [_POLICY.layers]
+    assert not any("slowed" in note for note in told.context["notes"])
+    evaluator.quiet_speed.recent.extend([1e-9] * 30)  # no machine will ever be that quick again
+    found = evaluator.evaluate(_POLICY)
+    assert found.context["timing"]["disturbed"]
+    assert len(found.context["timing"]["facts"]["sittings"]) == 4
+    assert any("slowed" in note for note in found.context["notes"])
+    assert len(model.measured) == 1
 
 
 def test_the_evaluator_packs_what_the_runner_needs(pipeline: Pipeline, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from measured_network import images, quantized, small
 from torch import nn
@@ -15,6 +16,7 @@ from torch import nn
 from autocompress.compress.compressed import Precision
 from autocompress.compress.export import export
 from autocompress.errors import InputError
+from autocompress.measure.device_runner import undisturbed
 from autocompress.measure.kernel_table import parse_key
 from autocompress.measure.latency_features import LayerPlan
 from autocompress.measure.latency_model import LatencyModel, choose_variants
@@ -120,6 +122,20 @@ def check_table(table: dict[str, object], inventory: Inventory, space: Space, pa
         ms, sigma = model.predict(policy)
         assert ms > 0
         assert sigma > 0
+
+
+def test_rounds_of_a_disturbed_device_do_not_count() -> None:
+    """Two thirds of the rounds lie in spells: float 1.4, integer 1.75 times as long."""
+    rng = np.random.default_rng(0)
+    loud = (np.arange(300) // 50) % 3 != 0
+    slow = np.where(loud[:, None], [1.4, 1.75], 1.0)
+    rounds = np.array([0.69, 0.37]) * slow * rng.normal(1, 0.02, (300, 2))
+    kept = undisturbed(rounds)
+    assert np.median(rounds[:, 1] / rounds[:, 0]) > 0.63
+    assert np.median(kept[:, 1] / kept[:, 0]) == pytest.approx(0.37 / 0.69, rel=0.01)
+    assert 90 <= len(kept) <= 110
+    steady = np.array([0.69, 0.37]) * rng.normal(1, 0.02, (300, 2))
+    assert len(undisturbed(steady)) == 300
 
 
 def test_the_runner_needs_numpy_and_onnxruntime_only(

@@ -103,7 +103,11 @@ def test_names_from_outside_cannot_become_markup(tmp_path: Path, make_run: MakeR
     assert nasty in reader.text
 
 
-def test_noise_is_said(tmp_path: Path, make_run: MakeRun) -> None:
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [("noisy", "too noisy"), ("disturbed", "Something else slowed the machine")],
+)
+def test_noise_is_said(tmp_path: Path, make_run: MakeRun, kind: str, sentence: str) -> None:
     source, noisy = make_run(tmp_path / "a", 5), RunFolder.create(tmp_path / "b")
     baseline = source.read_baseline()
     assert baseline is not None
@@ -114,10 +118,12 @@ def test_noise_is_said(tmp_path: Path, make_run: MakeRun) -> None:
         for trial in read_trials(source):
             data = trial.as_dict()
             if data["measurement"] and "timing" in data["measurement"]["context"]:
-                data["measurement"]["context"]["timing"]["noisy"] = True
+                data["measurement"]["context"]["timing"][kind] = True
             journal.record(Trial.from_dict(data))
-    assert "too noisy" in Reader(write_report(noisy).read_text()).text
-    assert "too noisy" not in Reader(write_report(source).read_text()).text
+    assert sentence in Reader(write_report(noisy).read_text()).text
+    assert "reached the asked precision" not in Reader(write_report(noisy).read_text()).text
+    assert sentence not in Reader(write_report(source).read_text()).text
+    assert "reached the asked precision" in Reader(write_report(source).read_text()).text
 
 
 @pytest.mark.slow
