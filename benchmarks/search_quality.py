@@ -12,7 +12,8 @@ Three parts, each a figure of docs/search.md:
   hypervolume?
 
 Data and weights are found through AUTOCOMPRESS_DATA and AUTOCOMPRESS_WEIGHTS. Plots go to
-``benchmarks/out``. With ``--runs`` each compared run is kept in a file, and those that are there
+``benchmarks/out``. A policy that several runs measured has the median of their latencies in all of
+them. With ``--runs`` each compared run is kept in a file, and those that are there
 are not made again: more seeds later, or the rest after an interruption.
 
     python benchmarks/search_quality.py --json [--quick] [--part ask,half,quarter,compare]
@@ -21,25 +22,23 @@ are not made again: more seeds later, or the rest after an interruption.
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
-import math
 import os
 import random
 import statistics
 import tempfile
 import time
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from compared_runs import draw, judge, pooled, shares, verdict
 
 from autocompress.assemble import Assembly, assemble
 from autocompress.execute.local import InProcessExecutor
 from autocompress.policy.budget import Budget
 from autocompress.policy.inventory import Inventory
 from autocompress.policy.space import Choice, Space
-from autocompress.results.front import ParetoFront, reference_point
 from autocompress.results.metric import ACCURACY, LATENCY, Measurement
 from autocompress.results.trial import SEARCH, Phase, Trial
 from autocompress.search.config import RecoveryPlan, SearchConfig
@@ -52,8 +51,6 @@ from autocompress.study import load_study
 
 STUDIES = ("cifar10_resnet20", "cifar10_vgg16")
 SAMPLERS = ("guided", "tpe", "nsga2", "random")
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#7f7f7f")
-OUT = Path(__file__).parent / "out"
 _FINISH_S = 7.0
 """Seconds set aside for finishing one policy."""
 
@@ -207,8 +204,13 @@ def compare(plan: Comparison) -> dict[str, Any]:
                 if kept:
                     kept.parent.mkdir(parents=True, exist_ok=True)
                     kept.write_text(json.dumps(runs[sampler][-1]))
-    found = verdict(runs, plan.seconds)
-    return {"budget": str(config.limits()), "seconds": plan.seconds, "runs": runs, **found}
+    budget, latency = config.limits(), pooled(runs)
+    judged = {
+        sampler: [judge(run, budget, latency, plan.seconds) for run in made]
+        for sampler, made in runs.items()
+    }
+    found = verdict(judged, plan.seconds)
+    return {"budget": str(budget), "seconds": plan.seconds, "runs": judged, **found}
 
 
 def compare_study(study: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -239,133 +241,15 @@ def one_run(parts: Assembly, plan: Comparison, sampler: str, seed: int) -> dict[
     ctx = context(parts, parts.study.limits(), settings, clock)
     found = search(ctx)
     baseline = parts.evaluator.baseline
-    in_time = [t for when, t in clock.events if when <= plan.seconds]
-    front = ParetoFront.of(in_time, ctx.objectives)
     return {
         "seed": seed,
-        "curve": curve(clock, reference_point(baseline, (ACCURACY, LATENCY))),
-        "accuracy_at": accuracies(front, baseline, ctx.budget),
-        "origins": Counter(t.origin for t in front),
+        "baseline": dict(baseline.values),
+        "trials": shares(clock.events, baseline),
         "proposals": len(ctx.trials),
         "bookkeeping_share": round(found.bookkeeping_s / found.seconds, 4),
         "stopped": found.stopped,
         "seconds": round(found.seconds, 1),
     }
-
-
-def curve(clock: Clock, reference: list[float]) -> list[tuple[float, int, float]]:
-    """Seconds, full evaluations and hypervolume after each evaluation.
-
-    Latency counts as a share of the uncompressed one, which each process measures anew.
-    """
-    found, seen = [], []
-    for when, trial in clock.events:
-        if trial.seconds <= 0:
-            continue
-        seen.append(trial)
-        volume = ParetoFront.of(seen, (ACCURACY, LATENCY)).hypervolume(reference) / reference[1]
-        found.append((round(when, 2), len(seen), round(volume, 6)))
-    return found
-
-
-def accuracies(front: ParetoFront, baseline: Measurement, budget: Budget) -> dict[str, float]:
-    """Best accuracy at most at a share of the uncompressed latency, from the budget's downwards."""
-    found, whole = {}, baseline["latency_ms"]
-    bound = min(li.bound(baseline.values) for li in budget.limits if li.metric == "latency_ms")
-    for part in (1.0, 0.9, 0.8, 0.7, 0.6):
-        share, limit = part * bound / whole, part * bound
-        within = [t for t in front if t.measurement and t.measurement["latency_ms"] <= limit]
-        if within:
-            found[f"{share:g}x"] = max(accuracy_of(t) for t in within)
-    return found
-
-
-def interval(values: list[float]) -> dict[str, float]:
-    """Mean and the half-width of its 95 % interval (Student's t)."""
-    from scipy.stats import t
-
-    if len(values) < 2:
-        return {"mean": values[0] if values else 0.0}
-    width = t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
-    return {"mean": round(statistics.mean(values), 6), "half_width_95": round(float(width), 6)}
-
-
-def verdict(runs: dict[str, list[dict[str, Any]]], seconds: float) -> dict[str, Any]:
-    """Hypervolumes when time is up, guided minus each other (paired by seed), and what guided
-    needs for the hypervolume that the others end with."""
-    final = {s: [reached(r, seconds)[1] for r in rs] for s, rs in runs.items()}
-    found: dict[str, Any] = {"hypervolume": {s: interval(v) for s, v in final.items()}}
-    if "guided" not in runs:
-        return found
-    for sampler in (s for s in runs if s != "guided"):
-        gains = [a - b for a, b in zip(final["guided"], final[sampler], strict=True)]
-        found[f"guided_minus_{sampler}"] = interval(gains)
-        found[f"guided_wins_over_{sampler}"] = f"{sum(g > 0 for g in gains)} of {len(gains)}"
-        ends = [reached(r, math.inf) for r in runs[sampler]]
-        found[f"evaluations_of_{sampler}"] = [n for n, _ in ends]
-        found[f"hypervolume_at_the_end_of_{sampler}"] = interval([v for _, v in ends])
-        found[f"evaluations_guided_needs_for_{sampler}"] = [
-            next((n for _, n, v in run["curve"] if v >= goal), None)
-            for run, (_, goal) in zip(runs["guided"], ends, strict=True)
-        ]
-    return found
-
-
-def reached(run: dict[str, Any], seconds: float) -> tuple[int, float]:
-    """Full evaluations, and the hypervolume, after so many seconds of a run."""
-    before = [(n, volume) for when, n, volume in run["curve"] if when <= seconds]
-    return before[-1] if before else (0, 0.0)
-
-
-def draw(result: dict[str, Any], name: str) -> list[str]:
-    """Hypervolume over time with bands over seeds, accuracy at fixed cost, origins."""
-    import numpy as np
-    import plotly.graph_objects as go
-
-    OUT.mkdir(exist_ok=True)
-    times = np.linspace(0, result["seconds"], 121)
-    volumes, fixed, origins = go.Figure(), go.Figure(), go.Figure()
-    settled: list[float] = []
-    for color, (sampler, runs) in zip(
-        itertools.cycle(COLORS), result["runs"].items(), strict=False
-    ):
-        stairs = np.array(
-            [
-                [max((v for t, _, v in r["curve"] if t <= x), default=0.0) for x in times]
-                for r in runs
-            ]
-        )
-        one = {"x": times, "mode": "lines", "legendgroup": sampler}
-        for edge, fill in ((stairs.min(0), None), (stairs.max(0), "tonexty")):
-            band = f"rgba{(*(int(color[i : i + 2], 16) for i in (1, 3, 5)), 0.25)}"
-            volumes.add_scatter(
-                y=edge, fill=fill, fillcolor=band, line_width=0, showlegend=False, **one
-            )
-        volumes.add_scatter(y=stairs.mean(0), name=sampler, line_color=color, **one)
-        settled.append(stairs[:, len(times) // 10].min())
-        shares = sorted({k for r in runs for k in r["accuracy_at"]}, reverse=True)
-        means = [
-            statistics.mean(r["accuracy_at"][k] for r in runs if k in r["accuracy_at"])
-            for k in shares
-        ]
-        fixed.add_scatter(x=shares, y=means, name=sampler, mode="lines+markers", marker_color=color)
-        total: Counter[str] = sum((Counter(r["origins"]) for r in runs), Counter())
-        origins.add_bar(x=list(total), y=list(total.values()), name=sampler, marker_color=color)
-    # the first evaluation brings most of it: drawn from zero, nothing else could be seen
-    volumes.update_layout(
-        xaxis_title="seconds",
-        yaxis_title="hypervolume, mean and range over seeds",
-        yaxis_range=[0.97 * min(settled), None],
-    )
-    fixed.update_layout(xaxis_title="latency, share of the uncompressed", yaxis_title="accuracy")
-    origins.update_layout(xaxis_title="origin of front members", yaxis_title="count")
-    paths = []
-    for kind, figure in (("hypervolume", volumes), ("accuracy", fixed), ("origins", origins)):
-        path = OUT / f"{name}-{kind}.html"
-        figure.update_layout(template="plotly_white", title=f"{name}: {kind}", height=480)
-        figure.write_html(path, include_plotlyjs=True)
-        paths.append(f"benchmarks/out/{path.name}")
-    return paths
 
 
 def main() -> None:

@@ -1,0 +1,182 @@
+"""What compared runs have to say: pooled costs, hypervolume over time, verdict and plots."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from autocompress.policy.budget import Budget
+from autocompress.results.front import ParetoFront, reference_point
+from autocompress.results.metric import ACCURACY, LATENCY, Measurement
+from autocompress.results.trial import Trial
+
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#7f7f7f")
+OUT = Path(__file__).parent / "out"
+Events = Sequence[tuple[float, Trial]]
+
+
+def shares(events: Events, baseline: Measurement) -> list[tuple[float, dict[str, Any]]]:
+    """Evaluations with their seconds as plain data, latency as a share of the uncompressed one.
+
+    Each process measures the uncompressed latency anew, so that only shares can be compared.
+    """
+    found = []
+    for when, trial in events:
+        if trial.seconds <= 0 or trial.measurement is None:
+            continue
+        values = dict(trial.measurement.values)
+        values["latency_ms"] /= baseline["latency_ms"]
+        found.append((round(when, 2), replace(trial, measurement=Measurement(values)).as_dict()))
+    return found
+
+
+def pooled(runs: dict[str, list[dict[str, Any]]]) -> dict[str, float]:
+    """Latency share by policy: the median over all runs that measured it.
+
+    The same file takes the same time, whoever proposed it. Seeds of the search (all-int8 above
+    all) are measured in every run, and where one of them alone is most of a front, the noise of
+    that one timing would decide between the samplers.
+    """
+    found: dict[str, list[float]] = defaultdict(list)
+    for run in itertools.chain.from_iterable(runs.values()):
+        for _, trial in run["trials"]:
+            found[trial["digest"]].append(trial["measurement"]["values"]["latency_ms"])
+    return {digest: statistics.median(times) for digest, times in found.items()}
+
+
+def judge(
+    run: dict[str, Any], budget: Budget, latency: dict[str, float], seconds: float
+) -> dict[str, Any]:
+    """A run with its curve, its best accuracies and the origins of its front, at pooled costs."""
+    baseline = Measurement({**run["baseline"], "latency_ms": 1.0})
+    events = []
+    for when, data in run["trials"]:
+        trial = Trial.from_dict(data)
+        assert trial.measurement is not None
+        values = {**trial.measurement.values, "latency_ms": latency[trial.policy.digest]}
+        measured = Measurement(values)
+        violations = budget.violations(values, baseline.values)
+        events.append((when, replace(trial, measurement=measured, violations=violations)))
+    front = ParetoFront.of([t for when, t in events if when <= seconds], (ACCURACY, LATENCY))
+    return {
+        **{k: v for k, v in run.items() if k not in ("trials", "baseline")},
+        "curve": curve(events, reference_point(baseline, (ACCURACY, LATENCY))),
+        "accuracy_at": accuracies(front, baseline, budget),
+        "origins": Counter(t.origin for t in front),
+    }
+
+
+def curve(events: Events, reference: list[float]) -> list[tuple[float, int, float]]:
+    """Seconds, full evaluations and hypervolume after each evaluation."""
+    found, seen = [], []
+    for when, trial in events:
+        seen.append(trial)
+        volume = ParetoFront.of(seen, (ACCURACY, LATENCY)).hypervolume(reference)
+        found.append((when, len(seen), round(volume, 6)))
+    return found
+
+
+def accuracies(front: ParetoFront, baseline: Measurement, budget: Budget) -> dict[str, float]:
+    """Best accuracy at most at a share of the uncompressed latency, from the budget's downwards."""
+    found = {}
+    bound = min(li.bound(baseline.values) for li in budget.limits if li.metric == "latency_ms")
+    for part in (1.0, 0.9, 0.8, 0.7, 0.6):
+        within = [t for t in front if t.measurement and t.measurement["latency_ms"] <= part * bound]
+        if within:
+            best = max(t.measurement["accuracy"] for t in within if t.measurement)
+            found[f"{part * bound:g}x"] = round(best, 4)
+    return found
+
+
+def interval(values: list[float]) -> dict[str, float]:
+    """Mean and the half-width of its 95 % interval (Student's t)."""
+    from scipy.stats import t
+
+    if len(values) < 2:
+        return {"mean": values[0] if values else 0.0}
+    width = t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    return {"mean": round(statistics.mean(values), 6), "half_width_95": round(float(width), 6)}
+
+
+def verdict(runs: dict[str, list[dict[str, Any]]], seconds: float) -> dict[str, Any]:
+    """Hypervolumes when time is up, guided minus each other (paired by seed), and what guided
+    needs for the hypervolume that the others end with."""
+    final = {s: [reached(r, seconds)[1] for r in rs] for s, rs in runs.items()}
+    found: dict[str, Any] = {"hypervolume": {s: interval(v) for s, v in final.items()}}
+    if "guided" not in runs:
+        return found
+    for sampler in (s for s in runs if s != "guided"):
+        gains = [a - b for a, b in zip(final["guided"], final[sampler], strict=True)]
+        found[f"guided_minus_{sampler}"] = interval(gains)
+        found[f"guided_wins_over_{sampler}"] = f"{sum(g > 0 for g in gains)} of {len(gains)}"
+        ends = [reached(r, math.inf) for r in runs[sampler]]
+        found[f"evaluations_of_{sampler}"] = [n for n, _ in ends]
+        found[f"hypervolume_at_the_end_of_{sampler}"] = interval([v for _, v in ends])
+        found[f"evaluations_guided_needs_for_{sampler}"] = [
+            next((n for _, n, v in run["curve"] if v >= goal), None)
+            for run, (_, goal) in zip(runs["guided"], ends, strict=True)
+        ]
+    return found
+
+
+def reached(run: dict[str, Any], seconds: float) -> tuple[int, float]:
+    """Full evaluations, and the hypervolume, after so many seconds of a run."""
+    before = [(n, volume) for when, n, volume in run["curve"] if when <= seconds]
+    return before[-1] if before else (0, 0.0)
+
+
+def draw(result: dict[str, Any], name: str) -> list[str]:
+    """Hypervolume over time with bands over seeds, accuracy at fixed cost, origins."""
+    import numpy as np
+    import plotly.graph_objects as go
+
+    OUT.mkdir(exist_ok=True)
+    times = np.linspace(0, result["seconds"], 121)
+    volumes, fixed, origins = go.Figure(), go.Figure(), go.Figure()
+    settled: list[float] = []
+    for color, (sampler, runs) in zip(
+        itertools.cycle(COLORS), result["runs"].items(), strict=False
+    ):
+        stairs = np.array(
+            [
+                [max((v for t, _, v in r["curve"] if t <= x), default=0.0) for x in times]
+                for r in runs
+            ]
+        )
+        one = {"x": times, "mode": "lines", "legendgroup": sampler}
+        for edge, fill in ((stairs.min(0), None), (stairs.max(0), "tonexty")):
+            band = f"rgba{(*(int(color[i : i + 2], 16) for i in (1, 3, 5)), 0.25)}"
+            volumes.add_scatter(
+                y=edge, fill=fill, fillcolor=band, line_width=0, showlegend=False, **one
+            )
+        volumes.add_scatter(y=stairs.mean(0), name=sampler, line_color=color, **one)
+        settled.append(stairs[:, len(times) // 10].min())
+        shares = sorted({k for r in runs for k in r["accuracy_at"]}, reverse=True)
+        means = [
+            statistics.mean(r["accuracy_at"][k] for r in runs if k in r["accuracy_at"])
+            for k in shares
+        ]
+        fixed.add_scatter(x=shares, y=means, name=sampler, mode="lines+markers", marker_color=color)
+        total: Counter[str] = sum((Counter(r["origins"]) for r in runs), Counter())
+        origins.add_bar(x=list(total), y=list(total.values()), name=sampler, marker_color=color)
+    # the first evaluation brings most of it: drawn from zero, nothing else could be seen
+    volumes.update_layout(
+        xaxis_title="seconds",
+        yaxis_title="hypervolume, mean and range over seeds",
+        yaxis_range=[0.97 * min(settled), None],
+    )
+    fixed.update_layout(xaxis_title="latency, share of the uncompressed", yaxis_title="accuracy")
+    origins.update_layout(xaxis_title="origin of front members", yaxis_title="count")
+    paths = []
+    for kind, figure in (("hypervolume", volumes), ("accuracy", fixed), ("origins", origins)):
+        path = OUT / f"{name}-{kind}.html"
+        figure.update_layout(template="plotly_white", title=f"{name}: {kind}", height=480)
+        figure.write_html(path, include_plotlyjs=True)
+        paths.append(f"benchmarks/out/{path.name}")
+    return paths
