@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,17 @@ def resnet20_trained() -> nn.Module:
     return load_weights(
         resnet20(), str(_folder("AUTOCOMPRESS_WEIGHTS") / "resnet20_cifar10.safetensors")
     )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nobody_waits_for_a_quiet_machine() -> Iterator[None]:
+    """A busy machine would make every small study wait; waiting is tested on a clock of its own."""
+    from autocompress.measure import latency, quiet
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (latency, quiet):
+            patch.setattr(module, "PAUSES_S", (0.0,))
+        yield
 
 
 # a busy machine may take its time over an example; how long says nothing about right or wrong

@@ -8,10 +8,20 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
+from autocompress.measure import latency
+from autocompress.measure import quiet as quiet_module
 from autocompress.measure.latency import Timing, settle
-from autocompress.measure.quiet import PAUSES_S, QuietSpeed, in_quiet
+from autocompress.measure.quiet import QuietSpeed, in_quiet
 
+_PAUSES_S = (1.0, 2.0, 4.0, 8.0)
 _TRUE_RATIO, _BASE_MS = 0.54, 0.69
+
+
+@pytest.fixture(autouse=True)
+def _pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a study; the other tests do not wait."""
+    for module in (latency, quiet_module):
+        monkeypatch.setattr(module, "PAUSES_S", _PAUSES_S)
 
 
 class Machine:
@@ -91,8 +101,8 @@ def test_a_machine_that_stays_loud_ends_as_disturbed() -> None:
     found = settle(machine.sitting(), machine.sitting, quiet, waits.append)
     assert found.disturbed
     assert found.as_dict()["disturbed"]
-    assert waits == list(PAUSES_S)
-    assert len(found.facts["sittings"]) == 2 + len(PAUSES_S)
+    assert waits == list(_PAUSES_S)
+    assert len(found.facts["sittings"]) == 2 + len(_PAUSES_S)
 
 
 def test_waiting_ends_where_the_machine_has_become_slower_for_good() -> None:
@@ -162,5 +172,5 @@ def test_a_quiet_machine_does_every_task_once_and_a_loud_one_gives_up() -> None:
     speeds = deque([1.0] * 4)  # before the tasks, and after the first three
     assert in_quiet(tasks, lambda: speeds.popleft() if speeds else 2.0, waits.append) == [3, 4]
     assert done[5:10] == [0, 1, 2, 3, 4]
-    assert done[10:] == [3, 4] * len(PAUSES_S)
-    assert sum(waits) == sum(PAUSES_S)
+    assert done[10:] == [3, 4] * len(_PAUSES_S)
+    assert sum(waits) == sum(_PAUSES_S)
