@@ -197,6 +197,10 @@ def compare(plan: Comparison) -> dict[str, Any]:
                 kept = plan.runs / plan.name(sampler, seed) if plan.runs else None
                 if kept and kept.is_file():
                     runs[sampler].append(json.loads(kept.read_text()))
+                    if "trials" not in runs[sampler][-1]:
+                        raise SystemExit(
+                            f"{kept} is of an earlier version: delete it, or its folder."
+                        )
                     continue
                 # what one run measures must not inform the next
                 parts.evaluator.predict_with(fresh.copy())
