@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from autocompress.pipeline import Pipeline, Progress
     from autocompress.policy.space import Space
 
-_DISTURBED = "Something else slowed the machine at every timing: the latency may be too high."
-
 
 @dataclass
 class StudyEvaluator:
@@ -220,7 +218,7 @@ class StudyEvaluator:
             "time_s": time.perf_counter() - scored + timed - exported,
             "timing": timing.as_dict(),
             "problems": list(problems),
-            "notes": [*compressed.notes, *([_DISTURBED] if timing.disturbed else [])],
+            "notes": [*compressed.notes, *timing.notes],
         }
         # The ratio of an interleaved run carries over to the study's one baseline figure; the
         # raw milliseconds of a drifting machine would not. Both stand in the context.

@@ -119,6 +119,7 @@ def undisturbed(rounds: Any) -> Any:
     """The rounds around which the first model ran about as quickly as it ever does.
 
     What shares the processor slows code of one kind more than of another, for seconds at a time.
+    The rule is that of ``QuietSpeed``, which is not on the device.
     """
     windows = np.lib.stride_tricks.sliding_window_view(np.pad(rounds[:, 0], 2, mode="edge"), 5)
     level = np.median(windows, axis=1)

@@ -6,9 +6,7 @@ import hashlib
 import json
 import math
 import os
-import statistics
 import tempfile
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -16,12 +14,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from autocompress.errors import InputError
 from autocompress.measure.kernels import Kernel, kernel_times, write_kernels
 from autocompress.measure.lock import machine_lock
 from autocompress.measure.machine import machine_facts, machine_id
 from autocompress.measure.quiet import in_quiet
-from autocompress.measure.sampling import warm_up
+from autocompress.measure.sampling import Plan, interleave
 from autocompress.measure.targets.base import Target, random_inputs
 
 Progress = Callable[[str, float], None]
@@ -30,8 +30,8 @@ Progress = Callable[[str, float], None]
 _PER_FILE = 60
 #: bytes of weights per file where nobody says how much a network of the space weighs
 FOOTPRINT = 1 << 23
-#: the sentinel beside them is timed in windows of this length
-_WINDOW_S = 0.004
+#: how the sentinel beside them is timed: two rounds, however wide their interval
+_SENTINEL = Plan(min_rounds=2, max_seconds=0.0)
 #: an operator's time and a multiply-add's where nothing can be timed alone: 50 billion a second
 _NOMINAL_MS, _NOMINAL_MS_PER_MAC = 0.01, 2e-8
 #: of the table's file format
@@ -248,16 +248,9 @@ def _profile(
 
 
 def _steady_ms(call: Callable[[], object]) -> float:
-    """Milliseconds of a call: the median of a few windows of several milliseconds each."""
+    """Milliseconds of a call: the median of a few turns of several milliseconds each."""
     with machine_lock(exclusive=True):
-        repeats = max(1, round(_WINDOW_S / warm_up(call, max_seconds=0.2)))
-        times = []
-        for _ in range(5):
-            begin = time.perf_counter()
-            for _ in range(repeats):
-                call()
-            times.append((time.perf_counter() - begin) / repeats)
-    return 1e3 * statistics.median(times)
+        return float(np.median(interleave([call], _SENTINEL).turns))
 
 
 def chunks(kernels: Sequence[Kernel], footprint: int = FOOTPRINT) -> list[list[Kernel]]:

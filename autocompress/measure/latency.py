@@ -69,6 +69,13 @@ class Timing:
         """Whether the whole interval lies above 1."""
         return self.ratio_low > 1
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What people should know before they rely on it."""
+        if not self.disturbed:
+            return ()
+        return ("Something else slowed the machine at every timing: the latency may be too high.",)
+
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for records and ``--json``."""
         return {**asdict(self), "facts": dict(self.facts)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import pytest
@@ -164,7 +165,7 @@ def test_every_task_is_done_in_quiet_or_named(seed: int) -> None:
 
 def test_a_quiet_machine_does_every_task_once_and_a_loud_one_gives_up() -> None:
     done: list[int] = []
-    tasks: list[Callable[[], None]] = [lambda i=i: done.append(i) for i in range(5)]  # type: ignore[misc]
+    tasks = [partial(done.append, i) for i in range(5)]
     waits: list[float] = []
     assert in_quiet(tasks, lambda: 1.0, waits.append) == []
     assert done == [0, 1, 2, 3, 4]
