@@ -66,10 +66,9 @@ class GuidedProposer:
         context, found = self.context, list(ladders(self.space))
         int8 = [s for s in found if s[0] == "int8"][:1]
         uniform = [("uniform", levels) for levels in uniform_near(context)]
-        students = [
-            s for s in found if s[0] == "student" and context.likely(context.estimate(s[1]))
-        ]
-        return [*int8, *uniform, *students]
+        students = [s for s in found if s[0] == "student"]
+        fitting = [s for s in students if context.likely(context.estimate(s[1]))]
+        return [*int8, *uniform, *fitting]
 
     def propose(self, trials: Sequence[Trial]) -> tuple[str, Assignment] | None:
         """The next seed, solver policy, or the best of a handful of screened proposals."""
@@ -77,18 +76,16 @@ class GuidedProposer:
             return self.seeds.popleft()
         if not self.sensitivity.losses:
             self.sensitivity.probe(lambda: not self.context.stop)
-            self.solved.extend(("solver", a) for a in self._solver_ladder())
-        if self.solved:
-            return self.solved.popleft()
-        self.rounds += 1
-        if self.rounds % 6 == 0:
-            self.sensitivity.refit()
-            self.solved.extend(("refit", a) for a in self._solver_ladder())
-            fresh = [p for p in self.solved if not self.context.known(self.space.decode(p[1]))]
-            self.solved = deque(fresh[1:])
-            if fresh:
-                return fresh[0]
-        return self._best_of_a_handful(trials)
+            self._solve_anew("solver")
+        elif self.solved:
+            if self._overpriced(self.solved[0][1]):
+                self._solve_anew(self.solved[0][0], len(self.solved))
+        else:
+            self.rounds += 1
+            if self.rounds % 6 == 0:
+                self.sensitivity.refit()
+                self._solve_anew("refit")
+        return self.solved.popleft() if self.solved else self._best_of_a_handful(trials)
 
     def tell(self, assignment: Assignment | None, trial: Trial) -> None:
         """Remember where a trial came from; Optuna hears of every one."""
@@ -123,10 +120,25 @@ class GuidedProposer:
             bounds[limit.metric] = min(bound, bounds.get(limit.metric, bound))
         return bounds
 
+    def _solve_anew(self, origin: str, most: int = len(_RUNGS)) -> None:
+        """The solver's ladder, less what is known, instead of what is left of an earlier one."""
+        known, ladder = self.context.known, self._solver_ladder()
+        fresh = [(origin, a) for a in ladder if not known(self.space.decode(a))]
+        self.solved = deque(fresh[:most])
+
+    def _overpriced(self, assignment: Assignment) -> bool:
+        """Whether measuring others has shown a solved policy to cost more than is worth it."""
+        top = self._top_cost(self._costs(self._cheapest)[self.cost])
+        return self._costs(assignment)[self.cost] > (1.0 + _STALE) * top
+
+    def _top_cost(self, least: float) -> float:
+        """The budget's bound, or what the cheapest policy costs that lost nothing."""
+        return max(least, min(self._bounds()[self.cost], self._lossless_cost()))
+
     def _solver_ladder(self) -> list[Assignment]:
         bounds = self._bounds()
         least = self._least_cost(bounds[self.cost])
-        top = max(least, min(bounds[self.cost], self._lossless_cost()))
+        top = self._top_cost(least)
         found = []
         for share in _RUNGS:
             target = least + share * (top - least)
@@ -182,11 +194,9 @@ class GuidedProposer:
         if not proposals:
             return "tpe", self.optuna.ask()
         # screening takes longer than all else here, and these would be rejected after it
-        possible = {a: p for a, p in proposals.items() if not self._hopeless(a)}
+        hopeless = {a for a in proposals if self.context.hopeless(self.context.estimate(a))}
+        possible = {a: p for a, p in proposals.items() if a not in hopeless}
         return self._most_promising(possible or proposals, trials, fill=answer is None)
-
-    def _hopeless(self, assignment: Assignment) -> bool:
-        return self.context.hopeless(self.context.estimate(assignment)) is not None
 
     def _front(self) -> ParetoFront:
         """Of what the search measured: trained policies of an earlier session stand apart."""
@@ -211,10 +221,9 @@ class GuidedProposer:
     def _lossless_cost(self) -> float:
         """Estimated cost of the cheapest policy so far that loses no accuracy: nothing above it
         is worth looking for."""
-        done = [t for t in self.context.scored() if t.feasible]
         costs = [
             self._costs(self.assignments[t.number]).get(self.cost, math.inf)
-            for t in self._members(done)
+            for t in self._members(t for t in self.context.scored() if t.feasible)
             if not self._loses(t)
         ]
         return min(costs, default=math.inf)

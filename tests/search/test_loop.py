@@ -16,7 +16,7 @@ from autocompress.policy.policy import Policy
 from autocompress.policy.space import Assignment
 from autocompress.results.front import non_dominated
 from autocompress.results.metric import Measurement
-from autocompress.results.trial import SEARCH, Trial, TrialState
+from autocompress.results.trial import SEARCH, Phase, Trial, TrialState
 from autocompress.search.config import SearchConfig
 from autocompress.search.guided import GuidedProposer
 from autocompress.search.loop import Context, Proposer, SearchResult, run_search
@@ -374,6 +374,37 @@ def test_the_solver_forgets_what_the_estimate_said_before_it_learned() -> None:
     after = long_there._solver_ladder()
     assert after == fresh._solver_ladder()
     assert after != before
+
+
+class Surprised(AnalyticEvaluator):
+    """A dense first layer takes 1.5 ms more than anyone estimates before it is measured."""
+
+    learned = False
+
+    def estimate(self, policy: Policy) -> Measurement:
+        found = super().estimate(policy)
+        latency = found["latency_ms"] + 1.5 * (self.learned and self._slow(policy))
+        return replace(found, values={**found.values, "latency_ms": latency})
+
+    def evaluate(self, policy: Policy, phase: Phase = SEARCH, seed: int = 0) -> Measurement:
+        found = super().evaluate(policy, phase, seed)
+        self.learned = self.learned or self._slow(policy)
+        latency = found["latency_ms"] + 1.5 * self._slow(policy)
+        return replace(found, values={**found.values, "latency_ms": latency})
+
+    @staticmethod
+    def _slow(policy: Policy) -> bool:
+        return policy["l0"].prune_ratio < 0.5
+
+
+def test_the_rest_of_a_ladder_is_solved_again_where_measuring_has_shown_it_to_be_too_dear() -> None:
+    evaluator = Surprised(6, seed=2)
+    ctx = context(evaluator, trials=4, budget="latency<=0.6x")
+    guided = GuidedProposer(ctx)
+    guided.seeds.clear()
+    run_search(ctx, guided)
+    assert [t.origin for t in ctx.trials] == 4 * ["solver"]
+    assert [t.feasible for t in ctx.trials] == [False, True, True, True]
 
 
 def test_a_budget_that_nothing_is_likely_to_meet_is_tried_all_the_same() -> None:
