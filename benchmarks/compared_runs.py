@@ -1,17 +1,23 @@
-"""What compared runs have to say: pooled costs, hypervolume over time, verdict and plots."""
+"""What compared runs have to say: timed together, hypervolume over time, verdict and plots."""
 
 from __future__ import annotations
 
 import itertools
 import math
+import random
 import statistics
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from autocompress.evaluator import StudyEvaluator
+from autocompress.measure.latency import Timing, compare
+from autocompress.measure.quiet import QuietSpeed
+from autocompress.measure.sampling import Plan
 from autocompress.policy.budget import Budget
+from autocompress.policy.policy import Policy
 from autocompress.results.front import ParetoFront, reference_point
 from autocompress.results.metric import ACCURACY, LATENCY, Measurement
 from autocompress.results.trial import Trial
@@ -36,37 +42,86 @@ def shares(events: Events, baseline: Measurement) -> list[tuple[float, dict[str,
     return found
 
 
-def pooled(runs: dict[str, list[dict[str, Any]]]) -> dict[str, float]:
-    """Latency share by policy: the median over all runs that measured it.
+def uncompressed(run: dict[str, Any]) -> Measurement:
+    """What a run's uncompressed model does, latency as a share of its own."""
+    return Measurement({**run["baseline"], "latency_ms": 1.0})
 
-    The same file takes the same time, whoever proposed it. Seeds of the search (all-int8 above
-    all) are measured in every run, and where one of them alone is most of a front, the noise of
-    that one timing would decide between the samplers.
+
+def reference(run: dict[str, Any]) -> list[float]:
+    """Accuracy and latency share over which hypervolume counts."""
+    return list(reference_point(uncompressed(run), (ACCURACY, LATENCY)))
+
+
+def replay(
+    run: dict[str, Any], budget: Budget, latency: dict[str, float] | None = None
+) -> list[tuple[float, Trial]]:
+    """A run's evaluations with their seconds, at their own latencies or at other ones.
+
+    Without another latency a policy is over every budget.
     """
-    found: dict[str, list[float]] = defaultdict(list)
+    baseline, found = uncompressed(run), []
+    for when, data in run["trials"]:
+        trial = Trial.from_dict(data)
+        assert trial.measurement is not None
+        values = dict(trial.measurement.values)
+        if latency is not None:
+            values["latency_ms"] = latency.get(trial.policy.digest, math.inf)
+        violations = budget.violations(values, baseline.values)
+        found.append((when, replace(trial, measurement=Measurement(values), violations=violations)))
+    return found
+
+
+def contenders(runs: dict[str, list[dict[str, Any]]], budget: Budget) -> dict[str, Policy]:
+    """Policies that were on the front of their run, by its own timing, when they were measured."""
+    found: dict[str, Policy] = {}
     for run in itertools.chain.from_iterable(runs.values()):
-        for _, trial in run["trials"]:
-            found[trial["digest"]].append(trial["measurement"]["values"]["latency_ms"])
-    return {digest: statistics.median(times) for digest, times in found.items()}
+        floor = reference(run)[0]
+        trials = [trial for _, trial in replay(run, budget)]
+        for count, trial in enumerate(trials, 1):
+            assert trial.measurement is not None
+            front = ParetoFront.of(trials[:count], (ACCURACY, LATENCY))
+            if trial.measurement["accuracy"] > floor and any(t is trial for t in front):
+                found[trial.policy.digest] = trial.policy
+    return found
+
+
+def timed_together(evaluator: StudyEvaluator, policies: dict[str, Policy]) -> dict[str, float]:
+    """Latency share of each policy: all of them timed in one go, thrice, in random order.
+
+    One timing each would let noise decide between runs, for the many that a long run takes the
+    quickest look quicker than they are, and an hour later the machine may be another one. Sittings
+    in which the uncompressed model ran slower than it can do not count, where there are others.
+    """
+    files = {digest: evaluator.export_variant(policy) for digest, policy in policies.items()}
+    sittings: dict[str, list[Timing]] = defaultdict(list)
+    quiet, draw = QuietSpeed(deque()), random.Random(0)
+    for _ in range(3):
+        for digest in draw.sample(list(files), len(files)):
+            found = compare(
+                evaluator.target, files[digest], evaluator.baseline_file, plan=Plan(max_seconds=3.0)
+            )
+            quiet.note(found.baseline_ms)
+            sittings[digest].append(found)
+    for path in files.values():
+        path.unlink()
+    return {
+        digest: statistics.median(
+            [t.ratio for t in taken if not quiet.disturbed(t.baseline_ms)]
+            or [min(taken, key=lambda t: t.baseline_ms).ratio]
+        )
+        for digest, taken in sittings.items()
+    }
 
 
 def judge(
     run: dict[str, Any], budget: Budget, latency: dict[str, float], seconds: float
 ) -> dict[str, Any]:
-    """A run with its curve, its best accuracies and the origins of its front, at pooled costs."""
-    baseline = Measurement({**run["baseline"], "latency_ms": 1.0})
-    events = []
-    for when, data in run["trials"]:
-        trial = Trial.from_dict(data)
-        assert trial.measurement is not None
-        values = {**trial.measurement.values, "latency_ms": latency[trial.policy.digest]}
-        measured = Measurement(values)
-        violations = budget.violations(values, baseline.values)
-        events.append((when, replace(trial, measurement=measured, violations=violations)))
+    """A run with its curve, best accuracies and origins of the front, at the given latencies."""
+    baseline, events = uncompressed(run), replay(run, budget, latency)
     front = ParetoFront.of([t for when, t in events if when <= seconds], (ACCURACY, LATENCY))
     return {
         **{k: v for k, v in run.items() if k not in ("trials", "baseline")},
-        "curve": curve(events, reference_point(baseline, (ACCURACY, LATENCY))),
+        "curve": curve(events, reference(run)),
         "accuracy_at": accuracies(front, baseline, budget),
         "origins": Counter(t.origin for t in front),
     }

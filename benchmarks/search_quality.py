@@ -12,9 +12,9 @@ Three parts, each a figure of docs/search.md:
   hypervolume?
 
 Data and weights are found through AUTOCOMPRESS_DATA and AUTOCOMPRESS_WEIGHTS. Plots go to
-``benchmarks/out``. A policy that several runs measured has the median of their latencies in all of
-them. With ``--runs`` each compared run is kept in a file, and those that are there
-are not made again: more seeds later, or the rest after an interruption.
+``benchmarks/out``. When all runs are made, whatever was on the front of one is timed again, all of
+it in one go, and these latencies count. With ``--runs`` each compared run is kept in a file, and
+those that are there are not made again: more seeds later, or the rest after an interruption.
 
     python benchmarks/search_quality.py --json [--quick] [--part ask,half,quarter,compare]
 """
@@ -32,7 +32,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from compared_runs import draw, judge, pooled, shares, verdict
+from compared_runs import contenders, draw, judge, shares, timed_together, verdict
 
 from autocompress.assemble import Assembly, assemble
 from autocompress.execute.local import InProcessExecutor
@@ -208,7 +208,8 @@ def compare(plan: Comparison) -> dict[str, Any]:
                 if kept:
                     kept.parent.mkdir(parents=True, exist_ok=True)
                     kept.write_text(json.dumps(runs[sampler][-1]))
-    budget, latency = config.limits(), pooled(runs)
+        budget = config.limits()
+        latency = timed_together(parts.evaluator, contenders(runs, budget))
     judged = {
         sampler: [judge(run, budget, latency, plan.seconds) for run in made]
         for sampler, made in runs.items()
