@@ -1,6 +1,6 @@
 """How good the search is: guided against Optuna's plain samplers, and zero-shot against uniform.
 
-Three parts, each a figure of docs/search.md:
+Three parts, each a figure of docs/search_quality.md:
 
 * ``ask``: seconds that the controller takes for a proposal, many choices and many trials told;
 * ``half``, ``quarter``: inner channels pruned to a share of their MACs, searched without
