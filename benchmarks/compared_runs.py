@@ -54,20 +54,23 @@ def reference(run: dict[str, Any]) -> list[float]:
 
 def replay(
     run: dict[str, Any], budget: Budget, latency: dict[str, float] | None = None
-) -> list[tuple[float, Trial]]:
-    """A run's evaluations with their seconds, at their own latencies or at other ones.
+) -> list[tuple[float, int, Trial]]:
+    """A run's evaluations with their seconds and places, at their own or at other latencies.
 
-    Without another latency a policy is over every budget.
+    Those that have no other latency are left out.
     """
     baseline, found = uncompressed(run), []
-    for when, data in run["trials"]:
+    for place, (when, data) in enumerate(run["trials"], 1):
         trial = Trial.from_dict(data)
         assert trial.measurement is not None
         values = dict(trial.measurement.values)
         if latency is not None:
-            values["latency_ms"] = latency.get(trial.policy.digest, math.inf)
+            if trial.policy.digest not in latency:
+                continue
+            values["latency_ms"] = latency[trial.policy.digest]
         violations = budget.violations(values, baseline.values)
-        found.append((when, replace(trial, measurement=Measurement(values), violations=violations)))
+        judged = replace(trial, measurement=Measurement(values), violations=violations)
+        found.append((when, place, judged))
     return found
 
 
@@ -76,7 +79,7 @@ def contenders(runs: dict[str, list[dict[str, Any]]], budget: Budget) -> dict[st
     found: dict[str, Policy] = {}
     for run in itertools.chain.from_iterable(runs.values()):
         floor = reference(run)[0]
-        trials = [trial for _, trial in replay(run, budget)]
+        trials = [trial for _, _, trial in replay(run, budget)]
         for count, trial in enumerate(trials, 1):
             assert trial.measurement is not None
             front = ParetoFront.of(trials[:count], (ACCURACY, LATENCY))
@@ -118,22 +121,25 @@ def judge(
 ) -> dict[str, Any]:
     """A run with its curve, best accuracies and origins of the front, at the given latencies."""
     baseline, events = uncompressed(run), replay(run, budget, latency)
-    front = ParetoFront.of([t for when, t in events if when <= seconds], (ACCURACY, LATENCY))
+    front = ParetoFront.of([t for when, _, t in events if when <= seconds], (ACCURACY, LATENCY))
     return {
         **{k: v for k, v in run.items() if k not in ("trials", "baseline")},
+        "evaluations": len(run["trials"]),
         "curve": curve(events, reference(run)),
         "accuracy_at": accuracies(front, baseline, budget),
         "origins": Counter(t.origin for t in front),
     }
 
 
-def curve(events: Events, reference: list[float]) -> list[tuple[float, int, float]]:
-    """Seconds, full evaluations and hypervolume after each evaluation."""
+def curve(
+    events: Sequence[tuple[float, int, Trial]], reference: list[float]
+) -> list[tuple[float, int, float]]:
+    """Seconds, full evaluations and hypervolume after each evaluation that may have changed it."""
     found, seen = [], []
-    for when, trial in events:
+    for when, place, trial in events:
         seen.append(trial)
         volume = ParetoFront.of(seen, (ACCURACY, LATENCY)).hypervolume(reference)
-        found.append((when, len(seen), round(volume, 6)))
+        found.append((when, place, round(volume, 6)))
     return found
 
 
@@ -162,7 +168,7 @@ def interval(values: list[float]) -> dict[str, float]:
 def verdict(runs: dict[str, list[dict[str, Any]]], seconds: float) -> dict[str, Any]:
     """Hypervolumes when time is up, guided minus each other (paired by seed), and what guided
     needs for the hypervolume that the others end with."""
-    final = {s: [reached(r, seconds)[1] for r in rs] for s, rs in runs.items()}
+    final = {s: [reached(r, seconds) for r in rs] for s, rs in runs.items()}
     found: dict[str, Any] = {"hypervolume": {s: interval(v) for s, v in final.items()}}
     if "guided" not in runs:
         return found
@@ -171,19 +177,18 @@ def verdict(runs: dict[str, list[dict[str, Any]]], seconds: float) -> dict[str, 
         found[f"guided_minus_{sampler}"] = interval(gains)
         found[f"guided_wins_over_{sampler}"] = f"{sum(g > 0 for g in gains)} of {len(gains)}"
         ends = [reached(r, math.inf) for r in runs[sampler]]
-        found[f"evaluations_of_{sampler}"] = [n for n, _ in ends]
-        found[f"hypervolume_at_the_end_of_{sampler}"] = interval([v for _, v in ends])
+        found[f"evaluations_of_{sampler}"] = [r["evaluations"] for r in runs[sampler]]
+        found[f"hypervolume_at_the_end_of_{sampler}"] = interval(ends)
         found[f"evaluations_guided_needs_for_{sampler}"] = [
             next((n for _, n, v in run["curve"] if v >= goal), None)
-            for run, (_, goal) in zip(runs["guided"], ends, strict=True)
+            for run, goal in zip(runs["guided"], ends, strict=True)
         ]
     return found
 
 
-def reached(run: dict[str, Any], seconds: float) -> tuple[int, float]:
-    """Full evaluations, and the hypervolume, after so many seconds of a run."""
-    before = [(n, volume) for when, n, volume in run["curve"] if when <= seconds]
-    return before[-1] if before else (0, 0.0)
+def reached(run: dict[str, Any], seconds: float) -> float:
+    """The hypervolume after so many seconds of a run."""
+    return max((volume for when, _, volume in run["curve"] if when <= seconds), default=0.0)
 
 
 def draw(result: dict[str, Any], name: str) -> list[str]:
