@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,9 +68,9 @@ class StudyEvaluator:
     @cached_property
     def baseline(self) -> Measurement:
         """The uncompressed model on val, in the target runtime."""
-        from autocompress.measure.latency import compare, settle
+        from autocompress.measure.latency import Beside, settle
 
-        sitting = partial(compare, self.target, self.baseline_file, self.baseline_file)
+        sitting = Beside(self.target, self.baseline_file, self.baseline_file)
         first = sitting()
         accuracy = self._accuracy(self.baseline_file, self.pipeline.data.val)
         timing = settle(first, sitting, self.quiet_speed)
@@ -117,11 +117,11 @@ class StudyEvaluator:
 
     def student_ratio(self, name: str) -> float:
         """Latency of a student, as a share of the uncompressed model's: exported and timed."""
-        from autocompress.measure.latency import compare, settle
+        from autocompress.measure.latency import Beside, settle
 
         path = self.folder / f"student-{name}{self.target.suffix}"
         self._export(self.pipeline.stitch(Policy(student=name)), path)
-        sitting = partial(compare, self.target, path, self.baseline_file)
+        sitting = Beside(self.target, path, self.baseline_file)
         ratio = settle(sitting(), sitting, self.quiet_speed).ratio
         path.unlink()
         return ratio
@@ -189,7 +189,7 @@ class StudyEvaluator:
             **context: goes into the measurement's context.
         """
         from autocompress.measure.gate import check_file
-        from autocompress.measure.latency import compare, settle
+        from autocompress.measure.latency import Beside, settle
         from autocompress.measure.lock import machine_lock
         from autocompress.measure.sampling import Plan
 
@@ -198,8 +198,7 @@ class StudyEvaluator:
         with machine_lock(exclusive=False):
             self._export(compressed, path)
         exported = time.perf_counter()
-        plan = Plan(max_seconds=3.0)
-        sitting = partial(compare, self.target, path, self.baseline_file, plan=plan)
+        sitting = Beside(self.target, path, self.baseline_file, Plan(max_seconds=3.0))
         first = sitting()
         timed = time.perf_counter()
         with machine_lock(exclusive=False):

@@ -18,12 +18,11 @@ import json
 import random
 import tempfile
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from autocompress.assemble import assemble
-from autocompress.measure.latency import compare, settle
+from autocompress.measure.latency import Beside, settle
 from autocompress.measure.quiet import QuietSpeed
 from autocompress.measure.sampling import Plan
 from autocompress.search.seeds import ladders
@@ -52,9 +51,7 @@ def repeat(study: str, count: int, repeats: int, apart_s: float) -> dict[str, An
         for _ in range(repeats):
             for file, row in zip(files, found, strict=True):
                 plan = Plan(max_seconds=3.0)
-                sitting = partial(
-                    compare, evaluator.target, file, evaluator.baseline_file, plan=plan
-                )
+                sitting = Beside(evaluator.target, file, evaluator.baseline_file, plan)
                 for way in draw.sample(["without", "with"], 2):
                     first = sitting()
                     time.sleep(apart_s)

@@ -44,11 +44,10 @@ def resnet20_trained() -> nn.Module:
 @pytest.fixture(scope="session", autouse=True)
 def _nobody_waits_for_a_quiet_machine() -> Iterator[None]:
     """A busy machine would make every small study wait; waiting is tested on a clock of its own."""
-    from autocompress.measure import latency, quiet
+    from autocompress.measure import quiet
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (latency, quiet):
-            patch.setattr(module, "PAUSES_S", (0.0,))
+        patch.setattr(quiet, "PATIENCE_S", 0.0)
         yield
 
 

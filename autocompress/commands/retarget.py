@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -88,7 +87,7 @@ def _from_table(parts: Assembly, table: Path) -> tuple[Cost, float]:
 
 def _timed(parts: Assembly, folder: RunFolder) -> tuple[Cost, float]:
     from autocompress.compress.export import export
-    from autocompress.measure.latency import compare, settle
+    from autocompress.measure.latency import Beside, compare, settle
     from autocompress.study import state_file
 
     evaluator = parts.evaluator
@@ -102,7 +101,7 @@ def _timed(parts: Assembly, folder: RunFolder) -> tuple[Cost, float]:
             compressed = parts.pipeline.build(trial.policy)
         path = parts.folder / f"candidate{evaluator.target.suffix}"
         export(compressed, path, evaluator.example)
-        sitting = partial(compare, evaluator.target, path, evaluator.baseline_file)
+        sitting = Beside(evaluator.target, path, evaluator.baseline_file)
         timing = settle(sitting(), sitting, evaluator.quiet_speed)
         return timing.ratio * base.latency_ms, timing.iqr_ms
 

@@ -14,14 +14,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from autocompress.errors import InputError
 from autocompress.measure.kernels import Kernel, kernel_times, write_kernels
+from autocompress.measure.latency import glance
 from autocompress.measure.lock import machine_lock
 from autocompress.measure.machine import machine_facts, machine_id
 from autocompress.measure.quiet import in_quiet
-from autocompress.measure.sampling import Plan, interleave
 from autocompress.measure.targets.base import Target, random_inputs
 
 Progress = Callable[[str, float], None]
@@ -30,8 +28,6 @@ Progress = Callable[[str, float], None]
 _PER_FILE = 60
 #: bytes of weights per file where nobody says how much a network of the space weighs
 FOOTPRINT = 1 << 23
-#: how the sentinel beside them is timed: two rounds, however wide their interval
-_SENTINEL = Plan(min_rounds=2, max_seconds=0.0)
 #: an operator's time and a multiply-add's where nothing can be timed alone: 50 billion a second
 _NOMINAL_MS, _NOMINAL_MS_PER_MAC = 0.01, 2e-8
 #: of the table's file format
@@ -244,13 +240,7 @@ def _profile(
         watched = write_kernels(parts[-1], Path(folder) / "sentinel.onnx", target.config.batch)
         session = stack.enter_context(closing(target.open(watched)))
         call = session.prepare(random_inputs(session.inputs))
-        in_quiet([partial(measure, i) for i in range(len(parts))], partial(_steady_ms, call))
-
-
-def _steady_ms(call: Callable[[], object]) -> float:
-    """Milliseconds of a call: the median of a few turns of several milliseconds each."""
-    with machine_lock(exclusive=True):
-        return float(np.median(interleave([call], _SENTINEL).turns))
+        in_quiet([partial(measure, i) for i in range(len(parts))], partial(glance, call))
 
 
 def chunks(kernels: Sequence[Kernel], footprint: int = FOOTPRINT) -> list[list[Kernel]]:

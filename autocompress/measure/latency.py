@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from autocompress.errors import MeasurementError
 from autocompress.measure.lock import machine_lock
 from autocompress.measure.machine import load_average, machine_facts
 from autocompress.measure.memory import peak_memory_bytes
-from autocompress.measure.quiet import PAUSES_S, QuietSpeed
+from autocompress.measure.quiet import QuietSpeed
 from autocompress.measure.sampling import Plan, Samples, interleave, ratio_interval
 from autocompress.measure.targets import get_target
 from autocompress.measure.targets.base import Inputs, Target, TargetConfig, random_inputs
@@ -24,6 +24,8 @@ from autocompress.measure.targets.base import Inputs, Target, TargetConfig, rand
 _AGREE = 0.05
 """Two sittings agree when their ratios differ by no more than this fraction."""
 _MOST_SITTINGS = 5
+_GLANCE = Plan(min_rounds=2, max_seconds=0.0)
+"""Two rounds, however wide their interval."""
 
 
 @dataclass(frozen=True)
@@ -146,11 +148,55 @@ def compare_many(
     return [_timing(samples, i, plan, sizes, facts) for i in range(1, len(paths))]
 
 
+class Sittings(Protocol):
+    """Timings of one file beside one baseline, as many as are asked for."""
+
+    def __call__(self) -> Timing:
+        """Another timing; it pays to let some time pass between two."""
+
+    def watch(self) -> AbstractContextManager[Callable[[], float]]:
+        """Gives a function that tells roughly how many milliseconds the baseline takes now."""
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Sittings of a file beside a baseline.
+
+    Args:
+        target: where they run.
+        candidate, baseline: exported files.
+        plan: of each sitting.
+    """
+
+    target: Target
+    candidate: str | Path
+    baseline: str | Path
+    plan: Plan | None = None
+
+    def __call__(self) -> Timing:
+        """One more; see ``compare``."""
+        return compare(self.target, self.candidate, self.baseline, plan=self.plan)
+
+    @contextmanager
+    def watch(self) -> Iterator[Callable[[], float]]:
+        """Opens the baseline; each call of the function times it for a few dozen milliseconds."""
+        with closing(self.target.open(self.baseline)) as session:
+            fed = random_inputs(session.inputs, self.target.config.batch)
+            yield partial(glance, session.prepare(fed))
+
+
+def glance(call: Callable[[], object]) -> float:
+    """Milliseconds of a call, roughly: the median of a few turns, with the machine to itself."""
+    with machine_lock(exclusive=True):
+        return float(np.median(interleave([call], _GLANCE).turns))
+
+
 def settle(
     first: Timing,
-    again: Callable[[], Timing],
+    again: Sittings,
     quiet: QuietSpeed | None = None,
     pause: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Timing:
     """One timing from several sittings, apart in time.
 
@@ -160,32 +206,37 @@ def settle(
     whatever comes from outside only slows, the sitting counts in which the baseline ran quickest;
     there are at least two, and more until another one agrees with it. Two disturbed ones agree as
     well: where the baseline has been seen to run quicker, the next sitting waits until it does.
+    Once ten sittings have shown how quickly it runs, one as quick as that is enough.
 
     Args:
         first: a sitting.
-        again: makes another one; it pays to let some time pass between them.
+        again: makes more of them.
         quiet: what earlier sittings with the same baseline showed; told about these.
         pause: waits for so many seconds.
+        clock: in seconds.
 
     Returns:
         The chosen sitting, ``disturbed`` where waiting did not help; the ratios of all sittings
         are among its ``facts``.
     """
     quiet = quiet if quiet is not None else QuietSpeed()
+    enough = 1 if quiet.experienced else 2
     quiet.note(first.baseline_ms)
-    sittings, pauses = [first], iter(PAUSES_S)
+    sittings, patient = [first], True
     while True:
-        sittings.append(again())
-        quiet.note(sittings[-1].baseline_ms)
         best = min(sittings, key=lambda t: t.baseline_ms)
         near = [t for t in sittings if abs(t.ratio - best.ratio) <= _AGREE * best.ratio]
         disturbed = quiet.disturbed(best.baseline_ms)
-        wait = next(pauses, None) if disturbed else None
-        if wait is not None:
-            pause(wait)
-        elif disturbed or len(near) > 1 or len(sittings) >= _MOST_SITTINGS:
+        settled = len(near) >= enough and not disturbed
+        if settled or not patient or len(sittings) >= _MOST_SITTINGS:
             facts = {**best.facts, "sittings": [t.ratio for t in sittings]}
             return replace(best, disturbed=disturbed, facts=facts)
+        if quiet.disturbed(sittings[-1].baseline_ms):
+            with again.watch() as look:
+                patient = quiet.wait(look, pause, clock)
+        if patient or len(sittings) == 1:
+            sittings.append(again())
+            quiet.note(sittings[-1].baseline_ms)
 
 
 def bench(
@@ -210,7 +261,7 @@ def bench(
         ``ratio_low``, ``ratio_high``, ``verdict``.
     """
     where = target if isinstance(target, Target) else get_target(target)
-    sitting = partial(compare, where, a, a if b is None else b, plan=plan)
+    sitting = Beside(where, a, a if b is None else b, plan)
     first = sitting()
     memory = [peak_memory_bytes(where.config, path) for path in (a, b) if path is not None]
     # a file beside itself has no ratio that a second sitting could mend

@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from autocompress.measure.kernel_table import (
     typical_footprint,
     write_atomically,
 )
-from autocompress.measure.latency import Timing, compare, compare_many, settle
+from autocompress.measure.latency import Beside, Timing, compare_many, settle
 from autocompress.measure.latency_features import LayerPlan, Row
 from autocompress.measure.latency_fit import Fit, fit
 from autocompress.measure.quiet import QuietSpeed
@@ -328,8 +327,7 @@ def _time_variants(
         files = [Path(export_variant(policies[i])) for i in places]
         together = compare_many(target, files, baseline, plan=_PLAN)
         for i, timing, file in zip(places, together, files, strict=True):
-            again = partial(compare, target, file, baseline, plan=_PLAN)
-            timings[i] = settle(timing, again, quiet)
+            timings[i] = settle(timing, Beside(target, file, baseline, _PLAN), quiet)
             file.unlink(missing_ok=True)
 
     for start in range(0, len(policies), _AT_ONCE):

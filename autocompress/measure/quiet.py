@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-PAUSES_S = (1.0, 2.0, 4.0, 8.0)
-"""Before each further try while the machine is disturbed; it has been for 5 to 15 seconds."""
+PATIENCE_S = 16.0
+"""Longest wait for a quiet machine: spells of disturbance have lasted for 1 to 30 seconds."""
+_LOOK_EVERY_S = 0.25
+_ATTEMPTS = 5
+"""At a task: a spell may begin while it is done."""
 _SLACK = 0.1
 """Timings on a quiet machine differ by less than this fraction, disturbed ones by 10 to 45 %."""
 _REMEMBERED = 30
+_EXPERIENCE = 10
+"""Timings after which the lowest decile says something."""
 
 
 @dataclass
@@ -24,13 +30,20 @@ class QuietSpeed:
 
     Args:
         recent: the latest timings, in milliseconds.
+        in_vain: waits in a row that ended without a quiet machine.
     """
 
     recent: deque[float] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
+    in_vain: int = 0
 
     def note(self, ms: float) -> None:
         """Remember a timing."""
         self.recent.append(ms)
+
+    @property
+    def experienced(self) -> bool:
+        """Whether enough timings are known to tell a quiet machine by a single one."""
+        return len(self.recent) >= _EXPERIENCE
 
     def disturbed(self, ms: float) -> bool:
         """Whether a timing is over what it would be on a quiet machine."""
@@ -38,11 +51,40 @@ class QuietSpeed:
             return False
         return ms > (1 + _SLACK) * sorted(self.recent)[(len(self.recent) - 1) // 10]
 
+    def wait(
+        self,
+        look: Callable[[], float],
+        pause: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> bool:
+        """Wait until the model runs quickly again, looking four times a second.
+
+        The limit is ``PATIENCE_S``, half of that after a wait in vain, a quarter after two, and so
+        on: where a machine stays disturbed for minutes, a study goes on.
+
+        Args:
+            look: milliseconds of the model at this moment, roughly.
+            pause: waits for so many seconds.
+            clock: in seconds.
+
+        Returns:
+            Whether it runs quickly.
+        """
+        end = clock() + PATIENCE_S / 2**self.in_vain
+        while self.disturbed(look()):
+            if clock() >= end:
+                self.in_vain += 1
+                return False
+            pause(_LOOK_EVERY_S)
+        self.in_vain = 0
+        return True
+
 
 def in_quiet(
     tasks: Sequence[Callable[[], None]],
     sentinel: Callable[[], float],
     pause: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
 ) -> list[int]:
     """Do every task, and those again beside which the sentinel was slower than at other times.
 
@@ -50,17 +92,22 @@ def in_quiet(
         tasks: short ones; one that is done again should keep its best result.
         sentinel: milliseconds of something that always does the same work; taken between tasks.
         pause: waits for so many seconds.
+        clock: in seconds.
 
     Returns:
         Places of the tasks that were disturbed to the end.
     """
     quiet = QuietSpeed(deque())
     pending = list(range(len(tasks)))
-    for wait in (0.0, *PAUSES_S):
-        pause(wait)
-        before, beside = sentinel(), {}
+    for attempt in range(_ATTEMPTS):
+        beside: dict[int, float] = {}
+        before = sentinel()
         quiet.note(before)
         for i in pending:
+            if attempt and quiet.disturbed(before):
+                if not quiet.wait(sentinel, pause, clock):
+                    return [i for i in pending if quiet.disturbed(beside.get(i, math.inf))]
+                before = sentinel()
             tasks[i]()
             after = sentinel()
             quiet.note(after)

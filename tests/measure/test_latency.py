@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 
 from autocompress.errors import InputError
 from autocompress.measure import latency
-from autocompress.measure.latency import Timing, bench, compare, compare_many, settle
+from autocompress.measure.latency import Beside, Timing, bench, compare, compare_many, settle
 from autocompress.measure.lock import machine_lock
 from autocompress.measure.sampling import Plan, Samples
 from autocompress.measure.targets import get_target
@@ -75,6 +76,20 @@ def sitting(ratio: float, baseline_ms: float) -> Timing:
     )
 
 
+@dataclass
+class Given:
+    """Sittings that were made before, on a machine that is quiet whenever somebody looks."""
+
+    timings: Iterator[Timing]
+
+    def __call__(self) -> Timing:
+        return next(self.timings)
+
+    @contextmanager
+    def watch(self) -> Iterator[Callable[[], float]]:
+        yield lambda: 0.0
+
+
 @pytest.mark.parametrize(
     ("seen", "taken"),
     [
@@ -93,11 +108,19 @@ def sitting(ratio: float, baseline_ms: float) -> Timing:
 def test_the_sitting_with_the_quickest_baseline_counts(
     seen: list[tuple[float, float]], taken: int
 ) -> None:
-    rest = iter([sitting(*pair) for pair in seen])
-    found = settle(next(rest), lambda: next(rest))
+    given = Given(iter([sitting(*pair) for pair in seen]))
+    found = settle(given(), given)
     ratio, quickest = min(seen[:taken], key=lambda pair: pair[1])
     assert (found.ratio, found.baseline_ms) == (ratio, quickest)
     assert found.facts["sittings"] == [r for r, _ in seen[:taken]]
+
+
+def test_watching_tells_the_milliseconds_of_the_baseline(exported: dict[str, Path]) -> None:
+    """In the same unit as a whole timing: a factor of ten is beyond what any busy machine does."""
+    target, path = get_target({"threads": 1, "batch": 64}), exported[".onnx"]
+    with Beside(target, path, path).watch() as look:
+        seen = float(np.median([look() for _ in range(5)]))
+    assert 0.1 < seen / compare(target, path, path, plan=_SHORT).baseline_ms < 10
 
 
 def test_a_record_says_where_and_how_it_was_taken(exported: dict[str, Path]) -> None:

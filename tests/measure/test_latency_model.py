@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from autocompress.errors import InputError, PolicyError
-from autocompress.measure import latency_fit
+from autocompress.measure import latency, latency_fit
 from autocompress.measure import latency_model as module
 from autocompress.measure.kernel_table import KernelTable
 from autocompress.measure.kernels import Kernel
@@ -346,7 +346,7 @@ class Counted:
         self.kernels = 0
         monkeypatch.setattr(module, "compare_many", self.compare)
         monkeypatch.setattr(
-            module,
+            latency,
             "compare",
             lambda target, file, baseline, *, plan: self.compare(
                 target, [file], baseline, plan=plan

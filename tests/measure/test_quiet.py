@@ -4,25 +4,24 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
 import pytest
 
-from autocompress.measure import latency
 from autocompress.measure import quiet as quiet_module
 from autocompress.measure.latency import Timing, settle
 from autocompress.measure.quiet import QuietSpeed, in_quiet
 
-_PAUSES_S = (1.0, 2.0, 4.0, 8.0)
+_PATIENCE_S = 16.0
 _TRUE_RATIO, _BASE_MS = 0.54, 0.69
 
 
 @pytest.fixture(autouse=True)
-def _pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a study; the other tests do not wait."""
-    for module in (latency, quiet_module):
-        monkeypatch.setattr(module, "PAUSES_S", _PAUSES_S)
+    monkeypatch.setattr(quiet_module, "PATIENCE_S", _PATIENCE_S)
 
 
 class Machine:
@@ -35,6 +34,7 @@ class Machine:
 
     def __init__(self, spells: list[tuple[float, float]], seed: int = 0) -> None:
         self.now, self.spells = 0.0, spells
+        self.paused = 0.0
         self.rng = np.random.default_rng(seed)
 
     @property
@@ -43,8 +43,19 @@ class Machine:
 
     def pause(self, seconds: float) -> None:
         self.now += seconds
+        self.paused += seconds
 
-    def sitting(self) -> Timing:
+    def clock(self) -> float:
+        return self.now
+
+    def settle(self, first: Timing, quiet: QuietSpeed | None) -> Timing:
+        return settle(first, self, quiet, self.pause, self.clock)
+
+    @contextmanager
+    def watch(self) -> Iterator[Callable[[], float]]:
+        yield lambda: _BASE_MS * self.sentinel()
+
+    def __call__(self) -> Timing:
         slow_float, slow_integer = (1.4, 1.75) if self.loud else (1.0, 1.0)
         base = _BASE_MS * slow_float * self.rng.normal(1, 0.01)
         ratio = _TRUE_RATIO * slow_integer / slow_float * self.rng.normal(1, 0.01)
@@ -53,7 +64,7 @@ class Machine:
 
     def sentinel(self) -> float:
         self.now += 0.02
-        return (1.75 if self.loud else 1.0) * self.rng.normal(1, 0.01)
+        return (1.4 if self.loud else 1.0) * self.rng.normal(1, 0.01)
 
 
 def spells(rng: np.random.Generator, until: float) -> Iterator[tuple[float, float]]:
@@ -85,37 +96,74 @@ def test_one_lucky_timing_does_not_make_the_others_disturbed() -> None:
 
 def test_two_loud_sittings_that_agree_are_not_believed() -> None:
     machine = Machine([(0.0, 6.0)])
-    alone = settle(machine.sitting(), machine.sitting)
+    alone = machine.settle(machine(), None)
     assert alone.ratio == pytest.approx(_TRUE_RATIO * 1.25, rel=0.05)
     machine, quiet = Machine([(0.0, 6.0)]), QuietSpeed()
     quiet.note(_BASE_MS)
-    known = settle(machine.sitting(), machine.sitting, quiet, machine.pause)
+    known = machine.settle(machine(), quiet)
     assert known.ratio == pytest.approx(_TRUE_RATIO, rel=0.05)
     assert not known.disturbed
-    assert machine.now > 6.0
+    # the last look at the spell, a pause, a look; then two sittings, for the first one was loud
+    assert 6.0 < machine.now < 6.0 + 0.3 + 2 * 0.4 + 0.05
+    assert len(known.facts["sittings"]) == 3
+
+
+def test_a_spell_between_two_quiet_sittings_is_waited_for() -> None:
+    machine, quiet = Machine([(0.3, 5.0)]), QuietSpeed()
+    quiet.note(_BASE_MS)
+    found = machine.settle(machine(), quiet)  # quiet, loud, and quiet again
+    assert found.ratio == pytest.approx(_TRUE_RATIO, rel=0.05)
+    assert len(found.facts["sittings"]) == 3
+    assert machine.now > 5.0
+
+
+def test_one_quiet_sitting_is_enough_once_ten_have_shown_the_speed() -> None:
+    machine, quiet = Machine([(10.0, 12.0)]), QuietSpeed()
+    counts = []
+    for _ in range(9):
+        counts.append(len(machine.settle(machine(), quiet).facts["sittings"]))
+    machine.now = 11.0
+    counts.append(len(machine.settle(machine(), quiet).facts["sittings"]))
+    assert counts == [2, 2, 2, 2, 2, 1, 1, 1, 1, 2]
 
 
 def test_a_machine_that_stays_loud_ends_as_disturbed() -> None:
-    waits: list[float] = []
     machine, quiet = Machine([(0.0, 1e9)]), QuietSpeed()
     quiet.note(_BASE_MS)
-    found = settle(machine.sitting(), machine.sitting, quiet, waits.append)
+    found = machine.settle(machine(), quiet)
     assert found.disturbed
     assert found.as_dict()["disturbed"]
-    assert waits == list(_PAUSES_S)
-    assert len(found.facts["sittings"]) == 2 + len(_PAUSES_S)
+    assert machine.now == pytest.approx(_PATIENCE_S + 2 * 0.4, abs=0.5)
+    assert len(found.facts["sittings"]) == 2
+
+
+def test_patience_halves_with_every_wait_in_vain_and_comes_back() -> None:
+    machine, quiet = Machine([(0.0, 40.0)]), QuietSpeed()
+    quiet.note(_BASE_MS)
+    waits = []
+    for _ in range(5):
+        start = machine.now
+        found = quiet.wait(lambda: _BASE_MS * machine.sentinel(), machine.pause, machine.clock)
+        waits.append((machine.now - start, found))
+    assert waits == [
+        *((pytest.approx(_PATIENCE_S / 2**n, abs=0.3), False) for n in range(5)),
+    ]
+    machine.now = 41.0
+    assert quiet.wait(lambda: _BASE_MS * machine.sentinel(), machine.pause, machine.clock)
+    machine.spells = [(0.0, 1e9)]
+    start = machine.now
+    assert not quiet.wait(lambda: _BASE_MS * machine.sentinel(), machine.pause, machine.clock)
+    assert machine.now - start == pytest.approx(_PATIENCE_S, abs=0.3)
 
 
 def test_waiting_ends_where_the_machine_has_become_slower_for_good() -> None:
     machine, quiet = Machine([(0.0, 1e9)]), QuietSpeed()
     for _ in range(30):
         quiet.note(_BASE_MS)
-    disturbed = [
-        settle(machine.sitting(), machine.sitting, quiet, machine.pause).disturbed
-        for _ in range(12)
-    ]
+    disturbed = [machine.settle(machine(), quiet).disturbed for _ in range(20)]
     assert disturbed[0]
-    assert not any(disturbed[6:])
+    assert not any(disturbed[14:])
+    assert machine.paused < 2 * _PATIENCE_S
 
 
 def test_a_study_among_spells_keeps_its_ratios() -> None:
@@ -129,10 +177,10 @@ def test_a_study_among_spells_keeps_its_ratios() -> None:
         quiet = QuietSpeed()
         wrong = called = 0
         for _ in range(400):
-            first = machine.sitting()
-            machine.pause(1.5)
-            found = settle(first, machine.sitting, quiet if remembers else None, machine.pause)
-            machine.pause(2.5)
+            first = machine()
+            machine.now += 1.5
+            found = machine.settle(first, quiet if remembers else None)
+            machine.now += 2.5
             wrong += found.ratio > 1.1 * _TRUE_RATIO and not found.disturbed
             called += found.disturbed
         counts[remembers] = wrong, called
@@ -156,7 +204,8 @@ def test_every_task_is_done_in_quiet_or_named(seed: int) -> None:
 
         return work
 
-    named = in_quiet([task(i) for i in range(60)], machine.sentinel, machine.pause)
+    tasks = [task(i) for i in range(60)]
+    named = in_quiet(tasks, machine.sentinel, machine.pause, machine.clock)
     quiet = [ms for i, ms in best.items() if i not in named]
     assert len(best) == 60
     # a spell that begins and ends within a task's 0.2 s is seen by no sentinel: 0.1 % of them
@@ -166,12 +215,12 @@ def test_every_task_is_done_in_quiet_or_named(seed: int) -> None:
 def test_a_quiet_machine_does_every_task_once_and_a_loud_one_gives_up() -> None:
     done: list[int] = []
     tasks = [partial(done.append, i) for i in range(5)]
-    waits: list[float] = []
-    assert in_quiet(tasks, lambda: 1.0, waits.append) == []
+    machine = Machine([])
+    assert in_quiet(tasks, lambda: 1.0, machine.pause, machine.clock) == []
     assert done == [0, 1, 2, 3, 4]
-    assert sum(waits) == 0
+    assert machine.paused == 0
     speeds = deque([1.0] * 4)  # before the tasks, and after the first three
-    assert in_quiet(tasks, lambda: speeds.popleft() if speeds else 2.0, waits.append) == [3, 4]
-    assert done[5:10] == [0, 1, 2, 3, 4]
-    assert done[10:] == [3, 4] * len(_PAUSES_S)
-    assert sum(waits) == sum(_PAUSES_S)
+    speed = lambda: speeds.popleft() if speeds else 2.0  # noqa: E731
+    assert in_quiet(tasks, speed, machine.pause, machine.clock) == [3, 4]
+    assert done[5:] == [0, 1, 2, 3, 4]
+    assert machine.paused == _PATIENCE_S
