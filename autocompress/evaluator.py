@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from autocompress.compress.compressed import Compressed
     from autocompress.measure.accuracy import Accuracy
+    from autocompress.measure.latency import Beside
     from autocompress.measure.latency_model import LatencyModel
     from autocompress.measure.targets.base import Target
     from autocompress.model.data import Split
@@ -68,12 +69,12 @@ class StudyEvaluator:
     @cached_property
     def baseline(self) -> Measurement:
         """The uncompressed model on val, in the target runtime."""
-        from autocompress.measure.latency import Beside, settle
+        from autocompress.measure.latency import settle
 
-        sitting = Beside(self.target, self.baseline_file, self.baseline_file)
+        sitting = self._sitting(self.baseline_file)
         first = sitting()
         accuracy = self._accuracy(self.baseline_file, self.pipeline.data.val)
-        timing = settle(first, sitting, self.quiet_speed)
+        timing = settle(first, sitting)
         return self._measurement(
             Policy(),
             self.baseline_file,
@@ -117,12 +118,12 @@ class StudyEvaluator:
 
     def student_ratio(self, name: str) -> float:
         """Latency of a student, as a share of the uncompressed model's: exported and timed."""
-        from autocompress.measure.latency import Beside, settle
+        from autocompress.measure.latency import settle
 
         path = self.folder / f"student-{name}{self.target.suffix}"
         self._export(self.pipeline.stitch(Policy(student=name)), path)
-        sitting = Beside(self.target, path, self.baseline_file)
-        ratio = settle(sitting(), sitting, self.quiet_speed).ratio
+        sitting = self._sitting(path)
+        ratio = settle(sitting(), sitting).ratio
         path.unlink()
         return ratio
 
@@ -189,23 +190,22 @@ class StudyEvaluator:
             **context: goes into the measurement's context.
         """
         from autocompress.measure.gate import check_file
-        from autocompress.measure.latency import Beside, settle
+        from autocompress.measure.latency import settle
         from autocompress.measure.lock import machine_lock
-        from autocompress.measure.sampling import Plan
 
         path = path or self.folder / f"measured{self.target.suffix}"
         start = time.perf_counter()
         with machine_lock(exclusive=False):
             self._export(compressed, path)
         exported = time.perf_counter()
-        sitting = Beside(self.target, path, self.baseline_file, Plan(max_seconds=3.0))
+        sitting = self._sitting(path, max_seconds=3.0)
         first = sitting()
         timed = time.perf_counter()
         with machine_lock(exclusive=False):
             accuracy = self._accuracy(path, getattr(self.pipeline.data, split))
         scored = time.perf_counter()
         # nobody waits for a quiet machine where its times are not asked for
-        timing = settle(first, sitting, self.quiet_speed if self._elsewhere is None else None)
+        timing = settle(first, sitting) if self._elsewhere is None else first
         if not timing.disturbed:
             self.learn(compressed.policy, timing.ratio)
         judged = timing if self._elsewhere is None else None
@@ -252,23 +252,6 @@ class StudyEvaluator:
             self.folder / f"{policy.digest[:16]}-{phase.kind}-e{phase.epochs:g}{self.target.suffix}"
         )
 
-    def operator_times(self) -> dict[str, float]:
-        """Milliseconds per layer of the uncompressed file, from the runtime's own profiler."""
-        from contextlib import closing
-
-        from autocompress.compress.onnx_graph import layer_of
-        from autocompress.measure.targets.base import random_inputs
-
-        with closing(self.target.open(self.baseline_file)) as session:
-            profile = session.profile(random_inputs(session.inputs, self.target.config.batch))
-        names = set(self.pipeline.inventory.by_name)
-        found: dict[str, float] = {}
-        for node in profile.nodes:
-            layer = layer_of(node.name, names)
-            if layer is not None:
-                found[layer] = found.get(layer, 0.0) + node.ms
-        return found
-
     def pack_kernels(self, space: Space, path: Path) -> Path:
         """Pack kernels, a few whole models and a runner that times them on another device.
 
@@ -302,6 +285,14 @@ class StudyEvaluator:
     def _latency(self, policy: Policy, ms: float, spread: float) -> tuple[float, float]:
         """A latency measured here with its spread, or the other device's predicted one."""
         return (ms, spread) if self._elsewhere is None else self._elsewhere.predict(policy)
+
+    def _sitting(self, path: Path, max_seconds: float = 8.0) -> Beside:
+        """A file beside the uncompressed one."""
+        from autocompress.measure.latency import Beside
+        from autocompress.measure.sampling import Plan
+
+        plan = Plan(max_seconds=max_seconds)
+        return Beside(self.target, path, self.baseline_file, plan, self.quiet_speed)
 
     def export_variant(self, policy: Policy) -> Path:
         """Export a policy's model for timing only: sliced weights, ranges from a few inputs."""

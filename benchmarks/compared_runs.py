@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.evaluator import StudyEvaluator
-from autocompress.measure.latency import Timing, compare
+from autocompress.measure.latency import Beside, Timing
 from autocompress.measure.quiet import QuietSpeed
 from autocompress.measure.sampling import Plan
 from autocompress.policy.budget import Budget
@@ -100,9 +100,9 @@ def timed_together(evaluator: StudyEvaluator, policies: dict[str, Policy]) -> di
     quiet, draw = QuietSpeed(deque()), random.Random(0)
     for _ in range(3):
         for digest in draw.sample(list(files), len(files)):
-            found = compare(
-                evaluator.target, files[digest], evaluator.baseline_file, plan=Plan(max_seconds=3.0)
-            )
+            plan = Plan(max_seconds=3.0)
+            beside = Beside(evaluator.target, files[digest], evaluator.baseline_file, plan, quiet)
+            found = beside()
             quiet.note(found.baseline_ms)
             sittings[digest].append(found)
     for path in files.values():

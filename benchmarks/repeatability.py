@@ -51,11 +51,12 @@ def repeat(study: str, count: int, repeats: int, apart_s: float) -> dict[str, An
         for _ in range(repeats):
             for file, row in zip(files, found, strict=True):
                 plan = Plan(max_seconds=3.0)
-                sitting = Beside(evaluator.target, file, evaluator.baseline_file, plan)
                 for way in draw.sample(["without", "with"], 2):
+                    known = quiet if way == "with" else QuietSpeed()
+                    sitting = Beside(evaluator.target, file, evaluator.baseline_file, plan, known)
                     first = sitting()
                     time.sleep(apart_s)
-                    timing = settle(first, sitting, quiet if way == "with" else None)
+                    timing = settle(first, sitting)
                     row[way].append(round(timing.ratio, 4))
                     if way == "with":
                         row["disturbed"].append(timing.disturbed)

@@ -18,6 +18,7 @@ from autocompress.study import StudyConfig
 
 if TYPE_CHECKING:
     from autocompress.assemble import Assembly
+    from autocompress.evaluator import StudyEvaluator
 
 
 def profile(study: StudyConfig, export_kernels: Path | None, *, quiet: bool) -> dict[str, Any]:
@@ -36,7 +37,7 @@ def profile(study: StudyConfig, export_kernels: Path | None, *, quiet: bool) -> 
         parts = assemble(study, Path(scratch), progress=say)
         evaluator = parts.evaluator
         baseline = evaluator.baseline
-        operators = evaluator.operator_times()
+        operators = operator_times(evaluator)
         rows = [_layer_row(parts, layer.name, operators, say) for layer in parts.inventory.layers]
         groups = [
             {
@@ -74,6 +75,24 @@ def _fvcore(parts: Assembly) -> dict[str, Any]:
         "uncounted": found.uncounted,
         "uncalled": list(found.uncalled),
     }
+
+
+def operator_times(evaluator: StudyEvaluator) -> dict[str, float]:
+    """Milliseconds per layer of the uncompressed file, from the runtime's own profiler."""
+    from contextlib import closing
+
+    from autocompress.compress.onnx_graph import layer_of
+    from autocompress.measure.targets.base import random_inputs
+
+    target, names = evaluator.target, set(evaluator.pipeline.inventory.by_name)
+    with closing(target.open(evaluator.baseline_file)) as session:
+        profile = session.profile(random_inputs(session.inputs, target.config.batch))
+    found: dict[str, float] = {}
+    for node in profile.nodes:
+        layer = layer_of(node.name, names)
+        if layer is not None:
+            found[layer] = found.get(layer, 0.0) + node.ms
+    return found
 
 
 def _layer_row(parts: Assembly, name: str, operators: dict[str, float], say: Any) -> dict[str, Any]:

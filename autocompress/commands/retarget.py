@@ -101,8 +101,10 @@ def _timed(parts: Assembly, folder: RunFolder) -> tuple[Cost, float]:
             compressed = parts.pipeline.build(trial.policy)
         path = parts.folder / f"candidate{evaluator.target.suffix}"
         export(compressed, path, evaluator.example)
-        sitting = Beside(evaluator.target, path, evaluator.baseline_file)
-        timing = settle(sitting(), sitting, evaluator.quiet_speed)
+        sitting = Beside(
+            evaluator.target, path, evaluator.baseline_file, quiet=evaluator.quiet_speed
+        )
+        timing = settle(sitting(), sitting)
         return timing.ratio * base.latency_ms, timing.iqr_ms
 
     return cost, base.latency_ms

@@ -142,6 +142,7 @@ def compare_many(
         "load_before": load,
         "load_after": load_average(),
         "cpu_share": share,
+        "rounds_left_out": samples.left_out,
         "plan": asdict(plan),
     }
     sizes = [_size(path) for path in paths]
@@ -150,6 +151,10 @@ def compare_many(
 
 class Sittings(Protocol):
     """Timings of one file beside one baseline, as many as are asked for."""
+
+    @property
+    def quiet(self) -> QuietSpeed:
+        """What earlier timings beside the same baseline showed."""
 
     def __call__(self) -> Timing:
         """Another timing; it pays to let some time pass between two."""
@@ -166,16 +171,19 @@ class Beside:
         target: where they run.
         candidate, baseline: exported files.
         plan: of each sitting.
+        quiet: what earlier sittings with the same baseline showed; told about these.
     """
 
     target: Target
     candidate: str | Path
     baseline: str | Path
-    plan: Plan | None = None
+    plan: Plan = field(default_factory=Plan)
+    quiet: QuietSpeed = field(default_factory=QuietSpeed)
 
     def __call__(self) -> Timing:
         """One more; see ``compare``."""
-        return compare(self.target, self.candidate, self.baseline, plan=self.plan)
+        plan = replace(self.plan, slowest_ms=self.quiet.slowest_ms)
+        return compare(self.target, self.candidate, self.baseline, plan=plan)
 
     @contextmanager
     def watch(self) -> Iterator[Callable[[], float]]:
@@ -194,7 +202,6 @@ def glance(call: Callable[[], object]) -> float:
 def settle(
     first: Timing,
     again: Sittings,
-    quiet: QuietSpeed | None = None,
     pause: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> Timing:
@@ -211,7 +218,6 @@ def settle(
     Args:
         first: a sitting.
         again: makes more of them.
-        quiet: what earlier sittings with the same baseline showed; told about these.
         pause: waits for so many seconds.
         clock: in seconds.
 
@@ -219,7 +225,7 @@ def settle(
         The chosen sitting, ``disturbed`` where waiting did not help; the ratios of all sittings
         are among its ``facts``.
     """
-    quiet = quiet if quiet is not None else QuietSpeed()
+    quiet = again.quiet
     enough = 1 if quiet.experienced else 2
     quiet.note(first.baseline_ms)
     sittings, patient = [first], True
@@ -261,7 +267,7 @@ def bench(
         ``ratio_low``, ``ratio_high``, ``verdict``.
     """
     where = target if isinstance(target, Target) else get_target(target)
-    sitting = Beside(where, a, a if b is None else b, plan)
+    sitting = Beside(where, a, a if b is None else b, plan or Plan())
     first = sitting()
     memory = [peak_memory_bytes(where.config, path) for path in (a, b) if path is not None]
     # a file beside itself has no ratio that a second sitting could mend

@@ -327,7 +327,7 @@ def _time_variants(
         files = [Path(export_variant(policies[i])) for i in places]
         together = compare_many(target, files, baseline, plan=_PLAN)
         for i, timing, file in zip(places, together, files, strict=True):
-            timings[i] = settle(timing, Beside(target, file, baseline, _PLAN), quiet)
+            timings[i] = settle(timing, Beside(target, file, baseline, _PLAN, quiet))
             file.unlink(missing_ok=True)
 
     for start in range(0, len(policies), _AT_ONCE):

@@ -13,7 +13,7 @@ PATIENCE_S = 16.0
 _LOOK_EVERY_S = 0.25
 _ATTEMPTS = 5
 """At a task: a spell may begin while it is done."""
-_SLACK = 0.1
+SLACK = 0.1
 """Timings on a quiet machine differ by less than this fraction, disturbed ones by 10 to 45 %."""
 _REMEMBERED = 30
 _EXPERIENCE = 10
@@ -45,11 +45,16 @@ class QuietSpeed:
         """Whether enough timings are known to tell a quiet machine by a single one."""
         return len(self.recent) >= _EXPERIENCE
 
+    @property
+    def slowest_ms(self) -> float:
+        """What a timing on a quiet machine is at most, in milliseconds; infinite without any."""
+        if not self.recent:
+            return math.inf
+        return (1 + SLACK) * sorted(self.recent)[(len(self.recent) - 1) // 10]
+
     def disturbed(self, ms: float) -> bool:
         """Whether a timing is over what it would be on a quiet machine."""
-        if not self.recent:
-            return False
-        return ms > (1 + _SLACK) * sorted(self.recent)[(len(self.recent) - 1) // 10]
+        return ms > self.slowest_ms
 
     def wait(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,8 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from autocompress.measure.quiet import SLACK
+
 #: with fewer rounds not even their whole range is a 95 % interval of the median
 _FEWEST = 6
+#: rounds on either side that tell in which state the machine was
+_BESIDE = 2
 
 Call = Callable[[], object]
 Clock = Callable[[], float]
@@ -28,6 +33,8 @@ class Plan:
             rounds are taken in any case.
         slot_ms: one call's turn in a round lasts about this long, in as many calls as fit.
         seed: of the order of turns and of the bootstrap.
+        slowest_ms: what the baseline takes at most on a quiet machine, where that is known. While
+            the time lasts, rounds around which it takes longer do not count.
     """
 
     precision: float = 0.03
@@ -36,6 +43,7 @@ class Plan:
     max_seconds: float = 8.0
     slot_ms: float = 4.0
     seed: int = 0
+    slowest_ms: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +55,14 @@ class Samples:
         turns: ``(2 * rounds, calls)``, the turns' medians themselves.
         seconds: time spent, warm-up included.
         narrow: whether every interval became as narrow as asked.
+        left_out: rounds that were disturbed and are in none of these.
     """
 
     rounds: NDArray[np.float64]
     turns: NDArray[np.float64]
     seconds: float
     narrow: bool
+    left_out: int = 0
 
 
 def warm_up(
@@ -85,7 +95,8 @@ def interleave(calls: Sequence[Call], plan: Plan, clock: Clock = time.perf_count
 
     A round visits every call in random order and again in reverse (ABBA), so that a linear drift
     of the machine's speed cancels. Each turn starts with one call that is not timed, because the
-    others have pushed its data out of the caches.
+    others have pushed its data out of the caches. Rounds in which something disturbed the machine
+    do not count (see ``undisturbed``).
 
     Args:
         calls: at least one; the first is the baseline.
@@ -112,9 +123,39 @@ def interleave(calls: Sequence[Call], plan: Plan, clock: Clock = time.perf_count
         if rounds >= next_look or over:
             next_look = rounds + max(4, rounds // 4)
             means = _means(turns)
-            narrow = _narrow(means, plan)
+            kept = undisturbed(means[:, 0], plan.slowest_ms)
+            calm = np.median(means[kept, 0]) <= plan.slowest_ms
+            narrow = calm and kept.sum() >= plan.min_rounds and _narrow(means[kept], plan)
             if narrow or over:
-                return Samples(means, np.array(turns), clock() - start, narrow)
+                chosen = np.array(turns)[np.repeat(kept, 2)]
+                left_out = int((~kept).sum())
+                return Samples(means[kept], chosen, clock() - start, narrow, left_out)
+
+
+def undisturbed(baseline: NDArray[np.float64], slowest_ms: float = math.inf) -> NDArray[np.bool_]:
+    """Which rounds were taken while the machine ran about as quickly as it did in any of them.
+
+    What shares a core with us slows some code more than other code, for as short as a tenth of a
+    second, and then a round's ratio is another one. A round's own time has no say in whether it
+    counts, only that of the two rounds on either side: to choose rounds by their own would favour
+    those in which the baseline was quick by chance.
+
+    Args:
+        baseline: ``(rounds,)`` times of the baseline, in order.
+        slowest_ms: see ``Plan``.
+
+    Returns:
+        A mask that leaves at least six rounds; all of them where there are no more.
+    """
+    count, width = len(baseline), 2 * _BESIDE + 1
+    if count <= max(_FEWEST, width):
+        return np.ones(count, dtype=np.bool_)
+    first = np.clip(np.arange(count) - _BESIDE, 0, count - width)
+    places = first[:, None] + np.arange(width)
+    others = places[places != np.arange(count)[:, None]].reshape(count, width - 1)
+    level = np.median(baseline[others], axis=1)
+    quick = min(slowest_ms, (1 + SLACK) * np.percentile(level, 10))
+    return np.asarray(level <= max(quick, np.sort(level)[_FEWEST - 1]))
 
 
 def ratio_interval(

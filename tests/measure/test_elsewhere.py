@@ -11,6 +11,7 @@ import pytest
 import torch
 from measured_network import images, small
 
+from autocompress.commands.inspecting import operator_times
 from autocompress.compress.bank import LayerBank
 from autocompress.evaluator import StudyEvaluator
 from autocompress.measure.kernels import Kernel
@@ -126,6 +127,6 @@ def test_the_evaluator_packs_what_the_runner_needs(pipeline: Pipeline, tmp_path:
 
 def test_operator_times_name_every_layer(pipeline: Pipeline, tmp_path: Path) -> None:
     evaluator = StudyEvaluator(pipeline, get_target("onnxruntime"), tmp_path / "work")
-    times = evaluator.operator_times()
+    times = operator_times(evaluator)
     assert set(times) == {"first", "deep", "last", "head"}
     assert all(ms > 0 for ms in times.values())

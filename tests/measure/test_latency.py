@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from autocompress.errors import InputError
 from autocompress.measure import latency
 from autocompress.measure.latency import Beside, Timing, bench, compare, compare_many, settle
 from autocompress.measure.lock import machine_lock
+from autocompress.measure.quiet import QuietSpeed
 from autocompress.measure.sampling import Plan, Samples
 from autocompress.measure.targets import get_target
 
@@ -81,6 +82,7 @@ class Given:
     """Sittings that were made before, on a machine that is quiet whenever somebody looks."""
 
     timings: Iterator[Timing]
+    quiet: QuietSpeed = field(default_factory=QuietSpeed)
 
     def __call__(self) -> Timing:
         return next(self.timings)

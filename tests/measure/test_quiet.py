@@ -35,6 +35,7 @@ class Machine:
     def __init__(self, spells: list[tuple[float, float]], seed: int = 0) -> None:
         self.now, self.spells = 0.0, spells
         self.paused = 0.0
+        self.quiet = QuietSpeed()
         self.rng = np.random.default_rng(seed)
 
     @property
@@ -49,7 +50,8 @@ class Machine:
         return self.now
 
     def settle(self, first: Timing, quiet: QuietSpeed | None) -> Timing:
-        return settle(first, self, quiet, self.pause, self.clock)
+        self.quiet = quiet if quiet is not None else QuietSpeed()
+        return settle(first, self, self.pause, self.clock)
 
     @contextmanager
     def watch(self) -> Iterator[Callable[[], float]]:
