@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from measured_network import images, small
+from torch import nn
 
 from autocompress.commands.inspecting import operator_times
 from autocompress.compress.bank import LayerBank
@@ -33,7 +34,10 @@ _POLICY = Policy({"first": LayerPolicy(prune_ratio=0.5), "deep": LayerPolicy(pru
 
 @pytest.fixture(scope="module")
 def pipeline() -> Pipeline:
-    model = small()
+    return piped(small())
+
+
+def piped(model: nn.Module) -> Pipeline:
     split = Split(images(40), torch.arange(40) % 5)
     settings = CompressionSettings(calibration_images=32, sequential_images=32)
     inventory = take_inventory(model, images())
@@ -123,6 +127,26 @@ def test_the_evaluator_packs_what_the_runner_needs(pipeline: Pipeline, tmp_path:
     assert {k.key for k in plan.space_kernels(space)} <= set(keys)
     assert len(keys) == len(set(keys))
     assert [p.name for p in (tmp_path / "work").iterdir()] == ["baseline.onnx"]
+
+
+def test_screening_gives_the_divergence_of_the_outputs(tmp_path: Path) -> None:
+    """Beside torch's own formula in 32 bits; where screening computes in 16, within 5 %."""
+    model = small()
+    # a random network's outputs hardly differ: scaled up, and none left that always wins
+    model.head.weight.data *= 300
+    with torch.inference_mode():
+        model.head.bias.data -= model(images(40)).mean(0)
+    pipeline = piped(model)
+    evaluator = StudyEvaluator(pipeline, get_target("onnxruntime"), tmp_path, screen_images=32)
+    inputs = pipeline.data.train.sample(32, pipeline.settings.seed + 1).inputs(32)
+    with torch.inference_mode():
+        ours = pipeline.rough(_POLICY)(inputs).log_softmax(-1)
+        theirs = pipeline.model(inputs).log_softmax(-1)
+    wanted = torch.nn.functional.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+    found = evaluator.screen(_POLICY, 32)
+    assert wanted > 1e-3  # far above what 16 bits add
+    assert found.kl == pytest.approx(float(wanted), rel=0.05)
+    assert found.images == 32
 
 
 def test_operator_times_name_every_layer(pipeline: Pipeline, tmp_path: Path) -> None:
