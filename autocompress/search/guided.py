@@ -26,6 +26,9 @@ from autocompress.search.solver import Tables, cheapest, solve
 _RUNGS = (1.0, 0.85, 0.7, 0.55)
 """Cost targets of the solver, as shares of the way from the cheapest policy to the bound."""
 
+_REFIT_EVERY = 7
+"""Rounds between two fits of the sensitivities; odd, to serve the answer and the front in turn."""
+
 _STALE = 0.01
 """Estimates are kept as long as those of measured policies move by less, as a share."""
 
@@ -48,7 +51,7 @@ class GuidedProposer:
         self.optuna = OptunaController(context.space, context.objectives, "tpe", config.seed)
         self.sensitivity = Sensitivity(context.space, self._screened)
         self.assignments: dict[int, Assignment] = {}
-        self.solved: deque[tuple[str, Assignment]] = deque()
+        self.solved: deque[Assignment] = deque()
         self.rounds = 0
         self._known_costs: dict[Assignment, Mapping[str, float]] = {}
         self._tables: Tables = {}
@@ -76,16 +79,15 @@ class GuidedProposer:
             return self.seeds.popleft()
         if not self.sensitivity.losses:
             self.sensitivity.probe(lambda: not self.context.stop)
-            self._solve_anew("solver")
-        elif self.solved:
-            if self._overpriced(self.solved[0][1]):
-                self._solve_anew(self.solved[0][0], len(self.solved))
-        else:
-            self.rounds += 1
-            if self.rounds % 6 == 0:
-                self.sensitivity.refit()
-                self._solve_anew("refit")
-        return self.solved.popleft() if self.solved else self._best_of_a_handful(trials)
+            self.solved.extend(self._solver_ladder())
+        elif self.solved and self._overpriced(self.solved[0]):
+            self.solved = deque(self._solver_ladder()[: len(self.solved)])
+        if self.solved:
+            return "solver", self.solved.popleft()
+        self.rounds += 1
+        if self.rounds % _REFIT_EVERY == 0:
+            self.sensitivity.refit()
+        return self._best_of_a_handful(trials)
 
     def tell(self, assignment: Assignment | None, trial: Trial) -> None:
         """Remember where a trial came from; Optuna hears of every one."""
@@ -120,12 +122,6 @@ class GuidedProposer:
             bounds[limit.metric] = min(bound, bounds.get(limit.metric, bound))
         return bounds
 
-    def _solve_anew(self, origin: str, most: int = len(_RUNGS)) -> None:
-        """The solver's ladder, less what is known, instead of what is left of an earlier one."""
-        known, ladder = self.context.known, self._solver_ladder()
-        fresh = [(origin, a) for a in ladder if not known(self.space.decode(a))]
-        self.solved = deque(fresh[:most])
-
     def _overpriced(self, assignment: Assignment) -> bool:
         """Whether measuring others has shown a solved policy to cost more than is worth it."""
         top = self._top_cost(self._costs(self._cheapest)[self.cost])
@@ -149,7 +145,7 @@ class GuidedProposer:
                 {**bounds, self.cost: target},
                 known=self._tables,
             )
-            if answer is not None and answer not in found:
+            if answer and answer not in found and not self.context.known(self.space.decode(answer)):
                 found.append(answer)
         return found
 
@@ -176,16 +172,19 @@ class GuidedProposer:
         return least
 
     def _best_of_a_handful(self, trials: Sequence[Trial]) -> tuple[str, Assignment]:
-        """Screen some proposals near front members; the most promising wins.
+        """Screen a refitted ladder, or some proposals near front members; the most promising wins.
 
         At the dear end that is the lowest divergence, all being about as dear; elsewhere the
         greatest hypervolume to be expected.
         """
         front = self._members(self._front())
         answer = front[-1] if front and self.rounds % 2 and self._loses(front[-1]) else None
+        ladder = self._solver_ladder() if self.rounds % _REFIT_EVERY == 0 else []
         proposals: dict[Assignment, tuple[str, Trial | None]] = {}
-        for _ in range(40 * self.context.config.candidates):
-            if len(proposals) >= self.context.config.candidates:
+        proposals.update(dict.fromkeys(ladder, ("refit", None)))
+        count = self.context.config.candidates
+        for _ in range(0 if ladder else 40 * count):
+            if len(proposals) >= count:
                 break
             parent = answer or self._parent(front, trials)
             origin, levels = self._proposal(parent, front)
