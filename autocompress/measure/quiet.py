@@ -46,15 +46,16 @@ class QuietSpeed:
         return len(self.recent) >= _EXPERIENCE
 
     @property
-    def slowest_ms(self) -> float:
-        """What a timing on a quiet machine is at most, in milliseconds; infinite without any."""
+    def slowest_ms(self) -> float | None:
+        """What a timing on a quiet machine is at most, in milliseconds; unknown without any."""
         if not self.recent:
-            return math.inf
+            return None
         return (1 + SLACK) * sorted(self.recent)[(len(self.recent) - 1) // 10]
 
     def disturbed(self, ms: float) -> bool:
         """Whether a timing is over what it would be on a quiet machine."""
-        return ms > self.slowest_ms
+        slowest = self.slowest_ms
+        return slowest is not None and ms > slowest
 
     def wait(
         self,

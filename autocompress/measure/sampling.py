@@ -43,7 +43,7 @@ class Plan:
     max_seconds: float = 8.0
     slot_ms: float = 4.0
     seed: int = 0
-    slowest_ms: float = math.inf
+    slowest_ms: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +109,7 @@ def interleave(calls: Sequence[Call], plan: Plan, clock: Clock = time.perf_count
     rng = np.random.default_rng(plan.seed)
     turns: list[list[float]] = []
     limit = clock() + plan.max_seconds
+    slowest = math.inf if plan.slowest_ms is None else plan.slowest_ms
     next_look = plan.min_rounds
     narrow = False
     while True:
@@ -123,8 +124,8 @@ def interleave(calls: Sequence[Call], plan: Plan, clock: Clock = time.perf_count
         if rounds >= next_look or over:
             next_look = rounds + max(4, rounds // 4)
             means = _means(turns)
-            kept = undisturbed(means[:, 0], plan.slowest_ms)
-            calm = np.median(means[kept, 0]) <= plan.slowest_ms
+            kept = undisturbed(means[:, 0], slowest)
+            calm = np.median(means[kept, 0]) <= slowest
             narrow = calm and kept.sum() >= plan.min_rounds and _narrow(means[kept], plan)
             if narrow or over:
                 chosen = np.array(turns)[np.repeat(kept, 2)]
@@ -142,7 +143,7 @@ def undisturbed(baseline: NDArray[np.float64], slowest_ms: float = math.inf) -> 
 
     Args:
         baseline: ``(rounds,)`` times of the baseline, in order.
-        slowest_ms: see ``Plan``.
+        slowest_ms: see ``Plan``; infinite where that is not known.
 
     Returns:
         A mask that leaves at least six rounds; all of them where there are no more.

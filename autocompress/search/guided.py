@@ -19,7 +19,7 @@ from autocompress.results.trial import SEARCH, Trial, TrialState
 from autocompress.search.controller import OptunaController
 from autocompress.search.loop import SURE, Context
 from autocompress.search.promise import AccuracyForecast, expected_gain
-from autocompress.search.seeds import ladders, uniform_near
+from autocompress.search.seeds import leading_seeds
 from autocompress.search.sensitivity import Sensitivity
 from autocompress.search.solver import Tables, cheapest, solve
 
@@ -58,20 +58,7 @@ class GuidedProposer:
         self._margin = SURE
         self._cheapest = context.space.hardest
         self.cost = context.cost
-        self.seeds = deque(self._leading_seeds() if config.seeds else [])
-
-    def _leading_seeds(self) -> list[tuple[str, Assignment]]:
-        """int8, the mildest uniform policies within the budget, and the students.
-
-        The rest of the ladders are what the solver does better; the baselines of the study still
-        show the best uniform policy.
-        """
-        context, found = self.context, list(ladders(self.space))
-        int8 = [s for s in found if s[0] == "int8"][:1]
-        uniform = [("uniform", levels) for levels in uniform_near(context)]
-        students = [s for s in found if s[0] == "student"]
-        fitting = [s for s in students if context.likely(context.estimate(s[1]))]
-        return [*int8, *uniform, *fitting]
+        self.seeds = deque(leading_seeds(context) if config.seeds else [])
 
     def propose(self, trials: Sequence[Trial]) -> tuple[str, Assignment] | None:
         """The next seed, solver policy, or the best of a handful of screened proposals."""
@@ -85,8 +72,6 @@ class GuidedProposer:
         if self.solved:
             return "solver", self.solved.popleft()
         self.rounds += 1
-        if self.rounds % _REFIT_EVERY == 0:
-            self.sensitivity.refit()
         return self._best_of_a_handful(trials)
 
     def tell(self, assignment: Assignment | None, trial: Trial) -> None:
@@ -179,23 +164,34 @@ class GuidedProposer:
         """
         front = self._members(self._front())
         answer = front[-1] if front and self.rounds % 2 and self._loses(front[-1]) else None
-        ladder = self._solver_ladder() if self.rounds % _REFIT_EVERY == 0 else []
-        proposals: dict[Assignment, tuple[str, Trial | None]] = {}
-        proposals.update(dict.fromkeys(ladder, ("refit", None)))
-        count = self.context.config.candidates
-        for _ in range(0 if ladder else 40 * count):
-            if len(proposals) >= count:
-                break
-            parent = answer or self._parent(front, trials)
-            origin, levels = self._proposal(parent, front)
-            if levels not in proposals and not self.context.known(self.space.decode(levels)):
-                proposals[levels] = origin, parent
+        proposals = self._refitted() or self._neighbours(answer, front, trials)
         if not proposals:
             return "tpe", self.optuna.ask()
         # screening takes longer than all else here, and these would be rejected after it
         hopeless = {a for a in proposals if self.context.hopeless(self.context.estimate(a))}
         possible = {a: p for a, p in proposals.items() if a not in hopeless}
         return self._most_promising(possible or proposals, trials, fill=answer is None)
+
+    def _refitted(self) -> dict[Assignment, tuple[str, Trial | None]]:
+        """Every few rounds the solver's ladder under sensitivities fitted to all that was seen."""
+        if self.rounds % _REFIT_EVERY:
+            return {}
+        self.sensitivity.refit()
+        return dict.fromkeys(self._solver_ladder(), ("refit", None))
+
+    def _neighbours(
+        self, answer: Trial | None, front: Sequence[Trial], trials: Sequence[Trial]
+    ) -> dict[Assignment, tuple[str, Trial | None]]:
+        """New proposals near the answer, or near some front member, with origins and parents."""
+        found: dict[Assignment, tuple[str, Trial | None]] = {}
+        for _ in range(40 * self.context.config.candidates):
+            if len(found) >= self.context.config.candidates:
+                break
+            parent = answer or self._parent(front, trials)
+            origin, levels = self._proposal(parent, front)
+            if levels not in found and not self.context.known(self.space.decode(levels)):
+                found[levels] = origin, parent
+        return found
 
     def _front(self) -> ParetoFront:
         """Of what the search measured: trained policies of an earlier session stand apart."""

@@ -71,3 +71,17 @@ def uniform_near(context: Context) -> list[Assignment]:
     likely = [a for a, estimate in reversed(found) if context.likely(estimate)]
     possible = [a for a, e in found if context.hopeless(e) is None and not context.likely(e)]
     return [*likely, *possible][:_NEAR]
+
+
+def leading_seeds(context: Context) -> list[tuple[str, Assignment]]:
+    """int8, the mildest uniform policies within the budget, and the students.
+
+    The rest of the ladders are what the solver does better; the baselines of the study still show
+    the best uniform policy.
+    """
+    found = list(ladders(context.space))
+    int8 = [s for s in found if s[0] == "int8"][:1]
+    uniform = [("uniform", levels) for levels in uniform_near(context)]
+    students = [s for s in found if s[0] == "student"]
+    fitting = [s for s in students if context.likely(context.estimate(s[1]))]
+    return [*int8, *uniform, *fitting]

@@ -132,7 +132,7 @@ def test_a_record_says_where_and_how_it_was_taken(exported: dict[str, Path]) -> 
     assert found.latency_ms > 0
     assert found.baseline_ms > 0
     assert found.size_bytes == found.baseline_size_bytes == path.stat().st_size
-    facts = json.loads(json.dumps(found.as_dict()))["facts"]
+    facts = json.loads(json.dumps(found.as_dict(), allow_nan=False))["facts"]
     assert facts["target"] == target.describe()
     assert facts["machine"]["usable_cores"] >= 1
     assert facts["plan"]["max_seconds"] == 0.2

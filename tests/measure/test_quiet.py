@@ -147,9 +147,7 @@ def test_patience_halves_with_every_wait_in_vain_and_comes_back() -> None:
         start = machine.now
         found = quiet.wait(lambda: _BASE_MS * machine.sentinel(), machine.pause, machine.clock)
         waits.append((machine.now - start, found))
-    assert waits == [
-        *((pytest.approx(_PATIENCE_S / 2**n, abs=0.3), False) for n in range(5)),
-    ]
+    assert waits == [(pytest.approx(_PATIENCE_S / 2**n, abs=0.3), False) for n in range(5)]
     machine.now = 41.0
     assert quiet.wait(lambda: _BASE_MS * machine.sentinel(), machine.pause, machine.clock)
     machine.spells = [(0.0, 1e9)]
@@ -159,6 +157,7 @@ def test_patience_halves_with_every_wait_in_vain_and_comes_back() -> None:
 
 
 def test_waiting_ends_where_the_machine_has_become_slower_for_good() -> None:
+    """After 28 of the 30 remembered sittings, two a trial; meanwhile patience has run out."""
     machine, quiet = Machine([(0.0, 1e9)]), QuietSpeed()
     for _ in range(30):
         quiet.note(_BASE_MS)
@@ -222,7 +221,10 @@ def test_a_quiet_machine_does_every_task_once_and_a_loud_one_gives_up() -> None:
     assert done == [0, 1, 2, 3, 4]
     assert machine.paused == 0
     speeds = deque([1.0] * 4)  # before the tasks, and after the first three
-    speed = lambda: speeds.popleft() if speeds else 2.0  # noqa: E731
+
+    def speed() -> float:
+        return speeds.popleft() if speeds else 2.0
+
     assert in_quiet(tasks, speed, machine.pause, machine.clock) == [3, 4]
     assert done[5:] == [0, 1, 2, 3, 4]
     assert machine.paused == _PATIENCE_S
