@@ -5,12 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from known_times import RULES
 from measured_network import images, quantized, small
 from torch import nn
 
 from autocompress.compress.export import export
+from autocompress.measure.latency_features import LayerPlan
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.inventory import Inventory
+from autocompress.policy.settings import CompressionSettings
+from autocompress.policy.space import Space
+from autocompress.policy.space_config import SpaceConfig
 
 
 @pytest.fixture(autouse=True)
@@ -46,3 +51,14 @@ def wide_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same network with many more channels."""
     wide = quantized(small(64), {})
     return export(wide, tmp_path_factory.mktemp("wide") / "wide.onnx", images()).path
+
+
+@pytest.fixture(scope="session")
+def space(inventory: Inventory) -> Space:
+    """Of the network, with the levels of ``known_times``."""
+    return SpaceConfig.read({"rules": [RULES]}).bind(inventory)
+
+
+@pytest.fixture(scope="session")
+def plan(inventory: Inventory) -> LayerPlan:
+    return LayerPlan(inventory, CompressionSettings())

@@ -1,83 +1,24 @@
-"""The latency model on times that are known to add up, its cache, and tables from elsewhere."""
+"""The latency model's predictions, on times that are known to add up."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from known_times import kernel_ms, known_model, random_policies, true_ms
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from autocompress.errors import InputError, PolicyError
-from autocompress.measure import latency, latency_fit
+from autocompress.errors import PolicyError
+from autocompress.measure import latency_fit
 from autocompress.measure import latency_model as module
 from autocompress.measure.kernel_table import KernelTable
-from autocompress.measure.kernels import Kernel
-from autocompress.measure.latency import Timing
 from autocompress.measure.latency_features import FEATURES, LayerPlan, Row
 from autocompress.measure.latency_fit import Problem, fit
-from autocompress.measure.latency_model import LatencyModel, choose_variants, read_device_table
-from autocompress.measure.quiet import QuietSpeed
-from autocompress.measure.targets import get_target
-from autocompress.policy.inventory import Inventory
+from autocompress.measure.latency_model import LatencyModel, choose_variants
 from autocompress.policy.policy import LayerPolicy, Policy
-from autocompress.policy.settings import CompressionSettings
 from autocompress.policy.space import Space
-from autocompress.policy.space_config import SpaceConfig
-
-_RULES = {
-    "match": "*",
-    "prune_ratio": [0, 0.25, 0.5, 0.75],
-    "weight_bits": [32, 8],
-    "activation_bits": [32, 8],
-}
-_RATE = {"fp32": 3e-6, "int8": 1e-6}
-
-
-@pytest.fixture(scope="module")
-def space(inventory: Inventory) -> Space:
-    return SpaceConfig.read({"rules": [_RULES]}).bind(inventory)
-
-
-@pytest.fixture(scope="module")
-def plan(inventory: Inventory) -> LayerPlan:
-    return LayerPlan(inventory, CompressionSettings())
-
-
-def kernel_ms(kernel: Kernel) -> float:
-    """A machine whose kernels cost a fixed start and so much per multiply-add."""
-    return 0.002 + _RATE[kernel.precision] * kernel.macs
-
-
-def true_ms(plan: LayerPlan, policy: Policy) -> float:
-    """A machine whose models cost a start, their kernels and a fee per change of arithmetic."""
-    quantity = dict(zip(FEATURES, plan.row(policy, kernel_ms, 1 << 20).features, strict=True))
-    return float(
-        0.004
-        + 1.1 * (quantity["float_ms"] + quantity["int8_ms"])
-        + 0.0015 * (quantity["to_int8"] + quantity["to_float"])
-    )
-
-
-def random_policies(space: Space, count: int, seed: int) -> list[Policy]:
-    rng = np.random.default_rng(seed)
-    return [
-        space.decode([int(rng.integers(len(c.levels))) for c in space.choices])
-        for _ in range(count)
-    ]
-
-
-def known_model(plan: LayerPlan, space: Space, variants: int = 24) -> LatencyModel:
-    table = KernelTable({k.key: kernel_ms(k) for k in plan.space_kernels(space)})
-    base = true_ms(plan, Policy())
-    model = LatencyModel(plan, table, base, base)
-    for policy in choose_variants(space, variants):
-        model.observe(policy, true_ms(plan, policy) / base)
-    return model
 
 
 def test_additive_times_are_recovered(plan: LayerPlan, space: Space) -> None:
@@ -335,183 +276,3 @@ def test_a_fit_rests_on_the_first_and_the_latest_models(
     monkeypatch.setattr(module, "_LATEST", 60)
     model.observe(policy, 1.0)
     assert model.predict(policy) != few.predict(policy)
-
-
-class Counted:
-    """Counts what building asks for, and times models by the formula."""
-
-    def __init__(self, plan: LayerPlan, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.plan, self.folder = plan, folder
-        self.exported: dict[Path, Policy] = {}
-        self.kernels = 0
-        monkeypatch.setattr(module, "compare_many", self.compare)
-        monkeypatch.setattr(
-            latency,
-            "compare",
-            lambda target, file, baseline, *, plan: self.compare(
-                target, [file], baseline, plan=plan
-            )[0],
-        )
-        monkeypatch.setattr(module, "measure_kernels", self.measure)
-
-    def export(self, policy: Policy) -> Path:
-        path = self.folder / f"{len(self.exported)}.onnx"
-        path.write_bytes(b"")
-        self.exported[path] = policy
-        return path
-
-    def compare(self, target: Any, files: Any, baseline: Path, *, plan: Any) -> list[Timing]:
-        base = true_ms(self.plan, Policy())
-        times = [true_ms(self.plan, self.exported[f]) for f in files]
-        return [
-            Timing(t, 0, base, 0, t / base, t / base, t / base, 0.95, False, 9, 1.0, 1, 1)
-            for t in times
-        ]
-
-    def measure(
-        self, target: Any, kernels: Any, cache_dir: Path, *, footprint: int, progress: Any
-    ) -> KernelTable:
-        self.kernels += 1
-        table = KernelTable({k.key: kernel_ms(k) for k in kernels})
-        module.write_atomically(module.table_path(target, cache_dir, footprint), table.as_dict())
-        return table
-
-
-class LoudAtFirst(Counted):
-    """The first six models, and the second sittings of five, are timed on a disturbed machine.
-
-    By then ten sittings seem to have shown the quiet speed, and the sixth has no second one.
-    """
-
-    calls = 0
-
-    def compare(self, target: Any, files: Any, baseline: Path, *, plan: Any) -> list[Timing]:
-        self.calls += 1
-        found = super().compare(target, files, baseline, plan=plan)
-        if self.calls > 6:
-            return found
-        return [replace(t, baseline_ms=1.4 * t.baseline_ms, ratio=1.25 * t.ratio) for t in found]
-
-
-def test_models_that_were_timed_before_the_machine_was_quiet_are_timed_again(
-    plan: LayerPlan,
-    space: Space,
-    inventory: Inventory,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    loud = LoudAtFirst(plan, tmp_path, monkeypatch)
-    quiet = QuietSpeed()
-    target = get_target("onnxruntime")
-    cache = tmp_path / "cache"
-    model = LatencyModel.build(target, inventory, space, loud.export, cache, quiet=quiet)
-    base = true_ms(plan, Policy())
-    assert len(loud.exported) == 1 + 24 + 6
-    assert [m.ratio for m in model.measured] == [
-        pytest.approx(true_ms(plan, m.policy) / base) for m in model.measured
-    ]
-    assert model.reference_ms == pytest.approx(base)
-    # who reads the cache knows the quiet speed as well
-    later = QuietSpeed()
-    LatencyModel.build(target, inventory, space, loud.export, cache, quiet=later)
-    assert later.disturbed(1.2 * base)
-    assert not later.disturbed(base)
-
-
-def test_a_second_build_reads_the_cache(
-    plan: LayerPlan,
-    space: Space,
-    inventory: Inventory,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    counted = Counted(plan, tmp_path, monkeypatch)
-    target = get_target("onnxruntime")
-
-    def build(which: Space, **target_config: Any) -> LatencyModel:
-        where = get_target({"runtime": "onnxruntime", **target_config}) if target_config else target
-        return LatencyModel.build(where, inventory, which, counted.export, tmp_path / "cache")
-
-    first = build(space)
-    assert len(counted.exported) == 25
-    assert not any(path.exists() for path in counted.exported)
-    second = build(space)
-    assert (len(counted.exported), counted.kernels) == (25, 1)
-    policies = random_policies(space, 10, seed=2)
-    assert [second.predict(p) for p in policies] == [first.predict(p) for p in policies]
-    errors = [abs(first.predict(p)[0] / true_ms(plan, p) - 1) for p in policies]
-    assert np.mean(errors) < 0.03
-    narrower = SpaceConfig.read({"rules": [{**_RULES, "prune_ratio": [0, 0.5]}]}).bind(inventory)
-    build(narrower)
-    assert counted.kernels == 2
-    build(space, threads=2)
-    assert counted.kernels == 3
-
-
-def device_table(plan: LayerPlan, space: Space, inventory: Inventory) -> dict[str, Any]:
-    policies = choose_variants(space, 12)
-    return {
-        "version": 1,
-        "architecture": inventory.architecture,
-        "facts": {"machine": {"cpu": "elsewhere"}},
-        "kernels": {k.key: kernel_ms(k) for k in plan.space_kernels(space)},
-        "baseline_ms": true_ms(plan, Policy()),
-        "models": [{"policy": p.as_dict(), "ms": true_ms(plan, p)} for p in policies],
-    }
-
-
-def test_a_device_table_predicts_that_device(
-    plan: LayerPlan, space: Space, inventory: Inventory, tmp_path: Path
-) -> None:
-    path = tmp_path / "table.json"
-    path.write_text(json.dumps(device_table(plan, space, inventory)))
-    model = LatencyModel.from_table(path, inventory)
-    base = true_ms(plan, Policy())
-    for policy in random_policies(space, 20, seed=6):
-        assert model.predict(policy)[0] == pytest.approx(true_ms(plan, policy), abs=0.05 * base)
-    assert model.table.facts["machine"]["cpu"] == "elsewhere"
-
-
-def test_a_table_of_kernels_alone_adds_them_up(
-    plan: LayerPlan, space: Space, inventory: Inventory, tmp_path: Path
-) -> None:
-    data = device_table(plan, space, inventory)
-    del data["baseline_ms"], data["models"]
-    path = tmp_path / "table.json"
-    path.write_text(json.dumps(data))
-    model = LatencyModel.from_table(path, inventory)
-    sums = [sum(kernel_ms(k) for k in plan.kernels([p])) for p in random_policies(space, 20, 7)]
-    predicted = [model.predict(p)[0] for p in random_policies(space, 20, 7)]
-    assert spearmanr(sums, predicted).statistic > 0.95
-
-
-def test_tables_that_cannot_be_used_are_said(
-    plan: LayerPlan, space: Space, inventory: Inventory, tmp_path: Path
-) -> None:
-    with pytest.raises(InputError, match=r"run_kernels\.py"):
-        read_device_table(tmp_path / "absent.json")
-    path = tmp_path / "table.json"
-    path.write_bytes(b"\xff\xfe not text")
-    with pytest.raises(InputError, match="not readable"):
-        read_device_table(path)
-    path.write_text("{ half a file")
-    with pytest.raises(InputError, match="not readable"):
-        read_device_table(path)
-    for other in ("[]", "{}", '{"kernels": {}}'):
-        path.write_text(other)
-        with pytest.raises(InputError, match="no `kernels`"):
-            read_device_table(path)
-    data = device_table(plan, space, inventory)
-    path.write_text(json.dumps({**data, "architecture": "0123"}))
-    with pytest.raises(InputError, match="another model"):
-        LatencyModel.from_table(path, inventory)
-    path.write_text(json.dumps({**data, "version": 99}))
-    with pytest.raises(InputError, match="version 99"):
-        LatencyModel.from_table(path, inventory)
-    path.write_text(json.dumps({**data, "kernels": {"nonsense": 1.0}}))
-    with pytest.raises(InputError, match="'nonsense'"):
-        LatencyModel.from_table(path, inventory)
-    key = next(iter(data["kernels"]))
-    path.write_text(json.dumps({**data, "kernels": {key: "fast"}}))
-    with pytest.raises(InputError, match="fast"):
-        LatencyModel.from_table(path, inventory)
