@@ -213,6 +213,7 @@ class StudyEvaluator:
             "export_s": exported - start,
             "score_s": scored - timed,
             "time_s": time.perf_counter() - scored + timed - exported,
+            "waited_s": timing.facts.get("waited_s", 0.0),
             "timing": timing.as_dict(),
             "problems": list(problems),
             "notes": [*compressed.notes, *timing.notes],

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import TaskID
 
+from autocompress.results.trial import MUCH_WAITING
 from autocompress.search.loop import SearchProgress
 
 _PIPED_WIDTH = 140
@@ -73,6 +74,8 @@ class SearchDisplay:
         text = f"best in budget {best}, hypervolume {state.hypervolume:.4g}"
         if state.seconds_left is not None:
             text += f", {state.seconds_left:.0f} s left"
+        if state.waiting >= MUCH_WAITING:
+            text += f", waiting for a quiet machine {state.waiting:.0%} of the time"
         if state.phase not in self._tasks:
             self._tasks[state.phase] = self._progress.add_task(
                 "", total=state.total, phase=state.phase, state=text

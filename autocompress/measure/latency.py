@@ -223,23 +223,26 @@ def settle(
 
     Returns:
         The chosen sitting, ``disturbed`` where waiting did not help; the ratios of all sittings
-        are among its ``facts``.
+        and the seconds of waiting are among its ``facts``.
     """
     quiet = again.quiet
     enough = 1 if quiet.experienced else 2
     quiet.note(first.baseline_ms)
-    sittings, patient = [first], True
+    sittings, patient, waited = [first], True, 0.0
     while True:
         best = min(sittings, key=lambda t: t.baseline_ms)
         near = [t for t in sittings if abs(t.ratio - best.ratio) <= _AGREE * best.ratio]
         disturbed = quiet.disturbed(best.baseline_ms)
         settled = len(near) >= enough and not disturbed
         if settled or not patient or len(sittings) >= _MOST_SITTINGS:
-            facts = {**best.facts, "sittings": [t.ratio for t in sittings]}
+            ratios = [t.ratio for t in sittings]
+            facts = {**best.facts, "sittings": ratios, "waited_s": waited}
             return replace(best, disturbed=disturbed, facts=facts)
         if quiet.disturbed(sittings[-1].baseline_ms):
+            start = clock()
             with again.watch() as look:
                 patient = quiet.wait(look, pause, clock)
+            waited += clock() - start
         if patient or len(sittings) == 1:
             sittings.append(again())
             quiet.note(sittings[-1].baseline_ms)

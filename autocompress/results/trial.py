@@ -11,6 +11,9 @@ from typing import Any, Literal
 from autocompress.policy.policy import Policy
 from autocompress.results.metric import Measurement
 
+MUCH_WAITING = 0.1
+"""A share of waiting worth telling people about; less comes and goes on any machine."""
+
 PhaseKind = Literal["search", "recover", "verify"]
 
 
@@ -138,6 +141,14 @@ def confirmed(trials: Iterable[Trial]) -> list[Trial]:
         if t.phase.kind == "verify" and t.state is TrialState.COMPLETE and not t.feasible
     }
     return [_worse(t, over.get(t.policy.untrained_digest)) for t in trials] if over else trials
+
+
+def waiting_share(trials: Iterable[Trial]) -> float:
+    """Share of the evaluations' time in which timing waited for a quiet machine, from 0 to 1."""
+    measured = [t for t in trials if t.measurement is not None]
+    waited = sum(t.measurement.context.get("waited_s", 0.0) for t in measured if t.measurement)
+    seconds = sum(t.seconds for t in measured)
+    return float(min(waited / seconds, 1.0)) if seconds > 0 else 0.0
 
 
 def _worse(trial: Trial, check: Trial | None) -> Trial:

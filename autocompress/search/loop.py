@@ -12,7 +12,7 @@ from autocompress.policy.policy import Policy
 from autocompress.policy.space import Assignment, Space
 from autocompress.results.front import ParetoFront, reference_point
 from autocompress.results.metric import Measurement, metric
-from autocompress.results.trial import SEARCH, Phase, Trial, TrialState, confirmed
+from autocompress.results.trial import SEARCH, Phase, Trial, TrialState, confirmed, waiting_share
 from autocompress.search.config import SearchConfig
 from autocompress.search.protocols import Evaluator, Executor, Job, Outcome, Screened, Sink
 from autocompress.search.stop import StopFlag
@@ -37,6 +37,7 @@ class SearchProgress:
         best_accuracy: of the feasible trials, or ``None``.
         hypervolume: of the feasible front.
         seconds_left: of the phase, or ``None``.
+        waiting: share of the evaluations' time in which timing waited for a quiet machine.
         trial: the one that was just finished.
     """
 
@@ -46,6 +47,7 @@ class SearchProgress:
     best_accuracy: float | None
     hypervolume: float
     seconds_left: float | None
+    waiting: float = 0.0
     trial: Trial | None = None
 
 
@@ -193,9 +195,8 @@ class Context:
         front = self.front()
         reference = reference_point(self.evaluator.baseline, self.objectives)
         best = max((t.measurement["accuracy"] for t in front if t.measurement), default=None)
-        self.progress(
-            SearchProgress(phase, done, total, best, front.hypervolume(reference), left, trial)
-        )
+        volume, waiting = front.hypervolume(reference), waiting_share(self.trials)
+        self.progress(SearchProgress(phase, done, total, best, volume, left, waiting, trial))
 
     def run_jobs(self, jobs: Iterable[Job], phase: str) -> list[Trial]:
         """Evaluate some jobs, as many at once as there is room for; stops when asked to."""

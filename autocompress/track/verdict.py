@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from autocompress.results.difference import difference
-from autocompress.results.trial import Trial
+from autocompress.results.trial import MUCH_WAITING, Trial, waiting_share
 from autocompress.track.tables import number_text
 from autocompress.track.view import RunView, value
 
@@ -95,8 +95,8 @@ def verdict(view: RunView) -> Verdict:
         headline = "The budget is met; none of the simple ways tried meets it."
     else:
         headline = "The budget is met; no simple way of compressing was tried beside the search."
-    given_up = _given_up(view, view.best)
-    sentences = (_answer(view, view.best), *given_up, *(str(c) for c in comparisons))
+    more = (*_given_up(view, view.best), *(str(c) for c in comparisons), *_waited(view))
+    sentences = (_answer(view, view.best), *more)
     return Verdict(headline, tone, sentences, comparisons)
 
 
@@ -115,6 +115,7 @@ def _infeasible(view: RunView) -> Verdict:
         f"The nearest found is trial {near.number}: {'; '.join(over)}.",
         _answer(view, near),
         *_given_up(view, None),
+        *_waited(view),
         "Loosen the budget, widen the search space, or search longer with --resume.",
     )
     return Verdict(headline, "bad", sentences, ())
@@ -139,6 +140,18 @@ def _given_up(view: RunView, best: Trial | None) -> tuple[str, ...]:
                 f"at first, and {_over(excess)} when measured again."
             )
     return tuple(found)
+
+
+def _waited(view: RunView) -> tuple[str, ...]:
+    """Why there are fewer trials than there could be."""
+    share = waiting_share(view.trials)
+    if share < MUCH_WAITING:
+        return ()
+    return (
+        f"For {share:.0%} of the evaluations' time, timing waited for a quiet machine, because "
+        "something else slowed it. On a machine that does nothing else the same time is enough for "
+        "more trials.",
+    )
 
 
 def _answer(view: RunView, trial: Trial) -> str:

@@ -108,6 +108,9 @@ def test_two_loud_sittings_that_agree_are_not_believed() -> None:
     # the last look at the spell, a pause, a look; then two sittings, for the first one was loud
     assert 6.0 < machine.now < 6.0 + 0.3 + 2 * 0.4 + 0.05
     assert len(known.facts["sittings"]) == 3
+    # all of it but for the sittings
+    assert known.facts["waited_s"] == pytest.approx(machine.now - 3 * 0.4)
+    assert alone.facts["waited_s"] == 0
 
 
 def test_a_spell_between_two_quiet_sittings_is_waited_for() -> None:

@@ -73,6 +73,23 @@ def test_what_is_over_the_budget_when_measured_again_is_no_answer_and_the_report
     assert view([lucky, again[0]]).best is None
 
 
+def waited(number: int, waited_s: float, seconds: float) -> Trial:
+    found = trial(number, 0.85, 0.9)
+    assert found.measurement is not None
+    measured = replace(found.measurement, context={"waited_s": waited_s})
+    return replace(found, measurement=measured, seconds=seconds)
+
+
+@pytest.mark.parametrize("budget", [HALF, Budget("latency<=0.1x")], ids=["met", "not met"])
+def test_the_verdict_says_how_long_timing_waited_for_a_quiet_machine(budget: Budget) -> None:
+    failed = replace(trial(3, 0.8, 1.0), measurement=None, state=TrialState.FAILED)
+    trials = [waited(0, 3.0, 5.0), waited(1, 0.0, 6.0), trial(2, 0.8, 0.5), failed]
+    loud = view(trials).under(budget)
+    assert [s for s in verdict(loud).sentences if "25% of the evaluations' time" in s]
+    quiet = view([waited(0, 0.5, 5.0), waited(1, 0.5, 6.0)]).under(budget)
+    assert not [s for s in verdict(quiet).sentences if "waited" in s]
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.floats(0.7, 0.95), st.floats(0.1, 2.5)), max_size=25))
 def test_growth_equals_the_front_computed_anew_after_every_trial(
