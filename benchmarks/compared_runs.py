@@ -166,22 +166,22 @@ def interval(values: list[float]) -> dict[str, float]:
 
 
 def verdict(runs: dict[str, list[dict[str, Any]]], seconds: float) -> dict[str, Any]:
-    """Hypervolumes when time is up, guided minus each other (paired by seed), and what guided
-    needs for the hypervolume that the others end with."""
+    """Hypervolumes when time is up, guided minus each other, and what guided needs for the
+    hypervolume that the others end with: over the seeds that both ran."""
     final = {s: [reached(r, seconds) for r in rs] for s, rs in runs.items()}
     found: dict[str, Any] = {"hypervolume": {s: interval(v) for s, v in final.items()}}
-    if "guided" not in runs:
-        return found
-    for sampler in (s for s in runs if s != "guided"):
-        gains = [a - b for a, b in zip(final["guided"], final[sampler], strict=True)]
+    guided = {run["seed"]: run for run in runs.get("guided", [])}
+    for sampler in (s for s in runs if s != "guided" and guided):
+        pairs = [(guided[r["seed"]], r) for r in runs[sampler] if r["seed"] in guided]
+        gains = [reached(ours, seconds) - reached(run, seconds) for ours, run in pairs]
         found[f"guided_minus_{sampler}"] = interval(gains)
         found[f"guided_wins_over_{sampler}"] = f"{sum(g > 0 for g in gains)} of {len(gains)}"
-        ends = [reached(r, math.inf) for r in runs[sampler]]
-        found[f"evaluations_of_{sampler}"] = [r["evaluations"] for r in runs[sampler]]
+        ends = [reached(run, math.inf) for run in runs[sampler]]
+        found[f"evaluations_of_{sampler}"] = [run["evaluations"] for run in runs[sampler]]
         found[f"hypervolume_at_the_end_of_{sampler}"] = interval(ends)
         found[f"evaluations_guided_needs_for_{sampler}"] = [
-            next((n for _, n, v in run["curve"] if v >= goal), None)
-            for run, goal in zip(runs["guided"], ends, strict=True)
+            next((n for _, n, v in ours["curve"] if v >= reached(run, math.inf)), None)
+            for ours, run in pairs
         ]
     return found
 

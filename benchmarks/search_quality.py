@@ -65,15 +65,30 @@ class Comparison:
     samplers: tuple[str, ...]
     tpe_trials: int | None = None
     runs: Path | None = None
+    judge_only: bool = False
 
     def longer(self, sampler: str) -> bool:
         """Whether a sampler goes on after its time."""
         return sampler == "tpe" and self.tpe_trials is not None
 
-    def name(self, sampler: str, seed: int) -> str:
-        """File name of a run."""
-        length = f"{self.tpe_trials}trials" if self.longer(sampler) else f"{self.seconds:g}s"
-        return f"{Path(self.study).stem}-{sampler}-{length}-{seed}.json"
+    def kept(self, sampler: str, seed: int) -> dict[str, Any] | None:
+        """The run in its file, where there is one; to judge only, a shorter one of TPE will do."""
+        paths = [self.path(sampler, seed, self.longer(sampler))]
+        if self.judge_only:
+            paths.append(self.path(sampler, seed, False))
+        path = next((p for p in paths if p and p.is_file()), None)
+        if path is None:
+            return None
+        run: dict[str, Any] = json.loads(path.read_text())
+        if "trials" not in run:
+            raise SystemExit(f"{path} is of an earlier version: delete it, or its folder.")
+        return run
+
+    def path(self, sampler: str, seed: int, longer: bool) -> Path | None:
+        """Where a run is kept, if it is."""
+        length = f"{self.tpe_trials}trials" if longer else f"{self.seconds:g}s"
+        name = f"{Path(self.study).stem}-{sampler}-{length}-{seed}.json"
+        return self.runs / name if self.runs else None
 
 
 @dataclass
@@ -194,20 +209,18 @@ def compare(plan: Comparison) -> dict[str, Any]:
         assert fresh is not None
         for seed in range(plan.seeds):
             for sampler in plan.samplers:
-                kept = plan.runs / plan.name(sampler, seed) if plan.runs else None
-                if kept and kept.is_file():
-                    runs[sampler].append(json.loads(kept.read_text()))
-                    if "trials" not in runs[sampler][-1]:
-                        raise SystemExit(
-                            f"{kept} is of an earlier version: delete it, or its folder."
-                        )
-                    continue
-                # what one run measures must not inform the next
-                parts.evaluator.predict_with(fresh.copy())
-                runs[sampler].append(one_run(parts, plan, sampler, seed))
-                if kept:
-                    kept.parent.mkdir(parents=True, exist_ok=True)
-                    kept.write_text(json.dumps(runs[sampler][-1]))
+                run = plan.kept(sampler, seed)
+                if run is None and not plan.judge_only:
+                    # what one run measures must not inform the next
+                    parts.evaluator.predict_with(fresh.copy())
+                    run = one_run(parts, plan, sampler, seed)
+                    path = plan.path(sampler, seed, plan.longer(sampler))
+                    if path:
+                        path.parent.mkdir(parents=True, exist_ok=True)
+                        path.write_text(json.dumps(run))
+                if run is not None:
+                    runs[sampler].append(run)
+        runs = {sampler: made for sampler, made in runs.items() if made}
         budget = config.limits()
         latency = timed_together(parts.evaluator, contenders(runs, budget))
     judged = {
@@ -227,6 +240,7 @@ def compare_study(study: str, args: argparse.Namespace) -> dict[str, Any]:
         tuple(args.samplers.split(",")),
         args.tpe_trials,
         args.runs,
+        args.judge_only,
     )
     found = compare(plan)
     return {**found, "plots": draw(found, Path(study).stem)}
@@ -270,9 +284,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of half and quarter")
     parser.add_argument("--tpe-trials", type=int, help="how long TPE goes on in compare")
     parser.add_argument("--runs", type=Path, help="folder that keeps each compared run")
+    parser.add_argument(
+        "--judge-only", action="store_true", help="compare what is in --runs, also unequal seeds"
+    )
     parser.add_argument("--finish", type=int, default=8, help="policies finished by re-solving")
     parser.add_argument("--threads", type=int, default=None)
     args = parser.parse_args()
+    if args.judge_only and not args.runs:
+        parser.error("--judge-only needs --runs, the folder with the runs to judge")
     import torch
 
     if args.threads:
