@@ -180,10 +180,17 @@ def verdict(runs: dict[str, list[dict[str, Any]]], seconds: float) -> dict[str, 
         found[f"evaluations_of_{sampler}"] = [run["evaluations"] for run in runs[sampler]]
         found[f"hypervolume_at_the_end_of_{sampler}"] = interval(ends)
         found[f"evaluations_guided_needs_for_{sampler}"] = [
-            next((n for _, n, v in ours["curve"] if v >= reached(run, math.inf)), None)
-            for ours, run in pairs
+            needed(ours, reached(run, math.inf)) for ours, run in pairs
         ]
     return found
+
+
+def needed(run: dict[str, Any], goal: float) -> int | None:
+    """Evaluations of a run until a hypervolume: 0 where there is none to reach, ``None`` where the
+    run never had it."""
+    if goal <= 0:
+        return 0
+    return next((count for _, count, volume in run["curve"] if volume >= goal), None)
 
 
 def reached(run: dict[str, Any], seconds: float) -> float:

@@ -109,3 +109,11 @@ def test_what_came_after_the_time_counts_only_where_the_end_is_meant() -> None:
     assert found["hypervolume_at_the_end_of_tpe"]["mean"] == pytest.approx(0.5 * 0.04, abs=1e-6)
     assert found["evaluations_guided_needs_for_tpe"] == [2]
     assert verdict({"tpe": [tpe]}, 25.0).keys() == {"hypervolume"}
+
+
+def test_nothing_is_had_without_an_evaluation() -> None:
+    guided = judged(run(0, [(0.7, 0.5), (0.82, 0.5)]))
+    tpe = judged(run(0, [(0.7, 0.5)] * 3, policies=100))
+    assert verdict({"guided": [guided], "tpe": [tpe]}, 1e9)["evaluations_guided_needs_for_tpe"] == [
+        0
+    ]

@@ -145,10 +145,13 @@ def confirmed(trials: Iterable[Trial]) -> list[Trial]:
 
 def waiting_share(trials: Iterable[Trial]) -> float:
     """Share of the evaluations' time in which timing waited for a quiet machine, from 0 to 1."""
-    measured = [t for t in trials if t.measurement is not None]
-    waited = sum(t.measurement.context.get("waited_s", 0.0) for t in measured if t.measurement)
-    seconds = sum(t.seconds for t in measured)
-    return float(min(waited / seconds, 1.0)) if seconds > 0 else 0.0
+    waited = seconds = 0.0
+    for trial in trials:
+        # a duplicate has the measurement of another trial
+        if trial.state is TrialState.COMPLETE and trial.measurement is not None:
+            waited += trial.measurement.context.get("waited_s", 0.0)
+            seconds += trial.seconds
+    return waited / seconds if seconds else 0.0
 
 
 def _worse(trial: Trial, check: Trial | None) -> Trial:

@@ -83,7 +83,8 @@ def waited(number: int, waited_s: float, seconds: float) -> Trial:
 @pytest.mark.parametrize("budget", [HALF, Budget("latency<=0.1x")], ids=["met", "not met"])
 def test_the_verdict_says_how_long_timing_waited_for_a_quiet_machine(budget: Budget) -> None:
     failed = replace(trial(3, 0.8, 1.0), measurement=None, state=TrialState.FAILED)
-    trials = [waited(0, 3.0, 5.0), waited(1, 0.0, 6.0), trial(2, 0.8, 0.5), failed]
+    repeat = replace(waited(4, 3.0, 0.0), state=TrialState.DUPLICATE, parent=0)  # waits only once
+    trials = [waited(0, 3.0, 5.0), waited(1, 0.0, 6.0), trial(2, 0.8, 0.5), failed, repeat]
     loud = view(trials).under(budget)
     assert [s for s in verdict(loud).sentences if "25% of the evaluations' time" in s]
     quiet = view([waited(0, 0.5, 5.0), waited(1, 0.5, 6.0)]).under(budget)
