@@ -55,7 +55,7 @@ class StudyEvaluator:
     weigh_trials: bool = False
     progress: Progress | None = None
     quiet_speed: QuietSpeed = field(default_factory=QuietSpeed)
-    _estimates: dict[str, Measurement] = field(default_factory=dict)
+    _estimates: dict[Policy, Measurement] = field(default_factory=dict)
 
     @cached_property
     def baseline_file(self) -> Path:
@@ -133,8 +133,9 @@ class StudyEvaluator:
 
     def estimate(self, policy: Policy) -> Measurement:
         """Cost by formula and latency by the model; no module is built."""
-        digest = policy.untrained_digest
-        if digest not in self._estimates:
+        policy = policy.untrained
+        known = self._estimates.get(policy)
+        if known is None:
             cost = self.pipeline.cost(policy)
             values = {
                 "macs": float(cost.macs),
@@ -145,8 +146,8 @@ class StudyEvaluator:
             spread = {}
             if self.latency_model is not None:
                 values["latency_ms"], spread["latency_ms"] = self.latency_model.predict(policy)
-            self._estimates[digest] = Measurement(values, spread)
-        return self._estimates[digest]
+            known = self._estimates[policy] = Measurement(values, spread)
+        return known
 
     def screen(self, policy: Policy, images: int) -> Screened:
         """KL from the uncompressed model's outputs on training inputs, simulated, zero-shot."""

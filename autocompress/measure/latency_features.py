@@ -196,11 +196,13 @@ class LayerPlan:
             table_ms: from a kernel to milliseconds.
             footprint: bytes of weights that the kernels were timed among.
         """
-        out = np.zeros(len(FEATURES))
+        # a list: single entries of an array take several times as long to add to
+        out = [0.0] * len(FEATURES)
         times: dict[str, float] = {}
         all_parts = [self.parts(layer, policy) for layer in self.inventory.layers]
         classes: list[KernelPrecision] = []
         volumes: list[int] = []
+        heavy = 0
         for layer, parts in zip(self.inventory.layers, all_parts, strict=True):
             own = policy[layer.name]
             precision = kernel_precision(own)
@@ -209,23 +211,23 @@ class LayerPlan:
             if not parts:
                 share = self.widths(layer, policy)[1] / layer.out_channels
                 out[_INDEX["other_macs"]] += layer.macs * share * 1e-6
+            time, count, outputs = _PLACES[precision]
+            stored = own.weight_bits < 16 and precision == "fp32"
             for part in parts:
-                ms = table_ms(part.kernel)
-                times[part.kernel.key] = times.get(part.kernel.key, 0.0) + ms
-                out[_INDEX[_TIME_OF[precision]]] += ms
-                whole = precision == "int8"
-                out[_INDEX["int8_kernels" if whole else "float_kernels"]] += 1
-                out[_INDEX["int8_outputs" if whole else "float_outputs"]] += part.outputs * 1e-3
-                if own.weight_bits < 16 and precision == "fp32":
+                kernel = part.kernel
+                ms = table_ms(kernel)
+                times[kernel.key] = times.get(kernel.key, 0.0) + ms
+                heavy += kernel.weight_bytes
+                out[time] += ms
+                out[count] += 1
+                out[outputs] += part.outputs * 1e-3
+                if stored:
                     out[_INDEX["stored_int_weights"]] += part.weights * 1e-3
         self._boundaries(out, classes, volumes)
-        heavy = sum(part.kernel.weight_bytes for parts in all_parts for part in parts)
         out[_INDEX["far_weights"]] = max(0, heavy - _NEAR_FOOTPRINTS * footprint) / 2**20
-        return Row(out, times)
+        return Row(np.array(out), times)
 
-    def _boundaries(
-        self, out: NDArray[np.float64], classes: Sequence[str], volumes: Sequence[int]
-    ) -> None:
+    def _boundaries(self, out: list[float], classes: Sequence[str], volumes: Sequence[int]) -> None:
         for source, sink in self.edges:
             before = classes[source] == "int8" if source >= 0 else False
             after = classes[sink] == "int8"
@@ -247,12 +249,21 @@ class LayerPlan:
         return int(sum(np.prod(shape) for shape in self.inventory.input_shape))
 
 
-_TIME_OF: dict[str, str] = {
+_TIME_OF: dict[KernelPrecision, str] = {
     "fp32": "float_ms",
     "int8": "int8_ms",
     "int8_dynamic": "dynamic_ms",
     "fp16": "half_ms",
 }
+_PLACES = {
+    precision: (
+        _INDEX[time],
+        _INDEX["int8_kernels" if precision == "int8" else "float_kernels"],
+        _INDEX["int8_outputs" if precision == "int8" else "float_outputs"],
+    )
+    for precision, time in _TIME_OF.items()
+}
+"""Where a kernel's time, count and output values go."""
 
 
 def layer_parts(layer: LayerSpec, width_in: int, width_out: int, own: LayerPolicy) -> list[Part]:

@@ -53,9 +53,14 @@ def policy_cost(inventory: Inventory, policy: Policy, settings: CompressionSetti
         settings: ``channel_multiple`` rounds the kept channels.
     """
     kept = kept_channels(inventory, policy, settings)
+    known = _layer_costs(inventory)
     macs = params = size = bops = 0
     for layer in inventory.layers:
-        cost = layer_cost(layer, policy[layer.name], *sides(inventory, layer, kept))
+        own, (inputs, outputs) = policy[layer.name], sides(inventory, layer, kept)
+        key = (layer.name, own, inputs, outputs)
+        cost = known.get(key)
+        if cost is None:
+            cost = known[key] = layer_cost(layer, own, inputs, outputs)
         macs += cost.macs
         params += cost.params
         size += cost.size_bytes
@@ -81,6 +86,11 @@ def sides(inventory: Inventory, layer: LayerSpec, kept: dict[str, int]) -> tuple
     if layer.depthwise:
         return inputs, inputs
     return inputs, kept[layer.out_group] if layer.out_group else layer.out_channels
+
+
+def _layer_costs(inventory: Inventory) -> dict[tuple[str, LayerPolicy, int, int], LayerCost]:
+    """Those computed so far; a search asks thousands of times for the same few."""
+    return inventory.__dict__.setdefault("_layer_costs", {})  # type: ignore[no-any-return]
 
 
 def _feeding(inventory: Inventory) -> dict[str, list[tuple[str, int]]]:

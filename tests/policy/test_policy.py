@@ -40,6 +40,17 @@ def test_order_and_identity_layers_do_not_change_the_digest(policy: Policy) -> N
     assert Policy(shuffled, policy.distill).digest == policy.digest
 
 
+@given(policies, policies)
+def test_equal_policies_are_one_key(policy: Policy, other: Policy) -> None:
+    shuffled = dict(reversed(list(policy.layers.items())))
+    shuffled["left.alone"] = LayerPolicy()
+    assert len({policy, Policy(shuffled, policy.distill)}) == 1
+    assert len({policy, other}) == len({policy.digest, other.digest})
+    assert len({policy.untrained, other.untrained}) == len(
+        {policy.untrained_digest, other.untrained_digest}
+    )
+
+
 def test_a_digest_is_known_for_ever() -> None:
     """Recipes and journals written by earlier versions must keep matching."""
     policy = Policy({"conv1": LayerPolicy(prune_ratio=0.5, weight_bits=8, activation_bits=8)})
