@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,8 +16,6 @@ from autocompress.search.protocols import Screened
 from autocompress.study import state_file
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
     from autocompress.compress.compressed import Compressed
     from autocompress.measure.accuracy import Accuracy
     from autocompress.measure.latency import Beside
@@ -27,6 +24,7 @@ if TYPE_CHECKING:
     from autocompress.model.data import Split
     from autocompress.pipeline import Pipeline, Progress
     from autocompress.policy.space import Space
+    from autocompress.screening import Screening
 
 
 @dataclass
@@ -105,6 +103,12 @@ class StudyEvaluator:
             "data": self.pipeline.data.fingerprint,
         }
 
+    @property
+    def screened_with(self) -> dict[str, Any]:
+        """All that ``screen`` depends on beside the policy."""
+        settings = self.pipeline.settings.model_dump(mode="json")
+        return {**self.identity, "settings": settings, "inputs": self.screen_images}
+
     def predict_with(self, latency_model: LatencyModel) -> None:
         """Take a latency model; estimates made before, without one, are forgotten."""
         self.latency_model = latency_model
@@ -151,17 +155,7 @@ class StudyEvaluator:
 
     def screen(self, policy: Policy, images: int) -> Screened:
         """KL from the uncompressed model's outputs on training inputs, simulated, zero-shot."""
-        import torch
-
-        from autocompress.measure.lock import machine_lock
-
-        count = min(images, len(self._reference))
-        with machine_lock(exclusive=False), torch.inference_mode():
-            log_p = self._reference[:count]
-            log_q = self._log_probabilities(self.pipeline.rough(policy), count)
-            each = (log_p.exp() * (log_p - log_q)).sum(-1).flatten()
-        spread = float(each.std() / max(1, count) ** 0.5) if count > 1 else 0.0
-        return Screened(float(each.mean()), spread, count)
+        return self._screening(policy, images)
 
     def evaluate(self, policy: Policy, phase: Phase = SEARCH, seed: int = 0) -> Measurement:
         """Build (or load what was trained before), export, and measure the file."""
@@ -367,35 +361,7 @@ class StudyEvaluator:
         return self.pipeline.data.train.inputs(1)
 
     @cached_property
-    def _screening(self) -> Split:
-        """Training inputs other than those that calibrate (up to chance)."""
-        return self.pipeline.data.train.sample(self.screen_images, self.pipeline.settings.seed + 1)
+    def _screening(self) -> Screening:
+        from autocompress.screening import Screening
 
-    def _chunks(self, count: int, size: int = 256) -> list[Any]:
-        even = math.ceil(count / math.ceil(count / size))  # no last one of a single image
-        return [
-            self._screening.take(slice(i, min(i + even, count)))[0] for i in range(0, count, even)
-        ]
-
-    @cached_property
-    def _reference(self) -> Tensor:
-        """Of the uncompressed model on all screening inputs."""
-        return self._log_probabilities(self.pipeline.model, len(self._screening))
-
-    def _log_probabilities(self, module: nn.Module, count: int) -> Tensor:
-        """``(count, classes)`` on the first screening inputs.
-
-        In bfloat16 where the processor has instructions for it: half the time, while divergences
-        worth telling apart move by some thousandths and the noise stays under 1e-4 nats.
-        """
-        import torch
-
-        from autocompress.recover.device import Place, forward
-        from autocompress.recover.schedule import Schedule
-
-        place = Place.of(Schedule(device="cpu"))
-        with torch.inference_mode(), place.autocast():
-            parts = [
-                forward(module, self._screening.prepare(stored)) for stored in self._chunks(count)
-            ]
-        return torch.cat(parts).float().log_softmax(-1)
+        return Screening(self.pipeline, self.screen_images)

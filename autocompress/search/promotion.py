@@ -7,9 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from autocompress.results.difference import difference
 from autocompress.results.trial import Trial
-
-_SURE = 1.64
-"""Standard errors of a one-sided 95 % bound."""
+from autocompress.search.loop import SURE
 
 
 def by_band(ranked: Sequence[Trial], cost: str, count: int) -> list[Trial]:
@@ -37,7 +35,7 @@ def by_band(ranked: Sequence[Trial], cost: str, count: int) -> list[Trial]:
 def lower_bound(trial: Trial) -> float:
     """Accuracy less 1.64 standard errors."""
     assert trial.measurement is not None
-    return trial.measurement["accuracy"] - _SURE * trial.measurement.spread.get("accuracy", 0.0)
+    return trial.measurement["accuracy"] - SURE * trial.measurement.spread.get("accuracy", 0.0)
 
 
 def in_doubt(done: Sequence[Trial]) -> list[Trial]:
@@ -56,7 +54,7 @@ def in_doubt(done: Sequence[Trial]) -> list[Trial]:
     for trial in usable[1:]:
         assert trial.measurement is not None
         gap = difference(lead, trial.measurement)
-        if gap.points <= _SURE * gap.stderr:
+        if gap.points <= SURE * gap.stderr:
             left.append(trial)
     return left
 
