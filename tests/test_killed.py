@@ -55,6 +55,7 @@ def test_a_killed_study_goes_on(executor: str, tmp_path: Path) -> None:
     process.wait()
     before = lines(journal)
     assert 4 <= len(before) < 10
+    looked_at = lines(journal.with_name("screened.jsonl"))
 
     found = json.loads(call(tmp_path, "search tiny.yaml --resume --json").stdout)
     after = lines(journal)
@@ -65,6 +66,10 @@ def test_a_killed_study_goes_on(executor: str, tmp_path: Path) -> None:
     numbers = [t["number"] for t in trials]
     assert len(set(numbers)) == len(numbers)
     assert found["best"] in numbers
+    screened = lines(journal.with_name("screened.jsonl"))
+    assert screened[: len(looked_at)] == looked_at
+    keys = [(s["policy"], s["images"]) for s in map(json.loads, screened)]
+    assert len(set(keys)) == len(keys) > 0, "a policy was screened again"
 
 
 @pytest.mark.timeout(900)

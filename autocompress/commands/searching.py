@@ -20,6 +20,7 @@ from autocompress.search.config import RecoveryPlan, SearchConfig
 from autocompress.study import StudyConfig
 from autocompress.track.folder import RunFolder
 from autocompress.track.journal import Journal
+from autocompress.track.screened import ScreenedPolicies
 from autocompress.track.view import RunView
 
 if TYPE_CHECKING:
@@ -180,7 +181,7 @@ def _phases(
     sinks: list[Sink] = [journal, *([mlflow] if mlflow is not None else [])]
     with SearchDisplay(quiet) as display, stopping_on_interrupt() as stop:
         context = _context(
-            parts, config, sinks, journal.load(), stop, display.update, model=model, data=data
+            parts, config, sinks, journal, stop, display.update, model=model, data=data
         )
         try:
             result = run_search(context, _proposer(context))
@@ -206,7 +207,7 @@ def _context(
     parts: Assembly,
     config: SearchConfig,
     sinks: list[Sink],
-    trials: list[Trial],
+    journal: Journal,
     stop: Any,
     progress: Callable[[Any], None],
     *,
@@ -235,9 +236,10 @@ def _context(
         study.limits(),
         config,
         sinks,
-        _rejudged(trials, parts),
+        _rejudged(journal.load(), parts),
         stop,
         progress,
+        ScreenedPolicies(journal.folder.screened, parts.evaluator.screened_with),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
@@ -21,7 +21,7 @@ _HOPELESS = 3.0
 """Rejected without a measurement when this many sigmas under the estimate are over the budget."""
 
 SURE = 1.64
-"""Standard deviations on top of an estimate: within the budget with 95 %, one-sided."""
+"""Standard deviations of a one-sided 95 % bound."""
 
 _REPEATS = 200
 """Proposals in a row that are settled already before a study counts as exhausted."""
@@ -74,6 +74,7 @@ class Context:
         trials: all finished trials, earlier sessions included; grows.
         stop: raised by Ctrl-C.
         progress: told after every trial.
+        screened: what screening gave so far, by untrained digest and number of images; grows.
     """
 
     space: Space
@@ -85,6 +86,7 @@ class Context:
     trials: list[Trial] = field(default_factory=list)
     stop: StopFlag = field(default_factory=StopFlag)
     progress: ProgressCallback | None = None
+    screened: MutableMapping[tuple[str, int], Screened] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.objectives = tuple(metric(n) for n in self.config.objectives)
@@ -115,8 +117,11 @@ class Context:
         """Screen an assignment; the time counts as evaluation, not as bookkeeping."""
         start = time.monotonic()
         try:
-            policy = self.space.decode(assignment)
-            return self.evaluator.screen(policy, images or self.config.screen_images)
+            policy, images = self.space.decode(assignment), images or self.config.screen_images
+            key = (policy.untrained_digest, images)
+            if key not in self.screened:
+                self.screened[key] = self.evaluator.screen(policy, images)
+            return self.screened[key]
         finally:
             self.screening_s += time.monotonic() - start
 

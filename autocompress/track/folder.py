@@ -44,6 +44,11 @@ class RunFolder:
         return self.root / "trials.jsonl"
 
     @property
+    def screened(self) -> Path:
+        """Divergences of the policies that were looked at quickly; a cache."""
+        return self.root / "screened.jsonl"
+
+    @property
     def lock(self) -> Path:
         """Held by the one process that writes the journal."""
         return self.root / "trials.lock"

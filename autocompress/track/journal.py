@@ -68,7 +68,7 @@ class Journal:
             try:
                 if new:
                     sync_folder(self.folder.root)
-                _cut_torn_line(self._file)
+                cut_torn_line(self._file)
                 self._entries = read_entries(self.folder)
             except BaseException:
                 os.close(self._file)
@@ -240,7 +240,7 @@ def writer_of(run: str | Path | RunFolder) -> str | None:
     return None
 
 
-def _cut_torn_line(handle: int) -> None:
+def cut_torn_line(handle: int) -> None:
     """Truncate a file to its last newline."""
     end = size = os.fstat(handle).st_size
     while end > 0:

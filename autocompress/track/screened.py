@@ -1,0 +1,75 @@
+"""The file ``screened.jsonl``: what a study looked at quickly, so that resuming need not again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections import UserDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from autocompress.errors import InputError
+from autocompress.search.protocols import Screened
+from autocompress.track.folder import plain
+from autocompress.track.journal import cut_torn_line
+
+
+class ScreenedPolicies(UserDict[tuple[str, int], Screened]):
+    """From a policy's untrained digest and a number of images to what screening it gave.
+
+    Each new one is appended to the file, if it is finite. It is a cache: unlike a trial it is not
+    flushed to the disk, and a line that was torn by a kill is cut off.
+
+    Args:
+        path: of the file; made with the first entry.
+        made_with: model, data and settings that divergences depend on. Entries of others stay in
+            the file and are not taken.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+
+    def __init__(self, path: Path, made_with: Mapping[str, Any]) -> None:
+        super().__init__()
+        self._path = path
+        text = json.dumps(plain(made_with), sort_keys=True)
+        self._made_with = hashlib.sha256(text.encode()).hexdigest()[:16]
+        if path.is_file():
+            self._read()
+
+    def _read(self) -> None:
+        handle = os.open(self._path, os.O_RDWR)
+        try:
+            cut_torn_line(handle)
+        finally:
+            os.close(handle)
+        for number, line in enumerate(self._path.read_text(encoding="utf-8").splitlines(), 1):
+            try:
+                found = json.loads(line)
+                key = found["policy"], found["images"]
+                screened = Screened(found["kl"], found["stderr"], found["images"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise InputError(
+                    f"{self._path}, line {number}, is not a screened policy "
+                    f"({type(error).__name__}: {error}). Delete the file; it is made again."
+                ) from None
+            if found.get("made_with") == self._made_with:
+                self.data[key] = screened
+
+    def __setitem__(self, key: tuple[str, int], found: Screened) -> None:
+        super().__setitem__(key, found)
+        if not math.isfinite(found.kl + found.stderr):
+            return
+        policy, images = key
+        line = {
+            "policy": policy,
+            "images": images,
+            "kl": found.kl,
+            "stderr": found.stderr,
+            "made_with": self._made_with,
+        }
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, separators=(",", ":")) + "\n")
