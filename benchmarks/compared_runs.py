@@ -30,7 +30,8 @@ Events = Sequence[tuple[float, Trial]]
 def shares(events: Events, baseline: Measurement) -> list[tuple[float, dict[str, Any]]]:
     """Evaluations with their seconds as plain data, latency as a share of the uncompressed one.
 
-    Each process measures the uncompressed latency anew, so that only shares can be compared.
+    Each process measures the uncompressed latency anew, so that only shares can be compared. How
+    a policy was timed is kept, for those that turn out otherwise when they are timed together.
     """
     found = []
     for when, trial in events:
@@ -38,7 +39,9 @@ def shares(events: Events, baseline: Measurement) -> list[tuple[float, dict[str,
             continue
         values = dict(trial.measurement.values)
         values["latency_ms"] /= baseline["latency_ms"]
-        found.append((round(when, 2), replace(trial, measurement=Measurement(values)).as_dict()))
+        timing = trial.measurement.context.get("timing")
+        measured = Measurement(values, context={"timing": timing} if timing else {})
+        found.append((round(when, 2), replace(trial, measurement=measured).as_dict()))
     return found
 
 
