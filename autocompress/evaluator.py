@@ -105,7 +105,7 @@ class StudyEvaluator:
 
     @property
     def screened_with(self) -> dict[str, Any]:
-        """All that ``screen`` depends on beside the policy."""
+        """Model, data and settings that ``screen`` depends on beside the policy."""
         settings = self.pipeline.settings.model_dump(mode="json")
         return {**self.identity, "settings": settings, "inputs": self.screen_images}
 

@@ -117,3 +117,13 @@ def test_nothing_is_had_without_an_evaluation() -> None:
     assert verdict({"guided": [guided], "tpe": [tpe]}, 1e9)["evaluations_guided_needs_for_tpe"] == [
         0
     ]
+
+
+def test_how_a_policy_was_timed_is_kept_and_nothing_else_of_its_context() -> None:
+    timing = {"baseline_ms": 2.1, "disturbed": False}
+    context = {"timing": timing, "split": "val", "hits": "..."}
+    measured = Measurement({"accuracy": 0.9, "latency_ms": 1.0}, context=context)
+    trial = Trial(0, Policy(), measurement=measured, seconds=1.0)
+    ((_, kept),) = shares([(1.0, trial)], BASE)
+    assert kept["measurement"]["context"] == {"timing": timing}
+    assert kept["measurement"]["values"]["latency_ms"] == 0.5

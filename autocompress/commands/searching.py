@@ -219,6 +219,9 @@ def _context(
     from autocompress.search.loop import Context
 
     study = parts.study
+    # before workers are started: a damaged file would leave them behind
+    screened = ScreenedPolicies(journal.folder.screened, parts.evaluator.screened_with)
+    trials = _rejudged(journal.load(), parts)
     factory = EvaluatorFactory(
         study.model_dump(mode="json"),
         str(parts.folder),
@@ -236,10 +239,10 @@ def _context(
         study.limits(),
         config,
         sinks,
-        _rejudged(journal.load(), parts),
+        trials,
         stop,
         progress,
-        ScreenedPolicies(journal.folder.screened, parts.evaluator.screened_with),
+        screened,
     )
 
 

@@ -90,7 +90,9 @@ def sides(inventory: Inventory, layer: LayerSpec, kept: dict[str, int]) -> tuple
 
 def _layer_costs(inventory: Inventory) -> dict[tuple[str, LayerPolicy, int, int], LayerCost]:
     """Those computed so far; a search asks thousands of times for the same few."""
-    return inventory.__dict__.setdefault("_layer_costs", {})  # type: ignore[no-any-return]
+    found: dict[tuple[str, LayerPolicy, int, int], LayerCost]
+    found = inventory.__dict__.setdefault("_layer_costs", {})
+    return found
 
 
 def _feeding(inventory: Inventory) -> dict[str, list[tuple[str, int]]]:
