@@ -8,9 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-# The room `search` is loaded before the function of that name takes its place as the attribute:
-# loaded later, it would push the function out.
-import autocompress.search as _room  # noqa: F401
 from autocompress.api import Answer, Result, apply, search
 from autocompress.errors import AutocompressError
 from autocompress.policy.budget import Budget
@@ -23,7 +20,7 @@ from autocompress.results.metric import Measurement
 from autocompress.results.trial import Trial
 
 if TYPE_CHECKING:
-    from autocompress.model.data import Data, Split
+    from autocompress.task.data import Data, Split
 
 __all__ = [
     "Answer",
@@ -48,7 +45,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in ("Data", "Split"):  # they load torch
-        from autocompress.model import data
+        from autocompress.task import data
 
         return getattr(data, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

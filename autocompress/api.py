@@ -170,8 +170,8 @@ def search(
         InputError: anything that cannot be used, before an existing run is touched.
         InfeasibleBudget: not even the cheapest policy meets the budget.
     """
-    from autocompress.commands.searching import run_study
-    from autocompress.study import GIVEN, read_study
+    from autocompress.run.session import run_study
+    from autocompress.run.study import GIVEN, read_study
 
     limits = Budget(budget) if isinstance(budget, str) else (budget or Budget())
     if isinstance(space, SpaceConfig):
@@ -222,8 +222,8 @@ def apply(
     Raises:
         InputError: another architecture, or a model or data that must be handed over.
     """
-    from autocompress.commands.recipes import open_recipe, rebuild
-    from autocompress.compress.quantize import simulate
+    from autocompress.run.replay import open_recipe, rebuild
+    from autocompress.techniques.quantize import simulate
 
     if isinstance(recipe, SavedRecipe):
         recipe = recipe.path

@@ -103,8 +103,10 @@ def search(
 
     Ctrl-C once finishes the running trial and writes the front; twice stops at once.
     """
-    from autocompress.commands import overrides, planning, searching
-    from autocompress.study import load_study
+    from autocompress.commands import overrides
+    from autocompress.run import feasibility as planning
+    from autocompress.run import session as searching
+    from autocompress.run.study import load_study
 
     config = overrides(
         load_study(study),
@@ -143,7 +145,7 @@ def profile(
 ) -> None:
     """Show per layer: MACs, params, latency, sensitivity, and which layers prune together."""
     from autocompress.commands import inspecting
-    from autocompress.study import load_study
+    from autocompress.run.study import load_study
 
     found = inspecting.profile(load_study(study), export_kernels, quiet=as_json)
     _print(found, as_json, lambda console: inspecting.show_profile(found, console))
@@ -169,7 +171,7 @@ def evaluate(
 ) -> None:
     """Measure one policy of yours: what would happen if."""
     from autocompress.commands import inspecting
-    from autocompress.study import load_study
+    from autocompress.run.study import load_study
 
     if (policy is None) == (uniform is None):
         raise InputError("Give either --policy FILE or --uniform prune_ratio=0.5,weight_bits=8.")
@@ -214,7 +216,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write a recipe that anyone can apply again."""
-    from autocompress.commands import recipes
+    from autocompress.run import replay as recipes
 
     found = recipes.export(run, pick, output)
     _print(
@@ -238,7 +240,7 @@ def apply(
     as_json: Json = False,
 ) -> None:
     """Rebuild the compressed model from a recipe."""
-    from autocompress.commands import recipes
+    from autocompress.run import replay as recipes
 
     found = recipes.apply(recipe, output, model, checkpoint, quiet=as_json)
     _print(
@@ -259,7 +261,7 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Apply a recipe in a fresh process and compare the result with what the recipe claims."""
-    from autocompress.commands import recipes
+    from autocompress.run import replay as recipes
 
     found = recipes.verify(recipe, model, checkpoint)
     _print(found, as_json, lambda console: recipes.show_verification(found, console))

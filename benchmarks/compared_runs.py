@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from autocompress.evaluator import StudyEvaluator
 from autocompress.measure.latency import Beside, Timing
 from autocompress.measure.quiet import QuietSpeed
 from autocompress.measure.sampling import Plan
@@ -21,6 +20,7 @@ from autocompress.policy.policy import Policy
 from autocompress.results.front import ParetoFront, reference_point
 from autocompress.results.metric import ACCURACY, LATENCY, Measurement
 from autocompress.results.trial import Trial
+from autocompress.run.evaluator import StudyEvaluator
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#7f7f7f")
 OUT = Path(__file__).parent / "out"

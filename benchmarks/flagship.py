@@ -21,15 +21,15 @@ from typing import Any
 
 import torch
 
-from autocompress.assemble import Assembly, assemble
-from autocompress.commands.searching import Finished, run_study
-from autocompress.compress.export import export
 from autocompress.errors import AutocompressError
+from autocompress.exporters.write import export
 from autocompress.measure.accuracy import file_accuracy, paired
 from autocompress.measure.latency import compare
 from autocompress.measure.sampling import Plan
 from autocompress.policy.policy import Policy
-from autocompress.study import StudyConfig, load_study
+from autocompress.run.assembly import Assembly, assemble
+from autocompress.run.session import Finished, run_study
+from autocompress.run.study import StudyConfig, load_study
 from autocompress.track.folder import RunFolder
 
 #: minutes of search and recovery, times faster, points of accuracy lost, share of the bytes

@@ -24,19 +24,19 @@ import torch
 from scipy.stats import spearmanr
 from torch import nn
 
-from autocompress.compress.bank import LayerBank
-from autocompress.compress.export import export
-from autocompress.compress.quantize import calibrate
+from autocompress.build.bank import LayerBank
+from autocompress.build.calibrate import calibrate
+from autocompress.exporters.write import export
 from autocompress.measure.latency import compare_many
 from autocompress.measure.latency_model import LatencyModel
 from autocompress.measure.sampling import Plan
-from autocompress.measure.targets import Target, get_target
-from autocompress.model.data import Split
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.policy import Policy
 from autocompress.policy.settings import CompressionSettings
 from autocompress.policy.space import Space
 from autocompress.policy.space_config import SpaceConfig
+from autocompress.targets import Target, get_target
+from autocompress.task.data import Split
 from autocompress.workloads.models import resnet20, resnet56, seeded, vgg16_bn
 
 _SETTINGS = CompressionSettings(calibration_images=16, bias_correction=False, importance="l1")

@@ -27,9 +27,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from autocompress.build.batch_norm import reestimate
 from autocompress.measure.accuracy import accuracy
-from autocompress.model.data import Data
-from autocompress.recover.batch_norm import reestimate
+from autocompress.task.data import Data
 from autocompress.workloads.data import image_folder
 from autocompress.workloads.models import load_weights, resnet20
 

@@ -24,18 +24,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autocompress.compress.compressed import Compressed, Precision
-from autocompress.compress.export import export
-from autocompress.compress.quantize import calibrate, simulate
+from autocompress.build.calibrate import calibrate
+from autocompress.exporters.write import export
 from autocompress.measure.accuracy import Accuracy, paired, score
 from autocompress.measure.gate import is_integer, multiplies
 from autocompress.measure.latency import compare
-from autocompress.measure.targets import Target, get_target
-from autocompress.measure.targets.base import random_inputs
-from autocompress.model.data import Data, Split
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.settings import CompressionSettings
+from autocompress.targets import Target, get_target
+from autocompress.targets.base import random_inputs
+from autocompress.task.data import Data, Split
+from autocompress.techniques.compressed import Compressed, Precision
+from autocompress.techniques.quantize import simulate
 from autocompress.workloads.data import image_folder
 from autocompress.workloads.models import load_weights, resnet20, resnet56, vgg16_bn
 

@@ -23,14 +23,14 @@ from typing import Any
 
 import torch
 
-from autocompress.assemble import Assembly, assemble
-from autocompress.compress.compressed import Compressed
-from autocompress.compress.export import export
+from autocompress.exporters.write import export
 from autocompress.measure.accuracy import Accuracy, file_accuracy, paired
 from autocompress.model.cost import policy_cost
 from autocompress.policy.policy import Distill, LayerPolicy, Policy
 from autocompress.results.trial import Phase
-from autocompress.study import load_study
+from autocompress.run.assembly import Assembly, assemble
+from autocompress.run.study import load_study
+from autocompress.techniques.compressed import Compressed
 
 
 @dataclass(frozen=True)

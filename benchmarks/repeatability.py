@@ -21,12 +21,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from autocompress.assemble import assemble
+from autocompress.controller.seeds import ladders
 from autocompress.measure.latency import Beside, settle
 from autocompress.measure.quiet import QuietSpeed
 from autocompress.measure.sampling import Plan
-from autocompress.search.seeds import ladders
-from autocompress.study import load_study
+from autocompress.run.assembly import assemble
+from autocompress.run.study import load_study
 
 
 def spread(ratios: list[float]) -> float:

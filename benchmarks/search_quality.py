@@ -34,20 +34,20 @@ from typing import Any
 
 from compared_runs import contenders, draw, judge, shares, timed_together, verdict
 
-from autocompress.assemble import Assembly, assemble
+from autocompress.controller.config import RecoveryPlan, SearchConfig
+from autocompress.controller.guided import GuidedProposer
+from autocompress.controller.loop import Context, SearchResult, run_search
+from autocompress.controller.optuna_study import OptunaController
+from autocompress.controller.phases import FINISHED, run_finish
+from autocompress.controller.plain import PlainProposer
 from autocompress.execute.local import InProcessExecutor
 from autocompress.policy.budget import Budget
 from autocompress.policy.inventory import Inventory
 from autocompress.policy.space import Choice, Space
 from autocompress.results.metric import ACCURACY, LATENCY, Measurement
 from autocompress.results.trial import SEARCH, Phase, Trial
-from autocompress.search.config import RecoveryPlan, SearchConfig
-from autocompress.search.controller import OptunaController
-from autocompress.search.guided import GuidedProposer
-from autocompress.search.loop import Context, SearchResult, run_search
-from autocompress.search.phases import FINISHED, run_finish
-from autocompress.search.plain import PlainProposer
-from autocompress.study import load_study
+from autocompress.run.assembly import Assembly, assemble
+from autocompress.run.study import load_study
 
 STUDIES = ("cifar10_resnet20", "cifar10_vgg16")
 SAMPLERS = ("guided", "tpe", "nsga2", "random")

@@ -15,15 +15,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from autocompress.mlflow.sink import MlflowSink
+from autocompress.mlflow.store import Store, sync
 from autocompress.policy.budget import Budget
 from autocompress.policy.policy import LayerPolicy, Policy
+from autocompress.report.html import write_report
 from autocompress.results.metric import Measurement
 from autocompress.results.trial import Trial
 from autocompress.track.folder import RunFolder
 from autocompress.track.journal import Journal
-from autocompress.track.mlflow import Store, sync
-from autocompress.track.mlflow_sink import MlflowSink
-from autocompress.track.report import write_report
 from autocompress.track.view import RunView
 
 BASELINE = Measurement({"accuracy": 0.9, "latency_ms": 1.0, "macs": 4e7, "size_bytes": 1e6})

@@ -23,18 +23,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from autocompress.compress.bank import LayerBank
-from autocompress.compress.export import export
-from autocompress.compress.quantize import calibrate
+from autocompress.build.bank import LayerBank
+from autocompress.build.calibrate import calibrate
+from autocompress.exporters.write import export
 from autocompress.measure.accuracy import file_accuracy
 from autocompress.measure.gate import check_file
 from autocompress.measure.latency import compare
-from autocompress.measure.targets import get_target
-from autocompress.model.data import Split
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.policy import Policy
 from autocompress.policy.settings import CompressionSettings
 from autocompress.policy.space_config import SpaceConfig
+from autocompress.targets import get_target
+from autocompress.task.data import Split
 from autocompress.workloads.models import resnet20, resnet56, seeded, vgg16_bn
 
 NETWORKS = {"resnet20": resnet20, "resnet56": resnet56, "vgg16_bn": vgg16_bn}

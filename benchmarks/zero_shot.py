@@ -21,15 +21,15 @@ from typing import Any
 
 import torch
 
-from autocompress.compress.bank import LayerBank
-from autocompress.compress.compressed import Compressed
+from autocompress.build.bank import LayerBank
+from autocompress.build.batch_norm import reestimate
+from autocompress.build.sequential import sequential_resolve
 from autocompress.measure.accuracy import accuracy
-from autocompress.model.data import Data
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.settings import CompressionSettings
-from autocompress.recover.batch_norm import reestimate
-from autocompress.recover.sequential import sequential_resolve
+from autocompress.task.data import Data
+from autocompress.techniques.compressed import Compressed
 from autocompress.workloads.data import image_folder
 from autocompress.workloads.models import CifarResNet, load_weights, resnet20, resnet56
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,10 @@ from hypothesis import settings
 if TYPE_CHECKING:
     from torch import nn
 
-    from autocompress.model.data import Data
+    from autocompress.build.bank import LayerBank
+    from autocompress.policy.settings import CompressionSettings
+    from autocompress.task.data import Data
+    from autocompress.track.folder import RunFolder
 
 
 def _folder(variable: str) -> Path:
@@ -39,6 +43,33 @@ def resnet20_trained() -> nn.Module:
     return load_weights(
         resnet20(), str(_folder("AUTOCOMPRESS_WEIGHTS") / "resnet20_cifar10.safetensors")
     )
+
+
+@pytest.fixture(scope="session")
+def bank() -> Callable[..., LayerBank]:
+    """From a small network's name and settings to its bank; nothing in it may be changed."""
+    from small_networks import data, example, make
+
+    from autocompress.build.bank import LayerBank
+    from autocompress.model.inventory import take_inventory
+    from autocompress.policy.settings import CompressionSettings
+
+    @cache
+    def build(name: str, settings: CompressionSettings | None = None) -> LayerBank:
+        model = make(name)
+        inventory = take_inventory(model, example(name))
+        chosen = settings or CompressionSettings(prune_residual=True)
+        return LayerBank.build(model, inventory, data(name).train, chosen)
+
+    return build
+
+
+@pytest.fixture
+def make_run() -> Callable[..., RunFolder]:
+    """Writes a finished run into a folder; see ``handmade_run``."""
+    import handmade_run
+
+    return handmade_run.make_run
 
 
 @pytest.fixture(scope="session", autouse=True)

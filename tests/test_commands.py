@@ -63,7 +63,7 @@ def test_macs_of_the_answer_are_those_of_the_rebuilt_model(
     recipe = place / "runs" / "tiny" / "recipes" / "best.yaml"
     best = next(t for t in finished["trials"] if t["number"] == finished["best"])
     rebuilt = apply(recipe)
-    from autocompress.compress.quantize import QuantizedLayer
+    from autocompress.techniques.quantize import QuantizedLayer
 
     for name, module in list(rebuilt.named_modules()):
         if isinstance(module, QuantizedLayer):  # the counter knows plain layers only
@@ -302,7 +302,7 @@ def test_every_document_that_the_readme_names_is_there() -> None:
 
 
 def test_shipped_studies_and_spaces_read(place: Path) -> None:
-    from autocompress.study import load_study, shipped
+    from autocompress.run.study import load_study, shipped
 
     for name in shipped("studies"):
         study = load_study(name)

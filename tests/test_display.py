@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from autocompress.commands.display import SearchDisplay
-from autocompress.search.loop import SearchProgress
+from autocompress.controller.loop import SearchProgress
 
 
 @pytest.mark.parametrize("waiting", [0.02, 0.4])

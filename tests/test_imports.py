@@ -12,27 +12,36 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "autocompress"
 
 _BASE = {"errors", "policy", "results"}
+_MODEL = {*_BASE, "task", "model"}
+_BUILD = {*_MODEL, "techniques", "recover", "exporters", "build"}
+_TRACK = {*_BASE, "controller", "track"}
 ALLOWED = {
     "errors": set(),
     "policy": {"errors", "policy"},
-    "results": {"errors", "policy", "results"},
-    "model": {*_BASE, "model"},
-    "compress": {*_BASE, "model", "compress"},
-    "recover": {*_BASE, "model", "compress", "recover"},
-    "measure": {*_BASE, "model", "compress", "recover", "measure"},
-    "search": {*_BASE, "search"},
-    "execute": {*_BASE, "search", "execute"},
-    "track": {*_BASE, "search", "track"},
-    "workloads": {*_BASE, "model", "compress", "recover", "measure", "workloads"},
+    "results": _BASE,
+    "task": {*_BASE, "task"},
+    "model": _MODEL,
+    "techniques": {*_MODEL, "techniques"},
+    "recover": {*_MODEL, "techniques", "recover"},
+    "exporters": {*_MODEL, "techniques", "exporters"},
+    "build": _BUILD,
+    "targets": {*_BASE, "exporters", "targets"},
+    "measure": {*_BUILD, "targets", "measure"},
+    "controller": {*_BASE, "controller"},
+    "execute": {*_BASE, "controller", "execute"},
+    "track": _TRACK,
+    "report": {*_TRACK, "report"},
+    "mlflow": {*_TRACK, "report", "mlflow"},
+    "workloads": {*_BUILD, "targets", "measure", "workloads"},
 }
-TOP = {"commands"}
+TOP = {"commands", "run"}
 """Rooms that put the others together, like the modules beside them."""
 ONLY_IN = {
-    "optuna": {"search/controller.py"},
+    "optuna": {"controller/optuna_study.py"},
     "ray": {"execute/ray_tune.py"},
-    "mlflow": {"track/mlflow.py"},
+    "mlflow": {"mlflow/store.py"},
 }
-NO_TORCH = ("policy", "results", "search", "execute", "track")
+NO_TORCH = ("policy", "results", "controller", "execute", "track", "report", "mlflow")
 
 
 def _imports(path: Path) -> set[str]:

@@ -26,7 +26,7 @@ def test_the_wheel_carries_studies_and_spaces(tmp_path: Path) -> None:
         archive.extractall(unpacked)
     # the unpacked wheel stands before the checkout, and is asked from an unrelated folder
     code = (
-        "from autocompress.study import load_study, shipped;"
+        "from autocompress.run.study import load_study, shipped;"
         "import autocompress; print(autocompress.__file__);"
         "print(sorted(shipped('studies')), sorted(shipped('search_spaces')));"
         "print(load_study('quickstart').space_config().name)"

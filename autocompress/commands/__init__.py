@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from autocompress.errors import InputError
-from autocompress.study import StudyConfig
+from autocompress.run.study import StudyConfig
 
 _DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(s|m|h|)\s*$")
 

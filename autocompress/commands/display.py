@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import TaskID
 
+from autocompress.controller.loop import SearchProgress
 from autocompress.results.trial import MUCH_WAITING
-from autocompress.search.loop import SearchProgress
 
 _PIPED_WIDTH = 140
 """Columns where output goes into a file or a pipe, which have no width of their own."""

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from autocompress.search.loop import StopReason
-from autocompress.track.tables import front_table, verdict_table
-from autocompress.track.verdict import verdict
+from autocompress.controller.loop import StopReason
+from autocompress.report.tables import front_table, verdict_table
+from autocompress.report.verdict import verdict
 
 if TYPE_CHECKING:
-    from autocompress.commands.searching import Finished
+    from autocompress.run.session import Finished
 
 _COLOURS = {"good": "green", "unsure": "yellow", "bad": "red"}
 

@@ -14,11 +14,11 @@ from autocompress.errors import InputError, nearest
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.results.metric import Measurement
 from autocompress.results.trial import Phase
-from autocompress.study import StudyConfig
+from autocompress.run.study import StudyConfig
 
 if TYPE_CHECKING:
-    from autocompress.assemble import Assembly
-    from autocompress.evaluator import StudyEvaluator
+    from autocompress.run.assembly import Assembly
+    from autocompress.run.evaluator import StudyEvaluator
 
 
 def profile(study: StudyConfig, export_kernels: Path | None, *, quiet: bool) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def profile(study: StudyConfig, export_kernels: Path | None, *, quiet: bool) -> 
     from autocompress.commands.display import status
 
     with tempfile.TemporaryDirectory() as scratch, status(quiet) as say:
-        from autocompress.assemble import assemble
+        from autocompress.run.assembly import assemble
 
         parts = assemble(study, Path(scratch), progress=say)
         evaluator = parts.evaluator
@@ -81,8 +81,8 @@ def operator_times(evaluator: StudyEvaluator) -> dict[str, float]:
     """Milliseconds per layer of the uncompressed file, from the runtime's own profiler."""
     from contextlib import closing
 
-    from autocompress.compress.onnx_graph import layer_of
-    from autocompress.measure.targets.base import random_inputs
+    from autocompress.exporters.onnx_graph import layer_of
+    from autocompress.targets.base import random_inputs
 
     target, names = evaluator.target, set(evaluator.pipeline.inventory.by_name)
     with closing(target.open(evaluator.baseline_file)) as session:
@@ -189,7 +189,7 @@ def evaluate(
     from autocompress.commands.display import status
 
     with tempfile.TemporaryDirectory() as scratch, status(quiet) as say:
-        from autocompress.assemble import assemble
+        from autocompress.run.assembly import assemble
 
         parts = assemble(study, Path(scratch), progress=say)
         if uniform is not None:

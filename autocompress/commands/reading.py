@@ -8,8 +8,8 @@ from typing import Any
 from rich.console import Console
 
 from autocompress.errors import InputError
+from autocompress.report.tables import front_table, summary_json, verdict_table
 from autocompress.track.folder import RunFolder
-from autocompress.track.tables import front_table, summary_json, verdict_table
 from autocompress.track.view import RunView
 
 
@@ -17,7 +17,7 @@ def front(run: str, target: str | None, *, quiet: bool) -> dict[str, Any]:
     """The front of a run, as it was measured or re-costed for another target."""
     view = RunView.load(run)
     if target is not None:
-        from autocompress.commands.retarget import retarget
+        from autocompress.run.retarget import retarget
 
         view = retarget(RunFolder.open(run), view, target, quiet=quiet)
     return summary_json(view)
@@ -27,7 +27,7 @@ def show_front(run: str, target: str | None, console: Console) -> None:
     """The front as a table, and the answer beside the simple ways."""
     view = RunView.load(run)
     if target is not None:
-        from autocompress.commands.retarget import retarget
+        from autocompress.run.retarget import retarget
 
         view = retarget(RunFolder.open(run), view, target, quiet=False)
     console.print(front_table(view))
@@ -36,7 +36,7 @@ def show_front(run: str, target: str | None, console: Console) -> None:
 
 def ui(runs: Path, host: str, port: int, *, as_json: bool) -> None:
     """Serve MLflow on the runs' store until Ctrl-C."""
-    from autocompress.track.server import serve
+    from autocompress.mlflow.server import serve
 
     if not runs.is_dir():
         raise InputError(

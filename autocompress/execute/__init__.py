@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from autocompress.controller.protocols import Evaluator, Executor
 from autocompress.errors import InputError
-from autocompress.search.protocols import Evaluator, Executor
 
 EvaluatorFactory = Callable[[], Evaluator]
 """Builds the evaluator in a worker process; picklable."""

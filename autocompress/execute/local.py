@@ -6,8 +6,8 @@ import time
 import traceback
 from collections import deque
 
+from autocompress.controller.protocols import Evaluator, Job, Outcome
 from autocompress.errors import AutocompressError
-from autocompress.search.protocols import Evaluator, Job, Outcome
 
 
 class InProcessExecutor:

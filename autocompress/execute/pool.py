@@ -10,8 +10,8 @@ from concurrent.futures import ProcessPoolExecutor as Pool
 from concurrent.futures import wait as wait_for
 from concurrent.futures.process import BrokenProcessPool
 
+from autocompress.controller.protocols import Evaluator, Job, Outcome
 from autocompress.execute.worker import evaluate
-from autocompress.search.protocols import Evaluator, Job, Outcome
 
 
 class ProcessPoolExecutor:

@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from autocompress.search.protocols import Evaluator, Job, Outcome
+from autocompress.controller.protocols import Evaluator, Job, Outcome
 
 _POLL_S = 0.1
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import traceback
 
+from autocompress.controller.protocols import Evaluator, Job, Outcome
 from autocompress.execute.local import run_job
-from autocompress.search.protocols import Evaluator, Job, Outcome
 
 _EVALUATORS: dict[int, Evaluator] = {}
 

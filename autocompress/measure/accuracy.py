@@ -16,8 +16,8 @@ from torch import Tensor
 from autocompress.errors import InputError, MeasurementError
 from autocompress.measure.lock import machine_lock
 from autocompress.measure.machine import usable_cores
-from autocompress.measure.targets.base import Session, Target
-from autocompress.model.data import Split
+from autocompress.targets.base import Session, Target
+from autocompress.task.data import Split
 
 MetricFunction = Callable[[Tensor, Tensor], float]
 """From outputs and targets of many samples to a number where more is better."""

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autocompress.measure.lock import machine_lock
-from autocompress.measure.targets.base import NodeTime, Profile, Target, random_inputs
+from autocompress.targets.base import NodeTime, Profile, Target, random_inputs
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from autocompress.compress.compressed import Compressed
     from autocompress.measure.latency import Timing
+    from autocompress.techniques.compressed import Compressed
 
 #: kernels whose arithmetic runs on integers
 INTEGER_KERNELS = frozenset(
@@ -100,7 +100,7 @@ def layer_profile(profile: Profile, layers: Iterable[str]) -> dict[str, list[Nod
         profile: with nodes that carry the scopes of the exporter.
         layers: dotted module names.
     """
-    from autocompress.compress.onnx_graph import layer_of
+    from autocompress.exporters.onnx_graph import layer_of
 
     known = set(layers)
     found: dict[str, list[NodeTime]] = {}

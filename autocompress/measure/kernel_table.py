@@ -20,7 +20,7 @@ from autocompress.measure.latency import glance
 from autocompress.measure.lock import machine_lock
 from autocompress.measure.machine import machine_facts, machine_id
 from autocompress.measure.quiet import in_quiet
-from autocompress.measure.targets.base import Target, random_inputs
+from autocompress.targets.base import Target, random_inputs
 
 Progress = Callable[[str, float], None]
 

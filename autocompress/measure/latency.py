@@ -18,8 +18,8 @@ from autocompress.measure.machine import load_average, machine_facts
 from autocompress.measure.memory import peak_memory_bytes
 from autocompress.measure.quiet import QuietSpeed
 from autocompress.measure.sampling import Plan, Samples, interleave, ratio_interval
-from autocompress.measure.targets import get_target
-from autocompress.measure.targets.base import Inputs, Target, TargetConfig, random_inputs
+from autocompress.targets import get_target
+from autocompress.targets.base import Inputs, Target, TargetConfig, random_inputs
 
 _AGREE = 0.05
 """Two sittings agree when their ratios differ by no more than this fraction."""

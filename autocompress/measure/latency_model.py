@@ -28,11 +28,11 @@ from autocompress.measure.latency_features import LayerPlan, Row
 from autocompress.measure.latency_fit import Fit, fit
 from autocompress.measure.quiet import QuietSpeed
 from autocompress.measure.sampling import Plan
-from autocompress.measure.targets.base import Target
 from autocompress.policy.inventory import Inventory
 from autocompress.policy.policy import Policy
 from autocompress.policy.settings import CompressionSettings
 from autocompress.policy.space import Space
+from autocompress.targets.base import Target
 
 ExportVariant = Callable[[Policy], Path]
 """Builds and exports the model of a policy; only its speed matters, so that weights may be poor."""

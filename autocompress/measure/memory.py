@@ -9,8 +9,8 @@ from contextlib import closing
 from pathlib import Path
 
 from autocompress.errors import MeasurementError
-from autocompress.measure.targets import get_target
-from autocompress.measure.targets.base import TargetConfig, random_inputs
+from autocompress.targets import get_target
+from autocompress.targets.base import TargetConfig, random_inputs
 
 _STATUS = Path("/proc/self/status")
 _RUNS = 3

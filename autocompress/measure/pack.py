@@ -15,11 +15,11 @@ from autocompress.measure.kernel_table import TABLE_VERSION, Progress, chunks, t
 from autocompress.measure.kernels import Kernel, write_kernels
 from autocompress.measure.latency_features import LayerPlan
 from autocompress.measure.latency_model import ExportVariant, choose_variants
-from autocompress.measure.targets.base import TargetConfig
 from autocompress.policy.inventory import Inventory
 from autocompress.policy.policy import Policy
 from autocompress.policy.settings import CompressionSettings
 from autocompress.policy.space import Space
+from autocompress.targets.base import TargetConfig
 
 #: bytes of weights that an unpacked archive may hold; widths in between are interpolated
 _LARGEST = 300_000_000

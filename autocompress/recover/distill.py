@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autocompress.errors import InputError
-from autocompress.model.data import Data
 from autocompress.policy.policy import Distill
 from autocompress.recover.device import Place, forward
 from autocompress.recover.features import (
@@ -30,6 +29,7 @@ from autocompress.recover.features import (
     projection,
 )
 from autocompress.recover.teachers import TeacherCache, Weights, frozen, teacher_weights
+from autocompress.task.data import Data
 
 SAFE_TEMPERATURE = 2.0
 LOW_BITS_TEMPERATURE = 1.0

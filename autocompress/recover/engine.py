@@ -20,11 +20,11 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from autocompress.errors import InputError, TrainingDiverged
-from autocompress.model.data import Data, Split
 from autocompress.recover.augment import Augment, mix
 from autocompress.recover.checkpoint import load_checkpoint, save_checkpoint
 from autocompress.recover.device import Place, forward
 from autocompress.recover.schedule import Schedule
+from autocompress.task.data import Data, Split
 
 if TYPE_CHECKING:
     from autocompress.recover.distill import Distillation, Teaching

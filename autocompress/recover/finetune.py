@@ -8,12 +8,12 @@ from pathlib import Path
 
 from torch import nn
 
-from autocompress.compress.compressed import Compressed
 from autocompress.errors import InputError
-from autocompress.model.data import Data
 from autocompress.recover.distill import Distillation
 from autocompress.recover.engine import EpochRecord, Progress, Trainer
 from autocompress.recover.schedule import Schedule
+from autocompress.task.data import Data
+from autocompress.techniques.compressed import Compressed
 
 
 @dataclass
@@ -102,7 +102,7 @@ def _training_module(compressed: Compressed | nn.Module, qat: bool) -> nn.Module
             "Quantization-aware training needs a policy that quantizes at least one layer; this "
             "one has none. Set `qat: false`, or give a layer `weight_bits: 8`."
         )
-    from autocompress.compress.quantize import trainable
+    from autocompress.techniques.quantize import trainable
 
     return trainable(compressed)
 
@@ -113,7 +113,7 @@ def _finished(compressed: Compressed | nn.Module, trainer: Trainer, qat: bool) -
     if isinstance(compressed, Compressed):
         done = compressed.with_weights(module, qat=False)
         if qat:
-            from autocompress.compress.quantize import trained
+            from autocompress.techniques.quantize import trained
 
             done = trained(module, compressed)
             module = done.module

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autocompress.model.data import Split
 from autocompress.recover.device import Place, forward
+from autocompress.task.data import Split
 
 
 def score(

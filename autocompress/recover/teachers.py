@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.errors import InputError
-from autocompress.model.data import Data
 from autocompress.recover.device import Place
 from autocompress.recover.score import score
+from autocompress.task.data import Data
 
 Weights = Sequence[float] | Literal["accuracy"] | None
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.errors import InputError
-from autocompress.search.protocols import Screened
+from autocompress.results.screened import Screened
 from autocompress.track.folder import plain
 from autocompress.track.journal import cut_torn_line
 

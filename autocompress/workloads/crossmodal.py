@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from autocompress.model.data import Data, Split
 from autocompress.recover.engine import Progress
 from autocompress.recover.schedule import Schedule
+from autocompress.task.data import Data, Split
 from autocompress.workloads.baseline import train_baseline
 from autocompress.workloads.cache import cache_folder
 from autocompress.workloads.data import digits, scale

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from autocompress.errors import InputError
-from autocompress.model.data import Data, Split
 from autocompress.recover.augment import Augment
+from autocompress.task.data import Data, Split
 from autocompress.workloads.images import read_images
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

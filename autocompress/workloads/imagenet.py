@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.errors import InputError
-from autocompress.model.data import Data, Split
 from autocompress.recover.augment import random_flip
+from autocompress.task.data import Data, Split
 from autocompress.workloads.cache import digest
 from autocompress.workloads.data import IMAGENET_MEAN, IMAGENET_STD, Normalize, stratified
 from autocompress.workloads.images import ImageFile, decode_image, list_images

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from analytic import AnalyticEvaluator, AnalyticFactory, jobs
 
+from autocompress.controller.protocols import Executor, Job, Outcome
 from autocompress.errors import InputError
 from autocompress.execute import make_executor
 from autocompress.execute.local import InProcessExecutor
 from autocompress.execute.pool import ProcessPoolExecutor
 from autocompress.results.trial import SEARCH
-from autocompress.search.protocols import Executor, Job, Outcome
 
 KINDS = ["local", "pool", "ray"]
 Make = Callable[..., Executor]

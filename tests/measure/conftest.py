@@ -9,7 +9,7 @@ from known_times import RULES
 from measured_network import images, quantized, small
 from torch import nn
 
-from autocompress.compress.export import export
+from autocompress.exporters.write import export
 from autocompress.measure.latency_features import LayerPlan
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.inventory import Inventory

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from autocompress.errors import InputError, MeasurementError
 from autocompress.measure.accuracy import Accuracy, accuracy, file_accuracy, paired, score
-from autocompress.measure.targets import get_target
-from autocompress.model.data import Split
+from autocompress.targets import get_target
+from autocompress.task.data import Split
 
 
 def outcomes(only_first: int, only_second: int, both: int, neither: int) -> list[Accuracy]:

@@ -12,20 +12,20 @@ import torch
 from measured_network import images, small
 from torch import nn
 
+from autocompress.build.bank import LayerBank
+from autocompress.build.pipeline import Pipeline
 from autocompress.commands.inspecting import operator_times
-from autocompress.compress.bank import LayerBank
-from autocompress.evaluator import StudyEvaluator
 from autocompress.measure.kernels import Kernel
 from autocompress.measure.latency_features import LayerPlan
 from autocompress.measure.latency_model import LatencyModel
-from autocompress.measure.targets import get_target
-from autocompress.model.data import Data, Split
 from autocompress.model.inventory import take_inventory
-from autocompress.pipeline import Pipeline
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.settings import CompressionSettings
 from autocompress.policy.space_config import SpaceConfig
 from autocompress.recover.schedule import Schedule
+from autocompress.run.evaluator import StudyEvaluator
+from autocompress.targets import get_target
+from autocompress.task.data import Data, Split
 
 _RULES = {"match": "*", "prune_ratio": [0, 0.5], "weight_bits": [32, 8], "activation_bits": [32, 8]}
 _SPACE = SpaceConfig.read({"rules": [_RULES]})

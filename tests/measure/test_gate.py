@@ -10,15 +10,15 @@ import torch
 from measured_network import images, quantized, small
 from torch import Tensor, nn
 
-from autocompress.compress.compressed import Compressed, Precision
-from autocompress.compress.export import export
-from autocompress.compress.quantize import calibrate
+from autocompress.build.calibrate import calibrate
+from autocompress.exporters.write import export
 from autocompress.measure.gate import check_file, check_promise, is_integer, layer_profile
 from autocompress.measure.latency import Timing
-from autocompress.measure.targets import get_target
-from autocompress.measure.targets.base import NodeTime, Profile
 from autocompress.policy.policy import Policy
 from autocompress.policy.settings import CompressionSettings
+from autocompress.targets import get_target
+from autocompress.targets.base import NodeTime, Profile
+from autocompress.techniques.compressed import Compressed, Precision
 
 _LAYERS = ("first", "deep", "last", "head")
 _INT8 = Precision(8, 8)

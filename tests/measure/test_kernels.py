@@ -34,10 +34,10 @@ from autocompress.measure.kernels import (
     layer_kernel,
     write_kernels,
 )
-from autocompress.measure.targets import get_target
-from autocompress.measure.targets.base import random_inputs
 from autocompress.policy.inventory import Inventory
 from autocompress.policy.policy import LayerPolicy
+from autocompress.targets import get_target
+from autocompress.targets.base import random_inputs
 
 _OPS: dict[str, set[str]] = {
     "fp32": {"Conv", "FusedConv", "Gemm"},

@@ -18,7 +18,7 @@ from autocompress.measure.latency import Beside, Timing, bench, compare, compare
 from autocompress.measure.lock import machine_lock
 from autocompress.measure.quiet import QuietSpeed
 from autocompress.measure.sampling import Plan, Samples
-from autocompress.measure.targets import get_target
+from autocompress.targets import get_target
 
 _SHORT = Plan(precision=0.5, min_rounds=2, max_seconds=0.2, slot_ms=1.0)
 

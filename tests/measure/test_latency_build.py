@@ -20,11 +20,11 @@ from autocompress.measure.latency import Timing
 from autocompress.measure.latency_features import LayerPlan
 from autocompress.measure.latency_model import LatencyModel, choose_variants, read_device_table
 from autocompress.measure.quiet import QuietSpeed
-from autocompress.measure.targets import get_target
 from autocompress.policy.inventory import Inventory
 from autocompress.policy.policy import Policy
 from autocompress.policy.space import Space
 from autocompress.policy.space_config import SpaceConfig
+from autocompress.targets import get_target
 
 
 class Counted:

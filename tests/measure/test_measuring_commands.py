@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from autocompress.cli import app
-from autocompress.measure.targets import RUNTIMES, available_targets
+from autocompress.targets import RUNTIMES, available_targets
 
 
 def called(*arguments: str) -> str:

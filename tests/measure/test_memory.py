@@ -11,7 +11,7 @@ from torch import nn
 
 from autocompress.errors import MeasurementError
 from autocompress.measure.memory import peak_memory_bytes
-from autocompress.measure.targets.base import TargetConfig
+from autocompress.targets.base import TargetConfig
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process's peak")
 

@@ -13,20 +13,20 @@ import pytest
 from measured_network import images, quantized, small
 from torch import nn
 
-from autocompress.compress.compressed import Precision
-from autocompress.compress.export import export
 from autocompress.errors import InputError
+from autocompress.exporters.write import export
 from autocompress.measure.device_runner import undisturbed
 from autocompress.measure.kernel_table import parse_key
 from autocompress.measure.latency_features import LayerPlan
 from autocompress.measure.latency_model import LatencyModel, choose_variants
 from autocompress.measure.pack import RUNNER, pack_kernels
-from autocompress.measure.targets import TargetConfig
 from autocompress.policy.inventory import Inventory
 from autocompress.policy.policy import Policy
 from autocompress.policy.settings import CompressionSettings
 from autocompress.policy.space import Space
 from autocompress.policy.space_config import SpaceConfig
+from autocompress.targets import TargetConfig
+from autocompress.techniques.compressed import Precision
 
 #: what a bare environment with the two packages holds, beside the standard library
 _ALLOWED = (

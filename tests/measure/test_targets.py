@@ -14,14 +14,14 @@ import torch
 from torch import nn
 
 from autocompress.errors import InputError, TargetUnavailable
-from autocompress.measure.targets import (
+from autocompress.targets import (
     RUNTIMES,
     Target,
     TargetConfig,
     available_targets,
     get_target,
 )
-from autocompress.measure.targets.base import NodeTime, Profile, TensorSpec, random_inputs
+from autocompress.targets.base import NodeTime, Profile, TensorSpec, random_inputs
 
 _HERE = {found.runtime: found for found in available_targets()}
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autocompress.model.data import Data, Split
 from autocompress.recover.schedule import Schedule
+from autocompress.task.data import Data, Split
 
 
 def scaled(stored: Tensor) -> Tensor:

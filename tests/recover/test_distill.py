@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autocompress.errors import InputError
-from autocompress.model.data import Data, Split
 from autocompress.policy.policy import Distill
 from autocompress.recover.device import Place
 from autocompress.recover.distill import (
@@ -26,6 +25,7 @@ from autocompress.recover.distill import (
 )
 from autocompress.recover.finetune import fine_tune
 from autocompress.recover.schedule import Schedule
+from autocompress.task.data import Data, Split
 
 CPU = Place(torch.device("cpu"), bf16=False)
 
@@ -281,9 +281,9 @@ def test_default_temperature_is_safe_at_low_bits() -> None:
 def test_fine_tune_reads_the_bits_off_the_policy(
     images: Data, make_net: Callable[..., Any], schedule: Schedule
 ) -> None:
-    from autocompress.compress.compressed import Compressed, Precision
     from autocompress.policy.policy import LayerPolicy, Policy
     from autocompress.policy.settings import CompressionSettings
+    from autocompress.techniques.compressed import Compressed, Precision
 
     hot = Distillation([make_net(1)], Distill(temperature=4.0))
     for bits, warned in ((8, False), (4, True)):

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autocompress.errors import InputError, TargetUnavailable, TrainingDiverged
-from autocompress.model.data import Data, Split
 from autocompress.policy.policy import Distill
 from autocompress.recover.distill import Distillation
 from autocompress.recover.engine import Trainer
 from autocompress.recover.finetune import fine_tune
 from autocompress.recover.schedule import Schedule
 from autocompress.recover.score import score
+from autocompress.task.data import Data, Split
 
 Maker = Callable[..., Any]
 

@@ -14,18 +14,19 @@ import pytest
 import torch
 from torch import nn
 
-from autocompress.compress.compressed import Compressed, Precision
-from autocompress.compress.export import export
-from autocompress.compress.quantize import calibrate, simulate
+from autocompress.build.calibrate import calibrate
+from autocompress.build.state import load_state, save_state
 from autocompress.errors import InputError
-from autocompress.model.data import Data
+from autocompress.exporters.write import export
 from autocompress.policy.policy import Distill, LayerPolicy, Policy
 from autocompress.policy.settings import CompressionSettings
 from autocompress.recover.distill import Distillation
 from autocompress.recover.finetune import fine_tune
 from autocompress.recover.schedule import Schedule
 from autocompress.recover.score import score
-from autocompress.recover.state import load_state, save_state
+from autocompress.task.data import Data
+from autocompress.techniques.compressed import Compressed, Precision
+from autocompress.techniques.quantize import simulate
 
 LAYERS = ("conv1", "conv2", "head")
 

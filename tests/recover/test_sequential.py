@@ -8,14 +8,14 @@ import torch
 from small_networks import IMAGE_NETWORKS, data, example, make
 from torch import nn
 
-from autocompress.compress.bank import LayerBank
-from autocompress.compress.moments import rows
+from autocompress.build.bank import LayerBank
+from autocompress.build.batch_norm import reestimate
+from autocompress.build.sequential import sequential_resolve
 from autocompress.errors import CalibrationError, UnsupportedModel
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.settings import CompressionSettings
-from autocompress.recover.batch_norm import reestimate
-from autocompress.recover.sequential import sequential_resolve
+from autocompress.techniques.moments import rows
 
 
 def pruned(name: str, ratio: float = 0.5, ridge: float = 0.01) -> tuple[LayerBank, Policy]:

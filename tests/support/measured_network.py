@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from autocompress.compress.compressed import Compressed, Precision
-from autocompress.compress.quantize import calibrate
+from autocompress.build.calibrate import calibrate
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.settings import CompressionSettings
+from autocompress.techniques.compressed import Compressed, Precision
 from autocompress.workloads.models import seeded
 
 

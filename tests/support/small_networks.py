@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from autocompress.model.data import Data, Split
+from autocompress.task.data import Data, Split
 from autocompress.workloads.models import CifarResNet, seeded
 from autocompress.workloads.sequences import SequenceLSTM
 

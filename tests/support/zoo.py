@@ -20,15 +20,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from autocompress.compress.bank import LayerBank
-from autocompress.compress.compressed import Compressed
-from autocompress.compress.export import export
-from autocompress.compress.quantize import calibrate
+from autocompress.build.bank import LayerBank
+from autocompress.build.calibrate import calibrate
+from autocompress.exporters.write import export
 from autocompress.model.cost import policy_cost
-from autocompress.model.data import Split
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.settings import CompressionSettings
+from autocompress.task.data import Split
+from autocompress.techniques.compressed import Compressed
 from autocompress.workloads import imagenet  # noqa: F401  (declares what torchvision wants)
 from autocompress.workloads.models import resnet20, seeded
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from autocompress.errors import InputError
-from autocompress.search.protocols import Screened
+from autocompress.results.screened import Screened
 from autocompress.track.screened import ScreenedPolicies
 
 MADE_WITH = {"weights": "a", "settings": {"seed": 0}}

@@ -16,12 +16,12 @@ from rich.console import Console
 from autocompress.errors import InputError
 from autocompress.policy.budget import Budget
 from autocompress.policy.policy import Distill, LayerPolicy, Policy
+from autocompress.report.html import distillation_pairs, rung_forecasts
+from autocompress.report.tables import front_table, summary_json, verdict_table, write_summary
+from autocompress.report.verdict import verdict
 from autocompress.results.metric import Measurement
 from autocompress.results.trial import Phase, Trial, TrialState
 from autocompress.track.folder import RunFolder
-from autocompress.track.report import distillation_pairs, rung_forecasts
-from autocompress.track.tables import front_table, summary_json, verdict_table, write_summary
-from autocompress.track.verdict import verdict
 from autocompress.track.view import RunView, latency_ratio, natural, policy_summary
 
 MakeRun = Callable[..., RunFolder]

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autocompress.errors import InputError
-from autocompress.model.data import Data, Split
 from autocompress.recover.schedule import Schedule
 from autocompress.recover.score import score
+from autocompress.task.data import Data, Split
 from autocompress.workloads.baseline import train_baseline
 
 SCHEDULE = Schedule(epochs=2, batch_size=16, lr=0.05, precision="fp32", device="cpu")

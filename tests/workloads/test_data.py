@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from autocompress.errors import InputError
-from autocompress.model.data import Split
+from autocompress.task.data import Split
 from autocompress.workloads.crossmodal import digits_lstm, digits_sequence
 from autocompress.workloads.data import digits, stratified
 

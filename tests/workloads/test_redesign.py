@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from autocompress.assemble import assemble
+from autocompress.controller.seeds import ladders
 from autocompress.model.cost import count_macs
 from autocompress.policy.policy import Policy
 from autocompress.results.metric import Measurement
 from autocompress.results.trial import Trial
-from autocompress.search.seeds import ladders
-from autocompress.study import read_study
+from autocompress.run.assembly import assemble
+from autocompress.run.study import read_study
 
 NAMES = ("resnet8-w0.25", "vgg4-w0.5")
 
@@ -65,8 +65,8 @@ def test_an_untrained_student_within_the_budget_is_trained() -> None:
     """It is at chance before training and would never be chosen by its accuracy."""
     from types import SimpleNamespace
 
+    from autocompress.controller.phases import candidates
     from autocompress.policy.policy import LayerPolicy
-    from autocompress.search.phases import candidates
 
     def trial(number: int, policy: Policy, accuracy: float, over: float) -> Trial:
         measured = Measurement({"accuracy": accuracy, "macs": 10.0 - number})

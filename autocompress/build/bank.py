@@ -1,0 +1,394 @@
+"""The layer bank: what every policy of a study shares, computed once and kept on disk.
+
+It holds the second moments of layer inputs and, per channel group, one nested order in which
+channels go. Any policy is then stitched from slices, re-solved weights and factors, the latter two
+remembered once they were needed. Memory: the moments, ``4 (d + 1)^2`` bytes for a layer with d
+input features (read lazily from disk), and the solved weights, bounded by ``MAX_SOLVED_BYTES``.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autocompress.errors import InputError
+from autocompress.model.cost import kept_channels
+from autocompress.model.groups import SlicingPlan, channel_groups
+from autocompress.policy.inventory import ChannelGroup, Inventory
+from autocompress.policy.policy import Policy
+from autocompress.policy.settings import CompressionSettings
+from autocompress.task.data import Split
+from autocompress.techniques.compressed import Compressed, Precision
+from autocompress.techniques.factorize import factorize
+from autocompress.techniques.importance import Consumer, l1_scores, obs_order, taylor_scores
+from autocompress.techniques.moments import (
+    Moments,
+    check_inputs,
+    input_moments,
+    resolve,
+    solvable,
+)
+from autocompress.techniques.prune import leave_fused_paths, remove
+from autocompress.techniques.sparsify import sparsify
+
+Progress = Callable[[str, float], None]
+
+MAX_SOLVED_BYTES = 512 * 2**20
+"""Re-solved weights kept in memory; the oldest go first."""
+
+_VERSION = 3
+"""Of the file's content; a change makes old files stale."""
+
+
+def _silent(text: str, fraction: float) -> None:
+    """Progress that nobody watches."""
+
+
+class LayerBank:
+    """Stitches any policy of a space in milliseconds; made by ``build``.
+
+    Args:
+        model: uncompressed, in eval mode; never changed.
+        inventory: of the model.
+        plan: how to slice it.
+        settings: how compression is carried out.
+        orders: group name to channels, the first to go first.
+        moments: layer name to input moments.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inventory: Inventory,
+        plan: SlicingPlan,
+        settings: CompressionSettings,
+        orders: Mapping[str, list[int]],
+        moments: Mapping[str, Moments],
+    ) -> None:
+        self.model = model
+        self.inventory = inventory
+        self.plan = plan
+        self.settings = settings
+        self.orders = orders
+        self.moments = moments
+        self._solved: OrderedDict[str, tuple[Tensor, Tensor | None]] = OrderedDict()
+        self._solved_bytes = 0
+
+    @classmethod
+    def build(
+        cls,
+        model: nn.Module,
+        inventory: Inventory,
+        train: Split,
+        settings: CompressionSettings,
+        cache_dir: Path | None = None,
+        progress: Progress = _silent,
+    ) -> LayerBank:
+        """Compute the bank, or read it from the cache.
+
+        Args:
+            model: in eval mode.
+            inventory: of the model.
+            train: calibration inputs (and targets, for ``taylor``) are drawn from it.
+            settings: importance, calibration images, ridge, seed.
+            cache_dir: folder of the cache; ``None`` keeps nothing.
+            progress: told the layer at work.
+
+        Raises:
+            CalibrationError: calibration inputs are empty, not finite or of the wrong shape.
+        """
+        sample = train.sample(settings.calibration_images, settings.seed)
+        inputs = sample.inputs()
+        check_inputs(inputs, inventory.input_shape[0])
+        _, plan = channel_groups(model, train.inputs(1))
+        groups = [g for g in inventory.channel_groups if settings.prune_residual or not g.residual]
+        path = cls._path(inventory, train, settings, cache_dir)
+        if path is not None and path.exists():
+            orders, moments = _read(path)
+            return cls(model, inventory, plan, settings, orders, moments)
+        names = [
+            layer.name
+            for layer in inventory.layers
+            if layer.kind in ("conv", "linear") and solvable(model.get_submodule(layer.name))
+        ]
+        progress("input moments", 0.0)
+        moments = input_moments(model, names, inputs, seed=settings.seed)
+        orders = _orders(model, groups, plan, settings, moments, sample, progress)
+        if path is not None:
+            _write(path, orders, moments)
+        return cls(model, inventory, plan, settings, orders, moments)
+
+    @staticmethod
+    def _path(
+        inventory: Inventory, train: Split, settings: CompressionSettings, cache_dir: Path | None
+    ) -> Path | None:
+        if cache_dir is None:
+            return None
+        shared = settings.model_dump(
+            include={"importance", "calibration_images", "ridge", "seed", "prune_residual"}
+        )
+        key = json.dumps([_VERSION, inventory.fingerprint, train.fingerprint, shared])
+        return cache_dir / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
+
+    def stitch(self, policy: Policy, *, solve: bool | None = None) -> Compressed:
+        """The float module of a policy: pruned, factorized, sparse.
+
+        Args:
+            policy: any policy on this model.
+            solve: re-solve the consumers of pruned channels; ``None`` asks the settings.
+
+        Raises:
+            InputError: a layer of the policy is not in the model.
+            PolicyError: a layer cannot do what is asked.
+        """
+        for name in policy.layers:
+            self.inventory.layer(name)
+        if solve is None:
+            solve = self.settings.reconstruction not in ("none", "batch_norm")
+        module = copy.deepcopy(self.model)
+        leave_fused_paths(module)
+        gone = self.gone(policy)
+        removals = self.plan.removals(gone)
+        if solve:
+            self._place_solved(module, removals)
+        remove(module, removals)
+        parts = self._factorize(module, policy, removals)
+        self._sparsify(module, policy, parts)
+        precisions = {
+            part: Precision.of(policy[name])
+            for name, found in parts.items()
+            for part in found
+            if policy[name].quantized
+        }
+        return Compressed(module.eval(), policy, self.settings, precisions, None, parts)
+
+    def gone(self, policy: Policy) -> dict[str, list[int]]:
+        """Group name to the channels that a policy removes."""
+        kept = kept_channels(self.inventory, policy, self.settings)
+        found = {}
+        for group in self.inventory.channel_groups:
+            count = group.channels - kept[group.name]
+            if count == 0:
+                continue
+            if group.name not in self.orders:
+                raise InputError(
+                    f"The residual stream {group.name!r} can only be pruned with "
+                    "`prune_residual: true` in the search space."
+                )
+            found[group.name] = self.orders[group.name][:count]
+        return found
+
+    def _place_solved(
+        self, module: nn.Module, removals: Mapping[tuple[str, str], list[int]]
+    ) -> None:
+        """Put re-solved weights into the features that stay; slicing drops the others."""
+        for (name, side), gone in removals.items():
+            if side != "in" or name not in self.moments:
+                continue
+            layer = module.get_submodule(name)
+            weight, bias = self.solved(name, gone)
+            with torch.no_grad():
+                layer.weight.copy_(weight)  # type: ignore[operator, union-attr]  # torch types a module's attributes as Tensor or Module
+                if bias is not None:
+                    layer.bias.copy_(bias)  # type: ignore[operator, union-attr]  # torch types a module's attributes as Tensor or Module
+
+    def solved(self, name: str, gone: list[int]) -> tuple[Tensor, Tensor | None]:
+        """Weights of a layer, all outputs, re-solved without some input channels (left at zero)."""
+        key = f"{name}:{hashlib.sha256(str(gone).encode()).hexdigest()}"
+        if key not in self._solved:
+            found = self._solve(name, gone)
+            self._solved[key] = found
+            self._solved_bytes += found[0].nbytes
+            while self._solved_bytes > MAX_SOLVED_BYTES and len(self._solved) > 1:
+                _, (oldest, _) = self._solved.popitem(last=False)
+                self._solved_bytes -= oldest.nbytes
+        self._solved.move_to_end(key)
+        return self._solved[key]
+
+    def _solve(self, name: str, gone: list[int]) -> tuple[Tensor, Tensor | None]:
+        layer = self.model.get_submodule(name)
+        weight: Tensor = layer.weight.detach()  # type: ignore[union-attr, operator, assignment]  # torch types a module's attributes as Tensor or Module
+        bias = layer.bias.detach() if isinstance(layer.bias, Tensor) else None
+        second = self.moments[name].second
+        groups = len(second)
+        out = torch.zeros_like(weight)
+        new_bias = None if bias is None else torch.zeros_like(bias)
+        per_group, rows = weight.shape[1], len(weight) // groups
+        for g in range(groups):
+            mask = torch.ones(per_group, dtype=torch.bool)
+            mask[[i - g * per_group for i in gone if i // per_group == g]] = False
+            block = slice(g * rows, (g + 1) * rows)
+            area = weight[0, 0].numel()
+            kept = mask.repeat_interleave(area).nonzero().flatten()
+            solved, shift = resolve(
+                weight[block].flatten(1),
+                None if bias is None else bias[block],
+                second[g],
+                kept,
+                self.settings.ridge,
+            )
+            flat = out[block].flatten(1)
+            flat[:, kept] = solved
+            out[block] = flat.view_as(out[block])
+            if new_bias is not None and shift is not None:
+                new_bias[block] = shift
+        return out, new_bias
+
+    def _factorize(
+        self, module: nn.Module, policy: Policy, removals: Mapping[tuple[str, str], list[int]]
+    ) -> dict[str, tuple[str, ...]]:
+        """Replace factorized layers; every layer's name to those of its parts."""
+        parts: dict[str, tuple[str, ...]] = {}
+        for spec in self.inventory.layers:
+            name = spec.name
+            parts[name] = (name,)
+            if policy[name].rank_ratio is None:
+                continue
+            layer = module.get_submodule(name)
+            seen = self._sliced_moments(name, removals.get((name, "in"), []))
+            factors = factorize(layer, spec, policy[name], seen)
+            owner, _, child = name.rpartition(".")
+            setattr(module.get_submodule(owner), child, factors)
+            parts[name] = tuple(f"{name}.{i}" for i in range(len(factors)))
+        return parts
+
+    def _sliced_moments(self, name: str, gone: list[int]) -> Tensor | None:
+        found = self.moments.get(name)
+        if found is None or len(found.second) > 1:
+            return None
+        layer = self.model.get_submodule(name)
+        weight: Tensor = layer.weight  # type: ignore[assignment]  # torch types a module's attributes as Tensor or Module
+        mask = torch.ones(weight.shape[1], dtype=torch.bool)
+        mask[gone] = False
+        kept = mask.repeat_interleave(weight[0, 0].numel()).nonzero().flatten()
+        return found.second[0][kept][:, kept]
+
+    def _sparsify(
+        self, module: nn.Module, policy: Policy, parts: Mapping[str, tuple[str, ...]]
+    ) -> None:
+        wanted = {
+            part: (module.get_submodule(part), policy[name])
+            for name, found in parts.items()
+            for part in found
+            if policy[name].sparsity and hasattr(module.get_submodule(part), "weight")
+        }
+        if wanted:
+            sparsify(wanted, self.settings.sparsity_scope)
+
+
+def _orders(
+    model: nn.Module,
+    groups: list[ChannelGroup],
+    plan: SlicingPlan,
+    settings: CompressionSettings,
+    moments: Mapping[str, Moments],
+    sample: Split,
+    progress: Progress,
+) -> dict[str, list[int]]:
+    """One order of removal per group."""
+    taylor: dict[str, Tensor] = {}
+    if settings.importance == "taylor":
+        stored, targets = sample.take(slice(None))
+        taylor = taylor_scores(
+            model,
+            {g.name: g.producers for g in groups},
+            {g.name: g.channels for g in groups},
+            sample.prepare(stored),
+            targets,
+        )
+    orders = {}
+    for done, group in enumerate(groups):
+        progress(group.name, done / max(1, len(groups)))
+        units = plan.units[group.name]
+        order = None
+        if settings.importance == "obs":
+            order = _obs(model, group, plan, settings, moments)
+        if order is None:
+            scores = taylor.get(group.name)
+            if scores is None:
+                scores = l1_scores(model, group.producers, group.channels)
+            joint = torch.stack([scores[list(u)].sum() for u in units])
+            order = torch.argsort(joint).tolist()
+        orders[group.name] = [channel for unit in order for channel in units[unit]]
+    return orders
+
+
+def _obs(
+    model: nn.Module,
+    group: ChannelGroup,
+    plan: SlicingPlan,
+    settings: CompressionSettings,
+    moments: Mapping[str, Moments],
+) -> list[int] | None:
+    """Greedy order by the consumers' error; ``None`` where no consumer can be solved."""
+    consumers = []
+    for member in plan.members[group.name]:
+        found = moments.get(member.module)
+        if member.side != "in" or found is None or len(found.second) > 1:
+            continue
+        layer = model.get_submodule(member.module)
+        weight: Tensor = layer.weight.detach()  # type: ignore[union-attr, operator, assignment]  # torch types a module's attributes as Tensor or Module
+        area = weight[0, 0].numel()
+        blocks = torch.tensor(
+            [[i * area + k for i in index for k in range(area)] for index in member.index]
+        )
+        consumers.append(
+            Consumer(weight.flatten(1), found.second[0, :-1, :-1], blocks, settings.ridge)
+        )
+    return obs_order(consumers, plan.units[group.name]) if consumers else None
+
+
+class _LazyMoments(Mapping[str, Moments]):
+    """Moments that are read from the cache file when they are needed."""
+
+    def __init__(self, path: Path, names: list[str]) -> None:
+        self._path = path
+        self._names = names
+
+    def __getitem__(self, name: str) -> Moments:
+        from safetensors import safe_open
+
+        if name not in self._names:
+            raise KeyError(name)
+        with safe_open(self._path, "pt") as file:
+            return Moments(file.get_tensor(f"moments.{name}"))
+
+    def __iter__(self) -> Any:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _read(path: Path) -> tuple[dict[str, list[int]], Mapping[str, Moments]]:
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        keys = list(file.keys())
+        orders = {
+            n.removeprefix("order."): file.get_tensor(n).tolist()
+            for n in keys
+            if n.startswith("order.")
+        }
+    names = [n.removeprefix("moments.") for n in keys if n.startswith("moments.")]
+    return orders, _LazyMoments(path, names)
+
+
+def _write(path: Path, orders: Mapping[str, list[int]], moments: Mapping[str, Moments]) -> None:
+    from safetensors.torch import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {f"order.{n}": torch.tensor(o) for n, o in orders.items()}
+    tensors |= {f"moments.{n}": m.second.contiguous() for n, m in moments.items()}
+    partial = path.with_name(f"{path.name}.{os.getpid()}")
+    save_file(tensors, partial)
+    os.replace(partial, path)

@@ -1,0 +1,127 @@
+"""Calibration: activation ranges, rounding that compensates its errors, corrected biases."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autocompress.build.ranges import tensor_ranges
+from autocompress.errors import CalibrationError
+from autocompress.exporters.onnx_graph import float_graph
+from autocompress.exporters.onnx_quantize import plan_nodes, quantized_tensors
+from autocompress.techniques.compressed import Compressed
+from autocompress.techniques.fold import fold_batch_norms
+from autocompress.techniques.gptq import compensate
+from autocompress.techniques.moments import check_inputs
+from autocompress.techniques.quantize import round_weight
+
+
+def calibrate(compressed: Compressed, inputs: Any) -> Compressed:
+    """Settle activation ranges, round weights with error compensation, and correct biases.
+
+    Args:
+        compressed: after all that changes its weights; its module is not changed.
+        inputs: calibration inputs, batch first.
+
+    Returns:
+        A copy with ranges, the folded module, and its float graph that the export will quantize.
+
+    Raises:
+        CalibrationError: inputs are empty, not finite, or do not fit the model.
+    """
+
+    check_inputs(inputs)
+    first = tuple(p[:1] for p in inputs) if isinstance(inputs, tuple) else inputs[:1]
+    folded = fold_batch_norms(compressed.module)
+    try:
+        with torch.no_grad():
+            folded(*(first if isinstance(first, tuple) else (first,)))
+    except (RuntimeError, IndexError, ValueError, TypeError) as error:
+        raise CalibrationError(f"Calibration inputs do not fit the model: {error}") from error
+    floats = {
+        n: folded.get_parameter(f"{n}.weight").detach().clone()
+        for n in _correctable(folded, compressed)
+    }
+    if compressed.settings.weight_rounding == "gptq" and not compressed.qat:
+        compensate(folded, compressed, inputs)
+    if compressed.settings.bias_correction and not compressed.qat:
+        correct_biases(folded, compressed, floats, inputs)
+    graph = float_graph(folded, first)
+    plan = plan_nodes(graph, compressed)
+    try:
+        ranges = tensor_ranges(graph, quantized_tensors(graph, plan), inputs, compressed.settings)
+    except Exception as error:
+        if type(error).__module__.startswith("onnxruntime"):
+            raise CalibrationError(f"Calibration inputs do not fit the model: {error}") from error
+        raise
+    for name, nodes in plan.layers.items():
+        tensor = nodes[0].input[0]
+        if tensor in ranges:
+            ranges[f"{name}:in"] = ranges[tensor]
+    return compressed.with_(ranges=ranges, folded=folded, graph=graph)
+
+
+def _correctable(folded: nn.Module, compressed: Compressed) -> list[str]:
+    """Layers with rounded weights and a bias that can make up for them."""
+    return [
+        name
+        for name, precision in compressed.precisions.items()
+        if precision.weight_bits <= 8
+        and isinstance(folded.get_submodule(name), nn.Conv2d | nn.Conv1d | nn.Linear)
+        and folded.get_submodule(name).bias is not None
+    ]
+
+
+@torch.no_grad()
+def correct_biases(
+    folded: nn.Module,
+    compressed: Compressed,
+    floats: Mapping[str, Tensor],
+    inputs: Any,
+    *,
+    limit: int = 128,
+) -> None:
+    """Take the mean error that rounded weights leave out of each layer's bias, in place.
+
+    Args:
+        folded: batch norms folded; its biases are changed.
+        compressed: says to how many bits layers are rounded.
+        floats: layer name to its weight before any rounding; these layers are corrected.
+        inputs: calibration inputs; the first ``limit`` are used.
+
+    References:
+        Nagel et al., Data-Free Quantization, ICCV 2019, section 4.2 (empirical form).
+    """
+    handles = []
+
+    def hook(name: str) -> Any:
+        bits = compressed.precisions[name].weight_bits
+
+        def correct(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+            error = floats[name] - round_weight(layer.get_parameter("weight"), bits)
+            if isinstance(layer, nn.Linear):
+                mean = args[0].reshape(-1, layer.in_features).mean(0)
+                shift = error @ mean
+            else:
+                dims = [0, *range(2, args[0].dim())]
+                mean = args[0].mean(dims)
+                per_group = mean.view(layer.groups, -1).repeat_interleave(  # type: ignore[arg-type]  # torch types a module's attributes as Tensor or Module
+                    layer.out_channels // layer.groups, 0
+                )  # type: ignore[operator]  # torch types a module's attributes as Tensor or Module
+                shift = (error.flatten(2).sum(2) * per_group).sum(1)
+            layer.bias.add_(shift)  # type: ignore[union-attr, operator]  # torch types a module's attributes as Tensor or Module
+
+        return correct
+
+    parts = inputs if isinstance(inputs, tuple) else (inputs,)
+    try:
+        for name in floats:
+            handles.append(folded.get_submodule(name).register_forward_pre_hook(hook(name)))
+        if handles:
+            folded(*(p[:limit] for p in parts))
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,231 @@
+"""The one order in which a policy becomes a model: here, and nowhere else.
+
+prune -> factorize -> sparsify -> reconstruct -> fine-tune -> quantize. The first three are stitched
+from the layer bank, export comes after (``compress.export``). Reconstruction is either the
+sequential re-solve, which sets batch-norm statistics itself, or the bank's weights with statistics
+re-estimated; never both (the re-estimation would undo the re-solve).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from autocompress.errors import InputError
+from autocompress.policy.inventory import Inventory
+from autocompress.policy.policy import Policy
+from autocompress.policy.settings import CompressionSettings
+from autocompress.results.trial import SEARCH, Phase
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import nn
+
+    from autocompress.build.bank import LayerBank
+    from autocompress.model.cost import Cost
+    from autocompress.recover.distill import Distillation
+    from autocompress.recover.schedule import Schedule
+    from autocompress.task.data import Data, Split
+    from autocompress.techniques.compressed import Compressed
+
+Progress = Callable[[str, float], None]
+"""Called with a short text and a fraction of 1."""
+
+
+def student_cost(module: nn.Module, example: Any, settings: CompressionSettings) -> Cost:
+    """What another architecture costs, nothing done to it.
+
+    Args:
+        module: in eval mode.
+        example: one batched input.
+        settings: of the study.
+    """
+    from autocompress.model.cost import policy_cost
+    from autocompress.model.inventory import take_inventory
+
+    return policy_cost(take_inventory(module, example), Policy(), settings)
+
+
+@dataclass
+class Pipeline:
+    """Everything that building a compressed model needs, the policy aside.
+
+    Args:
+        model: the uncompressed model, in eval mode; never changed.
+        data: calibration and fine-tuning read the train split only.
+        inventory: of ``model``.
+        bank: of ``model`` and the calibration inputs.
+        settings: how compression is carried out.
+        schedule: of fine-tuning; its epochs are the phase's.
+        qat: train quantized policies through fake quantization.
+        distillation: builds the teachers' part of the loss for a policy that asks for it;
+            ``None`` lets the uncompressed model teach.
+        students: name to a factory of architectures that may take the model's place.
+    """
+
+    model: nn.Module
+    data: Data
+    inventory: Inventory
+    bank: LayerBank
+    settings: CompressionSettings
+    schedule: Schedule
+    qat: bool = True
+    distillation: Callable[[Policy], Distillation] | None = None
+    students: dict[str, Callable[[], nn.Module]] = field(default_factory=dict)
+    _student_costs: dict[str, Cost] = field(default_factory=dict)
+
+    def calibration(self) -> Split:
+        """The training inputs that ranges, moments and statistics are taken from."""
+        return self.data.train.sample(self.settings.calibration_images, self.settings.seed)
+
+    def build(
+        self,
+        policy: Policy,
+        phase: Phase = SEARCH,
+        seed: int = 0,
+        *,
+        progress: Progress | None = None,
+        checkpoint: Any = None,
+    ) -> Compressed:
+        """Build the compressed model of a policy, ready to export.
+
+        Args:
+            policy: what to do.
+            phase: how much fine-tuning; 0 epochs trains nothing.
+            seed: of fine-tuning.
+            progress: told how far a fine-tune is.
+            checkpoint: file that lets an interrupted fine-tune go on.
+        """
+        compressed = self.stitch(policy)
+        compressed = self.reconstruct(compressed, final=phase.kind != "search")
+        if phase.epochs > 0:
+            compressed = self.train(
+                compressed, phase, seed, progress=progress, checkpoint=checkpoint
+            )
+        return self.calibrated(compressed)
+
+    def rough(self, policy: Policy) -> nn.Module:
+        """A policy's network for screening only: nothing is calibrated, integers are simulated.
+
+        Where reconstruction will repair batch norms, they normalize by each batch's own statistics:
+        one pass instead of one that re-estimates and one that judges.
+        """
+        from torch import nn
+
+        from autocompress.techniques.quantize import trainable
+
+        compressed = self.stitch(policy)
+        module = trainable(compressed) if compressed.quantized else compressed.module
+        module.eval()
+        repaired = self.settings.reconstruction not in ("none", "bank")
+        if repaired and policy.student is None and policy.repairable:
+            for norm in module.modules():
+                if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+                    norm.train()
+        return module
+
+    def restore(self, policy: Policy, weights: Path) -> Compressed:
+        """Build a trained policy again from the weights that ``save_state`` wrote.
+
+        Args:
+            policy: what was done.
+            weights: the file.
+
+        Raises:
+            InputError: no such file, or weights of another policy.
+        """
+        from autocompress.build.state import load_state
+
+        return self.calibrated(load_state(weights, self.stitch(policy)))
+
+    def calibrated(self, compressed: Compressed) -> Compressed:
+        """With ranges and corrected biases, where a layer is quantized."""
+        from autocompress.build.calibrate import calibrate
+
+        if not compressed.quantized:
+            return compressed
+        return calibrate(compressed, self.calibration().inputs())
+
+    def cost(self, policy: Policy) -> Cost:
+        """MACs, parameters and bytes by formula; a student is built once, and counted as it is."""
+        from autocompress.model.cost import policy_cost
+
+        if policy.student is None:
+            return policy_cost(self.inventory, policy, self.settings)
+        if policy.student not in self._student_costs:
+            example = self.data.train.inputs(1)
+            module = self.stitch(policy).module
+            self._student_costs[policy.student] = student_cost(module, example, self.settings)
+        return self._student_costs[policy.student]
+
+    def stitch(self, policy: Policy) -> Compressed:
+        """Pruned, factorized and sparse, with the bank's weights; a few milliseconds."""
+        if policy.student is None:
+            return self.bank.stitch(policy)
+        from autocompress.techniques.compressed import Compressed
+
+        if policy.student not in self.students:
+            raise InputError(
+                f"The study has no student {policy.student!r}; list it under "
+                "`students` of the search space."
+            )
+        return Compressed(self.students[policy.student](), policy, self.settings)
+
+    def reconstruct(self, compressed: Compressed, *, final: bool) -> Compressed:
+        """Repair weights or statistics without labels.
+
+        Args:
+            compressed: as stitched; its module is changed.
+            final: use ``settings.finish`` in place of ``settings.reconstruction``.
+        """
+        from autocompress.build.batch_norm import reestimate
+        from autocompress.build.sequential import sequential_resolve
+
+        how = self.settings.finish if final else self.settings.reconstruction
+        if compressed.policy.student is not None or not compressed.policy.repairable:
+            return compressed
+        if how == "sequential":
+            images = self.data.train.sample(self.settings.sequential_images, self.settings.seed)
+            return sequential_resolve(self.model, compressed, images.inputs())
+        if how in ("batch_norm", "bank_batch_norm"):
+            reestimate(compressed.module, self.calibration().inputs())
+        return compressed
+
+    def train(
+        self,
+        compressed: Compressed,
+        phase: Phase,
+        seed: int,
+        *,
+        progress: Progress | None = None,
+        checkpoint: Any = None,
+    ) -> Compressed:
+        """Fine-tune, with the distillation that the policy asks for."""
+        from autocompress.recover.finetune import fine_tune
+
+        schedule = self.schedule.model_copy(update={"epochs": phase.epochs})
+        distillation = self._distillation(compressed.policy)
+        tuned = fine_tune(
+            compressed,
+            self.data,
+            schedule,
+            distillation=distillation,
+            qat=self.qat and compressed.quantized,
+            seed=seed,
+            progress=progress,
+            checkpoint_path=checkpoint,
+        )
+        assert tuned.compressed is not None
+        return tuned.compressed
+
+    def _distillation(self, policy: Policy) -> Distillation | None:
+        if policy.distill is None and policy.student is None:
+            return None
+        if self.distillation is not None:
+            return self.distillation(policy)
+        from autocompress.policy.policy import Distill
+        from autocompress.recover.distill import Distillation
+
+        return Distillation([self.model], policy.distill or Distill())

@@ -1,0 +1,133 @@
+"""Activation ranges from calibration inputs, taken at the tensors that the file will quantize."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autocompress.policy.settings import CompressionSettings
+from autocompress.techniques.compressed import Range
+
+_SAMPLES = 16_384
+"""Values kept per tensor and batch, drawn at random, for percentiles and the MSE search."""
+
+_SEARCHED = 32_768
+"""Of them, so many enter the MSE search; thirty-six ranges are tried on each."""
+
+_LEVELS = 255
+_CLIPS = np.linspace(0.3, 1.0, 36)
+
+
+class RangeFinder:
+    """Collects extremes and samples of one tensor, and settles its range.
+
+    Args:
+        settings: ``ranges`` (minmax, percentile, mse) and ``percentile``.
+    """
+
+    def __init__(self, settings: CompressionSettings) -> None:
+        self.settings = settings
+        self.low = 0.0
+        self.high = 0.0
+        self.samples: list[NDArray[np.float32]] = []
+        self._draw = np.random.default_rng(settings.seed)
+
+    def add(self, values: NDArray[Any]) -> None:
+        """Take a batch of values in."""
+        flat = values.reshape(-1)
+        self.low = min(self.low, float(flat.min(initial=0.0)))
+        self.high = max(self.high, float(flat.max(initial=0.0)))
+        if self.settings.ranges != "minmax":
+            # drawn, not strided: a stride falls in step with image rows and sees border pixels only
+            if len(flat) > _SAMPLES:
+                flat = flat[self._draw.integers(len(flat), size=_SAMPLES)]
+            self.samples.append(flat.astype(np.float32))
+
+    def range(self) -> Range:
+        """The range; always includes zero and is never empty."""
+        low, high = self.low, self.high
+        if self.samples and self.settings.ranges == "percentile":
+            values = np.concatenate(self.samples)
+            tail = (100 - self.settings.percentile) / 2
+            low = min(0.0, float(np.percentile(values, tail)))
+            high = max(0.0, float(np.percentile(values, 100 - tail)))
+        elif self.samples and self.settings.ranges == "mse":
+            values = np.concatenate(self.samples)
+            step = max(1, len(values) // _SEARCHED)
+            low, high = least_squares_range(values[::step], low, high)
+        return Range(low, high if high > low else low + 1e-6)
+
+
+def least_squares_range(
+    values: NDArray[np.float32], low: float, high: float
+) -> tuple[float, float]:
+    """The shrunken range with the least mean squared rounding and clipping error at 8 bits.
+
+    Both ends shrink alike, which keeps the search one-dimensional (Nahshan et al., 2021, use the
+    same family).
+
+    Args:
+        values: sample of the tensor.
+        low, high: its extremes, zero included.
+    """
+    best = (np.inf, low, high)
+    for clip in _CLIPS:
+        a, b = low * clip, high * clip
+        scale = (b - a) / _LEVELS
+        if scale <= 0:
+            continue
+        zero = np.round(-a / scale)
+        rounded = (np.clip(np.round(values / scale) + zero, 0, _LEVELS) - zero) * scale
+        error = float(np.mean((values - rounded) ** 2))
+        if error < best[0]:
+            best = (error, a, b)
+    return best[1], best[2]
+
+
+def tensor_ranges(
+    model: Any, tensors: Iterable[str], inputs: Any, settings: CompressionSettings, batch: int = 64
+) -> dict[str, Range]:
+    """Run a float ONNX graph on calibration inputs and settle the ranges of some tensors.
+
+    Args:
+        model: ``onnx.ModelProto`` with a free batch dimension.
+        tensors: names of tensors in the graph.
+        inputs: one tensor or a tuple, batch first.
+        settings: how ranges are chosen.
+        batch: samples per run, which bounds the memory.
+    """
+    import onnx
+    import onnxruntime as ort
+
+    parts = [p.detach().cpu().numpy() for p in (inputs if isinstance(inputs, tuple) else (inputs,))]
+    names = [i.name for i in model.graph.input]
+    tensors = list(tensors)
+    given = {n for n in tensors if n in names}
+    wanted = [n for n in dict.fromkeys(tensors) if n not in given]
+    if not given and not wanted:
+        return {}
+    watched = onnx.ModelProto()
+    watched.CopyFrom(model)
+    present = {o.name for o in watched.graph.output}
+    watched.graph.output.extend(
+        onnx.helper.make_empty_tensor_value_info(n) for n in wanted if n not in present
+    )
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    # fusion would hide the tensors that are watched
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(
+        watched.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    finders = {n: RangeFinder(settings) for n in (*given, *wanted)}
+    for start in range(0, len(parts[0]), batch):
+        feed = {n: p[start : start + batch] for n, p in zip(names, parts, strict=True)}
+        for name in given:
+            finders[name].add(feed[name])
+        found = session.run(wanted, feed) if wanted else []
+        for name, value in zip(wanted, found, strict=True):
+            finders[name].add(value)
+    return {name: finder.range() for name, finder in finders.items()}

@@ -1,0 +1,63 @@
+"""Trained weights on disk: what a recovered policy needs besides the recipe to be rebuilt."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from autocompress.errors import InputError
+from autocompress.policy.policy import Policy
+
+if TYPE_CHECKING:
+    from autocompress.techniques.compressed import Compressed
+
+
+def save_state(path: str | Path, compressed: Compressed) -> Path:
+    """Write weights as one safetensors file, atomically; calibration makes the rest of them.
+
+    Args:
+        path: of the file; parent folders are made.
+        compressed: after training; its module holds float weights.
+    """
+    from safetensors.torch import save_file
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    metadata = {"policy": compressed.policy.digest, "qat": str(compressed.qat).lower()}
+    tensors = {
+        n: t.detach().cpu().contiguous().clone() for n, t in compressed.module.state_dict().items()
+    }
+    partial = path.with_name(path.name + ".partial")
+    save_file(tensors, partial, metadata)
+    os.replace(partial, path)
+    return path
+
+
+def load_state(path: str | Path, compressed: Compressed) -> Compressed:
+    """Fill a freshly stitched model with saved weights; it is to be calibrated again.
+
+    Args:
+        path: written by ``save_state``.
+        compressed: stitched from the same policy; its module is changed in place.
+
+    Raises:
+        InputError: no such file, or weights of another policy.
+    """
+    from safetensors import safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"The trained weights {path} are missing; keep them beside the recipe.")
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata() or {}
+        if metadata.get("policy") != compressed.policy.digest:
+            raise InputError(f"{path.name} holds the weights of another policy.")
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
+    compressed.module.load_state_dict(state)
+    return compressed.with_weights(compressed.module.eval(), qat=metadata.get("qat") == "true")
+
+
+def state_file(models: Path, policy: Policy, epochs: float, seed: int) -> Path:
+    """Where a run keeps the trained weights of a policy."""
+    return models / "trained" / f"{policy.digest[:16]}-e{epochs:g}-s{seed}.safetensors"

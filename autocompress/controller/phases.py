@@ -1,0 +1,226 @@
+"""The phases around the search: baselines at the budget, recovery, verification."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+from autocompress.controller.config import RecoveryPlan
+from autocompress.controller.loop import Context
+from autocompress.controller.promotion import by_band, promoted
+from autocompress.controller.protocols import Job
+from autocompress.controller.seeds import ladders, uniform_by_cost, uniform_near
+from autocompress.policy.policy import Distill, Policy
+from autocompress.policy.space import Assignment
+from autocompress.results.trial import SEARCH, Phase, Trial, TrialState
+
+VERIFIED = 6
+"""Front members that are scored on the test split, at most."""
+
+
+def run_baselines(context: Context) -> dict[str, int]:
+    """What a person would do by hand at the same budget: uniform, all-int8, random.
+
+    Policies that the search evaluated already are not evaluated again.
+
+    Returns:
+        ``uniform``, ``int8``, ``random`` to the number of the trial that shows the best of each;
+        a kind that the space does not know is left out.
+    """
+    by_hand = list(ladders(context.space))
+    wanted = {
+        "uniform": uniform_near(context) or uniform_by_cost(context)[:1],
+        "int8": [a for origin, a in by_hand if origin == "int8"],
+        "random": _random(context),
+    }
+    # a milder one may have been measured within the budget, whatever the estimate says now
+    wanted["uniform"] += [a for o, a in by_hand if o == "uniform" and _measured(context, a)]
+    best: dict[str, int] = {}
+    for kind, assignments in wanted.items():
+        trials = [t for a in assignments if (t := _settled(context, a, kind)) is not None]
+        done = [t for t in trials if t.state is TrialState.COMPLETE and t.measurement]
+        if done:
+            best[kind] = min(done, key=_rank).number
+    return best
+
+
+def _rank(trial: Trial) -> tuple[bool, float]:
+    """Feasible first, then the most accurate; over the budget, the nearest first."""
+    if trial.feasible:
+        assert trial.measurement is not None
+        return False, -trial.measurement["accuracy"]
+    return True, max(trial.violations.values(), default=0.0)
+
+
+def _random(context: Context) -> list[Assignment]:
+    """Random policies that the estimate puts within the budget."""
+    draw = random.Random(context.config.seed + 7)
+    found: list[Assignment] = []
+    for _ in range(2000):
+        if len(found) >= context.config.random_baselines:
+            break
+        # an untrained student is at chance, which would flatter the search
+        levels = tuple(
+            0 if c.kind == "student" else draw.randrange(len(c.levels))
+            for c in context.space.choices
+        )
+        if context.likely(context.estimate(levels)):
+            found.append(levels)
+    return found
+
+
+def _measured(context: Context, assignment: Assignment) -> bool:
+    known = context.known(context.space.decode(assignment))
+    return known is not None and known.state is TrialState.COMPLETE
+
+
+def _settled(context: Context, assignment: Assignment, origin: str) -> Trial | None:
+    """The trial of an assignment: the one there is, or a new one."""
+    policy = context.space.decode(assignment)
+    known = context.known(policy)
+    if known is not None or context.stop:
+        return known
+    job = Job(context.number(), policy, SEARCH, context.config.seed, origin)
+    done = context.run_jobs([job], "baselines")
+    return done[0] if done else None
+
+
+def run_recovery(context: Context, plan: RecoveryPlan) -> None:
+    """Fine-tune the best of each cost band; the next rung opens while the order is in doubt.
+
+    Without epochs nothing is trained, but the candidates are finished. Each rung trains from the
+    stitched model for twice the epochs of the one before, annealed to zero, so that accuracies of
+    one rung can be compared. Who goes on, and how many: ``search.promotion.promoted``.
+    """
+    if plan.epochs <= 0:
+        run_finish(context, plan)
+        return
+    chosen = candidates(context, plan.candidates)
+    epochs = plan.epochs
+    for rung in range(1, plan.rungs + 1):
+        phase = Phase("recover", epochs, rung)
+        done = _recover(context, plan, chosen, phase)
+        if context.stop or rung == plan.rungs:
+            return
+        chosen = promoted(done, _untrained(context, done), context.config.objectives[-1])
+        if len(chosen) < 2:
+            return
+        epochs *= 2
+
+
+FINISHED = Phase("recover", 0.0, 1)
+"""Carried out as for the last phase (``settings.finish``), but not trained."""
+
+
+def run_finish(context: Context, plan: RecoveryPlan) -> None:
+    """Finish the most accurate trials within the budget without training, and score them on val.
+
+    The search scores policies by a quick reconstruction; the thorough one changes their order, so
+    that the answer is chosen among finished ones. Policies that only set bits are as good as they
+    get, and are left out.
+    """
+    done = [t for t in context.scored() if t.phase == SEARCH and t.feasible]
+    repairable = [t for t in sorted(done, key=_rank) if t.policy.repairable]
+    jobs = [
+        Job(context.number(), t.policy, FINISHED, plan.seed, "finish", t.number)
+        for t in repairable[: plan.candidates]
+        if context.known(t.policy, FINISHED) is None
+    ]
+    context.run_jobs(jobs, "finish")
+
+
+def candidates(context: Context, count: int) -> list[Trial]:
+    """Trials worth training: the most accurate within the budget, then the best per cost band.
+
+    Bands split the feasible costs evenly; without a feasible trial the nearest to the budget are
+    taken, since training does not change their cost but shows what they would reach. Untrained
+    students know nothing and show nothing, so each one within the budget is trained as well.
+    """
+    done = [
+        t
+        for t in context.scored()
+        if t.phase == SEARCH and t.measurement is not None and t.state is TrialState.COMPLETE
+    ]
+    fitting = sorted((t for t in done if t.feasible), key=_rank)
+    students = [t for t in fitting if t.policy.student is not None]
+    fitting = [t for t in fitting if t.policy.student is None]
+    if not fitting and students:
+        return students
+    if not fitting:
+        return sorted(done, key=_rank)[:1]
+    return by_band(fitting, context.config.objectives[-1], count) + students
+
+
+def _recover(
+    context: Context, plan: RecoveryPlan, chosen: Sequence[Trial], phase: Phase
+) -> list[Trial]:
+    jobs, known = [], []
+    for place, parent in enumerate(chosen):
+        origin = (
+            parent
+            if parent.phase == SEARCH
+            else next(t for t in context.trials if t.number == parent.parent)
+        )
+        variants = [parent.policy]
+        if plan.compare_distillation and place == 0 and phase.rung == 1:
+            plain = Policy(parent.policy.layers, None, parent.policy.student)
+            variants = [plain, Policy(plain.layers, Distill(), plain.student)]
+        for policy in variants:
+            before = context.known(policy, phase)
+            if before is not None:
+                known.append(before)
+            else:
+                jobs.append(
+                    Job(context.number(), policy, phase, plan.seed, "recover", origin.number)
+                )
+    return known + context.run_jobs(jobs, "recover")
+
+
+def _untrained(context: Context, done: Sequence[Trial]) -> dict[int, float]:
+    """Trial number to the accuracy that the search found for the policy without training."""
+    searched = {t.number: t.measurement for t in context.trials if t.phase == SEARCH}
+    parents = {t.number: searched.get(t.parent) for t in done if t.parent is not None}
+    return {number: m["accuracy"] for number, m in parents.items() if m is not None}
+
+
+def run_verify(context: Context, choose: Callable[[], Trial | None]) -> Trial | None:
+    """Measure front members once more and score them on the test split, which nothing else saw.
+
+    Of the budget both measurements have a say: an answer that is over it now makes room for the
+    next, until one is within it twice. Where none is within it, the nearest is verified.
+
+    Args:
+        context: of the study.
+        choose: names the answer among what is within the budget so far, or ``None``.
+
+    Returns:
+        The answer; ``None`` where nothing is within the budget.
+    """
+    first = choose()
+    ahead = first.number if first is not None else None
+    members = sorted(context.front(), key=lambda t: (t.number != ahead, *_rank(t)))
+    tried = _verify(context, members[:VERIFIED])
+    while (best := choose()) is not None and best.number not in tried and not context.stop:
+        tried |= _verify(context, [best])
+    nearest = _nearest(context)
+    if best is None and nearest is not None:
+        _verify(context, [nearest])
+    return best
+
+
+def _nearest(context: Context) -> Trial | None:
+    done = [t for t in context.scored() if t.state is TrialState.COMPLETE]
+    return min(done, key=lambda t: max(t.violations.values(), default=0.0), default=None)
+
+
+def _verify(context: Context, chosen: Sequence[Trial]) -> set[int]:
+    """Verify what is not verified yet; the numbers of all that were to be."""
+    jobs = []
+    for trial in chosen:
+        phase = Phase("verify", trial.phase.epochs, trial.phase.rung)
+        if context.known(trial.policy, phase) is None:
+            jobs.append(
+                Job(context.number(), trial.policy, phase, trial.seed, "verify", trial.number)
+            )
+    context.run_jobs(jobs, "verify")
+    return {t.number for t in chosen}

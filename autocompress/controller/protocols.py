@@ -1,0 +1,82 @@
+"""What the search needs from the other rooms. No torch, no Optuna, no Ray here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from autocompress.policy.policy import Policy
+from autocompress.results.metric import Measurement
+from autocompress.results.screened import Screened
+from autocompress.results.trial import Phase, Trial
+
+
+@runtime_checkable
+class Evaluator(Protocol):
+    """Tells what a policy costs and how good it is."""
+
+    @property
+    def baseline(self) -> Measurement:
+        """The uncompressed model, measured on val in the target runtime."""
+
+    def estimate(self, policy: Policy) -> Measurement:
+        """Predicted cost in microseconds, no model built.
+
+        ``values`` holds ``macs``, ``params``, ``size_bytes`` and ``latency_ms``;
+        ``spread["latency_ms"]`` is one standard deviation of the prediction's error.
+        """
+
+    def screen(self, policy: Policy, images: int) -> Screened:
+        """KL to the uncompressed model on the first ``images`` screening inputs, zero-shot."""
+
+    def evaluate(self, policy: Policy, phase: Phase, seed: int) -> Measurement:
+        """Build, export, measure. Accuracy on val, or on test in the ``verify`` phase."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One evaluation to carry out."""
+
+    number: int
+    policy: Policy
+    phase: Phase
+    seed: int
+    origin: str = ""
+    parent: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a job: a measurement, or the text of the exception."""
+
+    job: Job
+    measurement: Measurement | None
+    error: str = ""
+    seconds: float = 0.0
+
+
+class Executor(Protocol):
+    """Carries jobs out, here or elsewhere."""
+
+    @property
+    def slots(self) -> int:
+        """How many jobs may be under way at once."""
+
+    def submit(self, job: Job) -> None:
+        """Start a job, or queue it."""
+
+    def wait(self, timeout: float | None = None) -> Outcome | None:
+        """The next finished job, or ``None`` when the time is over first.
+
+        A job whose worker died comes back with ``error``.
+        """
+
+    def close(self, *, cancel: bool = False) -> None:
+        """Free everything; with ``cancel``, without waiting for running jobs."""
+
+
+class Sink(Protocol):
+    """Keeps trials."""
+
+    def record(self, trial: Trial) -> None:
+        """Keep a finished trial; returns when it is safe."""

@@ -1,0 +1,317 @@
+"""Make a float ONNX graph integer where the policy says so, with ONNX Runtime's own quantizer.
+
+Layers with 8-bit activations get Quantize/Dequantize pairs, and so does the glue between them
+(additions, poolings, ReLU, ...): only then do the runtime's integer kernels meet without a detour
+through floats. Weight-only layers keep small integer weights behind one DequantizeLinear.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from autocompress.errors import ExportError
+from autocompress.exporters.onnx_dynamic import quantize_dynamic
+from autocompress.exporters.onnx_floats import keep_floats
+from autocompress.exporters.onnx_graph import layer_nodes
+from autocompress.techniques.compressed import Compressed, Precision, Range
+
+#: operators that pass integers on as they are, or have integer kernels of their own
+_GLUE = frozenset(
+    {
+        "Add",
+        "Relu",
+        "Clip",
+        "MaxPool",
+        "AveragePool",
+        "GlobalAveragePool",
+        "Concat",
+        "Flatten",
+        "Reshape",
+        "Transpose",
+        "Squeeze",
+        "Unsqueeze",
+        "Pad",
+        "Slice",
+        "Mul",
+        "ReduceMean",
+    }
+)
+
+
+@dataclass(frozen=True)
+class NodePlan:
+    """Which nodes of a graph are treated how.
+
+    Args:
+        layers: module name to its multiplying nodes, for modules with a precision.
+        static: names of nodes between Quantize and Dequantize, glue included.
+        dynamic: names of nodes whose input range is taken at run time.
+        weight_only: node name to bits.
+        half: names of nodes in half precision.
+    """
+
+    layers: Mapping[str, list[Any]]
+    static: tuple[str, ...]
+    dynamic: tuple[str, ...]
+    weight_only: Mapping[str, int]
+    half: tuple[str, ...]
+
+
+def plan_nodes(graph: Any, compressed: Compressed) -> NodePlan:
+    """Sort the nodes of a float graph by what the precisions ask for.
+
+    Raises:
+        ExportError: a quantized layer has no node in the graph.
+    """
+    wanted = {n: p for n, p in compressed.precisions.items() if p != Precision()}
+    found = layer_nodes(graph, wanted)
+    for name in wanted:
+        if name not in found:
+            raise ExportError(
+                f"The exported graph shows no operator of the layer {name!r}, which "
+                "is to be quantized. Leave it at 32 bits."
+            )
+    static, dynamic, half, weight_only = set(), [], [], {}
+    for name, nodes in found.items():
+        precision = wanted[name]
+        for node in nodes:
+            if precision.integer and node.op_type == "GRU":
+                raise ExportError(
+                    f"The runtime has no integer kernel for the GRU {name!r}. Leave it at 32 bits."
+                )
+            if precision.integer and precision.activation_scaling == "dynamic":
+                dynamic.append(node.name)
+            elif precision.integer and node.op_type in ("Conv", "Gemm", "MatMul"):
+                static.add(node.name)
+            elif precision.integer:
+                dynamic.append(node.name)  # recurrent kernels know dynamic ranges only
+            elif precision.half:
+                half.append(node.name)
+            elif precision.weight_bits < 16:
+                weight_only[node.name] = precision.weight_bits
+    return NodePlan(
+        found, tuple(_with_glue(graph, static)), tuple(dynamic), weight_only, tuple(half)
+    )
+
+
+def _with_glue(graph: Any, static: set[str]) -> list[str]:
+    """Add the operators all of whose activations come from quantized ones."""
+    constants = {i.name for i in graph.graph.initializer}
+    made: set[str] = set()
+    names = []
+    for node in graph.graph.node:
+        if node.op_type == "Constant":
+            constants.update(node.output)
+        if node.name in static:
+            names.append(node.name)
+            made.update(node.output)
+            continue
+        fed = [i for i in node.input if i and i not in constants]
+        passes = node.op_type in _GLUE or node.name.endswith("/Subsample")
+        if passes and fed and all(i in made for i in fed):
+            names.append(node.name)
+            made.update(node.output)
+    return names if static else []
+
+
+def quantized_tensors(graph: Any, plan: NodePlan) -> list[str]:
+    """Activations that get a Quantize/Dequantize pair: inputs and outputs of static nodes."""
+    constants = {i.name for i in graph.graph.initializer}
+    for node in graph.graph.node:
+        if node.op_type == "Constant":
+            constants.update(node.output)
+    chosen = set(plan.static)
+    names: dict[str, None] = {}
+    for node in graph.graph.node:
+        if node.name in chosen:
+            names.update(dict.fromkeys(i for i in node.input if i and i not in constants))
+            names.update(dict.fromkeys(node.output))
+    return list(names)
+
+
+def quantize_graph(graph: Any, compressed: Compressed) -> Any:
+    """A quantized copy of a float graph.
+
+    Args:
+        graph: ``onnx.ModelProto`` as ``float_graph`` gives it; not changed.
+        compressed: with precisions, and ranges where activations are static.
+
+    Raises:
+        ExportError: activations are to be static integers but were not calibrated.
+    """
+    import onnx
+
+    plan = plan_nodes(graph, compressed)
+    model = onnx.ModelProto()
+    model.CopyFrom(graph)
+    _own_weights(model, {node.name for nodes in plan.layers.values() for node in nodes})
+    _round_low_bits(model, plan, compressed)
+    if plan.dynamic:
+        model = quantize_dynamic(model, plan.dynamic)
+    if plan.static:
+        if compressed.ranges is None:
+            raise ExportError("Static 8-bit activations need ranges: calibrate before exporting.")
+        model = _static(model, plan, compressed.ranges)
+    for name, bits in plan.weight_only.items():
+        _weight_only(model, name, bits)
+    if plan.static:
+        keep_floats(model, set(plan.static))
+    if plan.half:
+        if compressed.settings.half_format != "float16":
+            raise ExportError(
+                "An ONNX file has no bfloat16 convolutions that its runtimes would open. Use "
+                "`settings.half_format: float16`, or a `.pt2` file (`target.runtime: torch`)."
+            )
+        model = _half(model, plan.half)
+    return model
+
+
+def _round_low_bits(model: Any, plan: NodePlan, compressed: Compressed) -> None:
+    """Put 2 to 4 bit weights of integer layers on their grid; the kernels store them in 8 bits."""
+    import torch
+    from onnx import numpy_helper
+
+    from autocompress.techniques.quantize import round_weight
+
+    chosen = {
+        node.name: compressed.precisions[name].weight_bits
+        for name, nodes in plan.layers.items()
+        for node in nodes
+    }
+    weights = {i.name: i for i in model.graph.initializer}
+    for node in model.graph.node:
+        bits = chosen.get(node.name, 32)
+        if bits >= 8 or node.name in plan.weight_only or len(node.input) < 2:
+            continue
+        tensor = weights.get(node.input[1])
+        if tensor is None:
+            continue
+        value = torch.from_numpy(numpy_helper.to_array(tensor).copy())
+        if value.dim() < 2:
+            continue  # a scale of attention, not a weight
+        axis = _channel_axis(node)
+        rounded = round_weight(value.transpose(0, axis), bits).transpose(0, axis)
+        tensor.CopyFrom(numpy_helper.from_array(rounded.contiguous().numpy(), tensor.name))
+
+
+def _own_weights(model: Any, chosen: set[str]) -> None:
+    """Give each call of a layer that runs several times its own weight and bias.
+
+    An integer bias has the scale of the call's input times the weight's, which calls cannot share,
+    and the runtime makes a call integer only where nothing else reads its weight.
+    """
+    held = {i.name: i for i in model.graph.initializer}
+    seen: set[str] = set()
+    for number, node in enumerate(model.graph.node):
+        if node.name not in chosen or node.op_type not in ("Conv", "Gemm", "MatMul"):
+            continue
+        for place, name in enumerate(list(node.input)[1:], 1):
+            if name in seen and name in held:
+                copied = model.graph.initializer.add()
+                copied.CopyFrom(held[name])
+                copied.name = node.input[place] = f"{name}_{number}"
+            seen.add(name)
+
+
+def _static(model: Any, plan: NodePlan, ranges: Mapping[str, Range]) -> Any:
+    import onnx
+    from onnxruntime.quantization import QuantType
+    from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
+    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+    tensors = {
+        n: TensorData(lowest=np.float32(r.low), highest=np.float32(r.high))
+        for n, r in ranges.items()
+        if not n.endswith(":in")
+    }
+    chosen = set(plan.static)
+    operators = sorted({n.op_type for n in model.graph.node if n.name in chosen})
+    # without inferred types the quantizer takes nothing for a float tensor
+    inferred = onnx.shape_inference.infer_shapes(model)
+    quantizer = QDQQuantizer(
+        inferred,
+        per_channel=True,
+        reduce_range=False,
+        weight_qType=QuantType.QInt8,
+        activation_qType=QuantType.QUInt8,
+        tensors_range=TensorsData(CalibrationMethod.MinMax, tensors),
+        nodes_to_quantize=list(plan.static),
+        nodes_to_exclude=[],
+        op_types_to_quantize=operators,
+        extra_options={"WeightSymmetric": True},
+    )
+    quantizer.quantize_model()
+    return quantizer.model.model
+
+
+def _channel_axis(node: Any) -> int:
+    """Axis of the output channels in a node's weight."""
+    if node.op_type == "MatMul":
+        return 1
+    if node.op_type == "Gemm":
+        transposed = any(a.name == "transB" and a.i == 1 for a in node.attribute)
+        return 0 if transposed else 1
+    return 0
+
+
+def _weight_only(model: Any, name: str, bits: int) -> None:
+    """Store one node's weight as integers behind a DequantizeLinear, per output channel."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    node = next(n for n in model.graph.node if n.name == name)
+    weights = {i.name: i for i in model.graph.initializer}
+    tensor = weights.get(node.input[1]) if len(node.input) > 1 else None
+    if tensor is None or node.op_type in ("LSTM", "GRU"):
+        raise ExportError(
+            f"Weight-only integers need a convolution or linear layer with a constant "
+            f"weight; {name!r} ({node.op_type}) has none. Use activation_scaling "
+            "'dynamic' for recurrent layers."
+        )
+    value = numpy_helper.to_array(tensor)
+    axis = _channel_axis(node)
+    limit = 2 ** (bits - 1) - 1
+    other = tuple(i for i in range(value.ndim) if i != axis)
+    scale = np.maximum(np.abs(value).max(axis=other), 1e-12).astype(np.float32) / limit
+    shape = [-1 if i == axis else 1 for i in range(value.ndim)]
+    grid = np.clip(np.round(value / scale.reshape(shape)), -limit, limit).astype(np.int8)
+    if bits == 8:
+        stored = numpy_helper.from_array(grid, f"{tensor.name}_int8")
+    else:
+        flat = grid.reshape(-1)
+        padded = np.concatenate([flat, np.zeros(len(flat) % 2, np.int8)])
+        packed = (padded[0::2] & 0xF) | ((padded[1::2] & 0xF) << 4)
+        stored = helper.make_tensor(
+            f"{tensor.name}_int4",
+            TensorProto.INT4,
+            list(value.shape),
+            packed.astype(np.uint8).tobytes(),
+            raw=True,
+        )
+        for opset in model.opset_import:
+            if opset.domain in ("", "ai.onnx"):
+                opset.version = max(opset.version, 21)
+        model.ir_version = max(model.ir_version, 10)
+    factor = numpy_helper.from_array(scale, f"{tensor.name}_scale")
+    model.graph.initializer.extend([stored, factor])
+    output = f"{tensor.name}_dequantized"
+    dequantize = helper.make_node(
+        "DequantizeLinear", [stored.name, factor.name], [output], name=f"{name}_weight", axis=axis
+    )
+    position = next(i for i, n in enumerate(model.graph.node) if n.name == name)
+    model.graph.node.insert(position, dequantize)
+    model.graph.node[position + 1].input[1] = output
+    if not any(tensor.name in n.input for n in model.graph.node):
+        model.graph.initializer.remove(tensor)
+    del onnx
+
+
+def _half(model: Any, nodes: tuple[str, ...]) -> Any:
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    others = [n.name for n in model.graph.node if n.name not in nodes]
+    return convert_float_to_float16(model, keep_io_types=True, node_block_list=others)

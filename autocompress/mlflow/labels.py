@@ -1,0 +1,116 @@
+"""What MLflow is told about a run, as plain data: tags, parameters, metrics and tables."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from autocompress.report.tables import trial_json
+from autocompress.report.verdict import verdict
+from autocompress.results.metric import Measurement
+from autocompress.results.trial import Trial
+from autocompress.track.journal import Entry
+from autocompress.track.view import RunView, latency_ratio, policy_summary
+
+#: MLflow refuses longer ones
+_TAG_LIMIT = 4000
+
+
+def trial_tags(trial: Trial, *, front: bool) -> dict[str, str]:
+    """Tags of a child run: what people filter by that is not a number."""
+    tags = {
+        "state": str(trial.state),
+        "phase": trial.phase.kind,
+        "origin": trial.origin or "unknown",
+        "feasible": str(trial.feasible).lower(),
+        "front": str(front).lower(),
+        "policy": trial.policy.digest,
+    }
+    if trial.reason:
+        tags["reason"] = trial.reason[:_TAG_LIMIT]
+    if trial.parent is not None:
+        tags["parent_trial"] = str(trial.parent)
+    return tags
+
+
+def trial_params(trial: Trial, layers: Sequence[str]) -> dict[str, str]:
+    """Parameters of a child run: a handful that sum the policy up."""
+    found = policy_summary(trial.policy, layers)
+    texts = {k: v if isinstance(v, str) else f"{v:.4g}" for k, v in found.items()}
+    return {**texts, "epochs": f"{trial.phase.epochs:g}", "seed": str(trial.seed)}
+
+
+def trial_metrics(entry: Entry, baseline: Measurement, layers: Sequence[str]) -> dict[str, float]:
+    """Metrics of a child run; the policy's numbers too, as parameters compare as text only."""
+    trial = entry.trial
+    found = {"seconds": trial.seconds, "elapsed_s": entry.elapsed_s}
+    found |= {f"violation.{name}": v for name, v in trial.violations.items()}
+    summary = policy_summary(trial.policy, layers)
+    found |= {f"policy.{k}": v for k, v in summary.items() if isinstance(v, float)}
+    if trial.measurement is not None:
+        found |= trial.measurement.values
+        found |= {f"{name}_spread": v for name, v in trial.measurement.spread.items()}
+        ratio = latency_ratio(trial.measurement, baseline)
+        if ratio is not None:
+            found["latency_ratio"] = ratio
+    return {name: float(number) for name, number in found.items()}
+
+
+def study_params(view: RunView) -> dict[str, str]:
+    """Parameters of the parent run: what stays the same however often the study is resumed."""
+    study = view.study
+    found: dict[str, Any] = {
+        "study": study.get("name"),
+        "objectives": [m.name for m in view.objectives],
+    }
+    for section in ("model", "data"):
+        part = study.get(section)
+        found[section] = part.get("factory") if isinstance(part, Mapping) else part
+    space = study.get("space")
+    found["space"] = space if isinstance(space, str) else None
+    for name, number in view.baseline.values.items():
+        found[f"baseline.{name}"] = f"{number:.6g}"
+    return {k: _text(v) for k, v in found.items() if v is not None}
+
+
+def study_tags(view: RunView) -> dict[str, str]:
+    """Tags of the parent run: what a resume may change."""
+    search = view.study.get("search") or {}
+    judged = verdict(view)
+    words = [judged.headline, *(f"- {sentence}" for sentence in judged.sentences)]
+    tags = {"mlflow.note.content": "\n".join(words)}
+    tags |= {"budget": str(view.budget), "feasible": str(view.best is not None).lower()}
+    if view.best is not None:
+        tags["best_trial"] = str(view.best.number)
+    tags |= {f"search.{k}": _text(v) for k, v in search.items() if v is not None}
+    return {k: v[:_TAG_LIMIT] for k, v in tags.items()}
+
+
+def front_rows(view: RunView) -> tuple[list[str], list[list[Any]]]:
+    """The front as a table: column names and rows."""
+    summary = [
+        {
+            **{k: v for k, v in trial_json(t, view.baseline).items() if k != "policy"},
+            **policy_summary(t.policy, view.layer_names),
+        }
+        for t in view.front
+    ]
+    columns = list(summary[0]) if summary else []
+    return columns, [[row[c] for c in columns] for row in summary]
+
+
+def as_csv(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A table as CSV text."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    return stream.getvalue()
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(str(v) for v in value)
+    return str(value)

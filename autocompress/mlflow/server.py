@@ -1,0 +1,261 @@
+"""Starts MLflow's server on the store of a folder of runs, and knows the pages worth opening.
+
+MLflow's own start page leads elsewhere, therefore the deep links.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from urllib.parse import quote
+
+from rich.markup import escape
+
+from autocompress.errors import AutocompressError, InputError
+from autocompress.mlflow.store import ENVIRONMENT, Recorder, Store, sync
+from autocompress.track.folder import RunFolder
+from autocompress.track.journal import writer_of
+
+
+@dataclass(frozen=True, slots=True)
+class Links:
+    """Pages of one run.
+
+    Args:
+        runs: table of the experiment's runs.
+        study: the parent run, with front, plots and hypervolume over time.
+        compare: parallel coordinates, scatter and contour plots of the trials.
+    """
+
+    runs: str
+    study: str
+    compare: str
+
+
+def links(
+    base: str, experiment_id: str, parent: str, children: Sequence[str], *, most: int = 24
+) -> Links:
+    """Deep links into MLflow's pages.
+
+    Args:
+        base: address of the server.
+        experiment_id, parent: as MLflow numbers them.
+        children: run ids of the trials to compare, the most important first.
+        most: longer comparisons make addresses that browsers refuse.
+    """
+    root = f"{base.rstrip('/')}/#"
+    chosen = quote(json.dumps(list(children[:most]), separators=(",", ":")))
+    experiments = quote(json.dumps([experiment_id]))
+    return Links(
+        runs=f"{root}/experiments/{experiment_id}/runs",
+        study=f"{root}/experiments/{experiment_id}/runs/{parent}",
+        compare=f"{root}/compare-runs?runs={chosen}&experiments={experiments}",
+    )
+
+
+def links_of(base: str, recorder: Recorder) -> Links:
+    """The links of a run that was synchronized: front members first in the comparison."""
+    return links(base, recorder.experiment_id, recorder.parent, recorder.compared())
+
+
+class Server:
+    """A running MLflow server; ends with the ``with`` block.
+
+    Args:
+        runs: folder of the runs; its store is made if it is not there.
+        host, port: where to listen; port 0 takes a free one.
+        wait_s: how long to wait for it to answer.
+
+    Raises:
+        InputError: the port is taken.
+        AutocompressError: it ended or did not answer in time; the end of its log is shown.
+    """
+
+    def __init__(
+        self, runs: str | Path, host: str = "127.0.0.1", port: int = 5000, *, wait_s: float = 120.0
+    ) -> None:
+        store = Store.beside(runs)
+        if not Path(runs).is_dir():
+            raise InputError(
+                f"There is no folder of runs at {runs}. `autocompress search` makes one."
+            )
+        # made here: two of the server's workers would otherwise make its tables at once
+        store.client().search_experiments(max_results=1)
+        port = _free_port(host, port)
+        self.url = f"http://{host}:{port}"
+        # a file, not a pipe: nobody reads it, and a full pipe would stop the server
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the server)
+        command = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port)]
+        command += ["--backend-store-uri", store.uri, "--workers", "1"]
+        command += ["--artifacts-destination", str(store.artifacts)]
+        self._process = subprocess.Popen(
+            command,
+            env={**os.environ, **ENVIRONMENT},
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # it has children of its own: they end together
+        )
+        try:
+            self._wait_until_up(wait_s)
+        except BaseException:
+            self.stop()
+            raise
+
+    def _wait_until_up(self, wait_s: float) -> None:
+        end = time.monotonic() + wait_s
+        while time.monotonic() < end:
+            if self._process.poll() is not None:
+                raise AutocompressError(
+                    f"MLflow's server ended with code {self._process.returncode}:\n{self.log()}"
+                )
+            try:
+                with urllib.request.urlopen(f"{self.url}/health", timeout=2) as answer:
+                    if answer.status == 200:
+                        return
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.2)
+        raise AutocompressError(
+            f"MLflow's server at {self.url} did not answer within {wait_s:.0f} s:\n{self.log()}"
+        )
+
+    def log(self, most: int = 2000) -> str:
+        """The end of what the server printed."""
+        self._log.flush()
+        size = self._log.seek(0, os.SEEK_END)
+        self._log.seek(max(0, size - most))
+        return self._log.read().decode("utf-8", "replace")
+
+    def wait(self) -> int:
+        """Until the server ends by itself, or Ctrl-C; returns its exit code."""
+        return self._process.wait()
+
+    def stop(self) -> None:
+        """End the server and its workers; stopping twice does nothing."""
+        if self._process.poll() is None:
+            self._signal(signal.SIGTERM)
+            try:
+                self._process.wait(10)
+            except subprocess.TimeoutExpired:
+                self._signal(signal.SIGKILL)
+                self._process.wait()
+        # workers that their parent left behind
+        self._signal(signal.SIGKILL)
+        if not self._log.closed:
+            self._log.close()
+
+    def _signal(self, number: signal.Signals) -> None:
+        try:
+            os.killpg(self._process.pid, number)
+        except ProcessLookupError:
+            return
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+
+def serve(
+    runs: str | Path, *, host: str = "127.0.0.1", port: int = 5000, as_json: bool = False
+) -> None:
+    """Bring MLflow to what the journals say, serve it, print the links, wait for Ctrl-C.
+
+    Args:
+        runs: folder of the runs.
+        host, port: where to listen; port 0 takes a free one.
+        as_json: print the links as one JSON object.
+
+    Raises:
+        InputError: no such folder, or the port is taken.
+        AutocompressError: the server does not start.
+    """
+    recorders, skipped = sync_all(runs)
+    with Server(runs, host, port) as server:
+        pages = {name: links_of(server.url, found) for name, found in recorders.items()}
+        if as_json:
+            found = {
+                "url": server.url,
+                "runs": {n: asdict(p) for n, p in pages.items()},
+                "skipped": skipped,
+            }
+            print(json.dumps(found), flush=True)
+        else:
+            _print_links(server.url, pages, skipped)
+        # a plain kill must end the server too, not leave it behind
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        with suppress(KeyboardInterrupt):
+            code = server.wait()
+            raise AutocompressError(f"MLflow's server ended with code {code}:\n{server.log()}")
+
+
+def sync_all(runs: str | Path) -> tuple[dict[str, Recorder], dict[str, str]]:
+    """Synchronize every run of a folder into its store.
+
+    Returns:
+        What was written, and why the rest was left out, by the run's name.
+    """
+    done: dict[str, Recorder] = {}
+    skipped: dict[str, str] = {}
+    for folder in RunFolder.all(runs):
+        writer = writer_of(folder)
+        if writer is not None:  # only that process logs, or trials would be there twice
+            skipped[folder.name] = f"process {writer} is writing it and shows its trials itself."
+            continue
+        try:
+            done[folder.name] = sync(folder, uri=Store.beside(runs).uri)
+        except AutocompressError as error:
+            skipped[folder.name] = str(error)
+    return done, skipped
+
+
+def _print_links(url: str, pages: Mapping[str, Links], skipped: Mapping[str, str]) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"MLflow is up at [bold]{url}[/bold]. Ctrl-C ends it.")
+    for name, page in pages.items():
+        console.print(f"\n[bold]{escape(name)}[/bold]")
+        for label, link in (
+            ("study", page.study),
+            ("trials", page.runs),
+            ("compare", page.compare),
+        ):
+            console.print(f"  {label:8} {escape(link)}")
+    for name, reason in skipped.items():
+        console.print(f"\n{escape(name)} was not brought up to date: {escape(reason)}")
+    if not pages and not skipped:
+        console.print("There is no run in this folder yet.")
+
+
+def _free_port(host: str, port: int) -> int:
+    """The asked port, or a free one for 0."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise InputError(
+                f"Cannot listen on {host}:{port} ({error.strerror}). Choose another --port, or "
+                "--port 0 for a free one."
+            ) from None
+        return int(probe.getsockname()[1])

@@ -1,0 +1,325 @@
+"""The report of a run: one HTML file that opens anywhere, without a network."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING, Any
+
+from autocompress.report import plots
+from autocompress.report.tables import (
+    BUILDS_DIFFER,
+    accuracy_text,
+    number_text,
+    origin_text,
+    what,
+)
+from autocompress.report.verdict import verdict
+from autocompress.results.difference import Difference, difference
+from autocompress.results.rank import rank_correlation
+from autocompress.results.trial import Trial, TrialState
+from autocompress.track.folder import RunFolder, write_atomically
+from autocompress.track.view import RunView, value
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+
+def write_report(run: str | Path | RunFolder, view: RunView | None = None) -> Path:
+    """Write ``report.html`` into a run's folder.
+
+    Args:
+        run: the folder; also of a run that is still going on, or was stopped.
+        view: of the run, where it was read before.
+
+    Returns:
+        The file.
+    """
+    folder = run if isinstance(run, RunFolder) else RunFolder.open(run)
+    write_atomically(folder.report, render(view or RunView.load(folder)))
+    return folder.report
+
+
+def render(view: RunView) -> str:
+    """The report as HTML."""
+    from jinja2 import Environment
+    from plotly.offline import get_plotlyjs
+
+    source = resources.files("autocompress.report").joinpath("report.html.j2")
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(source.read_text(encoding="utf-8"))
+    answer = view.best or view.nearest
+    figures = {
+        "pareto": plots.pareto_figure(view),
+        "growth": plots.growth_figure(view),
+        "origins": plots.origin_figure(view),
+    }
+    return template.render(
+        title=str(view.study.get("name") or Path(view.run).name or "study"),
+        run=view.run,
+        budget=str(view.budget),
+        verdict=verdict(view),
+        facts=_facts(view),
+        members=[_row(view, t) for t in view.front],
+        tested=any(view.verified(t) for t in (*view.front, *([answer] if answer else []))),
+        beside=_beside(view),
+        builds_differ=BUILDS_DIFFER if view.builds_differ else "",
+        answer=answer,
+        layers=_layers(view, answer) if answer else [],
+        pairs=distillation_pairs(view),
+        rungs=_rungs(view),
+        forecasts=rung_forecasts(view),
+        latency=_latency(view, answer),
+        states=_states(view),
+        commands=_commands(view),
+        figures={name: _figure_json(figure) for name, figure in figures.items()},
+        has_growth=view.hypervolume > 0,
+        plotly=get_plotlyjs(),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One policy, trained with and without a teacher, everything else equal.
+
+    Args:
+        without, with_teacher: the two trials.
+        gain: accuracy that the teacher brought.
+    """
+
+    without: Trial
+    with_teacher: Trial
+    gain: Difference
+
+
+def distillation_pairs(view: RunView) -> list[Pair]:
+    """Recovered trials that differ in distillation alone."""
+    plain: dict[tuple[str, float, int, int], Trial] = {}
+    guided: dict[tuple[str, float, int, int], Trial] = {}
+    for trial in view.compared:
+        if trial.phase.kind == "recover":
+            phase = trial.phase
+            digest = trial.policy.untrained_digest
+            key = (digest, phase.epochs, phase.rung, trial.seed)
+            (guided if trial.policy.distill else plain)[key] = trial
+    pairs = []
+    for key in plain.keys() & guided.keys():
+        a, b = plain[key], guided[key]
+        assert a.measurement is not None
+        assert b.measurement is not None
+        pairs.append(Pair(a, b, difference(b.measurement, a.measurement)))
+    return sorted(pairs, key=lambda pair: pair.without.number)
+
+
+def _facts(view: RunView) -> list[tuple[str, str]]:
+    """The line of figures under the headline."""
+    counts = Counter(t.state for t in view.trials)
+    minutes, seconds = divmod(round(view.seconds), 60)
+    found = [("budget", str(view.budget)), ("time", f"{minutes} min {seconds:02d} s")]
+    found.append(("trials", f"{counts[TrialState.COMPLETE]} complete of {len(view.trials)}"))
+    found.append(("front", f"{len(view.front)} policies"))
+    found.append(("hypervolume", f"{view.hypervolume:.4g}"))
+    return found
+
+
+def _row(view: RunView, trial: Trial) -> dict[str, Any]:
+    check = view.verified(trial)
+    ratio = view.ratio(trial)
+    return {
+        "number": trial.number,
+        "mark": "chosen" if view.best is not None and view.best.number == trial.number else "",
+        "accuracy": accuracy_text(trial.measurement),
+        "test": accuracy_text(check.measurement) if check else "-",
+        "latency": number_text("latency_ms", value(trial, "latency_ms")),
+        "ratio": "-" if ratio is None else f"{ratio:.2f}",
+        "macs": number_text("macs", value(trial, "macs")),
+        "size": number_text("size_bytes", value(trial, "size_bytes")),
+        "memory": number_text("peak_memory_bytes", value(check or trial, "peak_memory_bytes")),
+        "what": what(trial, view),
+        "origin": origin_text(trial, view),
+        "feasible": trial.feasible,
+    }
+
+
+def _beside(view: RunView) -> list[dict[str, Any]]:
+    """Rows that set the answer beside the uncompressed model and the simple ways."""
+    base, test = view.baseline, view.test_baseline
+    within = all(v <= 0 for v in view.budget.violations(base.values, base.values).values())
+    rows: list[dict[str, Any]] = [
+        {
+            "name": "uncompressed",
+            "accuracy": accuracy_text(base),
+            "test": accuracy_text(test) if test else "-",
+            "latency": number_text("latency_ms", base.get("latency_ms")),
+            "ratio": "1.00",
+            "macs": number_text("macs", base.get("macs")),
+            "size": number_text("size_bytes", base.get("size_bytes")),
+            "memory": number_text("peak_memory_bytes", base.get("peak_memory_bytes")),
+            "what": "unchanged",
+            "feasible": within,
+        }
+    ]
+    rows += [{**_row(view, t), "name": name} for name, t in view.baseline_trials.items()]
+    answer = view.best or view.nearest
+    if answer is not None:
+        mark = "chosen" if view.best is not None else "nearest"
+        rows.append({**_row(view, answer), "name": mark, "mark": mark})
+    return rows
+
+
+def _layers(view: RunView, trial: Trial) -> list[dict[str, Any]]:
+    """One row per layer: what stays of its channels, in how many bits, at which rank."""
+    rows = []
+    for name in view.layer_names:
+        policy = trial.policy[name]
+        rows.append(
+            {
+                "name": name,
+                "keep": round(100 * (1 - policy.prune_ratio)),
+                "weight_bits": policy.weight_bits,
+                "activation_bits": policy.activation_bits,
+                "rank": None if policy.rank_ratio is None else round(100 * policy.rank_ratio),
+                "sparsity": round(100 * policy.sparsity),
+                "pattern": policy.pattern,
+            }
+        )
+    return rows
+
+
+def _rungs(view: RunView) -> list[dict[str, Any]]:
+    """Every recovered trial beside the trial that it started from."""
+    rows = []
+    for trial in view.compared:
+        if trial.phase.kind != "recover":
+            continue
+        before = view.by_number.get(trial.parent) if trial.parent is not None else None
+        start = value(before, "accuracy") if before is not None else None
+        end = value(trial, "accuracy")
+        gain = None if start is None or end is None else f"{100 * (end - start):+.2f}"
+        rows.append(
+            {
+                "number": trial.number,
+                "rung": trial.phase.rung,
+                "epochs": f"{trial.phase.epochs:g}",
+                "parent": trial.parent,
+                "before": accuracy_text(before.measurement if before else None),
+                "after": accuracy_text(trial.measurement),
+                "gain": gain or "-",
+                "distilled": trial.policy.distill is not None,
+                "feasible": trial.feasible,
+            }
+        )
+    return rows
+
+
+def rung_forecasts(view: RunView) -> list[tuple[int, float, int]]:
+    """Per rung: its number, the rank correlation of untrained and trained accuracy, the pairs."""
+    pairs: dict[int, list[tuple[float, float]]] = {}
+    for trial in view.compared:
+        before = view.by_number.get(trial.parent) if trial.parent is not None else None
+        if trial.phase.kind != "recover" or trial.phase.epochs <= 0 or before is None:
+            continue
+        start, end = value(before, "accuracy"), value(trial, "accuracy")
+        if start is not None and end is not None:
+            pairs.setdefault(trial.phase.rung, []).append((start, end))
+    found = ((rung, rank_correlation(both), len(both)) for rung, both in sorted(pairs.items()))
+    return [(rung, rho, count) for rung, rho, count in found if rho is not None]
+
+
+def _latency(view: RunView, answer: Trial | None) -> dict[str, Any]:
+    """How far the milliseconds can be trusted."""
+    timed = [t for t in view.compared if _timing(t)]
+    noisy = [t.number for t in timed if _timing(t).get("noisy")]
+    disturbed = [t.number for t in timed if _timing(t).get("disturbed")]
+    found: dict[str, Any] = {"timed": len(timed), "noisy": noisy, "disturbed": disturbed}
+    found |= {"rows": [], "remarks": []}
+    if answer is None or answer.measurement is None:
+        return found
+    timing, rows = _timing(answer), found["rows"]
+    if "ratio_low" in timing:
+        share = timing.get("confidence")
+        label = "interval" if share is None else f"{share:.0%} interval"
+        low, high = timing["ratio_low"], timing["ratio_high"]
+        rows.append(
+            (
+                "share of the uncompressed latency",
+                f"{timing['ratio']:.3f} ({label} {low:.3f} to {high:.3f})",
+            )
+        )
+    for text, median, iqr in (
+        (f"trial {answer.number}, median and IQR", "latency_ms", "iqr_ms"),
+        ("uncompressed, in the same rounds", "baseline_ms", "baseline_iqr_ms"),
+    ):
+        if median in timing and iqr in timing:
+            rows.append((text, f"{timing[median]:.4g} ms, IQR {timing[iqr]:.2g} ms"))
+    if "rounds" in timing:
+        rows.append(("interleaved rounds", str(timing["rounds"])))
+    facts = timing.get("facts") or {}
+    target = facts.get("target") or answer.measurement.context.get("target") or {}
+    rows += [("target", _pairs(target))] if target else []
+    rows += [("machine", _pairs(facts["machine"]))] if facts.get("machine") else []
+    if facts.get("load_before") is not None:
+        rows.append(("load average before", f"{facts['load_before']:.2f}"))
+    for key in ("problems", "notes"):
+        found["remarks"] += [str(r) for r in answer.measurement.context.get(key) or ()]
+    return found
+
+
+def _timing(trial: Trial) -> Mapping[str, Any]:
+    timing = trial.measurement.context.get("timing") if trial.measurement else None
+    return timing if isinstance(timing, Mapping) else {}
+
+
+def _pairs(facts: Mapping[str, Any]) -> str:
+    """Facts in one line."""
+    shown: dict[str, Any] = {
+        k: ", ".join(map(str, v)) if isinstance(v, list | tuple) else v
+        for k, v in facts.items()
+        if v is not None
+    }
+    if "memory_bytes" in shown:
+        shown["memory"] = f"{shown.pop('memory_bytes') / 2**30:.0f} GiB"
+    return "; ".join(f"{k.replace('_', ' ')} {v}" for k, v in shown.items())
+
+
+def _states(view: RunView) -> dict[str, Any]:
+    """How the trials ended, and what went wrong."""
+    counts = Counter(str(t.state).lower() for t in view.trials)
+    failed = [t for t in view.trials if t.state is TrialState.FAILED]
+    reasons = Counter(t.reason.strip().partition("\n")[0] or "unknown" for t in failed)
+    return {"counts": counts.most_common(), "reasons": reasons.most_common(8)}
+
+
+def _commands(view: RunView) -> list[tuple[str, str]]:
+    run = view.run or "runs/NAME"
+    pick = "best" if view.best is None else str(view.best.number)
+    found = [
+        (
+            "Run the same study again",
+            f"autocompress search {quote(f'{run}/study.yaml')} --out {quote(f'{run}-again')}",
+        ),
+        (
+            "Go on searching",
+            f"autocompress search {quote(f'{run}/study.yaml')} --out {quote(run)} --resume",
+        ),
+    ]
+    if view.best is not None:
+        found += [
+            ("Write the recipe", f"autocompress export {quote(run)} --pick {pick} -o recipe.yaml"),
+            ("Build the model", "autocompress apply recipe.yaml -o model.onnx"),
+            ("Check the claims in a fresh process", "autocompress verify recipe.yaml"),
+        ]
+    found.append(("Look at every trial", f"autocompress ui {quote(str(Path(run).parent))}"))
+    return found
+
+
+def _figure_json(figure: Figure) -> str:
+    """A figure for the page's own script; what would end that script is escaped."""
+    figure.update_layout(template="none")
+    text = json.dumps(json.loads(figure.to_json()), separators=(",", ":"))
+    return text.replace("<", "\\u003c")

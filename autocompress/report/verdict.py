@@ -1,0 +1,201 @@
+"""Says in words how a study ended, also where the words are not welcome."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from autocompress.report.tables import number_text
+from autocompress.results.difference import difference
+from autocompress.results.trial import MUCH_WAITING, Trial, waiting_share
+from autocompress.track.view import RunView, value
+
+#: two standard errors: what differs by less is not called a difference
+_CLEAR = 2.0
+
+Tone = Literal["good", "unsure", "bad"]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The search beside one simple way of compressing, at the same budget and training.
+
+    Args:
+        name: of the simple way.
+        simple: its trial.
+        found: the best trial within the budget that got as much training and is no simple way
+            itself; ``None`` where there is none.
+        points: accuracy of ``found`` above ``simple``, in points; ``None`` where ``simple`` is
+            over the budget or ``found`` is missing.
+        stderr: of that, on the same images (as independent where a record does not tell them).
+    """
+
+    name: str
+    simple: Trial
+    found: Trial | None
+    points: float | None
+    stderr: float
+
+    @property
+    def outcome(self) -> Literal["won", "unclear", "lost", "not in budget"]:
+        """Who is ahead, and whether by more than noise."""
+        if not self.simple.feasible:
+            return "not in budget"
+        if self.points is None or self.points <= 0:
+            return "lost"
+        return "won" if self.points > _CLEAR * self.stderr else "unclear"
+
+    def __str__(self) -> str:
+        name = f"{self.name} (trial {self.simple.number})"
+        if self.outcome == "not in budget":
+            return f"{name} does not meet the budget at all."
+        if self.found is None or self.points is None:
+            return f"{name} meets the budget, and the search has nothing to set against it."
+        gap = f"{self.points:+.2f} ± {self.stderr:.2f} points"
+        if self.outcome == "won":
+            return f"The search beat {name} by {gap} (trial {self.found.number})."
+        if self.outcome == "unclear":
+            return f"The search is ahead of {name} by {gap}, which noise alone could explain."
+        return f"The search did not beat {name}: {gap} (trial {self.found.number})."
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How a study ended.
+
+    Args:
+        headline: one sentence.
+        tone: for its colour.
+        sentences: what supports it.
+        comparisons: with every simple way.
+    """
+
+    headline: str
+    tone: Tone
+    sentences: tuple[str, ...]
+    comparisons: tuple[Comparison, ...]
+
+
+def verdict(view: RunView) -> Verdict:
+    """Judge a study."""
+    if view.best is None:
+        return _infeasible(view)
+    comparisons = tuple(_compare(view, n, t) for n, t in view.baseline_trials.items())
+    outcomes = {c.outcome for c in comparisons}
+    lost = [c.name for c in comparisons if c.outcome == "lost"]
+    unclear = [c.name for c in comparisons if c.outcome == "unclear"]
+    tone: Tone = "bad" if lost else "unsure" if unclear or "won" not in outcomes else "good"
+    if lost:
+        headline = f"The budget is met, but the search did not beat {_and(lost)}."
+    elif unclear:
+        headline = f"The budget is met; the lead over {_and(unclear)} is within the noise."
+    elif "won" in outcomes:
+        headline = "The budget is met, and the search beat every simple way that meets it too."
+    elif comparisons:
+        headline = "The budget is met; none of the simple ways tried meets it."
+    else:
+        headline = "The budget is met; no simple way of compressing was tried beside the search."
+    more = (*_given_up(view, view.best), *(str(c) for c in comparisons), *_waited(view))
+    sentences = (_answer(view, view.best), *more)
+    return Verdict(headline, tone, sentences, comparisons)
+
+
+def _infeasible(view: RunView) -> Verdict:
+    headline = f"No policy met the budget ({view.budget})."
+    if view.nearest is None:
+        text = "No trial was measured to its end, so there is nothing nearest to show."
+        return Verdict(headline, "bad", (text,), ())
+    near = view.nearest
+    over = [
+        f"{metric} {number_text(metric, value(near, metric))}, {_over(excess)}"
+        for metric, excess in near.violations.items()
+        if excess > 0
+    ]
+    sentences = (
+        f"The nearest found is trial {near.number}: {'; '.join(over)}.",
+        _answer(view, near),
+        *_given_up(view, None),
+        *_waited(view),
+        "Loosen the budget, widen the search space, or search longer with --resume.",
+    )
+    return Verdict(headline, "bad", sentences, ())
+
+
+def _over(excess: float) -> str:
+    return f"{excess:.1%} over its limit" if excess < 1 else f"{1 + excess:.3g} times its limit"
+
+
+def _given_up(view: RunView, best: Trial | None) -> tuple[str, ...]:
+    """What would have been the answer, had it not been measured again."""
+    least = (value(best, "accuracy") or 0.0) if best is not None else -1.0
+    found = []
+    for trial in view.compared:
+        assert trial.measurement is not None
+        once = view.budget.violations(trial.measurement.values, view.baseline.values)
+        was_within = all(v <= 0 for v in once.values())
+        if was_within and not trial.feasible and (value(trial, "accuracy") or 0.0) > least:
+            excess = max(trial.violations.values())
+            found.append(
+                f"Trial {trial.number} ({trial.measurement['accuracy']:.2%}) was within the budget "
+                f"at first, and {_over(excess)} when measured again."
+            )
+    return tuple(found)
+
+
+def _waited(view: RunView) -> tuple[str, ...]:
+    """Why there are fewer trials than there could be."""
+    share = waiting_share(view.trials)
+    if share < MUCH_WAITING:
+        return ()
+    return (
+        f"For {share:.0%} of the evaluations' time, timing waited for a quiet machine, because "
+        "something else slowed it. On a machine that does nothing else the same time is enough for "
+        "more trials.",
+    )
+
+
+def _answer(view: RunView, trial: Trial) -> str:
+    assert trial.measurement is not None
+    gap = difference(trial.measurement, view.baseline)
+    parts = [
+        f"Trial {trial.number}: accuracy {trial.measurement['accuracy']:.2%} on val "
+        f"({gap.points:+.2f} ± {gap.stderr:.2f} points against the uncompressed model)"
+    ]
+    check, test = view.verified(trial), view.test_baseline
+    if check is not None and check.measurement is not None:
+        text = f"{check.measurement['accuracy']:.2%} on the test split"
+        if test:
+            gap = difference(check.measurement, test)
+            text += f" ({gap.points:+.2f} ± {gap.stderr:.2f} points)"
+        parts.append(text)
+    ratio = view.ratio(trial)
+    if ratio is not None:
+        parts.append(f"{ratio:.2f} times its latency in the same runtime")
+    for name, label in (("macs", "multiply-adds"), ("size_bytes", "file size")):
+        mine, theirs = value(trial, name), view.baseline.get(name)
+        if mine is not None and theirs:
+            parts.append(f"{mine / theirs:.2f} times its {label}")
+    return ", ".join(parts) + "."
+
+
+def _compare(view: RunView, name: str, simple: Trial) -> Comparison:
+    """Set the best that got the same training against a simple way: anything else were unfair."""
+    simple_ways = {t.number for t in view.baseline_trials.values()}
+    same = [
+        t
+        for t in view.compared
+        if t.feasible
+        and t.number not in simple_ways
+        and (t.phase.kind, t.phase.epochs) == (simple.phase.kind, simple.phase.epochs)
+    ]
+    found = max(same, key=lambda t: (value(t, "accuracy") or 0.0, -t.number), default=None)
+    if found is None or not simple.feasible:
+        return Comparison(name, simple, found, None, 0.0)
+    assert found.measurement is not None
+    assert simple.measurement is not None
+    gap = difference(found.measurement, simple.measurement)
+    return Comparison(name, simple, found, gap.points, gap.stderr)
+
+
+def _and(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]

@@ -1,0 +1,288 @@
+"""From a study to the working parts: model, data, inventory, space, target, pipeline, evaluator."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autocompress.errors import InputError
+from autocompress.policy.inventory import Inventory
+from autocompress.policy.policy import Policy
+from autocompress.policy.space import Space
+from autocompress.results.metric import Measurement
+from autocompress.run.study import StudyConfig, import_factory, read_study, resolve_variables
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from autocompress.build.pipeline import Pipeline, Progress
+    from autocompress.run.evaluator import StudyEvaluator
+    from autocompress.task.data import Data
+
+
+def _silent(text: str, fraction: float) -> None:
+    """Progress that nobody watches."""
+
+
+@dataclass
+class Assembly:
+    """The parts of one study, made late and only once.
+
+    Args:
+        study: with its environment variables still named, so that what is written stays portable.
+        model: uncompressed, in eval mode.
+        data: three splits.
+        inventory: of the model.
+        space: bound to the inventory.
+        folder: where the evaluator writes files.
+    """
+
+    study: StudyConfig
+    model: nn.Module
+    data: Data
+    inventory: Inventory
+    space: Space
+    folder: Path
+    progress: Progress = _silent
+    _parts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """Builds compressed models; the layer bank is computed or read from the cache."""
+        if "pipeline" not in self._parts:
+            self._parts["pipeline"] = self._make_pipeline()
+        pipeline: Pipeline = self._parts["pipeline"]
+        return pipeline
+
+    @property
+    def evaluator(self) -> StudyEvaluator:
+        """Measures policies in the study's target, without a latency model yet."""
+        if "evaluator" not in self._parts:
+            from autocompress.run.evaluator import StudyEvaluator
+            from autocompress.targets import get_target
+
+            target = get_target(resolve_variables(self.study.target))
+            self._parts["evaluator"] = StudyEvaluator(
+                self.pipeline,
+                target,
+                self.folder,
+                weigh_trials="peak_memory_bytes" in self.study.limits().metrics,
+                progress=self.progress,
+            )
+        evaluator: StudyEvaluator = self._parts["evaluator"]
+        return evaluator
+
+    def predict_latency(self) -> None:
+        """Give the evaluator its latency model: from a device's table, the cache, or measured."""
+        from autocompress.measure.latency_model import LatencyModel
+        from autocompress.workloads.cache import cache_folder
+
+        evaluator = self.evaluator
+        table = evaluator.target.config.table
+        if table is not None:
+            model = LatencyModel.from_table(table, self.inventory, self.study.settings)
+        else:
+            model = LatencyModel.build(
+                evaluator.target,
+                self.inventory,
+                self.space,
+                evaluator.export_variant,
+                cache_folder() / "latency",
+                settings=self.study.settings,
+                baseline=evaluator.baseline_file,
+                quiet=evaluator.quiet_speed,
+                progress=lambda text, done: self.progress(f"latency table: {text}", done),
+            )
+            model.baseline_ms = evaluator.baseline["latency_ms"]
+            model.students = {n: evaluator.student_ratio(n) for n in evaluator.pipeline.students}
+        evaluator.predict_with(model)
+
+    def _make_pipeline(self) -> Pipeline:
+        from autocompress.build.bank import LayerBank
+        from autocompress.build.pipeline import Pipeline
+        from autocompress.recover.schedule import Schedule
+        from autocompress.workloads.cache import cache_folder
+
+        settings = self.study.settings
+        bank = LayerBank.build(
+            self.model,
+            self.inventory,
+            self.data.train,
+            settings,
+            cache_folder() / "banks",
+            lambda text, done: self.progress(f"layer bank: {text}", done),
+        )
+        schedule = Schedule(**self.study.recovery.schedule)
+        return Pipeline(
+            self.model,
+            self.data,
+            self.inventory,
+            bank,
+            settings,
+            schedule,
+            qat=self.study.recovery.qat,
+            distillation=self._distillation(),
+            students=self.students,
+        )
+
+    def _distillation(self) -> Callable[[Policy], Any]:
+        from autocompress.recover.distill import DistillationConfig
+
+        config = DistillationConfig(**self.study.recovery.distillation)
+
+        @cache
+        def teachers() -> list[nn.Module]:
+            # late, because a teacher may be trained on the spot
+            return [self._teacher(dict(t)) for t in config.teachers] or [self.model]
+
+        return lambda policy: config.build(teachers(), policy.distill)
+
+    def _teacher(self, section: dict[str, Any]) -> nn.Module:
+        return load_model(resolve_variables(section))
+
+    @cached_property
+    def students(self) -> dict[str, Callable[[], nn.Module]]:
+        """Factories of the architectures that may take the model's place."""
+        names = self.study.space_config().students
+        if not names:
+            return {}
+        from functools import partial
+
+        from autocompress.workloads.students import build_student
+
+        shape = self.inventory.input_shape[0]
+        return {name: partial(build_student, name, shape, self.data.classes) for name in names}
+
+
+def load_model(section: dict[str, Any]) -> nn.Module:
+    """Call a model factory and load its checkpoint.
+
+    Args:
+        section: ``factory``, ``args``, ``checkpoint`` with variables resolved.
+
+    Raises:
+        InputError: no such factory, not a module, or a checkpoint of another architecture.
+    """
+    from torch import nn
+
+    model = import_factory(section["factory"])(**section.get("args", {}))
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"{section['factory']} must return a torch.nn.Module, got {type(model).__name__}."
+        )
+    if section.get("checkpoint"):
+        from autocompress.workloads.models import load_weights
+
+        load_weights(model, section["checkpoint"])
+    return model.eval()
+
+
+def load_data(section: dict[str, Any]) -> Data:
+    """Call a data factory."""
+    from autocompress.task.data import Data
+
+    return Data.wrap(import_factory(section["factory"])(**section.get("args", {})))
+
+
+def assemble(
+    study: StudyConfig,
+    folder: Path,
+    *,
+    model: nn.Module | None = None,
+    data: Any = None,
+    progress: Progress = _silent,
+) -> Assembly:
+    """Load model and data, train the baseline if the study asks for it, and bind the space.
+
+    Args:
+        study: as read; variables are resolved here.
+        folder: where files of the evaluation go; nothing is written yet.
+        model, data: take the place of the study's factories.
+        progress: told what is going on.
+
+    Raises:
+        InputError: anything in the study that does not fit the model or this machine.
+    """
+    from autocompress.model.inventory import take_inventory
+    from autocompress.targets import get_target
+    from autocompress.task.data import Data
+
+    plain = resolve_variables(study.model_dump(mode="json"))
+    target = get_target(plain["target"])  # an absent runtime is said before anything is loaded
+    if study.settings.half_format == "bfloat16" and target.suffix != ".pt2":
+        raise InputError(
+            "`settings.half_format: bfloat16` needs `target: {runtime: torch}`; the files of "
+            f"{target.config.runtime} hold 16 bits as float16."
+        )
+    progress("data", 0.0)
+    data = Data.wrap(data) if data is not None else load_data(plain["data"])
+    progress("model", 0.0)
+    model = copy.deepcopy(model).eval() if model is not None else load_model(plain["model"])
+    if study.baseline is not None:
+        model = _train_baseline(study, model, data, progress)
+    inventory = take_inventory(model, data.train.inputs(1))
+    settings = study.settings
+    config = study.space_config()
+    if config.prune_residual and not settings.prune_residual:
+        settings = settings.model_copy(update={"prune_residual": True})
+        study = study.model_copy(update={"settings": settings})
+    space = config.bind(inventory, channel_multiple=settings.channel_multiple)
+    return Assembly(study, model, data, inventory, space, folder, progress)
+
+
+def _train_baseline(
+    study: StudyConfig, model: nn.Module, data: Data, progress: Progress
+) -> nn.Module:
+    from autocompress.recover.schedule import Schedule
+    from autocompress.workloads.baseline import train_baseline
+    from autocompress.workloads.cache import cache_folder
+
+    assert study.baseline is not None
+    return train_baseline(
+        model,
+        data,
+        Schedule(**study.baseline.schedule),
+        cache_folder() / "baselines",
+        patience=study.baseline.patience,
+        min_delta=study.baseline.min_delta,
+        max_rounds=study.baseline.max_rounds,
+        progress=lambda text, done: progress(f"baseline: {text}", done),
+    )
+
+
+@dataclass(frozen=True)
+class EvaluatorFactory:
+    """Builds the evaluator again in a worker process; picklable.
+
+    Args:
+        study: plain data of the resolved study.
+        folder: shared with the parent.
+        baseline: the parent's measurement of the uncompressed model.
+        model, data: objects handed over in Python, or ``None``.
+        threads: torch threads of the worker; ``None`` leaves them.
+    """
+
+    study: dict[str, Any]
+    folder: str
+    baseline: dict[str, Any] | None = None
+    model: Any = None
+    data: Any = None
+    threads: int | None = None
+
+    def __call__(self) -> StudyEvaluator:
+        """The worker's evaluator; the layer bank comes from the cache."""
+        if self.threads is not None:
+            import torch
+
+            torch.set_num_threads(self.threads)
+        parts = assemble(
+            read_study(self.study), Path(self.folder), model=self.model, data=self.data
+        )
+        evaluator = parts.evaluator
+        if self.baseline is not None:
+            evaluator.set_baseline(Measurement.from_dict(self.baseline))
+        return evaluator

@@ -1,0 +1,110 @@
+"""Cost the trials of a finished run again for another runtime or device, without searching."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from autocompress.errors import InputError
+from autocompress.results.metric import Measurement
+from autocompress.results.trial import Trial
+from autocompress.run.study import read_study
+from autocompress.track.folder import RunFolder
+from autocompress.track.journal import Entry
+from autocompress.track.view import RunView
+
+if TYPE_CHECKING:
+    from autocompress.run.assembly import Assembly
+
+Cost = Callable[[Trial], tuple[float, float]]
+"""From a trial to its latency in ms and the spread of that."""
+
+
+def retarget(folder: RunFolder, view: RunView, target: str, *, quiet: bool) -> RunView:
+    """The same trials with their latency on another target; accuracy and size stay.
+
+    Args:
+        folder: of the run.
+        view: of the run.
+        target: a device's ``table.json`` (latencies are then predicted) or a runtime's name
+            (every trial's model is rebuilt, exported and timed there).
+        quiet: nothing on the terminal.
+
+    Raises:
+        InputError: no such table or runtime, or a table of another model.
+    """
+    from autocompress.commands.display import status
+    from autocompress.run.assembly import assemble
+
+    study = read_study(folder.read_study(), where=str(folder.study))
+    table = Path(target)
+    predicted = table.suffix == ".json"
+    if predicted and not table.is_file():
+        raise InputError(f"There is no table at {target}; the packed runner writes it.")
+    if not predicted:
+        study = study.changed(target={"runtime": target})
+    with tempfile.TemporaryDirectory() as scratch, status(quiet) as say:
+        parts = assemble(study, Path(scratch), progress=say)
+        cost, base = _from_table(parts, table) if predicted else _timed(parts, folder)
+        entries = []
+        for done, entry in enumerate(view.entries):
+            say("trials on the other target", done / len(view.entries))
+            entries.append(_recosted(entry, view, cost))
+    baseline = _with_latency(view.baseline, base, 0.0, target)
+    fresh = replace(view, entries=tuple(entries), baseline=baseline, chosen=None)
+    return fresh.under(fresh.budget)
+
+
+def _recosted(entry: Entry, view: RunView, cost: Cost) -> Entry:
+    trial = entry.trial
+    if trial.measurement is None or trial not in view.compared:
+        return entry
+    ms, spread = cost(trial)
+    found = _with_latency(trial.measurement, ms, spread, "")
+    return replace(entry, trial=replace(trial, measurement=found))
+
+
+def _with_latency(found: Measurement, ms: float, spread: float, target: str) -> Measurement:
+    # what was timed on the first target says nothing about this one
+    context = {k: v for k, v in found.context.items() if k != "timing"}
+    if target:
+        context["target"] = {"retargeted": target}
+    return Measurement(
+        {**found.values, "latency_ms": ms}, {**found.spread, "latency_ms": spread}, context
+    )
+
+
+def _from_table(parts: Assembly, table: Path) -> tuple[Cost, float]:
+    from autocompress.measure.latency_model import LatencyModel
+    from autocompress.policy.policy import Policy
+
+    model = LatencyModel.from_table(table, parts.inventory, parts.study.settings)
+    return (lambda trial: model.predict(trial.policy)), model.predict(Policy())[0]
+
+
+def _timed(parts: Assembly, folder: RunFolder) -> tuple[Cost, float]:
+    from autocompress.build.state import state_file
+    from autocompress.exporters.write import export
+    from autocompress.measure.latency import Beside, compare, settle
+
+    evaluator = parts.evaluator
+    base = compare(evaluator.target, evaluator.baseline_file, evaluator.baseline_file)
+
+    def cost(trial: Trial) -> tuple[float, float]:
+        state = state_file(folder.models, trial.policy, trial.phase.epochs, trial.seed)
+        if trial.phase.epochs > 0 and state.is_file():
+            compressed = parts.pipeline.restore(trial.policy, state)
+        else:
+            compressed = parts.pipeline.build(trial.policy)
+        path = parts.folder / f"candidate{evaluator.target.suffix}"
+        export(compressed, path, evaluator.example)
+        sitting = Beside(
+            evaluator.target, path, evaluator.baseline_file, quiet=evaluator.quiet_speed
+        )
+        timing = settle(sitting(), sitting)
+        return timing.ratio * base.latency_ms, timing.iqr_ms
+
+    return cost, base.latency_ms

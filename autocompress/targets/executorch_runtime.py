@@ -1,0 +1,208 @@
+"""ExecuTorch with XNNPACK, the runtime of phones, tried on this machine's CPU."""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from autocompress.errors import InputError, TargetUnavailable
+from autocompress.targets.base import (
+    Array,
+    Availability,
+    Inputs,
+    NodeTime,
+    Profile,
+    TargetConfig,
+    TensorSpec,
+    check_file,
+)
+
+_WARM_UP = 5
+#: torch's numbers of element types, which the runtime hands out
+_DTYPES = {0: "uint8", 1: "int8", 3: "int32", 4: "int64", 5: "float16", 6: "float32", 11: "bool"}
+
+
+class ExecuTorchTarget:
+    """Opens ``.pt2`` files, which it lowers to XNNPACK, and ``.pte`` files that were lowered.
+
+    Quantized layers are simulated in a ``.pt2`` file and stay float when it is lowered.
+    """
+
+    suffix = ".pt2"
+
+    def __init__(self, config: TargetConfig) -> None:
+        self.config = config
+        if config.device != "cpu":
+            raise TargetUnavailable(
+                f"ExecuTorch runs on the CPU here, got {config.device!r}. Use `device: cpu`."
+            )
+
+    def open(
+        self, path: str | Path, *, threads: int | None = None, fixed: bool = True
+    ) -> ExecuTorchSession:
+        """Open a file; see ``Target``. The batch is always fixed: memory is planned for it."""
+        del fixed
+        if Path(path).suffix == ".pte":
+            file = check_file(path, ".pte")
+            lowered = file.read_bytes()
+        else:
+            file = check_file(path, self.suffix)
+            state = file.stat()
+            lowered = _lower(file, state.st_mtime_ns, state.st_size, self.config.batch)
+        return ExecuTorchSession(file, lowered, threads or self.config.threads)
+
+    def describe(self) -> dict[str, Any]:
+        """Plain data, for records."""
+        return {
+            "runtime": "executorch",
+            "version": _version(),
+            "device": self.config.device,
+            "backend": "XNNPACK",
+            "threads": self.config.threads,
+            "batch": self.config.batch,
+        }
+
+
+class ExecuTorchSession:
+    """One opened program.
+
+    Args:
+        file: for messages.
+        lowered: the program's bytes.
+        threads: of the process's one pool, which all open programs share.
+
+    Raises:
+        InputError: not a program, or one with other threads is still open.
+    """
+
+    _open: ClassVar[weakref.WeakSet[ExecuTorchSession]] = weakref.WeakSet()
+
+    def __init__(self, file: Path, lowered: bytes, threads: int) -> None:
+        from executorch.runtime import Runtime
+
+        self.file = file
+        self._set_threads(threads)
+        try:
+            self._program: Any = Runtime.get().load_program(lowered)
+            self._method: Any = self._program.load_method("forward")
+        except RuntimeError as error:
+            raise InputError(f"ExecuTorch cannot open {file.name}: {error}") from None
+        about = self._method.metadata
+        described = [about.input_tensor_meta(i) for i in range(about.num_inputs())]
+        self.inputs = tuple(
+            TensorSpec(f"input_{i}", tuple(t.sizes()), _DTYPES[int(t.dtype())])
+            for i, t in enumerate(described)
+        )
+        self._open.add(self)
+
+    def _set_threads(self, threads: int) -> None:
+        from executorch.extension.pybindings import portable_lib
+
+        if portable_lib._threadpool_get_thread_count() == threads:
+            return
+        # an open program keeps a pointer to the pool that this would replace
+        if len(self._open):
+            raise InputError(
+                "ExecuTorch has one thread pool per process: close the programs that are open "
+                f"before opening one with {threads} threads."
+            )
+        portable_lib._unsafe_reset_threadpool(threads)
+
+    @property
+    def threads(self) -> int:
+        """Threads of the pool."""
+        from executorch.extension.pybindings import portable_lib
+
+        return int(portable_lib._threadpool_get_thread_count())
+
+    def run(self, inputs: Inputs) -> list[Array]:
+        """One inference."""
+        return [np.array(part.detach()) for part in self.prepare(inputs)()]
+
+    def prepare(self, inputs: Inputs) -> Callable[[], Any]:
+        """A call without arguments."""
+        import torch
+
+        if len(inputs) != len(self.inputs):
+            raise InputError(
+                f"{self.file.name} takes {len(self.inputs)} inputs, got {len(inputs)}."
+            )
+        feed = [
+            torch.from_numpy(np.ascontiguousarray(array, dtype=spec.dtype))
+            for spec, array in zip(self.inputs, inputs, strict=True)
+        ]
+        execute = self._method.execute
+        return lambda: execute(feed)
+
+    def profile(self, inputs: Inputs, runs: int = 20) -> Profile:
+        """The whole program as one operator: the wheel is built without event tracing."""
+        call = self.prepare(inputs)
+        times = []
+        for _ in range(_WARM_UP + runs):
+            begin = time.perf_counter()
+            call()
+            times.append((time.perf_counter() - begin) * 1e3)
+        median = float(np.median(times[_WARM_UP:]))
+        return Profile((NodeTime("forward", "XnnpackBackend", median),), median)
+
+    def close(self) -> None:
+        """Free the program."""
+        self._method = self._program = None
+        self._open.discard(self)
+
+
+@lru_cache(maxsize=8)
+def _lower(file: Path, modified_ns: int, size_bytes: int, batch: int) -> bytes:
+    """The bytes of a lowered program, kept by the file's state because lowering takes seconds."""
+    import torch
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+
+    from autocompress.targets.torch_runtime import load_program
+
+    del modified_ns, size_bytes
+    program = load_program(file)
+    wanted = set(program.graph_signature.user_inputs)
+    example = []
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and node.name in wanted:
+            value = node.meta["val"]
+            sizes = [
+                d if isinstance(d, int) else batch if i == 0 else 1
+                for i, d in enumerate(value.shape)
+            ]
+            example.append(torch.zeros(sizes, dtype=value.dtype))
+    fixed = torch.export.export(program.module(), tuple(example))
+    lowered = to_edge_transform_and_lower(fixed, partitioner=[XnnpackPartitioner()])
+    return bytes(lowered.to_executorch().buffer)
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("executorch")
+
+
+def availability() -> Availability:
+    """Whether ExecuTorch and its XNNPACK backend are here."""
+    try:
+        from executorch.runtime import Runtime
+
+        backends = list(Runtime.get().backend_registry.registered_backend_names)
+    except ImportError as error:
+        return Availability(
+            "executorch",
+            False,
+            reason=f"not installed ({error}): pip install 'autocompress[executorch]'",
+        )
+    if "XnnpackBackend" not in backends:
+        return Availability(
+            "executorch", False, _version(), reason="this build has no XNNPACK backend"
+        )
+    return Availability("executorch", True, _version(), ("cpu",), details={"backends": backends})

@@ -1,0 +1,297 @@
+"""ONNX Runtime on the CPU, and on CUDA or TensorRT where those providers are installed."""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from autocompress.errors import InputError, TargetUnavailable
+from autocompress.targets.base import (
+    Array,
+    Availability,
+    Inputs,
+    NodeTime,
+    Profile,
+    TargetConfig,
+    TensorSpec,
+    check_file,
+)
+
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(int8)": "int8",
+    "tensor(uint8)": "uint8",
+    "tensor(bool)": "bool",
+}
+#: what the runtime merges into the node before
+_FUSED_AFTER = frozenset({"Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "Cast"})
+#: what it adds to the output's name when it calls a merged node after it
+_RENAMED = re.compile("^InsertedPrecisionFreeCast_|_nchwc$")
+_BY_DEVICE = {
+    "cpu": ("CPUExecutionProvider",),
+    "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
+    "tensorrt": (
+        "TensorrtExecutionProvider",
+        "CUDAExecutionProvider",
+        "CPUExecutionProvider",
+    ),
+    "mps": ("CoreMLExecutionProvider", "CPUExecutionProvider"),
+}
+
+
+class OnnxRuntimeTarget:
+    """Opens ``.onnx`` files."""
+
+    suffix = ".onnx"
+
+    def __init__(self, config: TargetConfig) -> None:
+        import onnxruntime
+
+        self.config = config
+        present = onnxruntime.get_available_providers()
+        device, _, index = config.device.partition(":")
+        wanted = config.providers or _BY_DEVICE.get(device)
+        if wanted is None:
+            raise InputError(
+                f"ONNX Runtime knows the devices {', '.join(_BY_DEVICE)}, got {config.device!r}."
+            )
+        missing = [p for p in wanted if p not in present]
+        if missing:
+            raise TargetUnavailable(
+                f"ONNX Runtime {onnxruntime.__version__} here has no {missing[0]}, only "
+                f"{', '.join(present)}. Install onnxruntime-gpu for CUDA and TensorRT, or use "
+                "`device: cpu`."
+            )
+        self.providers = tuple(wanted)
+        self._options = [
+            {"device_id": index} if index and p.startswith(("CUDA", "Tensorrt")) else {}
+            for p in wanted
+        ]
+
+    def open(
+        self, path: str | Path, *, threads: int | None = None, fixed: bool = True
+    ) -> OnnxRuntimeSession:
+        """Open an ``.onnx`` file; see ``Target``."""
+        file = check_file(path, self.suffix)
+        return OnnxRuntimeSession(
+            file,
+            self.providers,
+            self._options,
+            threads or self.config.threads,
+            self.config.batch if fixed else None,
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """Plain data, for records."""
+        import onnxruntime
+
+        return {
+            "runtime": "onnxruntime",
+            "version": onnxruntime.__version__,
+            "device": self.config.device,
+            "providers": list(self.providers),
+            "threads": self.config.threads,
+            "batch": self.config.batch,
+        }
+
+
+class OnnxRuntimeSession:
+    """One opened ``.onnx`` file; sequential execution, all graph optimizations.
+
+    Args:
+        file: the model.
+        providers, options: one dictionary of options per execution provider.
+        threads: of one operator.
+        batch: free first dimensions of inputs are fixed to this, or left free with ``None``.
+    """
+
+    def __init__(
+        self,
+        file: Path,
+        providers: Sequence[str],
+        options: Sequence[dict[str, str]],
+        threads: int,
+        batch: int | None,
+    ) -> None:
+        self.file = file
+        self._providers = list(zip(providers, options, strict=True))
+        self._threads = threads
+        self._free = _free_batch_names(file) if batch is not None else ()
+        self._batch = batch
+        self._session: Any = self._make(None)
+        self.inputs = tuple(
+            TensorSpec(
+                i.name,
+                tuple(d if isinstance(d, int) else None for d in i.shape),
+                _DTYPES.get(i.type, "float32"),
+            )
+            for i in self._session.get_inputs()
+        )
+
+    def _make(self, profile_prefix: str | None) -> Any:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        for name in self._free:
+            options.add_free_dimension_override_by_name(name, self._batch)
+        if profile_prefix is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = profile_prefix
+        try:
+            return onnxruntime.InferenceSession(str(self.file), options, providers=self._providers)
+        except Exception as error:  # the runtime's errors have no common base class
+            raise InputError(
+                f"ONNX Runtime cannot open {self.file.name}: {str(error).splitlines()[0]}"
+            ) from None
+
+    @property
+    def threads(self) -> int:
+        """Threads of one operator."""
+        return int(self._session.get_session_options().intra_op_num_threads)
+
+    def run(self, inputs: Inputs) -> list[Array]:
+        """One inference."""
+        return list(self._session.run(None, self._feed(inputs)))
+
+    def prepare(self, inputs: Inputs) -> Callable[[], object]:
+        """A call without arguments; ``run`` copies to and from the device and waits."""
+        feed = self._feed(inputs)
+        run = self._session.run
+        names = [o.name for o in self._session.get_outputs()]
+        return lambda: run(names, feed)
+
+    def _feed(self, inputs: Inputs) -> dict[str, Array]:
+        if len(inputs) != len(self.inputs):
+            raise InputError(
+                f"{self.file.name} takes {len(self.inputs)} inputs, got {len(inputs)}."
+            )
+        return {
+            spec.name: np.ascontiguousarray(array, dtype=spec.dtype)
+            for spec, array in zip(self.inputs, inputs, strict=True)
+        }
+
+    def profile(self, inputs: Inputs, runs: int = 20) -> Profile:
+        """The runtime's own profile, from a second session with the profiler on."""
+        warm_up = 5
+        feed = self._feed(inputs)
+        with tempfile.TemporaryDirectory() as folder:
+            session = self._make(str(Path(folder) / "profile"))
+            for _ in range(warm_up + runs):
+                session.run(None, feed)
+            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+            del session
+        return _read_profile(events, warm_up, _makers(self.file))
+
+    def close(self) -> None:
+        """Free the session."""
+        self._session = None
+
+
+def _free_batch_names(file: Path) -> tuple[str, ...]:
+    """Names of the symbolic first dimensions of the inputs."""
+    import onnx
+
+    try:
+        model = onnx.load(str(file), load_external_data=False)
+    except Exception as error:  # protobuf's decode error is not exported
+        raise InputError(f"{file} is not an ONNX file: {error}") from None
+    own = {i.name for i in model.graph.initializer}
+    names = []
+    for value in model.graph.input:
+        dims = value.type.tensor_type.shape.dim
+        if value.name not in own and dims and dims[0].dim_param:
+            names.append(dims[0].dim_param)
+    return tuple(dict.fromkeys(names))
+
+
+def _makers(file: Path) -> dict[str, str]:
+    """Tensor to the node of the file that computed it, activations and casts looked through.
+
+    Where the runtime merges nodes into one with a blocked layout it names that one after its
+    output, which by then may be an activation's.
+    """
+    import onnx
+
+    graph = onnx.load(str(file), load_external_data=False).graph
+    by_output = {output: node for node in graph.node for output in node.output}
+    found = {}
+    for output, node in by_output.items():
+        while node.op_type in _FUSED_AFTER and node.input[0] in by_output:
+            node = by_output[node.input[0]]
+        found[output] = node.name
+    return found
+
+
+def _origin(name: str, makers: Mapping[str, str]) -> str:
+    """The file's own name of a node that the runtime renamed."""
+    tensor = _RENAMED.sub("", name)
+    return makers.get(tensor, name) if tensor != name else name
+
+
+def _read_profile(events: list[dict[str, Any]], warm_up: int, makers: Mapping[str, str]) -> Profile:
+    """Median per node over the runs after the warm-up, from the profiler's trace events."""
+    times: dict[str, list[float]] = defaultdict(list)
+    first: dict[str, dict[str, Any]] = {}
+    totals: list[float] = []
+    for event in events:
+        name = event.get("name", "")
+        if name == "model_run":
+            totals.append(event["dur"] / 1e3)
+        if event.get("cat") != "Node" or not name.endswith("_kernel_time"):
+            continue
+        key = f"{event['args'].get('node_index')}:{name}"
+        times[key].append(event["dur"] / 1e3)
+        first.setdefault(key, event)
+    nodes = []
+    for key, event in first.items():
+        args = event["args"]
+        kept = times[key][warm_up:] or times[key]
+        nodes.append(
+            NodeTime(
+                name=_origin(event["name"].removesuffix("_kernel_time"), makers),
+                op=args.get("op_name", "?"),
+                # the profiler counts whole microseconds: the mean of the faster half keeps more
+                # of them than a median and still leaves interruptions out
+                ms=float(np.mean(np.sort(kept)[: max(1, (len(kept) + 1) // 2)])),
+                inputs=_shapes(args.get("input_type_shape", [])),
+                outputs=_shapes(args.get("output_type_shape", [])),
+            )
+        )
+    return Profile(tuple(nodes), float(np.median(totals[warm_up:] or totals or [np.nan])))
+
+
+def _shapes(listed: list[dict[str, list[int]]]) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    return tuple((kind, tuple(shape)) for one in listed for kind, shape in one.items())
+
+
+def availability() -> Availability:
+    """What ONNX Runtime offers here."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        return Availability(
+            "onnxruntime", False, reason=f"not installed ({error}): pip install onnxruntime"
+        )
+    present = onnxruntime.get_available_providers()
+    devices = [d for d, need in _BY_DEVICE.items() if all(p in present for p in need)]
+    return Availability(
+        "onnxruntime",
+        True,
+        onnxruntime.__version__,
+        tuple(devices),
+        details={"providers": list(present)},
+    )

@@ -1,0 +1,213 @@
+"""OpenVINO, which opens the same ``.onnx`` files, on the CPU or an Intel GPU or NPU."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from autocompress.errors import InputError, TargetUnavailable
+from autocompress.targets.base import (
+    Array,
+    Availability,
+    Inputs,
+    NodeTime,
+    Profile,
+    TargetConfig,
+    TensorSpec,
+    check_file,
+)
+
+_WARM_UP = 5
+#: biases and scales are split off and merged again, which leaves marks in the names
+_SPLIT = re.compile(r"(/WithoutBiases)?(/Dequantization\w+)?$")
+
+
+class OpenVinoTarget:
+    """Opens ``.onnx`` files.
+
+    Float layers compute in 32 bits even where the processor has bfloat16, which OpenVINO would
+    otherwise take by itself: the uncompressed model is the reference of every ratio.
+    """
+
+    suffix = ".onnx"
+
+    def __init__(self, config: TargetConfig) -> None:
+        import openvino
+
+        self.config = config
+        self._core = openvino.Core()
+        self.device = config.device.replace(":", ".").upper()
+        present = self._core.available_devices
+        if self.device not in present:
+            raise TargetUnavailable(
+                f"OpenVINO here has the devices {', '.join(d.lower() for d in present)}, got "
+                f"{config.device!r}. Use `device: cpu`."
+            )
+
+    def open(
+        self, path: str | Path, *, threads: int | None = None, fixed: bool = True
+    ) -> OpenVinoSession:
+        """Open an ``.onnx`` file; see ``Target``."""
+        file = check_file(path, self.suffix)
+        properties: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": "f32",
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": "1",
+        }
+        if self.device == "CPU":
+            properties["INFERENCE_NUM_THREADS"] = threads or self.config.threads
+        return OpenVinoSession(
+            self._core, file, self.device, properties, self.config.batch if fixed else None
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """Plain data, for records."""
+        return {
+            "runtime": "openvino",
+            "version": _version(),
+            "device": self.config.device,
+            "precision": "f32",
+            "threads": self.config.threads,
+            "batch": self.config.batch,
+        }
+
+
+class OpenVinoSession:
+    """One opened ``.onnx`` file.
+
+    Args:
+        core: OpenVINO's.
+        file: the model.
+        device: in OpenVINO's spelling.
+        properties: of the compilation.
+        batch: free first dimensions of inputs are fixed to this, or left free with ``None``.
+    """
+
+    def __init__(
+        self, core: Any, file: Path, device: str, properties: dict[str, Any], batch: int | None
+    ) -> None:
+        self.file = file
+        self._core = core
+        self._device = device
+        self._properties = properties
+        try:
+            self._model: Any = core.read_model(str(file))
+            if batch is not None:
+                _fix_batch(self._model, batch)
+            self._request: Any = self._compile(False)
+        except RuntimeError as error:
+            raise InputError(f"OpenVINO cannot open {file.name}: {_last_line(error)}") from None
+        self.inputs = tuple(
+            TensorSpec(
+                port.any_name,
+                tuple(d.get_length() if d.is_static else None for d in port.partial_shape),
+                np.dtype(port.element_type.to_dtype()).name,
+            )
+            for port in self._model.inputs
+        )
+
+    def _compile(self, profiled: bool) -> Any:
+        properties = {**self._properties, "PERF_COUNT": "YES" if profiled else "NO"}
+        return self._core.compile_model(
+            self._model, self._device, properties
+        ).create_infer_request()
+
+    @property
+    def threads(self) -> int:
+        """Threads that the compiled model really uses."""
+        return int(self._request.get_compiled_model().get_property("INFERENCE_NUM_THREADS"))
+
+    def run(self, inputs: Inputs) -> list[Array]:
+        """One inference."""
+        found = self._request.infer(self._feed(inputs))
+        return [np.array(value) for value in found.values()]
+
+    def prepare(self, inputs: Inputs) -> Callable[[], object]:
+        """A call without arguments on inputs that the request already holds."""
+        import openvino
+
+        request = self._request
+        for i, array in enumerate(self._feed(inputs)):
+            request.set_input_tensor(i, openvino.Tensor(array))
+        return lambda: request.infer()
+
+    def _feed(self, inputs: Inputs) -> list[Array]:
+        if len(inputs) != len(self.inputs):
+            raise InputError(
+                f"{self.file.name} takes {len(self.inputs)} inputs, got {len(inputs)}."
+            )
+        return [
+            np.ascontiguousarray(array, dtype=spec.dtype)
+            for spec, array in zip(self.inputs, inputs, strict=True)
+        ]
+
+    def profile(self, inputs: Inputs, runs: int = 20) -> Profile:
+        """OpenVINO's own counters, from a second compilation; it tells no shapes."""
+        request = self._compile(True)
+        feed = self._feed(inputs)
+        times: dict[str, list[float]] = defaultdict(list)
+        kernels: dict[str, str] = {}
+        totals = []
+        for i in range(_WARM_UP + runs):
+            request.infer(feed)
+            if i < _WARM_UP:
+                continue
+            totals.append(request.latency)
+            for info in request.profiling_info:
+                if info.status == info.Status.EXECUTED:
+                    name = _SPLIT.sub("", info.node_name)
+                    times[name].append(info.real_time.total_seconds() * 1e3)
+                    kernels[name] = _kernel(info)
+        nodes = tuple(NodeTime(n, kernels[n], float(np.median(t))) for n, t in times.items())
+        return Profile(nodes, float(np.median(totals)))
+
+    def close(self) -> None:
+        """Free the model."""
+        self._request = self._model = None
+
+
+def _kernel(info: Any) -> str:
+    """The layer's type, with the type of its arithmetic where that is 8-bit."""
+    arithmetic = str(info.exec_type).rpartition("_")[2].lower()
+    return f"{info.node_type}_{arithmetic}" if arithmetic in ("i8", "u8") else str(info.node_type)
+
+
+def _fix_batch(model: Any, batch: int) -> None:
+    shapes = {}
+    for port in model.inputs:
+        shape = port.partial_shape
+        if len(shape) and shape[0].is_dynamic:
+            shape[0] = batch
+        shapes[port.any_name] = shape
+    model.reshape(shapes)
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def _version() -> str:
+    """Of the release; build numbers say nothing to a reader."""
+    import openvino
+
+    return str(openvino.get_version()).partition("-")[0]
+
+
+def availability() -> Availability:
+    """What OpenVINO offers here."""
+    try:
+        import openvino
+    except ImportError as error:
+        return Availability(
+            "openvino",
+            False,
+            reason=f"not installed ({error}): pip install 'autocompress[openvino]'",
+        )
+    devices = tuple(d.lower().replace(".", ":") for d in openvino.Core().available_devices)
+    return Availability("openvino", True, _version(), devices)

@@ -1,0 +1,188 @@
+"""Which channels go first: one order per group, so that the widths are nested."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from autocompress.techniques.moments import Moments
+
+_DOUBLE = 1300
+"""Up to this many features the greedy removal runs in double precision."""
+
+
+def l1_scores(model: nn.Module, producers: Sequence[str], channels: int) -> Tensor:
+    """Sum of absolute weights per output channel, ``(channels,)`` (Li et al., ICLR 2017)."""
+    total = torch.zeros(channels)
+    for name in producers:
+        for sizes in _rows(model.get_submodule(name), lambda weight: weight.detach().abs()):
+            total += _per_channel(sizes, channels).sum(1)
+    return total
+
+
+def taylor_scores(
+    model: nn.Module,
+    producers: dict[str, Sequence[str]],
+    channels: dict[str, int],
+    inputs: Any,
+    targets: Tensor,
+    loss: Any = None,
+) -> dict[str, Tensor]:
+    """First-order estimate of the loss that a channel's removal costs.
+
+    Args:
+        model: in eval mode; gradients are cleared again.
+        producers, channels: of each group.
+        inputs, targets: one labelled batch.
+        loss: from outputs and targets to a scalar; ``None`` is cross-entropy.
+
+    Returns:
+        Group name to ``(channels,)`` scores: ``(sum of gradient x weight)^2`` over each filter.
+
+    References:
+        Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019, eq. 8.
+    """
+    needs = {p: p.requires_grad for p in model.parameters()}
+    parts = inputs if isinstance(inputs, tuple) else (inputs,)
+    scores: dict[str, Tensor] = {}
+    try:
+        for parameter in needs:
+            parameter.requires_grad_(True)
+        with torch.enable_grad():
+            (loss or F.cross_entropy)(model(*parts), targets).backward()
+        for group, names in producers.items():
+            total = torch.zeros(channels[group])
+            for name in names:
+                for products in _rows(model.get_submodule(name), _gradient_products):
+                    total += _per_channel(products, channels[group]).sum(1) ** 2
+            scores[group] = total
+    finally:
+        for parameter, before in needs.items():
+            parameter.requires_grad_(before)
+            parameter.grad = None
+    return scores
+
+
+def _gradient_products(weight: nn.Parameter) -> Tensor:
+    gradient = weight.grad if weight.grad is not None else torch.zeros_like(weight)
+    return weight.detach() * gradient
+
+
+def _rows(module: nn.Module, values: Callable[[nn.Parameter], Tensor]) -> list[Tensor]:
+    """Values of the tensors whose first dimension is the group's channels, or one row per gate.
+
+    Of an attention: query, key and value, one after another. Of both directions of a recurrent
+    layer, gate by gate: the first direction's units, then the second's, as in the outputs.
+    """
+    if isinstance(module, nn.LSTM | nn.GRU):
+        named = dict(module.named_parameters())
+        forward = [n for n in named if n.startswith("weight") and not n.endswith("_reverse")]
+        found = []
+        for name in forward:
+            both = [n for n in (name, f"{name}_reverse") if n in named]
+            parts = [values(named[n]).view(-1, module.hidden_size, named[n].shape[1]) for n in both]
+            found.append(torch.cat(parts, 1).flatten(0, 1))
+        return found
+    if isinstance(module, nn.MultiheadAttention):
+        return [values(module.in_proj_weight)]
+    if hasattr(module, "qkv"):
+        return [values(module.get_parameter("qkv.weight"))]
+    return [values(module.get_parameter("weight"))]
+
+
+def _per_channel(values: Tensor, channels: int) -> Tensor:
+    """All values that belong to each channel, ``(channels, ...)``; gates come one after another."""
+    return values.reshape(-1, channels, values[0].numel()).transpose(0, 1).flatten(1)
+
+
+class Consumer:
+    """One consumer's least-squares state while channels of a group are removed.
+
+    Args:
+        weight: ``(outputs, d)`` of one conv group.
+        moments: ``(d, d)``, without the constant.
+        blocks: per channel of the group, the features that go with it.
+        ridge: fraction of the mean diagonal.
+        row_weight: ``(outputs,)`` importance of each output, or ``None`` for equal ones.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        moments: Tensor,
+        blocks: Tensor,
+        ridge: float,
+        row_weight: Tensor | None = None,
+    ) -> None:
+        kind = torch.float64 if weight.shape[1] <= _DOUBLE else torch.float32
+        damped = moments.to(kind)
+        damping = ridge * damped.diagonal().mean() + 1e-12
+        damped = damped + damping * torch.eye(len(damped), dtype=kind)
+        self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+        self.weight = weight.detach().to(kind).clone()
+        self.row_weight = None if row_weight is None else row_weight.to(kind)
+        self.blocks = blocks
+
+    def growth(self, channels: Tensor) -> Tensor:
+        """Growth of the output error if each channel went alone, ``(len(channels),)``."""
+        index = self.blocks[channels]
+        inner = self.inverse[index[:, :, None], index[:, None, :]]
+        weights = self.weight[:, index].permute(1, 2, 0)
+        solved = torch.linalg.solve(inner, weights)
+        each = (weights * solved).sum(1)
+        return (each * self.row_weight).sum(1) if self.row_weight is not None else each.sum(1)
+
+    def remove(self, channels: Tensor) -> None:
+        """Take channels out and let the rest make up for them."""
+        index = self.blocks[channels].flatten()
+        inner = self.inverse[index][:, index]
+        update = torch.linalg.solve(inner, self.inverse[index])
+        self.weight -= self.weight[:, index] @ update
+        self.inverse -= self.inverse[:, index] @ update
+        # what is gone stays gone: a unit block keeps later solves regular
+        self.inverse[index] = 0
+        self.inverse[:, index] = 0
+        self.inverse[index, index] = 1
+        self.weight[:, index] = 0
+
+
+def obs_order(consumers: Sequence[Consumer], units: Sequence[Sequence[int]]) -> list[int]:
+    """Order in which units go: each time the one that raises the consumers' error least.
+
+    Args:
+        consumers: their states; used up.
+        units: sets of channels that go together.
+
+    Returns:
+        Unit numbers, the first to go first.
+
+    References:
+        Hassibi and Stork, Optimal Brain Surgeon, NeurIPS 1992, eq. 5, for blocks of weights.
+    """
+    left = list(range(len(units)))
+    gone: list[int] = []
+    # wide groups lose a few at a time: the errors hardly change from one to the next
+    step = max(1, len(units) // 128)
+    members = torch.tensor([list(u) for u in units])
+    while left:
+        flat = members[left].flatten()
+        error = torch.zeros(len(left), dtype=torch.float64)
+        for consumer in consumers:
+            error += consumer.growth(flat).double().view(len(left), -1).sum(1)
+        worst = torch.argsort(error)[: min(step, len(left))].tolist()
+        chosen = [left[i] for i in worst]
+        for consumer in consumers:
+            consumer.remove(members[chosen].flatten())
+        gone += chosen
+        taken = set(chosen)
+        left = [u for u in left if u not in taken]
+    return gone
+
+
+def plain_moments(moments: Moments, group: int = 0) -> Tensor:
+    """Moments of one conv group without the constant."""
+    return moments.second[group, :-1, :-1]

@@ -1,0 +1,159 @@
+"""Structured pruning: slice the tensors of a module along the channels that go."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from autocompress.errors import PolicyError
+from autocompress.techniques.attention import without_heads
+
+_CONV = nn.modules.conv._ConvNd
+
+
+def remove(model: nn.Module, removals: Mapping[tuple[str, str], Sequence[int]]) -> None:
+    """Slice every module once; shapes shrink, nothing is masked.
+
+    Args:
+        model: changed in place.
+        removals: module name and side (``out``, ``in``, ``both``, ``heads``) to the indices that
+            go, as
+            ``SlicingPlan.removals`` gives them.
+
+    Raises:
+        PolicyError: a module would keep nothing.
+    """
+    for (name, side), gone in removals.items():
+        module = model.get_submodule(name)
+        if side == "heads":
+            owner, _, child = name.rpartition(".")
+            setattr(model.get_submodule(owner), child, without_heads(module, gone, name))
+            continue
+        if isinstance(module, _CONV):
+            _slice_conv(module, name, side, gone)
+        elif isinstance(module, nn.Linear):
+            _slice_linear(module, name, side, gone)
+        elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+            _slice_batch_norm(module, name, gone)
+        elif isinstance(module, nn.LSTM | nn.GRU):
+            _slice_recurrent(module, name, side, gone)
+        else:
+            _slice_other(module, name, side, gone)
+
+
+def leave_fused_paths(model: nn.Module) -> None:
+    """Make transformer encoders call their layers, in place.
+
+    Their fused path reads the layers' weights by name, past what has been put in a layer's place.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0  # read by the choice of the path only
+        elif isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False
+
+
+def _kept(size: int, gone: Sequence[int], name: str) -> Tensor:
+    mask = torch.ones(size, dtype=torch.bool)
+    mask[list(gone)] = False
+    if not bool(mask.any()):
+        raise PolicyError(f"Pruning must leave at least one channel, {name!r} would keep none.")
+    return mask.nonzero().flatten()
+
+
+def _take(parameter: nn.Parameter, kept: Tensor, dim: int) -> nn.Parameter:
+    return nn.Parameter(parameter.detach().index_select(dim, kept), parameter.requires_grad)
+
+
+def _slice_conv(module: nn.modules.conv._ConvNd, name: str, side: str, gone: Sequence[int]) -> None:
+    transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
+    if side in ("out", "both"):
+        kept = _kept(module.out_channels, gone, name)
+        if transposed and module.groups > 1:
+            raise PolicyError(f"{name!r}: grouped transposed convolutions cannot be pruned.")
+        module.weight = _take(module.weight, kept, 1 if transposed else 0)
+        if module.bias is not None:
+            module.bias = _take(module.bias, kept, 0)
+        module.out_channels = len(kept)
+        if side == "both":  # depthwise: the inputs are the outputs
+            module.in_channels = module.groups = len(kept)
+    else:
+        kept = _kept(module.in_channels, gone, name)
+        if module.groups > 1:
+            # every group loses the same places; the weight holds one group's inputs
+            kept = kept[: len(kept) // module.groups]
+            module.in_channels = len(kept) * module.groups
+        else:
+            module.in_channels = len(kept)
+        module.weight = _take(module.weight, kept, 0 if transposed else 1)
+
+
+def _slice_linear(module: nn.Linear, name: str, side: str, gone: Sequence[int]) -> None:
+    if side == "out":
+        kept = _kept(module.out_features, gone, name)
+        module.weight = _take(module.weight, kept, 0)
+        if module.bias is not None:
+            module.bias = _take(module.bias, kept, 0)
+        module.out_features = len(kept)
+    else:
+        kept = _kept(module.in_features, gone, name)
+        module.weight = _take(module.weight, kept, 1)
+        module.in_features = len(kept)
+
+
+def _slice_batch_norm(
+    module: nn.modules.batchnorm._BatchNorm, name: str, gone: Sequence[int]
+) -> None:
+    kept = _kept(module.num_features, gone, name)
+    for key in ("weight", "bias"):
+        parameter = getattr(module, key)
+        if parameter is not None:
+            setattr(module, key, _take(parameter, kept, 0))
+    for key in ("running_mean", "running_var"):
+        buffer = getattr(module, key)
+        if buffer is not None:
+            setattr(module, key, buffer.index_select(0, kept))
+    module.num_features = len(kept)
+
+
+def _slice_recurrent(module: nn.LSTM | nn.GRU, name: str, side: str, gone: Sequence[int]) -> None:
+    """Every gate, direction and stacked layer loses the same hidden units."""
+    directions = ("", "_reverse") if module.bidirectional else ("",)
+    if side == "in":
+        kept = _kept(module.input_size, gone, name)
+        for direction in directions:
+            _shrink(module, f"weight_ih_l0{direction}", kept, 1)
+        module.input_size = len(kept)
+        return
+    # the outputs are the first direction's units, then the second's
+    kept = _kept(module.hidden_size, [i for i in gone if i < module.hidden_size], name)
+    outputs = torch.cat([kept + i * module.hidden_size for i in range(len(directions))])
+    gates = len(module.weight_ih_l0) // module.hidden_size
+    rows = torch.cat([kept + gate * module.hidden_size for gate in range(gates)])
+    for layer in range(module.num_layers):
+        for direction in directions:
+            end = f"l{layer}{direction}"
+            for key in ("weight_ih", "weight_hh", *(("bias_ih", "bias_hh") * module.bias)):
+                _shrink(module, f"{key}_{end}", rows, 0)
+            _shrink(module, f"weight_hh_{end}", kept, 1)
+            if layer > 0:
+                _shrink(module, f"weight_ih_{end}", outputs, 1)
+    module.hidden_size = len(kept)
+
+
+def _shrink(module: nn.Module, key: str, kept: Tensor, dim: int) -> None:
+    setattr(module, key, _take(getattr(module, key), kept, dim))
+
+
+def _slice_other(module: nn.Module, name: str, side: str, gone: Sequence[int]) -> None:
+    """Layer and group norms and the rest, by Torch-Pruning's own functions."""
+    import torch_pruning as tp
+
+    kind = tp.ops.module2type(module)
+    pruner = tp.function.PrunerBox.get(kind)
+    if pruner is None:
+        raise PolicyError(f"{name!r} ({type(module).__name__}) cannot be pruned.")
+    cut = pruner.prune_in_channels if side == "in" else pruner.prune_out_channels
+    cut(module, list(gone))

@@ -1,0 +1,219 @@
+"""The one loop, driven by every proposer: what it never does, and how it ends."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+from analytic import AnalyticEvaluator, make_space
+from analytic_study import SAMPLERS, Kept, context, search
+
+from autocompress.controller.config import SearchConfig
+from autocompress.controller.loop import Context, run_search
+from autocompress.controller.stop import StopFlag
+from autocompress.execute.local import InProcessExecutor
+from autocompress.policy.budget import Budget
+from autocompress.policy.space import Assignment
+from autocompress.results.front import non_dominated
+from autocompress.results.trial import SEARCH, Trial, TrialState
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("bits", [False, True])
+def test_never_evaluates_twice_nor_over_the_budget(sampler: str, bits: bool) -> None:
+    evaluator, sink = AnalyticEvaluator(5), Kept()
+    ctx = context(evaluator, sampler, trials=40, sink=sink, bits=bits)
+    result = search(ctx)
+    digests = [digest for digest, _ in evaluator.evaluated]
+    assert len(digests) == len(set(digests))
+    assert sink.trials == result.trials
+    assert [t.number for t in result.trials] == sorted({t.number for t in result.trials})
+    limit = 0.6 * evaluator.baseline["latency_ms"]
+    for trial in result.trials:
+        estimate = evaluator.estimate(trial.policy)
+        hopeless = estimate["latency_ms"] - 3 * estimate.spread["latency_ms"] > limit
+        if trial.state is TrialState.COMPLETE:
+            assert not hopeless
+            assert trial.feasible == (evaluator._latency(trial.policy) <= limit)
+        elif trial.state is TrialState.REJECTED:
+            assert hopeless
+            assert trial.policy.digest not in digests
+            assert "latency_ms" in trial.reason
+    assert result.stopped == "trials"
+    assert len(digests) == 40
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_front_is_the_brute_force_front(sampler: str) -> None:
+    ctx = context(AnalyticEvaluator(5), sampler)
+    search(ctx)
+    usable = [t for t in ctx.trials if t.feasible and t.measurement]
+    points = [(-t.measurement["accuracy"], t.measurement["latency_ms"]) for t in usable]
+    beaten = [any(p[0] <= q[0] and p[1] <= q[1] and p != q for p in points) for q in points]
+    expected = {points[i] for i, b in enumerate(beaten) if not b}
+    found = {(-t.measurement["accuracy"], t.measurement["latency_ms"]) for t in ctx.front()}
+    assert found == expected
+    assert sum(non_dominated(points)) == len(expected)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_same_seed_makes_the_same_study(sampler: str) -> None:
+    def study(seed: int) -> list[dict[str, object]]:
+        ctx = context(AnalyticEvaluator(6), sampler, seed=seed)
+        search(ctx)
+        return [{**t.as_dict(), "seconds": 0} for t in ctx.trials]
+
+    assert study(1) == study(1)
+    assert study(1) != study(2)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("killed_after", [1, 9, 20])
+def test_resume_repeats_nothing(sampler: str, killed_after: int) -> None:
+    """Killed in the middle, what is on disk goes into the next session and is not done again."""
+    first, sink = AnalyticEvaluator(6), Kept(killed_after)
+    with pytest.raises(KeyboardInterrupt):
+        search(context(first, sampler, trials=30, sink=sink))
+    second = AnalyticEvaluator(6)
+    ctx = context(second, sampler, trials=30, earlier=sink.trials)
+    search(ctx)
+    recorded = {t.policy.digest for t in sink.trials if t.state is TrialState.COMPLETE}
+    assert recorded.isdisjoint(digest for digest, _ in second.evaluated)
+    done = [t for t in ctx.trials if t.state is TrialState.COMPLETE]
+    assert len(done) == 30
+    assert len({t.number for t in ctx.trials}) == len(ctx.trials)
+
+
+def test_the_clock_ends_a_study_with_a_front() -> None:
+    ctx = context(AnalyticEvaluator(6, violent="hang", share=0.5), trials=None, timeout_s=1.0)
+    result = search(ctx)
+    assert result.stopped == "timeout"
+    assert len(ctx.front()) > 0
+    # what hung in evaluate and screen is not booked as the search's own time
+    assert 0 <= result.bookkeeping_s <= result.seconds
+
+
+def test_stop_finishes_the_running_trial_and_keeps_the_front() -> None:
+    ctx = context(AnalyticEvaluator(6), trials=None)
+    ctx.stop = StopFlag()
+    ctx.progress = lambda p: ctx.stop.ask() if p.done == 7 else None
+    result = search(ctx)
+    assert result.stopped == "interrupted"
+    assert sum(t.state is TrialState.COMPLETE for t in ctx.trials) == 7
+    assert len(ctx.front()) > 0
+
+
+def test_a_space_that_is_used_up_ends_the_study() -> None:
+    """Two choices of two levels: four policies, each evaluated once, then no more."""
+    evaluator = AnalyticEvaluator(2)
+    config = SearchConfig(sampler="random", trials=50)
+    ctx = Context(
+        make_space(2, 2), evaluator, InProcessExecutor(evaluator), Budget(), config, [Kept()]
+    )
+    assert search(ctx).stopped == "exhausted"
+    assert len(evaluator.evaluated) == 4
+
+
+def test_a_proposal_that_comes_again_says_what_became_of_it() -> None:
+    evaluator = AnalyticEvaluator(3)
+    ctx = context(evaluator, trials=99)
+    dear, cheap = (0, 0, 0), (7, 7, 7)
+    script = iter([dear, cheap, dear, cheap])
+
+    class Scripted:
+        def propose(self, trials: Sequence[Trial]) -> tuple[str, Assignment] | None:
+            levels = next(script, None)
+            return None if levels is None else ("script", levels)
+
+        def tell(self, assignment: Assignment | None, trial: Trial) -> None:
+            pass
+
+    run_search(ctx, Scripted())
+    assert [str(t.state) for t in ctx.trials[:2]] == ["REJECTED", "COMPLETE"]
+    again = next(t for t in ctx.trials if t.state is TrialState.DUPLICATE)
+    assert (again.parent, again.reason) == (0, "rejected before")
+    assert len(evaluator.evaluated) == 1
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("violent", ["crash", "ours", "nan"])
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_hostile_evaluators_never_end_a_study(sampler: str, violent: str, share: float) -> None:
+    evaluator = AnalyticEvaluator(6, violent=violent, share=share + 1e-9)
+    ctx = context(evaluator, sampler, trials=24)
+    result = search(ctx)
+    assert result.stopped == "trials"
+    failed = [t for t in ctx.trials if t.state is TrialState.FAILED]
+    words = {"crash": "on purpose", "ours": "PolicyError", "nan": "must be a finite number"}
+    assert failed
+    assert all(words[violent] in t.reason and t.measurement is None for t in failed)
+    assert bool(len(ctx.front())) == (share < 1)
+    assert len(evaluator.evaluated) == len({d for d, _ in evaluator.evaluated})
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_budget_that_nothing_meets_ends_cleanly(sampler: str) -> None:
+    evaluator = AnalyticEvaluator(6)
+    ctx = context(evaluator, sampler, trials=20, budget="latency<=0.05x", max_rejections=60)
+    result = search(ctx)
+    assert result.stopped == "rejections"
+    assert not evaluator.evaluated
+    assert not len(ctx.front())
+    assert sum(t.state is TrialState.REJECTED for t in ctx.trials) == 60
+
+
+def test_without_a_bound_on_rejections_time_ends_the_search() -> None:
+    evaluator = AnalyticEvaluator(12)
+    ctx = context(
+        evaluator,
+        "random",
+        trials=None,
+        budget="latency<=0.05x",
+        max_rejections=None,
+        timeout_s=1.0,
+    )
+    assert search(ctx).stopped == "timeout"
+    assert sum(t.state is TrialState.REJECTED for t in ctx.trials) > 0
+    assert not evaluator.evaluated
+
+
+def test_trials_of_an_earlier_budget_are_told_to_the_proposer() -> None:
+    ctx = context(AnalyticEvaluator(6), "tpe", trials=15)
+    search(ctx)
+    told: list[tuple[Assignment | None, Trial]] = []
+
+    class Listener:
+        def propose(self, trials: Sequence[Trial]) -> None:
+            return None
+
+        def tell(self, assignment: Assignment | None, trial: Trial) -> None:
+            told.append((assignment, trial))
+
+    again = context(AnalyticEvaluator(6), "tpe", trials=99, earlier=ctx.trials)
+    again.trials.append(replace(ctx.trials[0], number=500, phase=replace(SEARCH, kind="verify")))
+    assert run_search(again, Listener()).stopped == "exhausted"
+    assert [t.number for _, t in told] == [t.number for t in ctx.trials]
+    assert all(again.space.decode(a).digest == t.policy.digest for a, t in told if a)
+
+
+def test_several_workers_share_one_study() -> None:
+    """More slots than one: proposals go out before the answers are in, none twice."""
+
+    class Wide(InProcessExecutor):
+        slots = 4
+
+        def wait(self, timeout: float | None = None):  # type: ignore[no-untyped-def]  # its type is the parent's
+            self._queue.reverse()  # the last one handed in is answered first
+            return super().wait(timeout)
+
+    for sampler in SAMPLERS:
+        evaluator = AnalyticEvaluator(6)
+        ctx = context(evaluator, sampler, trials=30)
+        ctx.executor = Wide(evaluator)
+        assert search(ctx).stopped == "trials"
+        digests = [d for d, _ in evaluator.evaluated]
+        assert len(digests) == len(set(digests)) == 30
+        pairs = itertools.pairwise(sorted(t.number for t in ctx.trials))
+        assert all(a < b for a, b in pairs)

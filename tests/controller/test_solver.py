@@ -1,0 +1,159 @@
+"""The exact solver against enumeration of everything."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+
+import numpy as np
+import pytest
+from analytic import AnalyticEvaluator, make_space
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autocompress.controller.solver import cheapest, knapsack, solve
+from autocompress.policy.inventory import Inventory
+from autocompress.policy.space import Assignment, Choice, Space
+
+numbers = st.integers(-50, 100)
+
+
+def test_what_the_solver_prints_is_no_output_of_ours(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import scipy.optimize
+
+    real = scipy.optimize.milp
+
+    def chatty(*args: object, **kwargs: object) -> object:
+        os.write(1, b"from the solver's own code\n")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(scipy.optimize, "milp", chatty)
+    losses = [np.array([0.0, 1.0])]
+    assert knapsack(losses, [np.array([[1.0, 0.0]])], np.array([0.5])) == (1,)
+    print("ours")
+    captured = capfd.readouterr()
+    assert captured.out == "ours\n"
+    assert "own code" not in captured.err
+
+
+@given(st.data())
+@settings(max_examples=60)
+def test_knapsack_is_the_best_of_all_combinations(data: st.DataObject) -> None:
+    sizes = data.draw(st.lists(st.integers(1, 4), min_size=1, max_size=4))
+    metrics = data.draw(st.integers(1, 2))
+    losses = [np.array([data.draw(st.integers(0, 100)) for _ in range(n)], float) for n in sizes]
+    costs = [
+        np.array([[data.draw(numbers) for _ in range(n)] for _ in range(metrics)], float)
+        for n in sizes
+    ]
+    limits = np.array([data.draw(st.integers(-100, 200)) for _ in range(metrics)], float)
+
+    def total(levels: tuple[int, ...]) -> float:
+        return float(sum(t[level] for t, level in zip(losses, levels, strict=True)))
+
+    def fits(levels: tuple[int, ...]) -> bool:
+        used = sum(c[:, level] for c, level in zip(costs, levels, strict=True))
+        return bool((used <= limits).all())
+
+    fitting = [a for a in itertools.product(*(range(n) for n in sizes)) if fits(a)]
+    found = knapsack(losses, costs, limits)
+    if not fitting:
+        assert found is None
+    else:
+        assert found is not None
+        assert fits(found)
+        assert total(found) == min(map(total, fitting))
+
+
+@pytest.mark.parametrize("metric", ["latency_ms", "macs"])
+@pytest.mark.parametrize("share", [0.5, 0.65, 0.8])
+def test_solve_against_enumeration_on_real_costs(metric: str, share: float) -> None:
+    """Latency is additive here, so the answer must be the optimum; MACs are products."""
+    space, evaluator = make_space(4, 6), AnalyticEvaluator(4, seed=3)
+    rng = np.random.default_rng(1)
+    losses = [np.cumsum(rng.uniform(0, 1, len(c.levels))) for c in space.choices]
+
+    def costs(levels: tuple[int, ...]) -> dict[str, float]:
+        return dict(evaluator.estimate(space.decode(levels)).values)
+
+    def total(levels: tuple[int, ...]) -> float:
+        return float(sum(t[level] for t, level in zip(losses, levels, strict=True)))
+
+    limit = share * evaluator.baseline[metric]
+    found = solve(space, losses, costs, {metric: limit})
+    every = itertools.product(*(range(len(c.levels)) for c in space.choices))
+    fitting = [a for a in every if costs(a)[metric] <= limit]
+    best = min(map(total, fitting))
+    assert found is not None
+    assert costs(found)[metric] <= limit
+    if metric == "latency_ms":
+        assert total(found) == pytest.approx(best, abs=1e-9)
+    else:
+        # linearized around each answer: near the optimum, never over the limit
+        assert total(found) <= np.quantile([total(a) for a in fitting], 0.01)
+
+
+def test_solve_says_when_nothing_fits() -> None:
+    space, evaluator = make_space(3), AnalyticEvaluator(3)
+    losses = [np.arange(len(c.levels), dtype=float) for c in space.choices]
+    found = solve(
+        space, losses, lambda a: evaluator.estimate(space.decode(a)).values, {"latency_ms": 0.1}
+    )
+    assert found is None
+
+
+@pytest.mark.parametrize("share", [0.01, 0.02, 0.03, 0.06, 0.12])
+@pytest.mark.parametrize("seed", range(6))
+def test_solve_finds_something_wherever_something_fits(share: float, seed: int) -> None:
+    """Products of widths and bits, two limits, far below any point that is linearized at."""
+    layers = 14
+    space, evaluator = make_space(layers, bits=True), AnalyticEvaluator(layers, seed=seed)
+    rng = np.random.default_rng(seed)
+    losses = [np.cumsum(rng.uniform(0, 1, len(c.levels))) for c in space.choices]
+
+    def costs(levels: tuple[int, ...]) -> dict[str, float]:
+        policy = space.decode(levels)
+        each = [policy[f"l{i}"] for i in range(layers)]
+        kept = [1.0, *(1.0 - p.prune_ratio for p in each)]
+        areas = [a * b for a, b in itertools.pairwise(kept)]
+        speed = [0.2 if p.integer else 1.0 for p in each]
+        bits = [p.weight_bits for p in each]
+        return {
+            "latency_ms": sum(map(math.prod, zip(evaluator.cost, areas, speed, strict=True))),
+            "size_bytes": sum(map(math.prod, zip(areas, bits, strict=True))),
+        }
+
+    whole = costs(space.mildest)
+    limits = {name: share * value for name, value in whole.items()}
+    assert all(costs(space.hardest)[name] <= limit for name, limit in limits.items())
+    for polish in (False, True):
+        found = solve(space, losses, costs, limits, polish=polish)
+        assert found is not None
+        assert all(costs(found)[name] <= limit for name, limit in limits.items())
+
+
+@given(st.data())
+@settings(max_examples=40)
+def test_the_cheapest_is_the_least_of_all_additive_costs(data: st.DataObject) -> None:
+    """Costs of any order over the levels; the student, however cheap, is left alone."""
+    sizes = data.draw(st.lists(st.integers(1, 4), min_size=1, max_size=4))
+    costs = [[data.draw(numbers) for _ in range(n)] for n in sizes]
+    levels = [tuple({"prune_ratio": i / 8} for i in range(n)) for n in sizes]
+    choices = [
+        Choice(f"l{i}/prune_ratio", "prune_ratio", (f"l{i}",), each)
+        for i, each in enumerate(levels)
+    ]
+    student = Choice("student", "student", (), ({"student": None}, {"student": "small"}))
+    space = Space((*choices, student), Inventory((), (), ((1,),), "a", "w"))
+
+    def total(assignment: Assignment) -> float:
+        *rest, other = assignment
+        return sum(c[level] for c, level in zip(costs, rest, strict=True)) - 1000.0 * other
+
+    found = cheapest(space, lambda a: {"macs": total(a)}, "macs", space.hardest)
+    every = itertools.product(*(range(n) for n in sizes), (0,))
+    assert total(found) == min(map(total, every))
+    assert found[-1] == 0

@@ -1,0 +1,149 @@
+"""The report opens without a network, says what happened, and draws in a real browser."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from autocompress.report.html import write_report
+from autocompress.report.verdict import verdict
+from autocompress.results.trial import Phase, Trial
+from autocompress.track.folder import RunFolder
+from autocompress.track.journal import Journal
+from autocompress.track.view import RunView
+
+MakeRun = Callable[..., RunFolder]
+_VOID = {"meta", "link", "br", "img", "input", "hr"}
+
+
+class Reader(HTMLParser):
+    """Collects the visible text, the addresses, and tags that were not closed in order."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.wrong: list[str] = []
+        self.addresses: list[str] = []
+        self.words: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.addresses += [v for k, v in attrs if k in ("src", "href") and v]
+        if tag not in _VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if not self.open or self.open.pop() != tag:
+            self.wrong.append(tag)
+
+    def handle_data(self, data: str) -> None:
+        if not {"script", "style"} & set(self.open):
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", " ".join(self.words))
+
+
+def test_the_report_stands_alone_and_tells_the_verdict(tmp_path: Path, make_run: MakeRun) -> None:
+    folder = make_run(tmp_path / "resnet20", 40)
+    path = write_report(folder)
+    reader = Reader(path.read_text())
+    view = RunView.load(folder)
+    assert reader.addresses == []
+    assert not reader.open
+    assert not reader.wrong
+    judged = verdict(view)
+    assert judged.headline in reader.text
+    assert all(sentence in reader.text for sentence in judged.sentences)
+    assert view.best is not None
+    assert f"autocompress export {view.run} --pick {view.best.number} -o recipe.yaml" in reader.text
+    assert f"Layer by layer: trial {view.best.number}" in reader.text
+    assert all(name in reader.text for name in view.layer_names)
+    assert "Did distillation help?" in reader.text
+    assert "ExportError: the file does not do what the model does" in reader.text
+
+
+def test_an_infeasible_an_empty_and_a_started_run_have_a_report(
+    tmp_path: Path, make_run: MakeRun
+) -> None:
+    text = Reader(write_report(make_run(tmp_path / "a", 20, feasible=False)).read_text()).text
+    assert "No policy met the budget" in text
+    assert "The nearest found is trial" in text
+    source = make_run(tmp_path / "b", 20)
+    empty = RunFolder.create(tmp_path / "c")
+    baseline = source.read_baseline()
+    assert baseline is not None
+    empty.write_baseline(baseline)
+    empty.write_study({"name": "c"})
+    assert "nothing nearest to show" in Reader(write_report(empty).read_text()).text
+
+
+def test_names_from_outside_cannot_become_markup(tmp_path: Path, make_run: MakeRun) -> None:
+    folder = make_run(tmp_path / "r", 5)
+    nasty = "</script><script>alert(1)</script>"
+    folder.write_study({**folder.read_study(), "name": nasty})
+    with Journal(folder) as journal:
+        last = journal.load()[0]
+        assert last.measurement is not None
+        journal.record(
+            Trial(journal.next_number, last.policy, Phase(), origin=nasty,
+                  measurement=last.measurement, violations=last.violations)
+        )  # fmt: skip
+    page = write_report(folder).read_text()
+    assert "alert(1)</script>" not in page
+    reader = Reader(page)
+    assert not reader.wrong
+    assert nasty in reader.text
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [("noisy", "too noisy"), ("disturbed", "Something else slowed the machine")],
+)
+def test_noise_is_said(tmp_path: Path, make_run: MakeRun, kind: str, sentence: str) -> None:
+    source, noisy = make_run(tmp_path / "a", 5), RunFolder.create(tmp_path / "b")
+    baseline = source.read_baseline()
+    assert baseline is not None
+    noisy.write_baseline(baseline)
+    from autocompress.track.journal import read_trials
+
+    with Journal(noisy) as journal:
+        for trial in read_trials(source):
+            data = trial.as_dict()
+            if data["measurement"] and "timing" in data["measurement"]["context"]:
+                data["measurement"]["context"]["timing"][kind] = True
+            journal.record(Trial.from_dict(data))
+    assert sentence in Reader(write_report(noisy).read_text()).text
+    assert "reached the asked precision" not in Reader(write_report(noisy).read_text()).text
+    assert sentence not in Reader(write_report(source).read_text()).text
+    assert "reached the asked precision" in Reader(write_report(source).read_text()).text
+
+
+@pytest.mark.slow
+def test_a_browser_without_network_draws_every_plot(tmp_path: Path, make_run: MakeRun) -> None:
+    browser = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("no chromium on this machine: the plots are not drawn")
+    path = write_report(make_run(tmp_path / "resnet20", 40))
+    done = subprocess.run(
+        [
+            browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
+            "--no-first-run", "--disable-background-networking", "--disable-component-update",
+            "--disable-sync", "--host-resolver-rules=MAP * ~NOTFOUND", "--enable-logging=stderr",
+            f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000",
+            "--dump-dom", path.as_uri(),
+        ],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    for name in ("pareto", "growth", "origins"):
+        drawn = re.search(rf'<div id="{name}"[^>]*>.*?<svg class="main-svg"', done.stdout, re.S)
+        assert drawn, f"{name} was not drawn"
+    errors = [x for x in done.stderr.splitlines() if "CONSOLE" in x and "Uncaught" in x]
+    assert not errors

@@ -1,0 +1,175 @@
+"""Factors against singular values, dense products, and the formula."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from small_networks import data, hook_macs
+from torch import nn
+
+from autocompress.build.bank import LayerBank
+from autocompress.errors import PolicyError
+from autocompress.model.cost import (
+    break_even_rank,
+    factor_cost,
+    factor_ranks,
+    layer_cost,
+    policy_cost,
+)
+from autocompress.policy.inventory import LayerSpec
+from autocompress.policy.policy import LayerPolicy, Policy
+from autocompress.techniques.factorize import factorize, output_svd
+
+Build = Callable[..., LayerBank]
+
+
+def conv(stride: int = 1) -> tuple[nn.Conv2d, LayerSpec]:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(12, 16, 3, stride, 1)
+    size = 8 // stride
+    macs = 12 * 16 * 9 * size * size
+    spec = LayerSpec("c", "conv", 12, 16, (3, 3), (stride, stride), 1, size * size, macs, 1744)
+    return layer, spec
+
+
+def linear() -> tuple[nn.Linear, LayerSpec]:
+    torch.manual_seed(0)
+    return nn.Linear(20, 10), LayerSpec("l", "linear", 20, 10, macs=200, params=210)
+
+
+@pytest.mark.parametrize("rank", [1, 3, 9])
+def test_svd_error_is_the_tail_of_the_singular_values(rank: int) -> None:
+    weight = torch.randn(10, 20, dtype=torch.float64)
+    first, second = output_svd(weight, rank, None)
+    tail = np.linalg.svd(weight.numpy(), compute_uv=False)[rank:]
+    error = float(((weight - second @ first) ** 2).sum())
+    assert error == pytest.approx(float((tail**2).sum()), rel=1e-9)
+
+
+@pytest.mark.parametrize("rank", [1, 3, 6])
+def test_data_aware_error_is_the_tail_of_the_weighted_singular_values(rank: int) -> None:
+    x = torch.randn(500, 20, dtype=torch.float64) @ torch.randn(20, 20, dtype=torch.float64)
+    moments = x.T @ x / 500
+    weight = torch.randn(10, 20, dtype=torch.float64)
+
+    def error(factors: tuple[torch.Tensor, torch.Tensor]) -> float:
+        return float(((x @ (weight - factors[1] @ factors[0]).T) ** 2).sum() / 500)
+
+    root = np.linalg.cholesky(moments.numpy())
+    tail = np.linalg.svd(weight.numpy() @ root, compute_uv=False)[rank:]
+    aware, plain = error(output_svd(weight, rank, moments)), error(output_svd(weight, rank, None))
+    assert aware == pytest.approx(float((tail**2).sum()), rel=1e-6)
+    assert aware < plain
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("method", ["svd", "spatial", "tucker2"])
+def test_shapes_macs_and_params_are_the_formula(method: str, stride: int) -> None:
+    layer, spec = conv(stride)
+    x = torch.randn(2, 12, 8, 8)
+    for ratio in (0.3, 0.7, 1.0):
+        policy = LayerPolicy(rank_ratio=ratio, factorization=method)
+        factors = factorize(layer, spec, policy)
+        assert factors(x).shape == layer(x).shape
+        weights, macs = factor_cost(spec, policy, 12, 16)
+        assert sum(hook_macs(factors, x).values()) == macs
+        assert sum(p.numel() for p in factors.parameters()) == weights + 16
+        assert layer_cost(spec, policy, 12, 16).macs == macs
+        assert macs <= spec.macs
+
+
+@pytest.mark.parametrize("method", ["svd", "spatial", "tucker2"])
+def test_one_more_rank_than_break_even_costs_more_than_dense(method: str) -> None:
+    _, spec = conv(2)
+    edge = break_even_rank(spec, 12, 16, method)
+    dense = 12 * 16 * 9
+    if method == "svd":
+        cost: Callable[[float], float] = lambda r: r * (12 * 9 + 16)  # noqa: E731 - one formula per branch
+    elif method == "spatial":
+        cost = lambda r: r * (12 * 3 * 2 + 16 * 3)  # noqa: E731 - one formula per branch
+    else:
+        cost = lambda r: (  # noqa: E731 - one formula per branch
+            r / 16 * 12 * 12 * 4 + (r / 16) ** 2 * dense + r * 16
+        )
+    assert cost(edge) == pytest.approx(dense)
+    assert factor_ranks(spec, LayerPolicy(rank_ratio=1.0, factorization=method), 12, 16)[
+        -1
+    ] == math.floor(edge)
+
+
+def test_full_rank_factors_are_the_layer() -> None:
+    layer, _ = linear()
+    first, second = output_svd(layer.weight, 10, None)
+    torch.testing.assert_close(second @ first, layer.weight.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_separable_kernel_survives_spatial_factors_exactly() -> None:
+    layer, spec = conv()
+    with torch.no_grad():
+        column, row = torch.randn(1, 12, 3), torch.randn(16, 1, 3)
+        layer.weight.copy_(torch.einsum("rch,orw->ochw", column, row))
+    factors = factorize(layer, spec, LayerPolicy(rank_ratio=0.3, factorization="spatial"))
+    x = torch.randn(2, 12, 8, 8)
+    torch.testing.assert_close(factors(x), layer(x), rtol=1e-4, atol=1e-4)
+
+
+def test_tucker_of_a_low_rank_kernel_is_exact() -> None:
+    layer, spec = conv()
+    with torch.no_grad():
+        core = torch.randn(2, 2, 3, 3)
+        layer.weight.copy_(
+            torch.einsum("abhw,oa,ib->oihw", core, torch.randn(16, 2), torch.randn(12, 2))
+        )
+    factors = factorize(layer, spec, LayerPolicy(rank_ratio=0.6, factorization="tucker2"))
+    assert factors[1].weight.shape[0] >= 2
+    x = torch.randn(2, 12, 8, 8)
+    torch.testing.assert_close(factors(x), layer(x), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["plain", "residual"])
+def test_bank_factors_are_nearer_than_plain_ones_on_the_calibration_data(
+    bank: Build, name: str
+) -> None:
+    found = bank(name)
+    inputs = data(name).train.inputs()
+    for spec in found.inventory.layers:
+        if spec.kind != "conv" or spec.out_channels == 5:
+            continue
+        policy = LayerPolicy(rank_ratio=0.4, factorization="svd")
+        layer = found.model.get_submodule(spec.name)
+        seen: list[torch.Tensor] = []
+        handle = layer.register_forward_pre_hook(lambda m, a, s=seen: s.append(a[0]))
+        with torch.no_grad():
+            found.model(inputs)
+        handle.remove()
+        aware = found.stitch(Policy({spec.name: policy})).module.get_submodule(spec.name)
+        plain = factorize(layer, spec, policy)
+        with torch.no_grad():
+            wanted = layer(seen[0])
+            errors = [float(((f(seen[0]) - wanted) ** 2).mean()) for f in (aware, plain)]
+        assert errors[0] <= errors[1] * (1 + 1e-4), spec.name
+
+
+def test_pruned_and_factorized_cost_is_the_formula(bank: Build) -> None:
+    found = bank("residual")
+    policy = Policy(
+        {
+            "conv3": LayerPolicy(prune_ratio=0.5, rank_ratio=0.5, factorization="tucker2"),
+            "conv4": LayerPolicy(rank_ratio=0.6, factorization="spatial"),
+            "head": LayerPolicy(rank_ratio=0.8),
+        }
+    )
+    small = found.stitch(policy)
+    cost = policy_cost(found.inventory, policy, found.settings)
+    counted = hook_macs(small.module, data("residual").train.inputs(1))
+    assert cost.macs == sum(counted.values())
+    assert small.parts["conv3"] == ("conv3.0", "conv3.1", "conv3.2")
+
+
+def test_grouped_layers_cannot_be_factorized(bank: Build) -> None:
+    with pytest.raises(PolicyError, match="one group"):
+        bank("grouped").stitch(Policy({"conv2": LayerPolicy(rank_ratio=0.5)}))
