@@ -29,6 +29,7 @@ from autocompress.exporters.write import export
 from autocompress.measure.accuracy import Accuracy, paired, score
 from autocompress.measure.gate import is_integer, multiplies
 from autocompress.measure.latency import compare
+from autocompress.measure.saturation import settled
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.settings import CompressionSettings
@@ -72,12 +73,13 @@ def trained(name: str) -> nn.Module:
 def made(model: nn.Module, data: Data, layer: LayerPolicy, changed: dict[str, Any]) -> Compressed:
     """All layers at one precision, calibrated."""
     settings = CompressionSettings.model_validate(changed)
+    settings = settled(settings, get_target("onnxruntime"))
     names = [spec.name for spec in take_inventory(model, data.train.inputs(1)).layers]
     compressed = Compressed(
         model,
         Policy(dict.fromkeys(names, layer)),
         settings,
-        precisions=dict.fromkeys(names, Precision.of(layer)),
+        precisions=dict.fromkeys(names, Precision.of(layer, settings)),
     )
     return calibrate(compressed, data.train.sample(settings.calibration_images, 0).inputs())
 

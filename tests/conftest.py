@@ -51,14 +51,17 @@ def bank() -> Callable[..., LayerBank]:
     from small_networks import data, example, make
 
     from autocompress.build.bank import LayerBank
+    from autocompress.measure.saturation import settled
     from autocompress.model.inventory import take_inventory
     from autocompress.policy.settings import CompressionSettings
+    from autocompress.targets import get_target
 
     @cache
     def build(name: str, settings: CompressionSettings | None = None) -> LayerBank:
         model = make(name)
         inventory = take_inventory(model, example(name))
         chosen = settings or CompressionSettings(prune_residual=True)
+        chosen = settled(chosen, get_target("onnxruntime"))
         return LayerBank.build(model, inventory, data(name).train, chosen)
 
     return build

@@ -164,7 +164,7 @@ class LayerBank:
         parts = self._factorize(module, policy, removals)
         self._sparsify(module, policy, parts)
         precisions = {
-            part: Precision.of(policy[name])
+            part: Precision.of(policy[name], self.settings)
             for name, found in parts.items()
             for part in found
             if policy[name].quantized

@@ -98,10 +98,11 @@ def correct_biases(
     handles = []
 
     def hook(name: str) -> Any:
-        bits = compressed.precisions[name].weight_bits
+        precision = compressed.precisions[name]
 
         def correct(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
-            error = floats[name] - round_weight(layer.get_parameter("weight"), bits)
+            weight = layer.get_parameter("weight")
+            error = floats[name] - round_weight(weight, precision.weight_bits, precision.reduced)
             if isinstance(layer, nn.Linear):
                 mean = args[0].reshape(-1, layer.in_features).mean(0)
                 shift = error @ mean

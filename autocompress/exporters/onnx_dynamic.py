@@ -7,13 +7,16 @@ from typing import Any
 
 import numpy as np
 
+from autocompress.techniques.quantize import weight_limit
 
-def quantize_dynamic(model: Any, nodes: tuple[str, ...]) -> Any:
+
+def quantize_dynamic(model: Any, nodes: tuple[str, ...], *, reduced: bool = False) -> Any:
     """Give nodes integer kernels whose input ranges are taken at run time.
 
     Args:
         model: float where these nodes are concerned; used up.
         nodes: names of ``Conv``, ``MatMul``, ``Gemm`` and ``LSTM`` nodes with constant weights.
+        reduced: see ``weight_limit``.
     """
     import onnx
     from onnxruntime.quantization import QuantizationMode, QuantType
@@ -32,7 +35,7 @@ def quantize_dynamic(model: Any, nodes: tuple[str, ...]) -> Any:
     quantizer = ONNXQuantizer(
         wrapped.model,
         per_channel=True,
-        reduce_range=False,
+        reduce_range=reduced,
         mode=QuantizationMode.IntegerOps,
         static=False,
         weight_qType=QuantType.QInt8,
@@ -47,7 +50,7 @@ def quantize_dynamic(model: Any, nodes: tuple[str, ...]) -> Any:
         },
     )
     quantizer.quantize_model()
-    _scale_channels(quantizer.model.model, floats)
+    _scale_channels(quantizer.model.model, floats, weight_limit(8, reduced))
     for node in quantizer.model.model.graph.node:
         if node.op_type == "KeptGemm":
             node.op_type = "Gemm"
@@ -85,7 +88,7 @@ def _name_apart(model: Any) -> None:
             names[:] = [renamed.get(name, name) for name in names]
 
 
-def _scale_channels(model: Any, floats: Mapping[str, Any]) -> None:
+def _scale_channels(model: Any, floats: Mapping[str, Any], limit: int) -> None:
     """Give the weights of dynamic convolutions one scale per output channel, not one for all.
 
     Their integer sums are multiplied by the scale afterwards, which may as well differ by channel.
@@ -93,6 +96,7 @@ def _scale_channels(model: Any, floats: Mapping[str, Any]) -> None:
     Args:
         model: changed in place.
         floats: name of a convolution's weight to the tensor.
+        limit: largest level.
     """
     from onnx import numpy_helper
 
@@ -100,7 +104,7 @@ def _scale_channels(model: Any, floats: Mapping[str, Any]) -> None:
     for name, tensor in floats.items():
         value = numpy_helper.to_array(tensor)
         peak = np.abs(value).max(axis=tuple(range(1, value.ndim)), keepdims=True)
-        scale = np.maximum(peak, 1e-12).astype(np.float32) / 127
+        scale = np.maximum(peak, 1e-12).astype(np.float32) / limit
         grid = np.round(value / scale).astype(np.int8)
         for part, found in (("quantized", grid), ("scale", scale[:, 0])):
             kept = held[f"{name}_{part}"]

@@ -150,12 +150,13 @@ def quantize_graph(graph: Any, compressed: Compressed) -> Any:
     model.CopyFrom(graph)
     _own_weights(model, {node.name for nodes in plan.layers.values() for node in nodes})
     _round_low_bits(model, plan, compressed)
+    reduced = any(p.reduced for p in compressed.precisions.values())
     if plan.dynamic:
-        model = quantize_dynamic(model, plan.dynamic)
+        model = quantize_dynamic(model, plan.dynamic, reduced=reduced)
     if plan.static:
         if compressed.ranges is None:
             raise ExportError("Static 8-bit activations need ranges: calibrate before exporting.")
-        model = _static(model, plan, compressed.ranges)
+        model = _static(model, plan, compressed.ranges, reduced=reduced)
     for name, bits in plan.weight_only.items():
         _weight_only(model, name, bits)
     if plan.static:
@@ -217,7 +218,7 @@ def _own_weights(model: Any, chosen: set[str]) -> None:
             seen.add(name)
 
 
-def _static(model: Any, plan: NodePlan, ranges: Mapping[str, Range]) -> Any:
+def _static(model: Any, plan: NodePlan, ranges: Mapping[str, Range], *, reduced: bool) -> Any:
     import onnx
     from onnxruntime.quantization import QuantType
     from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
@@ -235,7 +236,7 @@ def _static(model: Any, plan: NodePlan, ranges: Mapping[str, Range]) -> Any:
     quantizer = QDQQuantizer(
         inferred,
         per_channel=True,
-        reduce_range=False,
+        reduce_range=reduced,
         weight_qType=QuantType.QInt8,
         activation_qType=QuantType.QUInt8,
         tensors_range=TensorsData(CalibrationMethod.MinMax, tensors),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from autocompress.errors import InputError, nearest
 from autocompress.policy.policy import Policy
@@ -57,6 +58,18 @@ class Recipe(BaseModel):
     weights: str | None = Field(
         None, description="file name, beside the recipe, of trained weights (safetensors)"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _full_range(cls, data: Any) -> Any:
+        """A recipe that does not say was made with all levels, whatever this machine would take."""
+        if isinstance(data, Mapping) and isinstance(data.get("settings"), Mapping):
+            settings = {"weight_range": "full", **data["settings"]}
+            study = data.get("study")
+            if isinstance(study, Mapping):
+                study = {**study, "settings": {**(study.get("settings") or {}), **settings}}
+            data = {**data, "settings": settings, "study": study}
+        return data
 
     def as_policy(self) -> Policy:
         """The policy as a value."""

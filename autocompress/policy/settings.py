@@ -26,6 +26,9 @@ class CompressionSettings(BaseModel):
         bias_correction: whether the mean error that quantized weights leave is taken out of the
             bias.
         weight_rounding: ``nearest`` or ``gptq`` (error compensation, Frantar et al. 2022).
+        weight_range: levels that 8-bit weights of integer layers use: ``full`` (-127 to 127),
+            ``reduced`` (-64 to 64), or ``auto``: reduced where the target's processor adds up
+            8-bit products in 16 bits, which overflow (x86 without VNNI), full elsewhere.
         half_format: of layers in 16 bits: ``float16``, or ``bfloat16`` (``.pt2`` files only),
             which recent x86 and Arm processors multiply in half the time or less.
         channel_multiple: kept channel counts are rounded to a multiple of this.
@@ -48,6 +51,7 @@ class CompressionSettings(BaseModel):
     percentile: float = Field(99.99, gt=50, le=100)
     bias_correction: bool = True
     weight_rounding: Literal["nearest", "gptq"] = "nearest"
+    weight_range: Literal["auto", "full", "reduced"] = "auto"
     half_format: Literal["float16", "bfloat16"] = "float16"
     channel_multiple: int = Field(1, ge=1)
     prune_residual: bool = False

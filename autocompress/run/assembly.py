@@ -207,6 +207,7 @@ def assemble(
     Raises:
         InputError: anything in the study that does not fit the model or this machine.
     """
+    from autocompress.measure.saturation import settled
     from autocompress.model.inventory import take_inventory
     from autocompress.targets import get_target
     from autocompress.task.data import Data
@@ -226,10 +227,11 @@ def assemble(
         model = _train_baseline(study, model, data, progress)
     inventory = take_inventory(model, data.train.inputs(1))
     settings = study.settings
+    settings = settled(settings, target)
     config = study.space_config()
-    if config.prune_residual and not settings.prune_residual:
+    if config.prune_residual:
         settings = settings.model_copy(update={"prune_residual": True})
-        study = study.model_copy(update={"settings": settings})
+    study = study.model_copy(update={"settings": settings})
     space = config.bind(inventory, channel_multiple=settings.channel_multiple)
     return Assembly(study, model, data, inventory, space, folder, progress)
 

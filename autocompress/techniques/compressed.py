@@ -20,11 +20,13 @@ class Precision:
     weight_bits: int = 32
     activation_bits: int = 32
     activation_scaling: str = "static"
+    reduced: bool = False
 
     @classmethod
-    def of(cls, policy: LayerPolicy) -> Precision:
-        """The bits that a layer's policy asks for."""
-        return cls(policy.weight_bits, policy.activation_bits, policy.activation_scaling)
+    def of(cls, policy: LayerPolicy, settings: CompressionSettings) -> Precision:
+        """The bits that a layer's policy asks for; ``reduced``: its weights keep to 64 levels."""
+        reduced = settings.weight_range == "reduced" and policy.activation_bits == 8
+        return cls(policy.weight_bits, policy.activation_bits, policy.activation_scaling, reduced)
 
     @property
     def integer(self) -> bool:

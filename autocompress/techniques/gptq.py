@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from autocompress.techniques.compressed import Compressed
 from autocompress.techniques.moments import input_moments, solvable
-from autocompress.techniques.quantize import round_weight
+from autocompress.techniques.quantize import round_weight, weight_limit
 
 _CLIPS = [1 - 0.05 * step for step in range(12)]
 
@@ -36,7 +36,9 @@ def clipped_peak(weight: Tensor, moments: Tensor, bits: int) -> Tensor:
     return torch.stack(tried).gather(0, best[None, :, None])[0]
 
 
-def gptq_round(weight: Tensor, moments: Tensor, bits: int, damping: float = 0.01) -> Tensor:
+def gptq_round(
+    weight: Tensor, moments: Tensor, bits: int, damping: float = 0.01, *, reduced: bool = False
+) -> Tensor:
     """Round a matrix so that its outputs change little on inputs with these moments.
 
     Columns go in the order of their inputs' power. The largest weight of a row, clipped, always
@@ -47,6 +49,7 @@ def gptq_round(weight: Tensor, moments: Tensor, bits: int, damping: float = 0.01
         moments: ``(d, d)`` second moments of the inputs.
         bits: 2 to 8, symmetric, one scale per row.
         damping: fraction of the mean diagonal.
+        reduced: see ``weight_limit``.
 
     Returns:
         Rounded weights as floats, which ``round_weight`` leaves as they are.
@@ -54,7 +57,7 @@ def gptq_round(weight: Tensor, moments: Tensor, bits: int, damping: float = 0.01
     References:
         Frantar et al., GPTQ, ICLR 2023, algorithm 1.
     """
-    limit = 2 ** (bits - 1) - 1
+    limit = weight_limit(bits, reduced)
     peak = clipped_peak(weight, moments, bits)
     order = moments.diagonal().argsort(descending=True)
     hessian = moments.double()[order][:, order]
@@ -100,5 +103,10 @@ def compensate(folded: nn.Module, compressed: Compressed, inputs: Any) -> None:
         rows = len(weight) // len(second)
         for group, matrix in enumerate(second):
             block = weight[group * rows : (group + 1) * rows]
-            rounded = gptq_round(block.flatten(1), matrix[:-1, :-1], precision.weight_bits)
+            rounded = gptq_round(
+                block.flatten(1),
+                matrix[:-1, :-1],
+                precision.weight_bits,
+                reduced=precision.reduced,
+            )
             block.copy_(rounded.view_as(block))

@@ -15,22 +15,33 @@ from autocompress.techniques.fold import fold_batch_norms
 _CONV = nn.modules.conv._ConvNd
 
 
-def weight_scale(weight: Tensor, bits: int) -> Tensor:
+def weight_limit(bits: int, reduced: bool = False) -> int:
+    """Largest level of a symmetric grid: 1, 3, 7 or 127 for 2, 3, 4 or 8 bits.
+
+    Args:
+        bits: 2 to 8.
+        reduced: 64 instead of 127, so that the sum of two products with 8-bit activations fits
+            into 16 bits (2 * 255 * 64 < 2^15); see ``CompressionSettings.weight_range``.
+    """
+    return 64 if reduced and bits == 8 else 2 ** (bits - 1) - 1
+
+
+def weight_scale(weight: Tensor, bits: int, reduced: bool = False) -> Tensor:
     """Symmetric scale per output channel, shaped to broadcast over the weight.
 
     Args:
         weight: output channels first.
-        bits: 2 to 8; the grid is ``-(2^(bits-1) - 1) .. 2^(bits-1) - 1``.
+        bits, reduced: see ``weight_limit``; the grid is ``-limit .. limit``.
     """
-    limit = 2 ** (bits - 1) - 1
+    limit = weight_limit(bits, reduced)
     peak = weight.detach().abs().flatten(1).amax(1).clamp_min(1e-12)
     return (peak / limit).view(-1, *[1] * (weight.dim() - 1))
 
 
-def round_weight(weight: Tensor, bits: int) -> Tensor:
+def round_weight(weight: Tensor, bits: int, reduced: bool = False) -> Tensor:
     """Weights on their integer grid, as floats; every error is at most half a scale."""
-    limit = 2 ** (bits - 1) - 1
-    scale = weight_scale(weight, bits)
+    limit = weight_limit(bits, reduced)
+    scale = weight_scale(weight, bits, reduced)
     return (weight / scale).round().clamp(-limit, limit) * scale
 
 
@@ -94,7 +105,7 @@ class QuantizedLayer(nn.Module):
                 x = round_activation(x, low, high)
         weight: Tensor = self.layer.weight  # type: ignore[assignment]  # torch types a module's attributes as Tensor or Module
         if self.precision.weight_bits <= 8:
-            rounded = round_weight(weight, self.precision.weight_bits)
+            rounded = round_weight(weight, self.precision.weight_bits, self.precision.reduced)
             weight = _Straight.apply(weight, rounded, None)  # type: ignore[no-untyped-call]  # torch's autograd functions are untyped
         elif self.precision.half:
             x, weight = self._halved(x), self._halved(weight)

@@ -18,6 +18,7 @@ from autocompress.build.calibrate import calibrate
 from autocompress.errors import CalibrationError, ExportError, InputError, PolicyError
 from autocompress.exporters.write import export
 from autocompress.measure.gate import check_file
+from autocompress.measure.saturation import settled
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.settings import CompressionSettings
@@ -30,6 +31,7 @@ from autocompress.techniques.quantize import round_weight, simulate, trainable, 
 
 Build = Callable[..., LayerBank]
 INT8 = LayerPolicy(weight_bits=8, activation_bits=8)
+HERE = settled(CompressionSettings(), get_target("onnxruntime"))
 
 
 def everywhere(bank: LayerBank, policy: LayerPolicy) -> Policy:
@@ -127,9 +129,7 @@ def test_ranges_at_run_time_leave_every_channel_its_own_scale(tmp_path: Path) ->
     with torch.no_grad():
         network[0].weight[0] *= 1000
     policy = LayerPolicy(weight_bits=8, activation_bits=8, activation_scaling="dynamic")
-    made = Compressed(
-        network, Policy({"0": policy}), CompressionSettings(), {"0": Precision.of(policy)}
-    )
+    made = Compressed(network, Policy({"0": policy}), HERE, {"0": Precision.of(policy, HERE)})
     inputs = torch.randn(20, 3, 6, 6)
     made = calibrate(made, inputs)
     written = export(made, tmp_path / "m.onnx", inputs[:1])
@@ -372,8 +372,8 @@ def test_the_trained_resnet_agrees_with_its_integer_file(
     made = Compressed(
         resnet20_trained,
         Policy(dict.fromkeys(names, INT8)),
-        CompressionSettings(),
-        precisions=dict.fromkeys(names, Precision.of(INT8)),
+        HERE,
+        precisions=dict.fromkeys(names, Precision.of(INT8, HERE)),
     )
     made = calibrate(made, train.sample(64).inputs())
     written = export(made, tmp_path / "m.onnx", train.inputs(1))

@@ -70,7 +70,11 @@ def packed(
 
     def variant(policy: Policy) -> Path:
         width = 4 if policy["first"].prune_ratio else 8
-        precisions = {n: Precision.of(p) for n, p in policy.layers.items() if p.weight_bits == 8}
+        precisions = {
+            n: Precision.of(p, CompressionSettings())
+            for n, p in policy.layers.items()
+            if p.weight_bits == 8
+        }
         path = folder / f"{policy.digest[:8]}.onnx"
         return export(quantized(small(width), precisions), path, images()).path
 

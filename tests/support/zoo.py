@@ -23,10 +23,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from autocompress.build.bank import LayerBank
 from autocompress.build.calibrate import calibrate
 from autocompress.exporters.write import export
+from autocompress.measure.saturation import settled
 from autocompress.model.cost import policy_cost
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.settings import CompressionSettings
+from autocompress.targets import get_target
 from autocompress.task.data import Split
 from autocompress.techniques.compressed import Compressed
 from autocompress.workloads import imagenet  # noqa: F401  (declares what torchvision wants)
@@ -154,7 +156,8 @@ class Row:
     def __init__(self, name: str) -> None:
         self.model, self.inputs = network(name), calibration(name)
         self.inventory = take_inventory(self.model, self.inputs[:1])
-        self.settings = CompressionSettings(calibration_images=16, importance="l1")
+        settings = CompressionSettings(calibration_images=16, importance="l1")
+        self.settings = settled(settings, get_target("onnxruntime"))
         images = Split(self.inputs, torch.zeros(len(self.inputs), dtype=torch.long))
         self.bank = LayerBank.build(self.model, self.inventory, images, self.settings)
         groups = [g for g in self.inventory.channel_groups if not g.residual]
