@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from small_networks import NETWORKS, example, hook_macs, make
-from torch import nn
+from torch import Tensor, nn
 
 from autocompress.build.bank import LayerBank
 from autocompress.measure.kernels import part_kernel
@@ -48,7 +48,7 @@ def random_policy(inventory: Inventory, draw: random.Random) -> Policy:
 def tensors(module: nn.Module) -> tuple[int, int]:
     """Input and output channels of a module, read off the shapes of its weights."""
     if isinstance(module, nn.LSTM | nn.GRU):
-        rows, inputs = module.weight_ih_l0.shape
+        rows, inputs = module.get_parameter("weight_ih_l0").shape
         gates = 4 if isinstance(module, nn.LSTM) else 3
         return inputs, rows // gates * (1 + module.bidirectional)
     if isinstance(module, nn.Embedding):
@@ -64,7 +64,7 @@ def tensors(module: nn.Module) -> tuple[int, int]:
 
 def check_layer(shape: LayerShape, module: nn.Module, name: str) -> None:
     """A layer's shape is that of the module, or modules, in its place."""
-    parts = list(module.children()) if isinstance(module, nn.Sequential) else [module]
+    parts = [*module.children()] if isinstance(module, nn.Sequential) else [module]
     assert len(parts) == len(shape.parts), name
     assert tensors(parts[0])[0] == shape.inputs, name
     assert tensors(parts[-1])[1] == shape.outputs, name
@@ -102,7 +102,7 @@ def test_shapes_are_those_of_the_stitched_model(name: str, multiple: int, bank: 
 
 
 def check_macs(
-    shapes: tuple[LayerShape, ...], module: nn.Module, inputs: torch.Tensor, name: str
+    shapes: tuple[LayerShape, ...], module: nn.Module, inputs: Tensor, name: str
 ) -> None:
     """Multiply-adds are those that run: as fvcore counts, which sees a repeated layer once."""
     counted = hook_macs(module, inputs)
@@ -180,9 +180,10 @@ class Joined(nn.Module):
         self.reader, self.image = reader, image
         self.head = nn.Conv2d(27 if image else 24, 5, 1)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         parts = [*([x] if self.image else []), self.left(x), self.right(x)]
-        return self.head(self.reader(torch.cat(parts, 1))).mean((2, 3))
+        read: Tensor = self.head(self.reader(torch.cat(parts, 1)))
+        return read.mean((2, 3))
 
 
 def test_a_norm_of_groups_behind_a_concatenation_keeps_its_channels() -> None:
