@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.errors import InputError
-from autocompress.model.cost import kept_channels
 from autocompress.model.groups import SlicingPlan, channel_groups
+from autocompress.model.shapes import resolver
 from autocompress.policy.inventory import ChannelGroup, Inventory
 from autocompress.policy.policy import Policy
 from autocompress.policy.settings import CompressionSettings
@@ -173,7 +173,7 @@ class LayerBank:
 
     def gone(self, policy: Policy) -> dict[str, list[int]]:
         """Group name to the channels that a policy removes."""
-        kept = kept_channels(self.inventory, policy, self.settings)
+        kept = resolver(self.inventory, self.settings).kept(policy)
         found = {}
         for group in self.inventory.channel_groups:
             count = group.channels - kept[group.name]

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from autocompress.policy.inventory import LayerSpec
+from autocompress.model.part import Part
 from autocompress.policy.policy import LayerPolicy
 
 KernelPrecision = Literal["fp32", "int8", "int8_dynamic", "fp16"]
@@ -94,31 +94,22 @@ def kernel_precision(policy: LayerPolicy) -> KernelPrecision:
     return "fp16" if policy.weight_bits == 16 else "fp32"
 
 
-def layer_kernel(
-    layer: LayerSpec, in_channels: int, out_channels: int, precision: KernelPrecision
-) -> Kernel | None:
-    """A layer of the inventory with given channel counts; ``None`` for kinds without a kernel."""
-    if layer.kind == "linear":
+def part_kernel(part: Part, precision: KernelPrecision) -> Kernel | None:
+    """What a layer, or one of its factors, runs as; ``None`` for kinds without a kernel."""
+    if part.kind == "linear":
         return Kernel(
-            "linear",
-            in_channels,
-            out_channels,
-            size=(layer.positions,),
-            precision=precision,
+            "linear", part.inputs, part.outputs, size=(part.positions,), precision=precision
         )
-    if layer.kind != "conv":
+    if part.kind != "conv":
         return None
-    dims = len(layer.kernel_size)
-    stride = layer.stride or (1,) * dims
-    groups = in_channels if layer.depthwise else layer.conv_groups
     return Kernel(
         "conv",
-        in_channels,
-        out_channels,
-        layer.kernel_size,
-        stride,
-        groups,
-        _spatial(layer.positions, dims),
+        part.inputs,
+        part.outputs,
+        part.kernel_size,
+        part.stride,
+        part.groups,
+        _spatial(part.positions, len(part.kernel_size)),
         precision,
     )
 

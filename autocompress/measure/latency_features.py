@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from itertools import pairwise, product
-from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.measure.kernels import Kernel, KernelPrecision, kernel_precision, layer_kernel
-from autocompress.model.cost import factor_method, factor_ranks
-from autocompress.policy.inventory import Inventory, LayerSpec
+from autocompress.measure.kernels import Kernel, KernelPrecision, kernel_precision, part_kernel
+from autocompress.model.cost import layer_cost
+from autocompress.model.shapes import LayerShape, layer_shape, resolver
+from autocompress.policy.inventory import ChannelGroup, Inventory, LayerSpec
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.settings import CompressionSettings
 from autocompress.policy.space import Space
@@ -45,16 +45,33 @@ FEATURES = (
 _NEAR = 1 << 18
 #: a network weighs up to about twice the table's footprint, a power of two: its times hold so far
 _NEAR_FOOTPRINTS = 2
+#: input widths of one layer that are timed; times between them are interpolated
+_MOST_WIDTHS = 16
 _INDEX = {name: i for i, name in enumerate(FEATURES)}
+_TO_INT8 = tuple(_INDEX[f"to_int8{part}"] for part in ("", "_values", "_far"))
+_TO_FLOAT = tuple(_INDEX[f"to_float{part}"] for part in ("", "_values", "_far"))
+_STORED, _OTHER = _INDEX["stored_int_weights"], _INDEX["other_macs"]
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """One kernel that a layer becomes, and how many values it puts out per sample."""
+class LayerKernels:
+    """What one layer runs as.
 
-    kernel: Kernel
+    Args:
+        precision: of its arithmetic.
+        kernels: one, or one for each of its factors; none for kinds that are not timed alone.
+        outputs: values that all of them put out per sample.
+        volume: values that the last of them puts out.
+        stored: values of integer weights that are computed with in float.
+        macs: multiply-adds of a layer without kernels.
+    """
+
+    precision: KernelPrecision
+    kernels: tuple[Kernel, ...]
     outputs: int
-    weights: int
+    volume: int
+    stored: int
+    macs: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,26 +98,29 @@ class LayerPlan:
 
     def __init__(self, inventory: Inventory, settings: CompressionSettings) -> None:
         self.inventory = inventory
-        self.settings = settings
-        self._kept: dict[tuple[str, float], int] = {}
-        self._parts: dict[tuple[int, int, int, LayerPolicy], list[Part]] = {}
+        self.shapes = resolver(inventory, settings)
 
     @cached_property
     def edges(self) -> list[tuple[int, int]]:
         """Pairs of layers (producer, consumer) by position, the network's input being -1.
 
-        The inventory tells which group of channels feeds a layer; of the layers that put these
-        channels out (depthwise ones pass them on) the nearest earlier one is taken, and the
-        previous layer where the channels are in no group.
+        A layer reads from the nearest earlier one that puts out channels of a group that feeds it
+        (depthwise ones pass them on): one for each group behind a concatenation. Channels of no
+        group come from the nearest layer whose outputs are in none, or are the network's input.
         """
-        layers = self.inventory.layers
+        nearest: dict[str | None, int] = {None: -1}
         found = []
-        for i, layer in enumerate(layers):
-            source = i - 1
-            if layer.in_group in self.inventory.groups_by_name:
-                earlier = [j for j in range(i) if layers[j].out_group == layer.in_group]
-                source = max(earlier, default=i - 1)
-            found.append((source, i))
+        for i, layer in enumerate(self.inventory.layers):
+            reads = self.inventory.reads(layer.name)
+            groups: list[str | None] = [g.name for g, _ in reads]
+            if sum(g.channels * span for g, span in reads) < layer.in_channels:
+                groups.append(None)
+            # what puts out a group may be no layer of the inventory: a transposed convolution
+            found += [(j, i) for j in sorted({nearest.get(g, i - 1) for g in groups})]
+            if not layer.depthwise:
+                made = self.inventory.groups_by_name.get(layer.out_group or "")
+                groups = [made.name if made is not None and made.consumers else None]
+            nearest |= dict.fromkeys(groups, i)
         return found
 
     @cached_property
@@ -109,84 +129,74 @@ class LayerPlan:
         order = {layer.name: i for i, layer in enumerate(self.inventory.layers)}
         found = []
         for group in self.inventory.channel_groups:
-            producers = sorted(order[p] for p in group.producers)
-            layers = self.inventory.layers
-            # depthwise layers pass channels on, they add nothing up
-            producers = [p for p in producers if not layers[p].depthwise]
+            producers = sorted(order[p] for p in group.producers if p in order)
             found += [(b, a) for a, b in pairwise(producers)]
         return found
 
-    def widths(self, layer: LayerSpec, policy: Policy) -> tuple[int, int]:
-        """Input and output channels that a policy leaves a layer."""
-        return (
-            self._width(layer.in_group, layer.in_channels, policy),
-            self._width(layer.out_group, layer.out_channels, policy),
-        )
-
-    def _width(self, group_name: str | None, channels: int, policy: Policy) -> int:
-        group = self.inventory.groups_by_name.get(group_name) if group_name else None
-        if group is None:
-            return channels
-        ratio = policy[group.producers[0]].prune_ratio
-        key = (group.name, ratio)
-        if key not in self._kept:
-            self._kept[key] = group.kept(ratio, self.settings.channel_multiple)
-        # a flattened image feeds a linear layer with several features per channel
-        return max(1, channels * self._kept[key] // group.channels)
-
-    def parts(self, layer: LayerSpec, policy: Policy) -> list[Part]:
-        """The kernels that a layer becomes: one, or several when it is factorized."""
-        width_in, width_out = self.widths(layer, policy)
-        own = policy[layer.name]
-        key = (id(layer), width_in, width_out, own)
-        found = self._parts.get(key)
-        if found is None:
-            found = self._parts[key] = layer_parts(layer, width_in, width_out, own)
-        return found
+    def layers(self, policy: Policy) -> list[LayerKernels]:
+        """What each layer runs as under a policy."""
+        return [layer_kernels(shape) for shape in self.shapes.layers(policy)]
 
     def weight_bytes(self, policy: Policy) -> int:
         """Bytes that a policy's weights take in the runtime."""
-        layers = self.inventory.layers
-        return sum(p.kernel.weight_bytes for x in layers for p in self.parts(x, policy))
+        return sum(k.weight_bytes for layer in self.layers(policy) for k in layer.kernels)
 
     def kernels(self, policies: Iterable[Policy]) -> list[Kernel]:
         """All kernels that some policies need."""
-        found: dict[Kernel, None] = {}
-        for policy in policies:
-            for layer in self.inventory.layers:
-                found.update((part.kernel, None) for part in self.parts(layer, policy))
-        return list(found)
+        layers = (layer for policy in policies for layer in self.layers(policy))
+        return list(dict.fromkeys(kernel for layer in layers for kernel in layer.kernels))
 
     def space_kernels(self, space: Space, limit: int = 6000) -> list[Kernel]:
-        """All kernels of a space; an even spread of them where there are more than ``limit``."""
+        """All kernels of a space; an even spread of them where there are more than ``limit``.
+
+        Behind a concatenation, where many widths are possible, an even spread of these.
+        """
         found: dict[Kernel, None] = {}
         for layer in self.inventory.layers:
-            ins = self._levels(space, layer.in_group)
-            outs = self._levels(space, layer.out_group)
-            if layer.in_group == layer.out_group and layer.in_group is not None:
-                pairs: Iterable[tuple[float, float]] = ((r, r) for r in outs)
-            else:
-                pairs = product(ins, outs)
-            for own, (a, b) in product(_layer_levels(space, layer.name), pairs):
-                width_in = self._at(layer.in_group, layer.in_channels, a)
-                width_out = self._at(layer.out_group, layer.out_channels, b)
-                for part in layer_parts(layer, width_in, width_out, own):
-                    found[part.kernel] = None
+            widths = list(self._space_widths(space, layer))
+            for own, (inputs, outputs) in product(_layer_levels(space, layer.name), widths):
+                shape = layer_shape(layer, own, inputs, outputs)
+                found.update(dict.fromkeys(layer_kernels(shape).kernels))
         kernels = list(found)
-        step = max(1, -(-len(kernels) // limit))
-        return kernels[::step]
+        return kernels[:: max(1, -(-len(kernels) // limit))]
 
-    def _levels(self, space: Space, group: str | None) -> list[float]:
-        i = space.index.get(f"{group}/prune_ratio")
-        if i is None:
-            return [0.0]
-        return [float(level["prune_ratio"]) for level in space.choices[i].levels]
+    def _space_widths(self, space: Space, layer: LayerSpec) -> Iterator[tuple[int, int]]:
+        """Pairs of input and output channels that a space may leave a layer."""
+        reads = self.inventory.reads(layer.name)
+        made = self.inventory.groups_by_name.get(layer.out_group or "")
+        if layer.depthwise or made is None:
+            for inputs in self._space_inputs(space, layer, dict.fromkeys(reads)):
+                yield inputs, inputs if layer.depthwise else layer.out_channels
+            return
+        for outputs in self._counts(space, made):
+            # a layer may read the channels that it puts out
+            fixed = {(g, span): outputs if g is made else None for g, span in reads}
+            for inputs in self._space_inputs(space, layer, fixed):
+                yield inputs, outputs
 
-    def _at(self, group: str | None, channels: int, ratio: float) -> int:
-        if group is None or group not in self.inventory.groups_by_name:
-            return channels
-        probe = self.inventory.groups_by_name[group].producers[0]
-        return self._width(group, channels, Policy({probe: LayerPolicy(prune_ratio=ratio)}))
+    def _space_inputs(
+        self,
+        space: Space,
+        layer: LayerSpec,
+        reads: Mapping[tuple[ChannelGroup, int], int | None],
+    ) -> list[int]:
+        """Input channels for every combination of the groups' levels, narrowest first."""
+        found = {layer.in_channels}
+        for (group, span), fixed in reads.items():
+            counts = self._counts(space, group) if fixed is None else [fixed]
+            found = {n - (group.channels - kept) * span for n in found for kept in counts}
+        widths = sorted(found)
+        if len(widths) <= _MOST_WIDTHS:
+            return widths
+        return [widths[i * (len(widths) - 1) // (_MOST_WIDTHS - 1)] for i in range(_MOST_WIDTHS)]
+
+    def _counts(self, space: Space, group: ChannelGroup) -> list[int]:
+        """Channels of a group that the space may leave."""
+        place = space.index.get(f"{group.name}/prune_ratio")
+        if place is None:
+            return [group.channels]
+        ratios = [float(level["prune_ratio"]) for level in space.choices[place].levels]
+        return list(dict.fromkeys(self.shapes.count(group, ratio) for ratio in ratios))
 
     def row(self, policy: Policy, table_ms: Callable[[Kernel], float], footprint: int) -> Row:
         """What the latency of a policy's model is made of.
@@ -199,50 +209,40 @@ class LayerPlan:
         # a list: single entries of an array take several times as long to add to
         out = [0.0] * len(FEATURES)
         times: dict[str, float] = {}
-        all_parts = [self.parts(layer, policy) for layer in self.inventory.layers]
-        classes: list[KernelPrecision] = []
-        volumes: list[int] = []
         heavy = 0
-        for layer, parts in zip(self.inventory.layers, all_parts, strict=True):
-            own = policy[layer.name]
-            precision = kernel_precision(own)
-            classes.append(precision)
-            volumes.append(parts[-1].outputs if parts else layer.out_channels * layer.positions)
-            if not parts:
-                share = self.widths(layer, policy)[1] / layer.out_channels
-                out[_INDEX["other_macs"]] += layer.macs * share * 1e-6
-            time, count, outputs = _PLACES[precision]
-            stored = own.weight_bits < 16 and precision == "fp32"
-            for part in parts:
-                kernel = part.kernel
+        layers = self.layers(policy)
+        for layer in layers:
+            time, count, outputs = _PLACES[layer.precision]
+            for kernel in layer.kernels:
                 ms = table_ms(kernel)
                 times[kernel.key] = times.get(kernel.key, 0.0) + ms
                 heavy += kernel.weight_bytes
                 out[time] += ms
-                out[count] += 1
-                out[outputs] += part.outputs * 1e-3
-                if stored:
-                    out[_INDEX["stored_int_weights"]] += part.weights * 1e-3
-        self._boundaries(out, classes, volumes)
+            out[count] += len(layer.kernels)
+            out[outputs] += layer.outputs * 1e-3
+            out[_STORED] += layer.stored * 1e-3
+            out[_OTHER] += layer.macs * 1e-6
+        self._boundaries(out, layers)
         out[_INDEX["far_weights"]] = max(0, heavy - _NEAR_FOOTPRINTS * footprint) / 2**20
         return Row(np.array(out), times)
 
-    def _boundaries(self, out: list[float], classes: Sequence[str], volumes: Sequence[int]) -> None:
+    def _boundaries(self, out: list[float], layers: Sequence[LayerKernels]) -> None:
+        integer = [layer.precision == "int8" for layer in layers]
         for source, sink in self.edges:
-            before = classes[source] == "int8" if source >= 0 else False
-            after = classes[sink] == "int8"
+            before = integer[source] if source >= 0 else False
+            after = integer[sink]
             if before == after:
                 continue
-            name = "to_int8" if after else "to_float"
-            values = volumes[source] if source >= 0 else self._input_values
-            out[_INDEX[name]] += 1
-            out[_INDEX[f"{name}_values"]] += values * 1e-3
-            out[_INDEX[f"{name}_far"]] += max(0, values - _NEAR) * 1e-3
-        if classes and classes[-1] == "int8":
-            out[_INDEX["to_float"]] += 1
+            count, thousands, far = _TO_INT8 if after else _TO_FLOAT
+            values = layers[source].volume if source >= 0 else self._input_values
+            out[count] += 1
+            out[thousands] += values * 1e-3
+            out[far] += max(0, values - _NEAR) * 1e-3
+        if integer and integer[-1]:
+            out[_TO_FLOAT[0]] += 1
         for branch, stream in self.adds:
-            both = classes[branch] == classes[stream] == "int8"
-            out[_INDEX["int8_adds" if both else "float_adds"]] += volumes[branch] * 1e-3
+            both = integer[branch] and integer[stream]
+            out[_INDEX["int8_adds" if both else "float_adds"]] += layers[branch].volume * 1e-3
 
     @cached_property
     def _input_values(self) -> int:
@@ -266,55 +266,24 @@ _PLACES = {
 """Where a kernel's time, count and output values go."""
 
 
-def layer_parts(layer: LayerSpec, width_in: int, width_out: int, own: LayerPolicy) -> list[Part]:
-    """The kernels of one layer at given widths: one, or one for each of its factors.
-
-    Args:
-        layer: of the uncompressed model.
-        width_in, width_out: channels left.
-        own: its policy; the prune ratio is not read.
-    """
-    precision = kernel_precision(own)
-    found = []
-    for spec, inputs, outputs in _factors(layer, width_in, width_out, own):
-        kernel = layer_kernel(spec, inputs, outputs, precision)
-        if kernel is not None:
-            weights = kernel.macs // max(1, spec.positions)
-            found.append(Part(kernel, outputs * spec.positions, weights))
-    return found
-
-
-def _factors(
-    layer: LayerSpec, width_in: int, width_out: int, own: LayerPolicy
-) -> list[tuple[LayerSpec, int, int]]:
-    """The layers that run in a layer's place, each with its input and output channels."""
-    if own.rank_ratio is None:
-        return [(layer, width_in, width_out)]
-    ranks = factor_ranks(layer, own, width_in, width_out)
-    method = factor_method(layer, own)
-    if layer.kind == "linear":
-        return [(layer, width_in, ranks[0]), (layer, ranks[0], width_out)]
-    stride = layer.stride or (1,) * len(layer.kernel_size)
-    ones = (1,) * len(layer.kernel_size)
-    point = replace(layer, kernel_size=ones, stride=ones)
-    if method == "spatial":
-        (height, width), (down, right) = layer.kernel_size, stride
-        column = replace(
-            layer,
-            kernel_size=(height, 1),
-            stride=(down, 1),
-            positions=layer.positions * right,
-        )
-        row = replace(layer, kernel_size=(1, width), stride=(1, right))
-        return [(column, width_in, ranks[0]), (row, ranks[0], width_out)]
-    if method == "tucker2":
-        before = replace(point, positions=layer.positions * prod(stride))
-        return [
-            (before, width_in, ranks[0]),
-            (layer, ranks[0], ranks[1]),
-            (point, ranks[1], width_out),
-        ]
-    return [(layer, width_in, ranks[0]), (point, ranks[0], width_out)]
+@lru_cache(maxsize=1 << 16)
+def layer_kernels(shape: LayerShape) -> LayerKernels:
+    """What a layer runs as under its policy."""
+    precision = kernel_precision(shape.policy)
+    timed = [(p, k) for p in shape.parts if (k := part_kernel(p, precision)) is not None]
+    kernels = tuple(kernel for _, kernel in timed)
+    last = shape.parts[-1]
+    # an attention puts out as wide a stream as it reads, however many heads are left
+    width = shape.layer.out_channels if shape.layer.kind == "attention" else last.outputs
+    stored = shape.policy.weight_bits < 16 and precision == "fp32"
+    return LayerKernels(
+        precision,
+        kernels,
+        outputs=sum(part.outputs * part.positions for part, _ in timed),
+        volume=width * last.positions,
+        stored=sum(kernel.weights for kernel in kernels) if stored else 0,
+        macs=0 if kernels else layer_cost(shape).macs,
+    )
 
 
 def _layer_levels(space: Space, name: str) -> list[LayerPolicy]:

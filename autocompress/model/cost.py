@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from torch import nn
 
+from autocompress.model.part import whole
+from autocompress.model.shapes import LayerShape, resolver
 from autocompress.policy.inventory import Inventory, LayerSpec
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.settings import CompressionSettings
@@ -52,15 +55,9 @@ def policy_cost(inventory: Inventory, policy: Policy, settings: CompressionSetti
         policy: what is done; ``student`` policies cannot be told from the inventory.
         settings: ``channel_multiple`` rounds the kept channels.
     """
-    kept = kept_channels(inventory, policy, settings)
-    known = _layer_costs(inventory)
     macs = params = size = bops = 0
-    for layer in inventory.layers:
-        own, (inputs, outputs) = policy[layer.name], sides(inventory, layer, kept)
-        key = (layer.name, own, inputs, outputs)
-        cost = known.get(key)
-        if cost is None:
-            cost = known[key] = layer_cost(layer, own, inputs, outputs)
+    for shape in resolver(inventory, settings).layers(policy):
+        cost = layer_cost(shape)
         macs += cost.macs
         params += cost.params
         size += cost.size_bytes
@@ -68,66 +65,18 @@ def policy_cost(inventory: Inventory, policy: Policy, settings: CompressionSetti
     return Cost(macs, params, size + CONTAINER_BYTES, bops)
 
 
-def kept_channels(
-    inventory: Inventory, policy: Policy, settings: CompressionSettings
-) -> dict[str, int]:
-    """Group name to the channels that a policy keeps."""
-    return {
-        g.name: g.kept(policy[g.producers[0]].prune_ratio, settings.channel_multiple)
-        for g in inventory.channel_groups
-    }
-
-
-def sides(inventory: Inventory, layer: LayerSpec, kept: dict[str, int]) -> tuple[int, int]:
-    """Input and output channels of a layer once its groups are pruned."""
-    inputs = layer.in_channels
-    for group, span in _feeding(inventory).get(layer.name, ()):
-        inputs -= (inventory.groups_by_name[group].channels - kept[group]) * span
-    if layer.depthwise:
-        return inputs, inputs
-    return inputs, kept[layer.out_group] if layer.out_group else layer.out_channels
-
-
-def _layer_costs(inventory: Inventory) -> dict[tuple[str, LayerPolicy, int, int], LayerCost]:
-    """Those computed so far; a search asks thousands of times for the same few."""
-    found: dict[tuple[str, LayerPolicy, int, int], LayerCost]
-    found = inventory.__dict__.setdefault("_layer_costs", {})
-    return found
-
-
-def _feeding(inventory: Inventory) -> dict[str, list[tuple[str, int]]]:
-    cached = inventory.__dict__.get("_feeding")
-    if cached is None:
-        cached = {}
-        for group in inventory.channel_groups:
-            for consumer, span in group.spans:
-                cached.setdefault(consumer, []).append((group.name, span))
-        inventory.__dict__["_feeding"] = cached
-    return cached  # type: ignore[no-any-return]  # read from __dict__, which holds anything
-
-
-def layer_cost(layer: LayerSpec, policy: LayerPolicy, inputs: int, outputs: int) -> LayerCost:
-    """Cost of one layer at given widths.
-
-    Args:
-        layer: as in the inventory.
-        policy: bits, rank and sparsity are read; widths come from the arguments.
-        inputs, outputs: channels after pruning.
-    """
+@lru_cache(maxsize=1 << 16)
+def layer_cost(shape: LayerShape) -> LayerCost:
+    """Cost of one layer under its policy."""
+    layer, policy, outputs = shape.layer, shape.policy, shape.outputs
     if layer.kind in ("conv", "linear"):
-        kernel = math.prod(layer.kernel_size) if layer.kernel_size else 1
-        fan_in = (1 if layer.depthwise else inputs // layer.conv_groups) * kernel
-        dense = outputs * fan_in
-        biases = layer.params - layer.out_channels * (
-            (1 if layer.depthwise else layer.in_channels // layer.conv_groups) * kernel
-        )
-        bias = outputs if biases else 0
-        weights, macs = dense, layer.positions * dense
-        if policy.rank_ratio is not None:
-            weights, macs = factor_cost(layer, policy, inputs, outputs)
+        weights = sum(part.weights for part in shape.parts)
+        macs = sum(part.macs for part in shape.parts)
+        full = whole(layer, layer.in_channels, layer.out_channels).weights
+        bias = outputs if layer.params > full else 0
     elif layer.kind in ("lstm", "gru"):
-        weights = _recurrent_weights(layer, inputs, outputs)  # all are multiplied once per step
-        macs = layer.positions * weights
+        weights = _recurrent_weights(layer, shape.inputs, outputs)
+        macs = layer.positions * weights  # all are multiplied once per step
         full = _recurrent_weights(layer, layer.in_channels, layer.out_channels)
         bias = (layer.params - full) * outputs // layer.out_channels
     elif layer.kind == "attention":  # heads go whole: projections and scores alike
@@ -171,71 +120,6 @@ def stored_bytes(weights: int, channels: int, policy: LayerPolicy) -> int:
         math.ceil(weights / 8) + math.ceil(left * bits / 8) + (4 * channels if bits < 16 else 0)
     )
     return min(dense, sparse)
-
-
-def break_even_rank(layer: LayerSpec, inputs: int, outputs: int, method: str) -> float:
-    """Rank at which the factorized layer has as many multiply-adds as the dense one.
-
-    Args:
-        layer: a convolution with one group, or a linear layer.
-        inputs, outputs: channels after pruning.
-        method: ``svd`` (a k x k layer with r outputs, then 1x1), ``spatial`` (k x 1, then 1 x k)
-            or ``tucker2`` (1x1, k x k, 1x1; inner ranks are this share of both sides).
-    """
-    kernel = math.prod(layer.kernel_size) if layer.kernel_size else 1
-    dense = inputs * outputs * kernel
-    if method == "spatial" and len(layer.kernel_size) == 2:
-        height, width = layer.kernel_size
-        stretch = layer.stride[1]  # the first part runs before the columns are strided away
-        return dense / (inputs * height * stretch + outputs * width)
-    if method == "tucker2":
-        # a r i s^2 + k a b i o + b o with a = b = t, solved for the share t of both sides
-        stretch = math.prod(layer.stride) if layer.stride else 1
-        a, b = inputs * outputs * kernel, inputs * inputs * stretch + outputs * outputs
-        share = (-b + math.sqrt(b * b + 4 * a * dense)) / (2 * a)
-        return share * outputs
-    return dense / (inputs * kernel + outputs)
-
-
-def factor_method(layer: LayerSpec, policy: LayerPolicy) -> str:
-    """Which factors a policy's ``auto`` stands for."""
-    pointwise = math.prod(layer.kernel_size or (1,)) == 1
-    if pointwise or len(layer.kernel_size) != 2:
-        return "svd"
-    return "svd" if policy.factorization == "auto" else policy.factorization
-
-
-def factor_ranks(
-    layer: LayerSpec, policy: LayerPolicy, inputs: int, outputs: int
-) -> tuple[int, ...]:
-    """Inner widths of a factorized layer, each at least 1."""
-    assert policy.rank_ratio is not None
-    method = factor_method(layer, policy)
-    edge = break_even_rank(layer, inputs, outputs, method)
-    if method == "tucker2":
-        share = policy.rank_ratio * edge / outputs
-        return max(1, int(share * inputs)), max(1, int(share * outputs))
-    return (max(1, int(policy.rank_ratio * edge)),)
-
-
-def factor_cost(
-    layer: LayerSpec, policy: LayerPolicy, inputs: int, outputs: int
-) -> tuple[int, int]:
-    """Weights and multiply-adds of a factorized layer."""
-    method = factor_method(layer, policy)
-    ranks = factor_ranks(layer, policy, inputs, outputs)
-    kernel = math.prod(layer.kernel_size) if layer.kernel_size else 1
-    if method == "svd":
-        weights = ranks[0] * (inputs * kernel + outputs)
-        return weights, layer.positions * weights
-    if method == "spatial":
-        height, width = layer.kernel_size
-        first, second = ranks[0] * inputs * height, ranks[0] * outputs * width
-        # the first part keeps every column of the input
-        return first + second, layer.positions * (first * layer.stride[1] + second)
-    first, core, last = (inputs * ranks[0], ranks[0] * ranks[1] * kernel, ranks[1] * outputs)
-    macs = layer.positions * (first * math.prod(layer.stride) + core + last)
-    return first + core + last, macs
 
 
 @dataclass(frozen=True)

@@ -154,30 +154,15 @@ class _Finder:
         producers = self._producers(items)
         self.seen.update(producers)
         reason = self._why_not(items, channels)
+        members = () if reason else self._members(items, channels)
+        blocks = self._blocks(members)
+        part = channels // blocks
+        sets = tuple(tuple(j + k * part for k in range(blocks)) for j in range(part))
+        reason = reason or self._why_not_cut(items, members, channels, sets)
         if reason:
             self.skipped[name] = reason
             return None
-        members = self._members(items, channels)
-        if any(_final_states(target) for target, _, _ in items):
-            reason = self._why_not_states(members, channels)
-            if reason:
-                self.skipped[name] = reason
-                return None
-        consumers = tuple(
-            sorted(
-                {m.module for m in members if m.side == "in" and self._is_layer(m.module)},
-                key=self.order.__getitem__,
-            )
-        )
-        if not consumers:
-            self.skipped[name] = "these are the model's outputs"
-            return None
-        blocks = self._blocks(members)
-        if channels % blocks or channels // blocks < 2:
-            self.skipped[name] = f"{channels} channels cannot be thinned in {blocks} groups"
-            return None
-        part = channels // blocks
-        sets = tuple(tuple(j + k * part for k in range(blocks)) for j in range(part))
+        consumers = self._consumers(members)
         spans = tuple(
             (m.module, len(m.index[0]))
             for m in members
@@ -187,6 +172,10 @@ class _Finder:
         residual = any(_adds(target) for target, _, _ in items)
         group = ChannelGroup(name, tuple(producers), consumers, channels, blocks, residual, spans)
         return group, members, sets
+
+    def _consumers(self, members: Iterable[Member]) -> tuple[str, ...]:
+        found = {m.module for m in members if m.side == "in" and self._is_layer(m.module)}
+        return tuple(sorted(found, key=self.order.__getitem__))
 
     def _is_layer(self, name: str) -> bool:
         return isinstance(self.modules[name], (*_LAYERS, *RECURRENT, nn.MultiheadAttention))
@@ -216,6 +205,8 @@ class _Finder:
             module = target.module
             if isinstance(module, nn.Parameter):
                 return "a raw parameter holds these channels"
+            if _joins_others(target):
+                return "they are concatenated behind something that no layer puts out"
             if module not in self.names:
                 continue
             if isinstance(module, nn.Embedding) or is_attention(module) or windowed(module):
@@ -237,6 +228,24 @@ class _Finder:
                 return "not every channel reaches every coupled layer"
         return ""
 
+    def _why_not_cut(
+        self,
+        items: list[Any],
+        members: Sequence[Member],
+        channels: int,
+        sets: Sequence[tuple[int, ...]],
+    ) -> str:
+        """A reason to leave out a group because of how its channels are read, or an empty text."""
+        reason = ""
+        if any(_final_states(target) for target, _, _ in items):
+            reason = self._why_not_states(members, channels)
+        if not reason and not self._consumers(members):
+            reason = "these are the model's outputs"
+        blocks = self._blocks(members)
+        if not reason and (channels % blocks or channels // blocks < 2):
+            reason = f"{channels} channels cannot be thinned in {blocks} groups"
+        return reason or self._why_not_alike(members, sets)
+
     def _why_not_states(self, members: Iterable[Member], channels: int) -> str:
         """A reason to leave out a group that is read as final states, or an empty text.
 
@@ -249,6 +258,27 @@ class _Finder:
             size = self.graph.get_in_channels(self.modules[member.module])
             if any(member.index[c] != tuple(range(c, size, channels)) for c in range(channels)):
                 return f"{member.module} reads final states in an order that cannot be followed"
+        return ""
+
+    def _why_not_alike(self, members: Iterable[Member], sets: Iterable[tuple[int, ...]]) -> str:
+        """A reason to leave out channels that are not all read alike, or an empty text.
+
+        Behind a concatenation the groups of a convolution or norm need not all hold channels of
+        each producer.
+        """
+        for member in members:
+            module = self.modules[member.module]
+            if isinstance(module, nn.modules.conv._ConvTransposeNd) and module.groups > 1:
+                return f"{member.module} is a transposed convolution with groups"
+            parts = _parts(module, member.side)
+            for channels in sets if parts > 1 else ():
+                size = self.graph.get_in_channels(module) // parts
+                gone = [divmod(i, size) for c in channels for i in member.index[c]]
+                places = [sorted(p for own, p in gone if own == k) for k in range(parts)]
+                # of a convolution the same places of each go: its weight holds them only once
+                lost = [len(p) if isinstance(module, nn.GroupNorm) else p for p in places]
+                if any(p != lost[0] for p in lost):
+                    return f"the groups of {member.module} would not lose the same channels"
         return ""
 
     def _members(self, items: list[Any], channels: int) -> tuple[Member, ...]:
@@ -321,6 +351,26 @@ def _adds(node: Any) -> bool:
     """Whether a node of the graph adds two streams."""
     gradient = type(node.grad_fn).__name__ if node.grad_fn is not None else ""
     return gradient.startswith("Add") and "Addmm" not in gradient and len(node.inputs) > 1
+
+
+def _joins_others(node: Any) -> bool:
+    """Whether a node concatenates layers' outputs behind, say, the image.
+
+    The graph does not see the image, so that its indices behind it are too small.
+    """
+    if node.grad_fn is None or not type(node.grad_fn).__name__.startswith("Cat"):
+        return False
+    unseen = [before is None for before, _ in node.grad_fn.next_functions]
+    return any(unseen[: len(unseen) - unseen[::-1].index(False)])
+
+
+def _parts(module: nn.Module, side: str) -> int:
+    """Into how many groups a module divides the channels that it reads."""
+    if isinstance(module, nn.GroupNorm):
+        return module.num_groups
+    if isinstance(module, nn.modules.conv._ConvNd) and side == "in":
+        return module.groups
+    return 1
 
 
 def _depthwise(module: nn.Module) -> bool:

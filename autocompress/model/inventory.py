@@ -48,15 +48,12 @@ def take_inventory(model: nn.Module, example: Any) -> Inventory:
     finally:
         model.train(training)
     made = {p: g.name for g in groups for p in g.producers}
-    fed = {c: g.name for g in groups for c in g.consumers}
+    passed = {name: g.name for g in reversed(groups) for name, _ in g.spans}
     layers = []
     for name, (module, kind, outputs) in calls.items():
         spec = _spec(name, module, kind, outputs, len(inputs[0]))
-        group = made.get(name)
-        feeding = fed.get(name)
-        if spec.depthwise:  # its outputs are its inputs, those of the last group if concatenated
-            group = feeding = next(iter(_around(name, groups)), None)
-        layers.append(replace(spec, out_group=group, in_group=feeding))
+        # a depthwise layer passes its inputs on: named is the first group of several
+        layers.append(replace(spec, out_group=(passed if spec.depthwise else made).get(name)))
     if not layers:
         raise UnsupportedModel(
             "The model has no convolution, linear, recurrent or attention "
@@ -67,14 +64,10 @@ def take_inventory(model: nn.Module, example: Any) -> Inventory:
     return Inventory(tuple(layers), groups, shapes, architecture, weights)
 
 
-def _around(name: str, groups: Any) -> list[str]:
-    return [g.name for g in groups if name in dict(g.spans)]
-
-
 def _trace_calls(
     model: nn.Module, inputs: tuple[Any, ...]
 ) -> dict[str, tuple[nn.Module, str, list[Any]]]:
-    """Every layer that runs, with the shapes of the outputs of each of its calls."""
+    """Every layer that runs, with the shapes of output and input of each of its calls."""
     calls: dict[str, tuple[nn.Module, str, list[Any]]] = {}
     handles = []
 
@@ -119,7 +112,6 @@ def _spec(name: str, module: nn.Module, kind: str, outputs: list[Any], batch: in
         positions = sum(math.prod(shape[2:]) for shape, _ in outputs)
         kernel = math.prod(module.kernel_size)
         macs = positions * module.out_channels * module.in_channels // module.groups * kernel
-        depthwise = module.groups == module.in_channels == module.out_channels
         return LayerSpec(
             name,
             "conv",
@@ -131,7 +123,8 @@ def _spec(name: str, module: nn.Module, kind: str, outputs: list[Any], batch: in
             positions,
             macs,
             params,
-            factorizable=module.groups == 1 and not depthwise,
+            factorizable=module.groups == 1,
+            sizes=tuple((entry[2:], left[2:]) for left, entry in outputs),
         )
     if isinstance(module, nn.Linear):
         positions = sum(math.prod(shape) for shape, _ in outputs) // module.out_features // batch

@@ -30,9 +30,9 @@ class LayerSpec:
         macs: multiply-adds per sample.
         params: number of weights and biases.
         out_group: name of the channel group that this layer's outputs belong to, if prunable.
-        in_group: name of the channel group that feeds it, if that one is prunable.
         depth, directions: of a recurrent layer: how many are stacked, and 2 if bidirectional.
         quantizable, factorizable: whether the techniques apply to this kind of layer.
+        sizes: of a convolution, per call: its input's and its output's spatial size.
     """
 
     name: str
@@ -46,16 +46,16 @@ class LayerSpec:
     macs: int = 0
     params: int = 0
     out_group: str | None = None
-    in_group: str | None = None
     depth: int = 1
     directions: int = 1
     quantizable: bool = True
     factorizable: bool = True
+    sizes: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = ()
 
     @property
     def depthwise(self) -> bool:
-        """Whether every input channel has its own filter."""
-        return self.kind == "conv" and self.conv_groups > 1 and self.conv_groups == self.in_channels
+        """Whether every channel has one filter of its own: then its outputs are its inputs."""
+        return 1 < self.conv_groups == self.in_channels == self.out_channels
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +129,22 @@ class Inventory:
     def groups_by_name(self) -> Mapping[str, ChannelGroup]:
         """Channel groups by their name."""
         return {group.name: group for group in self.channel_groups}
+
+    @cached_property
+    def _reads(self) -> Mapping[str, tuple[tuple[ChannelGroup, int], ...]]:
+        found: dict[str, tuple[tuple[ChannelGroup, int], ...]] = {}
+        for group in self.channel_groups:
+            for reader, span in group.spans:
+                found[reader] = (*found.get(reader, ()), (group, span))
+        return found
+
+    def reads(self, layer: str) -> tuple[tuple[ChannelGroup, int], ...]:
+        """The channel groups that a layer reads, several behind a concatenation.
+
+        Returns:
+            Each with the number of the layer's inputs that one of its channels feeds.
+        """
+        return self._reads.get(layer, ())
 
     def layer(self, name: str) -> LayerSpec:
         """One layer; an unknown name is an error that names the nearest."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.errors import PolicyError
-from autocompress.model.cost import factor_method, factor_ranks
+from autocompress.model.factors import factor_method, factor_ranks
 from autocompress.policy.inventory import LayerSpec
 from autocompress.policy.policy import LayerPolicy
 

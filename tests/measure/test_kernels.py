@@ -31,9 +31,10 @@ from autocompress.measure.kernels import (
     KernelPrecision,
     kernel_precision,
     kernel_times,
-    layer_kernel,
+    part_kernel,
     write_kernels,
 )
+from autocompress.model.part import whole
 from autocompress.policy.inventory import Inventory
 from autocompress.policy.policy import LayerPolicy
 from autocompress.targets import get_target
@@ -47,7 +48,9 @@ _OPS: dict[str, set[str]] = {
 
 
 def network_kernels(inventory: Inventory, precision: KernelPrecision) -> list[Kernel]:
-    made = [layer_kernel(x, x.in_channels, x.out_channels, precision) for x in inventory.layers]
+    made = [
+        part_kernel(whole(x, x.in_channels, x.out_channels), precision) for x in inventory.layers
+    ]
     assert all(made)
     return [kernel for kernel in made if kernel is not None]
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
 from known_times import kernel_ms, known_model, random_policies, true_ms
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
+from small_networks import example, make
 
 from autocompress.errors import PolicyError
 from autocompress.measure import latency_fit
@@ -17,8 +19,11 @@ from autocompress.measure.kernel_table import KernelTable
 from autocompress.measure.latency_features import FEATURES, LayerPlan, Row
 from autocompress.measure.latency_fit import Problem, fit
 from autocompress.measure.latency_model import LatencyModel, choose_variants
+from autocompress.model.inventory import take_inventory
 from autocompress.policy.policy import LayerPolicy, Policy
+from autocompress.policy.settings import CompressionSettings
 from autocompress.policy.space import Space
+from autocompress.policy.space_config import SpaceConfig
 
 
 def test_additive_times_are_recovered(plan: LayerPlan, space: Space) -> None:
@@ -186,8 +191,60 @@ def test_what_lies_beyond_the_caches_counts_by_itself(
     assert found["far_weights"] == pytest.approx((weights - 2 * (weights // 4)) / 2**20)
     assert dict(zip(FEATURES, near, strict=True))["far_weights"] == 0
     # first: 8 filters of 3 channels in 8 bits; the second layer stays in 32
-    (part,) = plan.parts(plan.inventory.layers[0], policy)
-    assert (part.kernel.precision, part.kernel.weight_bytes) == ("int8", 8 * 3 * 9)
+    (kernel,) = plan.layers(policy)[0].kernels
+    assert (kernel.precision, kernel.weight_bytes) == ("int8", 8 * 3 * 9)
+
+
+def test_borders_behind_a_concatenation_are_those_of_each_producer() -> None:
+    """``third`` reads ``left`` and ``right``; ``side`` reads ``right``, past a depthwise layer."""
+    inventory = take_inventory(make("nested"), example("nested"))
+    plan = LayerPlan(inventory, CompressionSettings())
+    names = ["image", *(layer.name for layer in inventory.layers)]
+    found = {(names[a + 1], names[b + 1]) for a, b in plan.edges}
+    assert {(a, b) for a, b in found if b != "side"} == {
+        *(("image", b) for b in ("left", "right")),
+        *((a, "third") for a in ("left", "right")),
+        *((a, "depth") for a in ("left", "right", "third")),
+        *(("depth", "point"), ("side", "head")),
+    }
+    int8 = LayerPolicy(weight_bits=8, activation_bits=8)
+    row = plan.row(Policy({"left": int8, "third": int8}), lambda k: 1.0, 1 << 20)
+    quantity = dict(zip(FEATURES, row.features, strict=True))
+    # the image enters `left`, 16 maps of `right` enter `third`
+    assert quantity["to_int8_values"] == pytest.approx((3 + 16) * 64 / 1e3)
+    # 16 maps of `left` and 8 of `third` enter `depth`
+    assert quantity["to_float_values"] == pytest.approx((16 + 8) * 64 / 1e3)
+
+
+@pytest.mark.parametrize("name", ["nested", "unet_transposed", "residual", "depthwise", "concat"])
+def test_the_kernels_of_a_space_are_those_of_all_its_policies(name: str) -> None:
+    """Against every assignment of the ratios, for the layers that read few groups."""
+    inventory = take_inventory(make(name), example(name))
+    settings = CompressionSettings(prune_residual=True)
+    plan = LayerPlan(inventory, settings)
+    rule = {"match": "*", "prune_ratio": [0, 0.25, 0.5]}
+    config = {"prune_residual": True, "rules": [rule]}
+    space = SpaceConfig.read(config).bind(inventory)
+    assignments = product(*(range(len(c.levels)) for c in space.choices))
+    wanted = plan.kernels(space.decode(assignment) for assignment in assignments)
+    assert set(plan.space_kernels(space)) == set(wanted)
+
+
+def test_of_too_many_widths_an_even_spread_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from autocompress.measure import latency_features
+
+    inventory = take_inventory(make("nested"), example("nested"))
+    plan = LayerPlan(inventory, CompressionSettings())
+    ratios = [0, 0.125, 0.25, 0.375, 0.5]
+    space = SpaceConfig.read({"rules": [{"match": "*", "prune_ratio": ratios}]}).bind(inventory)
+
+    def widths() -> list[int]:
+        found = plan.space_kernels(space)
+        return sorted({k.in_channels for k in found if (k.kernel_size, k.groups) == ((1, 1), 1)})
+
+    assert widths() == list(range(16, 33, 2))
+    monkeypatch.setattr(latency_features, "_MOST_WIDTHS", 3)
+    assert widths() == [16, 24, 32]
 
 
 def test_variants_differ_and_never_are_the_uncompressed_model(space: Space) -> None:

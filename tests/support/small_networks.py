@@ -74,6 +74,124 @@ class Concat(nn.Module):
         return self.head(F.relu(self.mix(F.relu(self.norm3(x)))).mean((2, 3)))
 
 
+class Nested(nn.Module):
+    """Concatenations of concatenations before a pointwise, a depthwise and two strided layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = nn.Conv2d(3, 16, 3, padding=1)
+        self.right = nn.Conv2d(3, 16, 3, padding=1)
+        self.third = nn.Conv2d(32, 8, 1)
+        self.norm = nn.BatchNorm2d(40)
+        self.depth = nn.Conv2d(40, 40, 3, padding=1, groups=40)
+        self.point = nn.Conv2d(40, 12, 3, stride=4, padding=1)
+        self.side = nn.Conv2d(16, 6, 3, stride=4, padding=1)
+        self.head = nn.Linear(18 * 4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = F.relu(self.left(x)), F.relu(self.right(x))
+        both = torch.cat([left, right], 1)
+        x = torch.cat([both, F.relu(self.third(both))], 1)
+        x = F.relu(self.depth(self.norm(x)))
+        return self.head(torch.cat([self.point(x), self.side(right)], 1).flatten(1))
+
+
+class Dense(nn.Module):
+    """Two dense blocks with bottlenecks and a transition, as in a DenseNet; read flattened."""
+
+    def __init__(self, width: int = 8, growth: int = 4) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        self.layers = nn.ModuleList()
+        for last in (False, False, True, False, False, True):
+            self.layers.append(
+                nn.Sequential(
+                    nn.BatchNorm2d(width),
+                    nn.ReLU(),
+                    nn.Conv2d(width, 2 * growth, 1, bias=False),
+                    nn.BatchNorm2d(2 * growth),
+                    nn.ReLU(),
+                    nn.Conv2d(2 * growth, growth, 3, padding=1, bias=False),
+                )
+            )
+            width += growth
+            if last:
+                pool = nn.AvgPool2d(2)
+                halve = nn.Conv2d(width, width // 2, 1)
+                self.layers.append(nn.Sequential(nn.BatchNorm2d(width), nn.ReLU(), halve, pool))
+                width //= 2
+        self.head = nn.Linear(width * 4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for layer in self.layers:
+            x = torch.cat([x, layer(x)], 1) if len(layer) == 6 else layer(x)
+        return self.head(x.flatten(1))
+
+
+class UNet(nn.Module):
+    """Down, up, and at each size what was there on the way down; at the end also the image.
+
+    Args:
+        transposed: rises by transposed convolutions, which no policy touches.
+    """
+
+    def __init__(self, transposed: bool = False) -> None:
+        super().__init__()
+        self.down1 = nn.Conv2d(3, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.down2 = nn.Conv2d(8, 12, 3, stride=2, padding=1)
+        self.bottom = nn.Conv2d(12, 16, 3, stride=2, padding=1)
+        self.rise2 = nn.ConvTranspose2d(16, 16, 2, 2) if transposed else nn.Upsample(scale_factor=2)
+        self.up2 = nn.Conv2d(28, 12, 3, padding=1)
+        self.rise1 = nn.ConvTranspose2d(12, 12, 2, 2) if transposed else nn.Upsample(scale_factor=2)
+        self.up1 = nn.Conv2d(20, 8, 3, padding=1)
+        self.last = nn.Conv2d(8 + 3, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = F.relu(self.norm(self.down1(x)))
+        second = F.relu(self.down2(first))
+        y = self.rise2(F.relu(self.bottom(second)))
+        y = self.rise1(F.relu(self.up2(torch.cat([y, second], 1))))
+        y = F.relu(self.up1(torch.cat([y, first], 1)))
+        return self.last(torch.cat([y, x], 1)).mean((2, 3))
+
+
+class GroupedConcat(nn.Module):
+    """Convolutions in groups: behind a concatenation, where they fit its parts and where not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = nn.Conv2d(3, 8, 3, padding=1)
+        self.right = nn.Conv2d(3, 16, 3, padding=1)
+        self.uneven = nn.Conv2d(24, 16, 3, padding=1, groups=4)
+        self.twice = nn.Conv2d(16, 12, 3, padding=1)
+        self.even = nn.Conv2d(24, 12, 3, padding=1, groups=2)
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.uneven(torch.cat([self.left(x), self.right(x)], 1)))
+        x = F.relu(self.twice(x))
+        return self.head(F.relu(self.even(torch.cat([x, x], 1))).mean((2, 3)))
+
+
+class Odd(nn.Module):
+    """Sizes that strides do not divide, no padding, and two filters for each channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, bias=False)
+        self.pairs = nn.Conv2d(8, 16, 3, padding=1, groups=8)
+        self.wide = nn.Conv2d(16, 12, (3, 5), (2, 3), (1, 2))
+        self.last = nn.Conv2d(12, 8, 2)
+        self.head = nn.Linear(8 * 4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.pairs(F.relu(self.stem(x))))
+        x = F.pad(F.relu(self.wide(x)), (0, 1))
+        return self.head(F.relu(self.last(x)).flatten(1))
+
+
 class Depthwise(nn.Module):
     """An inverted residual block with squeeze and excitation, between two convolutions."""
 
@@ -177,6 +295,12 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "plain": Plain,
     "residual": Residual,
     "concat": Concat,
+    "nested": Nested,
+    "dense": Dense,
+    "unet": UNet,
+    "unet_transposed": lambda: UNet(transposed=True),
+    "grouped_concat": GroupedConcat,
+    "odd": Odd,
     "depthwise": Depthwise,
     "grouped": Grouped,
     "shared": Shared,

@@ -13,13 +13,9 @@ from torch import nn
 
 from autocompress.build.bank import LayerBank
 from autocompress.errors import PolicyError
-from autocompress.model.cost import (
-    break_even_rank,
-    factor_cost,
-    factor_ranks,
-    layer_cost,
-    policy_cost,
-)
+from autocompress.model.cost import layer_cost, policy_cost
+from autocompress.model.factors import break_even_rank, factor_ranks
+from autocompress.model.shapes import layer_shape
 from autocompress.policy.inventory import LayerSpec
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.techniques.factorize import factorize, output_svd
@@ -75,11 +71,10 @@ def test_shapes_macs_and_params_are_the_formula(method: str, stride: int) -> Non
         policy = LayerPolicy(rank_ratio=ratio, factorization=method)
         factors = factorize(layer, spec, policy)
         assert factors(x).shape == layer(x).shape
-        weights, macs = factor_cost(spec, policy, 12, 16)
-        assert sum(hook_macs(factors, x).values()) == macs
-        assert sum(p.numel() for p in factors.parameters()) == weights + 16
-        assert layer_cost(spec, policy, 12, 16).macs == macs
-        assert macs <= spec.macs
+        cost = layer_cost(layer_shape(spec, policy, 12, 16))
+        assert sum(hook_macs(factors, x).values()) == cost.macs
+        assert sum(p.numel() for p in factors.parameters()) == cost.params
+        assert cost.macs <= spec.macs
 
 
 @pytest.mark.parametrize("method", ["svd", "spatial", "tucker2"])

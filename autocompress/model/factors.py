@@ -1,0 +1,101 @@
+"""Shapes of a factorized layer: which factors, of which ranks, in which order."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from autocompress.model.part import Part, whole
+from autocompress.policy.inventory import LayerSpec
+from autocompress.policy.policy import LayerPolicy
+
+
+def break_even_rank(layer: LayerSpec, inputs: int, outputs: int, method: str) -> float:
+    """Rank at which the factorized layer has as many multiply-adds as the dense one.
+
+    Args:
+        layer: a convolution with one group, or a linear layer.
+        inputs, outputs: channels after pruning.
+        method: ``svd`` (a k x k layer with r outputs, then 1x1), ``spatial`` (k x 1, then 1 x k)
+            or ``tucker2`` (1x1, k x k, 1x1; inner ranks are this share of both sides).
+    """
+    kernel = math.prod(layer.kernel_size)
+    dense = inputs * outputs * kernel
+    if method == "spatial" and len(layer.kernel_size) == 2:
+        height, width = layer.kernel_size
+        stretch = layer.stride[1]  # the first part runs before the columns are strided away
+        return dense / (inputs * height * stretch + outputs * width)
+    if method == "tucker2":
+        # a r i s^2 + k a b i o + b o with a = b = t, solved for the share t of both sides
+        stretch = math.prod(layer.stride)
+        a, b = inputs * outputs * kernel, inputs * inputs * stretch + outputs * outputs
+        share = (-b + math.sqrt(b * b + 4 * a * dense)) / (2 * a)
+        return share * outputs
+    return dense / (inputs * kernel + outputs)
+
+
+def factor_method(layer: LayerSpec, policy: LayerPolicy) -> str:
+    """Which factors a policy's ``auto`` stands for."""
+    if math.prod(layer.kernel_size) == 1 or len(layer.kernel_size) != 2:
+        return "svd"
+    return "svd" if policy.factorization == "auto" else policy.factorization
+
+
+def factor_ranks(
+    layer: LayerSpec, policy: LayerPolicy, inputs: int, outputs: int
+) -> tuple[int, ...]:
+    """Inner widths of a factorized layer, each at least 1."""
+    assert policy.rank_ratio is not None
+    method = factor_method(layer, policy)
+    edge = break_even_rank(layer, inputs, outputs, method)
+    if method == "tucker2":
+        share = policy.rank_ratio * edge / outputs
+        return max(1, int(share * inputs)), max(1, int(share * outputs))
+    return (max(1, int(policy.rank_ratio * edge)),)
+
+
+def factor_parts(
+    layer: LayerSpec, policy: LayerPolicy, inputs: int, outputs: int
+) -> tuple[Part, ...]:
+    """The modules that run in a factorized layer's place, in their order.
+
+    Args:
+        layer: a convolution with one group, or a linear layer.
+        policy: ``rank_ratio`` and ``factorization`` are read.
+        inputs, outputs: channels after pruning.
+    """
+    ranks = factor_ranks(layer, policy, inputs, outputs)
+    method = factor_method(layer, policy)
+    full = whole(layer, inputs, outputs)
+    ones = (1,) * len(layer.kernel_size)
+    last = replace(full, inputs=ranks[-1], kernel_size=ones, stride=ones)
+    if method == "spatial":
+        (height, width), (down, right) = layer.kernel_size, full.stride
+        return (
+            replace(
+                full,
+                outputs=ranks[0],
+                kernel_size=(height, 1),
+                stride=(down, 1),
+                positions=_positions_before(layer, axes=(1,)),
+            ),
+            replace(last, kernel_size=(1, width), stride=(1, right)),
+        )
+    if method == "tucker2":
+        before = _positions_before(layer, axes=(0, 1))
+        return (
+            replace(full, outputs=ranks[0], kernel_size=ones, stride=ones, positions=before),
+            replace(full, inputs=ranks[0], outputs=ranks[1]),
+            last,
+        )
+    return replace(full, outputs=ranks[0]), last
+
+
+def _positions_before(layer: LayerSpec, axes: tuple[int, ...]) -> int:
+    """Positions that the first factor computes: along these axes as many as the input has."""
+    if not layer.sizes:
+        return layer.positions * math.prod(layer.stride[axis] for axis in axes)
+    return sum(
+        math.prod(entry[axis] if axis in axes else left[axis] for axis in range(len(left)))
+        for entry, left in layer.sizes
+    )

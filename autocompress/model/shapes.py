@@ -1,0 +1,138 @@
+"""The one resolver: which shapes a policy leaves of every layer, by arithmetic on the inventory.
+
+Cost, latency and the layer bank read these shapes; none of them counts channels or ranks itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from autocompress.model.factors import factor_parts
+from autocompress.model.part import Part, whole
+from autocompress.policy.inventory import ChannelGroup, Inventory, LayerSpec
+from autocompress.policy.policy import LayerPolicy, Policy
+from autocompress.policy.settings import CompressionSettings
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LayerShape:
+    """One layer under a policy. A resolver gives the same object for the same case.
+
+    Args:
+        layer: of the uncompressed model.
+        policy: the layer's own.
+        inputs, outputs: channels that are left.
+        parts: the modules that run in the layer's place, in their order; one, or its factors.
+    """
+
+    layer: LayerSpec
+    policy: LayerPolicy
+    inputs: int
+    outputs: int
+    parts: tuple[Part, ...]
+
+
+def layer_shape(layer: LayerSpec, policy: LayerPolicy, inputs: int, outputs: int) -> LayerShape:
+    """One layer at given widths.
+
+    Args:
+        layer: of the uncompressed model.
+        policy: its own; the prune ratio is not read, and a rank only where it can be factorized.
+        inputs, outputs: channels that are left.
+    """
+    if policy.rank_ratio is not None and layer.factorizable:
+        parts = factor_parts(layer, policy, inputs, outputs)
+    else:
+        parts = (whole(layer, inputs, outputs),)
+    return LayerShape(layer, policy, inputs, outputs, parts)
+
+
+class Resolver:
+    """From policies on one model to shapes; see ``resolver``.
+
+    Args:
+        inventory: of the uncompressed model.
+        channel_multiple: what kept channels are rounded to.
+    """
+
+    def __init__(self, inventory: Inventory, channel_multiple: int) -> None:
+        self.inventory = inventory
+        self._multiple = channel_multiple
+        self._counts: dict[str, dict[float, int]] = {g.name: {} for g in inventory.channel_groups}
+        # a search asks thousands of times for the same few shapes of a layer
+        self._steps = [
+            (
+                layer,
+                [(g.name, g.channels, span) for g, span in inventory.reads(layer.name)],
+                layer.out_group if layer.out_group in inventory.groups_by_name else None,
+                dict[tuple[LayerPolicy, int, int], LayerShape](),
+            )
+            for layer in inventory.layers
+        ]
+        self._last: tuple[Policy, tuple[LayerShape, ...]] = (Policy(), self._resolve(Policy()))
+
+    def count(self, group: ChannelGroup, prune_ratio: float) -> int:
+        """Channels of a group that stay at a ratio."""
+        counts = self._counts[group.name]
+        found = counts.get(prune_ratio)
+        if found is None:
+            found = counts[prune_ratio] = group.kept(prune_ratio, self._multiple)
+        return found
+
+    def kept(self, policy: Policy) -> Mapping[str, int]:
+        """Group name to the channels that a policy keeps."""
+        layers = policy.layers
+        found = {}
+        for group in self.inventory.channel_groups:
+            own = layers.get(group.producers[0])
+            found[group.name] = (
+                group.channels if own is None else self.count(group, own.prune_ratio)
+            )
+        return found
+
+    def layers(self, policy: Policy) -> tuple[LayerShape, ...]:
+        """The shape of every layer, in the order of the inventory.
+
+        Args:
+            policy: what is done; a ``student`` cannot be told from the inventory.
+        """
+        # cost and latency of a policy are asked for one after the other
+        before, shapes = self._last
+        if before is not policy:
+            shapes = self._resolve(policy)
+            self._last = (policy, shapes)
+        return shapes
+
+    def _resolve(self, policy: Policy) -> tuple[LayerShape, ...]:
+        kept = self.kept(policy)
+        found = []
+        for layer, reads, made, known in self._steps:
+            inputs = layer.in_channels
+            for group, channels, span in reads:
+                inputs -= (channels - kept[group]) * span
+            if layer.depthwise:
+                outputs = inputs
+            else:
+                outputs = layer.out_channels if made is None else kept[made]
+            own = policy[layer.name]
+            shape = known.get((own, inputs, outputs))
+            if shape is None:
+                shape = layer_shape(layer, own, inputs, outputs)
+                known[own, inputs, outputs] = shape
+            found.append(shape)
+        return tuple(found)
+
+
+def resolver(inventory: Inventory, settings: CompressionSettings) -> Resolver:
+    """The resolver of a model, kept with its inventory.
+
+    Args:
+        inventory: of the uncompressed model.
+        settings: ``channel_multiple`` rounds the kept channels.
+    """
+    known: dict[int, Resolver] = inventory.__dict__.setdefault("_resolvers", {})
+    found = known.get(settings.channel_multiple)
+    if found is None:
+        found = known[settings.channel_multiple] = Resolver(inventory, settings.channel_multiple)
+    return found

@@ -1,0 +1,215 @@
+"""The resolver against the tensors of stitched models, under random non-uniform policies."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+import torch
+from small_networks import NETWORKS, example, hook_macs, make
+from torch import Tensor, nn
+
+from autocompress.build.bank import LayerBank
+from autocompress.measure.kernels import part_kernel
+from autocompress.measure.latency_features import LayerPlan
+from autocompress.model.cost import count_macs, layer_cost, policy_cost
+from autocompress.model.groups import channel_groups
+from autocompress.model.inventory import take_inventory
+from autocompress.model.part import Part
+from autocompress.model.shapes import LayerShape, resolver
+from autocompress.policy.inventory import Inventory
+from autocompress.policy.policy import LayerPolicy, Policy
+from autocompress.policy.settings import CompressionSettings
+
+Build = Callable[..., LayerBank]
+
+POLICIES = 10
+"""Per network and rounding: about 500 in all."""
+RATIOS = (0, 0, 0.1, 0.25, 0.4, 0.5, 0.7, 0.95)
+
+
+def random_policy(inventory: Inventory, draw: random.Random) -> Policy:
+    """A ratio of its own for each group; a rank and factors of its own for some layers."""
+    ratio_of: dict[str, float] = {}
+    for group in inventory.channel_groups:
+        ratio_of |= dict.fromkeys(group.producers, draw.choice(RATIOS))
+    layers = {}
+    for layer in inventory.layers:
+        factorized = layer.factorizable and draw.random() < 0.3
+        layers[layer.name] = LayerPolicy(
+            prune_ratio=ratio_of.get(layer.name, 0),
+            rank_ratio=draw.choice([0.1, 0.5, 1.0]) if factorized else None,
+            factorization=draw.choice(["auto", "svd", "spatial", "tucker2"]),
+        )
+    return Policy(layers)
+
+
+def tensors(module: nn.Module) -> tuple[int, int]:
+    """Input and output channels of a module, read off the shapes of its weights."""
+    if isinstance(module, nn.LSTM | nn.GRU):
+        rows, inputs = module.get_parameter("weight_ih_l0").shape
+        gates = 4 if isinstance(module, nn.LSTM) else 3
+        return inputs, rows // gates * (1 + module.bidirectional)
+    if isinstance(module, nn.Embedding):
+        return module.num_embeddings, module.embedding_dim
+    if isinstance(module, nn.Conv2d):
+        return module.weight.shape[1] * module.groups, len(module.weight)
+    if isinstance(module, nn.Linear):
+        return module.weight.shape[1], len(module.weight)
+    # an attention: as wide a stream as ever, and the heads that are left
+    (projection,) = (p for n, p in module.named_parameters() if n == "out_proj.weight")
+    return projection.shape[0], projection.shape[1]
+
+
+def check_layer(shape: LayerShape, module: nn.Module, name: str) -> None:
+    """A layer's shape is that of the module, or modules, in its place."""
+    parts = [*module.children()] if isinstance(module, nn.Sequential) else [module]
+    assert len(parts) == len(shape.parts), name
+    assert tensors(parts[0])[0] == shape.inputs, name
+    assert tensors(parts[-1])[1] == shape.outputs, name
+    for found, part in zip(parts, shape.parts, strict=True):
+        assert tensors(found) == (part.inputs, part.outputs), name
+        if isinstance(found, nn.Conv2d):
+            real = (found.kernel_size, found.stride, found.groups)
+            assert real == (part.kernel_size, part.stride, part.groups), name
+        if isinstance(found, nn.Conv2d | nn.Linear):
+            assert found.weight.numel() == part.weights, name
+            kernel = part_kernel(part, "fp32")
+            assert kernel is not None
+            assert (kernel.in_channels, kernel.out_channels) == tensors(found), name
+            assert (kernel.weights, kernel.macs) == (part.weights, part.macs), name
+
+
+@pytest.mark.parametrize("multiple", [1, 4])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_shapes_are_those_of_the_stitched_model(name: str, multiple: int, bank: Build) -> None:
+    settings = CompressionSettings(prune_residual=True, channel_multiple=multiple)
+    found, inputs, draw = bank(name, settings), example(name), random.Random(name)
+    plan = LayerPlan(found.inventory, settings)
+    for i in range(POLICIES):
+        policy = random_policy(found.inventory, draw)
+        module = found.stitch(policy, solve=False).module
+        shapes = resolver(found.inventory, settings).layers(policy)
+        for layer, shape in zip(found.inventory.layers, shapes, strict=True):
+            check_layer(shape, module.get_submodule(layer.name), f"{layer.name} {policy}")
+        weights = sum(p.weights for s in shapes for p in s.parts if p.kind in ("conv", "linear"))
+        assert plan.weight_bytes(policy) == 4 * weights
+        if i % 3 == 0:  # running takes longer than comparing
+            check_macs(shapes, module, inputs, name)
+            cost = policy_cost(found.inventory, policy, settings)
+            assert cost.macs == sum(layer_cost(shape).macs for shape in shapes)
+
+
+def check_macs(
+    shapes: tuple[LayerShape, ...], module: nn.Module, inputs: Tensor, name: str
+) -> None:
+    """Multiply-adds are those that run: as fvcore counts, which sees a repeated layer once."""
+    counted = hook_macs(module, inputs)
+    fvcore = count_macs(module, inputs).per_layer
+    for shape in shapes:
+        if shape.layer.kind not in ("conv", "linear"):
+            continue
+        own = shape.layer.name
+        names = [own] if len(shape.parts) == 1 else [f"{own}.{i}" for i in range(len(shape.parts))]
+        assert [counted[n] for n in names] == [part.macs for part in shape.parts], own
+        assert layer_cost(shape).macs == sum(counted[n] for n in names), own
+        if name != "shared":
+            assert layer_cost(shape).macs == sum(fvcore[n] for n in names), own
+
+
+def test_two_producers_one_of_them_pruned(bank: Build) -> None:
+    """Of 16 + 16 channels 4 go: 28 are read, in the cost, in the kernels and in the tensors."""
+    found = bank("nested")
+    policy = Policy({"left": LayerPolicy(prune_ratio=0.25)})
+    plan = LayerPlan(found.inventory, found.settings)
+    kernels = {k.out_channels: k.in_channels for k in plan.kernels([policy]) if k.groups == 1}
+    assert kernels[8] == 28  # `third`
+    assert kernels[12] == 36  # `point`, behind `third` too
+    assert tensors(found.stitch(policy).module.get_submodule("third")) == (28, 8)
+    full, pruned = (policy_cost(found.inventory, p, found.settings) for p in (Policy(), policy))
+    gone = 4 * 64 * (3 * 9 + 8 + 9) + 4 * 4 * 12 * 9  # left, third, depth; point
+    assert full.macs - pruned.macs == gone
+
+
+def test_the_same_policy_gives_the_same_objects(bank: Build) -> None:
+    found = bank("residual")
+    one = Policy({"conv1": LayerPolicy(prune_ratio=0.3)})
+    shapes = resolver(found.inventory, found.settings)
+    first = shapes.layers(one)
+    shapes.layers(Policy())
+    again = shapes.layers(Policy({"conv1": LayerPolicy(prune_ratio=0.3)}))
+    assert all(a is b for a, b in zip(first, again, strict=True))
+    assert resolver(found.inventory, found.settings) is shapes
+    multiple = CompressionSettings(channel_multiple=4)
+    assert resolver(found.inventory, multiple).kept(one)["conv1"] == 4
+    assert shapes.kept(one)["conv1"] == 6
+
+
+def test_a_layer_reads_every_group_behind_a_concatenation() -> None:
+    inventory = take_inventory(make("nested"), example("nested"))
+    reads = {
+        layer.name: [(g.name, span) for g, span in inventory.reads(layer.name)]
+        for layer in inventory.layers
+    }
+    assert reads["third"] == [("left", 1), ("right", 1)]
+    assert reads["depth"] == reads["point"] == [("left", 1), ("right", 1), ("third", 1)]
+    assert reads["side"] == [("right", 1)]
+    assert reads["left"] == reads["head"] == []
+
+
+def test_groups_that_would_lose_different_channels_are_left_alone() -> None:
+    """The first concatenation fits the four groups of its reader nowhere, the second does."""
+    groups, plan = channel_groups(make("grouped_concat"), example("grouped_concat"))
+    assert {"left", "right"} <= set(plan.skipped)
+    assert "groups of uneven would not lose the same" in plan.skipped["left"]
+    assert {g.name for g in groups} == {"uneven", "twice", "even"}
+
+
+class Joined(nn.Module):
+    """What is made of two producers' outputs, and perhaps the image, side by side.
+
+    Args:
+        reader: of the 24 channels, or of 27 with the image.
+        image: whether the image stands before them.
+    """
+
+    def __init__(self, reader: nn.Module, image: bool = False) -> None:
+        super().__init__()
+        self.left, self.right = nn.Conv2d(3, 8, 1), nn.Conv2d(3, 16, 1)
+        self.reader, self.image = reader, image
+        self.head = nn.Conv2d(27 if image else 24, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = [*([x] if self.image else []), self.left(x), self.right(x)]
+        read: Tensor = self.head(self.reader(torch.cat(parts, 1)))
+        return read.mean((2, 3))
+
+
+def test_a_norm_of_groups_behind_a_concatenation_keeps_its_channels() -> None:
+    """Its first group holds 12 channels: all of one producer and 4 of the other."""
+    groups, plan = channel_groups(Joined(nn.GroupNorm(2, 24)).eval(), example("plain"))
+    assert not groups
+    assert "the groups of reader" in plan.skipped["left"]
+
+
+def test_a_transposed_convolution_with_groups_keeps_its_channels() -> None:
+    reader = nn.ConvTranspose2d(24, 24, 1, groups=24)
+    groups, plan = channel_groups(Joined(reader).eval(), example("plain"))
+    assert not groups
+    assert "reader is a transposed convolution with groups" in plan.skipped["left"]
+
+
+def test_channels_behind_the_image_are_left_alone() -> None:
+    """Their places in the reader are not known; before the image they are."""
+    first, plan = channel_groups(Joined(nn.ReLU(), image=True).eval(), example("plain"))
+    assert not first
+    assert "behind something that no layer puts out" in plan.skipped["left"]
+    before, _ = channel_groups(make("unet"), example("unet"))
+    assert {g.name: g.consumers for g in before}["up1"] == ("last",)
+
+
+def test_a_part_counts_what_one_multiplies_by_hand() -> None:
+    part = Part("conv", 8, 12, (3, 3), (1, 1), groups=4, positions=10)
+    assert part.weights == 12 * 2 * 9
+    assert part.macs == 10 * part.weights
