@@ -111,7 +111,7 @@ def _with_glue(graph: Any, static: set[str]) -> list[str]:
             made.update(node.output)
             continue
         fed = [i for i in node.input if i and i not in constants]
-        passes = node.op_type in _GLUE or node.name.endswith("/Subsample")
+        passes = node.op_type in _GLUE or "/Subsample" in node.name
         if passes and fed and all(i in made for i in fed):
             names.append(node.name)
             made.update(node.output)
