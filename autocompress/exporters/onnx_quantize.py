@@ -199,15 +199,15 @@ def _round_low_bits(model: Any, plan: NodePlan, compressed: Compressed) -> None:
 
 
 def _own_weights(model: Any, chosen: set[str]) -> None:
-    """Give each call of a layer that runs several times its own weight and bias.
+    """Give each call of a quantized layer a weight and bias that nothing else reads.
 
     An integer bias has the scale of the call's input times the weight's, which calls cannot share,
     and the runtime makes a call integer only where nothing else reads its weight.
     """
     held = {i.name: i for i in model.graph.initializer}
-    seen: set[str] = set()
+    seen = {i for n in model.graph.node if n.name not in chosen for i in n.input}
     for number, node in enumerate(model.graph.node):
-        if node.name not in chosen or node.op_type not in ("Conv", "Gemm", "MatMul"):
+        if node.name not in chosen or node.op_type not in ("Conv", "Gemm", "MatMul", "LSTM"):
             continue
         for place, name in enumerate(list(node.input)[1:], 1):
             if name in seen and name in held:
