@@ -81,7 +81,7 @@ def operator_times(evaluator: StudyEvaluator) -> dict[str, float]:
     """Milliseconds per layer of the uncompressed file, from the runtime's own profiler."""
     from contextlib import closing
 
-    from autocompress.exporters.onnx_graph import layer_of
+    from autocompress.exporters.names import layer_of
     from autocompress.targets.base import random_inputs
 
     target, names = evaluator.target, set(evaluator.pipeline.inventory.by_name)
@@ -89,9 +89,9 @@ def operator_times(evaluator: StudyEvaluator) -> dict[str, float]:
         profile = session.profile(random_inputs(session.inputs, target.config.batch))
     found: dict[str, float] = {}
     for node in profile.nodes:
-        layer = layer_of(node.name, names)
-        if layer is not None:
-            found[layer] = found.get(layer, 0.0) + node.ms
+        layer = layer_of(node.name)
+        if layer is not None and layer[0] in names:
+            found[layer[0]] = found.get(layer[0], 0.0) + node.ms
     return found
 
 

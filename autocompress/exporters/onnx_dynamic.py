@@ -29,7 +29,8 @@ def quantize_dynamic(model: Any, nodes: tuple[str, ...], *, reduced: bool = Fals
         for n in model.graph.node
         if n.op_type == "Conv" and n.name in nodes and n.input[1] in floats
     }
-    wrapped = ONNXModel(model)
+    # inferred now: nothing is known past a kept Gemm, and the quantizer leaves that in float
+    wrapped = ONNXModel(onnx.shape_inference.infer_shapes(model))
     gemms = {n.name for n in model.graph.node if n.op_type == "Gemm" and n.name in nodes}
     renamed = _gemms_to_matmul(wrapped, gemms)
     quantizer = ONNXQuantizer(

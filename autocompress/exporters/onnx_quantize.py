@@ -111,7 +111,7 @@ def _with_glue(graph: Any, static: set[str]) -> list[str]:
             made.update(node.output)
             continue
         fed = [i for i in node.input if i and i not in constants]
-        passes = node.op_type in _GLUE or node.name.endswith("/Subsample")
+        passes = node.op_type in _GLUE or "/Subsample" in node.name
         if passes and fed and all(i in made for i in fed):
             names.append(node.name)
             made.update(node.output)
@@ -200,15 +200,15 @@ def _round_low_bits(model: Any, plan: NodePlan, compressed: Compressed) -> None:
 
 
 def _own_weights(model: Any, chosen: set[str]) -> None:
-    """Give each call of a layer that runs several times its own weight and bias.
+    """Give each call of a quantized layer a weight and bias that nothing else reads.
 
     An integer bias has the scale of the call's input times the weight's, which calls cannot share,
     and the runtime makes a call integer only where nothing else reads its weight.
     """
     held = {i.name: i for i in model.graph.initializer}
-    seen: set[str] = set()
+    seen = {i for n in model.graph.node if n.name not in chosen for i in n.input}
     for number, node in enumerate(model.graph.node):
-        if node.name not in chosen or node.op_type not in ("Conv", "Gemm", "MatMul"):
+        if node.name not in chosen or node.op_type not in ("Conv", "Gemm", "MatMul", "LSTM"):
             continue
         for place, name in enumerate(list(node.input)[1:], 1):
             if name in seen and name in held:

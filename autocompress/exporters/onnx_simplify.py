@@ -135,7 +135,7 @@ def merge_subsampling(model: Any) -> None:
             continue
         weight = np.zeros((before + count + after, count, 1, 1), np.float32)
         weight[np.arange(count) + before, np.arange(count)] = 1.0
-        name = pad.name.rsplit("/", 1)[0] + "/Subsample"
+        name = pad.name.replace("/Pad", "/Subsample")
         graph.initializer.append(numpy_helper.from_array(weight, f"{name}.weight"))
         conv = onnx.helper.make_node(
             "Conv",

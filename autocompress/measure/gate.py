@@ -97,17 +97,17 @@ def layer_profile(profile: Profile, layers: Iterable[str]) -> dict[str, list[Nod
     """Layer name to its operators of a profile, in the order in which they run.
 
     Args:
-        profile: with nodes that carry the scopes of the exporter.
+        profile: with nodes that have canonical names.
         layers: dotted module names.
     """
-    from autocompress.exporters.onnx_graph import layer_of
+    from autocompress.exporters.names import layer_of
 
     known = set(layers)
     found: dict[str, list[NodeTime]] = {}
     for node in profile.nodes:
-        name = layer_of(node.name, known)
-        if name is not None:
-            found.setdefault(name, []).append(node)
+        layer = layer_of(node.name)
+        if layer is not None and layer[0] in known:
+            found.setdefault(layer[0], []).append(node)
     return found
 
 
@@ -139,7 +139,8 @@ def _missing_integers(
             f"The policy promises 8-bit arithmetic in {len(promised)} layers, the runtime's "
             f"profile shows {integers} integer kernels."
         ]
-    without = [n for n in promised if not _all_integer(nodes, n)]
+    scaling = {n: compressed.precisions[n].activation_scaling for n in promised}
+    without = [n for n in promised if not _all_integer(nodes, n, scaling[n] == "dynamic")]
     if not without:
         return []
     return [
@@ -148,16 +149,26 @@ def _missing_integers(
     ]
 
 
-def _all_integer(nodes: Mapping[str, Sequence[NodeTime]], layer: str) -> bool:
-    """Whether a layer, or the modules inside it, multiply integers only."""
+def _all_integer(nodes: Mapping[str, Sequence[NodeTime]], layer: str, dynamic: bool) -> bool:
+    """Whether a layer, or the modules inside it, multiply integers only.
+
+    With ranges at run time only products with weights are integer, not those of two activations.
+    """
     own = [
         node
         for name, found in nodes.items()
         if _within(name, layer)
         for node in found
-        if multiplies(node)
+        if multiplies(node) and not (dynamic and _of_activations(node))
     ]
     return bool(own) and all(is_integer(node) for node in own)
+
+
+def _of_activations(node: NodeTime) -> bool:
+    """Whether an operator is a product of two batches of matrices, as attention has them."""
+    return (
+        "matmul" in node.op.lower() and min((len(shape) for _, shape in node.inputs), default=0) > 2
+    )
 
 
 def _missing_halves(nodes: Mapping[str, Sequence[NodeTime]], compressed: Compressed) -> list[str]:

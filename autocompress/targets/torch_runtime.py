@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from autocompress.errors import InputError, TargetUnavailable
+from autocompress.exporters.names import canonical_name, program_scope
 from autocompress.targets.base import (
     Array,
     Availability,
@@ -229,10 +230,9 @@ def _compiled_profile(call: Callable[[], Any], runs: int) -> Profile:
 
 
 def _scoped(node: fx.Node) -> str:
-    """Name of a node behind the module it came from, as in ``layer1.0.conv1/conv2d``."""
-    stack = list(node.meta.get("nn_module_stack", {}).values())
-    scope = str(stack[-1][0]) if stack else ""
-    return f"{scope}/{node.name}" if scope else node.name
+    """Canonical name of a node, as in ``layer1.0.conv1#0/conv2d``."""
+    module, call = program_scope(node) or ("", 0)
+    return canonical_name(module, call, node.name)
 
 
 def _shapes(values: Sequence[Any]) -> tuple[tuple[str, tuple[int, ...]], ...]:

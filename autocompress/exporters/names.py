@@ -1,0 +1,143 @@
+"""Canonical names of the nodes of an exported graph: ``module.path#call/Operator``.
+
+``layer1.0.conv1#0/Conv`` is the convolution of the first call of ``layer1.0.conv1``. A second
+convolution in the same call is ``.../Conv_1``. Nodes outside every submodule are ``graph/Add``.
+Nodes are renamed once, right after the export; whoever needs a node's module asks ``layer_of``.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from torch import nn
+
+Origin = tuple[str, str]
+"""A module's path, and a mark that is the same for all nodes of one call of it."""
+
+
+def layer_of(node_name: str) -> tuple[str, int] | None:
+    """The module and the call that a node came from, or ``None`` outside of modules.
+
+    Args:
+        node_name: canonical, or what a runtime made of a canonical name: a word in front
+            (``fused``), more words behind the operator.
+    """
+    module, _, rest = node_name.partition("#")
+    call, slash, _ = rest.partition("/")
+    module = module.rpartition(" ")[2]
+    return (module, int(call)) if module and slash and call.isdecimal() else None
+
+
+def canonical_name(module: str, call: int, operator: str) -> str:
+    """The name that ``layer_of`` splits; ``graph/...`` where the module is the whole model."""
+    return f"{module}#{call}/{operator}" if module else f"graph/{operator}"
+
+
+class Traced(nn.Module):
+    """A model whose modules are called ``m0``, ``m1``, ... while TorchScript traces it.
+
+    Torch names a node after the attributes that lead to its module, without the names of module
+    dictionaries, and with a number behind them from the second call on: ``conv_1`` may be a module
+    or a call of ``conv``. Numbered modules leave no such doubt.
+
+    Args:
+        model: to trace.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.paths = {f"m{i}": path for i, (path, _) in enumerate(model.named_modules())}
+
+    def forward(self, *inputs: Any) -> Any:
+        """What the model answers."""
+        return self.model(*inputs)
+
+    def named_modules(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Module]]:
+        """The names under which the exporter looks modules up."""
+        yield "", self
+        yield from zip(self.paths, self.model.modules(), strict=True)
+
+    def origin(self, node: Any) -> Origin | None:
+        """Where a node of the exported graph came from, as in ``/m0/m4/m7_1/Conv``."""
+        scopes = node.name.split("/")[:-1]
+        path = self.paths.get(scopes[-1].partition("_")[0]) if scopes else None
+        return (path, "/".join(scopes)) if path is not None else None
+
+
+def program_origin(program: Any, model: nn.Module) -> Callable[[Any], Origin | None]:
+    """The same for a graph of the dynamo exporter, whose nodes name their node of the program.
+
+    Args:
+        program: ``torch.export.ExportedProgram`` that the graph was made from.
+        model: the program's source; a module that it holds twice has one path.
+    """
+    first = {id(module): path for path, module in model.named_modules()}
+    known = {path: first[id(m)] for path, m in model.named_modules(remove_duplicate=False)}
+    marks: dict[str, Origin] = {}
+    for node in program.graph.nodes:
+        scope = program_scope(node)
+        if scope is not None and scope[0] in known:
+            marks[node.name] = (known[scope[0]], "@".join(map(str, scope)))
+
+    def origin(node: Any) -> Origin | None:
+        held = {p.key: p.value for p in node.metadata_props}
+        scopes = held.get("pkg.torch.onnx.name_scopes")
+        return marks.get(ast.literal_eval(scopes)[-1]) if scopes else None
+
+    return origin
+
+
+def program_scope(node: Any) -> tuple[str, int] | None:
+    """Module path and number of the call of a node of an exported program."""
+    stack: Mapping[str, tuple[str, Any]] = node.meta.get("nn_module_stack") or {}
+    if not stack:
+        return None
+    key, (path, _) = list(stack.items())[-1]
+    call = key.rpartition("@")[2] if "@" in key else "0"
+    return (str(path), int(call)) if call.isdecimal() else None
+
+
+def name_nodes(model: Any, origin: Callable[[Any], Origin | None]) -> None:
+    """Give the nodes of a graph, and the tensors that they make, canonical names, in place.
+
+    Calls of a module are counted in graph order; a call that left no node is not counted.
+
+    Args:
+        model: ``onnx.ModelProto``.
+        origin: where a node came from.
+    """
+    calls: dict[str, dict[str, int]] = {}
+    taken: Counter[str] = Counter()
+    tensors = {}
+    fixed = {o.name for o in model.graph.output}
+    for node in model.graph.node:
+        path, mark = origin(node) or ("", "")
+        seen = calls.setdefault(path, {})
+        name = canonical_name(path, seen.setdefault(mark, len(seen)), node.op_type)
+        taken[name] += 1
+        node.name = name if taken[name] == 1 else f"{name}_{taken[name] - 1}"
+        del node.metadata_props[:]  # stack traces, with the paths of this machine
+        tensors |= {
+            output: f"{node.name}_output_{i}"
+            for i, output in enumerate(node.output)
+            if output and output not in fixed
+        }
+    for value in model.graph.initializer:
+        tensors[value.name] = value.name.removeprefix("model.")
+    _rename_tensors(model.graph, tensors)
+
+
+def _rename_tensors(graph: Any, names: Mapping[str, str]) -> None:
+    """Rename tensors wherever they are read or made, graphs inside of nodes included."""
+    for node in graph.node:
+        node.input[:] = [names.get(i, i) for i in node.input]
+        node.output[:] = [names.get(o, o) for o in node.output]
+        for attribute in node.attribute:
+            for inner in (*([attribute.g] if attribute.HasField("g") else ()), *attribute.graphs):
+                _rename_tensors(inner, names)
+    for value in (*graph.initializer, *graph.value_info):
+        value.name = names.get(value.name, value.name)
