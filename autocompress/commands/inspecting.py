@@ -12,6 +12,7 @@ from rich.table import Table
 
 from autocompress.errors import InputError, nearest
 from autocompress.policy.policy import LayerPolicy, Policy
+from autocompress.policy.reading import read_mapping
 from autocompress.results.metric import Measurement
 from autocompress.results.trial import Phase
 from autocompress.run.study import StudyConfig
@@ -248,12 +249,8 @@ def read_uniform(text: str) -> dict[str, Any]:
 
 def read_policy(path: Path, parts: Assembly) -> Policy:
     """A policy from its own file or from a recipe; every layer must exist."""
-    if not path.is_file():
-        raise InputError(f"There is no policy at {path}.")
-    data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(data, dict):
-        raise InputError(f"{path} is not a policy: it must be a mapping with `layers`.")
-    policy = Policy.from_dict(data.get("policy", data))
+    data = read_mapping(path, "policy")
+    policy = Policy.read(data.get("policy", data), where=str(path))
     for name in policy.layers:
         parts.inventory.layer(name)
     return policy
