@@ -6,13 +6,12 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 
 from autocompress.errors import InputError, nearest
 from autocompress.policy.policy import LayerPolicy, Policy
-from autocompress.policy.reading import read_mapping
+from autocompress.policy.reading import read_mapping, read_value
 from autocompress.results.metric import Measurement
 from autocompress.results.trial import Phase
 from autocompress.run.study import StudyConfig
@@ -241,7 +240,7 @@ def read_uniform(text: str) -> dict[str, Any]:
             raise InputError(f"--uniform reads like prune_ratio=0.5,weight_bits=8, got {text!r}.")
         if key not in fields:
             raise InputError(f"A layer policy has no {key!r}; {nearest(key, fields)}")
-        values[key] = yaml.safe_load(value)
+        values[key] = read_value(value)
     if values.get("weight_bits") == 8:
         values.setdefault("activation_bits", 8)
     return values

@@ -64,7 +64,19 @@ def read_mapping(
     try:
         return _parse(found, form)
     except (_Refused, yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not readable as {form} of a {what}: {error}") from None
+        raise InputError(f"{path} is not readable as a {what} in {form}: {error}") from None
+
+
+def read_value(text: str) -> Any:
+    """Read a value as a YAML file would hold it, for options of the command line.
+
+    Raises:
+        InputError: it is none.
+    """
+    try:
+        return _load_yaml(text)
+    except (_Refused, yaml.YAMLError, ValueError) as error:
+        raise InputError(f"{text!r} is no value: {error}") from None
 
 
 def _parse(found: bytes, form: str) -> dict[str, Any]:
@@ -76,11 +88,7 @@ def _parse(found: bytes, form: str) -> dict[str, Any]:
         text = found.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise _Refused(f"it is not UTF-8 ({error}). Save it as UTF-8.") from None
-    if form == "JSON":
-        data = json.loads(text, object_pairs_hook=_unique)
-    else:
-        _check_yaml(text)
-        data = yaml.load(text, Loader=_Loader)
+    data = json.loads(text, object_pairs_hook=_unique) if form == "JSON" else _load_yaml(text)
     _check_values(data, MOST_VALUES[form])
     if not isinstance(data, dict):
         held = "nothing" if data is None else f"a {type(data).__name__}"
@@ -89,6 +97,11 @@ def _parse(found: bytes, form: str) -> dict[str, Any]:
         if not isinstance(key, str):
             raise _Refused(f"keys are names, got {key!r}. Put it into quotes.")
     return data
+
+
+def _load_yaml(text: str) -> Any:
+    _check_yaml(text)
+    return yaml.load(text, Loader=_Loader)
 
 
 class _Loader(_SafeLoader):

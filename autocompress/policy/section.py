@@ -116,8 +116,8 @@ def explain(error: ValidationError, where: str, kind: type) -> str:
     """
     problems = error.errors(include_url=False)
     problem = next((p for p in problems if p["type"] in _UNKNOWN), problems[0])
-    path, kinds = _walk(kind, problem["loc"])
-    at, found = ".".join(map(str, path)), _short(problem["input"])
+    path, kinds = _walk(kind, problem["loc"], problem["type"] in _UNKNOWN)
+    at, found = _short(".".join(map(str, path))), _short(repr(problem["input"]))
     fields = {name for k in kinds for name in _fields(k)}
     name = str(path[-1]) if path else ""
     if problem["type"] in _UNKNOWN:
@@ -141,12 +141,14 @@ def explain(error: ValidationError, where: str, kind: type) -> str:
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 
 
-def _walk(kind: type, location: Sequence[str | int]) -> tuple[list[str | int], list[type]]:
+def _walk(
+    kind: type, location: Sequence[str | int], unknown: bool
+) -> tuple[list[str | int], list[type]]:
     """The path that a user wrote, and the kinds of the section that holds its last part."""
     path: list[str | int] = []
     kinds = holders = [kind]
-    for part in location:
-        if isinstance(part, str) and part[-1:] in ("]", ")") and path[-1:] != [part]:
+    for left, part in zip(reversed(range(len(location))), location, strict=True):
+        if str(part).endswith(("]", ")")) and not (unknown and left == 0):
             continue  # pydantic's own: the member of a union, or "[key]"
         path.append(part)
         holders = kinds
@@ -174,6 +176,5 @@ def _kinds_in(annotations: Iterable[Any]) -> Iterator[type]:
             yield from _kinds_in(get_args(annotation))
 
 
-def _short(value: Any) -> str:
-    text = repr(value)
+def _short(text: str) -> str:
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from autocompress.errors import AutocompressError, InputError
 from autocompress.policy.policy import Policy
-from autocompress.policy.reading import DEEPEST, LARGEST_FILE, read_mapping
+from autocompress.policy.reading import DEEPEST, LARGEST_FILE, read_mapping, read_value
 from autocompress.policy.recipe import Recipe
 from autocompress.policy.space_config import SpaceConfig
 from autocompress.run.study import load_study, shipped
@@ -40,7 +40,7 @@ REFUSED: dict[str, tuple[str, bytes, str]] = {
     "an alias in itself": ("x.yaml", b"a: &a [*a]", "holds itself"),
     "deep": ("x.yaml", b"a: " + b"[" * 5000, "deeper than 100|nesting depth"),
     "deep blocks": ("x.yaml", b"- " * 5000, "deeper than 100|nesting depth"),
-    "deep JSON": ("x.json", b'{"a": ' + b"[" * 10**6, "x.json is not readable as JSON"),
+    "deep JSON": ("x.json", b'{"a": ' + b"[" * 10**6, "x.json is not readable as a study in JSON"),
     "deep but closed JSON": ("x.json", b'{"a":' + b"[" * 101 + b"]" * 101 + b"}", "deeper"),
     "deep by aliases": ("x.yaml", DEEP_ALIASES.encode(), "nested deeper than 100"),
     "Latin-1": ("x.yaml", "a: \xe9".encode("latin-1"), "not UTF-8"),
@@ -101,6 +101,14 @@ none: ~
     assert read_mapping(path, "study") == yaml.safe_load(text)
     path.write_bytes(b"\xef\xbb\xbf" + text.encode())
     assert read_mapping(path, "study") == yaml.safe_load(text)
+
+
+def test_values_of_options() -> None:
+    found = {text: read_value(text) for text in ("0.5", "8", "2:4x", "null", "[1, a]")}
+    assert found == {"0.5": 0.5, "8": 8, "2:4x": "2:4x", "null": None, "[1, a]": [1, "a"]}
+    for text in ("[", "!!timestamp x", "a: &a [*a]", "\x01"):
+        with pytest.raises(InputError, match="is no value"):
+            read_value(text)
 
 
 def test_a_hundred_levels_are_read(tmp_path: Path) -> None:

@@ -95,6 +95,7 @@ RULE = {"match": "*", "prune_ratio": [0, 0.5]}
             "recovery.distillation.teachers.1.factry",
             "did you mean 'factory'",
         ),
+        ("recovery.schedule.lr)", 1, "recovery.schedule.lr)", "did you mean 'lr'"),
         ("space.ruls", [RULE], "space.ruls", "did you mean 'rules'"),
         ("space.rules", [RULE, {"prune_rato": 0}], "space.rules.1.prune_rato", "'prune_ratio'"),
         ("target.runtim", "onnxruntime", "target", "did you mean 'runtime'"),
