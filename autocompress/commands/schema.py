@@ -8,10 +8,11 @@ from typing import Any
 
 from autocompress.errors import InputError, nearest
 from autocompress.policy.recipe import Recipe
+from autocompress.policy.section import Section
 from autocompress.policy.space_config import SpaceConfig
 from autocompress.run.study import StudyConfig
 
-_KINDS = {"study": StudyConfig, "space": SpaceConfig, "recipe": Recipe}
+_KINDS: dict[str, type[Section]] = {"study": StudyConfig, "space": SpaceConfig, "recipe": Recipe}
 
 
 def schema(what: str) -> dict[str, Any]:
@@ -25,7 +26,7 @@ def schema(what: str) -> dict[str, Any]:
     """
     if what not in _KINDS:
         raise InputError(f"There is no schema of {what!r}; {nearest(what, _KINDS)}")
-    found: dict[str, Any] = _KINDS[what].model_json_schema()
+    found = _KINDS[what].model_json_schema()
     if what == "study":
         found["required"].remove("name")  # a file's own name stands in
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **found}
