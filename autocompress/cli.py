@@ -122,7 +122,6 @@ def search(
         seed=seed,
     )
     if dry_run:
-        searching.search_config(config)
         found = planning.dry_run(config)
         _print(found, as_json, lambda console: planning.show_dry_run(found, console))
         return
@@ -309,6 +308,24 @@ def ui(
     from autocompress.commands import reading
 
     reading.ui(runs, host, port, as_json=as_json)
+
+
+@app.command(epilog="Example: autocompress schema study > study.schema.json")
+def schema(
+    what: Annotated[
+        str | None, typer.Argument(metavar="study|space|recipe", help="The kind of file.")
+    ] = None,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="A reference of all kinds, to read.")
+    ] = False,
+) -> None:
+    """Print the JSON Schema of a file, from which an editor completes and checks it."""
+    from autocompress.commands import schema as schemas
+
+    if (what is None) != markdown:
+        raise InputError("Give either study, space or recipe, or --markdown.")
+    text = schemas.reference() if what is None else json.dumps(schemas.schema(what), indent=2)
+    sys.stdout.write(text.rstrip() + "\n")
 
 
 def main() -> None:

@@ -34,7 +34,7 @@ from typing import Any
 
 from compared_runs import contenders, draw, judge, shares, timed_together, verdict
 
-from autocompress.controller.config import RecoveryPlan, SearchConfig
+from autocompress.controller.config import SearchConfig
 from autocompress.controller.guided import GuidedProposer
 from autocompress.controller.loop import Context, SearchResult, run_search
 from autocompress.controller.optuna_study import OptunaController
@@ -43,6 +43,7 @@ from autocompress.controller.plain import PlainProposer
 from autocompress.execute.local import InProcessExecutor
 from autocompress.policy.budget import Budget
 from autocompress.policy.inventory import Inventory
+from autocompress.policy.recovery import RecoveryConfig
 from autocompress.policy.space import Choice, Space
 from autocompress.results.metric import ACCURACY, LATENCY, Measurement
 from autocompress.results.trial import SEARCH, Phase, Trial
@@ -164,7 +165,7 @@ def zero_shot(study: str, ratio: float, seconds: float, finish: int, seed: int) 
         )
         ctx = context(parts, Budget(macs=limit), settings, Clock())
         found = search(ctx)
-        run_finish(ctx, RecoveryPlan(candidates=finish))
+        run_finish(ctx, RecoveryConfig(candidates=finish))
         spent = time.monotonic() - started
         best = max((t for t in ctx.trials if t.phase == FINISHED and t.feasible), key=accuracy_of)
         tested = evaluate(parts, best.policy, Phase("verify", 0.0, 1))

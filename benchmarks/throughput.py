@@ -21,10 +21,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from autocompress.policy.recovery import Schedule
 from autocompress.recover.augment import Augment
 from autocompress.recover.device import Place
 from autocompress.recover.engine import Trainer
-from autocompress.recover.schedule import Schedule
 from autocompress.task.data import Data, Split
 from autocompress.workloads.data import IMAGENET_MEAN, IMAGENET_STD, Normalize
 from autocompress.workloads.models import resnet20, resnet56, vgg16_bn

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from autocompress.build.bank import LayerBank
     from autocompress.model.cost import Cost
+    from autocompress.policy.recovery import Schedule
     from autocompress.recover.distill import Distillation
-    from autocompress.recover.schedule import Schedule
     from autocompress.task.data import Data, Split
     from autocompress.techniques.compressed import Compressed
 

@@ -6,12 +6,12 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 
 from autocompress.errors import InputError, nearest
 from autocompress.policy.policy import LayerPolicy, Policy
+from autocompress.policy.reading import read_mapping, read_value
 from autocompress.results.metric import Measurement
 from autocompress.results.trial import Phase
 from autocompress.run.study import StudyConfig
@@ -240,7 +240,7 @@ def read_uniform(text: str) -> dict[str, Any]:
             raise InputError(f"--uniform reads like prune_ratio=0.5,weight_bits=8, got {text!r}.")
         if key not in fields:
             raise InputError(f"A layer policy has no {key!r}; {nearest(key, fields)}")
-        values[key] = yaml.safe_load(value)
+        values[key] = read_value(value)
     if values.get("weight_bits") == 8:
         values.setdefault("activation_bits", 8)
     return values
@@ -248,12 +248,8 @@ def read_uniform(text: str) -> dict[str, Any]:
 
 def read_policy(path: Path, parts: Assembly) -> Policy:
     """A policy from its own file or from a recipe; every layer must exist."""
-    if not path.is_file():
-        raise InputError(f"There is no policy at {path}.")
-    data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(data, dict):
-        raise InputError(f"{path} is not a policy: it must be a mapping with `layers`.")
-    policy = Policy.from_dict(data.get("policy", data))
+    data = read_mapping(path, "policy")
+    policy = Policy.read(data.get("policy", data), where=str(path))
     for name in policy.layers:
         parts.inventory.layer(name)
     return policy

@@ -1,15 +1,17 @@
-"""How a study searches and recovers: plain, checked data."""
+"""How a study searches: plain, checked data."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from autocompress.policy.section import Section
 
 Sampler = Literal["guided", "tpe", "nsga2", "gp", "random"]
 
 
-class SearchConfig(BaseModel):
+class SearchConfig(Section):
     """The ``search`` section of a study.
 
     Args:
@@ -27,8 +29,6 @@ class SearchConfig(BaseModel):
         random_baselines: random policies within the budget that stand beside the result.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     sampler: Sampler = "guided"
     trials: int | None = Field(60, ge=1)
     timeout_s: float | None = Field(None, gt=0)
@@ -39,25 +39,3 @@ class SearchConfig(BaseModel):
     candidates: int = Field(6, ge=1)
     max_rejections: int | None = Field(500, ge=1)
     random_baselines: int = Field(3, ge=0)
-
-
-class RecoveryPlan(BaseModel):
-    """Which trials are fine-tuned, and for how long.
-
-    Args:
-        epochs: of the first rung; each further rung doubles them; 0 trains nothing: the most
-            accurate candidates are only finished by the thorough reconstruction.
-        rungs: at most so many.
-        candidates: trials of the first rung: the most accurate within the budget, then the best
-            of other cost bands.
-        compare_distillation: train the first candidate with and without a teacher.
-        seed: of training.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    epochs: float = Field(0.0, ge=0)
-    rungs: int = Field(1, ge=1)
-    candidates: int = Field(3, ge=1)
-    compare_distillation: bool = True
-    seed: int = 0

@@ -5,12 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
-from autocompress.controller.config import RecoveryPlan
 from autocompress.controller.loop import Context
 from autocompress.controller.promotion import by_band, promoted
 from autocompress.controller.protocols import Job
 from autocompress.controller.seeds import ladders, uniform_by_cost, uniform_near
 from autocompress.policy.policy import Distill, Policy
+from autocompress.policy.recovery import RecoveryConfig
 from autocompress.policy.space import Assignment
 from autocompress.results.trial import SEARCH, Phase, Trial, TrialState
 
@@ -85,7 +85,7 @@ def _settled(context: Context, assignment: Assignment, origin: str) -> Trial | N
     return done[0] if done else None
 
 
-def run_recovery(context: Context, plan: RecoveryPlan) -> None:
+def run_recovery(context: Context, plan: RecoveryConfig) -> None:
     """Fine-tune the best of each cost band; the next rung opens while the order is in doubt.
 
     Without epochs nothing is trained, but the candidates are finished. Each rung trains from the
@@ -112,7 +112,7 @@ FINISHED = Phase("recover", 0.0, 1)
 """Carried out as for the last phase (``settings.finish``), but not trained."""
 
 
-def run_finish(context: Context, plan: RecoveryPlan) -> None:
+def run_finish(context: Context, plan: RecoveryConfig) -> None:
     """Finish the most accurate trials within the budget without training, and score them on val.
 
     The search scores policies by a quick reconstruction; the thorough one changes their order, so
@@ -122,7 +122,7 @@ def run_finish(context: Context, plan: RecoveryPlan) -> None:
     done = [t for t in context.scored() if t.phase == SEARCH and t.feasible]
     repairable = [t for t in sorted(done, key=_rank) if t.policy.repairable]
     jobs = [
-        Job(context.number(), t.policy, FINISHED, plan.seed, "finish", t.number)
+        Job(context.number(), t.policy, FINISHED, context.config.seed, "finish", t.number)
         for t in repairable[: plan.candidates]
         if context.known(t.policy, FINISHED) is None
     ]
@@ -152,9 +152,10 @@ def candidates(context: Context, count: int) -> list[Trial]:
 
 
 def _recover(
-    context: Context, plan: RecoveryPlan, chosen: Sequence[Trial], phase: Phase
+    context: Context, plan: RecoveryConfig, chosen: Sequence[Trial], phase: Phase
 ) -> list[Trial]:
     jobs, known = [], []
+    seed = context.config.seed
     for place, parent in enumerate(chosen):
         origin = (
             parent
@@ -170,9 +171,7 @@ def _recover(
             if before is not None:
                 known.append(before)
             else:
-                jobs.append(
-                    Job(context.number(), policy, phase, plan.seed, "recover", origin.number)
-                )
+                jobs.append(Job(context.number(), policy, phase, seed, "recover", origin.number))
     return known + context.run_jobs(jobs, "recover")
 
 

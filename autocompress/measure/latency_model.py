@@ -30,6 +30,7 @@ from autocompress.measure.quiet import QuietSpeed
 from autocompress.measure.sampling import Plan
 from autocompress.policy.inventory import Inventory
 from autocompress.policy.policy import Policy
+from autocompress.policy.reading import read_mapping
 from autocompress.policy.settings import CompressionSettings
 from autocompress.policy.space import Space
 from autocompress.targets.base import Target
@@ -236,16 +237,9 @@ def read_device_table(path: str | Path) -> Mapping[str, Any]:
         InputError: no such file, or not a table.
     """
     file = Path(path)
-    if not file.is_file():
-        raise InputError(
-            f"There is no kernel table at {file}. Run the packed runner on the device "
-            "(`python run_kernels.py`); it writes table.json."
-        )
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} is not readable as JSON: {error}") from None
-    if not isinstance(data, dict) or not data.get("kernels"):
+    missing = "Run the packed runner on the device (`python run_kernels.py`); it writes table.json."
+    data = read_mapping(file, "kernel table", form="JSON", missing=missing)
+    if not data.get("kernels") or not isinstance(data["kernels"], dict):
         raise InputError(f"{file} is not a kernel table: it has no `kernels`.")
     if data.get("version", TABLE_VERSION) != TABLE_VERSION:
         raise InputError(

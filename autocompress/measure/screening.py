@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from autocompress.build.pipeline import Pipeline
 from autocompress.measure.lock import machine_lock
 from autocompress.policy.policy import Policy
+from autocompress.policy.recovery import Schedule
 from autocompress.recover.device import Place, forward
-from autocompress.recover.schedule import Schedule
 from autocompress.results.screened import Screened
 from autocompress.task.data import Split
 

@@ -8,9 +8,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property, lru_cache
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
+
+from pydantic import ConfigDict
 
 from autocompress.errors import PolicyError, nearest
+from autocompress.policy.section import STRICT, read_as
 
 Factorization = Literal["auto", "svd", "spatial", "tucker2"]
 ActivationScaling = Literal["static", "dynamic"]
@@ -37,6 +40,8 @@ class LayerPolicy:
         factorization: which factors; ``"auto"`` is SVD for matrices and 1x1 convolutions, and the
             cheaper in error of spatial and Tucker-2 for larger kernels.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     prune_ratio: float = 0.0
     sparsity: float = 0.0
@@ -148,6 +153,8 @@ class Distill:
         feature_weight: factor of the feature term, at least 0.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
     temperature: float | None = None
     weight: float = 0.5
     features: Literal["hint", "attention"] | None = None
@@ -176,6 +183,8 @@ class Policy:
         distill: how fine-tuning is guided by the uncompressed model, if at all.
         student: name of another architecture that takes the model's place, or ``None``.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     layers: Mapping[str, LayerPolicy] = field(default_factory=dict)
     distill: Distill | None = None
@@ -235,6 +244,17 @@ class Policy:
         return cls(
             layers, Distill(**distill) if distill is not None else None, values.get("student")
         )
+
+    @classmethod
+    def read(cls, data: Any, *, where: str) -> Policy:
+        """Check plain data that someone wrote; ``where`` names it in error messages.
+
+        Raises:
+            InputError: an unknown key (the nearest valid one is named) or a value of no use.
+        """
+        if isinstance(data, Mapping) and data.get("layers", {}) is None:
+            data = {**data, "layers": {}}
+        return read_as(cls, data, where)
 
     @cached_property
     def digest(self) -> str:

@@ -5,28 +5,53 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, TypeAdapter, model_validator
+from pydantic_core import CoreSchema, core_schema
 
-from autocompress.errors import InputError, nearest
+from autocompress.errors import InputError
 from autocompress.policy.policy import Policy
+from autocompress.policy.reading import read_mapping
+from autocompress.policy.section import Section
 from autocompress.policy.settings import CompressionSettings
 
 SCHEMA_VERSION = 1
 
 
-class ModelIdentity(BaseModel):
-    """Which model a recipe was found on: digests of its structure and of its weights."""
+class _Policy:
+    """Plain data that reads as a policy; kept as it was written."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return handler(TypeAdapter(Policy).core_schema)
+
+    @staticmethod
+    def _check(data: dict[str, Any]) -> dict[str, Any]:
+        Policy.read(data, where="`policy`")
+        return data
+
+
+class ModelIdentity(Section):
+    """Which model a recipe was found on.
+
+    Args:
+        architecture: digest of its structure.
+        weights: digest of its weights.
+    """
 
     architecture: str
     weights: str
 
 
-class Recipe(BaseModel):
+class Recipe(Section):
     """A policy with its whole context. Saved as YAML; ``apply`` and ``verify`` read it.
 
     Args:
@@ -40,13 +65,12 @@ class Recipe(BaseModel):
         measurement, baseline: claims for the compressed and the uncompressed model; the
             ``verify`` phase's when there was one.
         environment: versions and machine.
+        weights: file name, beside the recipe, of trained weights (safetensors).
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     schema_version: int = SCHEMA_VERSION
     study: dict[str, Any]
-    policy: dict[str, Any]
+    policy: Annotated[dict[str, Any], _Policy()]
     settings: CompressionSettings
     recovery: dict[str, Any] = Field(default_factory=dict)
     model: ModelIdentity
@@ -55,9 +79,7 @@ class Recipe(BaseModel):
     measurement: dict[str, Any]
     baseline: dict[str, Any]
     environment: dict[str, Any] = Field(default_factory=dict)
-    weights: str | None = Field(
-        None, description="file name, beside the recipe, of trained weights (safetensors)"
-    )
+    weights: str | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -73,7 +95,7 @@ class Recipe(BaseModel):
 
     def as_policy(self) -> Policy:
         """The policy as a value."""
-        return Policy.from_dict(self.policy)
+        return Policy.read(self.policy, where="the policy of the recipe")
 
     def save(self, path: str | Path) -> Path:
         """Write YAML (or JSON, by the suffix); parent folders are made."""
@@ -95,30 +117,12 @@ class Recipe(BaseModel):
         Raises:
             InputError: no such file, not a recipe, or of a newer schema.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise InputError(
-                f"There is no recipe at {path}. `autocompress export RUN -o "
-                "recipe.yaml` writes one."
-            )
-        try:
-            data = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InputError(f"{path} is not readable as YAML: {error}") from None
-        if not isinstance(data, dict) or "policy" not in data:
-            raise InputError(f"{path} is not a recipe: it has no `policy`.")
+        missing = "`autocompress export RUN -o recipe.yaml` writes one."
+        data = read_mapping(path, "recipe", missing=missing)
         version = data.get("schema_version")
-        if version != SCHEMA_VERSION:
+        if "policy" in data and version != SCHEMA_VERSION:
             raise InputError(
                 f"{path} has schema_version {version!r}, this autocompress reads "
                 f"{SCHEMA_VERSION}. Install the version that wrote it."
             )
-        try:
-            return cls(**data)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise InputError(
-                f"{path} is not a valid recipe: {where}: {first['msg']}; "
-                f"{nearest(where, cls.model_fields)}"
-            ) from None
+        return cls.read(data, where=str(path))

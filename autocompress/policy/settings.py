@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from autocompress.policy.section import Section
 
 
-class CompressionSettings(BaseModel):
+class CompressionSettings(Section):
     """Choices that are the same for every policy of a study.
 
     Args:
@@ -36,8 +38,6 @@ class CompressionSettings(BaseModel):
         sparsity_scope: ``layer`` (each layer reaches its own ratio) or ``global``.
         seed: of every random draw in calibration.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     importance: Literal["l1", "taylor", "obs"] = "obs"
     reconstruction: Literal["none", "batch_norm", "bank", "bank_batch_norm", "sequential"] = (

@@ -9,19 +9,20 @@ import fnmatch
 from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import Field
 
 from autocompress.errors import InputError, nearest
 from autocompress.policy.inventory import Inventory, LayerSpec
-from autocompress.policy.policy import LayerPolicy
+from autocompress.policy.policy import ActivationScaling, Factorization, LayerPolicy
+from autocompress.policy.reading import read_mapping
+from autocompress.policy.section import OneOrMore, Section
 from autocompress.policy.space import Choice, Space
 
 
-class Rule(BaseModel):
-    """What may be done to the layers that match.
+class Rule(Section):
+    """What may be done to the layers that match; a single value stands for a list of one.
 
     Args:
         match: glob patterns on layer names; every pattern must match a layer.
@@ -35,20 +36,18 @@ class Rule(BaseModel):
         factorization: of the rank ratios.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    match: tuple[str, ...] = ("*",)
-    kinds: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    prune_ratio: tuple[float, ...] = (0.0,)
-    sparsity: tuple[float, ...] = (0.0,)
-    pattern: tuple[str | None, ...] = (None,)
-    weight_bits: tuple[int, ...] = (32,)
-    activation_bits: tuple[int, ...] = (32,)
+    match: OneOrMore[str] = ("*",)
+    kinds: OneOrMore[str] = ()
+    exclude: OneOrMore[str] = ()
+    prune_ratio: OneOrMore[Annotated[float, Field(ge=0, lt=1)]] = (0.0,)
+    sparsity: OneOrMore[Annotated[float, Field(ge=0, lt=1)]] = (0.0,)
+    pattern: OneOrMore[Literal["2:4"] | None] = (None,)
+    weight_bits: OneOrMore[Literal[2, 3, 4, 8, 16, 32]] = (32,)
+    activation_bits: OneOrMore[Literal[8, 16, 32]] = (32,)
     weight_only: bool = False
-    activation_scaling: tuple[str, ...] = ("static",)
-    rank_ratio: tuple[float | None, ...] = (None,)
-    factorization: str = "auto"
+    activation_scaling: OneOrMore[ActivationScaling] = ("static",)
+    rank_ratio: OneOrMore[Annotated[float, Field(gt=0, le=1)] | None] = (None,)
+    factorization: Factorization = "auto"
 
     def applies_to(self, layer: LayerSpec) -> bool:
         """Whether the rule speaks of this layer."""
@@ -59,7 +58,7 @@ class Rule(BaseModel):
         )
 
 
-class SpaceConfig(BaseModel):
+class SpaceConfig(Section):
     """A search space file.
 
     Args:
@@ -70,35 +69,16 @@ class SpaceConfig(BaseModel):
         students: names of architectures that may take the model's place.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     name: str = "custom"
     rules: tuple[Rule, ...]
     prune_residual: bool = False
-    distill: tuple[bool, ...] = (False,)
-    students: tuple[str, ...] = ()
+    distill: OneOrMore[bool] = (False,)
+    students: OneOrMore[str] = ()
 
     @classmethod
     def load(cls, path: str | Path) -> SpaceConfig:
         """Read a file; an unknown key is an error that names the nearest valid one."""
-        try:
-            data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise InputError(f"{path} is not readable as YAML: {error}") from None
-        return cls.read(data, where=str(path))
-
-    @classmethod
-    def read(cls, data: Any, *, where: str = "the search space") -> SpaceConfig:
-        """Build from plain data; single values stand for lists of one."""
-        if not isinstance(data, Mapping) or not isinstance(data.get("rules"), list):
-            raise InputError(f"{where} must have `rules`, a list of mappings.")
-        listed = {**data, "rules": [_as_lists(rule, Rule, where) for rule in data["rules"]]}
-        try:
-            return cls(**_as_lists(listed, cls, where))
-        except ValidationError as error:
-            first = error.errors()[0]
-            at = ".".join(str(part) for part in first["loc"])
-            raise InputError(f"{where}: {at}: {first['msg']}") from None
+        return cls.read(read_mapping(path, "search space"), where=str(path))
 
     def bind(
         self,
@@ -251,18 +231,3 @@ class _Binder:
             names: tuple[str | None, ...] = (None, *self.config.students)
             out.append(Choice("student", "student", (), tuple({"student": n} for n in names)))
         return out
-
-
-def _as_lists(data: Any, model: type[BaseModel], where: str) -> dict[str, Any]:
-    """Check the keys and turn single values into lists where the field holds several."""
-    if not isinstance(data, Mapping):
-        raise InputError(f"{where}: expected a mapping, got {data!r}.")
-    out: dict[str, Any] = {}
-    for key, value in data.items():
-        if key not in model.model_fields:
-            raise InputError(
-                f"{where} has an unknown key {key!r}; {nearest(str(key), model.model_fields)}"
-            )
-        several = "tuple" in str(model.model_fields[key].annotation)
-        out[key] = value if not several or isinstance(value, list) else [value]
-    return out

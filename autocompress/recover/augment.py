@@ -10,31 +10,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from autocompress.errors import InputError, nearest
+from autocompress.policy.recovery import Augmentation
 
-GEOMETRIC = ("crop", "flip", "autoaugment", "randaugment", "trivialaugment", "erase")
 MIXING = ("cutmix", "mixup")
-NAMES = (*GEOMETRIC, *MIXING)
+NAMES: tuple[str, ...] = get_args(Augmentation)
 
 #: images that share one draw of a learned policy
 _GROUP = 8
-
-
-def check_names(names: Sequence[str]) -> tuple[str, ...]:
-    """The names, if each is known.
-
-    Raises:
-        InputError: an unknown name.
-    """
-    for name in names:
-        if name not in NAMES:
-            raise InputError(f"There is no augmentation {name!r}; {nearest(name, NAMES)}")
-    return tuple(names)
 
 
 @dataclass(frozen=True)
@@ -57,7 +45,9 @@ class Augment:
     padding: int = 4
 
     def __post_init__(self) -> None:
-        check_names(self.names)
+        for name in self.names:
+            if name not in NAMES:
+                raise InputError(f"There is no augmentation {name!r}; {nearest(name, NAMES)}")
 
     @property
     def mixing(self) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.errors import TargetUnavailable
-from autocompress.recover.schedule import Schedule
+from autocompress.policy.recovery import Schedule
 
 
 @dataclass(frozen=True)

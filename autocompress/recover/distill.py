@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autocompress.errors import InputError
 from autocompress.policy.policy import Distill
+from autocompress.policy.recovery import DistillationConfig
 from autocompress.recover.device import Place, forward
 from autocompress.recover.features import (
     Recorder,
@@ -33,46 +33,6 @@ from autocompress.task.data import Data
 
 SAFE_TEMPERATURE = 2.0
 LOW_BITS_TEMPERATURE = 1.0
-
-
-class DistillationConfig(BaseModel):
-    """The ``recovery.distillation`` section of a study.
-
-    Args:
-        temperature: ``null`` is the safe default: 2, and 1 where weights have 4 bits or fewer.
-        weight: share of the teachers' term, in [0, 1].
-        features: ``null``, ``hint`` or ``attention``.
-        feature_weight: factor of the feature term.
-        teachers: model sections (``factory``, ``args``, ``checkpoint``); empty lets the
-            uncompressed model teach.
-        teacher_weights: one number per teacher, or ``accuracy``; ``null`` is equal.
-        cached_draws: keep the teachers' outputs for so many fixed draws of augmentation; 0 draws
-            anew in every epoch and asks the teachers every time.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    temperature: float | None = Field(None, gt=0)
-    weight: float = Field(0.5, ge=0, le=1)
-    features: Literal["hint", "attention"] | None = None
-    feature_weight: float = Field(1.0, ge=0)
-    teachers: tuple[dict[str, Any], ...] = ()
-    teacher_weights: tuple[float, ...] | Literal["accuracy"] | None = None
-    cached_draws: int = Field(0, ge=0)
-
-    def build(self, teachers: Sequence[nn.Module], asked: Distill | None = None) -> Distillation:
-        """The distillation with these teachers.
-
-        Args:
-            teachers: already loaded.
-            asked: what a policy says; fields that this section leaves alone are taken from it.
-        """
-        loss_fields = ("temperature", "weight", "features", "feature_weight")
-        given = {f: getattr(self, f) for f in loss_fields if f in self.model_fields_set}
-        config = Distill(**{**(asdict(asked) if asked is not None else {}), **given})
-        return Distillation(
-            teachers, config, weights=self.teacher_weights, cached_draws=self.cached_draws
-        )
 
 
 @dataclass
@@ -98,6 +58,27 @@ class Distillation:
     def __post_init__(self) -> None:
         if not self.teachers:
             raise InputError("Distillation needs at least one teacher.")
+
+    @classmethod
+    def of(
+        cls,
+        section: DistillationConfig,
+        teachers: Sequence[nn.Module],
+        asked: Distill | None = None,
+    ) -> Distillation:
+        """The distillation that a study and a policy ask for.
+
+        Args:
+            section: ``recovery.distillation`` of the study.
+            teachers: already loaded.
+            asked: what the policy says; fields that the section leaves alone are taken from it.
+        """
+        return cls(
+            teachers,
+            section.over(asked),
+            weights=section.teacher_weights,
+            cached_draws=section.cached_draws,
+        )
 
     def attach(
         self, student: nn.Module, data: Data, place: Place, *, lowest_bits: int = 32, key: Any = ()

@@ -20,10 +20,11 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from autocompress.errors import InputError, TrainingDiverged
+from autocompress.policy.recovery import Schedule
 from autocompress.recover.augment import Augment, mix
 from autocompress.recover.checkpoint import load_checkpoint, save_checkpoint
 from autocompress.recover.device import Place, forward
-from autocompress.recover.schedule import Schedule
+from autocompress.recover.optimizer import make_optimizer
 from autocompress.task.data import Data, Split
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ class Trainer:
                     self.module, data, self.place, lowest_bits=lowest_bits, key=order
                 )
         extra = list(self.teaching.projections.parameters()) if self.teaching else []
-        self.optimizer = schedule.make_optimizer(self.module, extra)
+        self.optimizer = make_optimizer(schedule, self.module, extra)
         self.ema = (
             AveragedModel(self.module, multi_avg_fn=get_ema_multi_avg_fn(schedule.ema))
             if schedule.ema is not None

@@ -9,9 +9,9 @@ from pathlib import Path
 from torch import nn
 
 from autocompress.errors import InputError
+from autocompress.policy.recovery import Schedule
 from autocompress.recover.distill import Distillation
 from autocompress.recover.engine import EpochRecord, Progress, Trainer
-from autocompress.recover.schedule import Schedule
 from autocompress.task.data import Data
 from autocompress.techniques.compressed import Compressed
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from autocompress.errors import InputError
 from autocompress.policy.inventory import Inventory
 from autocompress.policy.policy import Policy
+from autocompress.policy.recovery import ModelSection
 from autocompress.policy.space import Space
 from autocompress.results.metric import Measurement
 from autocompress.run.study import StudyConfig, import_factory, read_study, resolve_variables
@@ -104,7 +105,6 @@ class Assembly:
     def _make_pipeline(self) -> Pipeline:
         from autocompress.build.bank import LayerBank
         from autocompress.build.pipeline import Pipeline
-        from autocompress.recover.schedule import Schedule
         from autocompress.workloads.cache import cache_folder
 
         settings = self.study.settings
@@ -116,33 +116,29 @@ class Assembly:
             cache_folder() / "banks",
             lambda text, done: self.progress(f"layer bank: {text}", done),
         )
-        schedule = Schedule(**self.study.recovery.schedule)
         return Pipeline(
             self.model,
             self.data,
             self.inventory,
             bank,
             settings,
-            schedule,
+            self.study.recovery.schedule,
             qat=self.study.recovery.qat,
             distillation=self._distillation(),
             students=self.students,
         )
 
     def _distillation(self) -> Callable[[Policy], Any]:
-        from autocompress.recover.distill import DistillationConfig
+        from autocompress.recover.distill import Distillation
 
-        config = DistillationConfig(**self.study.recovery.distillation)
+        config = self.study.recovery.distillation
 
         @cache
         def teachers() -> list[nn.Module]:
             # late, because a teacher may be trained on the spot
-            return [self._teacher(dict(t)) for t in config.teachers] or [self.model]
+            return [_load_teacher(t) for t in config.teachers] or [self.model]
 
-        return lambda policy: config.build(teachers(), policy.distill)
-
-    def _teacher(self, section: dict[str, Any]) -> nn.Module:
-        return load_model(resolve_variables(section))
+        return lambda policy: Distillation.of(config, teachers(), policy.distill)
 
     @cached_property
     def students(self) -> dict[str, Callable[[], nn.Module]]:
@@ -179,6 +175,10 @@ def load_model(section: dict[str, Any]) -> nn.Module:
 
         load_weights(model, section["checkpoint"])
     return model.eval()
+
+
+def _load_teacher(section: ModelSection) -> nn.Module:
+    return load_model(resolve_variables(section.model_dump()))
 
 
 def load_data(section: dict[str, Any]) -> Data:
@@ -239,7 +239,6 @@ def assemble(
 def _train_baseline(
     study: StudyConfig, model: nn.Module, data: Data, progress: Progress
 ) -> nn.Module:
-    from autocompress.recover.schedule import Schedule
     from autocompress.workloads.baseline import train_baseline
     from autocompress.workloads.cache import cache_folder
 
@@ -247,7 +246,7 @@ def _train_baseline(
     return train_baseline(
         model,
         data,
-        Schedule(**study.baseline.schedule),
+        study.baseline.schedule,
         cache_folder() / "baselines",
         patience=study.baseline.patience,
         min_delta=study.baseline.min_delta,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from autocompress.commands.display import SearchDisplay, console, status
-from autocompress.controller.config import RecoveryPlan, SearchConfig
+from autocompress.controller.config import SearchConfig
 from autocompress.errors import InputError
 from autocompress.results.metric import Measurement
 from autocompress.results.trial import Trial
@@ -57,30 +57,6 @@ def search(config: StudyConfig, out: Path | None, *, resume: bool, quiet: bool) 
     return done.summary
 
 
-def search_config(study: StudyConfig) -> SearchConfig:
-    """The ``search`` section, checked."""
-    found: SearchConfig = _section(SearchConfig, study.search, "search")
-    return found
-
-
-def _section(kind: Any, data: dict[str, Any], where: str) -> Any:
-    from pydantic import ValidationError
-
-    from autocompress.errors import nearest
-
-    for key in data:
-        if key not in kind.model_fields:
-            raise InputError(
-                f"`{where}` has an unknown key {key!r}; {nearest(key, kind.model_fields)}"
-            )
-    try:
-        return kind(**data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        at = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"`{where}.{at}`: {first['msg']}, got {first['input']!r}.") from None
-
-
 def run_study(
     study: StudyConfig,
     out: Path | None = None,
@@ -105,7 +81,7 @@ def run_study(
     """
     from autocompress.run.assembly import assemble
 
-    config = search_config(study)
+    config = study.search
     root = out or Path("runs") / study.name
     if not resume and RunFolder(root).is_run:
         RunFolder.create(root)  # says that there is a run
@@ -186,17 +162,7 @@ def _phases(
         try:
             result = run_search(context, _proposer(context))
             baselines = run_baselines(context)
-            recovery = parts.study.recovery
-            run_recovery(
-                context,
-                RecoveryPlan(
-                    epochs=recovery.epochs,
-                    rungs=recovery.rungs,
-                    candidates=recovery.candidates,
-                    compare_distillation=recovery.compare_distillation,
-                    seed=config.seed,
-                ),
-            )
+            run_recovery(context, parts.study.recovery)
             chosen = run_verify(context, lambda: _answer(context, parts.study))
         finally:
             context.executor.close(cancel=bool(stop))
@@ -308,7 +274,7 @@ def _mlflow(
     from autocompress.mlflow.sink import MlflowSink
     from autocompress.results.metric import metric
 
-    objectives = tuple(metric(n) for n in search_config(parts.study).objectives)
+    objectives = tuple(metric(n) for n in parts.study.search.objectives)
     return MlflowSink(
         journal,
         baseline,
@@ -343,7 +309,7 @@ def _finish(
         chosen=chosen.number if chosen is not None else None,
         layers=tuple(layer.name for layer in parts.inventory.layers),
         budget=study.limits(),
-        objectives=tuple(metric(n) for n in search_config(study).objectives),
+        objectives=tuple(metric(n) for n in study.search.objectives),
     )
     model = _keep_models(folder, parts, view)
     summary = write_summary(folder, view, model)

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Discriminator, Field, Tag
 
+from autocompress.controller.config import SearchConfig
 from autocompress.errors import InputError, nearest
 from autocompress.policy.budget import Budget
+from autocompress.policy.reading import read_mapping
+from autocompress.policy.recovery import ModelSection, RecoveryConfig, Schedule
+from autocompress.policy.section import Section
 from autocompress.policy.settings import CompressionSettings
 from autocompress.policy.space_config import SpaceConfig
+from autocompress.targets.base import TargetConfig
 
 GIVEN = "given-in-python"
 """Stands for a model or data that were handed over as objects, not by a factory."""
@@ -34,77 +38,44 @@ _VARIABLES = {
 }
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ModelSection(_Section):
-    """The trained model.
+class DataSection(Section):
+    """The data.
 
     Args:
-        factory: ``package.module:function`` that returns an ``nn.Module``.
+        factory: ``package.module:function`` that returns an ``autocompress.Data`` or anything
+            with the three splits.
         args: keyword arguments of the factory.
-        checkpoint: safetensors or torch state dict, or ``None`` to take the factory's weights.
     """
 
     factory: str
     args: dict[str, Any] = Field(default_factory=dict)
-    checkpoint: str | None = None
 
 
-class DataSection(_Section):
-    """The data: ``factory`` returns an ``autocompress.Data`` or anything with the three splits."""
-
-    factory: str
-    args: dict[str, Any] = Field(default_factory=dict)
-
-
-class BaselineSection(_Section):
+class BaselineSection(Section):
     """Train the model on the spot before anything else; the weights are cached.
 
     Args:
         schedule: as in ``recovery.schedule``.
-        patience: stop when this many epochs brought no better validation accuracy; ``None``
+        patience: stop when this many epochs brought no better validation accuracy; ``null``
             trains to the schedule's end.
         min_delta: a gain no larger than this does not count as better for ``patience``; in the
             metric's unit (0.004: 0.4 points of accuracy).
         max_rounds: with ``patience``, train the schedule at most so many times.
     """
 
-    schedule: dict[str, Any] = Field(default_factory=dict)
+    schedule: Schedule = Schedule()
     patience: int | None = None
     min_delta: float = Field(0.0, ge=0)
     max_rounds: int | None = Field(None, ge=1)
 
 
-class RecoverySection(_Section):
-    """How the best policies win accuracy back.
-
-    Args:
-        epochs: of the first rung; 0 skips recovery.
-        schedule: fields of ``recover.schedule.Schedule`` (epochs aside).
-        qat: train quantized policies through fake quantization.
-        distillation: fields of ``recover.distill.DistillationConfig``: temperature, weight,
-            features, teachers; says how policies with distillation on are trained.
-        rungs, candidates, compare_distillation: see ``search.config.RecoveryPlan``.
-    """
-
-    epochs: float = Field(0.0, ge=0)
-    rungs: int = Field(1, ge=1, le=6)
-    candidates: int = Field(3, ge=1)
-    compare_distillation: bool = True
-    qat: bool = True
-    schedule: dict[str, Any] = Field(default_factory=dict)
-    distillation: dict[str, Any] = Field(default_factory=dict)
-
-
-class TrackingSection(_Section):
+class TrackingSection(Section):
     """Where trials are shown.
 
     Args:
         mlflow: log to MLflow.
-        uri: tracking store; ``None`` is an SQLite file beside the runs.
-        experiment: name; ``None`` is the study's.
+        uri: tracking store; ``null`` is an SQLite file beside the runs.
+        experiment: name; ``null`` is the study's.
         register_best: register the best model's ONNX file in the model registry.
     """
 
@@ -114,22 +85,41 @@ class TrackingSection(_Section):
     register_best: bool = True
 
 
-class StudyConfig(_Section):
-    """A whole study, resolved; an unknown key is an error that names the nearest valid one."""
+class StudyConfig(Section):
+    """A whole study: what to compress, for which target, and how to search.
+
+    Args:
+        name: of the run's folder; by default the file's name.
+        model: uncompressed and trained.
+        data: its three splits.
+        baseline: trains the model first; ``null`` takes it as it is.
+        target: where the compressed model is to run: ``runtime``, ``threads``, ``batch``.
+        space: what may be done to which layers: a shipped space's name, a file, or a space itself.
+        settings: how compression is carried out, the same for every policy.
+        budget: limits such as ``latency<=0.5x``, ``macs<=40%``, ``size<=1MB``.
+        max_accuracy_drop: in points; limits the answer, not the search.
+        search: how policies are found.
+        recovery: how the best policies are trained.
+        tracking: where trials are shown.
+        executor: ``local`` or ``ray``.
+        workers: evaluations at once; latency is still measured one at a time.
+        ray_address: of a running Ray cluster; ``null`` starts one here.
+    """
 
     name: str
     model: ModelSection
     data: DataSection
     baseline: BaselineSection | None = None
     target: dict[str, Any] = Field(default_factory=dict)
-    space: str | dict[str, Any] = "joint"
+    space: Annotated[
+        Annotated[str, Tag("(by name)")] | Annotated[SpaceConfig, Tag("(inline)")],
+        Discriminator(lambda data: "(by name)" if isinstance(data, str) else "(inline)"),
+    ] = "joint"
     settings: CompressionSettings = CompressionSettings()
     budget: tuple[str, ...] = ()
-    max_accuracy_drop: float | None = Field(
-        None, gt=0, le=100, description="in points; limits the answer, not the search"
-    )
-    search: dict[str, Any] = Field(default_factory=dict)
-    recovery: RecoverySection = RecoverySection()
+    max_accuracy_drop: float | None = Field(None, gt=0, le=100)
+    search: SearchConfig = SearchConfig()
+    recovery: RecoveryConfig = RecoveryConfig()
     tracking: TrackingSection = TrackingSection()
     executor: Literal["local", "ray"] = "local"
     workers: int = Field(1, ge=1)
@@ -143,7 +133,7 @@ class StudyConfig(_Section):
         """The search space, by name, path or inline."""
         if isinstance(self.space, str):
             return SpaceConfig.load(find_file(self.space, "search_spaces"))
-        return SpaceConfig.read(self.space, where="`space` of the study")
+        return self.space
 
     def changed(self, **changes: Any) -> StudyConfig:
         """A checked copy; a value that is a mapping is laid over the section it names."""
@@ -163,29 +153,24 @@ def load_study(name: str | Path) -> StudyConfig:
         InputError: no such study, unreadable, or not valid; the message names the nearest.
     """
     path = find_file(str(name), "studies")
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not readable as YAML: {error}") from None
-    if not isinstance(data, dict):
-        raise InputError(
-            f"{path} is not a study: it must be a mapping with `model`, `data` and `budget`."
-        )
+    data = read_mapping(path, "study")
     data.setdefault("name", path.stem)
     if isinstance(data.get("space"), str) and data["space"].endswith((".yaml", ".yml")):
         beside = path.parent / data["space"]
-        if beside.is_file():
+        if os.path.isfile(beside):
             data["space"] = str(beside.resolve())
     return read_study(data, where=str(path))
 
 
 def read_study(data: Mapping[str, Any], *, where: str = "the study") -> StudyConfig:
     """Check plain data; every level refuses unknown keys with the nearest valid one."""
+    study = StudyConfig.read(dict(data), where=where)
     try:
-        study = StudyConfig(**data)
-    except ValidationError as error:
-        raise InputError(_explain(error, where)) from None
-    study.limits()
+        study.limits()
+        if not _VARIABLE.search(repr(study.target)):
+            TargetConfig.read(study.target)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
     return study
 
 
@@ -226,8 +211,8 @@ def shipped(kind: Literal["studies", "search_spaces"]) -> dict[str, Path]:
 
 def find_file(name: str, kind: Literal["studies", "search_spaces"]) -> Path:
     """A path, or the shipped file of that name."""
-    path = Path(name).expanduser()
-    if path.is_file():
+    path = Path(os.path.expanduser(name))
+    if os.path.isfile(path):  # also says no to a name that no file can have
         return path
     known = shipped(kind)
     if path.name == name and name in known:
@@ -236,34 +221,11 @@ def find_file(name: str, kind: Literal["studies", "search_spaces"]) -> Path:
     if path.suffix in (".yaml", ".yml") and path.parent.name in ("", kind) and path.stem in known:
         return known[path.stem]
     what = "study" if kind == "studies" else "search space"
-    beside = [str(p) for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+    beside = [str(p) for p in path.parent.glob("*.yaml")] if os.path.isdir(path.parent) else []
     raise InputError(
         f"There is no {what} {name!r}; {nearest(name, [*known, *beside])} "
         f"Shipped: {', '.join(known) or 'none'}."
     )
-
-
-def _explain(error: ValidationError, where: str) -> str:
-    first = error.errors()[0]
-    location = [str(part) for part in first["loc"]]
-    at = ".".join(location)
-    if first["type"] == "extra_forbidden":
-        return (
-            f"{where} has an unknown key {at!r}; "
-            f"{nearest(location[-1], _valid_keys(location[:-1]))}"
-        )
-    if first["type"] == "missing":
-        return f"{where} lacks `{at}`."
-    return f"{where}: `{at}`: {first['msg']}, got {first.get('input')!r}."
-
-
-def _valid_keys(path: list[str]) -> Iterator[str]:
-    model: Any = StudyConfig
-    for part in path:
-        annotation = model.model_fields[part].annotation
-        options = getattr(annotation, "__args__", (annotation,))
-        model = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
-    yield from model.model_fields
 
 
 def import_factory(path: str) -> Any:

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from autocompress.errors import InputError, nearest
+from autocompress.policy.reading import read_mapping
 from autocompress.results.metric import Measurement
 
 
@@ -157,8 +158,7 @@ class RunFolder:
         """The resolved study, or nothing where none was written."""
         if not self.study.is_file():
             return {}
-        found = yaml.safe_load(self.study.read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) else {}
+        return read_mapping(self.study, "study")
 
     def write_baseline(self, measurement: Measurement, split: str = "val") -> None:
         """Keep what the uncompressed model does on one split."""

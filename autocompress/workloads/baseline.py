@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from autocompress.errors import InputError
+from autocompress.policy.recovery import Schedule
 from autocompress.recover.engine import Progress, Trainer
-from autocompress.recover.schedule import Schedule
 from autocompress.recover.score import score
 from autocompress.task.data import Data
 from autocompress.workloads.cache import digest

@@ -9,7 +9,7 @@ import pytest
 from analytic import AnalyticEvaluator, Cautious, make_space
 from scipy.stats import spearmanr
 
-from autocompress.controller.config import RecoveryPlan, SearchConfig
+from autocompress.controller.config import SearchConfig
 from autocompress.controller.loop import Context, run_search
 from autocompress.controller.phases import (
     FINISHED,
@@ -24,6 +24,7 @@ from autocompress.controller.protocols import Job
 from autocompress.execute.local import InProcessExecutor
 from autocompress.policy.budget import Budget
 from autocompress.policy.policy import Policy
+from autocompress.policy.recovery import RecoveryConfig
 from autocompress.results.metric import Measurement
 from autocompress.results.trial import SEARCH, Phase, Trial, TrialState
 
@@ -138,7 +139,7 @@ def test_without_a_feasible_trial_the_nearest_is_the_candidate() -> None:
 def test_finishing_without_training() -> None:
     """The most accurate pruned policies, scored once more on val; bits alone are left out."""
     context = searched(30)
-    run_recovery(context, RecoveryPlan(epochs=0, candidates=4))
+    run_recovery(context, RecoveryConfig(epochs=0, candidates=4))
     finished = [t for t in context.trials if t.phase == FINISHED]
     pruned = [
         t
@@ -148,13 +149,13 @@ def test_finishing_without_training() -> None:
     best = sorted(pruned, key=accuracy, reverse=True)[:4]
     assert [t.parent for t in finished] == [t.number for t in best]
     assert all(t.origin == "finish" for t in finished)
-    run_recovery(context, RecoveryPlan(epochs=0, candidates=4))
+    run_recovery(context, RecoveryConfig(epochs=0, candidates=4))
     assert len([t for t in context.trials if t.phase == FINISHED]) == 4
 
 
 def test_rungs_double_and_only_those_in_doubt_go_on() -> None:
     context = searched(40)
-    run_recovery(context, RecoveryPlan(epochs=2, rungs=3, candidates=4))
+    run_recovery(context, RecoveryConfig(epochs=2, rungs=3, candidates=4))
     rungs = {r: [t for t in context.trials if t.phase.rung == r] for r in (1, 2, 3)}
     assert {t.phase for t in rungs[1]} == {Phase("recover", 2, 1)}
     assert {t.phase for t in rungs[2]} <= {Phase("recover", 4, 2)}
@@ -179,19 +180,19 @@ def test_rungs_double_and_only_those_in_doubt_go_on() -> None:
 
 def test_distillation_is_compared_on_one_policy() -> None:
     context = searched(40)
-    run_recovery(context, RecoveryPlan(epochs=1, candidates=2))
+    run_recovery(context, RecoveryConfig(epochs=1, candidates=2))
     first = candidates(context, 1)[0]
     pair = [t for t in context.trials if t.phase.kind == "recover" and t.parent == first.number]
     assert [t.policy.distill is not None for t in pair] == [False, True]
     assert len({t.policy.untrained_digest for t in pair}) == 1
     context = searched(40)
-    run_recovery(context, RecoveryPlan(epochs=1, candidates=2, compare_distillation=False))
+    run_recovery(context, RecoveryConfig(epochs=1, candidates=2, compare_distillation=False))
     assert sum(t.phase.kind == "recover" for t in context.trials) == 2
 
 
 def test_recovery_is_resumed_where_it_was_left() -> None:
     context = searched(40)
-    plan = RecoveryPlan(epochs=1, rungs=2, candidates=3)
+    plan = RecoveryConfig(epochs=1, rungs=2, candidates=3)
     run_recovery(context, plan)
     done = len(context.trials)
     evaluator_of(context).evaluated.clear()
@@ -202,7 +203,7 @@ def test_recovery_is_resumed_where_it_was_left() -> None:
 
 def test_verification_happens_once_and_on_the_weights_that_were_trained() -> None:
     context = searched(40)
-    run_recovery(context, RecoveryPlan(epochs=1, candidates=2))
+    run_recovery(context, RecoveryConfig(epochs=1, candidates=2))
     best = context.front().pick("best")
     front_before = [t.number for t in context.front()]
     assert run_verify(context, lambda: best) is best
@@ -300,7 +301,7 @@ def test_stop_leaves_the_later_phases_undone() -> None:
     context = searched(20)
     context.stop.ask()
     run_baselines(context)
-    run_recovery(context, RecoveryPlan(epochs=1))
+    run_recovery(context, RecoveryConfig(epochs=1))
     run_verify(context, lambda: context.front().pick("best"))
     assert not evaluator_of(context).evaluated
     assert context.front().pick("best").policy != Policy()

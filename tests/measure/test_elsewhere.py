@@ -20,9 +20,9 @@ from autocompress.measure.latency_features import LayerPlan
 from autocompress.measure.latency_model import LatencyModel
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.policy import LayerPolicy, Policy
+from autocompress.policy.recovery import Schedule
 from autocompress.policy.settings import CompressionSettings
 from autocompress.policy.space_config import SpaceConfig
-from autocompress.recover.schedule import Schedule
 from autocompress.run.evaluator import StudyEvaluator
 from autocompress.targets import get_target
 from autocompress.task.data import Data, Split

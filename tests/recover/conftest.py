@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autocompress.recover.schedule import Schedule
+from autocompress.policy.recovery import Schedule
 from autocompress.task.data import Data, Split
 
 

@@ -15,16 +15,15 @@ from torch.nn import functional as F
 
 from autocompress.errors import InputError
 from autocompress.policy.policy import Distill
+from autocompress.policy.recovery import DistillationConfig, Schedule
 from autocompress.recover.device import Place
 from autocompress.recover.distill import (
     Distillation,
-    DistillationConfig,
     Teaching,
     safe_temperature,
     soft_loss,
 )
 from autocompress.recover.finetune import fine_tune
-from autocompress.recover.schedule import Schedule
 from autocompress.task.data import Data, Split
 
 CPU = Place(torch.device("cpu"), bf16=False)
@@ -300,10 +299,10 @@ def test_fine_tune_reads_the_bits_off_the_policy(
 def test_study_section_and_policy_together() -> None:
     teacher = nn.Linear(2, 2)
     asked = Distill(temperature=3.0, weight=0.9)
-    plain = DistillationConfig().build([teacher], asked)
+    plain = Distillation.of(DistillationConfig(), [teacher], asked)
     assert plain.config == asked
     section = DistillationConfig(weight=0.2, features="attention", teacher_weights=(2.0,))
-    built = section.build([teacher], asked)
+    built = Distillation.of(section, [teacher], asked)
     assert built.config == Distill(temperature=3.0, weight=0.2, features="attention")
     assert built.weights == (2.0,)
     with pytest.raises(InputError, match="at least one teacher"):

@@ -15,10 +15,10 @@ from torch.nn import functional as F
 
 from autocompress.errors import InputError, TargetUnavailable, TrainingDiverged
 from autocompress.policy.policy import Distill
+from autocompress.policy.recovery import Schedule
 from autocompress.recover.distill import Distillation
 from autocompress.recover.engine import Trainer
 from autocompress.recover.finetune import fine_tune
-from autocompress.recover.schedule import Schedule
 from autocompress.recover.score import score
 from autocompress.task.data import Data, Split
 

@@ -19,10 +19,10 @@ from autocompress.build.state import load_state, save_state
 from autocompress.errors import InputError
 from autocompress.exporters.write import export
 from autocompress.policy.policy import Distill, LayerPolicy, Policy
+from autocompress.policy.recovery import Schedule
 from autocompress.policy.settings import CompressionSettings
 from autocompress.recover.distill import Distillation
 from autocompress.recover.finetune import fine_tune
-from autocompress.recover.schedule import Schedule
 from autocompress.recover.score import score
 from autocompress.task.data import Data
 from autocompress.techniques.compressed import Compressed, Precision

@@ -8,10 +8,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
 from torch import nn
 
-from autocompress.recover.schedule import Schedule
+from autocompress.errors import InputError
+from autocompress.policy.recovery import Schedule
+from autocompress.recover.augment import MIXING, NAMES, Augment
+from autocompress.recover.optimizer import make_optimizer
 
 shapes = st.sampled_from(["cosine", "one_cycle"])
 warmups = st.one_of(st.none(), st.floats(0, 0.9))
@@ -58,7 +60,7 @@ def test_only_weight_matrices_decay() -> None:
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
     module[0].weight.requires_grad_(True)
     module[3].bias.requires_grad_(False)
-    groups = Schedule(weight_decay=0.1).make_optimizer(module).param_groups
+    groups = make_optimizer(Schedule(weight_decay=0.1), module).param_groups
     decayed = {id(p) for g in groups if g["weight_decay"] == 0.1 for p in g["params"]}
     spared = {id(p) for g in groups if g["weight_decay"] == 0.0 for p in g["params"]}
     assert decayed == {id(module[0].weight), id(module[3].weight)}
@@ -66,6 +68,16 @@ def test_only_weight_matrices_decay() -> None:
 
 
 def test_unknown_augmentation_names_the_nearest() -> None:
-    with pytest.raises(Exception, match="did you mean 'cutmix'") as caught:
-        Schedule(augment=("cutmx",))
-    assert not isinstance(caught.value, ValidationError)
+    with pytest.raises(InputError, match=r"`augment\.0`.*did you mean 'cutmix'"):
+        Schedule.read({"augment": ["cutmx"]})
+    with pytest.raises(InputError, match="did you mean 'cutmix'"):
+        Augment(("cutmx",))
+
+
+def test_every_augmentation_of_a_schedule_can_be_carried_out() -> None:
+    schedule = Schedule(augment=NAMES)
+    assert schedule.augment is not None
+    augment = Augment(schedule.augment)
+    images = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
+    assert augment(images, torch.Generator().manual_seed(0)).shape == images.shape
+    assert set(augment.mixing) == set(MIXING)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autocompress.errors import InputError
-from autocompress.recover.schedule import Schedule
+from autocompress.policy.recovery import Schedule
 from autocompress.recover.score import score
 from autocompress.task.data import Data, Split
 from autocompress.workloads.baseline import train_baseline

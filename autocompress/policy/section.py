@@ -1,0 +1,180 @@
+"""Checked data that people write: the base of every section of a file, and its error messages."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import is_dataclass
+from typing import Annotated, Any, Self, TypeVar, get_args, get_type_hints
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    TypeAdapter,
+    ValidationError,
+)
+from pydantic_core import CoreSchema, core_schema
+
+from autocompress.errors import AutocompressError, InputError, nearest
+
+T = TypeVar("T")
+
+_LONGEST_SHOWN = 80
+
+
+def field_texts(kind: type) -> dict[str, str]:
+    """What the ``Args`` of a class's docstring say about each of its fields."""
+    found: dict[str, str] = {}
+    names: list[str] = []
+    _, _, text = inspect.cleandoc(kind.__doc__ or "").partition("\nArgs:\n")
+    for line in text.splitlines():
+        if line and not line.startswith(" "):
+            break  # the next part of the docstring
+        head = re.match(r" {4}(\w+(?:, \w+)*): (.*)", line)
+        if head:
+            names = head[1].split(", ")
+            found |= dict.fromkeys(names, head[2])
+        else:
+            found |= {name: f"{found[name]} {line.strip()}".strip() for name in names}
+    return {name: text.replace("``", "`") for name, text in found.items()}
+
+
+def describe(schema: dict[str, Any], kind: type) -> None:
+    """Put the docstring into a JSON Schema: its first part, and a text for every field."""
+    summary, _, _ = inspect.cleandoc(kind.__doc__ or "").partition("\nArgs:\n")
+    schema["description"] = " ".join(summary.replace("``", "`").split())
+    for name, text in field_texts(kind).items():
+        if name in schema.get("properties", {}):
+            schema["properties"][name]["description"] = text
+
+
+STRICT = ConfigDict(extra="forbid", frozen=True, json_schema_extra=describe)
+"""Of everything that is read from files: sections, and the dataclasses of a policy."""
+
+
+class Section(BaseModel):
+    """Immutable data that refuses unknown keys; its JSON Schema tells what the docstring does."""
+
+    model_config = STRICT
+
+    @classmethod
+    def read(cls, data: Any, *, where: str | None = None) -> Self:
+        """Check plain data.
+
+        Args:
+            data: a mapping.
+            where: what it is, for the beginning of an error message; the class by default.
+
+        Raises:
+            InputError: an unknown key (the nearest valid one is named), a missing one, or a value
+                that cannot be used.
+        """
+        return read_as(cls, data, where or cls.__name__)
+
+
+class _OneOrMore:
+    """A single value stands for a list of one."""
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(
+            lambda value: value if isinstance(value, list | tuple) else [value], handler(source)
+        )
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        several = handler(schema["schema"])
+        return {"anyOf": [several["items"], several]}
+
+
+OneOrMore = Annotated[tuple[T, ...], _OneOrMore()]
+
+
+def read_as(kind: type[T], data: Any, where: str) -> T:
+    """Check plain data against a section or a dataclass; errors as of ``Section.read``."""
+    try:
+        return TypeAdapter(kind).validate_python(data)
+    except ValidationError as error:
+        raise InputError(explain(error, where, kind)) from None
+    except AutocompressError as error:  # values that contradict each other
+        raise InputError(f"{where}: {error}") from None
+
+
+def explain(error: ValidationError, where: str, kind: type) -> str:
+    """Turn pydantic's error into one of our messages.
+
+    Args:
+        error: only one of its problems is told; an unknown key goes first, because it is often a
+            misspelled one that then is missing too.
+        where: what was read: a file, or a section.
+        kind: what it was to become.
+    """
+    problems = error.errors(include_url=False)
+    problem = next((p for p in problems if p["type"] in _UNKNOWN), problems[0])
+    path, kinds = _walk(kind, problem["loc"], problem["type"] in _UNKNOWN)
+    at, found = _short(".".join(map(str, path))), _short(repr(problem["input"]))
+    fields = {name for k in kinds for name in _fields(k)}
+    name = str(path[-1]) if path else ""
+    if problem["type"] in _UNKNOWN:
+        return f"{where} has an unknown key {at!r}; {nearest(name, fields)}"
+    if problem["type"] in ("missing", "missing_argument"):
+        says = next((t[name] for t in map(field_texts, kinds) if name in t), "it must be given")
+        return f"{where} lacks `{at}`: {says}"
+    if problem["type"] == "invalid_key" or problem["loc"][-1:] == ("[key]",):
+        return f"{where}: the key `{at}` must be text; put it into quotes."
+    subject = f"{where}: `{at}`" if at else where
+    if problem["type"].startswith(("model_", "dataclass_", "dict_", "mapping_")):
+        return f"{subject} must be a mapping, got {found}."
+    text = problem["msg"].replace("a valid tuple", "a list")
+    if problem["type"] == "literal_error":
+        valid = re.findall(r"'([^']*)'", str(problem["ctx"]["expected"]))
+        near = nearest(str(problem["input"]), valid)
+        return f"{subject}: {text}, got {found}" + (f"; {near}" if valid else ".")
+    return f"{subject}: {text}, got {found}."
+
+
+_UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
+
+
+def _walk(
+    kind: type, location: Sequence[str | int], unknown: bool
+) -> tuple[list[str | int], list[type]]:
+    """The path that a user wrote, and the kinds of the section that holds its last part."""
+    path: list[str | int] = []
+    kinds = holders = [kind]
+    for left, part in zip(reversed(range(len(location))), location, strict=True):
+        if str(part).endswith(("]", ")")) and not (unknown and left == 0):
+            continue  # pydantic's own: the member of a union, or "[key]"
+        path.append(part)
+        holders = kinds
+        inner = [_fields(k)[str(part)] for k in kinds if part in _fields(k)]
+        if inner:
+            kinds = list(_kinds_in(inner))
+    return path, holders
+
+
+def _fields(kind: type) -> dict[str, Any]:
+    """Field names and their types."""
+    known = getattr(kind, "model_fields", None) or getattr(kind, "__dataclass_fields__", {})
+    hints = get_type_hints(kind)
+    return {name: hints[name] for name in known}
+
+
+def _kinds_in(annotations: Iterable[Any]) -> Iterator[type]:
+    """Sections and dataclasses in annotations, through unions, tuples and mappings."""
+    for annotation in annotations:
+        if isinstance(annotation, type) and (
+            issubclass(annotation, BaseModel) or is_dataclass(annotation)
+        ):
+            yield annotation
+        else:
+            yield from _kinds_in(get_args(annotation))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."

@@ -1,0 +1,165 @@
+"""Study files: typed once, read as before, and every mistake said with its place and remedy."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from autocompress.errors import InputError
+from autocompress.policy.policy import Distill
+from autocompress.policy.recipe import Recipe
+from autocompress.policy.space_config import SpaceConfig
+from autocompress.run.study import StudyConfig, load_study, read_study, shipped
+from autocompress.track.folder import RunFolder
+
+FIXTURES = Path(__file__).parent.parent / "fixtures" / "run_0_1"
+LEAST: dict[str, Any] = {
+    "name": "x",
+    "model": {"factory": "a:b"},
+    "data": {"factory": "a:b"},
+}
+
+
+@pytest.mark.parametrize("name", shipped("studies"))
+def test_plain_data_of_a_study_reads_as_the_same_study(name: str) -> None:
+    study = load_study(name)
+    plain = json.loads(json.dumps(study.model_dump(mode="json")))
+    again = read_study(plain)
+    assert again == study
+    given = study.recovery.distillation.model_fields_set
+    assert again.recovery.distillation.model_fields_set == given
+    assert study.changed(workers=2).changed(workers=1) == study
+
+
+def test_studies_and_recipes_of_version_0_1_read_as_before() -> None:
+    written = load_study(FIXTURES / "study.yaml")
+    resolved = read_study(RunFolder(FIXTURES / "run").read_study())
+    recipe = read_study(Recipe.load(FIXTURES / "recipe.yaml").study)
+    assert written == resolved == recipe
+    assert (written.search.trials, written.search.timeout_s) == (8, None)
+    assert (written.search.candidates, written.search.screen_images) == (2, 64)
+    assert (written.recovery.schedule.batch_size, written.recovery.schedule.lr) == (64, 0.02)
+
+
+def test_sections_are_typed_and_written_back_as_they_were_given() -> None:
+    study = read_study(
+        {
+            **LEAST,
+            "baseline": {"schedule": {"epochs": 3}},
+            "space": {"rules": [{"match": "a", "prune_ratio": 0.5, "pattern": None}]},
+            "recovery": {"distillation": {"weight": 0.7, "teachers": [{"factory": "t:t"}]}},
+        }
+    )
+    assert study.baseline is not None
+    assert study.baseline.schedule.epochs == 3
+    assert isinstance(study.space, SpaceConfig)
+    assert study.space_config() is study.space
+    (rule,) = study.space.rules
+    assert (rule.match, rule.prune_ratio, rule.pattern) == (("a",), (0.5,), (None,))
+    asked = Distill(temperature=3.0, weight=0.1)
+    for one in (study, study.changed(search={"trials": 3})):
+        assert one.recovery.distillation.over(asked) == Distill(temperature=3.0, weight=0.7)
+    assert set(study.model_dump(mode="json")["recovery"]["distillation"]) == {"weight", "teachers"}
+
+
+def _with(path: str, value: Any) -> dict[str, Any]:
+    """The least study with a value laid at a dotted path."""
+    study: dict[str, Any] = yaml.safe_load(yaml.safe_dump(LEAST))
+    *sections, last = path.split(".")
+    here = study
+    for name in sections:
+        here = here.setdefault(name, {})
+    here[last] = value
+    return study
+
+
+RULE = {"match": "*", "prune_ratio": [0, 0.5]}
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "at", "says"),
+    [
+        ("serch", {}, "serch", "did you mean 'search'"),
+        ("model.chekpoint", "w", "model.chekpoint", "did you mean 'checkpoint'"),
+        ("search.trils", 3, "search.trils", "did you mean 'trials'"),
+        ("baseline.schedule.epoch", 3, "baseline.schedule.epoch", "did you mean 'epochs'"),
+        ("recovery.schedule.batchsize", 3, "recovery.schedule.batchsize", "'batch_size'"),
+        ("recovery.distillation.temprature", 3, "recovery.distillation.temp", "'temperature'"),
+        (
+            "recovery.distillation.teachers",
+            [{"factory": "a:b"}, {"factry": "a:b"}],
+            "recovery.distillation.teachers.1.factry",
+            "did you mean 'factory'",
+        ),
+        ("recovery.schedule.lr)", 1, "recovery.schedule.lr)", "did you mean 'lr'"),
+        ("space.ruls", [RULE], "space.ruls", "did you mean 'rules'"),
+        ("space.rules", [RULE, {"prune_rato": 0}], "space.rules.1.prune_rato", "'prune_ratio'"),
+        ("target.runtim", "onnxruntime", "target", "did you mean 'runtime'"),
+        ("model", {}, "model.factory", "`package.module:function`"),
+        ("model", {"args": {}}, "model.factory", "`package.module:function`"),
+        ("space", {"name": "s"}, "space.rules", "later rules override"),
+        (
+            "recovery.distillation.teachers",
+            [{"args": {}}],
+            "recovery.distillation.teachers.0.factory",
+            "`package.module:function`",
+        ),
+        ("search.sampler", "gided", "search.sampler", "did you mean 'guided'"),
+        ("recovery.schedule.augment", ["crp"], "recovery.schedule.augment.0", "mean 'crop'"),
+        ("recovery.schedule.lr", 0, "recovery.schedule.lr", "greater than 0, got 0"),
+        ("space.rules", [{"weight_bits": [32, 7]}], "space.rules.0.weight_bits.1", "got 7"),
+        ("space.rules", [{"prune_ratio": 1}], "space.rules.0.prune_ratio.0", "less than 1"),
+        ("space.rules", [{"factorization": "tucker"}], "space.rules.0.factorization", "'tucker2'"),
+        ("space.rules", "all", "space.rules", "should be a list"),
+        ("search", 5, "search", "must be a mapping, got 5"),
+        ("space", 5, "space", "must be a mapping, got 5"),
+        ("model.args", {3: "x"}, "model.args.3", "must be text; put it into quotes"),
+        ("budget", ["latecy<=1"], "latecy", "did you mean 'latency'"),
+        ("target.runtime", "onnxruntim", "onnxruntim", "did you mean 'onnxruntime'"),
+    ],
+)
+def test_a_mistake_names_its_place_and_the_nearest(
+    tmp_path: Path, path: str, value: Any, at: str, says: str
+) -> None:
+    file = tmp_path / "s.yaml"
+    file.write_text(yaml.safe_dump(_with(path, value)))
+    with pytest.raises(InputError) as caught:
+        load_study(file)
+    message = str(caught.value)
+    assert message.startswith(str(file))
+    assert at in message
+    assert says in message
+
+
+def test_mistakes_in_a_space_file_and_in_a_policy_file_are_said_alike(tmp_path: Path) -> None:
+    space = tmp_path / "space.yaml"
+    space.write_text(yaml.safe_dump({"rules": [RULE, {"kind": "conv"}]}))
+    with pytest.raises(InputError, match=r"space.yaml .*'rules\.1\.kind'; did you mean 'kinds'"):
+        SpaceConfig.load(space)
+    recipe = yaml.safe_load((FIXTURES / "recipe.yaml").read_text())
+    path = tmp_path / "recipe.yaml"
+    for change, says in (
+        ({"layers": {"conv1": {"prune_rato": 0.5}}}, r"layers\.conv1\.prune_rato.*'prune_ratio'"),
+        ({"layers": {"conv1": {"prune_ratio": 2}}}, r"recipe.yaml.*must be in \[0, 1\)"),
+        ({"layers": {0: {}}}, "`layers.0` must be text"),
+        ({"layer": {}}, "did you mean 'layers'"),
+    ):
+        path.write_text(yaml.safe_dump({**recipe, "policy": change}))
+        with pytest.raises(InputError, match=says):
+            Recipe.load(path)
+
+
+def test_a_target_with_a_variable_is_checked_when_it_is_known() -> None:
+    assert read_study(_with("target.threads", "${N}")).target == {"threads": "${N}"}
+    with pytest.raises(InputError, match="threads"):
+        read_study(_with("target.threads", 0))
+
+
+def test_the_same_reader_takes_objects_that_were_read() -> None:
+    study = load_study("quickstart")
+    built = StudyConfig(name="x", model=study.model, data=study.data, search=study.search)
+    assert built.search is study.search

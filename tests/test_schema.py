@@ -1,0 +1,114 @@
+"""JSON Schemas, judged by the jsonschema library, and the reference that is made from them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from jsonschema import Draft202012Validator
+from typer.testing import CliRunner
+
+from autocompress.cli import app
+from autocompress.commands.schema import reference, schema
+from autocompress.errors import InputError
+from autocompress.policy.recipe import Recipe
+from autocompress.policy.space_config import SpaceConfig
+from autocompress.run.study import StudyConfig, shipped
+
+ROOT = Path(__file__).parent.parent
+FIXTURES = ROOT / "tests" / "fixtures" / "run_0_1"
+FILES = {
+    "study": [*shipped("studies").values(), FIXTURES / "study.yaml", FIXTURES / "run/study.yaml"],
+    "space": list(shipped("search_spaces").values()),
+    "recipe": [FIXTURES / "recipe.yaml", FIXTURES / "run/recipes/best.yaml"],
+}
+CASES = [(what, path) for what, paths in FILES.items() for path in paths]
+
+
+def valid(what: str, data: Any) -> bool:
+    return bool(Draft202012Validator(schema(what)).is_valid(data))
+
+
+@pytest.mark.parametrize("what", FILES)
+def test_it_is_a_schema_and_is_printed(what: str) -> None:
+    printed = CliRunner().invoke(app, ["schema", what])
+    assert printed.exit_code == 0
+    found = json.loads(printed.stdout)
+    assert found == schema(what)
+    Draft202012Validator.check_schema(found)
+
+
+@pytest.mark.parametrize(("what", "path"), CASES, ids=lambda x: getattr(x, "name", x))
+def test_shipped_and_earlier_files_are_valid(what: str, path: Path) -> None:
+    data = yaml.safe_load(path.read_text())
+    Draft202012Validator(schema(what)).validate(data)
+    assert not valid(what, {**data, "unknown": 1})
+
+
+LEAST: dict[str, Any] = {"model": {"factory": "a:b"}, "data": {"factory": "a:b"}}
+MISTAKES: list[tuple[str, dict[str, Any]]] = [
+    ("study", {**LEAST, "serch": {}}),
+    ("study", {"data": LEAST["data"]}),
+    ("study", {**LEAST, "model": {}}),
+    ("study", {**LEAST, "search": {"trials": 0}}),
+    ("study", {**LEAST, "search": {"sampler": "gided"}}),
+    ("study", {**LEAST, "recovery": {"schedule": {"augment": ["crp"]}}}),
+    ("study", {**LEAST, "recovery": {"distillation": {"teachers": [{"args": {}}]}}}),
+    ("study", {**LEAST, "space": {"rules": [{"prune_rato": 0}]}}),
+    ("study", {**LEAST, "space": 5}),
+    ("space", {}),
+    ("space", {"rules": [{"weight_bits": [5]}]}),
+    ("space", {"rules": [{"rank_ratio": 0}]}),
+    ("space", {"rules": [{"pattern": ["4:8"]}]}),
+]
+
+
+@pytest.mark.parametrize(("what", "data"), MISTAKES)
+def test_schema_and_reader_refuse_the_same_mistakes(what: str, data: dict[str, Any]) -> None:
+    assert not valid(what, data)
+    kind = {"study": StudyConfig, "space": SpaceConfig}[what]
+    with pytest.raises(InputError):
+        kind.read({"name": "x", **data})
+
+
+def test_a_recipe_with_a_wrong_policy_is_not_valid() -> None:
+    data = yaml.safe_load((FIXTURES / "recipe.yaml").read_text())
+    data["policy"] = {"layers": {"conv1": {"prune_rato": 0.5}}}
+    assert not valid("recipe", data)
+    with pytest.raises(InputError, match="prune_ratio"):
+        Recipe.read(data)
+
+
+def test_single_values_stand_for_lists_of_one() -> None:
+    rule = {"match": "*", "prune_ratio": 0.5, "rank_ratio": None, "weight_bits": 8}
+    for data in ({"rules": [rule]}, {"rules": [rule], "distill": True, "students": "vgg4"}):
+        assert valid("space", data)
+        SpaceConfig.read(data)
+
+
+@pytest.mark.parametrize("what", FILES)
+def test_every_field_of_every_section_is_described(what: str) -> None:
+    found = schema(what)
+    sections = {what: found, **found.get("$defs", {})}
+    silent = [
+        f"{name}.{field}"
+        for name, section in sections.items()
+        for field, value in section.get("properties", {}).items()
+        if not value.get("description")
+    ]
+    assert silent == []
+
+
+def test_the_reference_in_the_docs_is_the_one_that_is_made() -> None:
+    written = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    assert written == reference(), "autocompress schema --markdown > docs/reference.md"
+    printed = CliRunner().invoke(app, ["schema", "--markdown"])
+    assert printed.stdout == written
+
+
+def test_another_word_names_the_nearest() -> None:
+    with pytest.raises(InputError, match="did you mean 'study'"):
+        schema("studies")
