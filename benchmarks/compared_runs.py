@@ -98,13 +98,14 @@ def timed_together(evaluator: StudyEvaluator, policies: dict[str, Policy]) -> di
     quickest look quicker than they are, and an hour later the machine may be another one. Sittings
     in which the uncompressed model ran slower than it can do not count, where there are others.
     """
+    measurer = evaluator.measurer
     files = {digest: evaluator.export_variant(policy) for digest, policy in policies.items()}
     sittings: dict[str, list[Timing]] = defaultdict(list)
     quiet, draw = QuietSpeed(deque()), random.Random(0)
     for _ in range(3):
         for digest in draw.sample(list(files), len(files)):
             plan = Plan(max_seconds=3.0)
-            beside = Beside(evaluator.target, files[digest], evaluator.baseline_file, plan, quiet)
+            beside = Beside(measurer.target, files[digest], measurer.baseline_file, plan, quiet)
             found = beside()
             quiet.note(found.baseline_ms)
             sittings[digest].append(found)

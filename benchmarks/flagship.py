@@ -22,7 +22,6 @@ from typing import Any
 import torch
 
 from autocompress.errors import AutocompressError
-from autocompress.exporters.write import export
 from autocompress.measure.accuracy import file_accuracy, paired
 from autocompress.measure.latency import compare
 from autocompress.measure.sampling import Plan
@@ -65,8 +64,8 @@ def finished_training(study: StudyConfig, folder: Path) -> tuple[Assembly, float
 def judged(parts: Assembly, model: Path, scratch: Path) -> dict[str, Any]:
     """The answer's file beside the uncompressed one, both as a stranger would look at them."""
     base = scratch / "uncompressed.onnx"
-    export(parts.pipeline.stitch(Policy()), base, parts.evaluator.example)
-    target = parts.evaluator.target
+    parts.evaluator.measurer.export(parts.pipeline.stitch(Policy()), base)
+    target = parts.evaluator.measurer.target
     timing = compare(target, model, base, plan=Plan(precision=0.02, max_seconds=30.0))
     full, small = (file_accuracy(target, path, parts.data.test) for path in (base, model))
     pair = paired(full, small)

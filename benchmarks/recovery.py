@@ -23,7 +23,6 @@ from typing import Any
 
 import torch
 
-from autocompress.exporters.write import export
 from autocompress.measure.accuracy import Accuracy, file_accuracy, paired
 from autocompress.model.cost import policy_cost
 from autocompress.policy.policy import Distill, LayerPolicy, Policy
@@ -81,11 +80,11 @@ class Scores:
 
     def of(self, compressed: Compressed) -> Accuracy:
         """Of one model's file."""
-        evaluator = self.parts.evaluator
+        measurer = self.parts.evaluator.measurer
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
-            export(compressed, path, evaluator.example)
-            return file_accuracy(evaluator.target, path, self.parts.data.test)
+            measurer.export(compressed, path)
+            return file_accuracy(measurer.target, path, self.parts.data.test)
 
     def lost(self, found: Accuracy) -> dict[str, Any]:
         """Points below the uncompressed model, with the interval of the paired difference."""
@@ -112,7 +111,7 @@ def recover(
     for name in ways:
         start = time.perf_counter()
         asked = dataclasses.replace(policy, distill=WAYS[name])
-        compressed = parts.evaluator.compressed(asked, Phase("recover", epochs, 1), seed=0)
+        compressed = parts.evaluator.builder(asked, Phase("recover", epochs, 1), seed=0)
         seconds = time.perf_counter() - start
         found[name] = scores.of(compressed)
         lost = scores.lost(found[name])

@@ -53,7 +53,13 @@ def repeat(study: str, count: int, repeats: int, apart_s: float) -> dict[str, An
                 plan = Plan(max_seconds=3.0)
                 for way in draw.sample(["without", "with"], 2):
                     known = quiet if way == "with" else QuietSpeed()
-                    sitting = Beside(evaluator.target, file, evaluator.baseline_file, plan, known)
+                    sitting = Beside(
+                        evaluator.measurer.target,
+                        file,
+                        evaluator.measurer.baseline_file,
+                        plan,
+                        known,
+                    )
                     first = sitting()
                     time.sleep(apart_s)
                     timing = settle(first, sitting)

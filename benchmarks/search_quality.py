@@ -206,14 +206,14 @@ def compare(plan: Comparison) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         parts = assemble(config, Path(folder))
         parts.predict_latency()
-        fresh = parts.evaluator.latency_model
+        fresh = parts.evaluator.estimator.latency_model
         assert fresh is not None
         for seed in range(plan.seeds):
             for sampler in plan.samplers:
                 run = plan.kept(sampler, seed)
                 if run is None and not plan.judge_only:
                     # what one run measures must not inform the next
-                    parts.evaluator.predict_with(fresh.copy())
+                    parts.evaluator.estimator.predict_with(fresh.copy())
                     run = one_run(parts, plan, sampler, seed)
                     path = plan.path(sampler, seed, plan.longer(sampler))
                     if path:

@@ -76,6 +76,15 @@ class Pipeline:
     students: dict[str, Callable[[], nn.Module]] = field(default_factory=dict)
     _student_costs: dict[str, Cost] = field(default_factory=dict)
 
+    @property
+    def identity(self) -> dict[str, str]:
+        """Fingerprints of the model and the data, for recipes."""
+        return {
+            "architecture": self.inventory.architecture,
+            "weights": self.inventory.weights,
+            "data": self.data.fingerprint,
+        }
+
     def calibration(self) -> Split:
         """The training inputs that ranges, moments and statistics are taken from."""
         return self.data.train.sample(self.settings.calibration_images, self.settings.seed)
@@ -148,17 +157,13 @@ class Pipeline:
             return compressed
         return calibrate(compressed, self.calibration().inputs())
 
-    def cost(self, policy: Policy) -> Cost:
-        """MACs, parameters and bytes by formula; a student is built once, and counted as it is."""
-        from autocompress.model.cost import policy_cost
-
-        if policy.student is None:
-            return policy_cost(self.inventory, policy, self.settings)
-        if policy.student not in self._student_costs:
+    def student_cost(self, name: str) -> Cost:
+        """What a student costs; it is built once, and counted as it is."""
+        if name not in self._student_costs:
+            module = self.stitch(Policy(student=name)).module
             example = self.data.train.inputs(1)
-            module = self.stitch(policy).module
-            self._student_costs[policy.student] = student_cost(module, example, self.settings)
-        return self._student_costs[policy.student]
+            self._student_costs[name] = student_cost(module, example, self.settings)
+        return self._student_costs[name]
 
     def stitch(self, policy: Policy) -> Compressed:
         """Pruned, factorized and sparse, with the bank's weights; a few milliseconds."""

@@ -52,7 +52,7 @@ def profile(study: StudyConfig, export_kernels: Path | None, *, quiet: bool) -> 
         ]
         counted = _fvcore(parts)
         if export_kernels is not None:
-            evaluator.pack_kernels(parts.space, export_kernels)
+            _pack(parts, export_kernels, say)
     return {
         "study": study.name,
         "baseline": dict(baseline.values),
@@ -61,6 +61,23 @@ def profile(study: StudyConfig, export_kernels: Path | None, *, quiet: bool) -> 
         "fvcore": counted,
         "kernels": str(export_kernels) if export_kernels else None,
     }
+
+
+def _pack(parts: Assembly, path: Path, say: Any) -> None:
+    """Pack kernels, a few whole models and a runner that times them on another device."""
+    from autocompress.measure.pack import pack_kernels
+
+    measurer = parts.evaluator.measurer
+    pack_kernels(
+        path,
+        parts.inventory,
+        parts.space,
+        measurer.target.config,
+        parts.evaluator.export_variant,
+        measurer.baseline_file,
+        settings=parts.study.settings,
+        progress=say,
+    )
 
 
 def _fvcore(parts: Assembly) -> dict[str, Any]:
@@ -84,8 +101,9 @@ def operator_times(evaluator: StudyEvaluator) -> dict[str, float]:
     from autocompress.exporters.names import layer_of
     from autocompress.targets.base import random_inputs
 
-    target, names = evaluator.target, set(evaluator.pipeline.inventory.by_name)
-    with closing(target.open(evaluator.baseline_file)) as session:
+    measurer = evaluator.measurer
+    target, names = measurer.target, set(measurer.pipeline.inventory.by_name)
+    with closing(target.open(measurer.baseline_file)) as session:
         profile = session.profile(random_inputs(session.inputs, target.config.batch))
     found: dict[str, float] = {}
     for node in profile.nodes:

@@ -93,6 +93,8 @@ class Context:
         self.objectives = tuple(metric(n) for n in self.config.objectives)
         self.cost = self.config.objectives[1] if len(self.objectives) > 1 else "macs"
         self.screening_s = 0.0
+        for trial in self.trials:
+            self.evaluator.observe(trial)
         self._next = max((t.number for t in self.trials), default=-1) + 1
         self._digests = {
             self._key(t.policy, t.phase): t
@@ -182,6 +184,7 @@ class Context:
             self._digests.setdefault(self._key(trial.policy, trial.phase), trial)
         for sink in self.sinks:
             sink.record(trial)
+        self.evaluator.observe(trial)
         return trial
 
     def scored(self) -> list[Trial]:

@@ -32,6 +32,12 @@ class Evaluator(Protocol):
     def evaluate(self, policy: Policy, phase: Phase, seed: int) -> Measurement:
         """Build, export, measure. Accuracy on val, or on test in the ``verify`` phase."""
 
+    def observe(self, trial: Trial) -> None:
+        """Let estimates learn from a finished trial.
+
+        Told of every one, wherever and whenever it was measured; of the same one perhaps again.
+        """
+
 
 @dataclass(frozen=True, slots=True)
 class Job:

@@ -18,6 +18,7 @@ from autocompress.measure.lock import machine_lock
 from autocompress.measure.machine import usable_cores
 from autocompress.targets.base import Session, Target
 from autocompress.task.data import Split
+from autocompress.task.outputs import hits
 
 MetricFunction = Callable[[Tensor, Tensor], float]
 """From outputs and targets of many samples to a number where more is better."""
@@ -75,12 +76,13 @@ def accuracy(
         predict: from a batch of prepared inputs to outputs, e.g. an ``nn.Module``.
         split: inputs and targets.
         metric: ``None`` is top-1 accuracy of outputs ``(N, classes)`` (or ``(N, ..., classes)``
-            with targets ``(N, ...)``: per position).
+            with targets ``(N, ...)``: per position), or of one logit ``(N, 1)`` for targets 0, 1.
         batch: samples per call.
         limit: only the first so many samples.
 
     Raises:
-        InputError: the metric returns something other than a finite number.
+        InputError: the metric returns something other than a finite number, or is missing where
+            the outputs are numbers rather than classes.
     """
     outputs, targets = [], []
     with machine_lock(exclusive=False), torch.inference_mode():
@@ -129,7 +131,7 @@ def score(outputs: Tensor, targets: Tensor, metric: MetricFunction | None = None
     if count == 0:
         raise MeasurementError("Accuracy needs at least one sample, the split is empty.")
     if metric is None:
-        right = outputs.argmax(-1) == targets
+        right = hits(outputs, targets)
         each = right.reshape(count, -1).float().mean(1)
         value = float(each.mean())
         spread = float(each.std(unbiased=False)) if right.ndim > 1 else (value * (1 - value)) ** 0.5

@@ -17,6 +17,8 @@ from autocompress.policy.recovery import Schedule
 from autocompress.recover.device import Place, forward
 from autocompress.results.screened import Screened
 from autocompress.task.data import Split
+from autocompress.task.divergence import Divergence, choose_divergence
+from autocompress.task.outputs import OutputKind, output_kind
 
 
 @dataclass
@@ -32,14 +34,21 @@ class Screening:
     images: int
 
     def __call__(self, policy: Policy, images: int) -> Screened:
-        """Mean KL divergence in nats from the uncompressed outputs, on the first ``images``."""
+        """Mean divergence in nats from the uncompressed outputs, on the first ``images``."""
         count = min(images, len(self._reference))
         with machine_lock(exclusive=False), torch.inference_mode():
-            log_p = self._reference[:count]
-            log_q = self._log_probabilities(self.pipeline.rough(policy), count)
-            each = (log_p.exp() * (log_p - log_q)).sum(-1).flatten()
+            outputs = self._outputs(self.pipeline.rough(policy), count)
+            each = self._divergence(self._reference[:count], outputs)
         spread = float(each.std() / max(1, count) ** 0.5) if count > 1 else 0.0
         return Screened(float(each.mean()), spread, count)
+
+    @property
+    def depends_on(self) -> dict[str, Any]:
+        """What a divergence depends on beside the policy; for the file that keeps divergences."""
+        settings = self.pipeline.settings.model_dump(mode="json")
+        found = {**self.pipeline.identity, "settings": settings, "inputs": self.images}
+        # files that say nothing of it hold divergences between classes
+        return found if self._kind == "classes" else {**found, "outputs": self._kind}
 
     @cached_property
     def _inputs(self) -> Split:
@@ -48,11 +57,21 @@ class Screening:
 
     @cached_property
     def _reference(self) -> Tensor:
-        """Of the uncompressed model on all inputs."""
-        return self._log_probabilities(self.pipeline.model, len(self._inputs))
+        """Outputs of the uncompressed model on all inputs."""
+        return self._outputs(self.pipeline.model, len(self._inputs))
 
-    def _log_probabilities(self, module: nn.Module, count: int) -> Tensor:
-        """``(count, classes)`` on the first inputs.
+    @cached_property
+    def _divergence(self) -> Divergence:
+        return choose_divergence(self._kind, self._reference)
+
+    @cached_property
+    def _kind(self) -> OutputKind:
+        train = self.pipeline.data.train
+        with torch.inference_mode():
+            return output_kind(forward(self.pipeline.model, train.inputs(2)), train.targets)
+
+    def _outputs(self, module: nn.Module, count: int) -> Tensor:
+        """``(count, ...)`` of a module on the first inputs, in float32.
 
         In bfloat16 where the processor has instructions for it: half the time, while divergences
         worth telling apart move by some thousandths and the noise stays under 1e-4 nats.
@@ -60,7 +79,7 @@ class Screening:
         place = Place.of(Schedule(device="cpu"))
         with torch.inference_mode(), place.autocast():
             parts = [forward(module, self._inputs.prepare(part)) for part in self._chunks(count)]
-        return torch.cat(parts).float().log_softmax(-1)
+        return torch.cat(parts).float()
 
     def _chunks(self, count: int, size: int = 256) -> list[Any]:
         even = math.ceil(count / math.ceil(count / size))  # no last one of a single image

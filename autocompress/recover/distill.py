@@ -2,7 +2,8 @@
 
 The loss is ``(1 - weight) * label loss + weight * tau^2 * KL(teacher || student)`` with both
 distributions softened by the temperature tau, the KL divergence summed over classes and averaged
-over samples, plus ``feature_weight`` times a loss between intermediate features.
+over samples, plus ``feature_weight`` times a loss between intermediate features. One logit counts
+as two classes; where outputs are numbers, their mean squared difference takes the KL's place.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from autocompress.recover.features import (
 )
 from autocompress.recover.teachers import TeacherCache, Weights, frozen, teacher_weights
 from autocompress.task.data import Data
+from autocompress.task.outputs import OutputKind, class_logits, output_kind
 
 SAFE_TEMPERATURE = 2.0
 LOW_BITS_TEMPERATURE = 1.0
@@ -113,13 +115,21 @@ def safe_temperature(temperature: float | None, lowest_bits: int) -> float:
     return temperature
 
 
-def soft_loss(outputs: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+def soft_loss(
+    outputs: Tensor, teacher: Tensor, temperature: float, kind: OutputKind = "classes"
+) -> Tensor:
     """``tau^2 * KL(teacher || student)``, summed over classes, averaged over samples.
 
+    Numbers have no temperature: their mean squared difference.
+
     Args:
-        outputs: the student's logits ``(N, ..., classes)``.
+        outputs: the student's logits ``(N, ..., classes)``, or one column.
         teacher: the teacher's, same shape.
         temperature: tau.
+        kind: of the outputs.
+
+    Raises:
+        InputError: other shapes, or one column that is said to be classes.
 
     References:
         Hinton et al. 2015, section 2: tau squared keeps the gradient's size.
@@ -129,9 +139,12 @@ def soft_loss(outputs: Tensor, teacher: Tensor, temperature: float) -> Tensor:
             f"Teacher and student must give outputs of the same shape, got {tuple(teacher.shape)} "
             f"and {tuple(outputs.shape)}. Use a teacher of the same classes."
         )
-    classes = outputs.shape[-1]
-    student = F.log_softmax(outputs.reshape(-1, classes) / temperature, dim=1)
-    wanted = F.log_softmax(teacher.reshape(-1, classes) / temperature, dim=1)
+    if kind == "value":
+        return F.mse_loss(outputs, teacher)
+    student, wanted = (
+        F.log_softmax(class_logits(both, kind).flatten(0, -2) / temperature, dim=1)
+        for both in (outputs, teacher)
+    )
     # "mean" would divide by the classes too
     return temperature**2 * F.kl_div(student, wanted, reduction="batchmean", log_target=True)
 
@@ -152,6 +165,7 @@ class Teaching:
         self.config = distillation.config
         self.view = view
         self.place = place
+        self._targets = data.train.targets
         self.temperature = safe_temperature(self.config.temperature, lowest_bits)
         self.weights = teacher_weights(distillation.teachers, distillation.weights, data, view)
         self.teachers = [frozen(t, place) for t in distillation.teachers]
@@ -196,10 +210,12 @@ class Teaching:
             batch: names the batch for the teachers' cache.
         """
         total = (1 - self.config.weight) * label_loss
+        kind = output_kind(outputs, self._targets)
         for i, weight in enumerate(self.weights):
             if weight == 0.0:
                 continue
-            soft = soft_loss(outputs, self._ask(i, inputs, stored, batch), self.temperature)
+            taught = self._ask(i, inputs, stored, batch)
+            soft = soft_loss(outputs, taught, self.temperature, kind)
             total = total + weight * self.config.weight * soft
             if self._recorders:
                 total = total + weight * self.config.feature_weight * self._feature_loss(i)

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from autocompress.errors import InputError, TrainingDiverged
@@ -26,6 +25,7 @@ from autocompress.recover.checkpoint import load_checkpoint, save_checkpoint
 from autocompress.recover.device import Place, forward
 from autocompress.recover.optimizer import make_optimizer
 from autocompress.task.data import Data, Split
+from autocompress.task.outputs import label_loss, output_kind
 
 if TYPE_CHECKING:
     from autocompress.recover.distill import Distillation, Teaching
@@ -221,9 +221,8 @@ class Trainer:
     def _criterion(self, outputs: Tensor, targets: Tensor) -> Tensor:
         if self.data.loss is not None:
             return self.data.loss(outputs, targets)
-        if targets.dim() > 1 and targets.shape == outputs.shape[:-1]:  # a class per position
-            outputs, targets = outputs.flatten(0, -2), targets.flatten()
-        return F.cross_entropy(outputs, targets, label_smoothing=self.schedule.label_smoothing)
+        kind = output_kind(outputs, self.data.train.targets)
+        return label_loss(outputs, targets, kind, self.schedule.label_smoothing)
 
     def _check_loss(self) -> None:
         if not math.isfinite(float(self._sum)):

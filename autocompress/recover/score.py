@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from autocompress.recover.device import Place, forward
 from autocompress.task.data import Split
+from autocompress.task.outputs import hits
 
 
 def score(
@@ -50,4 +51,4 @@ def score(
     found, truth = torch.cat(outputs), torch.cat(targets)
     if metric is not None:
         return float(metric(found, truth))
-    return float((found.argmax(-1) == truth).double().mean())
+    return float(hits(found, truth).double().mean())

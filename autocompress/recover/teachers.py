@@ -47,7 +47,7 @@ def teacher_weights(
     if isinstance(weights, str):
         if weights != "accuracy":
             raise InputError(f"`teacher_weights` must be numbers or 'accuracy', got {weights!r}.")
-        chance = 1 / data.classes if data.metric is None and data.classes else 0.0
+        chance = 1 / max(2, data.classes) if data.metric is None and data.classes else 0.0
         found = [max(0.0, _val_score(t, data, view) - chance) for t in teachers]
         if not any(found):
             return teacher_weights(teachers, None, data)

@@ -63,11 +63,11 @@ class Assembly:
     def evaluator(self) -> StudyEvaluator:
         """Measures policies in the study's target, without a latency model yet."""
         if "evaluator" not in self._parts:
-            from autocompress.run.evaluator import StudyEvaluator
+            from autocompress.run.evaluator import make_evaluator
             from autocompress.targets import get_target
 
             target = get_target(resolve_variables(self.study.target))
-            self._parts["evaluator"] = StudyEvaluator(
+            self._parts["evaluator"] = make_evaluator(
                 self.pipeline,
                 target,
                 self.folder,
@@ -82,25 +82,23 @@ class Assembly:
         from autocompress.measure.latency_model import LatencyModel
         from autocompress.workloads.cache import cache_folder
 
-        evaluator = self.evaluator
-        table = evaluator.target.config.table
-        if table is not None:
-            model = LatencyModel.from_table(table, self.inventory, self.study.settings)
-        else:
+        evaluator, measurer = self.evaluator, self.evaluator.measurer
+        model = measurer.other_device
+        if model is None:
             model = LatencyModel.build(
-                evaluator.target,
+                measurer.target,
                 self.inventory,
                 self.space,
                 evaluator.export_variant,
                 cache_folder() / "latency",
                 settings=self.study.settings,
-                baseline=evaluator.baseline_file,
-                quiet=evaluator.quiet_speed,
+                baseline=measurer.baseline_file,
+                quiet=measurer.quiet_speed,
                 progress=lambda text, done: self.progress(f"latency table: {text}", done),
             )
             model.baseline_ms = evaluator.baseline["latency_ms"]
-            model.students = {n: evaluator.student_ratio(n) for n in evaluator.pipeline.students}
-        evaluator.predict_with(model)
+            model.students = {n: evaluator.student_ratio(n) for n in self.pipeline.students}
+        evaluator.estimator.predict_with(model)
 
     def _make_pipeline(self) -> Pipeline:
         from autocompress.build.bank import LayerBank
@@ -285,5 +283,5 @@ class EvaluatorFactory:
         )
         evaluator = parts.evaluator
         if self.baseline is not None:
-            evaluator.set_baseline(Measurement.from_dict(self.baseline))
+            evaluator.measurer.set_baseline(Measurement.from_dict(self.baseline))
         return evaluator

@@ -302,7 +302,7 @@ def check(recipe_path: Path, model: str | None, checkpoint: str | None) -> dict[
         parts, same = open_recipe(recipe, model, checkpoint, folder=Path(scratch))
         evaluator = parts.evaluator
         compressed = rebuild(recipe, parts, same, recipe_path.parent)
-        found = evaluator.measure(compressed, recipe.recovery.get("split", "val"))
+        found = evaluator.measurer.measure(compressed, recipe.recovery.get("split", "val"))
     claimed = Measurement.from_dict(recipe.measurement)
     baseline = Measurement.from_dict(recipe.baseline)
     reasons = compare_claims(

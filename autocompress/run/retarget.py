@@ -87,11 +87,10 @@ def _from_table(parts: Assembly, table: Path) -> tuple[Cost, float]:
 
 def _timed(parts: Assembly, folder: RunFolder) -> tuple[Cost, float]:
     from autocompress.build.state import state_file
-    from autocompress.exporters.write import export
-    from autocompress.measure.latency import Beside, compare, settle
+    from autocompress.measure.latency import compare
 
-    evaluator = parts.evaluator
-    base = compare(evaluator.target, evaluator.baseline_file, evaluator.baseline_file)
+    measurer = parts.evaluator.measurer
+    base = compare(measurer.target, measurer.baseline_file, measurer.baseline_file)
 
     def cost(trial: Trial) -> tuple[float, float]:
         state = state_file(folder.models, trial.policy, trial.phase.epochs, trial.seed)
@@ -99,12 +98,9 @@ def _timed(parts: Assembly, folder: RunFolder) -> tuple[Cost, float]:
             compressed = parts.pipeline.restore(trial.policy, state)
         else:
             compressed = parts.pipeline.build(trial.policy)
-        path = parts.folder / f"candidate{evaluator.target.suffix}"
-        export(compressed, path, evaluator.example)
-        sitting = Beside(
-            evaluator.target, path, evaluator.baseline_file, quiet=evaluator.quiet_speed
-        )
-        timing = settle(sitting(), sitting)
+        path = measurer.file("candidate")
+        measurer.export(compressed, path)
+        timing = measurer.timing(path, max_seconds=8.0)
         return timing.ratio * base.latency_ms, timing.iqr_ms
 
     return cost, base.latency_ms

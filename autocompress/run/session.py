@@ -90,7 +90,7 @@ def run_study(
         check_formula_budget(parts)
         before = _known_baseline(RunFolder(root), parts) if resume else None
         if before is not None:
-            parts.evaluator.set_baseline(before)
+            parts.evaluator.measurer.set_baseline(before)
         say("latency table", 0.0)
         parts.predict_latency()
         baseline = parts.evaluator.baseline
@@ -186,7 +186,7 @@ def _context(
 
     study = parts.study
     # before workers are started: a damaged file would leave them behind
-    screened = ScreenedPolicies(journal.folder.screened, parts.evaluator.screened_with)
+    screened = ScreenedPolicies(journal.folder.screened, parts.evaluator.screening.depends_on)
     trials = _rejudged(journal.load(), parts)
     factory = EvaluatorFactory(
         study.model_dump(mode="json"),
@@ -301,7 +301,7 @@ def _finish(
     from autocompress.results.metric import metric
     from autocompress.run.replay import write_recipe
 
-    folder.write_baseline(parts.evaluator.baseline_test, "test")
+    folder.write_baseline(parts.evaluator.measurer.baseline_test, "test")
     study = parts.study
     view = RunView.load(
         folder,

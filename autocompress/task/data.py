@@ -145,8 +145,9 @@ class Data:
         classes: number of classes, for the ready-made losses.
         augment: from a batch of stored inputs to an augmented one, or ``None``; ready-made
             augmentations live in ``recover.augment``.
-        metric: from outputs and targets to a number where more is better; ``None`` is top-1.
-        loss: from outputs and targets to a scalar; ``None`` is cross-entropy.
+        metric: from outputs and targets to a number where more is better; ``None`` is top-1, which
+            one logit for targets 0 and 1 has too, and other single numbers do not.
+        loss: from outputs and targets to a scalar; ``None`` is ``outputs.label_loss``.
         name: for people and for the report.
     """
 

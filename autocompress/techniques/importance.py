@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from autocompress.task.outputs import label_loss, output_kind
 from autocompress.techniques.moments import Moments
 
 _DOUBLE = 1300
@@ -38,7 +38,7 @@ def taylor_scores(
         model: in eval mode; gradients are cleared again.
         producers, channels: of each group.
         inputs, targets: one labelled batch.
-        loss: from outputs and targets to a scalar; ``None`` is cross-entropy.
+        loss: from outputs and targets to a scalar; ``None`` is ``label_loss``.
 
     Returns:
         Group name to ``(channels,)`` scores: ``(sum of gradient x weight)^2`` over each filter.
@@ -53,7 +53,12 @@ def taylor_scores(
         for parameter in needs:
             parameter.requires_grad_(True)
         with torch.enable_grad():
-            (loss or F.cross_entropy)(model(*parts), targets).backward()
+            outputs = model(*parts)
+            if loss is None:
+                found = label_loss(outputs, targets, output_kind(outputs, targets))
+            else:
+                found = loss(outputs, targets)
+            found.backward()
         for group, names in producers.items():
             total = torch.zeros(channels[group])
             for name in names:

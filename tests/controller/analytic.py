@@ -21,7 +21,7 @@ from autocompress.policy.space import Space
 from autocompress.policy.space_config import SpaceConfig
 from autocompress.results.metric import Measurement
 from autocompress.results.screened import Screened
-from autocompress.results.trial import SEARCH, Phase
+from autocompress.results.trial import SEARCH, Phase, Trial
 
 RATIOS = [0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875]
 
@@ -132,6 +132,9 @@ class AnalyticEvaluator:
         if self.violent == "nan" and int(policy.digest[:8], 16) / 0xFFFFFFFF < self.share:
             loss = math.nan
         return self._measurement(policy, 0.9 - loss)
+
+    def observe(self, trial: Trial) -> None:
+        """Its estimates are exact: there is nothing to learn."""
 
 
 class Cautious(AnalyticEvaluator):

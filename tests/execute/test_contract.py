@@ -21,24 +21,6 @@ KINDS = ["local", "pool", "ray"]
 Make = Callable[..., Executor]
 
 
-@pytest.fixture(scope="session")
-def ray_offline() -> Iterator[None]:
-    """One Ray for all tests; executors find it running and leave it running."""
-    import analytic
-    import ray
-
-    ray.init(
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="error",
-        runtime_env={"env_vars": {"PYTHONPATH": str(Path(analytic.__file__).parent)}},
-    )
-    yield
-    ray.shutdown()
-    assert not ray.is_initialized()
-
-
 @pytest.fixture
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
     """Builds an executor of a kind; closed at the end whatever happens."""

@@ -18,12 +18,14 @@ from autocompress.commands.inspecting import operator_times
 from autocompress.measure.kernels import Kernel
 from autocompress.measure.latency_features import LayerPlan
 from autocompress.measure.latency_model import LatencyModel
+from autocompress.measure.pack import pack_kernels
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.recovery import Schedule
 from autocompress.policy.settings import CompressionSettings
 from autocompress.policy.space_config import SpaceConfig
-from autocompress.run.evaluator import StudyEvaluator
+from autocompress.results.trial import Phase, Trial
+from autocompress.run.evaluator import make_evaluator
 from autocompress.targets import get_target
 from autocompress.task.data import Data, Split
 
@@ -73,9 +75,9 @@ def test_with_a_table_latencies_are_those_of_its_device(
     pipeline: Pipeline, table: Path, tmp_path: Path
 ) -> None:
     target = get_target({"runtime": "onnxruntime", "table": str(table)})
-    evaluator = StudyEvaluator(pipeline, target, tmp_path / "work")
+    evaluator = make_evaluator(pipeline, target, tmp_path / "work")
     model = LatencyModel.from_table(table, pipeline.inventory, pipeline.settings)
-    evaluator.predict_with(model)
+    evaluator.estimator.predict_with(model)
     found, baseline = evaluator.evaluate(_POLICY), evaluator.baseline
     assert baseline["latency_ms"] == model.predict(Policy())[0] > 40
     assert (found["latency_ms"], found.spread["latency_ms"]) == model.predict(_POLICY)
@@ -83,12 +85,13 @@ def test_with_a_table_latencies_are_those_of_its_device(
     assert evaluator.estimate(_POLICY)["latency_ms"] == found["latency_ms"]
     assert found.context["target"]["table"]["machine"]["cpu"] == "a slow one"
     # what this machine measured must not leak into the other device's model
+    evaluator.observe(Trial(0, _POLICY, measurement=found))
     assert model.measured == []
     assert not any("slower" in problem for problem in found.context["problems"])
 
 
 def test_without_a_table_latencies_are_measured_here(pipeline: Pipeline, tmp_path: Path) -> None:
-    evaluator = StudyEvaluator(pipeline, get_target("onnxruntime"), tmp_path / "work")
+    evaluator = make_evaluator(pipeline, get_target("onnxruntime"), tmp_path / "work")
     found = evaluator.evaluate(_POLICY)
     timing = found.context["timing"]
     assert found["latency_ms"] == timing["ratio"] * evaluator.baseline["latency_ms"]
@@ -99,24 +102,37 @@ def test_without_a_table_latencies_are_measured_here(pipeline: Pipeline, tmp_pat
 def test_a_disturbed_timing_is_noted_and_teaches_nothing(
     pipeline: Pipeline, table: Path, tmp_path: Path
 ) -> None:
-    evaluator = StudyEvaluator(pipeline, get_target("onnxruntime"), tmp_path / "work")
+    evaluator = make_evaluator(pipeline, get_target("onnxruntime"), tmp_path / "work")
     model = LatencyModel.from_table(table, pipeline.inventory, pipeline.settings)
-    evaluator.predict_with(model)
+    evaluator.estimator.predict_with(model)
     told = evaluator.evaluate(_POLICY)
+    assert model.measured == []  # a measurement is no trial
+    evaluator.observe(Trial(0, _POLICY, measurement=told))
     assert [m.policy.layers for m in model.measured] == [_POLICY.layers]
     assert not any("slowed" in note for note in told.context["notes"])
-    evaluator.quiet_speed.recent.extend([1e-9] * 30)  # no machine will ever be that quick again
+    evaluator.measurer.quiet_speed.recent.extend(
+        [1e-9] * 30
+    )  # no machine will ever be that quick again
     found = evaluator.evaluate(_POLICY)
     assert found.context["timing"]["disturbed"]
     assert len(found.context["timing"]["facts"]["sittings"]) == 2
     assert any("slowed" in note for note in found.context["notes"])
+    evaluator.observe(Trial(1, _POLICY, Phase("verify"), measurement=found))
     assert len(model.measured) == 1
 
 
 def test_the_evaluator_packs_what_the_runner_needs(pipeline: Pipeline, tmp_path: Path) -> None:
-    evaluator = StudyEvaluator(pipeline, get_target("onnxruntime"), tmp_path / "work")
+    evaluator = make_evaluator(pipeline, get_target("onnxruntime"), tmp_path / "work")
     space = _SPACE.bind(pipeline.inventory)
-    path = evaluator.pack_kernels(space, tmp_path / "kernels.zip")
+    path = pack_kernels(
+        tmp_path / "kernels.zip",
+        pipeline.inventory,
+        space,
+        evaluator.measurer.target.config,
+        evaluator.export_variant,
+        evaluator.measurer.baseline_file,
+        settings=pipeline.settings,
+    )
     with zipfile.ZipFile(path) as archive:
         names = set(archive.namelist())
         manifest = json.loads(archive.read("manifest.json"))
@@ -137,7 +153,7 @@ def test_screening_gives_the_divergence_of_the_outputs(tmp_path: Path) -> None:
     with torch.inference_mode():
         model.head.bias.data -= model(images(40)).mean(0)
     pipeline = piped(model)
-    evaluator = StudyEvaluator(pipeline, get_target("onnxruntime"), tmp_path, screen_images=32)
+    evaluator = make_evaluator(pipeline, get_target("onnxruntime"), tmp_path, screen_images=32)
     inputs = pipeline.data.train.sample(32, pipeline.settings.seed + 1).inputs(32)
     with torch.inference_mode():
         ours = pipeline.rough(_POLICY)(inputs).log_softmax(-1)
@@ -150,7 +166,7 @@ def test_screening_gives_the_divergence_of_the_outputs(tmp_path: Path) -> None:
 
 
 def test_operator_times_name_every_layer(pipeline: Pipeline, tmp_path: Path) -> None:
-    evaluator = StudyEvaluator(pipeline, get_target("onnxruntime"), tmp_path / "work")
+    evaluator = make_evaluator(pipeline, get_target("onnxruntime"), tmp_path / "work")
     times = operator_times(evaluator)
     assert set(times) == {"first", "deep", "last", "head"}
     assert all(ms > 0 for ms in times.values())

@@ -40,14 +40,14 @@ def products(module: nn.Module) -> int:
 def test_students_are_costed_as_they_are(study: dict[str, object], tmp_path: Path) -> None:
     parts = assemble(read_study(study), tmp_path)
     for name in NAMES:
-        cost = parts.pipeline.cost(Policy(student=name))
+        cost = parts.evaluator.estimator.cost(Policy(student=name))
         module = parts.students[name]()
         assert cost.macs == products(module)
         weights = sum(p.numel() for n, p in module.named_parameters() if p.dim() > 1)
         assert weights <= cost.params <= sum(p.numel() for p in module.parameters())
         estimate = parts.evaluator.estimate(Policy(student=name))
         assert estimate["macs"] == cost.macs
-    own = parts.pipeline.cost(Policy())
+    own = parts.evaluator.estimator.cost(Policy())
     assert own.macs == products(parts.model)
 
 

@@ -1,0 +1,63 @@
+"""A policy's model, built once: trained weights are kept on disk and loaded again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from autocompress.build.pipeline import Pipeline, Progress
+from autocompress.build.state import save_state, state_file
+from autocompress.policy.policy import Policy
+from autocompress.results.trial import SEARCH, Phase
+
+if TYPE_CHECKING:
+    from autocompress.techniques.compressed import Compressed
+
+
+@dataclass
+class Builder:
+    """Builds the models of a study.
+
+    Args:
+        pipeline: carries policies out.
+        folder: trained weights are kept here.
+        progress: told how far a fine-tune is.
+    """
+
+    pipeline: Pipeline
+    folder: Path
+    progress: Progress | None = None
+
+    def __call__(self, policy: Policy, phase: Phase = SEARCH, seed: int = 0) -> Compressed:
+        """The compressed model, ready to export.
+
+        The ``verify`` phase asks for the same epochs and seed as the recovery before it, and so
+        judges the very weights that the recovery trained.
+
+        Args:
+            policy: what to do.
+            phase: how much fine-tuning, and whether the finish or the quick reconstruction.
+            seed: of fine-tuning.
+        """
+        if phase.epochs <= 0:
+            return self.pipeline.build(policy, phase, seed, progress=self.progress)
+        state = state_file(self.folder, policy, phase.epochs, seed)
+        if state.exists():
+            return self.pipeline.restore(policy, state)
+        compressed = self.pipeline.build(
+            policy, phase, seed, progress=self.progress, checkpoint=state.with_suffix(".partial")
+        )
+        save_state(state, compressed)
+        return compressed
+
+    def for_timing(self, policy: Policy) -> Compressed:
+        """A model whose speed alone matters: sliced weights, ranges from a few inputs."""
+        from autocompress.build.calibrate import calibrate
+
+        if policy.student is not None:
+            return self.pipeline.stitch(policy)
+        compressed = self.pipeline.bank.stitch(policy, solve=False)
+        if not compressed.quantized:
+            return compressed
+        return calibrate(compressed, self.pipeline.data.train.inputs(16))

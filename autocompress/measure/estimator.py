@@ -1,0 +1,87 @@
+"""Tells what a policy costs before it is built; its latency model learns from finished trials."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from autocompress.policy.inventory import Inventory
+from autocompress.policy.policy import Policy
+from autocompress.policy.settings import CompressionSettings
+from autocompress.results.metric import Measurement
+from autocompress.results.trial import Phase, Trial, TrialState
+
+if TYPE_CHECKING:
+    from autocompress.measure.latency_model import LatencyModel
+    from autocompress.model.cost import Cost
+
+
+@dataclass
+class Estimator:
+    """Cost by formula and latency by a model; no weights are needed.
+
+    Args:
+        inventory: of the uncompressed model.
+        settings: how compression is carried out.
+        student_cost: from a student's name to what that architecture costs.
+        where: the target as it describes itself; trials of others teach nothing.
+        latency_model: predicts latency; ``None`` before profiling.
+    """
+
+    inventory: Inventory
+    settings: CompressionSettings
+    student_cost: Callable[[str], Cost]
+    where: Mapping[str, Any]
+    latency_model: LatencyModel | None = None
+    _estimates: dict[Policy, Measurement] = field(default_factory=dict)
+    _observed: set[tuple[str, Phase]] = field(default_factory=set)
+
+    def cost(self, policy: Policy) -> Cost:
+        """MACs, parameters and bytes by formula."""
+        from autocompress.model.cost import policy_cost
+
+        if policy.student is not None:
+            return self.student_cost(policy.student)
+        return policy_cost(self.inventory, policy, self.settings)
+
+    def estimate(self, policy: Policy) -> Measurement:
+        """Cost, and latency with its standard deviation where there is a latency model."""
+        policy = policy.untrained
+        known = self._estimates.get(policy)
+        if known is None:
+            cost = self.cost(policy)
+            names = ("macs", "params", "size_bytes", "bops")
+            values, spread = {n: float(getattr(cost, n)) for n in names}, {}
+            if self.latency_model is not None:
+                values["latency_ms"], spread["latency_ms"] = self.latency_model.predict(policy)
+            known = self._estimates[policy] = Measurement(values, spread)
+        return known
+
+    def predict_with(self, latency_model: LatencyModel) -> None:
+        """Take a latency model, which has seen no trial; estimates made before are forgotten."""
+        self.latency_model = latency_model
+        self._estimates.clear()
+        self._observed.clear()
+
+    def observe(self, trial: Trial) -> None:
+        """Let the latency model learn a finished trial's timing; the same one counts only once.
+
+        A disturbed timing, a student's and one that another device's table predicted teach nothing.
+
+        Args:
+            trial: of any phase, measured by any process, in this session or an earlier one.
+        """
+        key = (trial.policy.digest, trial.phase)
+        if self.latency_model is None or key in self._observed or trial.policy.student is not None:
+            return
+        if trial.state is not TrialState.COMPLETE or trial.measurement is None:
+            return
+        context = trial.measurement.context
+        timing = context.get("timing")
+        # where a table of another device predicts latencies, the context names it beside the target
+        if timing is None or timing["disturbed"] or context.get("target") != self.where:
+            return
+        self._observed.add(key)
+        self.latency_model.observe(trial.policy, timing["ratio"])
+        self._estimates.clear()
