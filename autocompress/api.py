@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autocompress.errors import InputError
 from autocompress.policy.budget import Budget
 from autocompress.policy.recipe import Recipe
 from autocompress.policy.settings import CompressionSettings
@@ -99,24 +98,20 @@ class Result:
 
     @property
     def feasible(self) -> bool:
-        """Whether a policy within the budget was found."""
+        """Whether there is an answer."""
         return self.view.best is not None
 
     @property
     def best(self) -> Answer:
-        """The answer: the most accurate trial within the budget.
+        """The answer: the most accurate trial within the budget, or the cheapest within the drop.
 
         Raises:
-            InputError: no policy met the budget; ``summary`` shows the nearest.
+            InputError: no policy met the budget, or none keeps to ``max_accuracy_drop``; the
+                message says which, and ``summary`` shows the nearest.
         """
         from autocompress.track.folder import RunFolder
 
-        trial = self.view.best
-        if trial is None:
-            raise InputError(
-                f"No policy met the budget ({self.view.budget}). Loosen it, widen the space, or "
-                "search longer with resume=True."
-            )
+        trial = self.view.decision.answer()
         folder = RunFolder.open(self.folder)
         return Answer(
             trial, self.view.verified(trial), folder.recipes / "best.yaml", folder.best_model()

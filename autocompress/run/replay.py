@@ -143,9 +143,9 @@ def pick_trial(view: RunView, pick: str) -> Trial:
             f"--pick must be one of {', '.join(names)} or a trial number, got "
             f"{pick!r}; {nearest(pick, names)}"
         )
-    if pick == "best" and view.best is not None:
-        return view.best
-    return view.front.pick(pick)  # type: ignore[arg-type]  # one of `names`, or a number
+    if pick == "best" or not len(view.front):
+        return view.decision.answer()
+    return view.front.pick(pick)  # type: ignore[arg-type]  # one of `names`
 
 
 def open_recipe(

@@ -54,7 +54,7 @@ def retarget(folder: RunFolder, view: RunView, target: str, *, quiet: bool) -> R
             say("trials on the other target", done / len(view.entries))
             entries.append(_recosted(entry, view, cost))
     baseline = _with_latency(view.baseline, base, 0.0, target)
-    fresh = replace(view, entries=tuple(entries), baseline=baseline, chosen=None)
+    fresh = replace(view, entries=tuple(entries), baseline=baseline)
     return fresh.under(fresh.budget)
 
 

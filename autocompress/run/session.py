@@ -14,6 +14,7 @@ from rich.console import Console
 from autocompress.commands.display import SearchDisplay, console, status
 from autocompress.controller.config import RecoveryPlan, SearchConfig
 from autocompress.errors import InputError
+from autocompress.results.answer import decide
 from autocompress.results.metric import Measurement
 from autocompress.results.trial import Trial
 from autocompress.run.feasibility import check_formula_budget, check_latency_budget
@@ -197,10 +198,10 @@ def _phases(
                     seed=config.seed,
                 ),
             )
-            chosen = run_verify(context, lambda: _answer(context, parts.study))
+            run_verify(context, lambda: _answer(context, parts.study))
         finally:
             context.executor.close(cancel=bool(stop))
-    return _finish(folder, parts, baselines, chosen, mlflow, result.stopped)
+    return _finish(folder, parts, baselines, mlflow, result.stopped)
 
 
 def _context(
@@ -284,18 +285,14 @@ def _proposer(context: Context) -> Any:
 
 
 def _answer(context: Context, study: StudyConfig) -> Trial | None:
-    """The chosen trial: the most accurate within the budget.
-
-    With a largest accuracy drop, it is the cheapest that keeps to it, and no trial if none does.
-    """
-    front = context.front()
-    if not len(front):
-        return None
-    if study.max_accuracy_drop is None:
-        return front.pick("best")
-    least = context.evaluator.baseline["accuracy"] - study.max_accuracy_drop / 100
-    keeping = [t for t in front if t.measurement and t.measurement["accuracy"] >= least]
-    return keeping[0] if keeping else None
+    """The answer among the trials so far."""
+    return decide(
+        context.trials,
+        context.evaluator.baseline,
+        context.objectives,
+        study.limits(),
+        study.max_accuracy_drop,
+    ).best
 
 
 def _mlflow(
@@ -325,7 +322,6 @@ def _finish(
     folder: RunFolder,
     parts: Assembly,
     baselines: dict[str, int],
-    chosen: Trial | None,
     mlflow: MlflowSink | None,
     stopped: StopReason,
 ) -> Finished:
@@ -340,11 +336,11 @@ def _finish(
     view = RunView.load(
         folder,
         baselines=baselines,
-        chosen=chosen.number if chosen is not None else None,
         layers=tuple(layer.name for layer in parts.inventory.layers),
         budget=study.limits(),
         objectives=tuple(metric(n) for n in search_config(study).objectives),
     )
+    _forget_answer(folder, parts.evaluator.target.suffix)
     model = _keep_models(folder, parts, view)
     summary = write_summary(folder, view, model)
     summary["stopped"] = stopped
@@ -354,6 +350,13 @@ def _finish(
     if mlflow is not None:
         mlflow.close(view, model if study.tracking.register_best else None)
     return Finished(folder, view, parts, summary, stopped)
+
+
+def _forget_answer(folder: RunFolder, suffix: str) -> None:
+    """A run that goes on may have had another answer, or one where it has none now."""
+    names = [folder.recipes / "best.yaml", folder.recipes / "best.safetensors"]
+    for path in (*names, folder.models / f"best{suffix}"):
+        path.unlink(missing_ok=True)
 
 
 def _keep_models(folder: RunFolder, parts: Assembly, view: RunView) -> Path | None:
