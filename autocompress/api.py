@@ -151,13 +151,10 @@ def search(
         budget: ``Budget(latency_ms=2.0)``, ``Budget("latency<=0.5x", "size<=1MB")``, or a text.
         space: a shipped space's name, a path, or plain data.
         out: folder of the run.
-        target: where it is to run; ``{"runtime": "onnxruntime", "threads": 1, "batch": 1}``.
-        search, recovery, tracking: sections of a study file, e.g.
+        target, search, recovery, settings, tracking: sections of a study file, e.g.
             ``search={"trials": 100, "timeout_s": 600}``, ``recovery={"epochs": 3}``.
-        settings: how compression is carried out.
         max_accuracy_drop: in points; the cheapest policy that keeps to it is the answer.
-        executor: ``local`` or ``ray``.
-        workers: evaluations at once.
+        executor, workers: ``local`` or ``ray``, and how many evaluations at once.
         resume: go on with the run in ``out``.
         quiet: nothing on the terminal.
 
@@ -165,25 +162,23 @@ def search(
         InputError: anything that cannot be used, before an existing run is touched.
         InfeasibleBudget: not even the cheapest policy meets the budget.
     """
+    from autocompress.report.display import Display
     from autocompress.run.session import run_study
     from autocompress.run.study import GIVEN, read_study
 
     limits = Budget(budget) if isinstance(budget, str) else (budget or Budget())
-    if isinstance(space, SpaceConfig):
-        space = space.model_dump(mode="json")
-    if isinstance(settings, CompressionSettings):
-        settings = settings.model_dump(mode="json")
+    given = {"factory": GIVEN}
     study = read_study(
         {
             "name": Path(out).name,
-            "model": {"factory": GIVEN},
-            "data": {"factory": GIVEN},
+            "model": given,
+            "data": given,
             "target": dict(target or {}),
-            "space": str(space) if isinstance(space, Path) else space,
+            "space": _plain(space),
             "budget": [str(limit) for limit in limits.limits],
             "search": dict(search or {}),
             "recovery": dict(recovery or {}),
-            "settings": dict(settings or {}),
+            "settings": _plain(settings or {}),
             "tracking": dict(tracking or {}),
             "max_accuracy_drop": max_accuracy_drop,
             "executor": executor,
@@ -191,8 +186,16 @@ def search(
         },
         where="the search",
     )
-    done = run_study(study, Path(out), resume=resume, quiet=quiet, model=model, data=data)
+    with Display(quiet) as shown:
+        done = run_study(study, Path(out), resume=resume, model=model, data=data, watcher=shown)
     return Result(done.folder.root, done.summary, done.view)
+
+
+def _plain(value: Any) -> Any:
+    """A space or settings as a study file would hold them."""
+    if isinstance(value, SpaceConfig | CompressionSettings):
+        return value.model_dump(mode="json")
+    return str(value) if isinstance(value, Path) else value
 
 
 def apply(

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from rich.console import Console
-
-from autocompress.commands.display import SearchDisplay, console, status
 from autocompress.controller.config import RecoveryPlan, SearchConfig
 from autocompress.errors import InputError
-from autocompress.results.answer import decide
-from autocompress.results.metric import Measurement
-from autocompress.results.trial import Trial
+from autocompress.results.answer import decide, judged
+from autocompress.results.metric import Measurement, metric
+from autocompress.results.trial import Trial, TrialState
 from autocompress.run.feasibility import check_formula_budget, check_latency_budget
 from autocompress.run.study import StudyConfig
 from autocompress.track.folder import RunFolder
@@ -25,10 +23,33 @@ from autocompress.track.screened import ScreenedPolicies
 from autocompress.track.view import RunView
 
 if TYPE_CHECKING:
-    from autocompress.controller.loop import Context, StopReason
-    from autocompress.controller.protocols import Sink
+    from autocompress.controller.loop import Context, SearchProgress, StopReason
+    from autocompress.controller.stop import StopFlag
     from autocompress.mlflow.sink import MlflowSink
     from autocompress.run.assembly import Assembly
+
+
+class Watcher(Protocol):
+    """Is told how far a study is."""
+
+    def preparing(self, text: str, fraction: float) -> None:
+        """What is going on before the first trial, and how much of it is done, from 0 to 1."""
+
+    def progressed(self, state: SearchProgress) -> None:
+        """The state after every trial."""
+
+
+class Nobody:
+    """A watcher that looks away."""
+
+    def preparing(self, text: str, fraction: float) -> None:
+        """Nothing."""
+
+    def progressed(self, state: SearchProgress) -> None:
+        """Nothing."""
+
+
+NOBODY = Nobody()
 
 
 @dataclass
@@ -46,16 +67,6 @@ class Finished:
     parts: Assembly
     summary: dict[str, Any]
     stopped: StopReason
-
-
-def search(config: StudyConfig, out: Path | None, *, resume: bool, quiet: bool) -> dict[str, Any]:
-    """Run a study from the command line and print its end."""
-    done = run_study(config, out, resume=resume, quiet=quiet)
-    if not quiet:
-        from autocompress.commands.ending import show_result
-
-        show_result(done, console())
-    return done.summary
 
 
 def search_config(study: StudyConfig) -> SearchConfig:
@@ -87,9 +98,9 @@ def run_study(
     out: Path | None = None,
     *,
     resume: bool = False,
-    quiet: bool = False,
     model: Any = None,
     data: Any = None,
+    watcher: Watcher = NOBODY,
 ) -> Finished:
     """Run a study to its end, or go on with one.
 
@@ -97,8 +108,8 @@ def run_study(
         study: as read.
         out: folder of the run; ``runs/NAME`` by default.
         resume: take up the run in that folder; finished trials are not repeated.
-        quiet: nothing on the terminal.
         model, data: objects in place of the study's factories.
+        watcher: told how far it is.
 
     Raises:
         InputError: anything that cannot be used, before an existing run is touched.
@@ -110,24 +121,22 @@ def run_study(
     root = out or Path("runs") / study.name
     if not resume and RunFolder(root).is_run:
         RunFolder.create(root)  # says that there is a run
-    with status(quiet) as say, _nothing_left_behind(root):
-        parts = assemble(study, root / "models", model=model, data=data, progress=say)
+    with _nothing_left_behind(root):
+        parts = assemble(study, root / "models", model=model, data=data, progress=watcher.preparing)
         check_formula_budget(parts)
         before = _known_baseline(RunFolder(root), parts) if resume else None
         if before is not None:
             parts.evaluator.set_baseline(before)
-        say("latency table", 0.0)
+        watcher.preparing("latency table", 0.0)
         parts.predict_latency()
-        baseline = parts.evaluator.baseline
         check_latency_budget(parts)
         folder = RunFolder.create(root, resume=resume)
         folder.write_study(parts.study.model_dump(mode="json"))
         if before is None:
-            folder.write_baseline(baseline)
+            folder.write_baseline(parts.evaluator.baseline)
+    watcher.preparing("first trial", 0.0)
     with Journal(folder) as journal:
-        return _phases(
-            folder, parts, config, journal, baseline, quiet=quiet, model=model, data=data
-        )
+        return _phases(parts, config, journal, watcher)
 
 
 @contextmanager
@@ -163,75 +172,57 @@ def _known_baseline(folder: RunFolder, parts: Assembly) -> Measurement | None:
     return before
 
 
-def _phases(
-    folder: RunFolder,
-    parts: Assembly,
-    config: SearchConfig,
-    journal: Journal,
-    baseline: Measurement,
-    *,
-    quiet: bool,
-    model: Any,
-    data: Any,
-) -> Finished:
+def _phases(parts: Assembly, config: SearchConfig, journal: Journal, watcher: Watcher) -> Finished:
+    """Search, baselines, recovery, verification; then what the run leaves."""
     from autocompress.controller.loop import run_search
     from autocompress.controller.phases import run_baselines, run_recovery, run_verify
     from autocompress.controller.stop import stopping_on_interrupt
 
-    mlflow = _mlflow(parts, journal, baseline, quiet)
-    sinks: list[Sink] = [journal, *([mlflow] if mlflow is not None else [])]
-    with SearchDisplay(quiet) as display, stopping_on_interrupt() as stop:
-        context = _context(
-            parts, config, sinks, journal, stop, display.update, model=model, data=data
-        )
+    mlflow = _mlflow(parts, journal)
+    with stopping_on_interrupt() as stop:
+        context = _context(parts, config, journal, mlflow, stop, watcher)
         try:
             result = run_search(context, _proposer(context))
             baselines = run_baselines(context)
-            recovery = parts.study.recovery
-            run_recovery(
-                context,
-                RecoveryPlan(
-                    epochs=recovery.epochs,
-                    rungs=recovery.rungs,
-                    candidates=recovery.candidates,
-                    compare_distillation=recovery.compare_distillation,
-                    seed=config.seed,
-                ),
-            )
+            run_recovery(context, _recovery_plan(parts.study, config.seed))
             run_verify(context, lambda: _answer(context, parts.study))
         finally:
             context.executor.close(cancel=bool(stop))
-    return _finish(folder, parts, baselines, mlflow, result.stopped)
+    return _finish(journal.folder, parts, baselines, mlflow, result.stopped)
+
+
+def _recovery_plan(study: StudyConfig, seed: int) -> RecoveryPlan:
+    recovery = study.recovery
+    return RecoveryPlan(
+        epochs=recovery.epochs,
+        rungs=recovery.rungs,
+        candidates=recovery.candidates,
+        compare_distillation=recovery.compare_distillation,
+        seed=seed,
+    )
 
 
 def _context(
     parts: Assembly,
     config: SearchConfig,
-    sinks: list[Sink],
     journal: Journal,
-    stop: Any,
-    progress: Callable[[Any], None],
-    *,
-    model: Any,
-    data: Any,
+    mlflow: MlflowSink | None,
+    stop: StopFlag,
+    watcher: Watcher,
 ) -> Context:
     from autocompress.controller.loop import Context
     from autocompress.execute import make_executor
-    from autocompress.run.assembly import EvaluatorFactory
 
     study = parts.study
     # before workers are started: a damaged file would leave them behind
     screened = ScreenedPolicies(journal.folder.screened, parts.evaluator.screened_with)
-    trials = _rejudged(journal.load(), parts)
-    factory = EvaluatorFactory(
-        study.model_dump(mode="json"),
-        str(parts.folder),
-        parts.evaluator.baseline.as_dict(),
-        model,
-        data,
-    )
+    trials = [_rejudged(trial, parts) for trial in journal.load()]
     executor = make_executor(
-        study.executor, study.workers, parts.evaluator, factory, ray_address=study.ray_address
+        study.executor,
+        study.workers,
+        parts.evaluator,
+        parts.evaluator_factory(),
+        ray_address=study.ray_address,
     )
     return Context(
         parts.space,
@@ -239,39 +230,24 @@ def _context(
         executor,
         study.limits(),
         config,
-        sinks,
+        [journal, *([mlflow] if mlflow is not None else [])],
         trials,
         stop,
-        progress,
+        watcher.progressed,
         screened,
     )
 
 
-def _rejudged(trials: list[Trial], parts: Assembly) -> list[Trial]:
-    """Trials of earlier sessions under the budget of this one; rejections are reconsidered."""
-    from dataclasses import replace
-
-    budget, base = parts.study.limits(), parts.evaluator.baseline.values
-    found = []
-    for trial in trials:
-        if trial.state == "COMPLETE" and trial.measurement is not None:
-            violations = budget.violations(trial.measurement.values, base)
-            found.append(replace(trial, violations=violations))
-        elif trial.state == "REJECTED" and trial.measurement is not None:
-            violations = budget.violations(trial.measurement.values, base)
-            if any(v > 0 for v in violations.values()):
-                found.append(replace(trial, violations=violations))
-            else:
-                found.append(
-                    replace(
-                        trial,
-                        state=type(trial.state).DUPLICATE,
-                        reason="rejected under an earlier budget",
-                    )
-                )
-        else:
-            found.append(trial)
-    return found
+def _rejudged(trial: Trial, parts: Assembly) -> Trial:
+    """A trial of an earlier session under the budget of this one; rejections are reconsidered."""
+    budget, base = parts.study.limits(), parts.evaluator.baseline
+    if trial.state is not TrialState.REJECTED or trial.measurement is None:
+        return judged(trial, budget, base)
+    violations = budget.violations(trial.measurement.values, base.values)
+    if any(v > 0 for v in violations.values()):
+        return replace(trial, violations=violations)
+    reason = "rejected under an earlier budget"
+    return replace(trial, state=TrialState.DUPLICATE, reason=reason)
 
 
 def _proposer(context: Context) -> Any:
@@ -295,25 +271,21 @@ def _answer(context: Context, study: StudyConfig) -> Trial | None:
     ).best
 
 
-def _mlflow(
-    parts: Assembly, journal: Journal, baseline: Measurement, quiet: bool
-) -> MlflowSink | None:
+def _mlflow(parts: Assembly, journal: Journal) -> MlflowSink | None:
     tracking = parts.study.tracking
     if not tracking.mlflow:
         return None
     from autocompress.measure.lock import machine_lock
     from autocompress.mlflow.sink import MlflowSink
-    from autocompress.results.metric import metric
 
-    objectives = tuple(metric(n) for n in search_config(parts.study).objectives)
     return MlflowSink(
         journal,
-        baseline,
+        parts.evaluator.baseline,
         experiment=tracking.experiment or parts.study.name,
         uri=tracking.uri,
-        objectives=objectives,
+        objectives=tuple(metric(n) for n in search_config(parts.study).objectives),
         layers=[layer.name for layer in parts.inventory.layers],
-        say=(lambda text: None) if quiet else Console(stderr=True).print,
+        say=logging.getLogger("autocompress.mlflow").warning,
         gate=lambda: machine_lock(exclusive=False),
     )
 
@@ -328,8 +300,7 @@ def _finish(
     """Write summary, report, recipe and model, and close MLflow."""
     from autocompress.report.html import write_report
     from autocompress.report.tables import write_summary
-    from autocompress.results.metric import metric
-    from autocompress.run.replay import write_recipe
+    from autocompress.run.recipes import write_recipe
 
     folder.write_baseline(parts.evaluator.baseline_test, "test")
     study = parts.study

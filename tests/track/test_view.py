@@ -21,7 +21,7 @@ from autocompress.report.tables import front_table, summary_json, verdict_table,
 from autocompress.report.verdict import verdict
 from autocompress.results.metric import Measurement
 from autocompress.results.trial import Phase, Trial, TrialState
-from autocompress.run.replay import pick_trial
+from autocompress.run.recipes import pick_trial
 from autocompress.track.folder import RunFolder
 from autocompress.track.view import RunView, latency_ratio, natural, policy_summary
 
