@@ -167,34 +167,31 @@ def search(
     from autocompress.run.study import GIVEN, read_study
 
     limits = Budget(budget) if isinstance(budget, str) else (budget or Budget())
-    given = {"factory": GIVEN}
-    study = read_study(
-        {
-            "name": Path(out).name,
-            "model": given,
-            "data": given,
-            "target": dict(target or {}),
-            "space": _plain(space),
-            "budget": [str(limit) for limit in limits.limits],
-            "search": dict(search or {}),
-            "recovery": dict(recovery or {}),
-            "settings": _plain(settings or {}),
-            "tracking": dict(tracking or {}),
-            "max_accuracy_drop": max_accuracy_drop,
-            "executor": executor,
-            "workers": workers,
-        },
-        where="the search",
-    )
+    sections = {
+        "name": Path(out).name,
+        "model": {"factory": GIVEN},
+        "data": {"factory": GIVEN},
+        "target": target or {},
+        "space": space,
+        "budget": [str(limit) for limit in limits.limits],
+        "search": search or {},
+        "recovery": recovery or {},
+        "settings": settings or {},
+        "tracking": tracking or {},
+    }
+    more = {"max_accuracy_drop": max_accuracy_drop, "executor": executor, "workers": workers}
+    study = read_study({k: _plain(v) for k, v in sections.items()} | more, where="the search")
     with Display(quiet) as shown:
         done = run_study(study, Path(out), resume=resume, model=model, data=data, watcher=shown)
     return Result(done.folder.root, done.summary, done.view)
 
 
 def _plain(value: Any) -> Any:
-    """A space or settings as a study file would hold them."""
+    """A section as a study file would hold it."""
     if isinstance(value, SpaceConfig | CompressionSettings):
         return value.model_dump(mode="json")
+    if isinstance(value, Mapping):
+        return dict(value)
     return str(value) if isinstance(value, Path) else value
 
 

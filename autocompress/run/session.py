@@ -39,17 +39,8 @@ class Watcher(Protocol):
         """The state after every trial."""
 
 
-class Nobody:
+class Nobody(Watcher):
     """A watcher that looks away."""
-
-    def preparing(self, text: str, fraction: float) -> None:
-        """Nothing."""
-
-    def progressed(self, state: SearchProgress) -> None:
-        """Nothing."""
-
-
-NOBODY = Nobody()
 
 
 @dataclass
@@ -100,7 +91,7 @@ def run_study(
     resume: bool = False,
     model: Any = None,
     data: Any = None,
-    watcher: Watcher = NOBODY,
+    watcher: Watcher | None = None,
 ) -> Finished:
     """Run a study to its end, or go on with one.
 
@@ -117,6 +108,7 @@ def run_study(
     """
     from autocompress.run.assembly import assemble
 
+    watcher = watcher or Nobody()
     config = search_config(study)
     root = out or Path("runs") / study.name
     if not resume and RunFolder(root).is_run:
