@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from autocompress.task.data import Data
 
 
-def _silent(text: str, fraction: float) -> None:
+def silent(text: str, fraction: float) -> None:
     """Progress that nobody watches."""
 
 
@@ -50,7 +50,7 @@ class Assembly:
     inventory: Inventory
     space: Space
     folder: Path
-    progress: Progress = _silent
+    progress: Progress = silent
     given: tuple[Any, Any] = (None, None)
     _parts: dict[str, Any] = field(default_factory=dict)
 
@@ -214,7 +214,7 @@ def assemble(
     *,
     model: nn.Module | None = None,
     data: Any = None,
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> Assembly:
     """Load model and data, train the baseline if the study asks for it, and bind the space.
 

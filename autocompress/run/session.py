@@ -39,10 +39,6 @@ class Watcher(Protocol):
         """The state after every trial."""
 
 
-class Nobody(Watcher):
-    """A watcher that looks away."""
-
-
 @dataclass
 class Finished:
     """A run that came to its end.
@@ -106,27 +102,27 @@ def run_study(
         InputError: anything that cannot be used, before an existing run is touched.
         InfeasibleBudget: not even the cheapest policy meets the budget.
     """
-    from autocompress.run.assembly import assemble
+    from autocompress.run.assembly import assemble, silent
 
-    watcher = watcher or Nobody()
+    preparing = silent if watcher is None else watcher.preparing
     config = search_config(study)
     root = out or Path("runs") / study.name
     if not resume and RunFolder(root).is_run:
         RunFolder.create(root)  # says that there is a run
     with _nothing_left_behind(root):
-        parts = assemble(study, root / "models", model=model, data=data, progress=watcher.preparing)
+        parts = assemble(study, root / "models", model=model, data=data, progress=preparing)
         check_formula_budget(parts)
         before = _known_baseline(RunFolder(root), parts) if resume else None
         if before is not None:
             parts.evaluator.set_baseline(before)
-        watcher.preparing("latency table", 0.0)
+        preparing("latency table", 0.0)
         parts.predict_latency()
         check_latency_budget(parts)
         folder = RunFolder.create(root, resume=resume)
         folder.write_study(parts.study.model_dump(mode="json"))
         if before is None:
             folder.write_baseline(parts.evaluator.baseline)
-    watcher.preparing("first trial", 0.0)
+    preparing("first trial", 0.0)
     with Journal(folder) as journal:
         return _phases(parts, config, journal, watcher)
 
@@ -164,7 +160,9 @@ def _known_baseline(folder: RunFolder, parts: Assembly) -> Measurement | None:
     return before
 
 
-def _phases(parts: Assembly, config: SearchConfig, journal: Journal, watcher: Watcher) -> Finished:
+def _phases(
+    parts: Assembly, config: SearchConfig, journal: Journal, watcher: Watcher | None
+) -> Finished:
     """Search, baselines, recovery, verification; then what the run leaves."""
     from autocompress.controller.loop import run_search
     from autocompress.controller.phases import run_baselines, run_recovery, run_verify
@@ -200,7 +198,7 @@ def _context(
     journal: Journal,
     mlflow: MlflowSink | None,
     stop: StopFlag,
-    watcher: Watcher,
+    watcher: Watcher | None,
 ) -> Context:
     from autocompress.controller.loop import Context
     from autocompress.execute import make_executor
@@ -225,7 +223,7 @@ def _context(
         [journal, *([mlflow] if mlflow is not None else [])],
         trials,
         stop,
-        watcher.progressed,
+        None if watcher is None else watcher.progressed,
         screened,
     )
 
