@@ -6,6 +6,7 @@ and comes out. Importing this package loads neither torch nor Ray nor MLflow.
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from autocompress.api import Answer, Result, apply, search
@@ -21,6 +22,8 @@ from autocompress.results.trial import Trial
 
 if TYPE_CHECKING:
     from autocompress.task.data import Data, Split
+
+    __version__: str
 
 __all__ = [
     "Answer",
@@ -38,12 +41,21 @@ __all__ = [
     "SpaceConfig",
     "Split",
     "Trial",
+    "__version__",
     "apply",
     "search",
 ]
 
 
+# a library says nothing unless it is asked: without this, warnings would go to standard error
+logging.getLogger("autocompress").addHandler(logging.NullHandler())
+
+
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("autocompress")
     if name in ("Data", "Split"):  # they load torch
         from autocompress.task import data
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autocompress.errors import InputError
 from autocompress.policy.budget import Budget
 from autocompress.policy.recipe import Recipe
 from autocompress.policy.settings import CompressionSettings
@@ -99,24 +98,20 @@ class Result:
 
     @property
     def feasible(self) -> bool:
-        """Whether a policy within the budget was found."""
+        """Whether there is an answer."""
         return self.view.best is not None
 
     @property
     def best(self) -> Answer:
-        """The answer: the most accurate trial within the budget.
+        """The answer: the most accurate trial within the budget, or the cheapest within the drop.
 
         Raises:
-            InputError: no policy met the budget; ``summary`` shows the nearest.
+            InputError: no policy met the budget, or none keeps to ``max_accuracy_drop``; the
+                message says which, and ``summary`` shows the nearest.
         """
         from autocompress.track.folder import RunFolder
 
-        trial = self.view.best
-        if trial is None:
-            raise InputError(
-                f"No policy met the budget ({self.view.budget}). Loosen it, widen the space, or "
-                "search longer with resume=True."
-            )
+        trial = self.view.decision.answer()
         folder = RunFolder.open(self.folder)
         return Answer(
             trial, self.view.verified(trial), folder.recipes / "best.yaml", folder.best_model()
@@ -156,13 +151,10 @@ def search(
         budget: ``Budget(latency_ms=2.0)``, ``Budget("latency<=0.5x", "size<=1MB")``, or a text.
         space: a shipped space's name, a path, or plain data.
         out: folder of the run.
-        target: where it is to run; ``{"runtime": "onnxruntime", "threads": 1, "batch": 1}``.
-        search, recovery, tracking: sections of a study file, e.g.
+        target, search, recovery, settings, tracking: sections of a study file, e.g.
             ``search={"trials": 100, "timeout_s": 600}``, ``recovery={"epochs": 3}``.
-        settings: how compression is carried out.
         max_accuracy_drop: in points; the cheapest policy that keeps to it is the answer.
-        executor: ``local`` or ``ray``.
-        workers: evaluations at once.
+        executor, workers: ``local`` or ``ray``, and how many evaluations at once.
         resume: go on with the run in ``out``.
         quiet: nothing on the terminal.
 
@@ -170,34 +162,37 @@ def search(
         InputError: anything that cannot be used, before an existing run is touched.
         InfeasibleBudget: not even the cheapest policy meets the budget.
     """
+    from autocompress.report.display import Display
     from autocompress.run.session import run_study
     from autocompress.run.study import GIVEN, read_study
 
     limits = Budget(budget) if isinstance(budget, str) else (budget or Budget())
-    if isinstance(space, SpaceConfig):
-        space = space.model_dump(mode="json")
-    if isinstance(settings, CompressionSettings):
-        settings = settings.model_dump(mode="json")
-    study = read_study(
-        {
-            "name": Path(out).name,
-            "model": {"factory": GIVEN},
-            "data": {"factory": GIVEN},
-            "target": dict(target or {}),
-            "space": str(space) if isinstance(space, Path) else space,
-            "budget": [str(limit) for limit in limits.limits],
-            "search": dict(search or {}),
-            "recovery": dict(recovery or {}),
-            "settings": dict(settings or {}),
-            "tracking": dict(tracking or {}),
-            "max_accuracy_drop": max_accuracy_drop,
-            "executor": executor,
-            "workers": workers,
-        },
-        where="the search",
-    )
-    done = run_study(study, Path(out), resume=resume, quiet=quiet, model=model, data=data)
+    sections = {
+        "name": Path(out).name,
+        "model": {"factory": GIVEN},
+        "data": {"factory": GIVEN},
+        "target": target or {},
+        "space": space,
+        "budget": [str(limit) for limit in limits.limits],
+        "search": search or {},
+        "recovery": recovery or {},
+        "settings": settings or {},
+        "tracking": tracking or {},
+    }
+    more = {"max_accuracy_drop": max_accuracy_drop, "executor": executor, "workers": workers}
+    study = read_study({k: _plain(v) for k, v in sections.items()} | more, where="the search")
+    with Display(quiet) as shown:
+        done = run_study(study, Path(out), resume=resume, model=model, data=data, watcher=shown)
     return Result(done.folder.root, done.summary, done.view)
+
+
+def _plain(value: Any) -> Any:
+    """A section as a study file would hold it."""
+    if isinstance(value, SpaceConfig | CompressionSettings):
+        return value.model_dump(mode="json")
+    if isinstance(value, Mapping):
+        return dict(value)
+    return str(value) if isinstance(value, Path) else value
 
 
 def apply(

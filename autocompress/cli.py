@@ -1,4 +1,4 @@
-"""The command line: parse, call, print. The work stands in ``autocompress.commands``."""
+"""The command line: parse, call, print. The work stands in ``autocompress.run``."""
 
 from __future__ import annotations
 
@@ -6,13 +6,18 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
-from autocompress.errors import AutocompressError, InputError
+from autocompress.commands import options
+from autocompress.commands.options import Checkpoint, Factory, Json, RecipePath, Run, StudyName
+from autocompress.errors import AutocompressError, InfeasibleBudget, InputError
+
+if TYPE_CHECKING:
+    from autocompress.run.study import StudyConfig
 
 app = typer.Typer(
     name="autocompress",
@@ -24,35 +29,13 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
-StudyName = Annotated[
-    str,
-    typer.Argument(
-        metavar="STUDY", help="A study file, or the name of a shipped one, e.g. quickstart."
-    ),
-]
-Run = Annotated[
-    str, typer.Argument(metavar="RUN", help="The folder of a run, e.g. runs/quickstart.")
-]
-RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file.")]
-Factory = Annotated[
-    str | None,
-    typer.Option("--model", metavar="PKG.MOD:FN", help="Another model of the same architecture."),
-]
-Checkpoint = Annotated[
-    str | None,
-    typer.Option(
-        "--checkpoint", metavar="FILE", help="Its weights: safetensors or a torch state dict."
-    ),
-]
-
 
 def _print(data: Any, as_json: bool, show: Callable[[Console], None]) -> None:
     """One object for machines, or something readable for people."""
     if as_json:
         sys.stdout.write(json.dumps(data) + "\n")
     else:
-        from autocompress.commands.display import console
+        from autocompress.report.display import console
 
         show(console())
 
@@ -60,52 +43,29 @@ def _print(data: Any, as_json: bool, show: Callable[[Console], None]) -> None:
 @app.command(epilog="Example: autocompress search quickstart --budget 'latency<=0.5x' --timeout 5m")
 def search(
     study: StudyName,
-    latency_ms: Annotated[
-        float | None,
-        typer.Option(
-            help="Latency target in milliseconds; takes the place of the study's latency limit."
-        ),
-    ] = None,
-    budget: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A limit such as 'latency<=0.5x', 'macs<=40%', 'size<=1MB'; repeatable. Takes the "
-            "place of the study's limits."
-        ),
-    ] = None,
-    max_accuracy_drop: Annotated[
-        float | None,
-        typer.Option(help="In points: the fastest policy that loses no more is the answer."),
-    ] = None,
-    trials: Annotated[int | None, typer.Option(min=1, help="Trials of the search phase.")] = None,
-    timeout: Annotated[
-        str | None, typer.Option(help="Time for the search phase: 90s, 20m, 2h. Ends cleanly.")
-    ] = None,
-    sampler: Annotated[str | None, typer.Option(help="guided, tpe, nsga2, gp or random.")] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(min=1, help="Evaluations at once. Latency is still measured one at a time."),
-    ] = None,
-    executor: Annotated[str | None, typer.Option(help="local or ray.")] = None,
-    ray_address: Annotated[str | None, typer.Option(help="A running Ray cluster.")] = None,
-    resume: Annotated[
-        bool, typer.Option(help="Go on with the run in --out; finished trials are not repeated.")
-    ] = False,
-    seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the run [runs/NAME].")] = None,
-    dry_run: Annotated[
-        bool,
-        typer.Option(help="Show the resolved study, the space, and whether the budget can be met."),
-    ] = False,
+    latency_ms: options.LatencyMs = None,
+    budget: options.BudgetLimits = None,
+    max_accuracy_drop: options.MaxAccuracyDrop = None,
+    trials: options.Trials = None,
+    timeout: options.Timeout = None,
+    sampler: options.Sampler = None,
+    workers: options.Workers = None,
+    executor: options.Executor = None,
+    ray_address: options.RayAddress = None,
+    resume: options.Resume = False,
+    seed: options.Seed = None,
+    out: options.Out = None,
+    dry_run: options.DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Run a whole study: profile, search, recover, verify.
 
     Ctrl-C once finishes the running trial and writes the front; twice stops at once.
     """
-    from autocompress.commands import overrides
-    from autocompress.run import feasibility as planning
-    from autocompress.run import session as searching
+    from autocompress.commands import searching
+    from autocompress.commands.overrides import overrides
+    from autocompress.report.display import Display
+    from autocompress.run.session import run_study
     from autocompress.run.study import load_study
 
     config = overrides(
@@ -122,13 +82,25 @@ def search(
         seed=seed,
     )
     if dry_run:
-        found = planning.dry_run(config)
-        _print(found, as_json, lambda console: planning.show_dry_run(found, console))
+        _dry_run(config, as_json)
         return
-    result = searching.search(config, out, resume=resume, quiet=as_json)
-    _print(result, as_json, lambda console: None)
-    if not result["feasible"]:
+    with Display(as_json) as shown:
+        done = run_study(config, out, resume=resume, watcher=shown)
+    _print(done.summary, as_json, lambda console: searching.show_result(done, console))
+    if not done.summary["feasible"]:
         raise typer.Exit(1)
+
+
+def _dry_run(config: StudyConfig, as_json: bool) -> None:
+    from autocompress.commands import searching
+    from autocompress.report.display import Display
+    from autocompress.run.feasibility import dry_run
+
+    with Display(as_json) as shown:
+        found = dry_run(config, shown.preparing)
+    _print(found, as_json, lambda console: searching.show_dry_run(found, console))
+    if not found["feasible"]:
+        raise InfeasibleBudget(found["reason"])  # as `search` answers
 
 
 @app.command(epilog="Example: autocompress profile quickstart")
@@ -144,9 +116,12 @@ def profile(
 ) -> None:
     """Show per layer: MACs, params, latency, sensitivity, and which layers prune together."""
     from autocompress.commands import inspecting
+    from autocompress.report.display import Display
+    from autocompress.run import profile as profiling
     from autocompress.run.study import load_study
 
-    found = inspecting.profile(load_study(study), export_kernels, quiet=as_json)
+    with Display(as_json) as shown:
+        found = profiling.profile(load_study(study), export_kernels, shown.preparing)
     _print(found, as_json, lambda console: inspecting.show_profile(found, console))
 
 
@@ -166,15 +141,27 @@ def evaluate(
         ),
     ] = None,
     epochs: Annotated[float, typer.Option(min=0, help="Fine-tuning epochs before measuring.")] = 0,
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick",
+            help="Build it as the search does for its trials, not as a study hands it over.",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Measure one policy of yours: what would happen if."""
+    """Measure one policy of yours, built as a study would hand it over: what would happen if."""
     from autocompress.commands import inspecting
+    from autocompress.report.display import Display
+    from autocompress.run import evaluation
     from autocompress.run.study import load_study
 
     if (policy is None) == (uniform is None):
         raise InputError("Give either --policy FILE or --uniform prune_ratio=0.5,weight_bits=8.")
-    found = inspecting.evaluate(load_study(study), policy, uniform, epochs, quiet=as_json)
+    with Display(as_json) as shown:
+        found = evaluation.evaluate(
+            load_study(study), policy, uniform, shown.preparing, epochs=epochs, quick=quick
+        )
     _print(found, as_json, lambda console: inspecting.show_evaluation(found, console))
 
 
@@ -192,11 +179,10 @@ def front(
 ) -> None:
     """Show the Pareto front of a run."""
     from autocompress.commands import reading
+    from autocompress.report.tables import summary_json
 
-    if as_json:
-        _print(reading.front(run, target, quiet=True), True, lambda console: None)
-    else:
-        _print(None, False, lambda console: reading.show_front(run, target, console))
+    view = reading.view_of(run, target, quiet=as_json)
+    _print(summary_json(view), as_json, lambda console: reading.show_front(view, console))
     if open_report:
         from autocompress.track.folder import RunFolder
 
@@ -215,17 +201,11 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write a recipe that anyone can apply again."""
-    from autocompress.run import replay as recipes
+    from autocompress.commands import recipes as showing
+    from autocompress.run import recipes
 
     found = recipes.export(run, pick, output)
-    _print(
-        found,
-        as_json,
-        lambda console: console.print(
-            f"Trial {found['trial']} -> [bold]{found['recipe']}[/bold]\n"
-            f"Apply it: autocompress apply {found['recipe']} -o model.onnx"
-        ),
-    )
+    _print(found, as_json, lambda console: showing.show_export(found, console))
 
 
 @app.command(epilog="Example: autocompress apply recipe.yaml -o model.onnx")
@@ -239,17 +219,11 @@ def apply(
     as_json: Json = False,
 ) -> None:
     """Rebuild the compressed model from a recipe."""
-    from autocompress.run import replay as recipes
+    from autocompress.commands import recipes
+    from autocompress.run import replay
 
-    found = recipes.apply(recipe, output, model, checkpoint, quiet=as_json)
-    _print(
-        found,
-        as_json,
-        lambda console: console.print(
-            f"[bold]{found['model']}[/bold]: {found['size_bytes'] / 1e3:,.1f} kB"
-            + (f"\n{found['note']}" if found["note"] else "")
-        ),
-    )
+    found = replay.apply(recipe, output, model, checkpoint)
+    _print(found, as_json, lambda console: recipes.show_applied(found, console))
 
 
 @app.command(epilog="Example: autocompress verify recipe.yaml")
@@ -260,9 +234,10 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Apply a recipe in a fresh process and compare the result with what the recipe claims."""
-    from autocompress.run import replay as recipes
+    from autocompress.commands import recipes
+    from autocompress.run import replay
 
-    found = recipes.verify(recipe, model, checkpoint)
+    found = replay.verify(recipe, model, checkpoint)
     _print(found, as_json, lambda console: recipes.show_verification(found, console))
     if not found["ok"]:
         raise typer.Exit(1)

@@ -26,6 +26,7 @@ from autocompress.measure.accuracy import file_accuracy, paired
 from autocompress.measure.latency import compare
 from autocompress.measure.sampling import Plan
 from autocompress.policy.policy import Policy
+from autocompress.report.display import Display
 from autocompress.run.assembly import Assembly, assemble
 from autocompress.run.session import Finished, run_study
 from autocompress.run.study import StudyConfig, load_study
@@ -89,7 +90,8 @@ def measure(study: StudyConfig, out: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         parts, training = finished_training(study, Path(scratch))
         start = time.perf_counter()
-        done: Finished = run_study(study, out, resume=resumed)
+        with Display() as shown:
+            done: Finished = run_study(study, out, resume=resumed, watcher=shown)
         found: dict[str, Any] = {
             "threads": torch.get_num_threads(),
             "training_minutes": round(training, 1),

@@ -8,6 +8,10 @@ import json
 import os
 import re
 import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,8 @@ import numpy as np
 import pytest
 import yaml
 from tiny_study import STUDY, call
+
+from autocompress.results.metric import Measurement
 
 ROOT = Path(__file__).parent.parent
 
@@ -152,11 +158,40 @@ def test_evaluate_and_bench(place: Path, finished: dict[str, Any]) -> None:
     )
     assert one["trial"]["policy"]["layers"]["conv1"] == {"weight_bits": 8, "activation_bits": 8}
     assert one["trial"]["macs"] < one["baseline"]["macs"]
+    assert one["build"] == "finished"
     models = place / "runs" / "tiny" / "models"
     two = json.loads(
         call(place, f"bench {models}/best.onnx --vs {models}/baseline.onnx --json").stdout
     )
     assert two["ratio_low"] <= two["ratio"] <= two["ratio_high"]
+
+
+def test_evaluate_builds_what_a_study_hands_over(place: Path) -> None:
+    """Beside the builder itself: the thorough build is not the quick one, and each is named."""
+    from autocompress.controller.phases import FINISHED
+    from autocompress.results.trial import SEARCH
+    from autocompress.run.assembly import assemble
+    from autocompress.run.study import read_study
+
+    os.environ["AUTOCOMPRESS_CACHE"] = str(place / "cache")
+    ask = "evaluate tiny.yaml --uniform prune_ratio=0.75"
+    found = {
+        "finished": json.loads(call(place, f"{ask} --json").stdout),
+        "quick": json.loads(call(place, f"{ask} --quick --json").stdout),
+    }
+    parts = assemble(read_study(STUDY), place / "beside")
+    policy = parts.space.decode(parts.space.uniform(prune_ratio=0.75))
+    for name, phase in (("finished", FINISHED), ("quick", SEARCH)):
+        compressed = parts.pipeline.build(policy, phase)
+        path = parts.evaluator.model_path(policy, phase)
+        parts.evaluator._export(compressed, path)
+        wanted = parts.evaluator._accuracy(path, parts.data.val).value
+        assert found[name]["trial"]["accuracy"] == pytest.approx(wanted, abs=1e-6)
+        assert found[name]["build"] == name
+    assert found["finished"]["trial"]["accuracy"] > found["quick"]["trial"]["accuracy"]
+    shown = call(place, f"{ask} --quick").stdout
+    assert "quick reconstruction" in shown
+    assert "Leave one of them out" in call(place, f"{ask} --quick --epochs 1", check=2).stderr
 
 
 def test_dry_run_and_profile_touch_nothing(place: Path) -> None:
@@ -165,6 +200,7 @@ def test_dry_run_and_profile_touch_nothing(place: Path) -> None:
     plan = json.loads(call(place, "search tiny.yaml --dry-run --json").stdout)
     assert plan["feasible"]
     assert plan["cheapest"]["latency_ms"] > 0
+    assert not plan["cheapest"]["measured"], "the estimate decides"
     profile = json.loads(call(place, "profile tiny.yaml --json").stdout)
     layers = profile["layers"]
     assert profile["fvcore"]["macs"] == plan["dearest"]["macs"]
@@ -219,13 +255,94 @@ def test_bad_input_is_one_clear_message(place: Path, change: dict[str, Any], say
 
 def test_a_refused_budget_names_one_that_is_met_and_hardly_looser(place: Path) -> None:
     ask = "search tiny.yaml --dry-run --json --budget 'macs<=0.001x'"
-    refused = call(place, ask, check=2).stderr.replace("\n", " ")
-    named = re.search(r"just meet (macs<=([0-9.]+)x)", refused)
-    assert named, refused
+    refused = call(place, ask, check=2)
+    found = json.loads(refused.stdout)
+    assert not found["feasible"]
+    assert found["reason"] in refused.stderr
+    assert found["cheapest"]["macs"] > 0.001 * found["dearest"]["macs"]
+    named = re.search(r"just meet (macs<=([0-9.]+)x)", found["reason"])
+    assert named, found["reason"]
     plan = json.loads(call(place, ask.replace("macs<=0.001x", named[1])).stdout)
     assert plan["feasible"]
     tight = f"macs<={0.85 * float(named[2]):.4f}x"
     assert "cannot be met" in call(place, ask.replace("macs<=0.001x", tight), check=2).stderr
+
+
+def test_a_dry_run_ends_as_search_would_where_latency_cannot_be_met(place: Path) -> None:
+    ask = "search tiny.yaml --dry-run --budget 'latency<=1e-6ms'"
+    done = call(place, f"{ask} --json", check=2)
+    found = json.loads(done.stdout)
+    assert not found["feasible"]
+    assert "cannot be met" in found["reason"]
+    assert found["cheapest"]["latency_ms"] > 1e-6
+    shown = call(place, ask, check=2)
+    assert "cannot be met" in shown.stdout
+    assert "Loosen the budget" in " ".join(shown.stderr.split())
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("budget", "code"), [("latency<=3x", 0), ("latency<=1e-6ms", 2)])
+def test_a_dry_run_with_a_cached_table_waits_for_nobody(
+    place: Path, monkeypatch: pytest.MonkeyPatch, budget: str, code: int
+) -> None:
+    """Beside another study that times something, and never ends."""
+    ask = f"search tiny.yaml --dry-run --json --budget '{budget}'"
+    call(place, ask, check=code)  # the table is in the cache now
+    folder = place / f"lock-{code}"
+    monkeypatch.setenv("AUTOCOMPRESS_LOCK_DIR", str(folder))
+    hold = (
+        "from autocompress.measure.lock import machine_lock\n"
+        "with machine_lock(exclusive=True):\n"
+        "    print('held', flush=True); input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        try:
+            found = json.loads(call(place, ask, check=code, timeout_s=200).stdout)
+            assert other.poll() is None, "the other one still holds the machine"
+        finally:
+            other.communicate("go\n")
+    assert found["feasible"] == (code == 0)
+    assert not found["cheapest"]["measured"]
+
+
+def test_a_drop_that_nothing_keeps_to_is_no_answer(place: Path, finished: dict[str, Any]) -> None:
+    """The trials of the finished run, asked for less than any of them loses."""
+    strict = place / "runs" / "strict"
+    shutil.copytree(place / "runs" / "tiny", strict)
+    base = finished["baseline"]["accuracy"]
+    front = [t for t in finished["trials"] if t["phase"] != "verify"]
+    lost = 100 * (base - max(t["accuracy"] for t in front))
+    # a baseline that is better by a point makes sure that something is lost, whatever was found
+    measured = json.loads((strict / "baseline.json").read_text())
+    measured["values"]["accuracy"] = base + max(0.0, 1.0 - lost) / 100
+    (strict / "baseline.json").write_text(json.dumps(measured))
+    ask = "search tiny.yaml --out runs/strict --resume --max-accuracy-drop 0.5"
+    done = call(place, f"{ask} --json", check=1)
+    found = json.loads(done.stdout)
+    assert (found["feasible"], found["best"]) == (False, None)
+    assert "keeps to an accuracy drop of 0.5 points" in found["reason"]
+    nearest = next(t for t in found["trials"] if t["number"] == found["nearest"])
+    assert nearest["feasible"]
+    assert nearest["accuracy"] == max(t["accuracy"] for t in front)
+    assert not list((strict / "recipes").glob("best.*"))
+    assert not list((strict / "models").glob("best.*"))
+    assert json.loads(call(place, "front runs/strict --json").stdout)["best"] is None
+    refused = call(place, "export runs/strict --pick best -o out/no.yaml", check=2)
+    assert "keeps to an accuracy drop" in " ".join(refused.stderr.split())
+    assert not (place / "out" / "no.yaml").exists()
+    call(place, "export runs/strict --pick most-accurate -o out/nearest.yaml")
+    shown = " ".join(call(place, ask, check=1).stdout.split())
+    assert "keeps to an accuracy drop of 0.5 points" in shown
+    assert f"The nearest found is trial {found['nearest']}" in shown
+
+
+def better(baseline: Measurement) -> Measurement:
+    """The same, by half a right answer in ten more than anything can reach."""
+    return replace(baseline, values={**baseline.values, "accuracy": 1.05})
 
 
 def test_python_surface_and_its_recipe(place: Path) -> None:
@@ -258,6 +375,9 @@ def test_python_surface_and_its_recipe(place: Path) -> None:
         quiet=True,
     )
     assert result.feasible
+    view = replace(result.view, max_accuracy_drop=0.5, baseline=better(result.view.baseline))
+    with pytest.raises(ac.AutocompressError, match=r"keeps to an accuracy drop of 0\.5 points"):
+        _ = replace(result, view=view).best
     assert len(result.front) >= 1
     saved = result.best.recipe.save(place / "out" / "python.yaml")
     small = ac.apply(saved, model, data)

@@ -34,13 +34,20 @@ ALLOWED = {
     "mlflow": {*_TRACK, "report", "mlflow"},
     "workloads": {*_BUILD, "targets", "measure", "workloads"},
 }
-TOP = {"commands", "run"}
-"""Rooms that put the others together, like the modules beside them."""
+# a study as a library: it puts the rooms together, and knows no command line
+ALLOWED["run"] = {*ALLOWED, "run"}
+ALLOWED["api"] = ALLOWED["run"]
+TOP = {"commands", "cli", "__main__", "__init__"}
+"""What nothing else imports."""
 ONLY_IN = {
     "optuna": {"controller/optuna_study.py"},
     "ray": {"execute/ray_tune.py"},
     "mlflow": {"mlflow/store.py"},
 }
+TALKS = {"commands", "report", "cli"}
+"""Where people are shown things; a library logs."""
+PROGRAMS = {"measure/device_runner.py", "measure/memory.py"}
+"""Programs of their own, run in another process or on a device: they answer by printing."""
 NO_TORCH = ("policy", "results", "controller", "execute", "track", "report", "mlflow")
 
 
@@ -72,13 +79,32 @@ def test_a_room_imports_only_what_stands_below_it(path: Path) -> None:
     for library, places in ONLY_IN.items():
         if any(n == library or n.startswith(library + ".") for n in imported):
             assert str(relative) in places, f"{relative} imports {library}"
+    if room not in TALKS:
+        assert not any(n.split(".")[0] == "rich" for n in imported), relative
     if room in NO_TORCH:
         assert not any(n.split(".")[0] in ("torch", "torchvision") for n in imported), relative
 
 
 def test_the_rule_knows_every_room() -> None:
     rooms = {p.name for p in PACKAGE.iterdir() if p.is_dir() and not p.name.startswith("_")}
-    assert rooms == (set(ALLOWED) | TOP) - {"errors"}
+    modules = {p.stem for p in PACKAGE.glob("*.py")}
+    assert rooms | modules == set(ALLOWED) | TOP
+
+
+@pytest.mark.parametrize("path", _files(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_library_logs_and_does_not_print(path: Path) -> None:
+    relative = path.relative_to(PACKAGE)
+    if relative.parts[0].removesuffix(".py") in TALKS or str(relative) in PROGRAMS:
+        return
+    calls = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)]
+    printing = [n.lineno for n in calls if isinstance(n.func, ast.Name) and n.func.id == "print"]
+    assert not printing, f"{relative} prints in lines {printing}"
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE.parent / "benchmarks").glob("*.py")), ids=str)
+def test_benchmarks_use_the_library(path: Path) -> None:
+    above = {f"autocompress.{name}" for name in TOP}
+    assert not any(n in above or n.startswith("autocompress.commands.") for n in _imports(path))
 
 
 @pytest.mark.parametrize("module", ["autocompress", "autocompress.cli"])

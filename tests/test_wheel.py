@@ -29,7 +29,8 @@ def test_the_wheel_carries_studies_and_spaces(tmp_path: Path) -> None:
         "from autocompress.run.study import load_study, shipped;"
         "import autocompress; print(autocompress.__file__);"
         "print(sorted(shipped('studies')), sorted(shipped('search_spaces')));"
-        "print(load_study('quickstart').space_config().name)"
+        "print(load_study('quickstart').space_config().name);"
+        "print(autocompress.__version__)"
     )
     asked = subprocess.run(
         [sys.executable, "-c", code],
@@ -39,9 +40,11 @@ def test_the_wheel_carries_studies_and_spaces(tmp_path: Path) -> None:
         text=True,
         check=True,
     )
-    where, names, space = asked.stdout.strip().splitlines()
+    where, names, space, version = asked.stdout.strip().splitlines()
     assert Path(where).is_relative_to(unpacked)
     for folder in ("studies", "search_spaces"):
         for path in (ROOT / folder).glob("*.yaml"):
             assert repr(path.stem) in names
     assert space == "joint"
+    assert wheel.name.startswith(f"autocompress-{version}-")
+    assert (unpacked / "autocompress" / "py.typed").is_file(), "its types are for others too"

@@ -2,34 +2,38 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape
 
 from autocompress.errors import InputError
-from autocompress.report.tables import front_table, summary_json, verdict_table
+from autocompress.report.display import Display
+from autocompress.report.tables import front_table, verdict_table
 from autocompress.track.folder import RunFolder
 from autocompress.track.view import RunView
 
+if TYPE_CHECKING:
+    from autocompress.mlflow.server import Links
 
-def front(run: str, target: str | None, *, quiet: bool) -> dict[str, Any]:
-    """The front of a run, as it was measured or re-costed for another target."""
+
+def view_of(run: str, target: str | None, *, quiet: bool) -> RunView:
+    """A run as it was measured, or re-costed for another target."""
     view = RunView.load(run)
-    if target is not None:
-        from autocompress.run.retarget import retarget
+    if target is None:
+        return view
+    from autocompress.run.retarget import retarget
 
-        view = retarget(RunFolder.open(run), view, target, quiet=quiet)
-    return summary_json(view)
+    with Display(quiet) as shown:
+        return retarget(RunFolder.open(run), view, target, shown.preparing)
 
 
-def show_front(run: str, target: str | None, console: Console) -> None:
+def show_front(view: RunView, console: Console) -> None:
     """The front as a table, and the answer beside the simple ways."""
-    view = RunView.load(run)
-    if target is not None:
-        from autocompress.run.retarget import retarget
-
-        view = retarget(RunFolder.open(run), view, target, quiet=False)
     console.print(front_table(view))
     console.print(verdict_table(view))
 
@@ -43,4 +47,26 @@ def ui(runs: Path, host: str, port: int, *, as_json: bool) -> None:
             f"There is no folder {runs}. Runs are written to ./runs by default; name "
             "the folder that holds yours."
         )
-    serve(runs, port=port, host=host, as_json=as_json)
+    serve(runs, _print_links_json if as_json else _print_links, host=host, port=port)
+
+
+def _print_links_json(url: str, pages: Mapping[str, Links], skipped: Mapping[str, str]) -> None:
+    found = {"url": url, "runs": {n: asdict(p) for n, p in pages.items()}, "skipped": skipped}
+    print(json.dumps(found), flush=True)
+
+
+def _print_links(url: str, pages: Mapping[str, Links], skipped: Mapping[str, str]) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"MLflow is up at [bold]{url}[/bold]. Ctrl-C ends it.")
+    for name, page in pages.items():
+        console.print(f"\n[bold]{escape(name)}[/bold]")
+        for label, link in (
+            ("study", page.study),
+            ("trials", page.runs),
+            ("compare", page.compare),
+        ):
+            console.print(f"  {label:8} {escape(link)}")
+    for name, reason in skipped.items():
+        console.print(f"\n{escape(name)} was not brought up to date: {escape(reason)}")
+    if not pages and not skipped:
+        console.print("There is no run in this folder yet.")

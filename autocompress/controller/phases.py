@@ -12,6 +12,7 @@ from autocompress.controller.seeds import ladders, uniform_by_cost, uniform_near
 from autocompress.policy.policy import Distill, Policy
 from autocompress.policy.recovery import RecoveryConfig
 from autocompress.policy.space import Assignment
+from autocompress.results.answer import rank
 from autocompress.results.trial import SEARCH, Phase, Trial, TrialState
 
 VERIFIED = 6
@@ -40,16 +41,8 @@ def run_baselines(context: Context) -> dict[str, int]:
         trials = [t for a in assignments if (t := _settled(context, a, kind)) is not None]
         done = [t for t in trials if t.state is TrialState.COMPLETE and t.measurement]
         if done:
-            best[kind] = min(done, key=_rank).number
+            best[kind] = min(done, key=rank).number
     return best
-
-
-def _rank(trial: Trial) -> tuple[bool, float]:
-    """Feasible first, then the most accurate; over the budget, the nearest first."""
-    if trial.feasible:
-        assert trial.measurement is not None
-        return False, -trial.measurement["accuracy"]
-    return True, max(trial.violations.values(), default=0.0)
 
 
 def _random(context: Context) -> list[Assignment]:
@@ -120,7 +113,7 @@ def run_finish(context: Context, plan: RecoveryConfig) -> None:
     get, and are left out.
     """
     done = [t for t in context.scored() if t.phase == SEARCH and t.feasible]
-    repairable = [t for t in sorted(done, key=_rank) if t.policy.repairable]
+    repairable = [t for t in sorted(done, key=rank) if t.policy.repairable]
     jobs = [
         Job(context.number(), t.policy, FINISHED, context.config.seed, "finish", t.number)
         for t in repairable[: plan.candidates]
@@ -141,13 +134,13 @@ def candidates(context: Context, count: int) -> list[Trial]:
         for t in context.scored()
         if t.phase == SEARCH and t.measurement is not None and t.state is TrialState.COMPLETE
     ]
-    fitting = sorted((t for t in done if t.feasible), key=_rank)
+    fitting = sorted((t for t in done if t.feasible), key=rank)
     students = [t for t in fitting if t.policy.student is not None]
     fitting = [t for t in fitting if t.policy.student is None]
     if not fitting and students:
         return students
     if not fitting:
-        return sorted(done, key=_rank)[:1]
+        return sorted(done, key=rank)[:1]
     return by_band(fitting, context.config.objectives[-1], count) + students
 
 
@@ -186,7 +179,7 @@ def run_verify(context: Context, choose: Callable[[], Trial | None]) -> Trial | 
     """Measure front members once more and score them on the test split, which nothing else saw.
 
     Of the budget both measurements have a say: an answer that is over it now makes room for the
-    next, until one is within it twice. Where none is within it, the nearest is verified.
+    next, until one is within it twice. Where there is no answer, the nearest is verified.
 
     Args:
         context: of the study.
@@ -197,19 +190,14 @@ def run_verify(context: Context, choose: Callable[[], Trial | None]) -> Trial | 
     """
     first = choose()
     ahead = first.number if first is not None else None
-    members = sorted(context.front(), key=lambda t: (t.number != ahead, *_rank(t)))
+    members = sorted(context.front(), key=lambda t: (t.number != ahead, *rank(t)))
     tried = _verify(context, members[:VERIFIED])
     while (best := choose()) is not None and best.number not in tried and not context.stop:
         tried |= _verify(context, [best])
-    nearest = _nearest(context)
-    if best is None and nearest is not None:
-        _verify(context, [nearest])
-    return best
-
-
-def _nearest(context: Context) -> Trial | None:
     done = [t for t in context.scored() if t.state is TrialState.COMPLETE]
-    return min(done, key=lambda t: max(t.violations.values(), default=0.0), default=None)
+    if best is None and done:
+        _verify(context, [min(done, key=rank)])
+    return best
 
 
 def _verify(context: Context, chosen: Sequence[Trial]) -> set[int]:

@@ -15,14 +15,12 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from urllib.parse import quote
-
-from rich.markup import escape
 
 from autocompress.errors import AutocompressError, InputError
 from autocompress.mlflow.store import ENVIRONMENT, Recorder, Store, sync
@@ -175,15 +173,17 @@ class Server:
         self.stop()
 
 
-def serve(
-    runs: str | Path, *, host: str = "127.0.0.1", port: int = 5000, as_json: bool = False
-) -> None:
-    """Bring MLflow to what the journals say, serve it, print the links, wait for Ctrl-C.
+Announce = Callable[[str, Mapping[str, Links], Mapping[str, str]], None]
+"""Told the server's address, the pages of each run, and why other runs were left out."""
+
+
+def serve(runs: str | Path, announce: Announce, *, host: str = "127.0.0.1", port: int) -> None:
+    """Bring MLflow to what the journals say, serve it, announce the links, wait for Ctrl-C.
 
     Args:
         runs: folder of the runs.
+        announce: called once the server is up.
         host, port: where to listen; port 0 takes a free one.
-        as_json: print the links as one JSON object.
 
     Raises:
         InputError: no such folder, or the port is taken.
@@ -192,15 +192,7 @@ def serve(
     recorders, skipped = sync_all(runs)
     with Server(runs, host, port) as server:
         pages = {name: links_of(server.url, found) for name, found in recorders.items()}
-        if as_json:
-            found = {
-                "url": server.url,
-                "runs": {n: asdict(p) for n, p in pages.items()},
-                "skipped": skipped,
-            }
-            print(json.dumps(found), flush=True)
-        else:
-            _print_links(server.url, pages, skipped)
+        announce(server.url, pages, skipped)
         # a plain kill must end the server too, not leave it behind
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         with suppress(KeyboardInterrupt):
@@ -226,25 +218,6 @@ def sync_all(runs: str | Path) -> tuple[dict[str, Recorder], dict[str, str]]:
         except AutocompressError as error:
             skipped[folder.name] = str(error)
     return done, skipped
-
-
-def _print_links(url: str, pages: Mapping[str, Links], skipped: Mapping[str, str]) -> None:
-    from rich.console import Console
-
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(f"MLflow is up at [bold]{url}[/bold]. Ctrl-C ends it.")
-    for name, page in pages.items():
-        console.print(f"\n[bold]{escape(name)}[/bold]")
-        for label, link in (
-            ("study", page.study),
-            ("trials", page.runs),
-            ("compare", page.compare),
-        ):
-            console.print(f"  {label:8} {escape(link)}")
-    for name, reason in skipped.items():
-        console.print(f"\n{escape(name)} was not brought up to date: {escape(reason)}")
-    if not pages and not skipped:
-        console.print("There is no run in this folder yet.")
 
 
 def _free_port(host: str, port: int) -> int:

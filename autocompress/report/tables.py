@@ -32,20 +32,20 @@ def summary_json(view: RunView) -> dict[str, Any]:
 
     ``trials`` holds the front's members, then their verifications (phase ``verify``: scored on the
     test split). Where nothing met the budget it holds the nearest trial, which is not feasible.
+    ``feasible`` says whether there is an answer; ``reason`` why there is none.
     """
-    shown = list(view.front)
-    if view.best is not None and view.best not in shown:
-        shown.append(view.best)
-    if not shown and view.nearest is not None:
-        shown = [view.nearest]
+    shown = _shown(view)
     checks = [check for check in map(view.verified, shown) if check is not None]
     names = ("accuracy", "latency_ms", "macs", "params", "size_bytes")
     return {
         "run": view.run,
         "baseline": {name: view.baseline.get(name) for name in names},
         "budget": [str(limit) for limit in view.budget.limits],
+        "max_accuracy_drop": view.max_accuracy_drop,
         "feasible": view.best is not None,
+        "reason": view.decision.reason,
         "best": None if view.best is None else view.best.number,
+        "nearest": None if view.nearest is None else view.nearest.number,
         "trials": [trial_json(trial, view.baseline) for trial in (*shown, *checks)],
         "baselines": {n: trial_json(t, view.baseline) for n, t in view.baseline_trials.items()},
         "hypervolume": view.hypervolume,
@@ -71,13 +71,18 @@ def write_summary(
     more = {
         "model": str(model) if model else None,
         "front": [trial.number for trial in view.front],
-        "chosen": view.chosen,
+        "chosen": summary["best"],
         "objectives": [m.name for m in view.objectives],
         "reference": view.reference,
         "layers": list(view.layers),
     }
     folder.write_front({**summary, **more})
     return summary
+
+
+def _shown(view: RunView) -> list[Trial]:
+    """The front; where it is empty, the trial that comes nearest to the budget."""
+    return list(view.front) or ([view.nearest] if view.nearest is not None else [])
 
 
 def trial_json(trial: Trial, baseline: Measurement) -> dict[str, Any]:
@@ -112,11 +117,9 @@ def front_table(view: RunView) -> Table:
     _columns(table, ["latency", "of base", "MACs", "size"])
     table.add_column("what was done")
     table.add_column("origin", style="dim")
-    members: Iterable[Trial] = view.front
-    if not len(view.front) and view.nearest is not None:
-        members = [view.nearest]
-        table.caption = f"nothing met the budget {view.budget}; the nearest is shown"
-    for trial in members:
+    if view.nearest is not None:
+        table.caption = f"{view.decision.reason} The nearest is trial {view.nearest.number}."
+    for trial in _shown(view):
         mark = view.best is not None and trial.number == view.best.number
         test = [accuracy_text(_measured(view.verified(trial)))] if tested else []
         table.add_row(
@@ -165,7 +168,7 @@ def verdict_table(view: RunView) -> Table:
     for name, trial in view.baseline_trials.items():
         add(f"{name} (trial {trial.number})", trial, trial.measurement)
     if answer is not None:
-        label = "chosen" if view.best is not None else "nearest, over the budget"
+        label = "chosen" if view.best is not None else "nearest"
         add(f"{label} (trial {answer.number})", answer, answer.measurement, "bold")
     return table
 

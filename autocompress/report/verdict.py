@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from autocompress.report.tables import number_text
+from autocompress.results.answer import drop
 from autocompress.results.difference import difference
 from autocompress.results.trial import MUCH_WAITING, Trial, waiting_share
 from autocompress.track.view import RunView, value
@@ -79,7 +80,7 @@ class Verdict:
 def verdict(view: RunView) -> Verdict:
     """Judge a study."""
     if view.best is None:
-        return _infeasible(view)
+        return _no_answer(view)
     comparisons = tuple(_compare(view, n, t) for n, t in view.baseline_trials.items())
     outcomes = {c.outcome for c in comparisons}
     lost = [c.name for c in comparisons if c.outcome == "lost"]
@@ -95,30 +96,48 @@ def verdict(view: RunView) -> Verdict:
         headline = "The budget is met; none of the simple ways tried meets it."
     else:
         headline = "The budget is met; no simple way of compressing was tried beside the search."
-    more = (*_given_up(view, view.best), *(str(c) for c in comparisons), *_waited(view))
-    sentences = (_answer(view, view.best), *more)
+    sentences = (
+        _answer(view, view.best),
+        *_drop_on_test(view, view.best),
+        *_given_up(view, view.best),
+        *(str(c) for c in comparisons),
+        *_waited(view),
+    )
     return Verdict(headline, tone, sentences, comparisons)
 
 
-def _infeasible(view: RunView) -> Verdict:
-    headline = f"No policy met the budget ({view.budget})."
-    if view.nearest is None:
+def _no_answer(view: RunView) -> Verdict:
+    decision, near = view.decision, view.nearest
+    if near is None:
         text = "No trial was measured to its end, so there is nothing nearest to show."
-        return Verdict(headline, "bad", (text,), ())
-    near = view.nearest
-    over = [
+        return Verdict(decision.reason, "bad", (text,), ())
+    off = [
         f"{metric} {number_text(metric, value(near, metric))}, {_over(excess)}"
         for metric, excess in near.violations.items()
         if excess > 0
-    ]
+    ] or [f"it loses {drop(near, view.baseline):.2f} points of accuracy on val"]
     sentences = (
-        f"The nearest found is trial {near.number}: {'; '.join(over)}.",
+        f"The nearest found is trial {near.number}: {'; '.join(off)}.",
         _answer(view, near),
         *_given_up(view, None),
         *_waited(view),
-        "Loosen the budget, widen the search space, or search longer with --resume.",
+        decision.remedy,
     )
-    return Verdict(headline, "bad", sentences, ())
+    return Verdict(decision.reason, "bad", sentences, ())
+
+
+def _drop_on_test(view: RunView, best: Trial) -> tuple[str, ...]:
+    """Where the answer keeps to the largest drop on val, which decides, and not on test."""
+    check, test, most = view.verified(best), view.test_baseline, view.max_accuracy_drop
+    if check is None or test is None or most is None:
+        return ()
+    lost = drop(check, test)
+    if lost <= most:
+        return ()
+    return (
+        f"On the test split it loses {lost:.2f} points, more than the {most:g} that were asked "
+        "for; the answer is chosen on val alone.",
+    )
 
 
 def _over(excess: float) -> str:

@@ -21,11 +21,12 @@ if TYPE_CHECKING:
     from torch import nn
 
     from autocompress.build.pipeline import Pipeline, Progress
+    from autocompress.measure.latency_model import LatencyModel
     from autocompress.run.evaluator import StudyEvaluator
     from autocompress.task.data import Data
 
 
-def _silent(text: str, fraction: float) -> None:
+def silent(text: str, fraction: float) -> None:
     """Progress that nobody watches."""
 
 
@@ -40,6 +41,8 @@ class Assembly:
         inventory: of the model.
         space: bound to the inventory.
         folder: where the evaluator writes files.
+        progress: told what is going on.
+        given: the model and the data that were handed over in place of the study's factories.
     """
 
     study: StudyConfig
@@ -48,7 +51,8 @@ class Assembly:
     inventory: Inventory
     space: Space
     folder: Path
-    progress: Progress = _silent
+    progress: Progress = silent
+    given: tuple[Any, Any] = (None, None)
     _parts: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -77,28 +81,45 @@ class Assembly:
         evaluator: StudyEvaluator = self._parts["evaluator"]
         return evaluator
 
-    def predict_latency(self) -> None:
-        """Give the evaluator its latency model: from a device's table, the cache, or measured."""
+    def latency_model(self) -> LatencyModel:
+        """From a device's table, the cache, or measured; in the milliseconds of its own time."""
         from autocompress.measure.latency_model import LatencyModel
         from autocompress.workloads.cache import cache_folder
 
         evaluator, measurer = self.evaluator, self.evaluator.measurer
-        model = measurer.other_device
-        if model is None:
-            model = LatencyModel.build(
-                measurer.target,
-                self.inventory,
-                self.space,
-                evaluator.export_variant,
-                cache_folder() / "latency",
-                settings=self.study.settings,
-                baseline=measurer.baseline_file,
-                quiet=measurer.quiet_speed,
-                progress=lambda text, done: self.progress(f"latency table: {text}", done),
-            )
-            model.baseline_ms = evaluator.baseline["latency_ms"]
-            model.students = {n: evaluator.student_ratio(n) for n in self.pipeline.students}
-        evaluator.estimator.predict_with(model)
+        if measurer.other_device is not None:
+            return measurer.other_device
+        model = LatencyModel.build(
+            measurer.target,
+            self.inventory,
+            self.space,
+            evaluator.export_variant,
+            cache_folder() / "latency",
+            settings=self.study.settings,
+            baseline=measurer.baseline_file,
+            quiet=measurer.quiet_speed,
+            progress=lambda text, done: self.progress(f"latency table: {text}", done),
+        )
+        model.students = {n: evaluator.student_ratio(n) for n in self.pipeline.students}
+        return model
+
+    def predict_latency(self) -> None:
+        """Give the evaluator its latency model, scaled to the uncompressed model as it runs now."""
+        model = self.latency_model()
+        if self.evaluator.measurer.other_device is None:
+            model.baseline_ms = self.evaluator.baseline["latency_ms"]
+        self.evaluator.estimator.predict_with(model)
+
+    def evaluator_factory(self) -> EvaluatorFactory:
+        """Builds the evaluator again in another process."""
+        model, data = self.given
+        return EvaluatorFactory(
+            self.study.model_dump(mode="json"),
+            str(self.folder),
+            self.evaluator.baseline.as_dict(),
+            model,
+            data,
+        )
 
     def _make_pipeline(self) -> Pipeline:
         from autocompress.build.bank import LayerBank
@@ -192,7 +213,7 @@ def assemble(
     *,
     model: nn.Module | None = None,
     data: Any = None,
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> Assembly:
     """Load model and data, train the baseline if the study asks for it, and bind the space.
 
@@ -210,6 +231,7 @@ def assemble(
     from autocompress.targets import get_target
     from autocompress.task.data import Data
 
+    given = (model, data)
     plain = resolve_variables(study.model_dump(mode="json"))
     target = get_target(plain["target"])  # an absent runtime is said before anything is loaded
     if study.settings.half_format == "bfloat16" and target.suffix != ".pt2":
@@ -231,7 +253,7 @@ def assemble(
         settings = settings.model_copy(update={"prune_residual": True})
     study = study.model_copy(update={"settings": settings})
     space = config.bind(inventory, channel_multiple=settings.channel_multiple)
-    return Assembly(study, model, data, inventory, space, folder, progress)
+    return Assembly(study, model, data, inventory, space, folder, progress, given)
 
 
 def _train_baseline(

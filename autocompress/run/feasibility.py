@@ -3,76 +3,140 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
-from autocompress.commands.display import status
 from autocompress.errors import InfeasibleBudget
+from autocompress.policy.budget import Budget, Limit
 from autocompress.policy.policy import Policy
 from autocompress.run.study import StudyConfig
 
 if TYPE_CHECKING:
+    from autocompress.build.pipeline import Progress
     from autocompress.model.cost import Cost
-    from autocompress.policy.budget import Budget, Limit
     from autocompress.policy.space import Assignment
+    from autocompress.results.metric import Measurement
     from autocompress.run.assembly import Assembly
 
+_CERTAIN = 3.0
+"""An estimate that is over the budget by so many standard deviations need not be measured."""
 
-def check_formula_budget(parts: Assembly) -> None:
-    """Refuse limits on MACs and parameters that not even the hardest policy meets.
 
-    Raises:
-        InfeasibleBudget: before any compute was spent.
+@dataclass(frozen=True)
+class Ends:
+    """The cheapest end of a space and the most expensive one, the uncompressed model.
+
+    Args:
+        budget: as far as these values tell it.
+        cheapest: the policy that comes nearest to the budget.
+        cheapest_values, baseline_values: metric name to value.
+        measured: whether files were built and timed, or all of it was foretold.
     """
+
+    budget: Budget
+    cheapest: Policy
+    cheapest_values: Mapping[str, float]
+    baseline_values: Mapping[str, float]
+    measured: bool = False
+
+    @property
+    def over(self) -> dict[str, float]:
+        """The limits that not even the cheapest policy meets, and by how much."""
+        found = self.budget.violations(self.cheapest_values, self.baseline_values)
+        return {name: excess for name, excess in found.items() if excess > 0}
+
+    @property
+    def reason(self) -> str:
+        """Why the budget cannot be met; empty where it can."""
+        over, values = self.over, self.cheapest_values
+        if not over:
+            return ""
+        worst = max(over, key=lambda n: over[n])
+        limits = (li for li in self.budget.limits if li.metric in over)
+        needed = [_reached(limit, values, self.baseline_values) for limit in limits]
+        return (
+            f"The budget ({self.budget}) cannot be met: the cheapest policy of this space still "
+            f"has {worst} {values[worst]:.4g}, {over[worst]:.0%} over its limit. Loosen the budget "
+            f"(it could just meet {', '.join(needed)}), or give the space harder levels (higher "
+            "prune ratios, 8 bits, prune_residual)."
+        )
+
+    def check(self) -> None:
+        """Raise ``InfeasibleBudget`` where the budget cannot be met."""
+        if self.reason:
+            raise InfeasibleBudget(self.reason)
+
+
+def _reached(limit: Limit, values: Mapping[str, float], base: Mapping[str, float]) -> str:
+    """A limit that these values meet with 5 % to spare, rounded up to two digits."""
+    value = 1.05 * values[limit.metric] / (base[limit.metric] if limit.relative else 1.0)
+    step = 10.0 ** (math.floor(math.log10(value)) - 1)
+    return str(replace(limit, value=math.ceil(value / step) * step))
+
+
+def _told(budget: Budget, known: Mapping[str, float]) -> Budget:
+    """The limits on what is known; memory is not foretold, and left to the trials."""
+    return Budget(*(limit for limit in budget.limits if limit.metric in known))
+
+
+def formula_ends(parts: Assembly) -> Ends:
+    """The ends in multiply-adds and parameters: nothing is built or timed for them."""
     from autocompress.build.pipeline import student_cost
     from autocompress.model.cost import policy_cost
-    from autocompress.policy.budget import Budget
 
     settings = parts.study.settings
-    hardest = policy_cost(parts.inventory, parts.space.decode(parts.space.hardest), settings)
-    whole = policy_cost(parts.inventory, Policy(), settings)
-    known = ("macs", "params")
-    limits = Budget(*(x for x in parts.study.limits().limits if x.metric in known))
-    base = {n: float(getattr(whole, n)) for n in known}
 
-    def over(cost: Cost) -> dict[str, float]:
-        return limits.violations({n: float(getattr(cost, n)) for n in known}, base)
+    def values(cost: Cost) -> dict[str, float]:
+        return {"macs": float(cost.macs), "params": float(cost.params)}
 
+    base = values(policy_cost(parts.inventory, Policy(), settings))
+    hardest = parts.space.decode(parts.space.hardest)
+    known = {hardest: values(policy_cost(parts.inventory, hardest, settings))}
     example = parts.data.train.inputs(1)
-    students = (student_cost(make(), example, settings) for make in parts.students.values())
-    ends = [hardest, *students]
-    cheapest = min(ends, key=lambda cost: max(over(cost).values(), default=0.0))
-    _refuse({n: float(getattr(cheapest, n)) for n in known}, base, limits)
+    for name, make in parts.students.items():
+        known[Policy(student=name)] = values(student_cost(make(), example, settings))
+    return _nearest(_told(parts.study.limits(), base), known, base)
 
 
-def check_latency_budget(parts: Assembly) -> None:
-    """Refuse a latency or size that not even the cheapest policy reaches, measured.
+def estimated_ends(parts: Assembly, base: Mapping[str, float]) -> Ends:
+    """The ends by formula and by the latency model.
 
-    The estimate is asked first; only if it finds nothing within the budget, the cheapest
-    candidates are built and timed.
+    Args:
+        parts: of the study; the evaluator has its latency model.
+        base: values of the uncompressed model, measured or foretold.
     """
-    budget, evaluator = parts.study.limits(), parts.evaluator
-    if not budget.limits:
-        return
-
-    def over(values: Any) -> float:
-        return max(budget.violations(values, evaluator.baseline.values).values())
-
-    policies = [parts.space.decode(levels) for levels in cheap_ends(parts)]
-    estimates = sorted(((over(evaluator.estimate(p).values), i) for i, p in enumerate(policies)))
-    if estimates[0][0] <= 0:
-        return
-    measured = {i: evaluator.evaluate(policies[i]).values for _, i in estimates[:2]}
-    best = min(measured, key=lambda i: over(measured[i]))
-    _refuse(measured[best], evaluator.baseline.values, budget)
+    known = {p: parts.evaluator.estimate(p).values for p in cheap_ends(parts)}
+    told = _told(parts.study.limits(), next(iter(known.values())))
+    return _nearest(told, known, base)
 
 
-def cheap_ends(parts: Assembly) -> list[Assignment]:
-    """The cheapest assignment by estimate, then the hardest one and the uniform ladders.
+def measured_ends(parts: Assembly) -> Ends:
+    """The uncompressed model and the better of the two policies that are cheapest by estimate."""
+    evaluator = parts.evaluator
+    base = evaluator.baseline.values
+    known = {p: evaluator.estimate(p).values for p in cheap_ends(parts)}
+    told = _told(parts.study.limits(), next(iter(known.values())))
+    two = sorted(known, key=lambda p: _worst(told, known[p], base))[:2]
+    found = _nearest(told, {p: evaluator.evaluate(p).values for p in two}, base)
+    return replace(found, measured=True)
+
+
+def _nearest(
+    budget: Budget, known: Mapping[Policy, Mapping[str, float]], base: Mapping[str, float]
+) -> Ends:
+    cheapest = min(known, key=lambda p: _worst(budget, known[p], base))
+    return Ends(budget, cheapest, known[cheapest], base)
+
+
+def _worst(budget: Budget, values: Mapping[str, float], base: Mapping[str, float]) -> float:
+    return max(budget.violations(values, base).values(), default=0.0)
+
+
+def cheap_ends(parts: Assembly) -> list[Policy]:
+    """The cheapest policy by estimate, then the hardest one and the uniform ladders.
 
     The hardest levels are not always the quickest: a factorized layer is two small ones. From the
     quickest ladder, one choice after another takes its quickest level until none gains.
@@ -86,75 +150,83 @@ def cheap_ends(parts: Assembly) -> list[Assignment]:
     ends = [parts.space.hardest, *(levels for _, levels in ladders(parts.space))]
     start = min(ends, key=lambda levels: costs(levels)["latency_ms"])
     best = cheapest(parts.space, costs, "latency_ms", start)
-    return [best, *(e for e in ends if e != best)]
+    return [parts.space.decode(levels) for levels in [best, *(e for e in ends if e != best)]]
 
 
-def _refuse(values: Mapping[str, float], base: Mapping[str, float], budget: Budget) -> None:
-    over = {n: v for n, v in budget.violations(values, base).items() if v > 0}
-    if not over:
+def check_formula_budget(parts: Assembly) -> None:
+    """Refuse limits on MACs and parameters that not even the hardest policy meets.
+
+    Raises:
+        InfeasibleBudget: before any compute was spent.
+    """
+    formula_ends(parts).check()
+
+
+def check_latency_budget(parts: Assembly) -> None:
+    """Refuse a latency or size that not even the cheapest policy reaches, measured.
+
+    The estimate is asked first; only if it finds nothing within the budget, the cheapest
+    candidates are built and timed.
+
+    Raises:
+        InfeasibleBudget: measured.
+    """
+    if not parts.study.limits().limits:
         return
-    worst = max(over, key=lambda n: over[n])
-    needed = [_reached(li, values, base) for li in budget.limits if li.metric in over]
-    raise InfeasibleBudget(
-        f"The budget ({budget}) cannot be met: the cheapest policy of this space still has "
-        f"{worst} {values[worst]:.4g}, {over[worst]:.0%} over its limit. Loosen the budget "
-        f"(it could just meet {', '.join(needed)}), or give the space harder levels (higher prune "
-        "ratios, 8 bits, prune_residual)."
-    )
+    if estimated_ends(parts, parts.evaluator.baseline.values).over:
+        measured_ends(parts).check()
 
 
-def _reached(limit: Limit, values: Mapping[str, float], base: Mapping[str, float]) -> str:
-    """A limit that these values meet with 5 % to spare, rounded up to two digits."""
-    value = 1.05 * values[limit.metric] / (base[limit.metric] if limit.relative else 1.0)
-    step = 10.0 ** (math.floor(math.log10(value)) - 1)
-    return str(replace(limit, value=math.ceil(value / step) * step))
+def dry_run(study: StudyConfig, progress: Progress) -> dict[str, Any]:
+    """The resolved study, the size of its space, its ends, and whether the budget can be met.
 
+    Where the latency model is in the cache, nothing is timed unless the estimates leave the
+    question open: a machine that another study occupies is not waited for.
 
-def dry_run(study: StudyConfig) -> dict[str, Any]:
-    """The resolved study, the size of its space, its ends, and whether the budget can be met."""
-    import tempfile
-
+    Args:
+        study: as read.
+        progress: told what is going on.
+    """
     from autocompress.run.assembly import assemble
 
-    with tempfile.TemporaryDirectory() as scratch, status(True) as say:
+    with tempfile.TemporaryDirectory() as scratch:
         # what a policy costs does not depend on trained weights: a baseline may take an hour
         untrained = study.model_copy(update={"baseline": None})
-        parts = assemble(untrained, Path(scratch), progress=say)
-        check_formula_budget(parts)
-        evaluator = parts.evaluator
-        parts.predict_latency()
-        cheapest = parts.space.decode(cheap_ends(parts)[0])
-        ends = {
-            "dearest": {"policy": Policy().as_dict(), **evaluator.baseline.values},
-            "cheapest": {"policy": cheapest.as_dict(), **evaluator.evaluate(cheapest).values},
-        }
-        try:
-            check_latency_budget(parts)
-            feasible, reason = True, ""
-        except InfeasibleBudget as error:
-            feasible, reason = False, str(error)
+        parts = assemble(untrained, Path(scratch), progress=progress)
+        ends = formula_ends(parts)
+        if not ends.over:
+            parts.evaluator.estimator.predict_with(parts.latency_model())
+            ends = estimated_ends(parts, parts.evaluator.estimate(Policy()).values)
+            if ends.over and not _certainly_over(parts, ends):
+                progress("measuring the cheapest policies", 0.0)
+                parts.predict_latency()
+                ends = measured_ends(parts)
     return {
         "study": study.model_dump(mode="json"),
         "choices": len(parts.space.choices),
         "log10_policies": parts.space.log10_size,
-        **ends,
+        "dearest": _end(Policy(), ends.baseline_values, ends.measured),
+        "cheapest": _end(ends.cheapest, ends.cheapest_values, ends.measured),
         "budget": list(study.budget),
-        "feasible": feasible,
-        "reason": reason,
+        "feasible": not ends.over,
+        "reason": ends.reason,
     }
 
 
-def show_dry_run(found: dict[str, Any], console: Console) -> None:
-    """The dry run for people."""
-    import yaml
+def _certainly_over(parts: Assembly, ends: Ends) -> bool:
+    """Whether a limit is exceeded even if the estimates err by much in every policy's favour."""
 
-    console.print(yaml.safe_dump(found["study"], sort_keys=False), highlight=False)
-    console.print(f"{found['choices']} choices, about 10^{found['log10_policies']:.0f} policies")
-    for name in ("dearest", "cheapest"):
-        end = found[name]
-        console.print(
-            f"{name}: {end['latency_ms']:.3f} ms, {end['macs'] / 1e6:.2f} M MACs, "
-            f"{end['size_bytes'] / 1e3:.1f} kB"
-        )
-    budget = ", ".join(found["budget"]) or "none"
-    console.print(f"budget ({budget}): " + ("can be met" if found["feasible"] else found["reason"]))
+    def optimistic(found: Measurement) -> dict[str, float]:
+        return {n: v - _CERTAIN * found.spread.get(n, 0.0) for n, v in found.values.items()}
+
+    values = (optimistic(parts.evaluator.estimate(p)) for p in cheap_ends(parts))
+    return all(_worst(ends.budget, v, ends.baseline_values) > 0 for v in values)
+
+
+_SHOWN = ("accuracy", "latency_ms", "macs", "params", "bops", "size_bytes", "peak_memory_bytes")
+
+
+def _end(policy: Policy, values: Mapping[str, float], measured: bool) -> dict[str, Any]:
+    """One end as ``--json`` shows it; ``null`` is what estimates do not tell."""
+    shown = {name: values.get(name) for name in _SHOWN}
+    return {"policy": policy.as_dict(), "measured": measured, **shown}

@@ -1,27 +1,19 @@
-"""Recipes: writing one from a run, applying it, and proving that it replays."""
+"""A recipe becomes a model again, and is held to its claims."""
 
 from __future__ import annotations
 
 import json
-import platform
-import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.table import Table
-
-from autocompress.build.state import state_file
 from autocompress.errors import AutocompressError, InputError, nearest
-from autocompress.policy.recipe import ModelIdentity, Recipe
+from autocompress.policy.recipe import Recipe
 from autocompress.results.metric import ACCURACY, Measurement
-from autocompress.results.trial import Phase, Trial
+from autocompress.results.trial import Phase
 from autocompress.run.study import GIVEN, StudyConfig, read_study
-from autocompress.track.folder import RunFolder
-from autocompress.track.view import RunView
 
 if TYPE_CHECKING:
     from autocompress.run.assembly import Assembly
@@ -32,120 +24,6 @@ ACCURACY_TOLERANCE = 0.005
 
 LATENCY_TOLERANCE = 0.15
 """Of the claimed ratio, on top of the interval: what two runs on one quiet machine differ by."""
-
-
-def make_recipe(
-    study: StudyConfig,
-    trial: Trial,
-    baseline: Measurement,
-    identity: dict[str, str],
-    weights: str | None = None,
-) -> Recipe:
-    """Put a recipe together.
-
-    Args:
-        study: with its environment variables still named.
-        trial: the finished trial that it claims.
-        baseline: the uncompressed model, on the trial's split.
-        identity: ``architecture``, ``weights`` and ``data`` fingerprints.
-        weights: name of the file of trained weights beside the recipe.
-    """
-    if trial.measurement is None:
-        raise AutocompressError(f"Trial {trial.number} has no measurement to claim.")
-    return Recipe(
-        study=study.model_dump(mode="json"),
-        policy=trial.policy.as_dict(),
-        settings=study.settings,
-        recovery={
-            "epochs": trial.phase.epochs,
-            "rung": trial.phase.rung,
-            "seed": trial.seed,
-            "split": "test" if trial.phase.kind == "verify" else "val",
-            "final": trial.phase.kind != "search",
-        },
-        model=ModelIdentity(architecture=identity["architecture"], weights=identity["weights"]),
-        data=identity["data"],
-        target=dict(trial.measurement.context.get("target", study.target)),
-        measurement=trial.measurement.as_dict(),
-        baseline=baseline.as_dict(),
-        environment=environment(),
-        weights=weights,
-    )
-
-
-def environment() -> dict[str, str]:
-    """Versions of what shapes a result."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {"python": platform.python_version(), "machine": platform.machine()}
-    for package in ("autocompress", "torch", "onnx", "onnxruntime", "optuna", "torch-pruning"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "absent"
-    return found
-
-
-def write_recipe(view: RunView, folder: RunFolder, trial: Trial, path: Path) -> Recipe:
-    """Write the recipe of a run's trial, and its trained weights beside it.
-
-    Args:
-        view: of the run.
-        folder: of the run.
-        trial: complete, of the search or recovery phase.
-        path: of the recipe.
-    """
-    study = read_study(folder.read_study(), where=str(folder.study))
-    identity = view.baseline.context["identity"]
-    check = view.verified(trial)
-    baseline = (view.test_baseline if check is not None else None) or view.baseline
-    weights = None
-    if trial.phase.epochs > 0:
-        state = state_file(folder.models, trial.policy, trial.phase.epochs, trial.seed)
-        if not state.is_file():
-            raise InputError(f"The trained weights of trial {trial.number} are gone: {state}")
-        weights = path.with_suffix(".safetensors").name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(state, path.with_suffix(".safetensors"))
-    recipe = make_recipe(study, check or trial, baseline, identity, weights)
-    recipe.save(path)
-    return recipe
-
-
-def export(run: str, pick: str, output: Path) -> dict[str, Any]:
-    """Write a recipe for a front member of a run."""
-    folder = RunFolder.open(run)
-    view = RunView.load(folder)
-    trial = pick_trial(view, pick)
-    recipe = write_recipe(view, folder, trial, output)
-    return {
-        "trial": trial.number,
-        "recipe": str(output),
-        "weights": recipe.weights,
-        "policy": trial.policy.as_dict(),
-        "measurement": recipe.measurement["values"],
-    }
-
-
-def pick_trial(view: RunView, pick: str) -> Trial:
-    """A front member by name, or any complete trial by its number."""
-    if pick.lstrip("-").isdigit():
-        found = [t for t in view.compared if t.number == int(pick)]
-        if not found:
-            raise InputError(
-                f"The run has no complete trial {pick}; front members are "
-                f"{', '.join(str(t.number) for t in view.front) or 'none'}."
-            )
-        return found[0]
-    names = ("best", "knee", "fastest", "smallest", "most-accurate")
-    if pick not in names:
-        raise InputError(
-            f"--pick must be one of {', '.join(names)} or a trial number, got "
-            f"{pick!r}; {nearest(pick, names)}"
-        )
-    if pick == "best" and view.best is not None:
-        return view.best
-    return view.front.pick(pick)  # type: ignore[arg-type]  # one of `names`, or a number
 
 
 def open_recipe(
@@ -173,18 +51,8 @@ def open_recipe(
     """
     from autocompress.run.assembly import assemble
 
-    study = read_study(recipe.study, where="the recipe's study")
+    study = _study_of(recipe, model, checkpoint)
     if isinstance(model, str) or checkpoint is not None:
-        changes: dict[str, Any] = {"checkpoint": checkpoint}
-        if isinstance(model, str):
-            changes.update(factory=model, args={})
-        study = StudyConfig(
-            **{
-                **study.model_dump(),
-                "baseline": None,
-                "model": {**study.model.model_dump(), **changes},
-            }
-        )
         model = None
     if model is None and study.model.factory == GIVEN:
         raise InputError(
@@ -204,6 +72,18 @@ def open_recipe(
             f"{parts.inventory.architecture}). {_nearest_layer(recipe, parts)}"
         )
     return parts, parts.inventory.weights == recipe.model.weights
+
+
+def _study_of(recipe: Recipe, model: Any, checkpoint: str | None) -> StudyConfig:
+    """The recipe's study, with the model that was named in place of its own."""
+    study = read_study(recipe.study, where="the recipe's study")
+    if not isinstance(model, str) and checkpoint is None:
+        return study
+    changes: dict[str, Any] = {"checkpoint": checkpoint}
+    if isinstance(model, str):
+        changes.update(factory=model, args={})
+    data = study.model_dump()
+    return StudyConfig(**{**data, "baseline": None, "model": {**data["model"], **changes}})
 
 
 def _nearest_layer(recipe: Recipe, parts: Assembly) -> str:
@@ -239,12 +119,7 @@ def _phase(recipe: Recipe) -> Phase:
 
 
 def apply(
-    recipe_path: Path,
-    output: Path,
-    model: str | None,
-    checkpoint: str | None,
-    *,
-    quiet: bool = False,
+    recipe_path: Path, output: Path, model: str | None, checkpoint: str | None
 ) -> dict[str, Any]:
     """Rebuild the compressed model of a recipe and write it."""
     from autocompress.exporters.write import export as write
@@ -356,26 +231,3 @@ def compare_claims(
             f"(tolerance {LATENCY_TOLERANCE:.0%})"
         )
     return reasons
-
-
-def show_verification(found: dict[str, Any], console: Console) -> None:
-    """What was found beside what is claimed, and the verdict."""
-    table = Table("", "found", "claimed")
-    table.add_row("accuracy", f"{found['accuracy']:.2%}", f"{found['claimed_accuracy']:.2%}")
-    table.add_row(
-        "latency / uncompressed",
-        f"{found['latency_ratio']:.3f}",
-        f"{found['claimed_latency_ratio']:.3f}",
-    )
-    console.print(table)
-    if not found["same_weights"]:
-        console.print(
-            "These are other weights than the recipe's; accuracy is not claimed for them."
-        )
-    for reason in found["reasons"]:
-        console.print(f"[red]{reason}[/red]")
-    console.print(
-        "[green]The recipe holds.[/green]"
-        if found["ok"]
-        else "[red]The recipe does not hold.[/red]"
-    )

@@ -17,13 +17,14 @@ from autocompress.track.journal import Entry
 from autocompress.track.view import RunView
 
 if TYPE_CHECKING:
+    from autocompress.build.pipeline import Progress
     from autocompress.run.assembly import Assembly
 
 Cost = Callable[[Trial], tuple[float, float]]
 """From a trial to its latency in ms and the spread of that."""
 
 
-def retarget(folder: RunFolder, view: RunView, target: str, *, quiet: bool) -> RunView:
+def retarget(folder: RunFolder, view: RunView, target: str, progress: Progress) -> RunView:
     """The same trials with their latency on another target; accuracy and size stay.
 
     Args:
@@ -31,12 +32,11 @@ def retarget(folder: RunFolder, view: RunView, target: str, *, quiet: bool) -> R
         view: of the run.
         target: a device's ``table.json`` (latencies are then predicted) or a runtime's name
             (every trial's model is rebuilt, exported and timed there).
-        quiet: nothing on the terminal.
+        progress: told what is going on.
 
     Raises:
         InputError: no such table or runtime, or a table of another model.
     """
-    from autocompress.commands.display import status
     from autocompress.run.assembly import assemble
 
     study = read_study(folder.read_study(), where=str(folder.study))
@@ -46,15 +46,15 @@ def retarget(folder: RunFolder, view: RunView, target: str, *, quiet: bool) -> R
         raise InputError(f"There is no table at {target}; the packed runner writes it.")
     if not predicted:
         study = study.changed(target={"runtime": target})
-    with tempfile.TemporaryDirectory() as scratch, status(quiet) as say:
-        parts = assemble(study, Path(scratch), progress=say)
+    with tempfile.TemporaryDirectory() as scratch:
+        parts = assemble(study, Path(scratch), progress=progress)
         cost, base = _from_table(parts, table) if predicted else _timed(parts, folder)
         entries = []
         for done, entry in enumerate(view.entries):
-            say("trials on the other target", done / len(view.entries))
+            progress("trials on the other target", done / len(view.entries))
             entries.append(_recosted(entry, view, cost))
     baseline = _with_latency(view.baseline, base, 0.0, target)
-    fresh = replace(view, entries=tuple(entries), baseline=baseline, chosen=None)
+    fresh = replace(view, entries=tuple(entries), baseline=baseline)
     return fresh.under(fresh.budget)
 
 

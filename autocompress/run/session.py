@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from rich.console import Console
-
-from autocompress.commands.display import SearchDisplay, console, status
 from autocompress.controller.config import SearchConfig
 from autocompress.errors import InputError
-from autocompress.results.metric import Measurement
-from autocompress.results.trial import Trial
+from autocompress.results.answer import decide, judged
+from autocompress.results.metric import Measurement, metric
+from autocompress.results.trial import Trial, TrialState
 from autocompress.run.feasibility import check_formula_budget, check_latency_budget
 from autocompress.run.study import StudyConfig
 from autocompress.track.folder import RunFolder
@@ -24,10 +23,20 @@ from autocompress.track.screened import ScreenedPolicies
 from autocompress.track.view import RunView
 
 if TYPE_CHECKING:
-    from autocompress.controller.loop import Context, StopReason
-    from autocompress.controller.protocols import Sink
+    from autocompress.controller.loop import Context, SearchProgress, StopReason
+    from autocompress.controller.stop import StopFlag
     from autocompress.mlflow.sink import MlflowSink
     from autocompress.run.assembly import Assembly
+
+
+class Watcher(Protocol):
+    """Is told how far a study is."""
+
+    def preparing(self, text: str, fraction: float) -> None:
+        """What is going on before the first trial, and how much of it is done, from 0 to 1."""
+
+    def progressed(self, state: SearchProgress) -> None:
+        """The state after every trial."""
 
 
 @dataclass
@@ -47,24 +56,14 @@ class Finished:
     stopped: StopReason
 
 
-def search(config: StudyConfig, out: Path | None, *, resume: bool, quiet: bool) -> dict[str, Any]:
-    """Run a study from the command line and print its end."""
-    done = run_study(config, out, resume=resume, quiet=quiet)
-    if not quiet:
-        from autocompress.commands.ending import show_result
-
-        show_result(done, console())
-    return done.summary
-
-
 def run_study(
     study: StudyConfig,
     out: Path | None = None,
     *,
     resume: bool = False,
-    quiet: bool = False,
     model: Any = None,
     data: Any = None,
+    watcher: Watcher | None = None,
 ) -> Finished:
     """Run a study to its end, or go on with one.
 
@@ -72,37 +71,36 @@ def run_study(
         study: as read.
         out: folder of the run; ``runs/NAME`` by default.
         resume: take up the run in that folder; finished trials are not repeated.
-        quiet: nothing on the terminal.
         model, data: objects in place of the study's factories.
+        watcher: told how far it is.
 
     Raises:
         InputError: anything that cannot be used, before an existing run is touched.
         InfeasibleBudget: not even the cheapest policy meets the budget.
     """
-    from autocompress.run.assembly import assemble
+    from autocompress.run.assembly import assemble, silent
 
+    preparing = silent if watcher is None else watcher.preparing
     config = study.search
     root = out or Path("runs") / study.name
     if not resume and RunFolder(root).is_run:
         RunFolder.create(root)  # says that there is a run
-    with status(quiet) as say, _nothing_left_behind(root):
-        parts = assemble(study, root / "models", model=model, data=data, progress=say)
+    with _nothing_left_behind(root):
+        parts = assemble(study, root / "models", model=model, data=data, progress=preparing)
         check_formula_budget(parts)
         before = _known_baseline(RunFolder(root), parts) if resume else None
         if before is not None:
             parts.evaluator.measurer.set_baseline(before)
-        say("latency table", 0.0)
+        preparing("latency table", 0.0)
         parts.predict_latency()
-        baseline = parts.evaluator.baseline
         check_latency_budget(parts)
         folder = RunFolder.create(root, resume=resume)
         folder.write_study(parts.study.model_dump(mode="json"))
         if before is None:
-            folder.write_baseline(baseline)
+            folder.write_baseline(parts.evaluator.baseline)
+    preparing("first trial", 0.0)
     with Journal(folder) as journal:
-        return _phases(
-            folder, parts, config, journal, baseline, quiet=quiet, model=model, data=data
-        )
+        return _phases(parts, config, journal, watcher)
 
 
 @contextmanager
@@ -139,64 +137,47 @@ def _known_baseline(folder: RunFolder, parts: Assembly) -> Measurement | None:
 
 
 def _phases(
-    folder: RunFolder,
-    parts: Assembly,
-    config: SearchConfig,
-    journal: Journal,
-    baseline: Measurement,
-    *,
-    quiet: bool,
-    model: Any,
-    data: Any,
+    parts: Assembly, config: SearchConfig, journal: Journal, watcher: Watcher | None
 ) -> Finished:
+    """Search, baselines, recovery, verification; then what the run leaves."""
     from autocompress.controller.loop import run_search
     from autocompress.controller.phases import run_baselines, run_recovery, run_verify
     from autocompress.controller.stop import stopping_on_interrupt
 
-    mlflow = _mlflow(parts, journal, baseline, quiet)
-    sinks: list[Sink] = [journal, *([mlflow] if mlflow is not None else [])]
-    with SearchDisplay(quiet) as display, stopping_on_interrupt() as stop:
-        context = _context(
-            parts, config, sinks, journal, stop, display.update, model=model, data=data
-        )
+    mlflow = _mlflow(parts, journal)
+    with stopping_on_interrupt() as stop:
+        context = _context(parts, config, journal, mlflow, stop, watcher)
         try:
             result = run_search(context, _proposer(context))
             baselines = run_baselines(context)
             run_recovery(context, parts.study.recovery)
-            chosen = run_verify(context, lambda: _answer(context, parts.study))
+            run_verify(context, lambda: _answer(context, parts.study))
         finally:
             context.executor.close(cancel=bool(stop))
-    return _finish(folder, parts, baselines, chosen, mlflow, result.stopped)
+    return _finish(journal.folder, parts, baselines, mlflow, result.stopped)
 
 
 def _context(
     parts: Assembly,
     config: SearchConfig,
-    sinks: list[Sink],
     journal: Journal,
-    stop: Any,
-    progress: Callable[[Any], None],
-    *,
-    model: Any,
-    data: Any,
+    mlflow: MlflowSink | None,
+    stop: StopFlag,
+    watcher: Watcher | None,
 ) -> Context:
     from autocompress.controller.loop import Context
     from autocompress.execute import make_executor
-    from autocompress.run.assembly import EvaluatorFactory
 
     study = parts.study
     # before workers are started: a damaged file would leave them behind
     screened = ScreenedPolicies(journal.folder.screened, parts.evaluator.screening.depends_on)
-    trials = _rejudged(journal.load(), parts)
-    factory = EvaluatorFactory(
-        study.model_dump(mode="json"),
-        str(parts.folder),
-        parts.evaluator.baseline.as_dict(),
-        model,
-        data,
-    )
+    trials = [_rejudged(trial, parts) for trial in journal.load()]
     executor = make_executor(
-        study.executor, study.workers, parts.evaluator, factory, ray_address=study.ray_address
+        study.executor,
+        study.workers,
+        parts.evaluator,
+        parts.evaluator_factory(),
+        ray_address=study.ray_address,
     )
     return Context(
         parts.space,
@@ -204,39 +185,24 @@ def _context(
         executor,
         study.limits(),
         config,
-        sinks,
+        [journal, *([mlflow] if mlflow is not None else [])],
         trials,
         stop,
-        progress,
+        None if watcher is None else watcher.progressed,
         screened,
     )
 
 
-def _rejudged(trials: list[Trial], parts: Assembly) -> list[Trial]:
-    """Trials of earlier sessions under the budget of this one; rejections are reconsidered."""
-    from dataclasses import replace
-
-    budget, base = parts.study.limits(), parts.evaluator.baseline.values
-    found = []
-    for trial in trials:
-        if trial.state == "COMPLETE" and trial.measurement is not None:
-            violations = budget.violations(trial.measurement.values, base)
-            found.append(replace(trial, violations=violations))
-        elif trial.state == "REJECTED" and trial.measurement is not None:
-            violations = budget.violations(trial.measurement.values, base)
-            if any(v > 0 for v in violations.values()):
-                found.append(replace(trial, violations=violations))
-            else:
-                found.append(
-                    replace(
-                        trial,
-                        state=type(trial.state).DUPLICATE,
-                        reason="rejected under an earlier budget",
-                    )
-                )
-        else:
-            found.append(trial)
-    return found
+def _rejudged(trial: Trial, parts: Assembly) -> Trial:
+    """A trial of an earlier session under the budget of this one; rejections are reconsidered."""
+    budget, base = parts.study.limits(), parts.evaluator.baseline
+    if trial.state is not TrialState.REJECTED or trial.measurement is None:
+        return judged(trial, budget, base)
+    violations = budget.violations(trial.measurement.values, base.values)
+    if any(v > 0 for v in violations.values()):
+        return replace(trial, violations=violations)
+    reason = "rejected under an earlier budget"
+    return replace(trial, state=TrialState.DUPLICATE, reason=reason)
 
 
 def _proposer(context: Context) -> Any:
@@ -250,39 +216,31 @@ def _proposer(context: Context) -> Any:
 
 
 def _answer(context: Context, study: StudyConfig) -> Trial | None:
-    """The chosen trial: the most accurate within the budget.
-
-    With a largest accuracy drop, it is the cheapest that keeps to it, and no trial if none does.
-    """
-    front = context.front()
-    if not len(front):
-        return None
-    if study.max_accuracy_drop is None:
-        return front.pick("best")
-    least = context.evaluator.baseline["accuracy"] - study.max_accuracy_drop / 100
-    keeping = [t for t in front if t.measurement and t.measurement["accuracy"] >= least]
-    return keeping[0] if keeping else None
+    """The answer among the trials so far."""
+    return decide(
+        context.trials,
+        context.evaluator.baseline,
+        context.objectives,
+        study.limits(),
+        study.max_accuracy_drop,
+    ).best
 
 
-def _mlflow(
-    parts: Assembly, journal: Journal, baseline: Measurement, quiet: bool
-) -> MlflowSink | None:
+def _mlflow(parts: Assembly, journal: Journal) -> MlflowSink | None:
     tracking = parts.study.tracking
     if not tracking.mlflow:
         return None
     from autocompress.measure.lock import machine_lock
     from autocompress.mlflow.sink import MlflowSink
-    from autocompress.results.metric import metric
 
-    objectives = tuple(metric(n) for n in parts.study.search.objectives)
     return MlflowSink(
         journal,
-        baseline,
+        parts.evaluator.baseline,
         experiment=tracking.experiment or parts.study.name,
         uri=tracking.uri,
-        objectives=objectives,
+        objectives=tuple(metric(n) for n in parts.study.search.objectives),
         layers=[layer.name for layer in parts.inventory.layers],
-        say=(lambda text: None) if quiet else Console(stderr=True).print,
+        say=logging.getLogger("autocompress.mlflow").warning,
         gate=lambda: machine_lock(exclusive=False),
     )
 
@@ -291,26 +249,24 @@ def _finish(
     folder: RunFolder,
     parts: Assembly,
     baselines: dict[str, int],
-    chosen: Trial | None,
     mlflow: MlflowSink | None,
     stopped: StopReason,
 ) -> Finished:
     """Write summary, report, recipe and model, and close MLflow."""
     from autocompress.report.html import write_report
     from autocompress.report.tables import write_summary
-    from autocompress.results.metric import metric
-    from autocompress.run.replay import write_recipe
+    from autocompress.run.recipes import write_recipe
 
     folder.write_baseline(parts.evaluator.measurer.baseline_test, "test")
     study = parts.study
     view = RunView.load(
         folder,
         baselines=baselines,
-        chosen=chosen.number if chosen is not None else None,
         layers=tuple(layer.name for layer in parts.inventory.layers),
         budget=study.limits(),
         objectives=tuple(metric(n) for n in study.search.objectives),
     )
+    _forget_answer(folder, parts.evaluator.measurer.target.suffix)
     model = _keep_models(folder, parts, view)
     summary = write_summary(folder, view, model)
     summary["stopped"] = stopped
@@ -320,6 +276,13 @@ def _finish(
     if mlflow is not None:
         mlflow.close(view, model if study.tracking.register_best else None)
     return Finished(folder, view, parts, summary, stopped)
+
+
+def _forget_answer(folder: RunFolder, suffix: str) -> None:
+    """A run that goes on may have had another answer, or one where it has none now."""
+    names = [folder.recipes / "best.yaml", folder.recipes / "best.safetensors"]
+    for path in (*names, folder.models / f"best{suffix}"):
+        path.unlink(missing_ok=True)
 
 
 def _keep_models(folder: RunFolder, parts: Assembly, view: RunView) -> Path | None:

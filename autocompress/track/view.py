@@ -12,6 +12,7 @@ from typing import Any
 from autocompress.errors import InputError
 from autocompress.policy.budget import Budget
 from autocompress.policy.policy import Policy
+from autocompress.results.answer import Decision, comparable, decide, judged, rank
 from autocompress.results.front import ParetoFront, reference_point
 from autocompress.results.metric import ACCURACY, LATENCY, Measurement, Metric, metric
 from autocompress.results.trial import Trial, TrialState, confirmed
@@ -82,7 +83,7 @@ class RunView:
         budget: by which feasibility is judged.
         objectives: accuracy first, then the cost that orders the front.
         baselines: name of a simple way of compressing to the trial that shows its best.
-        chosen: number of the answer, where something other than accuracy chose it.
+        max_accuracy_drop: in points; the answer keeps to it.
         baseline_test: the uncompressed model on the test split.
         layers: names in network order; without them, those that any policy names.
         study: the resolved study.
@@ -94,7 +95,7 @@ class RunView:
     budget: Budget = field(default_factory=Budget)
     objectives: tuple[Metric, ...] = (ACCURACY, LATENCY)
     baselines: Mapping[str, int] = field(default_factory=dict)
-    chosen: int | None = None
+    max_accuracy_drop: float | None = None
     baseline_test: Measurement | None = None
     layers: tuple[str, ...] = ()
     study: Mapping[str, Any] = field(default_factory=dict)
@@ -130,13 +131,13 @@ class RunView:
             )
         summary, study = folder.read_front(), folder.read_study()
         limits = study.get("budget") or summary.get("budget") or ()
+        asked = summary.get("objectives") or (study.get("search") or {}).get("objectives") or ()
         given: dict[str, Any] = {
             "budget": Budget.parse([limits] if isinstance(limits, str) else limits),
             "baselines": _numbers(summary.get("baselines") or {}),
-            "chosen": summary.get("chosen"),
+            "max_accuracy_drop": study.get("max_accuracy_drop"),
             "layers": tuple(summary.get("layers") or ()),
-            "objectives": tuple(metric(n) for n in summary.get("objectives") or ())
-            or (ACCURACY, LATENCY),
+            "objectives": tuple(metric(n) for n in asked) or (ACCURACY, LATENCY),
             "baseline_test": folder.read_baseline("test"),
             "study": study,
         }
@@ -144,19 +145,14 @@ class RunView:
         return view.under(view.budget)
 
     def under(self, budget: Budget) -> RunView:
-        """The same trials judged by another budget; the old answer is forgotten if that changed.
+        """The same trials judged by another budget.
 
         Trials that were rejected on an estimate stay rejected: nothing of them was measured.
         """
-        entries = tuple(replace(e, trial=self._judged(e.trial, budget)) for e in self.entries)
-        chosen = self.chosen if str(budget) == str(self.budget) else None
-        return replace(self, entries=entries, budget=budget, chosen=chosen)
-
-    def _judged(self, trial: Trial, budget: Budget) -> Trial:
-        if trial.state is not TrialState.COMPLETE or trial.measurement is None:
-            return trial
-        found = budget.violations(trial.measurement.values, self.baseline.values)
-        return replace(trial, violations=found)
+        entries = tuple(
+            replace(e, trial=judged(e.trial, budget, self.baseline)) for e in self.entries
+        )
+        return replace(self, entries=entries, budget=budget)
 
     @cached_property
     def trials(self) -> tuple[Trial, ...]:
@@ -177,23 +173,26 @@ class RunView:
         return tuple(t for t in self.trials if comparable(t, self.objectives))
 
     @cached_property
+    def decision(self) -> Decision:
+        """What the run answers with, or why it has no answer."""
+        return decide(
+            self.trials, self.baseline, self.objectives, self.budget, self.max_accuracy_drop
+        )
+
+    @property
     def front(self) -> ParetoFront:
         """Feasible trials that no other beats in every objective."""
-        return ParetoFront.of(self.compared, self.objectives)
+        return self.decision.front
 
-    @cached_property
+    @property
     def best(self) -> Trial | None:
-        """The answer: the chosen trial, else the most accurate within the budget."""
-        if self.chosen is not None and self.chosen in self.by_number:
-            return self.by_number[self.chosen]
-        return self.front.pick("best") if len(self.front) else None
+        """The answer."""
+        return self.decision.best
 
-    @cached_property
+    @property
     def nearest(self) -> Trial | None:
-        """Where nothing is feasible: the complete trial that exceeds the budget least."""
-        if not self.compared:
-            return None
-        return min(self.compared, key=lambda t: (max(t.violations.values(), default=0.0), t.number))
+        """Where there is no answer: the trial that comes nearest to one."""
+        return self.decision.nearest
 
     @cached_property
     def reference(self) -> list[float]:
@@ -265,11 +264,8 @@ class RunView:
         found: dict[str, Trial] = {}
         for origin in BASELINE_ORIGINS:
             mine = [t for t in self.compared if t.origin == origin and t.phase.kind == "search"]
-            within = [t for t in mine if t.feasible]
-            if within:
-                found[origin] = max(within, key=lambda t: value(t, "accuracy") or 0.0)
-            elif mine:
-                found[origin] = min(mine, key=lambda t: max(t.violations.values(), default=0.0))
+            if mine:
+                found[origin] = min(mine, key=rank)
         return found
 
     @cached_property
@@ -310,16 +306,6 @@ class RunView:
             seen.add(trial.number)
             trial = before
         return trial.origin or "unknown"
-
-
-def comparable(trial: Trial, objectives: Sequence[Metric]) -> bool:
-    """Whether a trial is complete, was scored on val, and has every objective."""
-    return (
-        trial.state is TrialState.COMPLETE
-        and trial.phase.kind != "verify"
-        and trial.measurement is not None
-        and all(m.name in trial.measurement for m in objectives)
-    )
 
 
 def value(trial: Trial, name: str) -> float | None:

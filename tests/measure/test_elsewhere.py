@@ -14,7 +14,6 @@ from torch import nn
 
 from autocompress.build.bank import LayerBank
 from autocompress.build.pipeline import Pipeline
-from autocompress.commands.inspecting import operator_times
 from autocompress.measure.kernels import Kernel
 from autocompress.measure.latency_features import LayerPlan
 from autocompress.measure.latency_model import LatencyModel
@@ -26,6 +25,7 @@ from autocompress.policy.settings import CompressionSettings
 from autocompress.policy.space_config import SpaceConfig
 from autocompress.results.trial import Phase, Trial
 from autocompress.run.evaluator import make_evaluator
+from autocompress.run.profile import operator_times
 from autocompress.targets import get_target
 from autocompress.task.data import Data, Split
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from autocompress.recover.schedule import Schedule
 from measured_network import Small, images
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from torch import nn
@@ -28,7 +29,6 @@ from autocompress.policy.settings import CompressionSettings
 from autocompress.policy.space_config import SpaceConfig
 from autocompress.recover.distill import Distillation, soft_loss
 from autocompress.recover.finetune import fine_tune
-from autocompress.recover.schedule import Schedule
 from autocompress.run.evaluator import StudyEvaluator, make_evaluator
 from autocompress.targets import get_target
 from autocompress.task.data import Data, Split

@@ -296,11 +296,8 @@ def test_serving_brings_runs_up_to_date_and_ends_cleanly(
     make_run(tmp_path / "resnet20", 4)
     started = RunFolder.create(tmp_path / "started")
     started.write_study({"name": "started"})
-    code = "import sys; from autocompress.mlflow.server import serve;"
-    code += "serve(sys.argv[1], port=0, as_json=True)"
-    with subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True
-    ) as process:
+    command = [sys.executable, "-m", "autocompress", "ui", str(tmp_path), "--port", "0", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         found = json.loads(process.stdout.readline())
         with urllib.request.urlopen(found["url"], timeout=10) as answer:

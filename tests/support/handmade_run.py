@@ -132,14 +132,22 @@ def study_trials(count: int, seed: int = 0, *, feasible: bool = True) -> list[Tr
     return trials
 
 
-def make_run(root: Path, count: int = 30, *, seed: int = 0, feasible: bool = True) -> RunFolder:
-    """Write a finished run into a folder."""
+def make_run(
+    root: Path,
+    count: int = 30,
+    *,
+    seed: int = 0,
+    feasible: bool = True,
+    max_accuracy_drop: float | None = None,
+) -> RunFolder:
+    """Write a finished run into a folder; no trial loses less than 0.2 points."""
     folder = RunFolder.create(root)
     budget = BUDGET if feasible else Budget("latency<=0.001x")
     folder.write_study(
         {
             "name": "resnet20",
             "budget": [str(limit) for limit in budget.limits],
+            "max_accuracy_drop": max_accuracy_drop,
             "model": {"factory": "pkg:resnet20"},
             "search": {"sampler": "guided", "seed": 0},
         }

@@ -30,7 +30,9 @@ def environment(place: Path) -> dict[str, str]:
     return {**os.environ, "AUTOCOMPRESS_CACHE": str(place / "cache"), "COLUMNS": "200"}
 
 
-def call(place: Path, text: str, *, check: int | None = 0) -> subprocess.CompletedProcess[str]:
+def call(
+    place: Path, text: str, *, check: int | None = 0, timeout_s: float | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run a command of ours as a user would."""
     done = subprocess.run(
         [sys.executable, "-m", "autocompress", *shlex.split(text)],
@@ -39,6 +41,7 @@ def call(place: Path, text: str, *, check: int | None = 0) -> subprocess.Complet
         text=True,
         check=False,
         env=environment(place),
+        timeout=timeout_s,
     )
     if check is not None:
         assert done.returncode == check, done.stdout + done.stderr

@@ -21,6 +21,7 @@ from autocompress.report.tables import front_table, summary_json, verdict_table,
 from autocompress.report.verdict import verdict
 from autocompress.results.metric import Measurement
 from autocompress.results.trial import Phase, Trial, TrialState
+from autocompress.run.recipes import pick_trial
 from autocompress.track.folder import RunFolder
 from autocompress.track.view import RunView, latency_ratio, natural, policy_summary
 
@@ -123,7 +124,7 @@ def test_only_what_was_scored_on_val_is_compared() -> None:
 
 def test_another_budget_is_answered_from_the_same_trials() -> None:
     fast, slow = trial(0, 0.80, 0.4), trial(1, 0.88, 1.8)
-    found = view([fast, slow], chosen=0)
+    found = view([fast, slow])
     assert found.best is fast
     loose = found.under(Budget("latency<=0.95x"))
     assert loose.best is not None
@@ -134,10 +135,59 @@ def test_another_budget_is_answered_from_the_same_trials() -> None:
     assert tight.nearest.number == 0
 
 
-def test_a_given_choice_is_the_answer() -> None:
-    found = view([trial(0, 0.85, 0.4), trial(1, 0.86, 0.9)], chosen=0)
-    assert found.best is not None
-    assert found.best.number == 0
+def test_the_cheapest_that_keeps_to_the_drop_is_the_answer() -> None:
+    """0.9 less two points is kept to by the trials of 0.88 and 0.89; the first is the cheaper."""
+    trials = [trial(0, 0.85, 0.4), trial(1, 0.88, 0.7), trial(2, 0.89, 0.9)]
+    found = view(trials, max_accuracy_drop=2.0)
+    assert found.best is trials[1]
+    assert found.nearest is None
+    assert view(trials).best is trials[2]
+
+
+def test_a_drop_that_nothing_keeps_to_has_no_answer_and_the_report_says_so() -> None:
+    """A baseline of 90 %, and one trial of 70 %."""
+    poor, poorer = trial(0, 0.70, 0.9), trial(1, 0.60, 0.4)
+    found = view([poor, poorer], max_accuracy_drop=1.0)
+    assert found.best is None
+    assert found.nearest is poor, "the feasible trial that loses least"
+    judged = verdict(found)
+    assert judged.tone == "bad"
+    assert "keeps to an accuracy drop of 1 points" in judged.headline
+    assert "20.00" in judged.headline
+    assert "trial 0: it loses 20.00 points" in judged.sentences[0]
+    summary = summary_json(found)
+    assert (summary["feasible"], summary["best"], summary["nearest"]) == (False, None, 0)
+    assert summary["reason"] == judged.headline
+    assert [t["number"] for t in summary["trials"]] == [1, 0], "the front stays to be chosen from"
+    with pytest.raises(InputError, match="keeps to an accuracy drop"):
+        found.decision.answer()
+
+
+def test_a_run_from_its_folder_keeps_to_its_drop(tmp_path: Path, make_run: MakeRun) -> None:
+    kept = RunView.load(make_run(tmp_path / "kept", 40, max_accuracy_drop=5.0))
+    assert kept.best is not None
+    least = min(
+        (t for t in kept.compared if t.feasible and t.measurement["accuracy"] >= 0.83),  # type: ignore[index]  # measured: complete trials only
+        key=lambda t: t.measurement["latency_ms"],  # type: ignore[index]  # the same
+    )
+    assert kept.best is least
+    folder = make_run(tmp_path / "strict", 40, max_accuracy_drop=0.1)
+    write_summary(folder, RunView.load(folder))
+    strict = RunView.load(folder)
+    assert strict.best is None
+    assert strict.nearest is not None
+    assert strict.nearest.feasible
+    with pytest.raises(InputError, match=r"0\.1 points"):
+        pick_trial(strict, "best")
+    assert pick_trial(strict, "most-accurate") is strict.nearest
+
+
+def test_the_drop_on_test_is_said_and_decides_nothing() -> None:
+    first = trial(0, 0.895, 0.9)
+    check = replace(trial(1, 0.85, 0.9, phase=Phase("verify"), parent=0), policy=first.policy)
+    found = view([first, check], max_accuracy_drop=1.0, baseline_test=BASE)
+    assert found.best is first
+    assert "On the test split it loses 5.00 points" in verdict(found).sentences[1]
 
 
 def test_the_ratio_timed_side_by_side_comes_first() -> None:
@@ -248,8 +298,8 @@ def test_the_json_of_a_run_keeps_its_promise(tmp_path: Path, make_run: MakeRun) 
     found = RunView.load(folder)
     summary = write_summary(folder, found)
     assert list(summary) == [
-        "run", "baseline", "budget", "feasible", "best", "trials", "baselines", "hypervolume",
-        "seconds",
+        "run", "baseline", "budget", "max_accuracy_drop", "feasible", "reason", "best", "nearest",
+        "trials", "baselines", "hypervolume", "seconds",
     ]  # fmt: skip
     assert list(summary["baseline"]) == [
         "accuracy", "latency_ms", "macs", "params", "size_bytes",

@@ -1,9 +1,10 @@
-"""The end of a study in the terminal: front, verdict, why it ended, where everything lies."""
+"""What ``search`` prints: the dry run, or the end of a study and where everything lies."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import yaml
 from rich.console import Console
 
 from autocompress.controller.loop import StopReason
@@ -28,7 +29,7 @@ WHY_ENDED: dict[StopReason, str] = {
 
 
 def show_result(done: Finished, console: Console) -> None:
-    """Print it."""
+    """The front, the verdict, why the search ended, and where everything lies."""
     view, folder = done.view, done.folder
     console.print(front_table(view))
     console.print(verdict_table(view))
@@ -45,3 +46,21 @@ def show_result(done: Finished, console: Console) -> None:
     console.print(f"report  {folder.report}", soft_wrap=True)
     if done.parts.study.tracking.mlflow:
         console.print(f"MLflow  autocompress ui {folder.root.parent}", soft_wrap=True)
+
+
+def show_dry_run(found: dict[str, Any], console: Console) -> None:
+    """The resolved study, its space, and whether its budget can be met."""
+    console.print(yaml.safe_dump(found["study"], sort_keys=False), highlight=False)
+    console.print(f"{found['choices']} choices, about 10^{found['log10_policies']:.0f} policies")
+    for name, key in (("most expensive", "dearest"), ("cheapest", "cheapest")):
+        end = found[key]
+        parts = [f"{end['macs'] / 1e6:.2f} M MACs"]
+        if end["latency_ms"] is not None:
+            parts.insert(0, f"{end['latency_ms']:.3f} ms")
+        if end["size_bytes"] is not None:
+            parts.append(f"{end['size_bytes'] / 1e3:.1f} kB")
+        how = "measured" if end["measured"] else "estimated"
+        console.print(f"{name}: {', '.join(parts)} ({how})")
+    budget = ", ".join(found["budget"]) or "none"
+    can = "can be met" if found["feasible"] else "cannot be met"
+    console.print(f"budget ({budget}): {can}")

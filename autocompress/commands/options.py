@@ -1,0 +1,71 @@
+"""The arguments and options of the command line that several commands share, or that are long."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+StudyName = Annotated[
+    str,
+    typer.Argument(
+        metavar="STUDY", help="A study file, or the name of a shipped one, e.g. quickstart."
+    ),
+]
+Run = Annotated[
+    str, typer.Argument(metavar="RUN", help="The folder of a run, e.g. runs/quickstart.")
+]
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file.")]
+Factory = Annotated[
+    str | None,
+    typer.Option("--model", metavar="PKG.MOD:FN", help="Another model of the same architecture."),
+]
+Checkpoint = Annotated[
+    str | None,
+    typer.Option(
+        "--checkpoint", metavar="FILE", help="Its weights: safetensors or a torch state dict."
+    ),
+]
+
+LatencyMs = Annotated[
+    float | None,
+    typer.Option(
+        help="Latency target in milliseconds; takes the place of the study's latency limit."
+    ),
+]
+BudgetLimits = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A limit such as 'latency<=0.5x', 'macs<=40%', 'size<=1MB'; repeatable. Takes the "
+        "place of the study's limits."
+    ),
+]
+MaxAccuracyDrop = Annotated[
+    float | None,
+    typer.Option(help="In points: the fastest policy that loses no more is the answer."),
+]
+Trials = Annotated[int | None, typer.Option(min=1, help="Trials of the search phase.")]
+Timeout = Annotated[
+    str | None, typer.Option(help="Time for the search phase: 90s, 20m, 2h. Ends cleanly.")
+]
+Sampler = Annotated[str | None, typer.Option(help="guided, tpe, nsga2, gp or random.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=1, help="Evaluations at once. Latency is still measured one at a time."),
+]
+Executor = Annotated[str | None, typer.Option(help="local or ray.")]
+RayAddress = Annotated[str | None, typer.Option(help="A running Ray cluster.")]
+Resume = Annotated[
+    bool, typer.Option(help="Go on with the run in --out; finished trials are not repeated.")
+]
+Seed = Annotated[int | None, typer.Option(help="Of everything random.")]
+Out = Annotated[Path | None, typer.Option(help="Folder of the run [runs/NAME].")]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        help="Show the resolved study, the space, and whether the budget can be met (exit code 2 "
+        "if not)."
+    ),
+]

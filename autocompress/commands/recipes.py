@@ -1,0 +1,46 @@
+"""What the commands on recipes print: ``export``, ``apply`` and ``verify``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def show_export(found: dict[str, Any], console: Console) -> None:
+    """Which trial, and what to do with its recipe."""
+    console.print(
+        f"Trial {found['trial']} -> [bold]{found['recipe']}[/bold]\n"
+        f"Apply it: autocompress apply {found['recipe']} -o model.onnx"
+    )
+
+
+def show_applied(found: dict[str, Any], console: Console) -> None:
+    """The file, and whether it is the recipe's own model."""
+    console.print(f"[bold]{found['model']}[/bold]: {found['size_bytes'] / 1e3:,.1f} kB")
+    if found["note"]:
+        console.print(found["note"])
+
+
+def show_verification(found: dict[str, Any], console: Console) -> None:
+    """What was found beside what is claimed, and the verdict."""
+    table = Table("", "found", "claimed")
+    table.add_row("accuracy", f"{found['accuracy']:.2%}", f"{found['claimed_accuracy']:.2%}")
+    table.add_row(
+        "latency / uncompressed",
+        f"{found['latency_ratio']:.3f}",
+        f"{found['claimed_latency_ratio']:.3f}",
+    )
+    console.print(table)
+    if not found["same_weights"]:
+        console.print(
+            "These are other weights than the recipe's; accuracy is not claimed for them."
+        )
+    for reason in found["reasons"]:
+        console.print(f"[red]{reason}[/red]")
+    console.print(
+        "[green]The recipe holds.[/green]"
+        if found["ok"]
+        else "[red]The recipe does not hold.[/red]"
+    )

@@ -1,0 +1,127 @@
+"""The one place that decides what a run answers with: what is feasible, best, and nearest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from autocompress.errors import InputError
+from autocompress.policy.budget import Budget
+from autocompress.results.front import ParetoFront
+from autocompress.results.metric import ACCURACY, Measurement, Metric
+from autocompress.results.trial import Trial, TrialState, confirmed
+
+_ROUNDING = 1e-4
+"""Points: accuracies are shares in single precision, a drop of exactly one point is kept to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What a run answers with, or why it has no answer.
+
+    Args:
+        front: feasible trials that no other beats, the cheapest first.
+        best: the answer, or ``None``.
+        nearest: where there is no answer, the trial that comes nearest to one; ``None`` where
+            nothing was measured to its end.
+        reason: why there is no answer, one sentence; empty where there is one.
+        remedy: what to do about it; empty where there is an answer.
+    """
+
+    front: ParetoFront
+    best: Trial | None = None
+    nearest: Trial | None = None
+    reason: str = ""
+    remedy: str = ""
+
+    def answer(self) -> Trial:
+        """The answer.
+
+        Raises:
+            InputError: there is none; the message says why.
+        """
+        if self.best is None:
+            shown = "" if self.nearest is None else f" The nearest is trial {self.nearest.number}."
+            raise InputError(f"{self.reason}{shown} {self.remedy}")
+        return self.best
+
+
+def decide(
+    trials: Iterable[Trial],
+    baseline: Measurement,
+    objectives: Sequence[Metric],
+    budget: Budget,
+    max_accuracy_drop: float | None = None,
+) -> Decision:
+    """Choose the answer among trials that were scored on val.
+
+    Without a largest drop it is the most accurate within the budget; with one, the cheapest that
+    keeps to it. What its verification found over the budget is over it. Accuracy on the test split
+    is shown elsewhere and decides nothing here.
+
+    Args:
+        trials: judged by ``budget``; of all phases.
+        baseline: the uncompressed model on val.
+        objectives: accuracy first, then the cost.
+        budget: for the reason's text.
+        max_accuracy_drop: in points of the uncompressed model's accuracy.
+    """
+    compared = [t for t in confirmed(trials) if comparable(t, objectives)]
+    front = ParetoFront.of(compared, objectives)
+    nearest = min(compared, key=rank, default=None)
+    if not len(front):
+        return Decision(
+            front,
+            nearest=nearest,
+            reason=f"No policy met the budget ({budget}).",
+            remedy="Loosen the budget, widen the search space, or search longer with --resume.",
+        )
+    if max_accuracy_drop is None:
+        return Decision(front, min(front, key=rank))
+    best = next((t for t in front if drop(t, baseline) <= max_accuracy_drop + _ROUNDING), None)
+    if best is not None:
+        return Decision(front, best)
+    assert nearest is not None
+    within = f" within the budget ({budget})" if budget.limits else ""
+    return Decision(
+        front,
+        nearest=nearest,
+        reason=f"No policy{within} keeps to an accuracy drop of {max_accuracy_drop:g} points: the "
+        f"least that one loses is {drop(nearest, baseline):.2f}.",
+        remedy="Allow a larger drop or a looser budget, train for longer (recovery.epochs), or "
+        "search longer with --resume.",
+    )
+
+
+def judged(trial: Trial, budget: Budget, baseline: Measurement) -> Trial:
+    """The same trial under another budget; one that was not measured to its end stays as it is."""
+    if trial.state is not TrialState.COMPLETE or trial.measurement is None:
+        return trial
+    found = budget.violations(trial.measurement.values, baseline.values)
+    return replace(trial, violations=found)
+
+
+def comparable(trial: Trial, objectives: Sequence[Metric]) -> bool:
+    """Whether a trial is complete, was scored on val, and has every objective."""
+    return (
+        trial.state is TrialState.COMPLETE
+        and trial.phase.kind != "verify"
+        and trial.measurement is not None
+        and all(m.name in trial.measurement for m in objectives)
+    )
+
+
+def rank(trial: Trial) -> tuple[bool, float]:
+    """Sort key of complete trials: feasible ones first, the most accurate first of all.
+
+    Of those over the budget the nearest to it comes first.
+    """
+    if trial.feasible and trial.measurement is not None:
+        return False, -trial.measurement[ACCURACY.name]
+    return True, max(trial.violations.values(), default=0.0)
+
+
+def drop(trial: Trial, baseline: Measurement) -> float:
+    """Accuracy that a measured trial loses, in points; below 0 where it gains."""
+    assert trial.measurement is not None
+    return 100 * (baseline[ACCURACY.name] - trial.measurement[ACCURACY.name])

@@ -1,0 +1,115 @@
+"""One policy of the user's, built and measured: what would happen if."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autocompress.errors import InputError, nearest
+from autocompress.policy.policy import LayerPolicy, Policy
+from autocompress.policy.reading import read_mapping, read_value
+from autocompress.results.metric import Measurement
+from autocompress.results.trial import SEARCH, Phase
+from autocompress.run.study import StudyConfig
+
+if TYPE_CHECKING:
+    from autocompress.build.pipeline import Progress
+    from autocompress.run.assembly import Assembly
+
+
+def evaluate(
+    study: StudyConfig,
+    policy_file: Path | None,
+    uniform: str | None,
+    progress: Progress,
+    *,
+    epochs: float = 0.0,
+    quick: bool = False,
+) -> dict[str, Any]:
+    """Measure one policy, built as a study would hand it over.
+
+    Args:
+        study: as read.
+        policy_file: a policy or a recipe; or else
+        uniform: values for every layer that the space may touch, ``prune_ratio=0.5,...``.
+        progress: told what is going on.
+        epochs: of fine-tuning.
+        quick: the quick reconstruction by which the search scores its trials, instead of the
+            thorough one (``settings.finish``) that ends a study.
+
+    Raises:
+        InputError: no such policy or layer, or training asked of the quick build.
+    """
+    from autocompress.run.assembly import assemble
+
+    if quick and epochs:
+        raise InputError(
+            f"--quick measures what the search measures, which is not trained; got --epochs "
+            f"{epochs:g}. Leave one of them out."
+        )
+    with tempfile.TemporaryDirectory() as scratch:
+        parts = assemble(study, Path(scratch), progress=progress)
+        if uniform is not None:
+            policy = parts.space.decode(parts.space.uniform(**read_uniform(uniform)))
+        else:
+            assert policy_file is not None
+            policy = read_policy(policy_file, parts)
+        progress("measuring", 0.5)
+        phase = SEARCH if quick else Phase("recover", epochs, 1)
+        found = parts.evaluator.evaluate(policy, phase, 0)
+        baseline = parts.evaluator.baseline
+    violations = study.limits().violations(found.values, baseline.values)
+    return {
+        "trial": trial_dict(found, baseline, policy, violations),
+        "baseline": {
+            k: baseline[k] for k in ("accuracy", "latency_ms", "macs", "params", "size_bytes")
+        },
+        "budget": str(study.limits()),
+        "build": "quick" if quick else "finished",
+        "epochs": epochs,
+    }
+
+
+def trial_dict(
+    found: Measurement, baseline: Measurement, policy: Policy, violations: dict[str, float]
+) -> dict[str, Any]:
+    """A trial as ``--json`` shows it."""
+    return {
+        "accuracy": found["accuracy"],
+        "accuracy_stderr": found.spread.get("accuracy"),
+        "latency_ms": found["latency_ms"],
+        "latency_ratio": found["latency_ms"] / baseline["latency_ms"],
+        "macs": found["macs"],
+        "params": found["params"],
+        "size_bytes": found["size_bytes"],
+        "feasible": all(v <= 0 for v in violations.values()),
+        "violations": violations,
+        "problems": found.context.get("problems", []),
+        "policy": policy.as_dict(),
+    }
+
+
+def read_uniform(text: str) -> dict[str, Any]:
+    """Read ``prune_ratio=0.5,weight_bits=8``; bits of activations follow those of weights."""
+    values: dict[str, Any] = {}
+    fields = LayerPolicy.__dataclass_fields__
+    for part in text.split(","):
+        key, separator, value = part.strip().partition("=")
+        if not separator:
+            raise InputError(f"--uniform reads like prune_ratio=0.5,weight_bits=8, got {text!r}.")
+        if key not in fields:
+            raise InputError(f"A layer policy has no {key!r}; {nearest(key, fields)}")
+        values[key] = read_value(value)
+    if values.get("weight_bits") == 8:
+        values.setdefault("activation_bits", 8)
+    return values
+
+
+def read_policy(path: Path, parts: Assembly) -> Policy:
+    """A policy from its own file or from a recipe; every layer must exist."""
+    data = read_mapping(path, "policy")
+    policy = Policy.read(data.get("policy", data), where=str(path))
+    for name in policy.layers:
+        parts.inventory.layer(name)
+    return policy

@@ -1,0 +1,135 @@
+"""What a study's model is made of: per layer its costs and its sensitivity, and the groups."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autocompress.policy.policy import LayerPolicy, Policy
+from autocompress.run.study import StudyConfig
+
+if TYPE_CHECKING:
+    from autocompress.build.pipeline import Progress
+    from autocompress.run.assembly import Assembly
+    from autocompress.run.evaluator import StudyEvaluator
+
+
+def profile(study: StudyConfig, export_kernels: Path | None, progress: Progress) -> dict[str, Any]:
+    """Per layer: MACs, params, latency, sensitivity; and the groups that prune together.
+
+    Args:
+        study: as read.
+        export_kernels: also pack the kernel models for another device into this zip.
+        progress: told what is going on.
+    """
+    from autocompress.run.assembly import assemble
+
+    with tempfile.TemporaryDirectory() as scratch:
+        parts = assemble(study, Path(scratch), progress=progress)
+        evaluator = parts.evaluator
+        baseline = evaluator.baseline
+        operators = operator_times(evaluator)
+        rows = [_layer_row(parts, layer.name, operators) for layer in parts.inventory.layers]
+        groups = [
+            {
+                "name": g.name,
+                "producers": list(g.producers),
+                "consumers": list(g.consumers),
+                "channels": g.channels,
+                "unit": g.unit,
+                "residual": g.residual,
+            }
+            for g in parts.inventory.channel_groups
+        ]
+        counted = _fvcore(parts)
+        if export_kernels is not None:
+            _pack(parts, export_kernels)
+    return {
+        "study": study.name,
+        "baseline": dict(baseline.values),
+        "layers": rows,
+        "groups": groups,
+        "fvcore": counted,
+        "kernels": str(export_kernels) if export_kernels else None,
+    }
+
+
+def _pack(parts: Assembly, path: Path) -> None:
+    """Pack kernels, a few whole models and a runner that times them on another device."""
+    from autocompress.measure.pack import pack_kernels
+
+    measurer = parts.evaluator.measurer
+    pack_kernels(
+        path,
+        parts.inventory,
+        parts.space,
+        measurer.target.config,
+        parts.evaluator.export_variant,
+        measurer.baseline_file,
+        settings=parts.study.settings,
+        progress=parts.progress,
+    )
+
+
+def _fvcore(parts: Assembly) -> dict[str, Any]:
+    """fvcore's count of the listed layers, beside what it cannot or need not count."""
+    from autocompress.model.cost import count_macs
+
+    found = count_macs(parts.model, parts.data.train.inputs(1))
+    listed = parts.inventory.by_name
+    return {
+        "macs": sum(macs for name, macs in found.per_layer.items() if name in listed),
+        "other_macs": sum(macs for name, macs in found.per_layer.items() if name not in listed),
+        "uncounted": found.uncounted,
+        "uncalled": list(found.uncalled),
+    }
+
+
+def operator_times(evaluator: StudyEvaluator) -> dict[str, float]:
+    """Milliseconds per layer of the uncompressed file, from the runtime's own profiler."""
+    from contextlib import closing
+
+    from autocompress.exporters.names import layer_of
+    from autocompress.targets.base import random_inputs
+
+    measurer = evaluator.measurer
+    target, names = measurer.target, set(measurer.pipeline.inventory.by_name)
+    with closing(target.open(measurer.baseline_file)) as session:
+        profile = session.profile(random_inputs(session.inputs, target.config.batch))
+    found: dict[str, float] = {}
+    for node in profile.nodes:
+        layer = layer_of(node.name)
+        if layer is not None and layer[0] in names:
+            found[layer[0]] = found.get(layer[0], 0.0) + node.ms
+    return found
+
+
+def _layer_row(parts: Assembly, name: str, operators: dict[str, float]) -> dict[str, Any]:
+    """One layer: its costs, and the KL that a standard blow to it alone leaves."""
+    layer = parts.inventory.layer(name)
+    parts.progress(f"sensitivity of {name}", 0.0)
+    sensitivity: dict[str, float | None] = {}
+    for label, policy in _blows(parts, name).items():
+        sensitivity[label] = parts.evaluator.screen(policy, 128).kl
+    return {
+        "name": name,
+        "kind": layer.kind,
+        "macs": layer.macs,
+        "params": layer.params,
+        "latency_ms": operators.get(name),
+        "group": layer.out_group,
+        "kl": sensitivity,
+    }
+
+
+def _blows(parts: Assembly, name: str) -> dict[str, Policy]:
+    layer = parts.inventory.layer(name)
+    blows = {}
+    group = parts.inventory.groups_by_name.get(layer.out_group or "")
+    if group is not None and (not group.residual or parts.study.settings.prune_residual):
+        half = LayerPolicy(prune_ratio=0.5)
+        blows["prune_ratio=0.5"] = Policy(dict.fromkeys(group.producers, half))
+    if layer.quantizable:
+        blows["int8"] = Policy({name: LayerPolicy(weight_bits=8, activation_bits=8)})
+    return blows

@@ -1,0 +1,135 @@
+"""Recipes of a finished run: which trial, and what it claims."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from pathlib import Path
+from typing import Any
+
+from autocompress.build.state import state_file
+from autocompress.errors import AutocompressError, InputError, nearest
+from autocompress.policy.recipe import ModelIdentity, Recipe
+from autocompress.results.metric import Measurement
+from autocompress.results.trial import Trial
+from autocompress.run.study import StudyConfig, read_study
+from autocompress.track.folder import RunFolder
+from autocompress.track.view import RunView
+
+
+def make_recipe(
+    study: StudyConfig,
+    trial: Trial,
+    baseline: Measurement,
+    identity: dict[str, str],
+    weights: str | None = None,
+) -> Recipe:
+    """Put a recipe together.
+
+    Args:
+        study: with its environment variables still named.
+        trial: the finished trial that it claims.
+        baseline: the uncompressed model, on the trial's split.
+        identity: ``architecture``, ``weights`` and ``data`` fingerprints.
+        weights: name of the file of trained weights beside the recipe.
+    """
+    if trial.measurement is None:
+        raise AutocompressError(f"Trial {trial.number} has no measurement to claim.")
+    return Recipe(
+        study=study.model_dump(mode="json"),
+        policy=trial.policy.as_dict(),
+        settings=study.settings,
+        recovery={
+            "epochs": trial.phase.epochs,
+            "rung": trial.phase.rung,
+            "seed": trial.seed,
+            "split": "test" if trial.phase.kind == "verify" else "val",
+            "final": trial.phase.kind != "search",
+        },
+        model=ModelIdentity(architecture=identity["architecture"], weights=identity["weights"]),
+        data=identity["data"],
+        target=dict(trial.measurement.context.get("target", study.target)),
+        measurement=trial.measurement.as_dict(),
+        baseline=baseline.as_dict(),
+        environment=environment(),
+        weights=weights,
+    )
+
+
+def environment() -> dict[str, str]:
+    """Versions of what shapes a result."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": platform.python_version(), "machine": platform.machine()}
+    for package in ("autocompress", "torch", "onnx", "onnxruntime", "optuna", "torch-pruning"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "absent"
+    return found
+
+
+def write_recipe(view: RunView, folder: RunFolder, trial: Trial, path: Path) -> Recipe:
+    """Write the recipe of a run's trial, and its trained weights beside it.
+
+    Args:
+        view: of the run.
+        folder: of the run.
+        trial: complete, of the search or recovery phase.
+        path: of the recipe.
+    """
+    study = read_study(folder.read_study(), where=str(folder.study))
+    identity = view.baseline.context["identity"]
+    check = view.verified(trial)
+    baseline = (view.test_baseline if check is not None else None) or view.baseline
+    weights = None
+    if trial.phase.epochs > 0:
+        state = state_file(folder.models, trial.policy, trial.phase.epochs, trial.seed)
+        if not state.is_file():
+            raise InputError(f"The trained weights of trial {trial.number} are gone: {state}")
+        weights = path.with_suffix(".safetensors").name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(state, path.with_suffix(".safetensors"))
+    recipe = make_recipe(study, check or trial, baseline, identity, weights)
+    recipe.save(path)
+    return recipe
+
+
+def export(run: str, pick: str, output: Path) -> dict[str, Any]:
+    """Write a recipe for a front member of a run."""
+    folder = RunFolder.open(run)
+    view = RunView.load(folder)
+    trial = pick_trial(view, pick)
+    recipe = write_recipe(view, folder, trial, output)
+    return {
+        "trial": trial.number,
+        "recipe": str(output),
+        "weights": recipe.weights,
+        "policy": trial.policy.as_dict(),
+        "measurement": recipe.measurement["values"],
+    }
+
+
+def pick_trial(view: RunView, pick: str) -> Trial:
+    """A front member by name, or any complete trial by its number.
+
+    Raises:
+        InputError: no such trial, or for ``best`` a run without an answer; the message says why.
+    """
+    if pick.lstrip("-").isdigit():
+        found = [t for t in view.compared if t.number == int(pick)]
+        if not found:
+            raise InputError(
+                f"The run has no complete trial {pick}; front members are "
+                f"{', '.join(str(t.number) for t in view.front) or 'none'}."
+            )
+        return found[0]
+    names = ("best", "knee", "fastest", "smallest", "most-accurate")
+    if pick not in names:
+        raise InputError(
+            f"--pick must be one of {', '.join(names)} or a trial number, got "
+            f"{pick!r}; {nearest(pick, names)}"
+        )
+    if pick == "best" or not len(view.front):
+        return view.decision.answer()
+    return view.front.pick(pick)  # type: ignore[arg-type]  # one of `names`

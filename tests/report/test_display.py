@@ -1,0 +1,56 @@
+"""What the terminal shows while a search runs."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from autocompress.controller.loop import SearchProgress
+from autocompress.report.display import Display
+
+
+@pytest.fixture(autouse=True)
+def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+@pytest.mark.parametrize("waiting", [0.02, 0.4])
+def test_the_display_says_when_timing_waits_for_the_machine(
+    waiting: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Display() as display:
+        display.preparing("layer bank", 0.5)
+        display.progressed(SearchProgress("search", 3, 10, 0.9, 0.05, 60.0, waiting))
+        display.preparing("fine-tune", 0.5)  # the bars stay
+    shown = capsys.readouterr().err
+    assert "best in budget 90.00%, hypervolume 0.05, 60 s left" in shown
+    assert ("waiting for a quiet machine 40% of the time" in shown) == (waiting > 0.1)
+    assert "fine-tune" not in shown
+
+
+def test_a_quiet_display_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with Display(quiet=True) as display:
+        display.preparing("layer bank", 0.5)
+        display.progressed(SearchProgress("search", 3, 10, None, 0.0, None))
+        logging.getLogger("autocompress.measure.lock").info("waiting")
+        logging.getLogger("autocompress.mlflow").warning("MLflow is down")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_what_the_library_logs_is_shown_and_only_meanwhile(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    root, lock = logging.getLogger("autocompress"), logging.getLogger("autocompress.measure.lock")
+    before = (root.level, list(root.handlers))
+    with Display() as display:
+        display.preparing("latency table", 0.0)
+        lock.info("waiting for [process 7], which times something, for %d s", 12)
+        lock.debug("still waiting")
+    assert (root.level, root.handlers) == before
+    lock.info("afterwards")
+    shown = capsys.readouterr()
+    assert "waiting for [process 7], which times something, for 12 s" in shown.err
+    assert "still waiting" not in shown.err
+    assert "afterwards" not in shown.err
+    assert shown.out == ""
