@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from autocompress.commands.display import SearchDisplay
-from autocompress.controller.loop import SearchProgress
+from autocompress.controller.progress import SearchProgress
 
 
 @pytest.mark.parametrize("waiting", [0.02, 0.4])

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import TaskID
 
-from autocompress.controller.loop import SearchProgress
+from autocompress.controller.progress import SearchProgress
 from autocompress.results.trial import MUCH_WAITING
 
 _PIPED_WIDTH = 140

@@ -24,7 +24,8 @@ from autocompress.track.screened import ScreenedPolicies
 from autocompress.track.view import RunView
 
 if TYPE_CHECKING:
-    from autocompress.controller.loop import Context, StopReason
+    from autocompress.controller.context import Context
+    from autocompress.controller.loop import StopReason
     from autocompress.controller.protocols import Sink
     from autocompress.mlflow.sink import MlflowSink
     from autocompress.run.assembly import Assembly
@@ -175,6 +176,7 @@ def _phases(
 ) -> Finished:
     from autocompress.controller.loop import run_search
     from autocompress.controller.phases import run_baselines, run_recovery, run_verify
+    from autocompress.controller.samplers import make_proposer
     from autocompress.controller.stop import stopping_on_interrupt
 
     mlflow = _mlflow(parts, journal, baseline, quiet)
@@ -184,7 +186,7 @@ def _phases(
             parts, config, sinks, journal, stop, display.update, model=model, data=data
         )
         try:
-            result = run_search(context, _proposer(context))
+            result = run_search(context, make_proposer(context))
             baselines = run_baselines(context)
             recovery = parts.study.recovery
             run_recovery(
@@ -214,7 +216,7 @@ def _context(
     model: Any,
     data: Any,
 ) -> Context:
-    from autocompress.controller.loop import Context
+    from autocompress.controller.context import Context
     from autocompress.execute import make_executor
     from autocompress.run.assembly import EvaluatorFactory
 
@@ -273,22 +275,12 @@ def _rejudged(trials: list[Trial], parts: Assembly) -> list[Trial]:
     return found
 
 
-def _proposer(context: Context) -> Any:
-    if context.config.sampler == "guided":
-        from autocompress.controller.guided import GuidedProposer
-
-        return GuidedProposer(context)
-    from autocompress.controller.plain import PlainProposer
-
-    return PlainProposer(context)
-
-
 def _answer(context: Context, study: StudyConfig) -> Trial | None:
     """The chosen trial: the most accurate within the budget.
 
     With a largest accuracy drop, it is the cheapest that keeps to it, and no trial if none does.
     """
-    front = context.front()
+    front = context.ledger.front()
     if not len(front):
         return None
     if study.max_accuracy_drop is None:

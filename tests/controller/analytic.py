@@ -1,6 +1,6 @@
 """A model that exists on paper only: accuracy and cost are closed forms of the policy.
 
-``tests/search`` and ``tests/execute`` share it; workers in other processes import it by name.
+``tests/controller`` and ``tests/execute`` share it; workers in other processes import it by name.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from autocompress.policy.space import Space
 from autocompress.policy.space_config import SpaceConfig
 from autocompress.results.metric import Measurement
 from autocompress.results.screened import Screened
-from autocompress.results.trial import SEARCH, Phase
+from autocompress.results.trial import SEARCH, Phase, Trial
 
 RATIOS = [0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875]
 
@@ -58,6 +58,7 @@ class AnalyticEvaluator:
     violent: str = ""
     share: float = 0.5
     evaluated: list[tuple[str, Phase]] = field(default_factory=list)
+    observed: list[Trial] = field(default_factory=list)
     screened: int = 0
 
     def __post_init__(self) -> None:
@@ -116,6 +117,9 @@ class AnalyticEvaluator:
             os._exit(17)
         if self.violent == "hang":
             time.sleep(hang_s)
+
+    def observe(self, trial: Trial) -> None:
+        self.observed.append(trial)
 
     def evaluate(self, policy: Policy, phase: Phase = SEARCH, seed: int = 0) -> Measurement:
         self.evaluated.append((policy.digest, phase))

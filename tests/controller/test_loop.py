@@ -11,7 +11,9 @@ from analytic import AnalyticEvaluator, make_space
 from analytic_study import SAMPLERS, Kept, context, search
 
 from autocompress.controller.config import SearchConfig
-from autocompress.controller.loop import Context, run_search
+from autocompress.controller.context import Context
+from autocompress.controller.loop import run_search
+from autocompress.controller.protocols import Proposal, Settled
 from autocompress.controller.stop import StopFlag
 from autocompress.execute.local import InProcessExecutor
 from autocompress.policy.budget import Budget
@@ -49,11 +51,11 @@ def test_never_evaluates_twice_nor_over_the_budget(sampler: str, bits: bool) -> 
 def test_the_front_is_the_brute_force_front(sampler: str) -> None:
     ctx = context(AnalyticEvaluator(5), sampler)
     search(ctx)
-    usable = [t for t in ctx.trials if t.feasible and t.measurement]
+    usable = [t for t in ctx.ledger.trials if t.feasible and t.measurement]
     points = [(-t.measurement["accuracy"], t.measurement["latency_ms"]) for t in usable]
     beaten = [any(p[0] <= q[0] and p[1] <= q[1] and p != q for p in points) for q in points]
     expected = {points[i] for i, b in enumerate(beaten) if not b}
-    found = {(-t.measurement["accuracy"], t.measurement["latency_ms"]) for t in ctx.front()}
+    found = {(-t.measurement["accuracy"], t.measurement["latency_ms"]) for t in ctx.ledger.front()}
     assert found == expected
     assert sum(non_dominated(points)) == len(expected)
 
@@ -63,7 +65,7 @@ def test_the_same_seed_makes_the_same_study(sampler: str) -> None:
     def study(seed: int) -> list[dict[str, object]]:
         ctx = context(AnalyticEvaluator(6), sampler, seed=seed)
         search(ctx)
-        return [{**t.as_dict(), "seconds": 0} for t in ctx.trials]
+        return [{**t.as_dict(), "seconds": 0} for t in ctx.ledger.trials]
 
     assert study(1) == study(1)
     assert study(1) != study(2)
@@ -81,16 +83,16 @@ def test_resume_repeats_nothing(sampler: str, killed_after: int) -> None:
     search(ctx)
     recorded = {t.policy.digest for t in sink.trials if t.state is TrialState.COMPLETE}
     assert recorded.isdisjoint(digest for digest, _ in second.evaluated)
-    done = [t for t in ctx.trials if t.state is TrialState.COMPLETE]
+    done = [t for t in ctx.ledger.trials if t.state is TrialState.COMPLETE]
     assert len(done) == 30
-    assert len({t.number for t in ctx.trials}) == len(ctx.trials)
+    assert len({t.number for t in ctx.ledger.trials}) == len(ctx.ledger.trials)
 
 
 def test_the_clock_ends_a_study_with_a_front() -> None:
     ctx = context(AnalyticEvaluator(6, violent="hang", share=0.5), trials=None, timeout_s=1.0)
     result = search(ctx)
     assert result.stopped == "timeout"
-    assert len(ctx.front()) > 0
+    assert len(ctx.ledger.front()) > 0
     # what hung in evaluate and screen is not booked as the search's own time
     assert 0 <= result.bookkeeping_s <= result.seconds
 
@@ -101,8 +103,8 @@ def test_stop_finishes_the_running_trial_and_keeps_the_front() -> None:
     ctx.progress = lambda p: ctx.stop.ask() if p.done == 7 else None
     result = search(ctx)
     assert result.stopped == "interrupted"
-    assert sum(t.state is TrialState.COMPLETE for t in ctx.trials) == 7
-    assert len(ctx.front()) > 0
+    assert sum(t.state is TrialState.COMPLETE for t in ctx.ledger.trials) == 7
+    assert len(ctx.ledger.front()) > 0
 
 
 def test_a_space_that_is_used_up_ends_the_study() -> None:
@@ -123,16 +125,15 @@ def test_a_proposal_that_comes_again_says_what_became_of_it() -> None:
     script = iter([dear, cheap, dear, cheap])
 
     class Scripted:
-        def propose(self, trials: Sequence[Trial]) -> tuple[str, Assignment] | None:
-            levels = next(script, None)
-            return None if levels is None else ("script", levels)
+        def suggest(self, n: int) -> list[Proposal]:
+            return [Proposal("script", levels) for levels in itertools.islice(script, n)]
 
-        def tell(self, assignment: Assignment | None, trial: Trial) -> None:
+        def update(self, completed: Sequence[Settled], active: Sequence[Proposal]) -> None:
             pass
 
     run_search(ctx, Scripted())
-    assert [str(t.state) for t in ctx.trials[:2]] == ["REJECTED", "COMPLETE"]
-    again = next(t for t in ctx.trials if t.state is TrialState.DUPLICATE)
+    assert [str(t.state) for t in ctx.ledger.trials[:2]] == ["REJECTED", "COMPLETE"]
+    again = next(t for t in ctx.ledger.trials if t.state is TrialState.DUPLICATE)
     assert (again.parent, again.reason) == (0, "rejected before")
     assert len(evaluator.evaluated) == 1
 
@@ -145,11 +146,11 @@ def test_hostile_evaluators_never_end_a_study(sampler: str, violent: str, share:
     ctx = context(evaluator, sampler, trials=24)
     result = search(ctx)
     assert result.stopped == "trials"
-    failed = [t for t in ctx.trials if t.state is TrialState.FAILED]
+    failed = [t for t in ctx.ledger.trials if t.state is TrialState.FAILED]
     words = {"crash": "on purpose", "ours": "PolicyError", "nan": "must be a finite number"}
     assert failed
     assert all(words[violent] in t.reason and t.measurement is None for t in failed)
-    assert bool(len(ctx.front())) == (share < 1)
+    assert bool(len(ctx.ledger.front())) == (share < 1)
     assert len(evaluator.evaluated) == len({d for d, _ in evaluator.evaluated})
 
 
@@ -160,8 +161,8 @@ def test_a_budget_that_nothing_meets_ends_cleanly(sampler: str) -> None:
     result = search(ctx)
     assert result.stopped == "rejections"
     assert not evaluator.evaluated
-    assert not len(ctx.front())
-    assert sum(t.state is TrialState.REJECTED for t in ctx.trials) == 60
+    assert not len(ctx.ledger.front())
+    assert sum(t.state is TrialState.REJECTED for t in ctx.ledger.trials) == 60
 
 
 def test_without_a_bound_on_rejections_time_ends_the_search() -> None:
@@ -175,7 +176,7 @@ def test_without_a_bound_on_rejections_time_ends_the_search() -> None:
         timeout_s=1.0,
     )
     assert search(ctx).stopped == "timeout"
-    assert sum(t.state is TrialState.REJECTED for t in ctx.trials) > 0
+    assert sum(t.state is TrialState.REJECTED for t in ctx.ledger.trials) > 0
     assert not evaluator.evaluated
 
 
@@ -185,16 +186,17 @@ def test_trials_of_an_earlier_budget_are_told_to_the_proposer() -> None:
     told: list[tuple[Assignment | None, Trial]] = []
 
     class Listener:
-        def propose(self, trials: Sequence[Trial]) -> None:
-            return None
+        def suggest(self, n: int) -> list[Proposal]:
+            return []
 
-        def tell(self, assignment: Assignment | None, trial: Trial) -> None:
-            told.append((assignment, trial))
+        def update(self, completed: Sequence[Settled], active: Sequence[Proposal]) -> None:
+            told.extend((one.assignment, one.trial) for one in completed)
 
-    again = context(AnalyticEvaluator(6), "tpe", trials=99, earlier=ctx.trials)
-    again.trials.append(replace(ctx.trials[0], number=500, phase=replace(SEARCH, kind="verify")))
+    again = context(AnalyticEvaluator(6), "tpe", trials=99, earlier=ctx.ledger.trials)
+    verified = replace(ctx.ledger.trials[0], number=500, phase=replace(SEARCH, kind="verify"))
+    again.ledger.keep(verified)
     assert run_search(again, Listener()).stopped == "exhausted"
-    assert [t.number for _, t in told] == [t.number for t in ctx.trials]
+    assert [t.number for _, t in told] == [t.number for t in ctx.ledger.trials]
     assert all(again.space.decode(a).digest == t.policy.digest for a, t in told if a)
 
 
@@ -215,5 +217,5 @@ def test_several_workers_share_one_study() -> None:
         assert search(ctx).stopped == "trials"
         digests = [d for d, _ in evaluator.evaluated]
         assert len(digests) == len(set(digests)) == 30
-        pairs = itertools.pairwise(sorted(t.number for t in ctx.trials))
+        pairs = itertools.pairwise(sorted(t.number for t in ctx.ledger.trials))
         assert all(a < b for a, b in pairs)
