@@ -19,7 +19,7 @@ from autocompress.results.trial import Trial, TrialState
 
 if TYPE_CHECKING:
     import optuna
-    from optuna.samplers import BaseSampler
+    from optuna.samplers import BaseSampler as BaseSampler
 
 _REMEMBERED = (100, 400)
 """Trials kept when the study is started over, fewer where there are many choices: the time that

@@ -12,7 +12,7 @@ from autocompress.controller.protocols import Proposal, Settled
 from autocompress.controller.seeds import ladders
 
 if TYPE_CHECKING:
-    from optuna.samplers import BaseSampler
+    from autocompress.controller.optuna_study import BaseSampler
 
 
 class PlainProposer:

@@ -18,7 +18,7 @@ from autocompress.controller.protocols import Proposer
 from autocompress.errors import AutocompressError, InputError, nearest
 
 if TYPE_CHECKING:
-    from optuna.samplers import BaseSampler
+    from autocompress.controller.optuna_study import BaseSampler
 
 GROUP = "autocompress.samplers"
 """Entry points of packages that offer a sampler."""

@@ -1,8 +1,8 @@
 """What every sampler must do: a pytest class that the author of a sampler derives from.
 
-    class TestMine(SamplerContract):
-        def make(self, context):
-            return MySampler(context)
+class TestMine(SamplerContract):
+    def make(self, context):
+        return MySampler(context)
 """
 
 from __future__ import annotations
@@ -197,9 +197,7 @@ class SamplerContract:
             proposals = proposer.suggest(2)
             done = settled(context, proposals[:1])
             twice = [replace(s, trial=replace(s.trial, number=-1)) for s in done]
-            again = [
-                replace(s, trial=replace(s.trial, state=TrialState.DUPLICATE)) for s in twice
-            ]
+            again = [replace(s, trial=replace(s.trial, state=TrialState.DUPLICATE)) for s in twice]
             # nothing is heard of a second proposal, as when a study is stopped
             proposer.update(done, [])
             proposer.update(again, [])
@@ -233,7 +231,7 @@ class SamplerContract:
         again = chain_study(ChainEvaluator(4), trials=16, earlier=first.ledger.trials)
         assert self.search(again).stopped == "trials"
         before = {t.policy.digest for t in first.ledger.trials if t.state is TrialState.COMPLETE}
-        new = [t for t in again.ledger.trials[len(first.ledger.trials) :]]
+        new = again.ledger.trials[len(first.ledger.trials) :]
         assert before.isdisjoint(
             t.policy.digest for t in new if t.state is not TrialState.DUPLICATE
         )

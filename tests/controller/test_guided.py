@@ -54,7 +54,7 @@ class Overheads(AnalyticEvaluator):
         )
 
 
-def test_the_solver_stays_within_the_budget_where_the_hardest_is_the_dearest() -> None:
+def test_the_solver_stays_within_the_budget_where_the_hardest_is_the_most_expensive() -> None:
     ctx = context(Overheads(6), trials=40)
     search(ctx)
     solved = [t for t in ctx.ledger.trials if t.origin in ("solver", "refit")]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import optuna
 import pytest
 from analytic import AnalyticEvaluator, make_space
 from analytic_study import SAMPLERS, Kept, context, search
@@ -13,8 +14,10 @@ from analytic_study import SAMPLERS, Kept, context, search
 from autocompress.controller.config import SearchConfig
 from autocompress.controller.context import Context
 from autocompress.controller.loop import run_search
-from autocompress.controller.protocols import Proposal, Settled
+from autocompress.controller.protocols import Proposal, Proposer, Settled
+from autocompress.controller.samplers import make_proposer
 from autocompress.controller.stop import StopFlag
+from autocompress.controller.unseen import Unseen
 from autocompress.execute.local import InProcessExecutor
 from autocompress.policy.budget import Budget
 from autocompress.policy.space import Assignment
@@ -35,12 +38,12 @@ def test_never_evaluates_twice_nor_over_the_budget(sampler: str, bits: bool) -> 
     limit = 0.6 * evaluator.baseline["latency_ms"]
     for trial in result.trials:
         estimate = evaluator.estimate(trial.policy)
-        hopeless = estimate["latency_ms"] - 3 * estimate.spread["latency_ms"] > limit
+        infeasible = estimate["latency_ms"] - 3 * estimate.spread["latency_ms"] > limit
         if trial.state is TrialState.COMPLETE:
-            assert not hopeless
+            assert not infeasible
             assert trial.feasible == (evaluator._latency(trial.policy) <= limit)
         elif trial.state is TrialState.REJECTED:
-            assert hopeless
+            assert infeasible
             assert trial.policy.digest not in digests
             assert "latency_ms" in trial.reason
     assert result.stopped == "trials"
@@ -107,15 +110,70 @@ def test_stop_finishes_the_running_trial_and_keeps_the_front() -> None:
     assert len(ctx.ledger.front()) > 0
 
 
-def test_a_space_that_is_used_up_ends_the_study() -> None:
-    """Two choices of two levels: four policies, each evaluated once, then no more."""
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_space_that_is_used_up_ends_the_study_at_once(sampler: str) -> None:
+    """Two choices of two levels: four policies, each evaluated once; then nobody is asked again."""
     evaluator = AnalyticEvaluator(2)
-    config = SearchConfig(sampler="random", trials=50)
+    config = SearchConfig(sampler=sampler, trials=50)
     ctx = Context(
         make_space(2, 2), evaluator, InProcessExecutor(evaluator), Budget(), config, [Kept()]
     )
-    assert search(ctx).stopped == "exhausted"
+    asked_after = []
+    counted = Counted(make_proposer(ctx), lambda: asked_after.append(len(evaluator.evaluated)))
+    assert run_search(ctx, counted).stopped == "exhausted"
     assert len(evaluator.evaluated) == 4
+    assert max(asked_after) < 4
+    again = context(evaluator, earlier=ctx.ledger.trials)
+    again.space = ctx.space
+    assert run_search(again, counted).stopped == "exhausted"
+    assert len(evaluator.evaluated) == 4
+
+
+class Counted:
+    """Says when it is asked."""
+
+    def __init__(self, inner: Proposer, say: Callable[[], None]) -> None:
+        self.inner = inner
+        self.say = say
+        self.update = inner.update
+
+    def suggest(self, n: int) -> list[Proposal]:
+        self.say()
+        return self.inner.suggest(n)
+
+
+def test_policies_count_and_not_assignments() -> None:
+    """Of 16 assignments, half only name another training, and a student has no layers to prune."""
+    space = make_space(2, 2, distill=[False, True], students=["small"])
+    unseen = Unseen(space, lambda policy: False, 0)
+    found = []
+    while (levels := unseen.draw()) is not None:
+        found.append(space.decode(levels))
+        unseen.remove(found[-1])
+    assert unseen.none_left
+    policies = {space.decode(a).untrained_digest for a in itertools.product(range(2), repeat=4)}
+    assert len(found) == len(policies) == 5
+    assert {p.untrained_digest for p in found} == policies
+
+
+class Stuck(optuna.samplers.RandomSampler):
+    """Proposes the same for ever, as TPE may once it is sure."""
+
+    def sample_independent(self, study, trial, name, distribution):  # type: ignore[no-untyped-def]  # Optuna's
+        return distribution.low
+
+
+@pytest.mark.parametrize("layers", [3, 6])
+def test_a_sampler_that_repeats_itself_gives_way_to_random_policies(layers: int) -> None:
+    """Of 512 policies, which are counted, and of 262,144, which are not."""
+    evaluator = AnalyticEvaluator(layers)
+    ctx = context(evaluator, trials=12, budget="latency<=1x")
+    result = run_search(ctx, make_proposer(ctx, Stuck()))
+    assert result.stopped == "trials"
+    assert len({digest for digest, _ in evaluator.evaluated}) == 12
+    origins = [t.origin for t in ctx.ledger.trials if t.state is not TrialState.DUPLICATE]
+    seeds = sum(o not in ("Stuck", "random") for o in origins)
+    assert origins[seeds:] == ["Stuck", *["random"] * (11 - seeds)]
 
 
 def test_a_proposal_that_comes_again_says_what_became_of_it() -> None:
