@@ -88,6 +88,7 @@ class OptunaController:
             for c in space.choices
             if c.kind != "student"
         }
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
         first = self._made()
         self._scored = not isinstance(sampler, str) and self._takes_one_objective(first)
         # a genetic sampler sees added trials only as members of a generation
@@ -220,7 +221,8 @@ class OptunaController:
         """
         import optuna
 
-        probe = optuna.create_study(sampler=copy.deepcopy(sampler), directions=2 * ["minimize"])
+        two = [optuna.study.StudyDirection.MINIMIZE] * 2
+        probe = optuna.create_study(sampler=copy.deepcopy(sampler), directions=two)
         try:
             probe.ask(self._distributions)
         except ValueError as error:
@@ -236,9 +238,9 @@ class OptunaController:
     def _new_study(self, sampler: BaseSampler) -> optuna.Study:
         import optuna
 
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        directions = ["maximize"] if self._scored else [m.goal for m in self.objectives]
-        return optuna.create_study(sampler=sampler, directions=directions)
+        if self._scored:
+            return optuna.create_study(sampler=sampler, direction="maximize")
+        return optuna.create_study(sampler=sampler, directions=[m.goal for m in self.objectives])
 
     @staticmethod
     def _state(name: str) -> Any:

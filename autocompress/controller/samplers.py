@@ -7,6 +7,7 @@ takes the ``Context`` of a study and returns a ``Proposer`` or one of Optuna's s
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +26,7 @@ GROUP = "autocompress.samplers"
 
 _OUR_OWN: dict[str, Callable[[Context], Proposer]] = {
     "guided": GuidedProposer,
-    **{
-        name: lambda context, name=name: PlainProposer(context, name)
-        for name in ("tpe", "nsga2", "gp", "random")
-    },
+    **{name: partial(PlainProposer, sampler=name) for name in ("tpe", "nsga2", "gp", "random")},
 }
 """Looked at first: no package can take the place of one of these."""
 
