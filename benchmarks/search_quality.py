@@ -35,11 +35,11 @@ from typing import Any
 from compared_runs import contenders, draw, judge, shares, timed_together, verdict
 
 from autocompress.controller.config import SearchConfig
-from autocompress.controller.guided import GuidedProposer
-from autocompress.controller.loop import Context, SearchResult, run_search
+from autocompress.controller.context import Context
+from autocompress.controller.loop import SearchResult, run_search
 from autocompress.controller.optuna_study import OptunaController
 from autocompress.controller.phases import FINISHED, run_finish
-from autocompress.controller.plain import PlainProposer
+from autocompress.controller.samplers import make_proposer
 from autocompress.execute.local import InProcessExecutor
 from autocompress.policy.budget import Budget
 from autocompress.policy.inventory import Inventory
@@ -139,8 +139,7 @@ def context(parts: Assembly, budget: Budget, config: SearchConfig, clock: Clock)
 
 def search(ctx: Context) -> SearchResult:
     """The search phase with the sampler of the configuration."""
-    guided = ctx.config.sampler == "guided"
-    return run_search(ctx, GuidedProposer(ctx) if guided else PlainProposer(ctx))
+    return run_search(ctx, make_proposer(ctx))
 
 
 def zero_shot(study: str, ratio: float, seconds: float, finish: int, seed: int) -> dict[str, Any]:
@@ -167,9 +166,11 @@ def zero_shot(study: str, ratio: float, seconds: float, finish: int, seed: int) 
         found = search(ctx)
         run_finish(ctx, RecoveryConfig(candidates=finish))
         spent = time.monotonic() - started
-        best = max((t for t in ctx.trials if t.phase == FINISHED and t.feasible), key=accuracy_of)
+        best = max(
+            (t for t in ctx.ledger.trials if t.phase == FINISHED and t.feasible), key=accuracy_of
+        )
         tested = evaluate(parts, best.policy, Phase("verify", 0.0, 1))
-        searched = [t for t in ctx.trials if t.phase == SEARCH and t.seconds > 0]
+        searched = [t for t in ctx.ledger.trials if t.phase == SEARCH and t.seconds > 0]
         return {
             "macs": limit,
             "baseline": round(evaluator.baseline["accuracy"], 4),
@@ -179,7 +180,7 @@ def zero_shot(study: str, ratio: float, seconds: float, finish: int, seed: int) 
             "searched_finished": accuracy_of(best),
             "searched_finished_test": accuracy_of(tested),
             "policy": list(parts.space.encode(best.policy) or ()),
-            "origin": next(t.origin for t in ctx.trials if t.number == best.parent),
+            "origin": next(t.origin for t in ctx.ledger.trials if t.number == best.parent),
             "evaluations": len(searched),
             "bookkeeping_share": round(found.bookkeeping_s / found.seconds, 4),
             "prepared_s": round(prepared, 1),
@@ -265,7 +266,7 @@ def one_run(parts: Assembly, plan: Comparison, sampler: str, seed: int) -> dict[
         "seed": seed,
         "baseline": dict(baseline.values),
         "trials": shares(clock.events, baseline),
-        "proposals": len(ctx.trials),
+        "proposals": len(ctx.ledger.trials),
         "bookkeeping_share": round(found.bookkeeping_s / found.seconds, 4),
         "stopped": found.stopped,
         "seconds": round(found.seconds, 1),

@@ -6,8 +6,9 @@ forgets the oldest trials off the front once there are many, so that asking stay
 
 from __future__ import annotations
 
+import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from autocompress.errors import InputError
@@ -18,6 +19,7 @@ from autocompress.results.trial import Trial, TrialState
 
 if TYPE_CHECKING:
     import optuna
+    from optuna.samplers import BaseSampler as BaseSampler
 
 _REMEMBERED = (100, 400)
 """Trials kept when the study is started over, fewer where there are many choices: the time that
@@ -27,7 +29,13 @@ _SEED_STEP = 1_000_003
 """Between the seeds of restarts; larger than the seeds that people give to neighbouring studies."""
 _GP_PARAMETERS = 15
 _GP_TRIALS = 200
-_GENERATION = "NSGAIISampler:generation"
+
+
+def is_optuna_sampler(found: object) -> bool:
+    """Whether an object is one of Optuna's samplers, or derived from one."""
+    import optuna
+
+    return isinstance(found, optuna.samplers.BaseSampler)
 
 
 class OptunaController:
@@ -36,8 +44,11 @@ class OptunaController:
     Args:
         space: parameters are level indices, named after the choices.
         objectives: each told with its own direction.
-        sampler: ``tpe``, ``nsga2``, ``gp`` or ``random``.
-        seed: of the sampler.
+        sampler: ``tpe``, ``nsga2``, ``gp`` or ``random``, or any sampler of Optuna's as an object.
+            It has a seed of its own and is never started over. One that reads constraints (upper
+            bounds of 0) gets them. One that takes a single objective only is told a score to
+            maximize instead: accuracy less what is over the budget, as shares added up.
+        seed: of a sampler by name.
         trials: planned; only ``gp`` cares.
 
     Raises:
@@ -48,10 +59,12 @@ class OptunaController:
         self,
         space: Space,
         objectives: Sequence[Metric],
-        sampler: str,
+        sampler: str | BaseSampler,
         seed: int,
         trials: int | None = None,
     ) -> None:
+        import optuna
+
         self.space = space
         self.objectives = tuple(objectives)
         self.sampler = sampler
@@ -70,7 +83,20 @@ class OptunaController:
         self._restarts = 0
         few, many = _REMEMBERED
         self._remembered = max(few, min(many, _REMEMBERED_VALUES // max(1, len(space.choices))))
-        self._study = self._new_study()
+        self._distributions: dict[str, optuna.distributions.BaseDistribution] = {
+            c.name: optuna.distributions.IntDistribution(0, len(c.levels) - 1)
+            for c in space.choices
+            if c.kind != "student"
+        }
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        first = self._made()
+        self._scored = not isinstance(sampler, str) and self._takes_one_objective(first)
+        # a genetic sampler sees added trials only as members of a generation
+        genetic = (optuna.samplers.NSGAIISampler, optuna.samplers.NSGAIIISampler)
+        self._generation_key = (
+            f"{type(first).__name__}:generation" if isinstance(first, genetic) else None
+        )
+        self._study = self._new_study(first)
 
     def ask(self) -> Assignment:
         """The sampler's next proposal; it may repeat an earlier one."""
@@ -89,8 +115,8 @@ class OptunaController:
         Args:
             assignment: ``None`` for a policy outside the space, which teaches nothing.
             trial: over the budget by estimate (``REJECTED``) it is told as pruned with its
-                constraints, except to NSGA-II, which learns from complete trials only and is
-                given the estimate with an accuracy of zero.
+                constraints, except to samplers that learn from complete trials only (NSGA-II, and
+                those of one objective): they are given the estimate with an accuracy of zero.
         """
         if assignment is None:
             return
@@ -105,8 +131,10 @@ class OptunaController:
             return
         self._told.append(frozen)
         self._sources.append(trial)
-        self._generation = max(self._generation, frozen.system_attrs.get(_GENERATION, 0))
-        if len(self._told) >= 2 * self._remembered:
+        self._generation = max(
+            self._generation, frozen.system_attrs.get(self._generation_key or "", 0)
+        )
+        if isinstance(self.sampler, str) and len(self._told) >= 2 * self._remembered:
             self._forget()
 
     def _close(
@@ -132,24 +160,20 @@ class OptunaController:
         if not rejected and any(m.name not in measured for m in self.objectives):
             return None
         values = [float(measured.get(m.name, 0.0) or 0.0) for m in self.objectives]
-        pruned = rejected and self.sampler != "nsga2"
-        choices = [c for c in self.space.choices if c.kind != "student"]
-        own = [
-            level
-            for c, level in zip(self.space.choices, assignment, strict=True)
-            if c.kind != "student"
-        ]
-        # NSGA-II sees added trials only as members of a generation
-        attributes = {_GENERATION: self._generation} if self.sampler == "nsga2" else {}
+        pruned = rejected and not self._generation_key and not self._scored
+        if self._scored:
+            values = [values[0] - sum(max(0.0, v) for v in trial.violations.values())]
         return optuna.trial.create_trial(
             state=self._state("PRUNED" if pruned else "COMPLETE"),
             values=None if pruned else values,
-            params=dict(zip((c.name for c in choices), own, strict=True)),
-            distributions={
-                c.name: optuna.distributions.IntDistribution(0, len(c.levels) - 1) for c in choices
+            params={
+                c.name: level
+                for c, level in zip(self.space.choices, assignment, strict=True)
+                if c.kind != "student"
             },
-            constraints=dict(trial.violations) or {"none": 0.0},
-            system_attrs=attributes,
+            distributions=self._distributions,
+            constraints=None if self._scored else dict(trial.violations) or {"none": 0.0},
+            system_attrs={self._generation_key: self._generation} if self._generation_key else {},
         )
 
     def _forget(self) -> None:
@@ -168,17 +192,18 @@ class OptunaController:
         self._told = [self._told[i] for i in kept]
         self._sources = [self._sources[i] for i in kept]
         self._restarts += 1
-        self._study = self._new_study()
+        self._study = self._new_study(self._made())
         self._study.add_trials(self._told)
         self._pending.clear()
 
-    def _new_study(self) -> optuna.Study:
+    def _made(self) -> BaseSampler:
         import optuna
 
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        if not isinstance(self.sampler, str):
+            return self.sampler
         # another one after each restart: the same would propose the same again
         seed = (self.seed + _SEED_STEP * self._restarts) % 2**32
-        samplers: dict[str, Any] = {
+        samplers: dict[str, Callable[[], BaseSampler]] = {
             "tpe": lambda: optuna.samplers.TPESampler(seed=seed, multivariate=True),
             "nsga2": lambda: optuna.samplers.NSGAIISampler(seed=seed),
             "gp": lambda: optuna.samplers.GPSampler(seed=seed),
@@ -186,9 +211,36 @@ class OptunaController:
         }
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return optuna.create_study(
-                sampler=samplers[self.sampler](), directions=[m.goal for m in self.objectives]
-            )
+            return samplers[self.sampler]()
+
+    def _takes_one_objective(self, sampler: BaseSampler) -> bool:
+        """Whether a copy of a sampler refuses a study of two objectives.
+
+        Raises:
+            InputError: it cannot sample this space at all.
+        """
+        import optuna
+
+        two = [optuna.study.StudyDirection.MINIMIZE] * 2
+        probe = optuna.create_study(sampler=copy.deepcopy(sampler), directions=two)
+        try:
+            probe.ask(self._distributions)
+        except ValueError as error:
+            if "multi-objective" in str(error):
+                return True
+            raise InputError(
+                f"The sampler {sampler} cannot sample this space, whose parameters are integers "
+                f"named after its choices ({', '.join(list(self._distributions)[:3])}, ...): "
+                f"{error}"
+            ) from error
+        return False
+
+    def _new_study(self, sampler: BaseSampler) -> optuna.Study:
+        import optuna
+
+        if self._scored:
+            return optuna.create_study(sampler=sampler, direction="maximize")
+        return optuna.create_study(sampler=sampler, directions=[m.goal for m in self.objectives])
 
     @staticmethod
     def _state(name: str) -> Any:

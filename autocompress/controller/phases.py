@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
-from autocompress.controller.loop import Context
+from autocompress.controller.context import Context
 from autocompress.controller.promotion import by_band, promoted
 from autocompress.controller.protocols import Job
 from autocompress.controller.seeds import ladders, uniform_by_cost, uniform_near
@@ -57,23 +57,23 @@ def _random(context: Context) -> list[Assignment]:
             0 if c.kind == "student" else draw.randrange(len(c.levels))
             for c in context.space.choices
         )
-        if context.likely(context.estimate(levels)):
+        if context.feasibility.likely(context.estimate(levels)):
             found.append(levels)
     return found
 
 
 def _measured(context: Context, assignment: Assignment) -> bool:
-    known = context.known(context.space.decode(assignment))
+    known = context.ledger.known(context.space.decode(assignment))
     return known is not None and known.state is TrialState.COMPLETE
 
 
 def _settled(context: Context, assignment: Assignment, origin: str) -> Trial | None:
     """The trial of an assignment: the one there is, or a new one."""
     policy = context.space.decode(assignment)
-    known = context.known(policy)
+    known = context.ledger.known(policy)
     if known is not None or context.stop:
         return known
-    job = Job(context.number(), policy, SEARCH, context.config.seed, origin)
+    job = Job(context.ledger.number(), policy, SEARCH, context.config.seed, origin)
     done = context.run_jobs([job], "baselines")
     return done[0] if done else None
 
@@ -112,12 +112,13 @@ def run_finish(context: Context, plan: RecoveryConfig) -> None:
     that the answer is chosen among finished ones. Policies that only set bits are as good as they
     get, and are left out.
     """
-    done = [t for t in context.scored() if t.phase == SEARCH and t.feasible]
+    done = [t for t in context.ledger.scored() if t.phase == SEARCH and t.feasible]
     repairable = [t for t in sorted(done, key=rank) if t.policy.repairable]
+    seed = context.config.seed
     jobs = [
-        Job(context.number(), t.policy, FINISHED, context.config.seed, "finish", t.number)
+        Job(context.ledger.number(), t.policy, FINISHED, seed, "finish", t.number)
         for t in repairable[: plan.candidates]
-        if context.known(t.policy, FINISHED) is None
+        if context.ledger.known(t.policy, FINISHED) is None
     ]
     context.run_jobs(jobs, "finish")
 
@@ -131,7 +132,7 @@ def candidates(context: Context, count: int) -> list[Trial]:
     """
     done = [
         t
-        for t in context.scored()
+        for t in context.ledger.scored()
         if t.phase == SEARCH and t.measurement is not None and t.state is TrialState.COMPLETE
     ]
     fitting = sorted((t for t in done if t.feasible), key=rank)
@@ -153,24 +154,26 @@ def _recover(
         origin = (
             parent
             if parent.phase == SEARCH
-            else next(t for t in context.trials if t.number == parent.parent)
+            else next(t for t in context.ledger.trials if t.number == parent.parent)
         )
         variants = [parent.policy]
         if plan.compare_distillation and place == 0 and phase.rung == 1:
             plain = Policy(parent.policy.layers, None, parent.policy.student)
             variants = [plain, Policy(plain.layers, Distill(), plain.student)]
         for policy in variants:
-            before = context.known(policy, phase)
+            before = context.ledger.known(policy, phase)
             if before is not None:
                 known.append(before)
             else:
-                jobs.append(Job(context.number(), policy, phase, seed, "recover", origin.number))
+                jobs.append(
+                    Job(context.ledger.number(), policy, phase, seed, "recover", origin.number)
+                )
     return known + context.run_jobs(jobs, "recover")
 
 
 def _untrained(context: Context, done: Sequence[Trial]) -> dict[int, float]:
     """Trial number to the accuracy that the search found for the policy without training."""
-    searched = {t.number: t.measurement for t in context.trials if t.phase == SEARCH}
+    searched = {t.number: t.measurement for t in context.ledger.trials if t.phase == SEARCH}
     parents = {t.number: searched.get(t.parent) for t in done if t.parent is not None}
     return {number: m["accuracy"] for number, m in parents.items() if m is not None}
 
@@ -190,11 +193,11 @@ def run_verify(context: Context, choose: Callable[[], Trial | None]) -> Trial | 
     """
     first = choose()
     ahead = first.number if first is not None else None
-    members = sorted(context.front(), key=lambda t: (t.number != ahead, *rank(t)))
+    members = sorted(context.ledger.front(), key=lambda t: (t.number != ahead, *rank(t)))
     tried = _verify(context, members[:VERIFIED])
     while (best := choose()) is not None and best.number not in tried and not context.stop:
         tried |= _verify(context, [best])
-    done = [t for t in context.scored() if t.state is TrialState.COMPLETE]
+    done = [t for t in context.ledger.scored() if t.state is TrialState.COMPLETE]
     if best is None and done:
         _verify(context, [min(done, key=rank)])
     return best
@@ -205,9 +208,11 @@ def _verify(context: Context, chosen: Sequence[Trial]) -> set[int]:
     jobs = []
     for trial in chosen:
         phase = Phase("verify", trial.phase.epochs, trial.phase.rung)
-        if context.known(trial.policy, phase) is None:
+        if context.ledger.known(trial.policy, phase) is None:
             jobs.append(
-                Job(context.number(), trial.policy, phase, trial.seed, "verify", trial.number)
+                Job(
+                    context.ledger.number(), trial.policy, phase, trial.seed, "verify", trial.number
+                )
             )
     context.run_jobs(jobs, "verify")
     return {t.number for t in chosen}

@@ -4,35 +4,42 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from autocompress.controller.loop import Context
+from autocompress.controller.context import Context
 from autocompress.controller.optuna_study import OptunaController
+from autocompress.controller.protocols import Proposal, Settled
 from autocompress.controller.seeds import ladders
-from autocompress.policy.space import Assignment
-from autocompress.results.trial import Trial
+
+if TYPE_CHECKING:
+    from autocompress.controller.optuna_study import BaseSampler
 
 
 class PlainProposer:
     """Seeds, then ask.
 
     Args:
-        context: of the study; ``config.sampler`` is one of Optuna's.
+        context: of the study.
+        sampler: one of Optuna's, by our name for it or as an object.
+        origin: of its proposals; the name by default.
     """
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, sampler: str | BaseSampler, origin: str = "") -> None:
         config = context.config
-        self.sampler = config.sampler
+        self.origin = origin or str(sampler)
         self.controller = OptunaController(
-            context.space, context.objectives, config.sampler, config.seed, config.trials
+            context.space, context.objectives, sampler, config.seed, config.trials
         )
         self.queue = deque(ladders(context.space) if config.seeds else ())
 
-    def propose(self, trials: Sequence[Trial]) -> tuple[str, Assignment] | None:
-        """The next seed, or the sampler's choice."""
-        if self.queue:
-            return self.queue.popleft()
-        return self.sampler, self.controller.ask()
+    def suggest(self, n: int) -> list[Proposal]:
+        """The next seeds, then the sampler's choices."""
+        found = [Proposal(*self.queue.popleft()) for _ in range(min(n, len(self.queue)))]
+        while len(found) < n:
+            found.append(Proposal(self.origin, self.controller.ask()))
+        return found
 
-    def tell(self, assignment: Assignment | None, trial: Trial) -> None:
-        """Pass it on."""
-        self.controller.tell(assignment, trial)
+    def update(self, completed: Sequence[Settled], active: Sequence[Proposal]) -> None:
+        """Tell it, in the order of asking."""
+        for one in sorted(completed, key=lambda s: s.trial.number):
+            self.controller.tell(one.assignment, one.trial)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from autocompress.controller.loop import SURE
+from autocompress.controller.feasibility import ONE_SIDED_95
 from autocompress.results.difference import difference
 from autocompress.results.trial import Trial
 
@@ -15,7 +15,7 @@ def by_band(ranked: Sequence[Trial], cost: str, count: int) -> list[Trial]:
 
     Args:
         ranked: the best first.
-        cost: metric whose range is split evenly into ``count`` bands; dearer ones come first.
+        cost: metric whose range is split evenly into ``count`` bands, the most expensive first.
         count: at most so many are chosen.
     """
     chosen = list(ranked[:1])
@@ -35,7 +35,9 @@ def by_band(ranked: Sequence[Trial], cost: str, count: int) -> list[Trial]:
 def lower_bound(trial: Trial) -> float:
     """Accuracy less 1.64 standard errors."""
     assert trial.measurement is not None
-    return trial.measurement["accuracy"] - SURE * trial.measurement.spread.get("accuracy", 0.0)
+    return trial.measurement["accuracy"] - ONE_SIDED_95 * trial.measurement.spread.get(
+        "accuracy", 0.0
+    )
 
 
 def in_doubt(done: Sequence[Trial]) -> list[Trial]:
@@ -54,7 +56,7 @@ def in_doubt(done: Sequence[Trial]) -> list[Trial]:
     for trial in usable[1:]:
         assert trial.measurement is not None
         gap = difference(lead, trial.measurement)
-        if gap.points <= SURE * gap.stderr:
+        if gap.points <= ONE_SIDED_95 * gap.stderr:
             left.append(trial)
     return left
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from autocompress.policy.policy import Policy
+from autocompress.policy.space import Assignment
 from autocompress.results.metric import Measurement
 from autocompress.results.screened import Screened
 from autocompress.results.trial import Phase, Trial
@@ -33,9 +35,10 @@ class Evaluator(Protocol):
         """Build, export, measure. Accuracy on val, or on test in the ``verify`` phase."""
 
     def observe(self, trial: Trial) -> None:
-        """Let estimates learn from a finished trial.
+        """Learn from a complete trial, so that later estimates are better.
 
-        Told of every one, wherever and whenever it was measured; of the same one perhaps again.
+        The ledger calls it once per complete trial, wherever that was evaluated; trials of earlier
+        sessions come first.
         """
 
 
@@ -79,6 +82,57 @@ class Executor(Protocol):
 
     def close(self, *, cancel: bool = False) -> None:
         """Free everything; with ``cancel``, without waiting for running jobs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A policy to try next.
+
+    Args:
+        origin: which method it comes from (``uniform``, ``solver``, ``tpe``, ...); recorded.
+        assignment: one level per choice of the space.
+        parent: number of the trial that it is a variation of, if any.
+    """
+
+    origin: str
+    assignment: Assignment
+    parent: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What came of a proposal, or of a trial of an earlier session.
+
+    Args:
+        assignment: as proposed; ``None`` for a policy that lies outside the space.
+        trial: in any state. A duplicate that is not recorded has the number -1.
+    """
+
+    assignment: Assignment | None
+    trial: Trial
+
+
+class Proposer(Protocol):
+    """Chooses what to evaluate next: a sampler of ours, or of a plug-in."""
+
+    def suggest(self, n: int) -> list[Proposal]:
+        """The next proposals, the most urgent first.
+
+        Args:
+            n: how many can be evaluated at once, at least 1.
+
+        Returns:
+            At most ``n``; none where nothing is left to propose, which ends the search. A repeated
+            proposal costs no evaluation: the loop answers it with a ``DUPLICATE``.
+        """
+
+    def update(self, completed: Sequence[Settled], active: Sequence[Proposal]) -> None:
+        """Learn what came of proposals.
+
+        Args:
+            completed: settled since the last call; their order must not matter.
+            active: proposals that are being evaluated.
+        """
 
 
 class Sink(Protocol):

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
+from autocompress.controller.context import Context
 from autocompress.policy.space import Assignment, Space
-
-if TYPE_CHECKING:
-    from autocompress.controller.loop import Context
 
 _RATIOS = (0.5, 0.25, 0.75, 0.375, 0.625, 0.125, 0.875)
 _INT8 = {"weight_bits": 8, "activation_bits": 8}
@@ -68,8 +65,11 @@ def uniform_near(context: Context) -> list[Assignment]:
     far the estimate is off.
     """
     found = [(a, context.estimate(a)) for a in uniform_by_cost(context)]
-    likely = [a for a, estimate in reversed(found) if context.likely(estimate)]
-    possible = [a for a, e in found if context.hopeless(e) is None and not context.likely(e)]
+    judge = context.feasibility
+    likely = [a for a, estimate in reversed(found) if judge.likely(estimate)]
+    possible = [
+        a for a, e in found if judge.infeasible_by_estimate(e) is None and not judge.likely(e)
+    ]
     return [*likely, *possible][:_NEAR]
 
 
@@ -83,5 +83,5 @@ def leading_seeds(context: Context) -> list[tuple[str, Assignment]]:
     int8 = [s for s in found if s[0] == "int8"][:1]
     uniform = [("uniform", levels) for levels in uniform_near(context)]
     students = [s for s in found if s[0] == "student"]
-    fitting = [s for s in students if context.likely(context.estimate(s[1]))]
+    fitting = [s for s in students if context.feasibility.likely(context.estimate(s[1]))]
     return [*int8, *uniform, *fitting]

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.status import Status
 
-from autocompress.controller.loop import SearchProgress
+from autocompress.controller.progress import SearchProgress
 from autocompress.results.trial import MUCH_WAITING
 
 _PIPED_WIDTH = 140

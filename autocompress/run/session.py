@@ -23,7 +23,9 @@ from autocompress.track.screened import ScreenedPolicies
 from autocompress.track.view import RunView
 
 if TYPE_CHECKING:
-    from autocompress.controller.loop import Context, SearchProgress, StopReason
+    from autocompress.controller.context import Context
+    from autocompress.controller.loop import StopReason
+    from autocompress.controller.progress import SearchProgress
     from autocompress.controller.stop import StopFlag
     from autocompress.mlflow.sink import MlflowSink
     from autocompress.run.assembly import Assembly
@@ -142,13 +144,14 @@ def _phases(
     """Search, baselines, recovery, verification; then what the run leaves."""
     from autocompress.controller.loop import run_search
     from autocompress.controller.phases import run_baselines, run_recovery, run_verify
+    from autocompress.controller.samplers import make_proposer
     from autocompress.controller.stop import stopping_on_interrupt
 
     mlflow = _mlflow(parts, journal)
     with stopping_on_interrupt() as stop:
         context = _context(parts, config, journal, mlflow, stop, watcher)
         try:
-            result = run_search(context, _proposer(context))
+            result = run_search(context, make_proposer(context))
             baselines = run_baselines(context)
             run_recovery(context, parts.study.recovery)
             run_verify(context, lambda: _answer(context, parts.study))
@@ -165,7 +168,7 @@ def _context(
     stop: StopFlag,
     watcher: Watcher | None,
 ) -> Context:
-    from autocompress.controller.loop import Context
+    from autocompress.controller.context import Context
     from autocompress.execute import make_executor
 
     study = parts.study
@@ -205,20 +208,10 @@ def _rejudged(trial: Trial, parts: Assembly) -> Trial:
     return replace(trial, state=TrialState.DUPLICATE, reason=reason)
 
 
-def _proposer(context: Context) -> Any:
-    if context.config.sampler == "guided":
-        from autocompress.controller.guided import GuidedProposer
-
-        return GuidedProposer(context)
-    from autocompress.controller.plain import PlainProposer
-
-    return PlainProposer(context)
-
-
 def _answer(context: Context, study: StudyConfig) -> Trial | None:
     """The answer among the trials so far."""
     return decide(
-        context.trials,
+        context.ledger.trials,
         context.evaluator.baseline,
         context.objectives,
         study.limits(),

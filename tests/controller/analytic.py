@@ -1,6 +1,6 @@
 """A model that exists on paper only: accuracy and cost are closed forms of the policy.
 
-``tests/search`` and ``tests/execute`` share it; workers in other processes import it by name.
+``tests/controller`` and ``tests/execute`` share it; workers in other processes import it by name.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ class AnalyticEvaluator:
     violent: str = ""
     share: float = 0.5
     evaluated: list[tuple[str, Phase]] = field(default_factory=list)
+    observed: list[Trial] = field(default_factory=list)
     screened: int = 0
 
     def __post_init__(self) -> None:
@@ -117,6 +118,9 @@ class AnalyticEvaluator:
         if self.violent == "hang":
             time.sleep(hang_s)
 
+    def observe(self, trial: Trial) -> None:
+        self.observed.append(trial)
+
     def evaluate(self, policy: Policy, phase: Phase = SEARCH, seed: int = 0) -> Measurement:
         self.evaluated.append((policy.digest, phase))
         self._attack(policy, hang_s=0.5)
@@ -132,9 +136,6 @@ class AnalyticEvaluator:
         if self.violent == "nan" and int(policy.digest[:8], 16) / 0xFFFFFFFF < self.share:
             loss = math.nan
         return self._measurement(policy, 0.9 - loss)
-
-    def observe(self, trial: Trial) -> None:
-        """Its estimates are exact: there is nothing to learn."""
 
 
 class Cautious(AnalyticEvaluator):

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from analytic import AnalyticEvaluator, make_space
 
 from autocompress.controller.config import SearchConfig
-from autocompress.controller.guided import GuidedProposer
-from autocompress.controller.loop import Context, Proposer, SearchResult, run_search
-from autocompress.controller.plain import PlainProposer
+from autocompress.controller.context import Context
+from autocompress.controller.loop import SearchResult, run_search
+from autocompress.controller.samplers import make_proposer
 from autocompress.execute.local import InProcessExecutor
 from autocompress.policy.budget import Budget
 from autocompress.results.trial import Trial
@@ -61,9 +61,5 @@ def context(
     )
 
 
-def proposer(ctx: Context) -> Proposer:
-    return GuidedProposer(ctx) if ctx.config.sampler == "guided" else PlainProposer(ctx)
-
-
 def search(ctx: Context) -> SearchResult:
-    return run_search(ctx, proposer(ctx))
+    return run_search(ctx, make_proposer(ctx))

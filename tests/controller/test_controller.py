@@ -143,7 +143,7 @@ def test_a_front_of_everything_is_thinned_and_keeps_its_ends(
     one = controller("random", space)
     starts = []
     renew = one._new_study
-    monkeypatch.setattr(one, "_new_study", lambda: (starts.append(1), renew())[1])
+    monkeypatch.setattr(one, "_new_study", lambda s: (starts.append(1), renew(s))[1])
     draw, told = random.Random(2), 3000
     for number in range(told):
         levels = tuple(draw.randrange(8) for _ in space.choices)

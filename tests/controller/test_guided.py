@@ -10,8 +10,9 @@ from analytic import RATIOS, AnalyticEvaluator, Cautious, make_space
 from analytic_study import Kept, context, search
 
 from autocompress.controller.config import SearchConfig
-from autocompress.controller.guided import GuidedProposer
-from autocompress.controller.loop import Context, run_search
+from autocompress.controller.context import Context
+from autocompress.controller.guided.proposer import GuidedProposer
+from autocompress.controller.loop import run_search
 from autocompress.execute.local import InProcessExecutor
 from autocompress.policy.budget import Budget
 from autocompress.policy.policy import Policy
@@ -38,7 +39,7 @@ def test_guided_beats_random_at_equal_trials() -> None:
             ctx = context(evaluator, sampler, trials=30, seed=seed)
             search(ctx)
             reference = reference_point(evaluator.baseline, ctx.objectives)
-            volumes[sampler] = ctx.front().hypervolume(reference)
+            volumes[sampler] = ctx.ledger.front().hypervolume(reference)
         wins += volumes["guided"] >= volumes["random"]
     assert wins == 7
 
@@ -53,10 +54,10 @@ class Overheads(AnalyticEvaluator):
         )
 
 
-def test_the_solver_stays_within_the_budget_where_the_hardest_is_the_dearest() -> None:
+def test_the_solver_stays_within_the_budget_where_the_hardest_is_the_most_expensive() -> None:
     ctx = context(Overheads(6), trials=40)
     search(ctx)
-    solved = [t for t in ctx.trials if t.origin in ("solver", "refit")]
+    solved = [t for t in ctx.ledger.trials if t.origin in ("solver", "refit")]
     assert len(solved) > 4
     assert all(t.feasible for t in solved)
 
@@ -73,10 +74,11 @@ def test_the_solver_knows_of_cheap_policies_that_were_measured() -> None:
     ctx = context(Alike(6), trials=3)
     guided = GuidedProposer(ctx)
     run_search(ctx, guided)
-    measured = [t.measurement["latency_ms"] for t in ctx.trials if t.measurement]
+    measured = [t.measurement["latency_ms"] for t in ctx.ledger.trials if t.measurement]
     hardest = ctx.evaluator.estimate(ctx.space.decode(ctx.space.hardest))["latency_ms"]
     assert min(measured) < hardest
-    assert guided._least_cost(math.inf) <= 1.02 * min(measured)
+    tried = [guided.history.assignment(t) for t in guided.history.scored()]
+    assert guided.costs.least(math.inf, tried) <= 1.02 * min(measured)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -92,8 +94,8 @@ def test_the_answer_uses_what_the_budget_leaves(seed: int) -> None:
     ctx = Context(make_space(9), evaluator, executor, budget, config, [Kept()])
     search(ctx)
     limit = 0.5 * evaluator.baseline["macs"]
-    assert not any(t.state is TrialState.REJECTED for t in ctx.trials)
-    done = [t for t in ctx.trials if t.measurement and t.state is TrialState.COMPLETE]
+    assert not any(t.state is TrialState.REJECTED for t in ctx.ledger.trials)
+    done = [t for t in ctx.ledger.trials if t.measurement and t.state is TrialState.COMPLETE]
     spent = {o: [t.measurement["macs"] / limit for t in done if t.origin == o] for o in ORIGINS}
     assert all(spent.values())
     assert all(max(shares) > 0.985 for shares in spent.values() if len(shares) > 1)
@@ -106,7 +108,7 @@ def test_the_answer_uses_the_budget_where_the_estimate_is_too_careful() -> None:
     ctx = context(evaluator, trials=60, budget="latency<=0.6x")
     search(ctx)
     bound = 0.6 * evaluator.baseline["latency_ms"]
-    best = ctx.front().pick("best")
+    best = ctx.ledger.front().pick("best")
     assert best.measurement is not None
     assert 0.95 * bound < best.measurement["latency_ms"] <= bound
 
@@ -134,10 +136,10 @@ def test_the_solver_forgets_what_the_estimate_said_before_it_learned() -> None:
     first, second = Learning(9), Learning(9)
     second.learned = True
     long_there, fresh = ready(first), ready(second)
-    before = long_there._solver_ladder()
+    before = long_there.ladder.solved()
     first.learned = True
-    after = long_there._solver_ladder()
-    assert after == fresh._solver_ladder()
+    after = long_there.ladder.solved()
+    assert after == fresh.ladder.solved()
     assert after != before
 
 
@@ -168,8 +170,8 @@ def test_the_rest_of_a_ladder_is_solved_again_where_measuring_has_shown_it_to_be
     guided = GuidedProposer(ctx)
     guided.seeds.clear()
     run_search(ctx, guided)
-    assert [t.origin for t in ctx.trials] == 4 * ["solver"]
-    assert [t.feasible for t in ctx.trials] == [False, True, True, True]
+    assert [t.origin for t in ctx.ledger.trials] == 4 * ["solver"]
+    assert [t.feasible for t in ctx.ledger.trials] == [False, True, True, True]
 
 
 def test_a_budget_that_nothing_is_likely_to_meet_is_tried_all_the_same() -> None:
@@ -177,9 +179,9 @@ def test_a_budget_that_nothing_is_likely_to_meet_is_tried_all_the_same() -> None
     ctx = context(Cautious(6), trials=20, budget="latency<=0.26x")
     guided = GuidedProposer(ctx)
     hardest = ctx.evaluator.estimate(ctx.space.decode(ctx.space.hardest))
-    assert not ctx.likely(hardest)
+    assert not ctx.feasibility.likely(hardest)
     run_search(ctx, guided)
-    done = [t for t in ctx.trials if t.state is TrialState.COMPLETE]
+    done = [t for t in ctx.ledger.trials if t.state is TrialState.COMPLETE]
     assert {"uniform", "solver"} <= {t.origin for t in done[:5]}
     assert all(t.feasible for t in done if t.origin in ("solver", "refit"))
     assert sum(t.feasible for t in done) > 15
@@ -200,17 +202,17 @@ def test_what_is_known_well_to_be_over_the_budget_is_not_the_ladder() -> None:
     guided = GuidedProposer(ctx)
     guided.sensitivity.probe(lambda: True)
     bound = 0.26 * ctx.evaluator.baseline["latency_ms"]
-    ladder = [ctx.estimate(a) for a in guided._solver_ladder()]
+    ladder = [ctx.estimate(a) for a in guided.ladder.solved()]
     assert len(ladder) > 1
     assert all(e["latency_ms"] <= bound for e in ladder)
-    assert all(not ctx.likely(e) for e in ladder)
+    assert all(not ctx.feasibility.likely(e) for e in ladder)
 
 
 def test_what_was_trained_does_not_change_what_guided_proposes() -> None:
     """A trained policy of an earlier session, better and cheaper than any untrained one."""
     first = context(AnalyticEvaluator(6), trials=8)
     search(first)
-    (answer,) = [t for t in first.trials if t is first.front().pick("best")]
+    (answer,) = [t for t in first.ledger.trials if t is first.ledger.front().pick("best")]
     assert answer.measurement is not None
     values = {**answer.measurement.values, "accuracy": 0.95, "latency_ms": 0.01}
     trained = replace(
@@ -221,9 +223,9 @@ def test_what_was_trained_does_not_change_what_guided_proposes() -> None:
     )
 
     def proposed(*more: Trial) -> list[Assignment | None]:
-        ctx = context(AnalyticEvaluator(6), trials=30, earlier=[*first.trials, *more])
+        ctx = context(AnalyticEvaluator(6), trials=30, earlier=[*first.ledger.trials, *more])
         search(ctx)
-        return [ctx.space.encode(t.policy) for t in ctx.trials if t.phase == SEARCH]
+        return [ctx.space.encode(t.policy) for t in ctx.ledger.trials if t.phase == SEARCH]
 
     assert proposed(trained) == proposed()
 
@@ -233,14 +235,14 @@ def test_what_an_earlier_session_screened_is_not_screened_again() -> None:
     first = context(AnalyticEvaluator(6), trials=20)
     search(first)
     proposed = []
-    for known in ({}, first.screened):
+    for known in ({}, first.screener.known):
         evaluator = AnalyticEvaluator(6)
-        again = context(evaluator, trials=24, budget="latency<=0.5x", earlier=first.trials)
-        again.screened = dict(known)
-        before = len(again.screened)
+        again = context(evaluator, trials=24, budget="latency<=0.5x", earlier=first.ledger.trials)
+        again.screener.known = dict(known)
+        before = len(again.screener.known)
         search(again)
-        assert evaluator.screened == len(again.screened) - before
-        proposed.append((evaluator.screened, [t.policy for t in again.trials]))
+        assert evaluator.screened == len(again.screener.known) - before
+        proposed.append((evaluator.screened, [t.policy for t in again.ledger.trials]))
     (afresh, same), (rest, policies) = proposed
     assert policies == same
     assert rest <= afresh - 12
@@ -249,5 +251,5 @@ def test_what_an_earlier_session_screened_is_not_screened_again() -> None:
 def test_every_origin_is_recorded() -> None:
     ctx = context(AnalyticEvaluator(6), trials=40, bits=True)
     search(ctx)
-    origins = {t.origin for t in ctx.trials}
+    origins = {t.origin for t in ctx.ledger.trials}
     assert {"int8", "uniform", "solver", "refit", "switch", "jitter"} <= origins

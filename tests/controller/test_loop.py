@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import optuna
 import pytest
 from analytic import AnalyticEvaluator, make_space
 from analytic_study import SAMPLERS, Kept, context, search
 
 from autocompress.controller.config import SearchConfig
-from autocompress.controller.loop import Context, run_search
+from autocompress.controller.context import Context
+from autocompress.controller.loop import run_search
+from autocompress.controller.protocols import Proposal, Proposer, Settled
+from autocompress.controller.samplers import make_proposer
 from autocompress.controller.stop import StopFlag
+from autocompress.controller.unseen import Unseen
 from autocompress.execute.local import InProcessExecutor
 from autocompress.policy.budget import Budget
 from autocompress.policy.space import Assignment
@@ -33,12 +38,12 @@ def test_never_evaluates_twice_nor_over_the_budget(sampler: str, bits: bool) -> 
     limit = 0.6 * evaluator.baseline["latency_ms"]
     for trial in result.trials:
         estimate = evaluator.estimate(trial.policy)
-        hopeless = estimate["latency_ms"] - 3 * estimate.spread["latency_ms"] > limit
+        infeasible = estimate["latency_ms"] - 3 * estimate.spread["latency_ms"] > limit
         if trial.state is TrialState.COMPLETE:
-            assert not hopeless
+            assert not infeasible
             assert trial.feasible == (evaluator._latency(trial.policy) <= limit)
         elif trial.state is TrialState.REJECTED:
-            assert hopeless
+            assert infeasible
             assert trial.policy.digest not in digests
             assert "latency_ms" in trial.reason
     assert result.stopped == "trials"
@@ -49,11 +54,11 @@ def test_never_evaluates_twice_nor_over_the_budget(sampler: str, bits: bool) -> 
 def test_the_front_is_the_brute_force_front(sampler: str) -> None:
     ctx = context(AnalyticEvaluator(5), sampler)
     search(ctx)
-    usable = [t for t in ctx.trials if t.feasible and t.measurement]
+    usable = [t for t in ctx.ledger.trials if t.feasible and t.measurement]
     points = [(-t.measurement["accuracy"], t.measurement["latency_ms"]) for t in usable]
     beaten = [any(p[0] <= q[0] and p[1] <= q[1] and p != q for p in points) for q in points]
     expected = {points[i] for i, b in enumerate(beaten) if not b}
-    found = {(-t.measurement["accuracy"], t.measurement["latency_ms"]) for t in ctx.front()}
+    found = {(-t.measurement["accuracy"], t.measurement["latency_ms"]) for t in ctx.ledger.front()}
     assert found == expected
     assert sum(non_dominated(points)) == len(expected)
 
@@ -63,7 +68,7 @@ def test_the_same_seed_makes_the_same_study(sampler: str) -> None:
     def study(seed: int) -> list[dict[str, object]]:
         ctx = context(AnalyticEvaluator(6), sampler, seed=seed)
         search(ctx)
-        return [{**t.as_dict(), "seconds": 0} for t in ctx.trials]
+        return [{**t.as_dict(), "seconds": 0} for t in ctx.ledger.trials]
 
     assert study(1) == study(1)
     assert study(1) != study(2)
@@ -81,16 +86,16 @@ def test_resume_repeats_nothing(sampler: str, killed_after: int) -> None:
     search(ctx)
     recorded = {t.policy.digest for t in sink.trials if t.state is TrialState.COMPLETE}
     assert recorded.isdisjoint(digest for digest, _ in second.evaluated)
-    done = [t for t in ctx.trials if t.state is TrialState.COMPLETE]
+    done = [t for t in ctx.ledger.trials if t.state is TrialState.COMPLETE]
     assert len(done) == 30
-    assert len({t.number for t in ctx.trials}) == len(ctx.trials)
+    assert len({t.number for t in ctx.ledger.trials}) == len(ctx.ledger.trials)
 
 
 def test_the_clock_ends_a_study_with_a_front() -> None:
     ctx = context(AnalyticEvaluator(6, violent="hang", share=0.5), trials=None, timeout_s=1.0)
     result = search(ctx)
     assert result.stopped == "timeout"
-    assert len(ctx.front()) > 0
+    assert len(ctx.ledger.front()) > 0
     # what hung in evaluate and screen is not booked as the search's own time
     assert 0 <= result.bookkeeping_s <= result.seconds
 
@@ -101,19 +106,74 @@ def test_stop_finishes_the_running_trial_and_keeps_the_front() -> None:
     ctx.progress = lambda p: ctx.stop.ask() if p.done == 7 else None
     result = search(ctx)
     assert result.stopped == "interrupted"
-    assert sum(t.state is TrialState.COMPLETE for t in ctx.trials) == 7
-    assert len(ctx.front()) > 0
+    assert sum(t.state is TrialState.COMPLETE for t in ctx.ledger.trials) == 7
+    assert len(ctx.ledger.front()) > 0
 
 
-def test_a_space_that_is_used_up_ends_the_study() -> None:
-    """Two choices of two levels: four policies, each evaluated once, then no more."""
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_space_that_is_used_up_ends_the_study_at_once(sampler: str) -> None:
+    """Two choices of two levels: four policies, each evaluated once; then nobody is asked again."""
     evaluator = AnalyticEvaluator(2)
-    config = SearchConfig(sampler="random", trials=50)
+    config = SearchConfig(sampler=sampler, trials=50)
     ctx = Context(
         make_space(2, 2), evaluator, InProcessExecutor(evaluator), Budget(), config, [Kept()]
     )
-    assert search(ctx).stopped == "exhausted"
+    asked_after = []
+    counted = Counted(make_proposer(ctx), lambda: asked_after.append(len(evaluator.evaluated)))
+    assert run_search(ctx, counted).stopped == "exhausted"
     assert len(evaluator.evaluated) == 4
+    assert max(asked_after) < 4
+    again = context(evaluator, earlier=ctx.ledger.trials)
+    again.space = ctx.space
+    assert run_search(again, counted).stopped == "exhausted"
+    assert len(evaluator.evaluated) == 4
+
+
+class Counted:
+    """Says when it is asked."""
+
+    def __init__(self, inner: Proposer, say: Callable[[], None]) -> None:
+        self.inner = inner
+        self.say = say
+        self.update = inner.update
+
+    def suggest(self, n: int) -> list[Proposal]:
+        self.say()
+        return self.inner.suggest(n)
+
+
+def test_policies_count_and_not_assignments() -> None:
+    """Of 16 assignments, half only name another training, and a student has no layers to prune."""
+    space = make_space(2, 2, distill=[False, True], students=["small"])
+    unseen = Unseen(space, lambda policy: False, 0)
+    found = []
+    while (levels := unseen.draw()) is not None:
+        found.append(space.decode(levels))
+        unseen.remove(found[-1])
+    assert unseen.none_left
+    policies = {space.decode(a).untrained_digest for a in itertools.product(range(2), repeat=4)}
+    assert len(found) == len(policies) == 5
+    assert {p.untrained_digest for p in found} == policies
+
+
+class Stuck(optuna.samplers.RandomSampler):
+    """Proposes the same for ever, as TPE may once it is sure."""
+
+    def sample_independent(self, study, trial, name, distribution):  # type: ignore[no-untyped-def]  # Optuna's
+        return distribution.low
+
+
+@pytest.mark.parametrize("layers", [3, 6])
+def test_a_sampler_that_repeats_itself_gives_way_to_random_policies(layers: int) -> None:
+    """Of 512 policies, which are counted, and of 262,144, which are not."""
+    evaluator = AnalyticEvaluator(layers)
+    ctx = context(evaluator, trials=12, budget="latency<=1x")
+    result = run_search(ctx, make_proposer(ctx, Stuck()))
+    assert result.stopped == "trials"
+    assert len({digest for digest, _ in evaluator.evaluated}) == 12
+    origins = [t.origin for t in ctx.ledger.trials if t.state is not TrialState.DUPLICATE]
+    seeds = sum(o not in ("Stuck", "random") for o in origins)
+    assert origins[seeds:] == ["Stuck", *["random"] * (11 - seeds)]
 
 
 def test_a_proposal_that_comes_again_says_what_became_of_it() -> None:
@@ -123,16 +183,15 @@ def test_a_proposal_that_comes_again_says_what_became_of_it() -> None:
     script = iter([dear, cheap, dear, cheap])
 
     class Scripted:
-        def propose(self, trials: Sequence[Trial]) -> tuple[str, Assignment] | None:
-            levels = next(script, None)
-            return None if levels is None else ("script", levels)
+        def suggest(self, n: int) -> list[Proposal]:
+            return [Proposal("script", levels) for levels in itertools.islice(script, n)]
 
-        def tell(self, assignment: Assignment | None, trial: Trial) -> None:
+        def update(self, completed: Sequence[Settled], active: Sequence[Proposal]) -> None:
             pass
 
     run_search(ctx, Scripted())
-    assert [str(t.state) for t in ctx.trials[:2]] == ["REJECTED", "COMPLETE"]
-    again = next(t for t in ctx.trials if t.state is TrialState.DUPLICATE)
+    assert [str(t.state) for t in ctx.ledger.trials[:2]] == ["REJECTED", "COMPLETE"]
+    again = next(t for t in ctx.ledger.trials if t.state is TrialState.DUPLICATE)
     assert (again.parent, again.reason) == (0, "rejected before")
     assert len(evaluator.evaluated) == 1
 
@@ -145,11 +204,11 @@ def test_hostile_evaluators_never_end_a_study(sampler: str, violent: str, share:
     ctx = context(evaluator, sampler, trials=24)
     result = search(ctx)
     assert result.stopped == "trials"
-    failed = [t for t in ctx.trials if t.state is TrialState.FAILED]
+    failed = [t for t in ctx.ledger.trials if t.state is TrialState.FAILED]
     words = {"crash": "on purpose", "ours": "PolicyError", "nan": "must be a finite number"}
     assert failed
     assert all(words[violent] in t.reason and t.measurement is None for t in failed)
-    assert bool(len(ctx.front())) == (share < 1)
+    assert bool(len(ctx.ledger.front())) == (share < 1)
     assert len(evaluator.evaluated) == len({d for d, _ in evaluator.evaluated})
 
 
@@ -160,8 +219,8 @@ def test_a_budget_that_nothing_meets_ends_cleanly(sampler: str) -> None:
     result = search(ctx)
     assert result.stopped == "rejections"
     assert not evaluator.evaluated
-    assert not len(ctx.front())
-    assert sum(t.state is TrialState.REJECTED for t in ctx.trials) == 60
+    assert not len(ctx.ledger.front())
+    assert sum(t.state is TrialState.REJECTED for t in ctx.ledger.trials) == 60
 
 
 def test_without_a_bound_on_rejections_time_ends_the_search() -> None:
@@ -175,7 +234,7 @@ def test_without_a_bound_on_rejections_time_ends_the_search() -> None:
         timeout_s=1.0,
     )
     assert search(ctx).stopped == "timeout"
-    assert sum(t.state is TrialState.REJECTED for t in ctx.trials) > 0
+    assert sum(t.state is TrialState.REJECTED for t in ctx.ledger.trials) > 0
     assert not evaluator.evaluated
 
 
@@ -185,16 +244,17 @@ def test_trials_of_an_earlier_budget_are_told_to_the_proposer() -> None:
     told: list[tuple[Assignment | None, Trial]] = []
 
     class Listener:
-        def propose(self, trials: Sequence[Trial]) -> None:
-            return None
+        def suggest(self, n: int) -> list[Proposal]:
+            return []
 
-        def tell(self, assignment: Assignment | None, trial: Trial) -> None:
-            told.append((assignment, trial))
+        def update(self, completed: Sequence[Settled], active: Sequence[Proposal]) -> None:
+            told.extend((one.assignment, one.trial) for one in completed)
 
-    again = context(AnalyticEvaluator(6), "tpe", trials=99, earlier=ctx.trials)
-    again.trials.append(replace(ctx.trials[0], number=500, phase=replace(SEARCH, kind="verify")))
+    again = context(AnalyticEvaluator(6), "tpe", trials=99, earlier=ctx.ledger.trials)
+    verified = replace(ctx.ledger.trials[0], number=500, phase=replace(SEARCH, kind="verify"))
+    again.ledger.keep(verified)
     assert run_search(again, Listener()).stopped == "exhausted"
-    assert [t.number for _, t in told] == [t.number for t in ctx.trials]
+    assert [t.number for _, t in told] == [t.number for t in ctx.ledger.trials]
     assert all(again.space.decode(a).digest == t.policy.digest for a, t in told if a)
 
 
@@ -215,5 +275,5 @@ def test_several_workers_share_one_study() -> None:
         assert search(ctx).stopped == "trials"
         digests = [d for d, _ in evaluator.evaluated]
         assert len(digests) == len(set(digests)) == 30
-        pairs = itertools.pairwise(sorted(t.number for t in ctx.trials))
+        pairs = itertools.pairwise(sorted(t.number for t in ctx.ledger.trials))
         assert all(a < b for a, b in pairs)

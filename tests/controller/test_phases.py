@@ -10,7 +10,8 @@ from analytic import AnalyticEvaluator, Cautious, make_space
 from scipy.stats import spearmanr
 
 from autocompress.controller.config import SearchConfig
-from autocompress.controller.loop import Context, run_search
+from autocompress.controller.context import Context
+from autocompress.controller.loop import run_search
 from autocompress.controller.phases import (
     FINISHED,
     VERIFIED,
@@ -40,7 +41,7 @@ def searched(trials: int = 30, budget: str = "latency<=0.6x", **config: object) 
         SearchConfig(sampler="random", trials=trials, **config),  # type: ignore[arg-type]  # options of any type
         [],
     )
-    run_search(context, PlainProposer(context))
+    run_search(context, PlainProposer(context, "random"))
     evaluator.evaluated.clear()
     return context
 
@@ -56,7 +57,7 @@ def accuracy(trial: Trial) -> float:
 
 
 def by_number(context: Context) -> dict[int, Trial]:
-    return {t.number: t for t in context.trials}
+    return {t.number: t for t in context.ledger.trials}
 
 
 def test_baselines_name_the_best_feasible_of_each_kind() -> None:
@@ -65,7 +66,7 @@ def test_baselines_name_the_best_feasible_of_each_kind() -> None:
     trials = by_number(context)
     assert set(found) == {"uniform", "int8", "random"}
     for kind, number in found.items():
-        same = [t for t in context.trials if t.origin == kind and t.feasible]
+        same = [t for t in context.ledger.trials if t.origin == kind and t.feasible]
         if same:
             assert accuracy(trials[number]) == max(map(accuracy, same))
     uniform = trials[found["uniform"]].policy
@@ -90,7 +91,7 @@ def test_the_best_uniform_policy_counts_where_the_estimate_doubts_it() -> None:
 
     assert best() == {0.625}
     half = context.space.decode(context.space.uniform(prune_ratio=0.5))
-    context.run_jobs([Job(context.number(), half, SEARCH, 0, "switch")], "search")
+    context.run_jobs([Job(context.ledger.number(), half, SEARCH, 0, "switch")], "search")
     assert best() == {0.5}
 
 
@@ -98,17 +99,17 @@ def test_baselines_cost_nothing_where_the_search_did_them() -> None:
     context = searched(8)
     run_baselines(context)
     evaluator_of(context).evaluated.clear()
-    before = len(context.trials)
+    before = len(context.ledger.trials)
     run_baselines(context)
     assert not evaluator_of(context).evaluated
-    assert len(context.trials) == before
+    assert len(context.ledger.trials) == before
 
 
 @pytest.mark.parametrize("count", [1, 3, 5])
 def test_candidates_are_the_best_and_then_the_best_of_each_band(count: int) -> None:
     context = searched(40)
     chosen = candidates(context, count)
-    fitting = [t for t in context.trials if t.feasible]
+    fitting = [t for t in context.ledger.trials if t.feasible]
     assert len(chosen) == len({t.number for t in chosen}) == count
     assert all(t.feasible for t in chosen)
     assert accuracy(chosen[0]) == max(map(accuracy, fitting))
@@ -129,10 +130,10 @@ def test_candidates_are_the_best_and_then_the_best_of_each_band(count: int) -> N
 
 def test_without_a_feasible_trial_the_nearest_is_the_candidate() -> None:
     context = searched(12)
-    context.trials[:] = [
-        replace(t, violations={"latency_ms": 0.1 + t.number / 100}) for t in context.trials
+    context.ledger.trials[:] = [
+        replace(t, violations={"latency_ms": 0.1 + t.number / 100}) for t in context.ledger.trials
     ]
-    done = [t for t in context.trials if t.state is TrialState.COMPLETE]
+    done = [t for t in context.ledger.trials if t.state is TrialState.COMPLETE]
     assert [t.number for t in candidates(context, 3)] == [done[0].number]
 
 
@@ -140,23 +141,23 @@ def test_finishing_without_training() -> None:
     """The most accurate pruned policies, scored once more on val; bits alone are left out."""
     context = searched(30)
     run_recovery(context, RecoveryConfig(epochs=0, candidates=4))
-    finished = [t for t in context.trials if t.phase == FINISHED]
+    finished = [t for t in context.ledger.trials if t.phase == FINISHED]
     pruned = [
         t
-        for t in context.trials
+        for t in context.ledger.trials
         if t.phase == SEARCH and t.feasible and any(p.prune_ratio for p in t.policy.layers.values())
     ]
     best = sorted(pruned, key=accuracy, reverse=True)[:4]
     assert [t.parent for t in finished] == [t.number for t in best]
     assert all(t.origin == "finish" for t in finished)
     run_recovery(context, RecoveryConfig(epochs=0, candidates=4))
-    assert len([t for t in context.trials if t.phase == FINISHED]) == 4
+    assert len([t for t in context.ledger.trials if t.phase == FINISHED]) == 4
 
 
 def test_rungs_double_and_only_those_in_doubt_go_on() -> None:
     context = searched(40)
     run_recovery(context, RecoveryConfig(epochs=2, rungs=3, candidates=4))
-    rungs = {r: [t for t in context.trials if t.phase.rung == r] for r in (1, 2, 3)}
+    rungs = {r: [t for t in context.ledger.trials if t.phase.rung == r] for r in (1, 2, 3)}
     assert {t.phase for t in rungs[1]} == {Phase("recover", 2, 1)}
     assert {t.phase for t in rungs[2]} <= {Phase("recover", 4, 2)}
     assert len(rungs[1]) == 5  # four candidates, the first one twice
@@ -182,33 +183,35 @@ def test_distillation_is_compared_on_one_policy() -> None:
     context = searched(40)
     run_recovery(context, RecoveryConfig(epochs=1, candidates=2))
     first = candidates(context, 1)[0]
-    pair = [t for t in context.trials if t.phase.kind == "recover" and t.parent == first.number]
+    pair = [
+        t for t in context.ledger.trials if t.phase.kind == "recover" and t.parent == first.number
+    ]
     assert [t.policy.distill is not None for t in pair] == [False, True]
     assert len({t.policy.untrained_digest for t in pair}) == 1
     context = searched(40)
     run_recovery(context, RecoveryConfig(epochs=1, candidates=2, compare_distillation=False))
-    assert sum(t.phase.kind == "recover" for t in context.trials) == 2
+    assert sum(t.phase.kind == "recover" for t in context.ledger.trials) == 2
 
 
 def test_recovery_is_resumed_where_it_was_left() -> None:
     context = searched(40)
     plan = RecoveryConfig(epochs=1, rungs=2, candidates=3)
     run_recovery(context, plan)
-    done = len(context.trials)
+    done = len(context.ledger.trials)
     evaluator_of(context).evaluated.clear()
     run_recovery(context, plan)
     assert not evaluator_of(context).evaluated
-    assert len(context.trials) == done
+    assert len(context.ledger.trials) == done
 
 
 def test_verification_happens_once_and_on_the_weights_that_were_trained() -> None:
     context = searched(40)
     run_recovery(context, RecoveryConfig(epochs=1, candidates=2))
-    best = context.front().pick("best")
-    front_before = [t.number for t in context.front()]
+    best = context.ledger.front().pick("best")
+    front_before = [t.number for t in context.ledger.front()]
     assert run_verify(context, lambda: best) is best
     assert run_verify(context, lambda: best) is best
-    verified = [t for t in context.trials if t.phase.kind == "verify"]
+    verified = [t for t in context.ledger.trials if t.phase.kind == "verify"]
     assert len(verified) == min(VERIFIED, len(front_before))
     assert verified[0].parent == best.number
     trials = by_number(context)
@@ -220,7 +223,7 @@ def test_verification_happens_once_and_on_the_weights_that_were_trained() -> Non
         # the test split is another one: 0.01 lower here
         assert accuracy(trial) == pytest.approx(accuracy(parent) - 0.01)
     # what the test split said does not choose
-    assert [t.number for t in context.front()] == front_before
+    assert [t.number for t in context.ledger.front()] == front_before
 
 
 class Lucky(AnalyticEvaluator):
@@ -248,19 +251,19 @@ def lucky_search() -> tuple[Context, Lucky]:
     config = SearchConfig(sampler="random", trials=40)
     space, budget = make_space(6), Budget("latency<=0.75x")
     context = Context(space, evaluator, InProcessExecutor(evaluator), budget, config, [])
-    run_search(context, PlainProposer(context))
+    run_search(context, PlainProposer(context, "random"))
     return context, evaluator
 
 
 def best_of(context: Context) -> Trial | None:
-    front = context.front()
+    front = context.ledger.front()
     return front.pick("best") if len(front) else None
 
 
 def test_an_answer_that_is_over_the_budget_when_measured_again_makes_room() -> None:
     context, evaluator = lucky_search()
     bound = 0.75 * evaluator.baseline["latency_ms"]
-    both = [t for t in context.scored() if t.feasible and evaluator.again(t.policy) <= bound]
+    both = [t for t in context.ledger.scored() if t.feasible and evaluator.again(t.policy) <= bound]
     most = max(accuracy(t) for t in both)
     at_first = best_of(context)
     assert at_first is not None
@@ -268,21 +271,23 @@ def test_an_answer_that_is_over_the_budget_when_measured_again_makes_room() -> N
     answer = run_verify(context, lambda: best_of(context))
     assert answer is not None
     assert accuracy(answer) == most
-    assert [t for t in context.trials if t.phase.kind == "verify" and t.parent == answer.number]
+    assert [
+        t for t in context.ledger.trials if t.phase.kind == "verify" and t.parent == answer.number
+    ]
     # those that were measured again, and no others, are judged by both
-    again = {t.parent for t in context.trials if t.phase.kind == "verify"}
+    again = {t.parent for t in context.ledger.trials if t.phase.kind == "verify"}
     within = {t.number for t in both}
-    judged = {t.number: t.feasible for t in context.scored() if t.number in again}
+    judged = {t.number: t.feasible for t in context.ledger.scored() if t.number in again}
     assert judged == {number: number in within for number in again}
-    assert within <= {t.number for t in context.scored() if t.feasible}
+    assert within <= {t.number for t in context.ledger.scored() if t.feasible}
 
 
 def test_where_nothing_is_within_the_budget_twice_there_is_no_answer() -> None:
     context, evaluator = lucky_search()
     evaluator.every, evaluator.slower = 1, 9.0
-    within = {t.policy.untrained_digest for t in context.scored() if t.feasible}
+    within = {t.policy.untrained_digest for t in context.ledger.scored() if t.feasible}
     assert run_verify(context, lambda: best_of(context)) is None
-    again = [t.policy.untrained_digest for t in context.trials if t.phase.kind == "verify"]
+    again = [t.policy.untrained_digest for t in context.ledger.trials if t.phase.kind == "verify"]
     assert within <= set(again)
     assert len(again) == len(set(again))
 
@@ -292,7 +297,7 @@ def test_a_verification_that_fails_is_tried_once() -> None:
     evaluator.breaks = True
     first = best_of(context)
     assert run_verify(context, lambda: best_of(context)) == first
-    failed = [t for t in context.trials if t.phase.kind == "verify"]
+    failed = [t for t in context.ledger.trials if t.phase.kind == "verify"]
     assert {t.state for t in failed} == {TrialState.FAILED}
     assert len(failed) == len({t.parent for t in failed})
 
@@ -302,6 +307,6 @@ def test_stop_leaves_the_later_phases_undone() -> None:
     context.stop.ask()
     run_baselines(context)
     run_recovery(context, RecoveryConfig(epochs=1))
-    run_verify(context, lambda: context.front().pick("best"))
+    run_verify(context, lambda: context.ledger.front().pick("best"))
     assert not evaluator_of(context).evaluated
-    assert context.front().pick("best").policy != Policy()
+    assert context.ledger.front().pick("best").policy != Policy()

@@ -13,7 +13,7 @@ from measured_network import images, small
 from timed import WHERE, Timed, ratio_of
 
 from autocompress.controller.config import SearchConfig
-from autocompress.controller.loop import Context
+from autocompress.controller.context import Context
 from autocompress.controller.protocols import Executor, Job
 from autocompress.execute.local import InProcessExecutor
 from autocompress.execute.pool import ProcessPoolExecutor

@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from autocompress.build.bank import LayerBank
 from autocompress.build.pipeline import Pipeline
 from autocompress.controller.config import SearchConfig
+from autocompress.controller.context import Context
 from autocompress.controller.guided import GuidedProposer
-from autocompress.controller.loop import Context
 from autocompress.errors import InputError
 from autocompress.execute.local import InProcessExecutor
 from autocompress.measure.screening import Screening

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from autocompress.controller.loop import SearchProgress
+from autocompress.controller.progress import SearchProgress
 from autocompress.report.display import Display
 
 

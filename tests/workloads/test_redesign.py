@@ -79,7 +79,7 @@ def test_an_untrained_student_within_the_budget_is_trained() -> None:
     fits = trial(5, Policy(student="resnet8"), 0.1, -1.0)
     too_dear = trial(6, Policy(student="vgg8"), 0.1, 1.0)
     context = SimpleNamespace(
-        scored=lambda: [*pruned, fits, too_dear],
+        ledger=SimpleNamespace(scored=lambda: [*pruned, fits, too_dear]),
         config=SimpleNamespace(objectives=("accuracy", "macs")),
     )
     chosen = candidates(context, 2)  # type: ignore[arg-type]  # stands in for a context

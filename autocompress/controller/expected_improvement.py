@@ -1,4 +1,4 @@
-"""What a screened proposal promises: the hypervolume that it is expected to add to the front."""
+"""Expected improvement: the hypervolume that a screened proposal should add to the front."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class AccuracyForecast:
         return float(np.interp(kl, self._kl, self._accuracy))
 
 
-def expected_gain(
+def expected_improvement(
     front: ParetoFront,
     reference: Sequence[float],
     accuracy: float,

@@ -1,4 +1,4 @@
-"""What a proposal promises: the forecast's shape, and the gain against drawn accuracies."""
+"""The forecast's shape, and expected improvement against drawn accuracies."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autocompress.controller.promise import AccuracyForecast, expected_gain
+from autocompress.controller.expected_improvement import AccuracyForecast, expected_improvement
 from autocompress.policy.policy import Policy
 from autocompress.results.front import ParetoFront
 from autocompress.results.metric import ACCURACY, LATENCY, Measurement
@@ -39,7 +39,7 @@ def area(points: list[tuple[float, float]]) -> float:
 
 
 @given(PAIRS, st.lists(st.floats(0, 6), min_size=2, max_size=5))
-def test_more_divergence_never_promises_more(
+def test_more_divergence_never_forecasts_more(
     seen: list[tuple[float, float]], asked: list[float]
 ) -> None:
     forecast = AccuracyForecast(seen, 0.9, 0.005)
@@ -82,7 +82,9 @@ def test_the_gain_is_the_mean_over_drawn_accuracies(
     ]
     mean = sum(gains) / len(gains)
     error = math.sqrt(sum((g - mean) ** 2 for g in gains)) / len(gains)
-    found = expected_gain(front(*points), REFERENCE, accuracy, sigma, {"latency_ms": latency})
+    found = expected_improvement(
+        front(*points), REFERENCE, accuracy, sigma, {"latency_ms": latency}
+    )
     assert abs(found - mean) <= 5 * error + sigma / 20 * (REFERENCE[1] - latency)
     assert found >= 0
 
@@ -90,12 +92,16 @@ def test_the_gain_is_the_mean_over_drawn_accuracies(
 def test_certain_gains_are_differences_of_areas() -> None:
     points = [(0.85, 0.8), (0.9, 1.6)]
     for accuracy, latency in [(0.87, 1.0), (0.84, 0.9), (0.95, 0.5), (0.79, 0.1), (0.9, 2.5)]:
-        found = expected_gain(front(*points), REFERENCE, accuracy, 0.0, {"latency_ms": latency})
+        found = expected_improvement(
+            front(*points), REFERENCE, accuracy, 0.0, {"latency_ms": latency}
+        )
         assert found == pytest.approx(area([*points, (accuracy, latency)]) - area(points))
 
 
 def test_the_first_policy_gains_its_whole_rectangle() -> None:
-    assert expected_gain(front(), REFERENCE, 0.9, 0.0, {"latency_ms": 1.0}) == pytest.approx(0.1)
+    assert expected_improvement(front(), REFERENCE, 0.9, 0.0, {"latency_ms": 1.0}) == pytest.approx(
+        0.1
+    )
 
 
 @pytest.mark.parametrize("above", [-2.0, -0.5, 0.0, 0.7, 3.0])
@@ -106,5 +112,5 @@ def test_the_gain_over_nothing_is_the_closed_form(above: float) -> None:
     below = (1 + math.erf(above / math.sqrt(2))) / 2
     exact = sigma * (density + above * below) * (REFERENCE[1] - 1.0)
     accuracy = REFERENCE[0] + above * sigma
-    found = expected_gain(front(), REFERENCE, accuracy, sigma, {"latency_ms": 1.0})
+    found = expected_improvement(front(), REFERENCE, accuracy, sigma, {"latency_ms": 1.0})
     assert found == pytest.approx(exact, abs=sigma / 20)

@@ -1,0 +1,96 @@
+"""The solver's ladder: the least sensitivity at a few costs, first as trials, later refitted."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+
+from autocompress.controller.context import Context
+from autocompress.controller.guided.costs import STALE, EstimatedCosts
+from autocompress.controller.guided.history import History
+from autocompress.controller.protocols import Proposal
+from autocompress.controller.sensitivity import Sensitivity
+from autocompress.controller.solver import solve
+from autocompress.policy.space import Assignment
+
+_RUNGS = (1.0, 0.85, 0.7, 0.55)
+"""Cost targets of the solver, as shares of the way from the cheapest policy to the bound."""
+
+_REFIT_EVERY = 7
+"""Rounds between two fits of the sensitivities; odd, to serve the answer and the front in turn."""
+
+
+class SolverLadder:
+    """Proposes the solver's answers, each to be evaluated.
+
+    Args:
+        context: of the study.
+        costs, history, sensitivity: shared by the portfolio.
+    """
+
+    def __init__(
+        self, context: Context, costs: EstimatedCosts, history: History, sensitivity: Sensitivity
+    ) -> None:
+        self.context = context
+        self.costs = costs
+        self.history = history
+        self.sensitivity = sensitivity
+        self._queue: deque[Assignment] = deque()
+
+    def suggest(self, n: int) -> list[Proposal]:
+        """The next answers; the first call screens each choice alone."""
+        if not self.sensitivity.losses:
+            self.sensitivity.probe(lambda: not self.context.stop)
+            self._queue.extend(self.solved())
+        elif self._queue and self._overpriced(self._queue[0]):
+            self._queue = deque(self.solved()[: len(self._queue)])
+        return [Proposal("solver", self._queue.popleft()) for _ in range(min(n, len(self._queue)))]
+
+    def refitted(self, rounds: int) -> list[Proposal]:
+        """Every few rounds the ladder under sensitivities fitted to all that was screened."""
+        if rounds % _REFIT_EVERY:
+            return []
+        self.sensitivity.refit()
+        return [Proposal("refit", levels) for levels in self.solved()]
+
+    def solved(self) -> list[Assignment]:
+        """The solver's answers at the ladder's costs that are not settled yet."""
+        bounds = self.context.feasibility.bounds(self.context.cost)
+        measured = [self.history.assignment(t) for t in self.history.scored()]
+        least = self.costs.least(bounds[self.context.cost], measured)
+        top = self._top(least)
+        found = []
+        for share in _RUNGS:
+            answer = solve(
+                self.context.space,
+                self.sensitivity.losses,
+                self.costs,
+                {**bounds, self.context.cost: least + share * (top - least)},
+                known=self.costs.tables,
+            )
+            if answer and answer not in found and not self._known(answer):
+                found.append(answer)
+        return found
+
+    def _known(self, assignment: Assignment) -> bool:
+        return self.context.ledger.known(self.context.space.decode(assignment)) is not None
+
+    def _overpriced(self, assignment: Assignment) -> bool:
+        """Whether measuring others has shown an answer to cost more than is worth it."""
+        top = self._top(self.costs.main(self.costs.cheapest))
+        return self.costs.main(assignment) > (1.0 + STALE) * top
+
+    def _top(self, least: float) -> float:
+        """The budget's bound, or what the cheapest policy costs that lost nothing."""
+        bound = self.context.feasibility.bounds(self.context.cost)[self.context.cost]
+        return max(least, min(bound, self._lossless()))
+
+    def _lossless(self) -> float:
+        """Estimated cost of the cheapest policy so far that loses no accuracy: nothing above it
+        is worth looking for."""
+        costs = [
+            self.costs.main(self.history.assignment(t))
+            for t in self.history.scored()
+            if t.feasible and not self.history.loses(t)
+        ]
+        return min(costs, default=math.inf)

@@ -1,0 +1,164 @@
+"""Variations of front members: level switches, the solver under noise, and Optuna's TPE."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+
+from autocompress.controller.context import Context
+from autocompress.controller.guided.costs import EstimatedCosts
+from autocompress.controller.guided.history import History
+from autocompress.controller.optuna_study import OptunaController
+from autocompress.controller.protocols import Proposal
+from autocompress.controller.sensitivity import Sensitivity
+from autocompress.controller.solver import solve
+from autocompress.policy.space import Assignment
+from autocompress.results.trial import Trial
+
+_TRIES = 40
+"""Variations drawn for each one that is asked for, before fewer have to do."""
+
+
+class Neighbours:
+    """Proposes policies near the answer, or near some front member.
+
+    Args:
+        context: of the study.
+        costs, history, sensitivity, optuna: shared by the portfolio.
+        draw: of everything random.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        costs: EstimatedCosts,
+        history: History,
+        sensitivity: Sensitivity,
+        optuna: OptunaController,
+        draw: random.Random,
+    ) -> None:
+        self.context = context
+        self.costs = costs
+        self.history = history
+        self.sensitivity = sensitivity
+        self.optuna = optuna
+        self.random = draw
+
+    def around(
+        self,
+        answer: Trial | None,
+        front: Sequence[Trial],
+        known: Callable[[Assignment], bool],
+    ) -> list[Proposal]:
+        """A handful of new proposals.
+
+        Args:
+            answer: the trial to vary; ``None`` takes front members at random.
+            front: members of the front, the cheapest first.
+            known: says what is settled already, or under way.
+        """
+        wanted = self.context.config.candidates
+        found: dict[Assignment, Proposal] = {}
+        for _ in range(_TRIES * wanted):
+            if len(found) >= wanted:
+                break
+            one = self._proposal(answer or self._parent(front), front)
+            if one.assignment not in found and not known(one.assignment):
+                found[one.assignment] = one
+        return list(found.values())
+
+    def _parent(self, front: Sequence[Trial]) -> Trial | None:
+        """Some front member that counts; without a front, the nearest to the budget."""
+        if front:
+            floor = self.history.reference()[0]
+            counting = [t for t in front if t.measurement and t.measurement["accuracy"] > floor]
+            return self.random.choice(counting or list(front))
+        done = self.history.complete()
+        return min(done, key=lambda t: max(t.violations.values(), default=0.0), default=None)
+
+    def _proposal(self, parent: Trial | None, front: Sequence[Trial]) -> Proposal:
+        roll = self.random.random()
+        number = None if parent is None else parent.number
+        if parent is None or roll < 0.1:
+            return Proposal("tpe", self.optuna.ask(), number)
+        levels, target = self.history.assignment(parent), self._target(parent, front)
+        if roll < 0.4:
+            return Proposal("jitter", self._jittered(levels, target), number)
+        return Proposal("switch", self._switched(levels, target), number)
+
+    def _target(self, parent: Trial, front: Sequence[Trial]) -> float:
+        """A cost between a front member's and that of its cheaper neighbour, to fill the gap.
+
+        For the answer it is all that the budget leaves.
+        """
+        own = self.costs.main(self.history.assignment(parent))
+        place = next((i for i, t in enumerate(front) if t.number == parent.number), 0)
+        if front and parent.number == front[-1].number and self.history.loses(parent):
+            return max(own, self._bound_beside(parent))
+        if place == 0:
+            return own
+        below = self.costs.main(self.history.assignment(front[place - 1]))
+        return own - self.random.random() * max(0.0, own - below)
+
+    def _bound(self) -> float:
+        return self.context.feasibility.bounds(self.context.cost).get(self.context.cost, math.inf)
+
+    def _bound_beside(self, parent: Trial) -> float:
+        """The bound in terms of this proposer's costs, for policies near a measured one.
+
+        Neighbours are off by about as much as their parent: that much is known from measuring it.
+        Half a standard deviation is left for what is not shared.
+        """
+        cost, found = self.context.cost, parent.measurement
+        if found is None or not found.get(cost):
+            return self._bound()
+        levels = self.history.assignment(parent)
+        estimate = self.context.estimate(levels)
+        rest = 1.0 + 0.5 * estimate.spread.get(cost, 0.0) / estimate[cost]
+        return self._bound() * self.costs.main(levels) / (found[cost] * rest)
+
+    def _switched(self, parent: Assignment, target: float) -> Assignment:
+        """Harden one choice and soften one or two others as long as the cost is about the target.
+
+        Where hardening saves too little for that, nothing is softened.
+        """
+        choices = self.context.space.choices
+        levels = list(parent)
+        order = [i for i, c in enumerate(choices) if c.kind not in ("distill", "student")]
+        self.random.shuffle(order)
+        hardened = False
+        softened = 0
+        limit = max(target, min(1.01 * target, self._bound()))
+        for i in order:
+            top = len(choices[i].levels) - 1
+            if not hardened and levels[i] < top:
+                levels[i] = min(top, levels[i] + self.random.choice((1, 1, 2)))
+                hardened = True
+            elif hardened and levels[i] > 0 and softened < 2:
+                before = levels[i]
+                levels[i] = max(0, levels[i] - self.random.choice((1, 1, 2)))
+                if self.costs.main(tuple(levels)) > limit:
+                    levels[i] = before
+                else:
+                    softened += 1
+            if hardened and softened == 2:
+                break
+        return tuple(levels)
+
+    def _jittered(self, parent: Assignment, target: float) -> Assignment:
+        """The solver's answer at a cost, under sensitivities drawn around the fit."""
+        noise = self.random.gauss
+        losses = [table * 2.0 ** noise(0.0, 0.7) for table in self.sensitivity.losses]
+        bounds = self.context.feasibility.bounds(self.context.cost)
+        found = solve(
+            self.context.space,
+            losses,
+            self.costs,
+            {**bounds, self.context.cost: target * 1.001},
+            start=parent,
+            rounds=2,
+            polish=False,
+            known=self.costs.tables,
+        )
+        return found or parent

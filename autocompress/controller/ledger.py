@@ -1,0 +1,79 @@
+"""The ledger: every finished trial of a study, and the one door that a trial enters by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from autocompress.controller.protocols import Sink
+from autocompress.policy.policy import Policy
+from autocompress.results.front import ParetoFront
+from autocompress.results.metric import Metric
+from autocompress.results.trial import SEARCH, Phase, Trial, TrialState, confirmed
+
+
+class Ledger:
+    """Numbers trials, keeps them, and knows which policies are settled.
+
+    Args:
+        objectives: of the front.
+        sinks: told of every finished trial, at once.
+        observe: taught by every complete trial, those of earlier sessions first.
+        earlier: finished trials of earlier sessions.
+    """
+
+    def __init__(
+        self,
+        objectives: Sequence[Metric],
+        sinks: Sequence[Sink] = (),
+        observe: Callable[[Trial], None] | None = None,
+        earlier: Sequence[Trial] = (),
+    ) -> None:
+        self.objectives = tuple(objectives)
+        self.sinks = sinks
+        self.trials: list[Trial] = []
+        self._observe = observe
+        self._settled: dict[tuple[str, Phase], Trial] = {}
+        self._next = max((t.number for t in earlier), default=-1) + 1
+        for trial in earlier:
+            self._enter(trial)
+            self._teach(trial)
+
+    def number(self) -> int:
+        """The next trial number."""
+        self._next += 1
+        return self._next - 1
+
+    def known(self, policy: Policy, phase: Phase = SEARCH) -> Trial | None:
+        """The trial that has settled a policy at this phase already."""
+        return self._settled.get(self._key(policy, phase))
+
+    def keep(self, trial: Trial) -> Trial:
+        """Take a finished trial: remember it, record it in every sink, teach the estimator."""
+        self._enter(trial)
+        for sink in self.sinks:
+            sink.record(trial)
+        self._teach(trial)
+        return trial
+
+    def _enter(self, trial: Trial) -> None:
+        self.trials.append(trial)
+        if trial.state in (TrialState.COMPLETE, TrialState.REJECTED):
+            self._settled.setdefault(self._key(trial.policy, trial.phase), trial)
+
+    def _teach(self, trial: Trial) -> None:
+        # a rejected trial holds an estimate, and a duplicate what another trial has taught
+        if trial.state is TrialState.COMPLETE and self._observe is not None:
+            self._observe(trial)
+
+    @staticmethod
+    def _key(policy: Policy, phase: Phase) -> tuple[str, Phase]:
+        # distillation changes nothing before any training
+        return (policy.untrained_digest if phase.kind == "search" else policy.digest, phase)
+
+    def scored(self) -> list[Trial]:
+        """What was scored on val; what verification found over the budget is over it."""
+        return [t for t in confirmed(self.trials) if t.phase.kind != "verify"]
+
+    def front(self) -> ParetoFront:
+        """The front of what was scored on val."""
+        return ParetoFront.of(self.scored(), self.objectives)

@@ -1,0 +1,35 @@
+"""What a progress display is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from autocompress.results.trial import Trial
+
+
+@dataclass(frozen=True, slots=True)
+class SearchProgress:
+    """What a progress display shows after every trial.
+
+    Args:
+        phase: ``search``, ``baselines``, ``finish``, ``recover`` or ``verify``.
+        done, total: trials of the phase; ``total`` is ``None`` where the clock decides.
+        best_accuracy: of the feasible trials, or ``None``.
+        hypervolume: of the feasible front.
+        seconds_left: of the phase, or ``None``.
+        waiting: share of the evaluations' time in which timing waited for a quiet machine.
+        trial: the one that was just finished.
+    """
+
+    phase: str
+    done: int
+    total: int | None
+    best_accuracy: float | None
+    hypervolume: float
+    seconds_left: float | None
+    waiting: float = 0.0
+    trial: Trial | None = None
+
+
+ProgressCallback = Callable[[SearchProgress], None]

@@ -1,0 +1,100 @@
+"""The samplers by name: our own, and those of installed packages.
+
+A package offers one through an entry point of the group ``autocompress.samplers``: a function that
+takes the ``Context`` of a study and returns a ``Proposer`` or one of Optuna's samplers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Any
+
+from autocompress.controller.context import Context
+from autocompress.controller.guided.proposer import GuidedProposer
+from autocompress.controller.optuna_study import is_optuna_sampler
+from autocompress.controller.plain import PlainProposer
+from autocompress.controller.protocols import Proposer
+from autocompress.errors import AutocompressError, InputError, nearest
+
+if TYPE_CHECKING:
+    from autocompress.controller.optuna_study import BaseSampler
+
+GROUP = "autocompress.samplers"
+"""Entry points of packages that offer a sampler."""
+
+_OUR_OWN: dict[str, Callable[[Context], Proposer]] = {
+    "guided": GuidedProposer,
+    **{name: partial(PlainProposer, sampler=name) for name in ("tpe", "nsga2", "gp", "random")},
+}
+"""Looked at first: no package can take the place of one of these."""
+
+
+def sampler_names() -> list[str]:
+    """All that ``search.sampler`` may name here."""
+    return sorted({*_OUR_OWN, *(point.name for point in entry_points(group=GROUP))})
+
+
+def make_proposer(context: Context, sampler: str | BaseSampler | None = None) -> Proposer:
+    """Who proposes in a study. Called before anything is evaluated.
+
+    Args:
+        context: of the study.
+        sampler: a name, or one of Optuna's samplers as an object (see ``OptunaController`` for what
+            it is told of objectives and budget); ``search.sampler`` of the study by default.
+
+    Raises:
+        InputError: no sampler has this name, or the package that offers it is broken.
+    """
+    wanted: Any = context.config.sampler if sampler is None else sampler
+    if not isinstance(wanted, str):
+        return _proposer(context, wanted, type(wanted).__name__, "`search.sampler`")
+    if wanted in _OUR_OWN:
+        return _OUR_OWN[wanted](context)
+    points = list(entry_points(group=GROUP, name=wanted))
+    if not points:
+        raise InputError(
+            f"`search.sampler` must name a sampler, got {wanted!r}; "
+            f"{nearest(wanted, sampler_names())} A package that offers one must be installed in "
+            "this environment."
+        )
+    if len(points) > 1:
+        raise InputError(
+            f"The sampler {wanted!r} is offered by {' and by '.join(map(_source, points))}; "
+            "uninstall all but one of them."
+        )
+    return _from_package(context, points[0])
+
+
+def _source(point: EntryPoint) -> str:
+    package = point.dist.name if point.dist is not None else "an unknown package"
+    return f"the package {package} ({point.value})"
+
+
+def _from_package(context: Context, point: EntryPoint) -> Proposer:
+    try:
+        made = point.load()
+        if not is_optuna_sampler(made):
+            made = made(context)
+    except AutocompressError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"The sampler {point.name!r} of {_source(point)} cannot be made: "
+            f"{type(error).__name__}: {error}. Mend or uninstall the package."
+        ) from error
+    return _proposer(context, made, point.name, _source(point))
+
+
+def _proposer(context: Context, made: Any, name: str, source: str) -> Proposer:
+    """What somebody offers, as a proposer."""
+    if is_optuna_sampler(made):
+        return PlainProposer(context, made, name)
+    if callable(getattr(made, "suggest", None)) and callable(getattr(made, "update", None)):
+        proposer: Proposer = made
+        return proposer
+    raise InputError(
+        f"A sampler must have `suggest` and `update`, or be one of Optuna's samplers; the one "
+        f"{name!r} from {source} is {made!r}."
+    )
