@@ -152,7 +152,8 @@ def search(
         space: a shipped space's name, a path, or plain data.
         out: folder of the run.
         target, search, recovery, settings, tracking: sections of a study file, e.g.
-            ``search={"trials": 100, "timeout_s": 600}``, ``recovery={"epochs": 3}``.
+            ``search={"trials": 100, "timeout_s": 600}``, ``recovery={"epochs": 3}``. The
+            ``sampler`` of the search may be an ``optuna.samplers.BaseSampler`` itself.
         max_accuracy_drop: in points; the cheapest policy that keeps to it is the answer.
         executor, workers: ``local`` or ``ray``, and how many evaluations at once.
         resume: go on with the run in ``out``.
@@ -167,6 +168,10 @@ def search(
     from autocompress.run.study import GIVEN, read_study
 
     limits = Budget(budget) if isinstance(budget, str) else (budget or Budget())
+    searching, sampler = dict(search or {}), None
+    if not isinstance(searching.get("sampler", ""), str):
+        sampler = searching["sampler"]
+        searching["sampler"] = type(sampler).__name__
     sections = {
         "name": Path(out).name,
         "model": {"factory": GIVEN},
@@ -174,7 +179,7 @@ def search(
         "target": target or {},
         "space": space,
         "budget": [str(limit) for limit in limits.limits],
-        "search": search or {},
+        "search": searching,
         "recovery": recovery or {},
         "settings": settings or {},
         "tracking": tracking or {},
@@ -182,7 +187,15 @@ def search(
     more = {"max_accuracy_drop": max_accuracy_drop, "executor": executor, "workers": workers}
     study = read_study({k: _plain(v) for k, v in sections.items()} | more, where="the search")
     with Display(quiet) as shown:
-        done = run_study(study, Path(out), resume=resume, model=model, data=data, watcher=shown)
+        done = run_study(
+            study,
+            Path(out),
+            resume=resume,
+            model=model,
+            data=data,
+            sampler=sampler,
+            watcher=shown,
+        )
     return Result(done.folder.root, done.summary, done.view)
 
 

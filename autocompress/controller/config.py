@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field
 
 from autocompress.policy.section import Section
-
-Sampler = Literal["guided", "tpe", "nsga2", "gp", "random"]
 
 
 class SearchConfig(Section):
     """The ``search`` section of a study.
 
     Args:
-        sampler: ``guided`` (seeds, solver, level switches, Optuna's TPE for variety) or one of
-            Optuna's samplers alone.
+        sampler: ``guided`` (seeds, solver, level switches, Optuna's TPE for variety), one of
+            Optuna's samplers alone (``tpe``, ``nsga2``, ``gp``, ``random``), or one that an
+            installed package offers.
         trials: evaluations of the search phase; ``null`` leaves the end to the clock.
         timeout_s: seconds of the search phase; ``null`` leaves the end to the count.
         seed: of everything random.
@@ -29,7 +26,7 @@ class SearchConfig(Section):
         random_baselines: random policies within the budget that stand beside the result.
     """
 
-    sampler: Sampler = "guided"
+    sampler: str = "guided"
     trials: int | None = Field(60, ge=1)
     timeout_s: float | None = Field(None, gt=0)
     seed: int = 0

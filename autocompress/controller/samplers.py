@@ -52,6 +52,21 @@ def make_proposer(context: Context, sampler: str | BaseSampler | None = None) ->
         return _proposer(context, wanted, type(wanted).__name__, "`search.sampler`")
     if wanted in _OUR_OWN:
         return _OUR_OWN[wanted](context)
+    return _from_package(context, _point(wanted))
+
+
+def check_sampler(name: str) -> None:
+    """Refuse a name that nobody offers, before anything is loaded or measured.
+
+    Raises:
+        InputError: with the nearest name.
+    """
+    if name not in _OUR_OWN:
+        _point(name)
+
+
+def _point(wanted: str) -> EntryPoint:
+    """The entry point of the one package that offers a sampler."""
     points = list(entry_points(group=GROUP, name=wanted))
     if not points:
         raise InputError(
@@ -64,7 +79,7 @@ def make_proposer(context: Context, sampler: str | BaseSampler | None = None) ->
             f"The sampler {wanted!r} is offered by {' and by '.join(map(_source, points))}; "
             "uninstall all but one of them."
         )
-    return _from_package(context, points[0])
+    return points[0]
 
 
 def _source(point: EntryPoint) -> str:

@@ -25,6 +25,7 @@ from autocompress.track.view import RunView
 if TYPE_CHECKING:
     from autocompress.controller.context import Context
     from autocompress.controller.loop import StopReason
+    from autocompress.controller.optuna_study import BaseSampler
     from autocompress.controller.progress import SearchProgress
     from autocompress.controller.stop import StopFlag
     from autocompress.mlflow.sink import MlflowSink
@@ -65,6 +66,7 @@ def run_study(
     resume: bool = False,
     model: Any = None,
     data: Any = None,
+    sampler: BaseSampler | None = None,
     watcher: Watcher | None = None,
 ) -> Finished:
     """Run a study to its end, or go on with one.
@@ -74,14 +76,18 @@ def run_study(
         out: folder of the run; ``runs/NAME`` by default.
         resume: take up the run in that folder; finished trials are not repeated.
         model, data: objects in place of the study's factories.
+        sampler: one of Optuna's, in place of the study's.
         watcher: told how far it is.
 
     Raises:
         InputError: anything that cannot be used, before an existing run is touched.
         InfeasibleBudget: not even the cheapest policy meets the budget.
     """
+    from autocompress.controller.samplers import check_sampler
     from autocompress.run.assembly import assemble, silent
 
+    if sampler is None:
+        check_sampler(study.search.sampler)
     preparing = silent if watcher is None else watcher.preparing
     config = study.search
     root = out or Path("runs") / study.name
@@ -102,7 +108,7 @@ def run_study(
             folder.write_baseline(parts.evaluator.baseline)
     preparing("first trial", 0.0)
     with Journal(folder) as journal:
-        return _phases(parts, config, journal, watcher)
+        return _phases(parts, config, journal, sampler, watcher)
 
 
 @contextmanager
@@ -139,7 +145,11 @@ def _known_baseline(folder: RunFolder, parts: Assembly) -> Measurement | None:
 
 
 def _phases(
-    parts: Assembly, config: SearchConfig, journal: Journal, watcher: Watcher | None
+    parts: Assembly,
+    config: SearchConfig,
+    journal: Journal,
+    sampler: BaseSampler | None,
+    watcher: Watcher | None,
 ) -> Finished:
     """Search, baselines, recovery, verification; then what the run leaves."""
     from autocompress.controller.loop import run_search
@@ -151,7 +161,7 @@ def _phases(
     with stopping_on_interrupt() as stop:
         context = _context(parts, config, journal, mlflow, stop, watcher)
         try:
-            result = run_search(context, make_proposer(context))
+            result = run_search(context, make_proposer(context, sampler))
             baselines = run_baselines(context)
             run_recovery(context, parts.study.recovery)
             run_verify(context, lambda: _answer(context, parts.study))

@@ -102,7 +102,7 @@ def test_the_estimate_moves_to_what_was_measured_here_or_in_another_process(
     estimator = made()
     before = estimator.estimate(_POLICY)
     study = context(executor, estimator, [])
-    jobs = [Job(study.number(), p, SEARCH, 0) for p in _POLICIES]
+    jobs = [Job(study.ledger.number(), p, SEARCH, 0) for p in _POLICIES]
     trials = study.run_jobs(jobs, "search")
     assert [t.reason for t in trials] == ["", ""]
     after, wanted = estimator.estimate(_POLICY), told_directly()

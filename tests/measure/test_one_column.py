@@ -18,7 +18,7 @@ from autocompress.build.bank import LayerBank
 from autocompress.build.pipeline import Pipeline
 from autocompress.controller.config import SearchConfig
 from autocompress.controller.context import Context
-from autocompress.controller.guided import GuidedProposer
+from autocompress.controller.guided.proposer import GuidedProposer
 from autocompress.errors import InputError
 from autocompress.execute.local import InProcessExecutor
 from autocompress.measure.screening import Screening
@@ -98,7 +98,7 @@ def test_guided_ranks_the_levels_of_every_pruned_layer(kind: str, tmp_path: Path
     assert count >= 2
     for i in range(count):
         levels = [tuple(level if j == i else 0 for j in range(count)) for level in range(3)]
-        found = [context.screen(one).kl for one in levels]
+        found = [context.screener(one).kl for one in levels]
         wanted = [by_torch(made.builder.pipeline, space.decode(one), kind) for one in levels]
         assert np.argsort(found).tolist() == np.argsort(wanted).tolist()
         assert found == pytest.approx(wanted, rel=0.05, abs=1e-4)
