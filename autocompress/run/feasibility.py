@@ -187,8 +187,10 @@ def dry_run(study: StudyConfig, progress: Progress) -> dict[str, Any]:
         study: as read.
         progress: told what is going on.
     """
+    from autocompress.controller.samplers import check_sampler
     from autocompress.run.assembly import assemble
 
+    check_sampler(study.search.sampler)
     with tempfile.TemporaryDirectory() as scratch:
         # what a policy costs does not depend on trained weights: a baseline may take an hour
         untrained = study.model_copy(update={"baseline": None})
