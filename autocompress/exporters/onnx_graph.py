@@ -20,6 +20,7 @@ OPSET = 18
 Exporter = Literal["torchscript", "dynamo"]
 
 EXPORTER: Exporter = "torchscript"
+"""Asked first: its files answer and run alike, and it takes a tenth of the other's time or less."""
 
 _Named = tuple[Any, Callable[[Any], Origin | None]]
 """A graph as it was exported, and what tells where its nodes came from."""
