@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.errors import InputError
-from autocompress.measure.kernels import Kernel, kernel_times, write_kernels
+from autocompress.exporters.onnx_kernels import kernel_times, write_kernels
 from autocompress.measure.latency import glance
 from autocompress.measure.lock import machine_lock
 from autocompress.measure.machine import machine_facts, machine_id
 from autocompress.measure.quiet import in_quiet
+from autocompress.model.kernels import Kernel
 from autocompress.targets.base import Target, random_inputs
 
 Progress = Callable[[str, float], None]

@@ -11,8 +11,8 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.measure.kernels import Kernel, KernelPrecision, kernel_precision, layer_kernel
 from autocompress.model.cost import factor_method, factor_ranks
+from autocompress.model.kernels import Kernel, KernelPrecision, kernel_precision, layer_kernel
 from autocompress.policy.inventory import Inventory, LayerSpec
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.settings import CompressionSettings
