@@ -300,10 +300,8 @@ class StudyEvaluator:
         return path
 
     def _export(self, compressed: Compressed, path: Path) -> None:
-        from autocompress.exporters.write import export
-
         path.parent.mkdir(parents=True, exist_ok=True)
-        export(compressed, path, self.example)
+        self.target.export(compressed, path, self.example)
 
     def _accuracy(self, path: Path, split: Split) -> Accuracy:
         from autocompress.measure.accuracy import file_accuracy

@@ -87,7 +87,6 @@ def _from_table(parts: Assembly, table: Path) -> tuple[Cost, float]:
 
 def _timed(parts: Assembly, folder: RunFolder) -> tuple[Cost, float]:
     from autocompress.build.state import state_file
-    from autocompress.exporters.write import export
     from autocompress.measure.latency import Beside, compare, settle
 
     evaluator = parts.evaluator
@@ -100,7 +99,7 @@ def _timed(parts: Assembly, folder: RunFolder) -> tuple[Cost, float]:
         else:
             compressed = parts.pipeline.build(trial.policy)
         path = parts.folder / f"candidate{evaluator.target.suffix}"
-        export(compressed, path, evaluator.example)
+        evaluator.target.export(compressed, path, evaluator.example)
         sitting = Beside(
             evaluator.target, path, evaluator.baseline_file, quiet=evaluator.quiet_speed
         )
