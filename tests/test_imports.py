@@ -34,7 +34,7 @@ ALLOWED = {
     "mlflow": {*_TRACK, "report", "mlflow"},
     "workloads": {*_BUILD, "targets", "measure", "workloads"},
 }
-TOP = {"commands", "run"}
+TOP = {"commands", "run", "testing"}
 """Rooms that put the others together, like the modules beside them."""
 ONLY_IN = {
     "optuna": {"controller/optuna_study.py"},

@@ -60,9 +60,4 @@ def _availability(entry: EntryPoint, owner: EntryPoint) -> Availability:
         found: Availability = registry.load_entry(entry).availability()
     except TargetUnavailable as error:
         return Availability(entry.name, False, reason=str(error))
-    except Exception as error:  # another package's code must not hide the other runtimes
-        if entry in registry.BUILT_IN:
-            raise
-        reason = f"its availability() raised {type(error).__name__}: {error}"
-        return Availability(entry.name, False, reason=reason)
     return found

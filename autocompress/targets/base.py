@@ -198,6 +198,9 @@ class Target(ABC):
         except ImportError as error:
             how = f": {cls.install}" if cls.install else ""
             return Availability(cls.name, False, reason=f"not installed ({error}){how}")
+        except Exception as error:  # a broken installation raises whatever it stumbles on
+            reason = f"installed, but broken ({type(error).__name__}: {error})"
+            return Availability(cls.name, False, reason=reason)
 
     def check_device(self, found: Availability) -> None:
         """Refuse a device that is not here.

@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -32,7 +32,7 @@ _DTYPES = {0: "uint8", 1: "int8", 3: "int32", 4: "int64", 5: "float16", 6: "floa
 class ExecuTorchConfig(TargetConfig):
     """Fields of ``target:`` for ExecuTorch."""
 
-    runtime: Literal["executorch"] = "executorch"
+    runtime: str = "executorch"
 
 
 class ExecuTorchTarget(Target):

@@ -8,7 +8,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -82,7 +82,7 @@ class OnnxRuntimeConfig(TargetConfig):
         providers: execution providers in order of preference; ``None`` chooses by the device.
     """
 
-    runtime: Literal["onnxruntime"] = "onnxruntime"
+    runtime: str = "onnxruntime"
     providers: tuple[str, ...] | None = None
 
 
@@ -242,7 +242,7 @@ class OnnxRuntimeSession(Session):
                 session.run(None, feed)
             events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
             del session
-        return _read_profile(events, WARM_UP, _makers(self.file))
+        return _read_profile(events, WARM_UP, makers(self.file))
 
     def close(self) -> None:
         """Free the session."""
@@ -266,11 +266,11 @@ def _free_batch_names(file: Path) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def _makers(file: Path) -> dict[str, str]:
+def makers(file: Path) -> dict[str, str]:
     """Tensor to the node of the file that computed it, activations and casts looked through.
 
-    Where the runtime merges nodes into one with a blocked layout it names that one after its
-    output, which by then may be an activation's.
+    Runtimes name a node after its output where they merge several into it, or where it is the
+    last one; by then that may be an activation's output.
     """
     import onnx
 

@@ -6,7 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from autocompress.targets.base import (
     TensorSpec,
     check_file,
 )
+from autocompress.targets.onnx_runtime import makers
 from autocompress.targets.profile import KernelClass, NodeTime, Profile, kernel_class
 
 #: biases and scales are split off and merged again, which leaves marks in the names
@@ -41,7 +42,7 @@ _MULTIPLYING = re.compile("conv|gemm|matmul|fullyconnected|lstm|gru|attention", 
 class OpenVinoConfig(TargetConfig):
     """Fields of ``target:`` for OpenVINO."""
 
-    runtime: Literal["openvino"] = "openvino"
+    runtime: str = "openvino"
 
 
 class OpenVinoTarget(Target):
@@ -91,9 +92,7 @@ class OpenVinoTarget(Target):
     @classmethod
     def classify(cls, node: NodeTime) -> KernelClass:
         """By the layer's type and the type of its arithmetic; see ``Target``."""
-        found = kernel_class(_INTEGER.sub("", node.op), _CLASSES, _MULTIPLYING)
-        integer = found is KernelClass.FLOAT and _INTEGER.search(node.op)
-        return KernelClass.INTEGER if integer else found
+        return _class(node.op)
 
     def kernel_writer(self) -> KernelWriter | None:
         """ONNX files with a node per layer."""
@@ -167,8 +166,8 @@ class OpenVinoSession(Session):
 
     def profile(self, inputs: Inputs, runs: int = 20) -> Profile:
         """OpenVINO's own counters, from a second compilation; it tells no shapes."""
-        request = self._compile(True)
-        feed = self.arrays(inputs)
+        request, feed = self._compile(True), self.arrays(inputs)
+        origin = makers(self.file)
         times: dict[str, list[float]] = defaultdict(list)
         kernels: dict[str, str] = {}
         totals = []
@@ -177,17 +176,29 @@ class OpenVinoSession(Session):
             if i < WARM_UP:
                 continue
             totals.append(request.latency)
+            spent: dict[str, float] = defaultdict(float)
             for info in request.profiling_info:
                 if info.status == info.Status.EXECUTED:
                     name = _SPLIT.sub("", info.node_name)
-                    times[name].append(info.real_time.total_seconds() * 1e3)
-                    kernels[name] = _kernel(info)
+                    name, kernel = origin.get(name, name), _kernel(info)
+                    spent[name] += info.real_time.total_seconds() * 1e3
+                    # a layer whose bias is added apart goes by the kernel that multiplies
+                    if name not in kernels or _class(kernel).multiplies:
+                        kernels[name] = kernel
+            for name, ms in spent.items():
+                times[name].append(ms)
         nodes = tuple(NodeTime(n, kernels[n], float(np.median(t))) for n, t in times.items())
         return Profile(nodes, float(np.median(totals)))
 
     def close(self) -> None:
         """Free the model."""
         self._request = self._model = None
+
+
+def _class(op: str) -> KernelClass:
+    found = kernel_class(_INTEGER.sub("", op), _CLASSES, _MULTIPLYING)
+    integer = found is KernelClass.FLOAT and _INTEGER.search(op)
+    return KernelClass.INTEGER if integer else found
 
 
 def _kernel(info: Any) -> str:

@@ -71,5 +71,5 @@ def load_entry(entry: EntryPoint) -> Any:
 def _usable(name: str) -> bool:
     try:
         return bool(load(name).availability().available)
-    except Exception:  # another package's code; `available_targets` tells what is wrong with it
+    except TargetUnavailable:
         return False

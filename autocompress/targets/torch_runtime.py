@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -44,7 +44,7 @@ class TorchConfig(TargetConfig):
         compile: through ``torch.compile``.
     """
 
-    runtime: Literal["torch"] = "torch"
+    runtime: str = "torch"
     compile: bool = False
 
 

@@ -1,4 +1,4 @@
-"""One contract for every runtime that is present here."""
+"""What is peculiar to one built-in runtime, and the parts that all share."""
 
 from __future__ import annotations
 
@@ -11,27 +11,22 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from torch import nn
 
 from autocompress.errors import InputError, TargetUnavailable
 from autocompress.targets import (
     RUNTIMES,
-    Target,
+    KernelClass,
+    NodeTime,
+    Profile,
     TargetConfig,
+    TensorSpec,
     available_targets,
     get_target,
+    registry,
 )
-from autocompress.targets.base import NodeTime, Profile, TensorSpec, random_inputs
+from autocompress.targets.base import random_inputs
 
 _HERE = {found.runtime: found for found in available_targets()}
-
-
-@pytest.fixture(params=RUNTIMES)
-def target(request: pytest.FixtureRequest) -> Target:
-    found = _HERE[request.param]
-    if not found.available:
-        pytest.skip(f"{request.param}: {found.reason}")
-    return get_target(request.param)
 
 
 def test_a_runtime_is_available_or_says_why_not() -> None:
@@ -49,87 +44,6 @@ def test_an_absent_runtime_is_an_error_that_says_how_to_get_it() -> None:
     for found in absent:
         with pytest.raises(TargetUnavailable, match="pip install"):
             get_target(found.runtime)
-
-
-def test_it_computes_what_torch_computes(
-    target: Target, exported: dict[str, Path], network: nn.Module
-) -> None:
-    with closing(target.open(exported[target.suffix])) as session:
-        inputs = random_inputs(session.inputs, target.config.batch, seed=7)
-        (found,) = session.run(inputs)
-    with torch.inference_mode():
-        wanted = network(torch.from_numpy(inputs[0])).numpy()
-    assert [tuple(i.shape) for i in inputs] == [(1, 3, 8, 8)]
-    np.testing.assert_allclose(found, wanted, atol=1e-5)
-
-
-def test_a_free_batch_takes_any_number(
-    target: Target, exported: dict[str, Path], network: nn.Module
-) -> None:
-    if target.config.runtime == "executorch":
-        batches = {1: get_target({"runtime": "executorch", "batch": 1})}
-        batches |= {3: get_target({"runtime": "executorch", "batch": 3})}
-    else:
-        batches = dict.fromkeys((1, 3), target)
-    for batch, where in batches.items():
-        with closing(where.open(exported[where.suffix], fixed=False)) as session:
-            inputs = random_inputs(session.inputs, batch)
-            (found,) = session.run(inputs)
-        with torch.inference_mode():
-            wanted = network(torch.from_numpy(inputs[0])).numpy()
-        assert found.shape == (batch, 5)
-        np.testing.assert_allclose(found, wanted, atol=1e-5)
-
-
-def test_the_batch_of_the_config_is_settled(target: Target, exported: dict[str, Path]) -> None:
-    four = get_target({"runtime": target.config.runtime, "batch": 4})
-    with closing(four.open(exported[four.suffix])) as session:
-        (found,) = session.run(random_inputs(session.inputs, 4))
-    assert found.shape == (4, 5)
-
-
-def test_results_do_not_change_when_the_session_runs_again(
-    target: Target, exported: dict[str, Path]
-) -> None:
-    with closing(target.open(exported[target.suffix])) as session:
-        one, two = (random_inputs(session.inputs, 1, seed) for seed in (1, 2))
-        (first,) = session.run(one)
-        kept = first.copy()
-        session.run(two)
-        (again,) = session.run(one)
-    np.testing.assert_array_equal(first, kept)
-    np.testing.assert_array_equal(first, again)
-
-
-def test_a_prepared_call_runs_and_a_profile_shows_operators(
-    target: Target, exported: dict[str, Path]
-) -> None:
-    with closing(target.open(exported[target.suffix])) as session:
-        inputs = random_inputs(session.inputs)
-        call = session.prepare(inputs)
-        assert call() is not None
-        profile = session.profile(inputs, runs=3)
-    assert profile.nodes
-    assert profile.total_ms > 0
-    assert all(node.ms >= 0 for node in profile.nodes)
-    assert sum(node.ms for node in profile.nodes) > 0
-    assert sum(count for count, _ in profile.by_op().values()) == len(profile.nodes)
-
-
-@pytest.mark.parametrize("threads", [1, 2])
-def test_threads_are_those_that_were_asked_for(
-    target: Target, exported: dict[str, Path], threads: int
-) -> None:
-    path = exported[target.suffix]
-    here = get_target({"runtime": target.config.runtime, "threads": threads})
-    before = torch.get_num_threads()
-    with closing(here.open(path)) as session:
-        session.run(random_inputs(session.inputs))
-        assert session.threads == threads
-    with closing(here.open(path, threads=3 - threads)) as session:
-        assert session.threads == 3 - threads
-    assert torch.get_num_threads() == before
-    assert here.describe()["threads"] == threads
 
 
 def test_torch_kernels_see_the_threads_of_the_session(exported: dict[str, Path]) -> None:
@@ -151,54 +65,6 @@ def test_onnxruntime_starts_one_thread_less_than_it_uses(exported: dict[str, Pat
         assert tasks() - before == 3
     with closing(get_target({"threads": 1}).open(exported[".onnx"])):
         assert tasks() == before
-
-
-def test_what_a_record_says_is_what_the_config_asked(target: Target) -> None:
-    told = target.describe()
-    assert told["runtime"] == target.config.runtime
-    assert told["version"] == _HERE[target.config.runtime].version
-    assert {"device": "cpu", "threads": 1, "batch": 1}.items() <= told.items()
-
-
-def test_what_cannot_be_opened_is_an_input_error(target: Target, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no model file"):
-        target.open(tmp_path / f"absent{target.suffix}")
-    wrong = tmp_path / "model.bin"
-    wrong.write_bytes(b"x")
-    with pytest.raises(InputError, match=target.suffix):
-        target.open(wrong)
-    broken = tmp_path / f"broken{target.suffix}"
-    broken.write_bytes(b"not a model at all")
-    with pytest.raises(InputError, match="broken"):
-        target.open(broken)
-
-
-def test_the_wrong_number_of_inputs_is_an_input_error(
-    target: Target, exported: dict[str, Path]
-) -> None:
-    with closing(target.open(exported[target.suffix])) as session:
-        inputs = random_inputs(session.inputs)
-        with pytest.raises(InputError, match="takes 1 inputs, got 2"):
-            session.run([*inputs, *inputs])
-
-
-@pytest.mark.slow
-def test_a_compiled_program_computes_the_same(
-    exported: dict[str, Path], network: nn.Module
-) -> None:
-    compiled = get_target({"runtime": "torch", "compile": True})
-    with closing(compiled.open(exported[".pt2"])) as session:
-        inputs = random_inputs(session.inputs)
-        (found,) = session.run(inputs)
-        profile = session.profile(inputs, runs=3)
-    np.testing.assert_allclose(found, network(torch.from_numpy(inputs[0])).detach(), atol=1e-5)
-    assert profile.nodes
-    assert compiled.describe()["compile"] is True
-
-
-def test_an_unknown_device_is_not_taken_for_another(target: Target) -> None:
-    with pytest.raises(InputError):
-        get_target({"runtime": target.config.runtime, "device": "abacus"})
 
 
 def test_a_config_names_the_nearest_key_and_runtime() -> None:
@@ -254,19 +120,52 @@ def test_a_profile_sums_by_operator() -> None:
     assert profile.as_dict()["ops"]["Conv"] == {"nodes": 2, "ms": 2.5}
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("compiled", [False, True])
-def test_torch_on_cuda_computes_the_same(
-    compiled: bool, exported: dict[str, Path], network: nn.Module
+@pytest.mark.parametrize(
+    ("runtime", "op", "kind"),
+    [
+        ("onnxruntime", "QLinearConv", KernelClass.INTEGER),
+        ("onnxruntime", "MatMulIntegerToFloat", KernelClass.INTEGER),
+        ("onnxruntime", "FusedConv", KernelClass.FLOAT),
+        ("onnxruntime", "MultiHeadAttention", KernelClass.FLOAT),
+        ("onnxruntime", "QuantizeLinear", KernelClass.QUANTIZE),
+        ("onnxruntime", "ReorderInput", KernelClass.LAYOUT),
+        ("onnxruntime", "QLinearSoftmax", KernelClass.OTHER),
+        ("openvino", "Convolution_i8", KernelClass.INTEGER),
+        ("openvino", "FullyConnected_u8", KernelClass.INTEGER),
+        ("openvino", "Convolution", KernelClass.FLOAT),
+        ("openvino", "Convert", KernelClass.LAYOUT),
+        ("openvino", "Reorder_i8", KernelClass.LAYOUT),
+        ("openvino", "FakeQuantize", KernelClass.QUANTIZE),
+        ("torch", "aten.conv2d.default", KernelClass.FLOAT),
+        ("torch", "aten.linear.default", KernelClass.FLOAT),
+        ("torch", "aten.relu.default", KernelClass.OTHER),
+        ("torch", "aten.permute.default", KernelClass.LAYOUT),
+        ("torch", "graph_0_cpp_fused_convolution_relu_0", KernelClass.FUSED),
+        ("executorch", "XnnpackBackend", KernelClass.FUSED),
+    ],
+)
+def test_kernels_are_classed_by_the_runtime_that_has_them(
+    runtime: str, op: str, kind: KernelClass
 ) -> None:
-    target = get_target({"runtime": "torch", "device": "cuda", "compile": compiled, "batch": 2})
-    with closing(target.open(exported[".pt2"])) as session:
-        inputs = random_inputs(session.inputs, 2)
-        (found,) = session.run(inputs)
-        profile = session.profile(inputs, runs=3)
-    with torch.inference_mode():
-        wanted = network(torch.from_numpy(inputs[0])).numpy()
-    # convolutions may run in TF32 there
-    np.testing.assert_allclose(found, wanted, atol=5e-3)
-    assert profile.nodes
-    assert profile.total_ms > 0
+    assert registry.load(runtime).classify(NodeTime("/a/b", op, 1.0)) is kind
+
+
+def shaped(op: str, output: tuple[int, ...], *inputs: tuple[int, ...]) -> NodeTime:
+    return NodeTime("/a/b", op, 1.0, tuple(("float", s) for s in inputs), (("float", output),))
+
+
+def test_channels_are_counted_where_they_lie() -> None:
+    torch_, onnx_ = get_target("torch"), get_target("onnxruntime")
+    plain = shaped("aten.conv2d.default", (1, 10, 4, 4))
+    assert torch_.shows_channels(plain, 10, linear=False)
+    assert not torch_.shows_channels(plain, 9, linear=False)
+    assert torch_.shows_channels(shaped("aten.linear.default", (1, 7, 6)), 6, linear=True)
+    # blocks of 4, 8 and 16 hide up to 15 channels, never fewer than are there
+    blocked = shaped("Conv", (1, 16, 4, 4))
+    assert [n for n in range(1, 18) if onnx_.shows_channels(blocked, n, linear=False)] == list(
+        range(1, 17)
+    )
+    # channels last, told by the scales
+    last = shaped("QLinearConv", (1, 4, 4, 10), (1, 4, 4, 3), (10,))
+    assert onnx_.shows_channels(last, 10, linear=False)
+    assert not onnx_.shows_channels(last, 4, linear=False)
