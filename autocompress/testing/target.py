@@ -3,14 +3,14 @@
 In a test file of its own package an author writes::
 
     class TestMine(TargetContract):
-        config = {"runtime": "mine"}
+        config = "mine"
 """
 
 from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +39,7 @@ from autocompress.targets import (
     TargetConfig,
     available_targets,
     get_target,
+    registry,
 )
 from autocompress.targets.base import random_inputs
 from autocompress.techniques.compressed import Compressed, Precision
@@ -78,16 +79,41 @@ class Exported:
             return simulate(self.compressed)(torch.from_numpy(x)).numpy()
 
 
+#: written once for all tests of a config
+_FILES: dict[tuple[TargetConfig, Precision], Exported] = {}
+
+
+def _export(target: Target, precision: Precision, folders: pytest.TempPathFactory) -> Exported:
+    """Let the target write the network with a precision of all layers."""
+    key = (target.config, precision)
+    if key not in _FILES:
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            network, images = Network().eval(), torch.randn(32, 3, 8, 8)
+        changed = dict.fromkeys(LAYERS, precision) if precision != Precision() else {}
+        bits = {"weight_bits": precision.weight_bits, "activation_bits": precision.activation_bits}
+        policy = Policy({name: LayerPolicy(**bits) for name in changed})
+        compressed = Compressed(network, policy, CompressionSettings(), precisions=changed)
+        if changed:
+            compressed = calibrate(compressed, images)
+        path = folders.mktemp("contract") / f"small{target.suffix}"
+        written = target.export(compressed, path, images[:1])
+        assert written.path == path
+        assert written.size_bytes == path.stat().st_size > 0
+        _FILES[key] = Exported(compressed, path)
+    return _FILES[key]
+
+
 class TargetContract:
     """Tests of one target; skipped with the reason where its runtime is not present.
 
     Attributes:
-        config: as a study's ``target:`` has it.
+        config: as a study's ``target:`` has it, or only the runtime's name.
         threads: counts that the runtime can be asked for.
         tolerance: largest difference between the outputs of file and module.
     """
 
-    config: ClassVar[Mapping[str, Any]]
+    config: ClassVar[str | Mapping[str, Any]]
     threads: ClassVar[tuple[int, ...]] = (1, 2)
     tolerance: ClassVar[float] = 1e-5
 
@@ -99,49 +125,32 @@ class TargetContract:
         folder = tmp_path_factory.getbasetemp() / "lock"
         monkeypatch.setenv("AUTOCOMPRESS_LOCK_DIR", str(folder))
 
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def target(self) -> Target:
         """The target with the class's config."""
-        config = TargetConfig.read(self.config)
-        found = next(row for row in available_targets() if row.runtime == config.runtime)
+        config = TargetConfig.read(self._plain)
+        found = registry.load(config.runtime).availability()
         if not found.available:
             pytest.skip(f"{config.runtime}: {found.reason}")
         return get_target(config)
 
-    @pytest.fixture(scope="class")
-    def export(
-        self, target: Target, tmp_path_factory: pytest.TempPathFactory
-    ) -> Callable[..., Exported]:
-        """Writes the network with a precision of its layers."""
-        with torch.random.fork_rng():
-            torch.manual_seed(3)
-            network = Network().eval()
-            images = torch.randn(32, 3, 8, 8)
-
-        def write(precision: Precision = Precision()) -> Exported:  # noqa: B008
-            changed = dict.fromkeys(LAYERS, precision) if precision != Precision() else {}
-            layer = LayerPolicy(
-                weight_bits=precision.weight_bits, activation_bits=precision.activation_bits
-            )
-            policy = Policy(dict.fromkeys(changed, layer))
-            made = Compressed(network, policy, CompressionSettings(), precisions=changed)
-            compressed = calibrate(made, images) if changed else made
-            path = tmp_path_factory.mktemp("contract") / f"small{target.suffix}"
-            written = target.export(compressed, path, images[:1])
-            assert written.path == path
-            assert written.size_bytes == path.stat().st_size > 0
-            return Exported(compressed, path)
-
-        return write
-
-    @pytest.fixture(scope="class")
-    def exported(self, export: Callable[..., Exported]) -> Exported:
+    @pytest.fixture
+    def exported(self, target: Target, tmp_path_factory: pytest.TempPathFactory) -> Exported:
         """The float network as a file."""
-        return export()
+        return _export(target, Precision(), tmp_path_factory)
+
+    @pytest.fixture
+    def integer(self, target: Target, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+        """The network with all layers in 8 bits as a file."""
+        return _export(target, Precision(8, 8), tmp_path_factory)
+
+    @property
+    def _plain(self) -> Mapping[str, Any]:
+        return {"runtime": self.config} if isinstance(self.config, str) else self.config
 
     def asked(self, **changed: Any) -> Target:
         """The same target with other fields in its config."""
-        return get_target({**self.config, **changed})
+        return get_target({**self._plain, **changed})
 
     def _same(self, session: Session, exported: Exported, batch: int, seed: int = 7) -> None:
         (x,) = random_inputs(session.inputs, batch, seed)
@@ -157,7 +166,7 @@ class TargetContract:
         assert row.devices
         assert not row.reason
         json.dumps(row.as_dict())
-        assert type(get_target({**self.config, "runtime": target.name})) is type(target)
+        assert type(get_target({**self._plain, "runtime": target.name})) is type(target)
 
     def test_its_config_is_plain_data(self, target: Target) -> None:
         """It goes through JSON and through pickle, as into other processes."""
@@ -242,16 +251,15 @@ class TargetContract:
         assert check_file(target, exported.path, exported.compressed) == []
 
     def test_layers_of_8_bits_keep_their_predictions(
-        self, target: Target, export: Callable[..., Exported]
+        self, target: Target, integer: Exported
     ) -> None:
         """Integer kernels show where the target claims them, and are missed where it does not."""
-        exported = export(Precision(8, 8))
         where = target if target.free_batch else self.asked(batch=60)
-        with closing(where.open(exported.path, fixed=False)) as session:
+        with closing(where.open(integer.path, fixed=False)) as session:
             (x,) = random_inputs(session.inputs, 60)
             (found,) = session.run([x])
-        assert np.mean(found.argmax(-1) == exported.wanted(x).argmax(-1)) >= 0.9
-        problems = check_file(target, exported.path, exported.compressed)
+        assert np.mean(found.argmax(-1) == integer.wanted(x).argmax(-1)) >= 0.9
+        problems = check_file(target, integer.path, integer.compressed)
         if target.integer_kernels:
             assert problems == []
         else:

@@ -31,7 +31,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Calle
         shutil.copytree(HERE / name, folder / "package")
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         alone = ["--no-index", "--no-deps", "--no-build-isolation"]
-        _call([*pip, *alone, "--target", "site", "package"], folder)
+        _call([*pip, *alone, "--target", "site", "./package"], folder)
 
         def called(*arguments: str) -> str:
             return _call([sys.executable, *arguments], folder, str(folder / "site"))

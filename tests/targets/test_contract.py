@@ -10,15 +10,15 @@ from autocompress.testing.target import TargetContract
 
 
 class TestOnnxRuntime(TargetContract):
-    config: ClassVar = {"runtime": "onnxruntime"}
+    config = "onnxruntime"
 
 
 class TestOpenVino(TargetContract):
-    config: ClassVar = {"runtime": "openvino"}
+    config = "openvino"
 
 
 class TestTorch(TargetContract):
-    config: ClassVar = {"runtime": "torch"}
+    config = "torch"
 
 
 @pytest.mark.slow
@@ -34,7 +34,7 @@ class TestTorchOnCuda(TargetContract):
 
 
 class TestExecuTorch(TargetContract):
-    config: ClassVar = {"runtime": "executorch"}
+    config = "executorch"
 
 
 @pytest.mark.gpu

@@ -79,6 +79,9 @@ class NumpySession(Session):
             model = onnx.load(file)
         except Exception as error:  # protobuf's decode error is not exported
             raise InputError(f"{file} is not an ONNX file: {error}") from None
+        for opset in model.opset_import:
+            # the evaluator knows no earlier quantization; what files hold has not changed since
+            opset.version = max(opset.version, 19)
         self._evaluator: Any = ReferenceEvaluator(model, verbose=verbose)
         self.inputs = tuple(_spec(value, batch) for value in model.graph.input)
 
@@ -127,9 +130,8 @@ def _spec(value: Any, batch: int | None) -> TensorSpec:
     shape = [d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim]
     if shape and shape[0] is None:
         shape[0] = batch
-    return TensorSpec(
-        value.name, tuple(shape), onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name
-    )
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
+    return TensorSpec(value.name, tuple(shape), dtype.name)
 
 
 def _told(value: Any) -> tuple[str, tuple[int, ...]]:

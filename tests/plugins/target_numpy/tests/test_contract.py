@@ -4,5 +4,5 @@ from autocompress.testing.target import TargetContract
 
 
 class TestNumpy(TargetContract):
-    config = {"runtime": "numpy"}
+    config = "numpy"
     threads = (1,)
