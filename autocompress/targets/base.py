@@ -32,7 +32,6 @@ __all__ = [
     "Target",
     "TargetConfig",
     "TensorSpec",
-    "check_file",
     "random_inputs",
 ]
 
@@ -154,7 +153,8 @@ class Target(ABC):
 
     Attributes:
         name: as ``target: {runtime: ...}`` and the entry point say it.
-        suffix: of the files that it opens, ``.onnx`` for example.
+        suffix: of the files that are exported for it, ``.onnx`` for example.
+        also_opens: other suffixes.
         config_model: the fields of ``target:`` that it takes.
         install: how to get the runtime, for messages.
         integer_kernels: whether layers of 8 bits run on integers, not simulated in float.
@@ -167,6 +167,7 @@ class Target(ABC):
 
     name: ClassVar[str]
     suffix: ClassVar[str]
+    also_opens: ClassVar[tuple[str, ...]] = ()
     config_model: ClassVar[type[TargetConfig]] = TargetConfig
     install: ClassVar[str] = ""
     integer_kernels: ClassVar[bool] = False
@@ -215,7 +216,6 @@ class Target(ABC):
                 f"{', '.join(found.devices)}, got {device!r}. Use `device: {found.devices[0]}`."
             )
 
-    @abstractmethod
     def open(self, path: str | Path, *, threads: int | None = None, fixed: bool = True) -> Session:
         """Open an exported file.
 
@@ -223,10 +223,35 @@ class Target(ABC):
             path: with the target's suffix.
             threads: takes the place of the config's, e.g. for judging accuracy.
             fixed: settle free batch dimensions to the config's batch, as for latency;
-                ``False`` leaves them free.
+                ``False`` leaves them free, where the runtime can.
 
         Raises:
             InputError: no such file, or one that the runtime cannot open.
+        """
+        file = Path(path)
+        if not file.is_file():
+            raise InputError(
+                f"There is no model file at {file}. Export one with `autocompress apply`."
+            )
+        if file.suffix not in (self.suffix, *self.also_opens):
+            raise InputError(
+                f"The runtime {self.name!r} opens {self.suffix} files, got {file.name}. Export to "
+                f"{self.suffix}, or choose another runtime with `--target`."
+            )
+        batch = self.config.batch if fixed or not self.free_batch else None
+        return self.load(file, threads or self.config.threads, batch)
+
+    @abstractmethod
+    def load(self, file: Path, threads: int, batch: int | None) -> Session:
+        """What ``open`` gives; the file is there.
+
+        Args:
+            file: with a suffix that the target opens.
+            threads: of one inference.
+            batch: free first dimensions of inputs are settled to this, or left free with ``None``.
+
+        Raises:
+            InputError: the runtime cannot open it.
         """
 
     @classmethod
@@ -280,23 +305,6 @@ class Target(ABC):
     def facts(self) -> dict[str, Any]:
         """What else decides how fast this runtime is, for ``describe``."""
         return {}
-
-
-def check_file(path: str | Path, suffix: str) -> Path:
-    """The path, if there is such a file with that suffix.
-
-    Raises:
-        InputError: there is not.
-    """
-    file = Path(path)
-    if not file.is_file():
-        raise InputError(f"There is no model file at {file}. Export one with `autocompress apply`.")
-    if file.suffix != suffix:
-        raise InputError(
-            f"This runtime opens {suffix} files, got {file.name}. Export to {suffix}, or choose "
-            "another runtime with `--target`."
-        )
-    return file
 
 
 def random_inputs(specs: Sequence[TensorSpec], batch: int = 1, seed: int = 0) -> list[Array]:

@@ -21,7 +21,6 @@ from autocompress.targets.base import (
     Target,
     TargetConfig,
     TensorSpec,
-    check_file,
 )
 from autocompress.targets.profile import KernelClass, NodeTime, Profile
 
@@ -43,6 +42,7 @@ class ExecuTorchTarget(Target):
 
     name = "executorch"
     suffix = ".pt2"
+    also_opens = (".pte",)
     config_model = ExecuTorchConfig
     install = "pip install 'autocompress[executorch]'"
     free_batch = False
@@ -61,19 +61,13 @@ class ExecuTorchTarget(Target):
             return Availability(cls.name, False, found, reason="this build has no XNNPACK backend")
         return Availability(cls.name, True, found, ("cpu",), details={"backends": backends})
 
-    def open(
-        self, path: str | Path, *, threads: int | None = None, fixed: bool = True
-    ) -> ExecuTorchSession:
+    def load(self, file: Path, threads: int, batch: int | None) -> ExecuTorchSession:
         """Open a file; see ``Target``. The batch is always fixed: memory is planned for it."""
-        del fixed
-        if Path(path).suffix == ".pte":
-            file = check_file(path, ".pte")
-            lowered = file.read_bytes()
-        else:
-            file = check_file(path, self.suffix)
-            state = file.stat()
-            lowered = _lower(file, state.st_mtime_ns, state.st_size, self.config.batch)
-        return ExecuTorchSession(file, lowered, threads or self.config.threads)
+        if file.suffix == ".pte":
+            return ExecuTorchSession(file, file.read_bytes(), threads)
+        state = file.stat()
+        lowered = _lower(file, state.st_mtime_ns, state.st_size, self.config.batch)
+        return ExecuTorchSession(file, lowered, threads)
 
     @classmethod
     def classify(cls, node: NodeTime) -> KernelClass:

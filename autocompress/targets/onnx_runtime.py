@@ -23,7 +23,6 @@ from autocompress.targets.base import (
     Target,
     TargetConfig,
     TensorSpec,
-    check_file,
 )
 from autocompress.targets.profile import KernelClass, NodeTime, Profile, kernel_class
 
@@ -110,32 +109,23 @@ class OnnxRuntimeTarget(Target):
         """The providers that are asked for, or those of the device, must be here."""
         here = found.details["providers"]
         device, _, index = self.config.device.partition(":")
-        self.providers = self.config.providers or _BY_DEVICE.get(device, ())
-        missing = [p for p in self.providers if p not in here]
+        names = self.config.providers or _BY_DEVICE.get(device, ())
+        missing = [p for p in names if p not in here]
         if missing:
             raise TargetUnavailable(
                 f"ONNX Runtime {self.version} here has no {missing[0]}, only {', '.join(here)}. "
                 f"Use `device: cpu`, or install another build: {self.install}."
             )
-        if not self.providers:
+        if not names:
             super().check_device(found)
-        self._options = [
-            {"device_id": index} if index and p.startswith(("CUDA", "Tensorrt")) else {}
-            for p in self.providers
+        self.providers = [
+            (p, {"device_id": index} if index and p.startswith(("CUDA", "Tensorrt")) else {})
+            for p in names
         ]
 
-    def open(
-        self, path: str | Path, *, threads: int | None = None, fixed: bool = True
-    ) -> OnnxRuntimeSession:
+    def load(self, file: Path, threads: int, batch: int | None) -> OnnxRuntimeSession:
         """Open an ``.onnx`` file; see ``Target``."""
-        file = check_file(path, self.suffix)
-        return OnnxRuntimeSession(
-            file,
-            self.providers,
-            self._options,
-            threads or self.config.threads,
-            self.config.batch if fixed else None,
-        )
+        return OnnxRuntimeSession(file, self.providers, threads, batch)
 
     @classmethod
     def classify(cls, node: NodeTime) -> KernelClass:
@@ -160,7 +150,7 @@ class OnnxRuntimeTarget(Target):
 
     def facts(self) -> dict[str, Any]:
         """The execution providers."""
-        return {"providers": list(self.providers)}
+        return {"providers": [name for name, _ in self.providers]}
 
 
 class OnnxRuntimeSession(Session):
@@ -168,21 +158,20 @@ class OnnxRuntimeSession(Session):
 
     Args:
         file: the model.
-        providers, options: one dictionary of options per execution provider.
+        providers: execution providers with their options.
         threads: of one operator.
-        batch: free first dimensions of inputs are fixed to this, or left free with ``None``.
+        batch: as in ``Target.load``.
     """
 
     def __init__(
         self,
         file: Path,
-        providers: Sequence[str],
-        options: Sequence[dict[str, str]],
+        providers: Sequence[tuple[str, dict[str, str]]],
         threads: int,
         batch: int | None,
     ) -> None:
         self.file = file
-        self._providers = list(zip(providers, options, strict=True))
+        self._providers = list(providers)
         self._threads = threads
         self._free = _free_batch_names(file) if batch is not None else ()
         self._batch = batch

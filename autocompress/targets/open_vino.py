@@ -21,7 +21,6 @@ from autocompress.targets.base import (
     Target,
     TargetConfig,
     TensorSpec,
-    check_file,
 )
 from autocompress.targets.onnx_runtime import makers
 from autocompress.targets.profile import KernelClass, NodeTime, Profile, kernel_class
@@ -73,21 +72,16 @@ class OpenVinoTarget(Target):
         devices = tuple(d.lower().replace(".", ":") for d in openvino.Core().available_devices)
         return Availability(cls.name, True, str(openvino.get_version()).partition("-")[0], devices)
 
-    def open(
-        self, path: str | Path, *, threads: int | None = None, fixed: bool = True
-    ) -> OpenVinoSession:
+    def load(self, file: Path, threads: int, batch: int | None) -> OpenVinoSession:
         """Open an ``.onnx`` file; see ``Target``."""
-        file = check_file(path, self.suffix)
         properties: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": "f32",
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": "1",
         }
         if self.device == "CPU":
-            properties["INFERENCE_NUM_THREADS"] = threads or self.config.threads
-        return OpenVinoSession(
-            self._core, file, self.device, properties, self.config.batch if fixed else None
-        )
+            properties["INFERENCE_NUM_THREADS"] = threads
+        return OpenVinoSession(self._core, file, self.device, properties, batch)
 
     @classmethod
     def classify(cls, node: NodeTime) -> KernelClass:
@@ -113,7 +107,7 @@ class OpenVinoSession(Session):
         file: the model.
         device: in OpenVINO's spelling.
         properties: of the compilation.
-        batch: free first dimensions of inputs are fixed to this, or left free with ``None``.
+        batch: as in ``Target.load``.
     """
 
     def __init__(

@@ -24,7 +24,6 @@ from autocompress.targets.base import (
     Target,
     TargetConfig,
     TensorSpec,
-    check_file,
 )
 from autocompress.targets.profile import KernelClass, NodeTime, Profile, kernel_class
 
@@ -81,20 +80,9 @@ class TorchTarget(Target):
                 "Install one, or use `compile: false`."
             )
 
-    def open(
-        self, path: str | Path, *, threads: int | None = None, fixed: bool = True
-    ) -> TorchSession:
+    def load(self, file: Path, threads: int, batch: int | None) -> TorchSession:
         """Open a ``.pt2`` file; see ``Target``."""
-        import torch
-
-        file = check_file(path, self.suffix)
-        return TorchSession(
-            file,
-            torch.device(self.config.device),
-            threads or self.config.threads,
-            self.config.batch if fixed else None,
-            self.config.compile,
-        )
+        return TorchSession(file, self.config, threads, batch)
 
     @classmethod
     def classify(cls, node: NodeTime) -> KernelClass:
@@ -113,19 +101,16 @@ class TorchSession(Session):
 
     Args:
         file: an exported program.
-        device: where it runs.
+        config: where it runs, and whether it is compiled.
         threads: of one operator; the process's own setting is put back after every call.
-        batch: free first dimensions of inputs are fixed to this, or left free with ``None``.
-        compiled: through ``torch.compile``.
+        batch: as in ``Target.load``.
     """
 
-    def __init__(
-        self, file: Path, device: torch.device, threads: int, batch: int | None, compiled: bool
-    ) -> None:
+    def __init__(self, file: Path, config: TorchConfig, threads: int, batch: int | None) -> None:
         import torch
 
         self.file = file
-        self._device = device
+        self._device = device = torch.device(config.device)
         self._threads = threads
         program = load_program(file)
         if device.type != "cpu":
@@ -134,8 +119,8 @@ class TorchSession(Session):
             program = move_to_device_pass(program, device)
         self._module: Any = program.module()
         self.inputs = _specs(program, batch)
-        self._call: Any = torch.compile(self._module) if compiled else self._module
-        self._compiled = compiled
+        self._call: Any = torch.compile(self._module) if config.compile else self._module
+        self._compiled = config.compile
 
     @property
     def threads(self) -> int:

@@ -20,7 +20,6 @@ from autocompress.targets import (
     TargetConfig,
     TensorSpec,
 )
-from autocompress.targets.base import check_file
 
 
 class NumpyConfig(TargetConfig):
@@ -41,6 +40,7 @@ class NumpyTarget(Target):
     name = "numpy"
     suffix = ".onnx"
     config_model = NumpyConfig
+    config: NumpyConfig
     install = "pip install autocompress-target-numpy"
 
     @classmethod
@@ -50,10 +50,9 @@ class NumpyTarget(Target):
 
         return Availability(cls.name, True, onnx.__version__, devices=("cpu",))
 
-    def open(self, path: str | Path, *, threads: int | None = None, fixed: bool = True) -> Session:
-        """Open an ``.onnx`` file; there is only one thread."""
-        file = check_file(path, self.suffix)
-        return NumpySession(file, self.config.batch if fixed else None, self.config.verbose)
+    def load(self, file: Path, threads: int, batch: int | None) -> Session:
+        """Open a file; there is only one thread."""
+        return NumpySession(file, batch, self.config.verbose)
 
     @classmethod
     def classify(cls, node: NodeTime) -> KernelClass:
