@@ -63,7 +63,8 @@ class Network(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """From ``(batch, 3, 8, 8)`` to ``(batch, 5)``."""
         x = self.block(F.relu(self.first(x)))
-        return self.head(F.relu(x).mean((2, 3)))
+        answer: Tensor = self.head(F.relu(x).mean((2, 3)))
+        return answer
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,10 @@ def _export(target: Target, precision: Precision, folders: pytest.TempPathFactor
             torch.manual_seed(3)
             network, images = Network().eval(), torch.randn(32, 3, 8, 8)
         changed = dict.fromkeys(LAYERS, precision) if precision != Precision() else {}
-        bits = {"weight_bits": precision.weight_bits, "activation_bits": precision.activation_bits}
-        policy = Policy({name: LayerPolicy(**bits) for name in changed})
+        layer = LayerPolicy(
+            weight_bits=precision.weight_bits, activation_bits=precision.activation_bits
+        )
+        policy = Policy(dict.fromkeys(changed, layer))
         compressed = Compressed(network, policy, CompressionSettings(), precisions=changed)
         if changed:
             compressed = calibrate(compressed, images)
