@@ -97,10 +97,8 @@ class Measurer:
 
     def export(self, compressed: Compressed, path: Path) -> None:
         """Write a compressed model for the target; parent folders are made."""
-        from autocompress.exporters.write import export
-
         path.parent.mkdir(parents=True, exist_ok=True)
-        export(compressed, path, self.example)
+        self.target.export(compressed, path, self.example)
 
     def timing(self, path: Path, *, max_seconds: float) -> Timing:
         """A file timed beside the uncompressed one; every timing of a study goes through here.

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.errors import InputError
+from autocompress.exporters.onnx_kernels import write_kernels
 from autocompress.measure.kernel_table import TABLE_VERSION, Progress, chunks, typical_footprint
-from autocompress.measure.kernels import Kernel, write_kernels
 from autocompress.measure.latency_features import LayerPlan
 from autocompress.measure.latency_model import ExportVariant, choose_variants
+from autocompress.model.kernels import Kernel
 from autocompress.policy.inventory import Inventory
 from autocompress.policy.policy import Policy
 from autocompress.policy.settings import CompressionSettings

@@ -14,11 +14,11 @@ from torch import nn
 
 from autocompress.build.bank import LayerBank
 from autocompress.build.pipeline import Pipeline
-from autocompress.measure.kernels import Kernel
 from autocompress.measure.latency_features import LayerPlan
 from autocompress.measure.latency_model import LatencyModel
 from autocompress.measure.pack import pack_kernels
 from autocompress.model.inventory import take_inventory
+from autocompress.model.kernels import Kernel
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.recovery import Schedule
 from autocompress.policy.settings import CompressionSettings
