@@ -28,7 +28,7 @@ from autocompress.build.calibrate import calibrate
 from autocompress.exporters.write import export
 from autocompress.measure.accuracy import Accuracy, paired, score
 from autocompress.measure.gate import is_integer, multiplies
-from autocompress.measure.latency import compare
+from autocompress.measure.latency import paired_timing
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.settings import CompressionSettings
@@ -130,7 +130,7 @@ def judge(name: str, data: Data, ways: list[str], limit: int | None) -> list[dic
             simulated = module_outputs(simulate(compressed), data.val, limit)
             found = score(outputs, targets)
             difference = paired(found, float_score)
-            timing = compare(target, path, base)
+            timing = paired_timing(target, path, base)
             row = {
                 "network": name,
                 "way": way,

@@ -18,7 +18,7 @@ from autocompress.results.trial import SEARCH, Phase
 if TYPE_CHECKING:
     from autocompress.build.pipeline import Pipeline, Progress
     from autocompress.measure.accuracy import Accuracy
-    from autocompress.measure.latency import Beside
+    from autocompress.measure.latency import Timing
     from autocompress.measure.latency_model import LatencyModel
     from autocompress.measure.screening import Screening
     from autocompress.policy.space import Space
@@ -38,7 +38,7 @@ class StudyEvaluator:
         latency_model: predicts latency before anything is built; ``None`` before profiling.
         screen_images: how many training inputs ``screen`` can use at most.
         keep_files: keep the exported file of every trial, not only of verified ones.
-        weigh_trials: measure the peak memory of every trial, not only of the uncompressed model
+        measure_memory: measure the peak memory of every trial, not only of the uncompressed model
             and of verified ones; it takes a process of its own, about half a second.
         progress: told how far a fine-tune is.
         quiet_speed: how quickly the uncompressed model has been seen to run.
@@ -50,7 +50,7 @@ class StudyEvaluator:
     latency_model: LatencyModel | None = None
     screen_images: int = 512
     keep_files: bool = False
-    weigh_trials: bool = False
+    measure_memory: bool = False
     progress: Progress | None = None
     quiet_speed: QuietSpeed = field(default_factory=QuietSpeed)
     _estimates: dict[Policy, Measurement] = field(default_factory=dict)
@@ -67,12 +67,8 @@ class StudyEvaluator:
     @cached_property
     def baseline(self) -> Measurement:
         """The uncompressed model on val, in the target runtime."""
-        from autocompress.measure.latency import settle
-
-        sitting = self._sitting(self.baseline_file)
-        first = sitting()
+        timing = self._timing(self.baseline_file)
         accuracy = self._accuracy(self.baseline_file, self.pipeline.data.val)
-        timing = settle(first, sitting)
         return self._measurement(
             Policy(),
             self.baseline_file,
@@ -122,12 +118,9 @@ class StudyEvaluator:
 
     def student_ratio(self, name: str) -> float:
         """Latency of a student, as a share of the uncompressed model's: exported and timed."""
-        from autocompress.measure.latency import settle
-
         path = self.folder / f"student-{name}{self.target.suffix}"
         self._export(self.pipeline.stitch(Policy(student=name)), path)
-        sitting = self._sitting(path)
-        ratio = settle(sitting(), sitting).ratio
+        ratio = self._timing(path).ratio
         path.unlink()
         return ratio
 
@@ -183,7 +176,6 @@ class StudyEvaluator:
             **context: goes into the measurement's context.
         """
         from autocompress.measure.gate import check_file
-        from autocompress.measure.latency import settle
         from autocompress.measure.lock import machine_lock
 
         path = path or self.folder / f"measured{self.target.suffix}"
@@ -191,14 +183,11 @@ class StudyEvaluator:
         with machine_lock(exclusive=False):
             self._export(compressed, path)
         exported = time.perf_counter()
-        sitting = self._sitting(path, max_seconds=3.0)
-        first = sitting()
+        timing = self._timing(path, max_seconds=3.0)
         timed = time.perf_counter()
         with machine_lock(exclusive=False):
             accuracy = self._accuracy(path, getattr(self.pipeline.data, split))
         scored = time.perf_counter()
-        # nobody waits for a quiet machine where its times are not asked for
-        timing = settle(first, sitting) if self._elsewhere is None else first
         if not timing.disturbed:
             self.learn(compressed.policy, timing.ratio)
         judged = timing if self._elsewhere is None else None
@@ -218,7 +207,7 @@ class StudyEvaluator:
         latency = self._latency(
             compressed.policy, timing.ratio * self.baseline["latency_ms"], timing.iqr_ms
         )
-        memory = self._memory(path) if self.weigh_trials or split == "test" else {}
+        memory = self._memory(path) if self.measure_memory or split == "test" else {}
         return self._measurement(compressed.policy, path, accuracy, *latency, memory, context)
 
     def compressed(self, policy: Policy, phase: Phase, seed: int) -> Compressed:
@@ -280,13 +269,16 @@ class StudyEvaluator:
         """A latency measured here with its spread, or the other device's predicted one."""
         return (ms, spread) if self._elsewhere is None else self._elsewhere.predict(policy)
 
-    def _sitting(self, path: Path, max_seconds: float = 8.0) -> Beside:
-        """A file beside the uncompressed one."""
-        from autocompress.measure.latency import Beside
+    def _timing(self, path: Path, max_seconds: float = 8.0) -> Timing:
+        """A file paired with the uncompressed one."""
+        from autocompress.measure.latency import paired_timing
         from autocompress.measure.sampling import Plan
 
-        plan = Plan(max_seconds=max_seconds)
-        return Beside(self.target, path, self.baseline_file, plan, self.quiet_speed)
+        # nobody waits for a quiet machine where its times are not asked for
+        here = self._elsewhere is None
+        plan = Plan(max_seconds=max_seconds, apart_s=1.0 if here else 0.0)
+        quiet = self.quiet_speed if here else None
+        return paired_timing(self.target, path, self.baseline_file, plan=plan, quiet=quiet)
 
     def export_variant(self, policy: Policy) -> Path:
         """Export a policy's model for timing only: sliced weights, ranges from a few inputs."""

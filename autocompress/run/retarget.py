@@ -88,10 +88,11 @@ def _from_table(parts: Assembly, table: Path) -> tuple[Cost, float]:
 def _timed(parts: Assembly, folder: RunFolder) -> tuple[Cost, float]:
     from autocompress.build.state import state_file
     from autocompress.exporters.write import export
-    from autocompress.measure.latency import Beside, compare, settle
+    from autocompress.measure.latency import paired_timing
 
     evaluator = parts.evaluator
-    base = compare(evaluator.target, evaluator.baseline_file, evaluator.baseline_file)
+    uncompressed, quiet = evaluator.baseline_file, evaluator.quiet_speed
+    base = paired_timing(evaluator.target, uncompressed, uncompressed, quiet=quiet)
 
     def cost(trial: Trial) -> tuple[float, float]:
         state = state_file(folder.models, trial.policy, trial.phase.epochs, trial.seed)
@@ -101,10 +102,7 @@ def _timed(parts: Assembly, folder: RunFolder) -> tuple[Cost, float]:
             compressed = parts.pipeline.build(trial.policy)
         path = parts.folder / f"candidate{evaluator.target.suffix}"
         export(compressed, path, evaluator.example)
-        sitting = Beside(
-            evaluator.target, path, evaluator.baseline_file, quiet=evaluator.quiet_speed
-        )
-        timing = settle(sitting(), sitting)
+        timing = paired_timing(evaluator.target, path, uncompressed, quiet=quiet)
         return timing.ratio * base.latency_ms, timing.iqr_ms
 
     return cost, base.latency_ms
