@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from autocompress.build.calibrate import calibrate
 from autocompress.exporters.write import export
 from autocompress.measure.accuracy import Accuracy, paired, score
-from autocompress.measure.latency import compare
+from autocompress.measure.latency import paired_timing
 from autocompress.measure.saturation import settled
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.policy import LayerPolicy, Policy
@@ -133,7 +133,7 @@ def judge(name: str, data: Data, ways: list[str], limit: int | None) -> list[dic
             simulated = module_outputs(simulate(compressed), data.val, limit)
             found = score(outputs, targets)
             difference = paired(found, float_score)
-            timing = compare(target, path, base)
+            timing = paired_timing(target, path, base)
             row = {
                 "network": name,
                 "way": way,

@@ -16,10 +16,10 @@ from typing import Any
 
 from autocompress.errors import InputError
 from autocompress.exporters.onnx_kernels import kernel_times
-from autocompress.measure.latency import glance
 from autocompress.measure.lock import machine_lock
 from autocompress.measure.machine import machine_facts, machine_id
-from autocompress.measure.quiet import in_quiet
+from autocompress.measure.quiet import repeat_disturbed
+from autocompress.measure.rounds import warm_up
 from autocompress.model.kernels import Kernel
 from autocompress.targets.base import KernelWriter, Target, random_inputs
 
@@ -234,7 +234,7 @@ def _profile(
 
         def measure(i: int) -> None:
             file = written(i, str(i))
-            with machine_lock(exclusive=True), closing(target.open(file)) as session:
+            with closing(target.open(file)) as session, machine_lock(exclusive=True):
                 profile = session.profile(random_inputs(session.inputs), runs)
             times = kernel_times([(n.name, n.ms) for n in profile.nodes], len(parts[i]))
             table.add({k.key: t for k, t in zip(parts[i], times, strict=True) if t == t})
@@ -243,9 +243,14 @@ def _profile(
             progress("kernels", len(done) / len(parts))
 
         # the last precision is an integer one, where there is one: those suffer most
-        session = stack.enter_context(closing(target.open(written(-1, "sentinel"))))
+        session = stack.enter_context(closing(target.open(written(-1, "watched"))))
         call = session.prepare(random_inputs(session.inputs))
-        in_quiet([partial(measure, i) for i in range(len(parts))], partial(glance, call))
+
+        def look() -> float:
+            with machine_lock(exclusive=True):
+                return 1e3 * warm_up(call)
+
+        repeat_disturbed([partial(measure, i) for i in range(len(parts))], look)
 
 
 def chunks(kernels: Sequence[Kernel], footprint: int = FOOTPRINT) -> list[list[Kernel]]:

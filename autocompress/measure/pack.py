@@ -25,6 +25,8 @@ from autocompress.targets.base import TargetConfig
 #: bytes of weights that an unpacked archive may hold; widths in between are interpolated
 _LARGEST = 300_000_000
 RUNNER = "run_kernels.py"
+#: modules of this folder that need no other of it, by their names in the archive
+_RUNNER_FILES = {"device_runner.py": RUNNER, "rounds.py": "rounds.py", "machine.py": "machine.py"}
 
 
 def pack_kernels(
@@ -86,8 +88,8 @@ def pack_kernels(
             }
             archive.write(baseline, "models/uncompressed.onnx")
             archive.writestr("manifest.json", json.dumps(manifest, indent=1))
-            runner = Path(__file__).with_name("device_runner.py")
-            archive.writestr(RUNNER, runner.read_text(encoding="utf-8"))
+            for file, name in _RUNNER_FILES.items():
+                archive.write(Path(__file__).with_name(file), name)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

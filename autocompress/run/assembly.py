@@ -75,7 +75,7 @@ class Assembly:
                 self.pipeline,
                 target,
                 self.folder,
-                weigh_trials="peak_memory_bytes" in self.study.limits().metrics,
+                measure_memory="peak_memory_bytes" in self.study.limits().metrics,
                 progress=self.progress,
             )
         evaluator: StudyEvaluator = self._parts["evaluator"]
