@@ -54,7 +54,7 @@ MISTAKES: list[tuple[str, dict[str, Any]]] = [
     ("study", {"data": LEAST["data"]}),
     ("study", {**LEAST, "model": {}}),
     ("study", {**LEAST, "search": {"trials": 0}}),
-    ("study", {**LEAST, "search": {"sampler": "gided"}}),
+    ("study", {**LEAST, "search": {"sampler": 3}}),
     ("study", {**LEAST, "recovery": {"schedule": {"augment": ["crp"]}}}),
     ("study", {**LEAST, "recovery": {"distillation": {"teachers": [{"args": {}}]}}}),
     ("study", {**LEAST, "space": {"rules": [{"prune_rato": 0}]}}),
