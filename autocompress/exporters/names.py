@@ -112,7 +112,7 @@ def name_nodes(model: Any, origin: Callable[[Any], Origin | None]) -> None:
     """
     calls: dict[str, dict[str, int]] = {}
     taken: Counter[str] = Counter()
-    tensors = {}
+    tensors: dict[str, str] = {}
     fixed = {o.name for o in model.graph.output}
     for node in model.graph.node:
         path, mark = origin(node) or ("", "")
