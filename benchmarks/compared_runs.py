@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from autocompress.measure.latency import Beside, Timing
+from autocompress.measure.latency import Timing, paired_timing
 from autocompress.measure.quiet import QuietSpeed
 from autocompress.measure.sampling import Plan
 from autocompress.policy.budget import Budget
@@ -95,20 +95,20 @@ def timed_together(evaluator: StudyEvaluator, policies: dict[str, Policy]) -> di
     """Latency share of each policy: all of them timed in one go, thrice, in random order.
 
     One timing each would let noise decide between runs, for the many that a long run takes the
-    quickest look quicker than they are, and an hour later the machine may be another one. Sittings
+    quickest look quicker than they are, and an hour later the machine may be another one. Timings
     in which the uncompressed model ran slower than it can do not count, where there are others.
     """
     measurer = evaluator.measurer
     files = {digest: evaluator.export_variant(policy) for digest, policy in policies.items()}
-    sittings: dict[str, list[Timing]] = defaultdict(list)
+    timings: dict[str, list[Timing]] = defaultdict(list)
     quiet, draw = QuietSpeed(deque()), random.Random(0)
     for _ in range(3):
         for digest in draw.sample(list(files), len(files)):
-            plan = Plan(max_seconds=3.0)
-            beside = Beside(measurer.target, files[digest], measurer.baseline_file, plan, quiet)
-            found = beside()
-            quiet.note(found.baseline_ms)
-            sittings[digest].append(found)
+            plan, file = Plan(max_seconds=3.0), files[digest]
+            found = paired_timing(
+                measurer.target, file, measurer.baseline_file, plan=plan, quiet=quiet
+            )
+            timings[digest].append(found)
     for path in files.values():
         path.unlink()
     return {
@@ -116,7 +116,7 @@ def timed_together(evaluator: StudyEvaluator, policies: dict[str, Policy]) -> di
             [t.ratio for t in taken if not quiet.disturbed(t.baseline_ms)]
             or [min(taken, key=lambda t: t.baseline_ms).ratio]
         )
-        for digest, taken in sittings.items()
+        for digest, taken in timings.items()
     }
 
 

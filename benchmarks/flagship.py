@@ -23,7 +23,7 @@ import torch
 
 from autocompress.errors import AutocompressError
 from autocompress.measure.accuracy import file_accuracy, paired
-from autocompress.measure.latency import compare
+from autocompress.measure.latency import paired_timing
 from autocompress.measure.sampling import Plan
 from autocompress.policy.policy import Policy
 from autocompress.report.display import Display
@@ -67,7 +67,7 @@ def judged(parts: Assembly, model: Path, scratch: Path) -> dict[str, Any]:
     base = scratch / "uncompressed.onnx"
     parts.evaluator.measurer.export(parts.pipeline.stitch(Policy()), base)
     target = parts.evaluator.measurer.target
-    timing = compare(target, model, base, plan=Plan(precision=0.02, max_seconds=30.0))
+    timing = paired_timing(target, model, base, plan=Plan(precision=0.02, max_seconds=30.0))
     full, small = (file_accuracy(target, path, parts.data.test) for path in (base, model))
     pair = paired(full, small)
     return {

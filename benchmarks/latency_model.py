@@ -27,7 +27,7 @@ from torch import nn
 from autocompress.build.bank import LayerBank
 from autocompress.build.calibrate import calibrate
 from autocompress.exporters.write import export
-from autocompress.measure.latency import compare_many
+from autocompress.measure.latency import paired_timings
 from autocompress.measure.latency_model import LatencyModel
 from autocompress.measure.sampling import Plan
 from autocompress.model.inventory import take_inventory
@@ -92,11 +92,11 @@ def random_policies(space: Space, count: int, seed: int) -> list[Policy]:
 def measured_ratios(
     target: Target, policies: Sequence[Policy], variant: Any, baseline: Path, plan: Plan
 ) -> list[float]:
-    """Measured share of the uncompressed latency, six models at a time beside it."""
+    """Measured share of the uncompressed latency, six models at a time paired with it."""
     found = []
     for start in range(0, len(policies), 6):
         files = [variant(policy) for policy in policies[start : start + 6]]
-        found += [timing.ratio for timing in compare_many(target, files, baseline, plan=plan)]
+        found += [timing.ratio for timing in paired_timings(target, files, baseline, plan=plan)]
         for file in files:
             file.unlink(missing_ok=True)
     return found

@@ -27,13 +27,12 @@ from torch import Tensor, nn
 from autocompress.build.calibrate import calibrate
 from autocompress.exporters.write import export
 from autocompress.measure.accuracy import Accuracy, paired, score
-from autocompress.measure.gate import is_integer, multiplies
-from autocompress.measure.latency import compare
+from autocompress.measure.latency import paired_timing
 from autocompress.measure.saturation import settled
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.settings import CompressionSettings
-from autocompress.targets import Target, get_target
+from autocompress.targets import KernelClass, Target, get_target
 from autocompress.targets.base import random_inputs
 from autocompress.task.data import Data, Split
 from autocompress.techniques.compressed import Compressed, Precision
@@ -101,10 +100,12 @@ def kernels(target: Target, path: Path) -> dict[str, int]:
     """Operators in the runtime's profile: integer ones, and float multiplications."""
     with closing(target.open(path)) as session:
         nodes = session.profile(random_inputs(session.inputs, 1)).nodes
+    kinds = [target.classify(node) for node in nodes]
     return {
-        "integer_kernels": sum(is_integer(node) for node in nodes),
+        "integer_kernels": kinds.count(KernelClass.INTEGER),
         "float_multiplications": sum(
-            multiplies(n) and n.inputs[0][0] == "float" and not is_integer(n) for n in nodes
+            kind is KernelClass.FLOAT and node.inputs[0][0] == "float"
+            for kind, node in zip(kinds, nodes, strict=True)
         ),
     }
 
@@ -132,7 +133,7 @@ def judge(name: str, data: Data, ways: list[str], limit: int | None) -> list[dic
             simulated = module_outputs(simulate(compressed), data.val, limit)
             found = score(outputs, targets)
             difference = paired(found, float_score)
-            timing = compare(target, path, base)
+            timing = paired_timing(target, path, base)
             row = {
                 "network": name,
                 "way": way,

@@ -1,8 +1,8 @@
 """How well a latency repeats on this machine: policies timed again and again, apart in time.
 
-Every repetition settles each policy's file twice, in random order: without memory (two sittings
-that agree are believed) and with it (a sitting counts as quiet only if the uncompressed model ran
-about as quickly as it has before). On a quiet machine both columns agree within a few percent.
+Every repeat times each policy's file twice, in random order: without memory (two repetitions that
+agree are believed) and with it (rounds count as quiet only if the uncompressed model ran about as
+quickly as it has before). On a quiet machine both columns agree within a few percent.
 Where the first one spreads and the second does not, something else uses the processor for seconds
 at a time; where both spread, timings on that machine are worth little.
 
@@ -17,12 +17,11 @@ import argparse
 import json
 import random
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 from autocompress.controller.seeds import ladders
-from autocompress.measure.latency import Beside, settle
+from autocompress.measure.latency import paired_timing
 from autocompress.measure.quiet import QuietSpeed
 from autocompress.measure.sampling import Plan
 from autocompress.run.assembly import assemble
@@ -50,19 +49,13 @@ def repeat(study: str, count: int, repeats: int, apart_s: float) -> dict[str, An
         ]
         for _ in range(repeats):
             for file, row in zip(files, found, strict=True):
-                plan = Plan(max_seconds=3.0)
+                plan = Plan(max_seconds=3.0, apart_s=apart_s)
                 for way in draw.sample(["without", "with"], 2):
                     known = quiet if way == "with" else QuietSpeed()
-                    sitting = Beside(
-                        evaluator.measurer.target,
-                        file,
-                        evaluator.measurer.baseline_file,
-                        plan,
-                        known,
+                    measurer = evaluator.measurer
+                    timing = paired_timing(
+                        measurer.target, file, measurer.baseline_file, plan=plan, quiet=known
                     )
-                    first = sitting()
-                    time.sleep(apart_s)
-                    timing = settle(first, sitting)
                     row[way].append(round(timing.ratio, 4))
                     if way == "with":
                         row["disturbed"].append(timing.disturbed)
@@ -84,7 +77,7 @@ def main() -> None:
     parser.add_argument("--study", default="cifar10_resnet20")
     parser.add_argument("--policies", type=int, default=6)
     parser.add_argument("--repeats", type=int, default=6)
-    parser.add_argument("--apart", type=float, default=1.5, help="seconds between two sittings")
+    parser.add_argument("--apart", type=float, default=1.5, help="seconds between two repetitions")
     args = parser.parse_args()
     count, repeats = (2, 2) if args.quick else (args.policies, args.repeats)
     found = repeat(args.study, count, repeats, args.apart)

@@ -28,7 +28,7 @@ from autocompress.build.calibrate import calibrate
 from autocompress.exporters.write import export
 from autocompress.measure.accuracy import file_accuracy
 from autocompress.measure.gate import check_file
-from autocompress.measure.latency import compare
+from autocompress.measure.latency import paired_timing
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.policy import Policy
 from autocompress.policy.settings import CompressionSettings
@@ -81,7 +81,7 @@ def one_trial(
     with watch.step("score"):
         file_accuracy(target, path, images)
     with watch.step("time"):
-        timing = compare(target, path, baseline)
+        timing = paired_timing(target, path, baseline)
     with watch.step("gate"):
         check_file(target, path, compressed, timing)
 

@@ -25,7 +25,7 @@ ALLOWED = {
     "recover": {*_MODEL, "techniques", "recover"},
     "exporters": {*_MODEL, "techniques", "exporters"},
     "build": _BUILD,
-    "targets": {*_BASE, "exporters", "targets"},
+    "targets": {*_MODEL, "techniques", "exporters", "targets"},
     "measure": {*_BUILD, "targets", "measure"},
     "controller": {*_BASE, "controller"},
     "execute": {*_BASE, "controller", "execute"},

@@ -20,6 +20,10 @@ OPSET = 18
 Exporter = Literal["torchscript", "dynamo"]
 
 EXPORTER: Exporter = "torchscript"
+"""Asked first: it takes a tenth of the other's time or less, and convolutional networks come out
+as the same operators. Of a transformer it leaves more shape arithmetic in the file, which costs a
+small one about a tenth of its latency.
+"""
 
 _Named = tuple[Any, Callable[[Any], Origin | None]]
 """A graph as it was exported, and what tells where its nodes came from."""

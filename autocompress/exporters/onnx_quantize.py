@@ -144,6 +144,7 @@ def quantize_graph(graph: Any, compressed: Compressed) -> Any:
         ExportError: activations are to be static integers but were not calibrated.
     """
     import onnx
+    from onnxruntime.quantization.onnx_model import ONNXModel
 
     plan = plan_nodes(graph, compressed)
     model = onnx.ModelProto()
@@ -168,6 +169,8 @@ def quantize_graph(graph: Any, compressed: Compressed) -> Any:
                 "`settings.half_format: float16`, or a `.pt2` file (`target.runtime: torch`)."
             )
         model = _half(model, plan.half)
+    # ONNX wants every node behind those that it reads; only some runtimes sort by themselves
+    ONNXModel(model).topological_sort()
     return model
 
 

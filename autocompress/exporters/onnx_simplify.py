@@ -71,8 +71,8 @@ def fold_constants(model: Any) -> None:
 def _keeps(node: Any, outputs: set[str]) -> bool:
     random = node.op_type.startswith("Random") or node.op_type in ("Bernoulli", "Multinomial")
     graphs = any(a.HasField("g") or a.graphs for a in node.attribute)
-    weighty = node.op_type in ("Conv", "Gemm", "MatMul", "Gather", "DequantizeLinear")
-    return random or graphs or weighty or any(o in outputs for o in node.output)
+    layer = node.op_type in ("Conv", "Gemm", "MatMul", "Gather", "DequantizeLinear")
+    return random or graphs or layer or any(o in outputs for o in node.output)
 
 
 def _evaluate(model: Any, nodes: list[Any]) -> dict[str, NDArray[Any]]:

@@ -18,11 +18,16 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # the files packed beside this one
+from machine import machine_facts  # type: ignore[import-not-found]
+from rounds import quiet_rounds, take_round, warm_up  # type: ignore[import-not-found]
 
 WARM_UP = 5
 KERNEL_ID = re.compile(r"k(\d{5})")
@@ -90,67 +95,28 @@ def time_kernels(path: Path, keys: list[str], threads: int, batch: int, runs: in
 
 
 def time_models(paths: list[Path], threads: int, batch: int, seconds: float) -> Any:
-    """Milliseconds of one inference per round and file, the files in turn, there and back."""
+    """Milliseconds of one inference per quiet round and file; the first file is the baseline."""
     calls = []
     for path in paths:
         session = open_session(path, threads, batch)
-        feed = random_feed(session, batch)
-        for _ in range(WARM_UP):
-            session.run(None, feed)
-        calls.append((session, feed))
+        calls.append(partial(session.run, None, random_feed(session, batch)))
+    for call in calls:
+        warm_up(call)
     rng = np.random.default_rng(0)
     rounds: list[Any] = []
     end = time.perf_counter() + seconds
     while len(rounds) < 8 or time.perf_counter() < end:
-        row = np.zeros(len(calls))
-        order = rng.permutation(len(calls))
-        for visit in (order, order[::-1]):
-            for i in visit:
-                session, feed = calls[i]
-                session.run(None, feed)  # fills the caches that the others have emptied
-                begin = time.perf_counter()
-                session.run(None, feed)
-                row[i] += (time.perf_counter() - begin) * 1e3 / 2
-        rounds.append(row)
-    return np.array(rounds)
-
-
-def undisturbed(rounds: Any) -> Any:
-    """The rounds around which the first model ran about as quickly as it ever does.
-
-    What shares the processor slows code of one kind more than of another, for seconds at a time.
-    The rule is that of ``QuietSpeed``, which is not on the device.
-    """
-    windows = np.lib.stride_tricks.sliding_window_view(np.pad(rounds[:, 0], 2, mode="edge"), 5)
-    level = np.median(windows, axis=1)
-    return rounds[level <= 1.1 * np.percentile(level, 10)]
+        rounds.append(np.mean(take_round(calls, [1] * len(calls), rng), axis=0))
+    taken = np.array(rounds)
+    return taken[quiet_rounds([taken[:, 0]])]
 
 
 def facts(threads: int, batch: int) -> dict[str, Any]:
     """What the times were taken on."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith(("model name", "Model")):
-                cpu = line.partition(":")[2].strip()
-                break
+    target = {"runtime": "onnxruntime", "version": onnxruntime.__version__, "device": "cpu"}
     return {
-        "target": {
-            "runtime": "onnxruntime",
-            "version": onnxruntime.__version__,
-            "device": "cpu",
-            "threads": threads,
-            "batch": batch,
-        },
-        "machine": {
-            "cpu": cpu,
-            "cores": os.cpu_count(),
-            "system": f"{platform.system()} {platform.release()}",
-            "architecture": platform.machine(),
-            "python": platform.python_version(),
-            "name": platform.node(),
-        },
+        "target": {**target, "threads": threads, "batch": batch},
+        "machine": {**machine_facts(), "name": platform.node()},
     }
 
 
@@ -175,7 +141,7 @@ def main() -> int:
             kernels[key] = min(ms, kernels.get(key, ms))
     print(f"{len(manifest['models'])} whole models", file=sys.stderr)
     paths = [here / manifest["baseline"], *(here / m["file"] for m in manifest["models"])]
-    rounds = undisturbed(time_models(paths, asked.threads, batch, asked.seconds))
+    rounds = time_models(paths, asked.threads, batch, asked.seconds)
     baseline = float(np.median(rounds[:, 0]))
     ratios = np.median(rounds / rounds[:, :1], axis=0)[1:]
     models = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from autocompress.measure.lock import machine_lock
 from autocompress.targets.base import NodeTime, Profile, Target, random_inputs
+from autocompress.targets.profile import KernelClass
 
 if TYPE_CHECKING:
     from torch import nn
@@ -17,41 +17,10 @@ if TYPE_CHECKING:
     from autocompress.measure.latency import Timing
     from autocompress.techniques.compressed import Compressed
 
-#: kernels whose arithmetic runs on integers
-INTEGER_KERNELS = frozenset(
-    {
-        "QLinearConv",
-        "ConvInteger",
-        "QGemm",
-        "MatMulInteger",
-        "MatMulIntegerToFloat",
-        "DynamicQuantizeMatMul",
-        "DynamicQuantizeLSTM",
-        "QLinearMatMul",
-        "QAttention",
-    }
-)
-#: OpenVINO names the type that a kernel computes in at the end of its name
-_INTEGER_SUFFIX = re.compile(r"_[iu]8$", re.IGNORECASE)
-#: kernels that multiply, in whatever type
-_MULTIPLYING = re.compile(r"conv|gemm|matmul|fullyconnected|\.linear|lstm|gru|attention|addmm")
+    Layers = Mapping[str, Sequence[NodeTime]]
+
 #: what quantization brings along and nobody asked for
-_CONVERSIONS = frozenset(
-    {
-        "QuantizeLinear",
-        "DequantizeLinear",
-        "DynamicQuantizeLinear",
-        "Cast",
-        "Convert",
-        "FakeQuantize",
-        "Reorder",
-        "ReorderInput",
-        "ReorderOutput",
-        "Transpose",
-    }
-)
-#: blocked layouts round channel counts up to the width of a vector register, and hide as much
-_BLOCKS = (1, 4, 8, 16)
+_SUSPECT = (KernelClass.FLOAT, KernelClass.QUANTIZE, KernelClass.LAYOUT)
 _SHOWN = 6
 
 
@@ -64,15 +33,19 @@ def check_file(
     """Profile a file in its runtime and compare with what was promised; see ``check_promise``."""
     with machine_lock(exclusive=False), closing(target.open(path)) as session:
         profile = session.profile(random_inputs(session.inputs, target.config.batch), runs=2)
-    return check_promise(profile, compressed, timing)
+    return check_promise(target, profile, compressed, timing)
 
 
 def check_promise(
-    profile: Profile, compressed: Compressed | None = None, timing: Timing | None = None
+    target: Target,
+    profile: Profile,
+    compressed: Compressed | None = None,
+    timing: Timing | None = None,
 ) -> list[str]:
     """What a runtime's profile does not show although the policy promised it.
 
     Args:
+        target: tells what its kernels do.
         profile: of the exported file.
         compressed: the model that the file was made from; ``None`` where only its speed is judged.
         timing: of the file beside the uncompressed one; ``None`` judges the operators only.
@@ -83,13 +56,13 @@ def check_promise(
     problems = []
     if compressed is not None:
         nodes = layer_profile(profile, [n for n, _ in compressed.module.named_modules() if n])
-        problems += _missing_integers(profile, nodes, compressed)
-        problems += _missing_halves(nodes, compressed)
-        problems += _unasked_integers(nodes, compressed)
-        problems += _unpruned(nodes, compressed)
-    rounded = compressed.quantized if compressed is not None else _converts(profile)
+        problems += _missing_integers(target, profile, nodes, compressed)
+        problems += _missing_halves(target, nodes, compressed)
+        problems += _unasked_integers(target, nodes, compressed)
+        problems += _unpruned(target, nodes, compressed)
+    rounded = compressed.quantized if compressed is not None else _rounds(target, profile)
     if timing is not None and timing.slower and rounded:
-        problems.append(_blame(profile, timing))
+        problems.append(_blame(target, profile, timing))
     return problems
 
 
@@ -111,27 +84,17 @@ def layer_profile(profile: Profile, layers: Iterable[str]) -> dict[str, list[Nod
     return found
 
 
-def is_integer(node: NodeTime) -> bool:
-    """Whether an operator of a profile multiplies integers."""
-    return node.op in INTEGER_KERNELS or (
-        _INTEGER_SUFFIX.search(node.op) is not None and multiplies(node)
-    )
-
-
-def multiplies(node: NodeTime) -> bool:
-    """Whether an operator of a profile is a convolution or a product, in whatever type."""
-    return node.op in INTEGER_KERNELS or (
-        node.op not in _CONVERSIONS and _MULTIPLYING.search(node.op.lower()) is not None
-    )
+def _integer(target: Target, node: NodeTime) -> bool:
+    return target.classify(node) is KernelClass.INTEGER
 
 
 def _missing_integers(
-    profile: Profile, nodes: Mapping[str, Sequence[NodeTime]], compressed: Compressed
+    target: Target, profile: Profile, nodes: Layers, compressed: Compressed
 ) -> list[str]:
     promised = [n for n, p in compressed.precisions.items() if p.integer]
     if not promised:
         return []
-    integers = sum(is_integer(node) for node in profile.nodes)
+    integers = sum(_integer(target, node) for node in profile.nodes)
     if not nodes:
         if integers >= len(promised):
             return []
@@ -140,7 +103,11 @@ def _missing_integers(
             f"profile shows {integers} integer kernels."
         ]
     scaling = {n: compressed.precisions[n].activation_scaling for n in promised}
-    without = [n for n in promised if not _all_integer(nodes, n, scaling[n] == "dynamic")]
+    dynamic = {n for n in promised if scaling[n] == "dynamic"}
+    convolutions = {n for n in promised if _is_convolution(compressed.module, n)}
+    without = [
+        n for n in promised if not _all_integer(target, nodes, n, n in dynamic - convolutions)
+    ]
     if not without:
         return []
     return [
@@ -149,32 +116,38 @@ def _missing_integers(
     ]
 
 
-def _all_integer(nodes: Mapping[str, Sequence[NodeTime]], layer: str, dynamic: bool) -> bool:
+def _is_convolution(module: nn.Module, name: str) -> bool:
+    from torch import nn
+
+    return isinstance(module.get_submodule(name), nn.modules.conv._ConvNd)
+
+
+def _all_integer(target: Target, nodes: Layers, layer: str, weights_only: bool) -> bool:
     """Whether a layer, or the modules inside it, multiply integers only.
 
-    With ranges at run time only products with weights are integer, not those of two activations.
+    Args:
+        weights_only: leave products of two activations out: with ranges at run time, attention's
+            stay in float.
     """
     own = [
         node
         for name, found in nodes.items()
         if _within(name, layer)
         for node in found
-        if multiplies(node) and not (dynamic and _of_activations(node))
+        if target.classify(node).multiplies and not (weights_only and _of_activations(node))
     ]
-    return bool(own) and all(is_integer(node) for node in own)
+    return bool(own) and all(_integer(target, node) for node in own)
 
 
 def _of_activations(node: NodeTime) -> bool:
-    """Whether an operator is a product of two batches of matrices, as attention has them."""
-    return (
-        "matmul" in node.op.lower() and min((len(shape) for _, shape in node.inputs), default=0) > 2
-    )
+    """Whether a product is one of two batches of matrices, as attention has them."""
+    return min((len(shape) for _, shape in node.inputs), default=0) > 2
 
 
-def _missing_halves(nodes: Mapping[str, Sequence[NodeTime]], compressed: Compressed) -> list[str]:
+def _missing_halves(target: Target, nodes: Layers, compressed: Compressed) -> list[str]:
     without = []
     for name, precision in compressed.precisions.items():
-        own = [n for n in nodes.get(name, ()) if multiplies(n) and n.inputs]
+        own = [n for n in nodes.get(name, ()) if target.classify(n).multiplies and n.inputs]
         if precision.half and any(n.inputs[0][0] == "float" for n in own):
             without.append(name)
     if not without:
@@ -185,12 +158,12 @@ def _missing_halves(nodes: Mapping[str, Sequence[NodeTime]], compressed: Compres
     ]
 
 
-def _unasked_integers(nodes: Mapping[str, Sequence[NodeTime]], compressed: Compressed) -> list[str]:
+def _unasked_integers(target: Target, nodes: Layers, compressed: Compressed) -> list[str]:
     asked = [n for n, p in compressed.precisions.items() if p.integer]
     rounded = [
         name
         for name, found in nodes.items()
-        if any(is_integer(node) for node in found)
+        if any(_integer(target, node) for node in found)
         and _weighted(compressed.module, name)
         and not any(_within(name, n) or _within(n, name) for n in asked)
     ]
@@ -211,17 +184,17 @@ def _weighted(module: nn.Module, name: str) -> bool:
     return getattr(module.get_submodule(name), "weight", None) is not None
 
 
-def _unpruned(nodes: Mapping[str, Sequence[NodeTime]], compressed: Compressed) -> list[str]:
+def _unpruned(target: Target, nodes: Layers, compressed: Compressed) -> list[str]:
     wrong = []
     for name, found in nodes.items():
         module = compressed.module.get_submodule(name)
         wanted = getattr(module, "out_channels", getattr(module, "out_features", None))
-        shown = [n for n in found if multiplies(n) and n.outputs and len(n.outputs[0][1]) > 1]
-        if wanted is None or not shown:
+        shown = [n for n in found if n.outputs and len(n.outputs[0][1]) > 1]
+        shown = [n for n in shown if target.classify(n).multiplies]
+        if wanted is None:
             continue
-        fits = {-(-int(wanted) // block) * block for block in _BLOCKS}
         linear = hasattr(module, "out_features")
-        other = next((n for n in shown if not fits & _channels(n, linear)), None)
+        other = next((n for n in shown if not target.shows_channels(n, int(wanted), linear)), None)
         if other is not None:
             shape = list(other.outputs[0][1])
             wrong.append(f"{name} ({wanted} channels promised, output {shape})")
@@ -230,30 +203,18 @@ def _unpruned(nodes: Mapping[str, Sequence[NodeTime]], compressed: Compressed) -
     return [f"The runtime's profile shows other shapes than the policy promises: {_listed(wrong)}."]
 
 
-def _channels(node: NodeTime, linear: bool) -> set[int]:
-    """What may be the output channels of an operator, by the shapes that it shows."""
-    shape = node.outputs[0][1]
-    if linear:
-        return {shape[-1]}
-    if not is_integer(node):
-        return {shape[1]}
-    # integer kernels may hold channels last; their scales and biases tell the count
-    vectors = {size[0] for _, size in node.inputs if len(size) == 1}
-    return vectors or {shape[1], shape[-1]}
+def _rounds(target: Target, profile: Profile) -> bool:
+    quantized = (KernelClass.INTEGER, KernelClass.QUANTIZE)
+    return any(target.classify(node) in quantized for node in profile.nodes)
 
 
-def _converts(profile: Profile) -> bool:
-    return any(n.op in INTEGER_KERNELS or n.op.endswith("izeLinear") for n in profile.nodes)
-
-
-def _blame(profile: Profile, timing: Timing) -> str:
+def _blame(target: Target, profile: Profile, timing: Timing) -> str:
     """The sentence on a quantized file that is slower than the float one."""
     suspects = {}
     for op, (count, ms) in profile.by_op().items():
         nodes = [n for n in profile.nodes if n.op == op]
         wide = any(n.outputs and n.outputs[0][0] == "int32" for n in nodes)
-        floats = any(multiplies(n) and not is_integer(n) for n in nodes)
-        if op in _CONVERSIONS or wide or floats:
+        if wide or any(target.classify(n) in _SUSPECT for n in nodes):
             suspects[op] = (count, ms)
     listed = sorted((suspects or profile.by_op()).items(), key=lambda item: -item[1][1])[:3]
     spent = ", ".join(f"{op} ({n} nodes, {ms:.3f} ms)" for op, (n, ms) in listed)

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.errors import InputError
-from autocompress.measure.kernels import Kernel, kernel_times, write_kernels
-from autocompress.measure.latency import glance
+from autocompress.exporters.onnx_kernels import kernel_times
 from autocompress.measure.lock import machine_lock
 from autocompress.measure.machine import machine_facts, machine_id
-from autocompress.measure.quiet import in_quiet
-from autocompress.targets.base import Target, random_inputs
+from autocompress.measure.quiet import repeat_disturbed
+from autocompress.measure.rounds import warm_up
+from autocompress.model.kernels import Kernel
+from autocompress.targets.base import KernelWriter, Target, random_inputs
 
 Progress = Callable[[str, float], None]
 
@@ -185,9 +186,9 @@ def measure_kernels(
     """Times of the kernels, from the cache or by the runtime's profiler.
 
     Args:
-        target: opens ``.onnx`` files and profiles by node. Of a runtime that opens other files no
-            layer is timed alone: its table holds multiply-adds at a nominal speed, and what they
-            really cost is left to the whole models that are timed.
+        target: a runtime without ``kernel_writer`` times no layer alone: its table holds
+            multiply-adds at a nominal speed, and what they really cost is left to the whole
+            models that are timed.
         kernels: repeated ones are measured once.
         cache_dir: the table is kept here.
         footprint: bytes of weights that lie in one file, as many as in a network of the space:
@@ -206,17 +207,19 @@ def measure_kernels(
     missing = [k for k in dict.fromkeys(kernels) if k not in table]
     if not missing:
         return table
-    if target.suffix != ".onnx":
+    writer = target.kernel_writer()
+    if writer is None:
         table.add({k.key: _NOMINAL_MS + k.macs * _NOMINAL_MS_PER_MAC for k in missing})
         write_atomically(path, table.as_dict())
         return table
-    _profile(target, chunks(missing, footprint), table, runs, progress)
+    _profile(target, writer, chunks(missing, footprint), table, runs, progress)
     write_atomically(path, table.as_dict())
     return table
 
 
 def _profile(
     target: Target,
+    writer: KernelWriter,
     parts: Sequence[Sequence[Kernel]],
     table: KernelTable,
     runs: int,
@@ -226,9 +229,12 @@ def _profile(
     done: set[int] = set()
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
 
+        def written(i: int, name: str) -> Path:
+            return writer(parts[i], Path(folder) / f"{name}{target.suffix}", target.config.batch)
+
         def measure(i: int) -> None:
-            file = write_kernels(parts[i], Path(folder) / f"{i}.onnx", target.config.batch)
-            with machine_lock(exclusive=True), closing(target.open(file)) as session:
+            file = written(i, str(i))
+            with closing(target.open(file)) as session, machine_lock(exclusive=True):
                 profile = session.profile(random_inputs(session.inputs), runs)
             times = kernel_times([(n.name, n.ms) for n in profile.nodes], len(parts[i]))
             table.add({k.key: t for k, t in zip(parts[i], times, strict=True) if t == t})
@@ -237,10 +243,14 @@ def _profile(
             progress("kernels", len(done) / len(parts))
 
         # the last precision is an integer one, where there is one: those suffer most
-        watched = write_kernels(parts[-1], Path(folder) / "sentinel.onnx", target.config.batch)
-        session = stack.enter_context(closing(target.open(watched)))
+        session = stack.enter_context(closing(target.open(written(-1, "watched"))))
         call = session.prepare(random_inputs(session.inputs))
-        in_quiet([partial(measure, i) for i in range(len(parts))], partial(glance, call))
+
+        def look() -> float:
+            with machine_lock(exclusive=True):
+                return 1e3 * warm_up(call)
+
+        repeat_disturbed([partial(measure, i) for i in range(len(parts))], look)
 
 
 def chunks(kernels: Sequence[Kernel], footprint: int = FOOTPRINT) -> list[list[Kernel]]:

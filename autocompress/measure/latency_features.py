@@ -10,8 +10,8 @@ from itertools import pairwise, product
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.measure.kernels import Kernel, KernelPrecision, kernel_precision, part_kernel
 from autocompress.model.cost import layer_cost
+from autocompress.model.kernels import Kernel, KernelPrecision, kernel_precision, part_kernel
 from autocompress.model.shapes import LayerShape, layer_shape, resolver
 from autocompress.policy.inventory import ChannelGroup, Inventory, LayerSpec
 from autocompress.policy.policy import LayerPolicy, Policy

@@ -23,7 +23,7 @@ from autocompress.measure.kernel_table import (
     typical_footprint,
     write_atomically,
 )
-from autocompress.measure.latency import Beside, Timing, compare_many, settle
+from autocompress.measure.latency import Timing, paired_timings
 from autocompress.measure.latency_features import LayerPlan, Row
 from autocompress.measure.latency_fit import Fit, fit
 from autocompress.measure.quiet import QuietSpeed
@@ -39,7 +39,7 @@ ExportVariant = Callable[[Policy], Path]
 """Builds and exports the model of a policy; only its speed matters, so that weights may be poor."""
 
 _VERSION = 3
-#: measured together, beside the uncompressed model
+#: measured together, paired with the uncompressed model
 _AT_ONCE = 6
 #: models that a fit rests on, as its time grows with their cube: the first ones lie all over the
 #: space, the latest near what is asked for next
@@ -317,11 +317,13 @@ def _time_variants(
 ) -> tuple[list[Measured], float]:
     timings: dict[int, Timing] = {}
 
+    def time_together(files: Sequence[Path]) -> list[Timing]:
+        return paired_timings(target, files, baseline, plan=_PLAN, quiet=quiet)
+
     def measure(places: Sequence[int]) -> None:
         files = [Path(export_variant(policies[i])) for i in places]
-        together = compare_many(target, files, baseline, plan=_PLAN)
-        for i, timing, file in zip(places, together, files, strict=True):
-            timings[i] = settle(timing, Beside(target, file, baseline, _PLAN, quiet))
+        timings.update(zip(places, time_together(files), strict=True))
+        for file in files:
             file.unlink(missing_ok=True)
 
     for start in range(0, len(policies), _AT_ONCE):
@@ -334,7 +336,7 @@ def _time_variants(
         measure(late[start : start + _AT_ONCE])
     base = [t.baseline_ms for t in timings.values()]
     if not base:
-        base = [compare_many(target, [baseline], baseline, plan=_PLAN)[0].latency_ms]
+        base = [time_together([baseline])[0].latency_ms]
     measured = [Measured(p, timings[i].ratio) for i, p in enumerate(policies)]
     return measured, float(np.median(base))
 

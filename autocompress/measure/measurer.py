@@ -36,7 +36,7 @@ class Measurer:
         cost: of a policy by formula; stands beside what is measured.
         other_device: predicts the latency of the device whose table the target names; ``None``
             where latencies are those of this machine.
-        weigh_trials: measure the peak memory of every trial, not only of the uncompressed model
+        measure_memory: measure the peak memory of every trial, not only of the uncompressed model
             and of verified ones; it takes a process of its own, about half a second.
         quiet_speed: how quickly the uncompressed model has been seen to run.
     """
@@ -46,7 +46,7 @@ class Measurer:
     folder: Path
     cost: Callable[[Policy], Cost]
     other_device: LatencyModel | None = None
-    weigh_trials: bool = False
+    measure_memory: bool = False
     quiet_speed: QuietSpeed = field(default_factory=QuietSpeed)
 
     @cached_property
@@ -97,10 +97,8 @@ class Measurer:
 
     def export(self, compressed: Compressed, path: Path) -> None:
         """Write a compressed model for the target; parent folders are made."""
-        from autocompress.exporters.write import export
-
         path.parent.mkdir(parents=True, exist_ok=True)
-        export(compressed, path, self.example)
+        self.target.export(compressed, path, self.example)
 
     def timing(self, path: Path, *, max_seconds: float) -> Timing:
         """A file timed beside the uncompressed one; every timing of a study goes through here.
@@ -109,14 +107,14 @@ class Measurer:
             path: the file.
             max_seconds: of one timing.
         """
-        from autocompress.measure.latency import Beside, settle
+        from autocompress.measure.latency import paired_timing
         from autocompress.measure.sampling import Plan
 
-        plan = Plan(max_seconds=max_seconds)
-        again = Beside(self.target, path, self.baseline_file, plan, self.quiet_speed)
-        first = again()
         # nobody waits for a quiet machine where its times are not asked for
-        return settle(first, again) if self.other_device is None else first
+        here = self.other_device is None
+        plan = Plan(max_seconds=max_seconds, apart_s=1.0 if here else 0.0)
+        quiet = self.quiet_speed if here else None
+        return paired_timing(self.target, path, self.baseline_file, plan=plan, quiet=quiet)
 
     def measure(
         self, compressed: Compressed, split: str, path: Path | None = None, **context: Any
@@ -157,7 +155,7 @@ class Measurer:
         # The ratio of an interleaved run carries over to the study's one baseline figure; the
         # raw milliseconds of a drifting machine would not. Both stand in the context.
         latency = self._latency(policy, timing.ratio * self.baseline["latency_ms"], timing.iqr_ms)
-        memory = self._memory(path) if self.weigh_trials or split == "test" else {}
+        memory = self._memory(path) if self.measure_memory or split == "test" else {}
         return self._measurement(policy, path, accuracy, latency, memory, context)
 
     def _latency(self, policy: Policy, ms: float, spread: float) -> tuple[float, float]:

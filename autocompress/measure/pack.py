@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.errors import InputError
+from autocompress.exporters.onnx_kernels import write_kernels
 from autocompress.measure.kernel_table import TABLE_VERSION, Progress, chunks, typical_footprint
-from autocompress.measure.kernels import Kernel, write_kernels
 from autocompress.measure.latency_features import LayerPlan
 from autocompress.measure.latency_model import ExportVariant, choose_variants
+from autocompress.model.kernels import Kernel
 from autocompress.policy.inventory import Inventory
 from autocompress.policy.policy import Policy
 from autocompress.policy.settings import CompressionSettings
@@ -24,6 +25,8 @@ from autocompress.targets.base import TargetConfig
 #: bytes of weights that an unpacked archive may hold; widths in between are interpolated
 _LARGEST = 300_000_000
 RUNNER = "run_kernels.py"
+#: modules of this folder that need no other of it, by their names in the archive
+_RUNNER_FILES = {"device_runner.py": RUNNER, "rounds.py": "rounds.py", "machine.py": "machine.py"}
 
 
 def pack_kernels(
@@ -85,8 +88,8 @@ def pack_kernels(
             }
             archive.write(baseline, "models/uncompressed.onnx")
             archive.writestr("manifest.json", json.dumps(manifest, indent=1))
-            runner = Path(__file__).with_name("device_runner.py")
-            archive.writestr(RUNNER, runner.read_text(encoding="utf-8"))
+            for file, name in _RUNNER_FILES.items():
+                archive.write(Path(__file__).with_name(file), name)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+
+from autocompress.measure.rounds import SLACK
 
 PATIENCE_S = 16.0
 """Longest wait for a quiet machine: spells of disturbance have lasted for 1 to 30 seconds."""
 _LOOK_EVERY_S = 0.25
 _ATTEMPTS = 5
 """At a task: a spell may begin while it is done."""
-SLACK = 0.1
-"""Timings on a quiet machine differ by less than this fraction, disturbed ones by 10 to 45 %."""
 _REMEMBERED = 30
 _EXPERIENCE = 10
 """Timings after which the lowest decile says something."""
@@ -30,7 +29,7 @@ class QuietSpeed:
 
     Args:
         recent: the latest timings, in milliseconds.
-        in_vain: waits in a row that ended without a quiet machine.
+        in_vain: timings in a row that stayed disturbed however long they waited.
     """
 
     recent: deque[float] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
@@ -44,6 +43,14 @@ class QuietSpeed:
     def experienced(self) -> bool:
         """Whether enough timings are known to tell a quiet machine by a single one."""
         return len(self.recent) >= _EXPERIENCE
+
+    @property
+    def patience_s(self) -> float:
+        """Seconds that a timing may wait: half after one in vain, a quarter after two, and so on.
+
+        Where a machine stays disturbed for minutes, a study goes on.
+        """
+        return PATIENCE_S / 2**self.in_vain
 
     @property
     def slowest_ms(self) -> float | None:
@@ -60,65 +67,62 @@ class QuietSpeed:
     def wait(
         self,
         look: Callable[[], float],
+        seconds: float,
         pause: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> bool:
         """Wait until the model runs quickly again, looking four times a second.
 
-        The limit is ``PATIENCE_S``, half of that after a wait in vain, a quarter after two, and so
-        on: where a machine stays disturbed for minutes, a study goes on.
-
         Args:
             look: milliseconds of the model at this moment, roughly.
+            seconds: longest wait; it looks once in any case.
             pause: waits for so many seconds.
             clock: in seconds.
 
         Returns:
             Whether it runs quickly.
         """
-        end = clock() + PATIENCE_S / 2**self.in_vain
+        end = clock() + seconds
         while self.disturbed(look()):
             if clock() >= end:
-                self.in_vain += 1
                 return False
             pause(_LOOK_EVERY_S)
-        self.in_vain = 0
         return True
 
 
-def in_quiet(
+def repeat_disturbed(
     tasks: Sequence[Callable[[], None]],
-    sentinel: Callable[[], float],
+    look: Callable[[], float],
     pause: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> list[int]:
-    """Do every task, and those again beside which the sentinel was slower than at other times.
+    """Do every task, and those again before or after which the machine was slower than it can be.
 
     Args:
         tasks: short ones; one that is done again should keep its best result.
-        sentinel: milliseconds of something that always does the same work; taken between tasks.
+        look: milliseconds of something that always does the same work; taken between tasks.
         pause: waits for so many seconds.
         clock: in seconds.
 
     Returns:
         Places of the tasks that were disturbed to the end.
     """
-    quiet = QuietSpeed(deque())
+    quiet = QuietSpeed(deque())  # nothing is forgotten: all of it is over in seconds
     pending = list(range(len(tasks)))
+    slowest: dict[int, float] = {}
     for attempt in range(_ATTEMPTS):
-        beside: dict[int, float] = {}
-        before = sentinel()
+        before = look()
         quiet.note(before)
         for i in pending:
             if attempt and quiet.disturbed(before):
-                if not quiet.wait(sentinel, pause, clock):
-                    return [i for i in pending if quiet.disturbed(beside.get(i, math.inf))]
-                before = sentinel()
+                if not quiet.wait(look, PATIENCE_S, pause, clock):
+                    return [i for i in pending if quiet.disturbed(slowest[i])]
+                before = look()
             tasks[i]()
-            after = sentinel()
+            after = look()
             quiet.note(after)
-            before, beside[i] = after, max(before, after)
-        pending = [i for i in pending if quiet.disturbed(beside[i])]
+            before, slowest[i] = after, max(before, after)
+        pending = [i for i in pending if quiet.disturbed(slowest[i])]
         if not pending:
             break
     return pending

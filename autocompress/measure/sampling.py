@@ -1,24 +1,23 @@
-"""Interleaved timing of several calls until their ratios are known well enough."""
+"""Paired timing: rounds of a baseline and candidates until their ratios are known well enough."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from functools import partial
+from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.measure.quiet import SLACK
+from autocompress.measure.quiet import QuietSpeed
+from autocompress.measure.rounds import FEWEST, Call, Clock, quiet_rounds, take_round, warm_up
 
-#: with fewer rounds not even their whole range is a 95 % interval of the median
-_FEWEST = 6
-#: rounds on either side that tell in which state the machine was
-_BESIDE = 2
-
-Call = Callable[[], object]
-Clock = Callable[[], float]
+_AGREE = 0.05
+"""Two repetitions agree when their ratios differ by no more than this fraction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +27,12 @@ class Plan:
     Args:
         precision: wanted width of the ratio's interval, as a fraction of the ratio.
         confidence: of the interval.
-        min_rounds: rounds before the first look at the interval; each holds every call twice.
-        max_seconds: time limit after the warm-up; the interval may then still be too wide. A few
-            rounds are taken in any case.
+        min_rounds: quiet rounds of each repetition; each holds every call twice.
+        max_seconds: time limit for rounds; the interval may then still be too wide. A few rounds
+            are taken in any case, and waiting for a quiet machine comes on top.
         slot_ms: one call's turn in a round lasts about this long, in as many calls as fit.
         seed: of the order of turns and of the bootstrap.
-        slowest_ms: what the baseline takes at most on a quiet machine, where that is known. While
-            the time lasts, rounds around which it takes longer do not count.
+        apart_s: seconds between two repetitions.
     """
 
     precision: float = 0.03
@@ -43,120 +41,172 @@ class Plan:
     max_seconds: float = 8.0
     slot_ms: float = 4.0
     seed: int = 0
-    slowest_ms: float | None = None
+    apart_s: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """Rounds of an interleaved timing.
+    """Rounds of a paired timing; call 0 is the baseline, the others are candidates.
 
     Args:
-        rounds: ``(rounds, calls)``, milliseconds of one call, the mean of its two turns' medians.
-        turns: ``(2 * rounds, calls)``, the turns' medians themselves.
-        seconds: time spent, warm-up included.
-        narrow: whether every interval became as narrow as asked.
-        left_out: rounds that were disturbed and are in none of these.
+        turns: ``(2 * rounds, calls)``, median milliseconds of each call in each turn.
+        used: ``(rounds,)``, those that count.
+        repetitions: ``(repetitions, calls)``, the median ratio in each.
+        agreeing: repetitions that agree, of the call that has the fewest.
+        disturbed: the baseline ran slower than it has been seen to.
+        seconds: time spent, warm-up and waiting included.
+        waited_s: of these, waiting for a quiet machine.
     """
 
-    rounds: NDArray[np.float64]
     turns: NDArray[np.float64]
-    seconds: float
-    narrow: bool
-    left_out: int = 0
+    used: NDArray[np.bool_]
+    repetitions: NDArray[np.float64]
+    agreeing: int = 1
+    disturbed: bool = False
+    seconds: float = 0.0
+    waited_s: float = 0.0
+
+    def interval(self, call: int, plan: Plan, resamples: int = 2000) -> tuple[float, float, float]:
+        """A call's ratio and both ends of its interval."""
+        base, own = _rounds(self.turns)[self.used][:, [0, call]].T
+        return ratio_interval(own, base, plan.confidence, plan.seed, resamples)
+
+    def narrow(self, plan: Plan) -> bool:
+        """Whether every interval is as narrow as asked, with as many rounds as that takes."""
+        if self.used.sum() < max(3, plan.min_rounds):
+            return False
+        found = (self.interval(i, plan, resamples=500) for i in range(1, self.turns.shape[1]))
+        return all(high - low <= plan.precision * ratio for ratio, low, high in found)
 
 
-def warm_up(
-    call: Call, clock: Clock = time.perf_counter, *, max_seconds: float = 1.0, window: int = 5
-) -> float:
-    """Call until two windows in a row take the same time within 5 %; seconds per call.
+@dataclass
+class Sampler:
+    """Times several calls in turn until their ratios are known, or the time is over.
 
-    Args:
-        max_seconds: give up waiting for stability after this long.
-        window: calls per window.
-    """
-    start = clock()
-    before = float("nan")  # compares false with everything: the first window is never stable
-    while True:
-        times = []
-        for _ in range(window):
-            begin = clock()
-            call()
-            times.append(clock() - begin)
-        now = float(np.median(times))
-        spent = clock() - start
-        stable = abs(now - before) <= 0.05 * before
-        if (stable and spent >= 0.03) or spent >= max_seconds:
-            return max(now, 1e-9)
-        before = now
-
-
-def interleave(calls: Sequence[Call], plan: Plan, clock: Clock = time.perf_counter) -> Samples:
-    """Time several calls in turn; the first is the baseline of the ratios.
-
-    A round visits every call in random order and again in reverse (ABBA), so that a linear drift
-    of the machine's speed cancels. Each turn starts with one call that is not timed, because the
-    others have pushed its data out of the caches. Rounds in which something disturbed the machine
-    do not count (see ``undisturbed``).
+    What shares a core with us (another tenant on its second hardware thread) can slow code of one
+    kind more than of another for seconds at a time: wide integer instructions by half, floating
+    point by a tenth. Then even an interleaved ratio is wrong, and its interval does not know. Since
+    whatever comes from outside only slows, those rounds count around which the baseline ran
+    quickly. Two loud repetitions agree as well: where the baseline has been seen to run quicker,
+    the next one waits until it does. Before ten repetitions have shown how quickly that is, two
+    that lie apart in time must agree.
 
     Args:
-        calls: at least one; the first is the baseline.
+        calls: the baseline and at least one candidate.
         plan: when to stop.
+        quiet: what earlier timings of the same baseline showed; told about these.
+        alone: entered while calls run, and left while it waits.
+        pause: waits for so many seconds.
         clock: in seconds.
     """
-    start = clock()
-    per_call = [warm_up(call, clock) for call in calls]
-    repeats = [max(1, min(50, round(plan.slot_ms / 1e3 / t))) for t in per_call]
-    rng = np.random.default_rng(plan.seed)
-    turns: list[list[float]] = []
-    limit = clock() + plan.max_seconds
-    slowest = math.inf if plan.slowest_ms is None else plan.slowest_ms
-    next_look = plan.min_rounds
-    narrow = False
-    while True:
-        order = rng.permutation(len(calls))
-        for visit in (order, order[::-1]):
-            row = [0.0] * len(calls)
-            for i in visit:
-                row[i] = _turn(calls[i], repeats[i], clock)
-            turns.append(row)
-        rounds = len(turns) // 2
-        over = clock() >= limit and rounds >= min(_FEWEST, plan.min_rounds)
-        if rounds >= next_look or over:
+
+    calls: Sequence[Call]
+    plan: Plan
+    quiet: QuietSpeed
+    alone: Callable[[], AbstractContextManager[object]] = nullcontext
+    pause: Callable[[float], None] = time.sleep
+    clock: Clock = time.perf_counter
+    _taken: list[NDArray[np.float64]] = field(default_factory=list)
+
+    def run(self) -> Samples:
+        """Warm up, and take repetitions until they tell enough."""
+        start, plan, quiet = self.clock(), self.plan, self.quiet
+        with self.alone():
+            per_call = [warm_up(call, self.clock) for call in self.calls]
+        repeats = [max(1, min(50, round(plan.slot_ms / 1e3 / t))) for t in per_call]
+        rng = np.random.default_rng(plan.seed)
+        take = partial(take_round, self.calls, repeats, rng, self.clock)
+        enough = 1 if quiet.experienced else 2
+        patience, left, waited = quiet.patience_s, plan.max_seconds, 0.0
+        while True:
+            with self.alone():
+                begin = self.clock()
+                loud = self._repeat(take, min(left, plan.max_seconds / enough), patience > 0)
+                spent_s = self.clock() - begin
+            left -= spent_s
+            found = self._judge()
+            settled = found.agreeing >= enough and not found.disturbed and found.narrow(plan)
+            given_up = patience <= 0 and len(self._taken) >= enough
+            if settled or (given_up if loud else left <= 0):
+                break
+            if not loud:
+                self.pause(min(plan.apart_s, quiet.patience_s))
+                continue
+            begin = self.clock()
+            quiet.wait(self._look, patience, self.pause, self.clock)
+            waited += self.clock() - begin
+            patience -= self.clock() - begin + spent_s
+        quiet.in_vain = quiet.in_vain + 1 if loud and not settled else 0
+        return replace(found, seconds=self.clock() - start, waited_s=waited)
+
+    def _look(self) -> float:
+        """Milliseconds of the baseline at this moment, roughly."""
+        with self.alone():
+            return 1e3 * warm_up(self.calls[0], self.clock)
+
+    def _repeat(self, take: Callable[[], list[list[float]]], limit_s: float, patient: bool) -> bool:
+        """One repetition: rounds until the intervals are narrow, or the time is over.
+
+        Args:
+            take: takes a round.
+            limit_s: time limit; a few rounds are taken in any case.
+            patient: whether to break off once the machine is loud.
+
+        Returns:
+            Whether the machine was loud.
+        """
+        plan, begin, next_look = self.plan, self.clock(), self.plan.min_rounds
+        slowest = self.quiet.slowest_ms or math.inf
+        turns: list[list[float]] = []
+        self._taken.append(np.empty((0, len(self.calls))))
+        while True:
+            turns += take()
+            rounds = len(turns) // 2
+            latest = [turn[0] for turn in turns[-2 * FEWEST :]]
+            broken_off = patient and rounds >= FEWEST and median(latest) > slowest
+            over = rounds >= min(FEWEST, plan.min_rounds) and self.clock() - begin >= limit_s
+            if not (broken_off or over or rounds >= next_look):
+                continue
             next_look = rounds + max(4, rounds // 4)
-            means = _means(turns)
-            kept = undisturbed(means[:, 0], slowest)
-            calm = np.median(means[kept, 0]) <= slowest
-            narrow = calm and kept.sum() >= plan.min_rounds and _narrow(means[kept], plan)
-            if narrow or over:
-                chosen = np.array(turns)[np.repeat(kept, 2)]
-                left_out = int((~kept).sum())
-                return Samples(means[kept], chosen, clock() - start, narrow, left_out)
+            self._taken[-1] = np.array(turns)
+            base = _rounds(self._taken[-1])[:, 0]
+            kept = quiet_rounds([base], slowest)
+            middle = float(np.median(base[kept]))
+            many = middle <= slowest and kept.sum() >= plan.min_rounds
+            if broken_off or over or (many and self._judge().narrow(plan)):
+                self.quiet.note(middle)
+                return broken_off or self.quiet.disturbed(middle)
 
+    def _judge(self) -> Samples:
+        """What the repetitions say together.
 
-def undisturbed(baseline: NDArray[np.float64], slowest_ms: float = math.inf) -> NDArray[np.bool_]:
-    """Which rounds were taken while the machine ran about as quickly as it did in any of them.
-
-    What shares a core with us slows some code more than other code, for as short as a tenth of a
-    second, and then a round's ratio is another one. A round's own time has no say in whether it
-    counts, only that of the two rounds on either side: to choose rounds by their own would favour
-    those in which the baseline was quick by chance.
-
-    Args:
-        baseline: ``(rounds,)`` times of the baseline, in order.
-        slowest_ms: see ``Plan``; infinite where that is not known.
-
-    Returns:
-        A mask that leaves at least six rounds; all of them where there are no more.
-    """
-    count, width = len(baseline), 2 * _BESIDE + 1
-    if count <= max(_FEWEST, width):
-        return np.ones(count, dtype=np.bool_)
-    first = np.clip(np.arange(count) - _BESIDE, 0, count - width)
-    places = first[:, None] + np.arange(width)
-    others = places[places != np.arange(count)[:, None]].reshape(count, width - 1)
-    level = np.median(baseline[others], axis=1)
-    quick = min(slowest_ms, (1 + SLACK) * np.percentile(level, 10))
-    return np.asarray(level <= max(quick, np.sort(level)[_FEWEST - 1]))
+        In each, the quiet rounds count. A whole repetition does not count where the baseline ran
+        slower than in the quickest by more than chance explains. A candidate's own time has no say
+        in this, or it would be favoured.
+        """
+        slowest = self.quiet.slowest_ms or math.inf
+        turns = np.concatenate(self._taken)
+        rounds = _rounds(turns)
+        kept = quiet_rounds([_rounds(t)[:, 0] for t in self._taken], slowest)
+        place = np.repeat(np.arange(len(self._taken)), [len(t) // 2 for t in self._taken])
+        counts = np.bincount(place[kept], minlength=len(self._taken))
+        base, error = np.full((2, len(counts)), np.inf)
+        ratios = np.empty((len(counts), len(self.calls)))
+        fewest = min(FEWEST, self.plan.min_rounds, counts.max())
+        for i, count in enumerate(counts):
+            own = rounds[(kept | (count < fewest)) & (place == i)]
+            ratios[i] = np.median(own / own[:, :1], axis=0)
+            if count >= fewest:
+                low, base[i], high = np.percentile(own[:, 0], [25, 50, 75])
+                error[i] = (high - low) / count**0.5  # about that of a median
+        best = base.argmin()
+        chance = np.maximum(_AGREE * base[best], 3 * np.hypot(error, error[best]))
+        quick = np.isfinite(base) & (base - base[best] <= chance)
+        used = kept & quick[place]
+        ratio = np.median(rounds[used] / rounds[used][:, :1], axis=0)
+        near = quick[:, None] & (np.abs(ratios - ratio) <= _AGREE * ratio)
+        disturbed = bool(np.median(rounds[used, 0]) > slowest)
+        return Samples(turns, used, ratios, int(near.sum(axis=0).min()), disturbed)
 
 
 def ratio_interval(
@@ -201,30 +251,6 @@ def tail_share(count: int, confidence: float) -> float:
     return float(ndtr(quantile * (count / (count - 1)) ** 0.5))
 
 
-def _turn(call: Call, repeats: int, clock: Clock) -> float:
-    call()
-    times = np.empty(repeats)
-    for i in range(repeats):
-        begin = clock()
-        call()
-        times[i] = clock() - begin
-    return float(np.median(times)) * 1e3
-
-
-def _means(turns: Sequence[Sequence[float]]) -> NDArray[np.float64]:
-    array = np.array(turns)
-    return (array[0::2] + array[1::2]) / 2
-
-
-def _narrow(rounds: NDArray[np.float64], plan: Plan) -> bool:
-    if len(rounds) < 3:
-        return False
-    others = range(1, rounds.shape[1]) if rounds.shape[1] > 1 else range(1)
-    for i in others:
-        base = rounds[:, 0] if i else np.full(len(rounds), np.median(rounds[:, 0]))
-        ratio, low, high = ratio_interval(
-            rounds[:, i], base, plan.confidence, plan.seed, resamples=500
-        )
-        if high - low > plan.precision * ratio:
-            return False
-    return True
+def _rounds(turns: NDArray[np.float64]) -> NDArray[np.float64]:
+    """``(rounds, calls)``, milliseconds of one call, the mean of its two turns."""
+    return (turns[0::2] + turns[1::2]) / 2

@@ -77,7 +77,7 @@ class Assembly:
                 self.pipeline,
                 target,
                 self.folder,
-                weigh_trials="peak_memory_bytes" in self.study.limits().metrics,
+                measure_memory="peak_memory_bytes" in self.study.limits().metrics,
                 progress=self.progress,
             )
         evaluator: StudyEvaluator = self._parts["evaluator"]
@@ -233,10 +233,11 @@ def assemble(
     given = (model, data)
     plain = resolve_variables(study.model_dump(mode="json"))
     target = get_target(plain["target"])  # an absent runtime is said before anything is loaded
-    if study.settings.half_format == "bfloat16" and target.suffix != ".pt2":
+    if study.settings.half_format not in target.half_formats:
         raise InputError(
-            "`settings.half_format: bfloat16` needs `target: {runtime: torch}`; the files of "
-            f"{target.config.runtime} hold 16 bits as float16."
+            f"`settings.half_format: {study.settings.half_format}` needs `target: {{runtime: "
+            f"torch}}`; the files of {target.name} hold 16 bits as "
+            f"{' or '.join(target.half_formats)}."
         )
     progress("data", 0.0)
     data = Data.wrap(data) if data is not None else load_data(plain["data"])

@@ -91,7 +91,7 @@ def make_evaluator(
     folder: Path,
     *,
     screen_images: int = 512,
-    weigh_trials: bool = False,
+    measure_memory: bool = False,
     progress: Progress | None = None,
 ) -> StudyEvaluator:
     """The evaluator of a study, without a latency model yet.
@@ -101,7 +101,7 @@ def make_evaluator(
         target: opens and times the files.
         folder: of exported files and trained weights.
         screen_images: how many training inputs screening can use at most.
-        weigh_trials: see ``Measurer``.
+        measure_memory: see ``Measurer``.
         progress: told how far a fine-tune is.
     """
     from autocompress.measure.latency_model import LatencyModel
@@ -111,6 +111,6 @@ def make_evaluator(
     estimator = Estimator(inventory, settings, pipeline.student_cost, target.describe())
     table = target.config.table
     other = None if table is None else LatencyModel.from_table(table, inventory, settings)
-    measurer = Measurer(target, pipeline, folder, estimator.cost, other, weigh_trials)
+    measurer = Measurer(target, pipeline, folder, estimator.cost, other, measure_memory)
     builder = Builder(pipeline, folder, progress)
     return StudyEvaluator(estimator, builder, measurer, Screening(pipeline, screen_images))

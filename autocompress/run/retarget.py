@@ -87,10 +87,11 @@ def _from_table(parts: Assembly, table: Path) -> tuple[Cost, float]:
 
 
 def _timed(parts: Assembly, folder: RunFolder) -> tuple[Cost, float]:
-    from autocompress.measure.latency import compare
+    from autocompress.measure.latency import paired_timing
 
     measurer = parts.evaluator.measurer
-    base = compare(measurer.target, measurer.baseline_file, measurer.baseline_file)
+    uncompressed, quiet = measurer.baseline_file, measurer.quiet_speed
+    base = paired_timing(measurer.target, uncompressed, uncompressed, quiet=quiet)
 
     def cost(trial: Trial) -> tuple[float, float]:
         state = state_file(folder.models, trial.policy, trial.phase.epochs, trial.seed)

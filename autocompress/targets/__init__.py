@@ -1,27 +1,32 @@
-"""Runtimes that exported files can run in, one file each."""
+"""Runtimes that exported files can run in, one file each; packages can bring more."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import import_module
+from importlib.metadata import EntryPoint
 from typing import Any
 
 from autocompress.errors import TargetUnavailable
-from autocompress.targets.base import (
-    RUNTIMES,
-    Availability,
-    Target,
-    TargetConfig,
-)
+from autocompress.targets import registry
+from autocompress.targets.base import Availability, Session, Target, TargetConfig, TensorSpec
+from autocompress.targets.profile import KernelClass, NodeTime, Profile
 
-_MODULES = {
-    "onnxruntime": ("onnx_runtime", "OnnxRuntimeTarget"),
-    "openvino": ("open_vino", "OpenVinoTarget"),
-    "torch": ("torch_runtime", "TorchTarget"),
-    "executorch": ("executorch_runtime", "ExecuTorchTarget"),
-}
+RUNTIMES = tuple(entry.name for entry in registry.BUILT_IN)
+"""The built-in ones; ``available_targets`` also tells those of installed packages."""
 
-__all__ = ["RUNTIMES", "Availability", "Target", "TargetConfig", "available_targets", "get_target"]
+__all__ = [
+    "RUNTIMES",
+    "Availability",
+    "KernelClass",
+    "NodeTime",
+    "Profile",
+    "Session",
+    "Target",
+    "TargetConfig",
+    "TensorSpec",
+    "available_targets",
+    "get_target",
+]
 
 
 def get_target(config: TargetConfig | Mapping[str, Any] | str) -> Target:
@@ -35,25 +40,24 @@ def get_target(config: TargetConfig | Mapping[str, Any] | str) -> Target:
         TargetUnavailable: the runtime, device or provider is not present here.
     """
     config = TargetConfig.read({"runtime": config} if isinstance(config, str) else config)
-    found = _availability(config.runtime)
-    if not found.available:
-        raise TargetUnavailable(
-            f"The runtime {config.runtime!r} cannot be used here: {found.reason}."
-        )
-    module, name = _MODULES[config.runtime]
-    target: Target = getattr(_load(module), name)(config)
+    target: Target = registry.load(config.runtime)(config)
     return target
 
 
 def available_targets() -> list[Availability]:
     """Every runtime: its version and devices here, or why it is not available."""
-    return [_availability(runtime) for runtime in RUNTIMES]
+    first: dict[str, EntryPoint] = {}
+    return [
+        _availability(entry, first.setdefault(entry.name, entry)) for entry in registry.entries()
+    ]
 
 
-def _availability(runtime: str) -> Availability:
-    found: Availability = _load(_MODULES[runtime][0]).availability()
+def _availability(entry: EntryPoint, owner: EntryPoint) -> Availability:
+    if entry is not owner:
+        reason = f"{entry.value} is left out, the name belongs to {owner.value}"
+        return Availability(entry.name, False, reason=reason)
+    try:
+        found: Availability = registry.load_entry(entry).availability()
+    except TargetUnavailable as error:
+        return Availability(entry.name, False, reason=str(error))
     return found
-
-
-def _load(module: str) -> Any:
-    return import_module(f"{__name__}.{module}")

@@ -2,72 +2,48 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from autocompress.errors import InputError, nearest
+from autocompress.errors import InputError, TargetUnavailable
+from autocompress.model.kernels import Kernel
+from autocompress.targets.config import TargetConfig
+from autocompress.targets.profile import KernelClass, NodeTime, Profile
+
+if TYPE_CHECKING:
+    from autocompress.exporters.write import ExportedFile
+    from autocompress.techniques.compressed import Compressed
+
+__all__ = [
+    "WARM_UP",
+    "Array",
+    "Availability",
+    "Inputs",
+    "KernelWriter",
+    "NodeTime",
+    "Profile",
+    "Session",
+    "Target",
+    "TargetConfig",
+    "TensorSpec",
+    "random_inputs",
+]
 
 Array = NDArray[Any]
 Inputs = Sequence[Array]
 """One array per input of the file, in the file's order."""
 
-RUNTIMES = ("onnxruntime", "openvino", "torch", "executorch")
+KernelWriter = Callable[[Sequence[Kernel], str | Path, int], Path]
+"""Writes kernels, for a batch, into one file at a path; see ``exporters.onnx_kernels``."""
 
-
-class TargetConfig(BaseModel):
-    """Where a model is to run. Part of every record.
-
-    Args:
-        runtime: ``onnxruntime``, ``openvino``, ``torch`` or ``executorch``.
-        threads: of one inference.
-        batch: samples per inference, for latency.
-        device: ``cpu``, ``cuda``, ``mps``, with an optional index.
-        providers: ONNX Runtime execution providers in order of preference; ``None`` chooses by
-            the device.
-        table: a ``table.json`` written by the packed runner on another device; latency is then
-            predicted from it, and the runtime here only judges accuracy.
-        compile: compile the model (``torch`` only).
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    runtime: str = "onnxruntime"
-    threads: int = Field(1, ge=1)
-    batch: int = Field(1, ge=1)
-    device: str = "cpu"
-    providers: tuple[str, ...] | None = None
-    table: Path | None = None
-    compile: bool = False
-
-    @classmethod
-    def read(cls, data: TargetConfig | Mapping[str, Any]) -> TargetConfig:
-        """Take a config, or plain data of one.
-
-        Raises:
-            InputError: an unknown key or runtime (with the nearest valid one), or a bad value.
-        """
-        if isinstance(data, TargetConfig):
-            return data
-        for key in data:
-            if key not in cls.model_fields:
-                raise InputError(f"`target` has no {key!r}; {nearest(key, cls.model_fields)}")
-        try:
-            config = cls(**data)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise InputError(f"`target.{where}`: {first['msg']}, got {first['input']!r}.") from None
-        if config.runtime not in RUNTIMES:
-            raise InputError(
-                f"There is no runtime {config.runtime!r}; {nearest(config.runtime, RUNTIMES)}"
-            )
-        return config
+WARM_UP = 5
+"""Inferences before those that a profile counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,63 +55,23 @@ class TensorSpec:
     dtype: str
 
 
-@dataclass(frozen=True, slots=True)
-class NodeTime:
-    """One operator of a profile.
+class Session(ABC):
+    """An opened file.
 
-    Args:
-        name: as the runtime calls it.
-        op: the runtime's kernel, e.g. ``Conv`` or ``QLinearConv``.
-        ms: median time of one call; NaN where the runtime gives none.
-        inputs, outputs: element type and shape of each tensor, as far as the runtime tells.
+    Attributes:
+        file: for messages.
+        inputs: what it takes.
     """
 
-    name: str
-    op: str
-    ms: float
-    inputs: tuple[tuple[str, tuple[int, ...]], ...] = ()
-    outputs: tuple[tuple[str, tuple[int, ...]], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Profile:
-    """Where a session spends its time.
-
-    Args:
-        nodes: in the order in which they run.
-        total_ms: median of the whole run with the profiler on.
-    """
-
-    nodes: tuple[NodeTime, ...]
-    total_ms: float
-
-    def by_op(self) -> dict[str, tuple[int, float]]:
-        """Kernel to number of nodes and milliseconds, the dearest first."""
-        found: dict[str, tuple[int, float]] = {}
-        for node in self.nodes:
-            count, ms = found.get(node.op, (0, 0.0))
-            found[node.op] = (count + 1, ms + (node.ms if node.ms == node.ms else 0.0))
-        return dict(sorted(found.items(), key=lambda item: -item[1][1]))
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data by kernel, for records."""
-        return {
-            "total_ms": self.total_ms,
-            "ops": {op: {"nodes": n, "ms": ms} for op, (n, ms) in self.by_op().items()},
-        }
-
-
-class Session(Protocol):
-    """An opened file."""
+    file: Path
+    inputs: tuple[TensorSpec, ...]
 
     @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        """What it takes."""
-
-    @property
+    @abstractmethod
     def threads(self) -> int:
         """Threads of one inference, as the runtime itself tells them."""
 
+    @abstractmethod
     def run(self, inputs: Inputs) -> list[Array]:
         """One inference.
 
@@ -143,9 +79,11 @@ class Session(Protocol):
             inputs: one array per input, batch first; shapes and types as in ``inputs``.
         """
 
+    @abstractmethod
     def prepare(self, inputs: Inputs) -> Callable[[], object]:
         """A call without arguments that runs these inputs once and waits for the end of it."""
 
+    @abstractmethod
     def profile(self, inputs: Inputs, runs: int = 20) -> Profile:
         """Operators, shapes and median times.
 
@@ -153,35 +91,33 @@ class Session(Protocol):
             runs: profiled inferences, after warm-up.
         """
 
+    @abstractmethod
     def close(self) -> None:
-        """Free it."""
+        """Free it; a second time does nothing."""
 
-
-@runtime_checkable
-class Target(Protocol):
-    """A runtime on a device of this machine."""
-
-    config: TargetConfig
-
-    @property
-    def suffix(self) -> str:
-        """Of the files that it opens: ``.onnx``, ``.pt2`` or ``.pte``."""
-
-    def open(self, path: str | Path, *, threads: int | None = None, fixed: bool = True) -> Session:
-        """Open an exported file.
-
-        Args:
-            path: with the target's suffix.
-            threads: takes the place of the config's, e.g. for judging accuracy.
-            fixed: settle free batch dimensions to the config's batch, as for latency;
-                ``False`` leaves them free.
+    def arrays(self, inputs: Inputs) -> list[Array]:
+        """The inputs in the file's element types, each in one piece.
 
         Raises:
-            InputError: no such file, or one that the runtime cannot open.
+            InputError: another number of inputs, or another shape, than the file takes.
         """
-
-    def describe(self) -> dict[str, Any]:
-        """Runtime, version, device, threads, batch, providers: JSON-able, for every record."""
+        if len(inputs) != len(self.inputs):
+            raise InputError(
+                f"{self.file.name} takes {len(self.inputs)} inputs, got {len(inputs)}."
+            )
+        found = []
+        for spec, array in zip(self.inputs, inputs, strict=True):
+            shape = np.shape(array)
+            wanted = spec.shape
+            if len(shape) != len(wanted) or any(
+                w is not None and w != s for w, s in zip(wanted, shape, strict=True)
+            ):
+                raise InputError(
+                    f"{spec.name!r} of {self.file.name} has shape {list(wanted)} (None is free), "
+                    f"got {list(shape)}."
+                )
+            found.append(np.ascontiguousarray(array, dtype=spec.dtype).reshape(shape))
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,21 +143,168 @@ class Availability:
         }
 
 
-def check_file(path: str | Path, suffix: str) -> Path:
-    """The path, if there is such a file with that suffix.
+class Target(ABC):
+    """A runtime on a device of this machine.
+
+    Everything that is peculiar to a runtime stands in its subclass; the rest of the package asks.
+
+    Args:
+        config: of the class's ``config_model``.
+
+    Attributes:
+        name: as ``target: {runtime: ...}`` and the entry point say it.
+        suffix: of the files that are exported for it, ``.onnx`` for example.
+        also_opens: other suffixes.
+        config_model: the fields of ``target:`` that it takes.
+        install: how to get the runtime, for messages.
+        integer_kernels: whether layers of 8 bits run on integers, not simulated in float.
+        free_batch: whether a file can be opened for any number of samples.
+        half_formats: 16-bit formats that its files can hold.
 
     Raises:
-        InputError: there is not.
+        TargetUnavailable: the runtime or the device is not present here.
     """
-    file = Path(path)
-    if not file.is_file():
-        raise InputError(f"There is no model file at {file}. Export one with `autocompress apply`.")
-    if file.suffix != suffix:
-        raise InputError(
-            f"This runtime opens {suffix} files, got {file.name}. Export to {suffix}, or choose "
-            "another runtime with `--target`."
-        )
-    return file
+
+    name: ClassVar[str]
+    suffix: ClassVar[str]
+    also_opens: ClassVar[tuple[str, ...]] = ()
+    config_model: ClassVar[type[TargetConfig]] = TargetConfig
+    install: ClassVar[str] = ""
+    integer_kernels: ClassVar[bool] = False
+    free_batch: ClassVar[bool] = True
+    half_formats: ClassVar[tuple[str, ...]] = ("float16",)
+
+    config: TargetConfig
+
+    def __init__(self, config: TargetConfig) -> None:
+        found = self.availability()
+        if not found.available:
+            raise TargetUnavailable(
+                f"The runtime {self.name!r} cannot be used here: {found.reason}."
+            )
+        self.config = config
+        self.version = found.version
+        self.check_device(found)
+
+    @classmethod
+    @abstractmethod
+    def present(cls) -> Availability:
+        """Version and devices of the runtime; an ``ImportError`` says that it is not installed."""
+
+    @classmethod
+    def availability(cls) -> Availability:
+        """Whether the runtime can be used here."""
+        try:
+            return cls.present()
+        except ImportError as error:
+            how = f": {cls.install}" if cls.install else ""
+            return Availability(cls.name, False, reason=f"not installed ({error}){how}")
+        except Exception as error:  # a broken installation raises whatever it stumbles on
+            reason = f"installed, but broken ({type(error).__name__}: {error})"
+            return Availability(cls.name, False, reason=reason)
+
+    def check_device(self, found: Availability) -> None:
+        """Refuse a device that is not here.
+
+        Raises:
+            TargetUnavailable: with the devices that are.
+        """
+        device = self.config.device
+        if device not in found.devices and device.partition(":")[0] not in found.devices:
+            raise TargetUnavailable(
+                f"The runtime {self.name!r} {self.version} here has the devices "
+                f"{', '.join(found.devices)}, got {device!r}. Use `device: {found.devices[0]}`."
+            )
+
+    def open(self, path: str | Path, *, threads: int | None = None, fixed: bool = True) -> Session:
+        """Open an exported file.
+
+        Args:
+            path: with the target's suffix.
+            threads: takes the place of the config's, e.g. for judging accuracy.
+            fixed: settle free batch dimensions to the config's batch, as for latency;
+                ``False`` leaves them free, where the runtime can.
+
+        Raises:
+            InputError: no such file, or one that the runtime cannot open.
+        """
+        file = Path(path)
+        if not file.is_file():
+            raise InputError(
+                f"There is no model file at {file}. Export one with `autocompress apply`."
+            )
+        if file.suffix not in (self.suffix, *self.also_opens):
+            raise InputError(
+                f"The runtime {self.name!r} opens {self.suffix} files, got {file.name}. Export to "
+                f"{self.suffix}, or choose another runtime with `--target`."
+            )
+        batch = self.config.batch if fixed or not self.free_batch else None
+        return self.load(file, threads or self.config.threads, batch)
+
+    @abstractmethod
+    def load(self, file: Path, threads: int, batch: int | None) -> Session:
+        """What ``open`` gives; the file is there.
+
+        Args:
+            file: with a suffix that the target opens.
+            threads: of one inference.
+            batch: free first dimensions of inputs are settled to this, or left free with ``None``.
+
+        Raises:
+            InputError: the runtime cannot open it.
+        """
+
+    @classmethod
+    @abstractmethod
+    def classify(cls, node: NodeTime) -> KernelClass:
+        """What a kernel of this runtime's profiles does."""
+
+    def shows_channels(self, node: NodeTime, channels: int, linear: bool) -> bool:
+        """Whether the output of a multiplying operator has so many channels.
+
+        Args:
+            node: with the shape of its output.
+            channels: of the layer's output.
+            linear: features come last, as in linear layers, not second.
+        """
+        return node.outputs[0][1][-1 if linear else 1] == channels
+
+    def export(self, compressed: Compressed, path: str | Path, example: Any) -> ExportedFile:
+        """Write a compressed model as a file that this target opens.
+
+        Args:
+            compressed: calibrated, if any layer is quantized with static activations.
+            path: with the target's suffix.
+            example: one batched input, or a tuple.
+
+        Raises:
+            ExportError: the file does not do what the module does.
+        """
+        from autocompress.exporters.write import export
+
+        return export(compressed, path, example)
+
+    def kernel_writer(self) -> KernelWriter | None:
+        """What writes single layers into one file that the runtime opens and profiles by node.
+
+        ``None`` where no layer can be timed alone.
+        """
+        return None
+
+    def describe(self) -> dict[str, Any]:
+        """Runtime, version, device, threads, batch, ...: JSON-able, for every record."""
+        return {
+            "runtime": self.name,
+            "version": self.version,
+            "device": self.config.device,
+            **self.facts(),
+            "threads": self.config.threads,
+            "batch": self.config.batch,
+        }
+
+    def facts(self) -> dict[str, Any]:
+        """What else decides how fast this runtime is, for ``describe``."""
+        return {}
 
 
 def random_inputs(specs: Sequence[TensorSpec], batch: int = 1, seed: int = 0) -> list[Array]:

@@ -11,65 +11,75 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from autocompress.errors import InputError, TargetUnavailable
+from autocompress.errors import InputError
 from autocompress.targets.base import (
+    WARM_UP,
     Array,
     Availability,
     Inputs,
-    NodeTime,
-    Profile,
+    Session,
+    Target,
     TargetConfig,
     TensorSpec,
-    check_file,
 )
+from autocompress.targets.profile import KernelClass, NodeTime, Profile
 
-_WARM_UP = 5
 #: torch's numbers of element types, which the runtime hands out
 _DTYPES = {0: "uint8", 1: "int8", 3: "int32", 4: "int64", 5: "float16", 6: "float32", 11: "bool"}
 
 
-class ExecuTorchTarget:
+class ExecuTorchConfig(TargetConfig):
+    """Fields of ``target:`` for ExecuTorch."""
+
+    runtime: str = "executorch"
+
+
+class ExecuTorchTarget(Target):
     """Opens ``.pt2`` files, which it lowers to XNNPACK, and ``.pte`` files that were lowered.
 
     Quantized layers are simulated in a ``.pt2`` file and stay float when it is lowered.
     """
 
+    name = "executorch"
     suffix = ".pt2"
+    also_opens = (".pte",)
+    config_model = ExecuTorchConfig
+    install = "pip install 'autocompress[executorch]'"
+    free_batch = False
+    half_formats = ("float16", "bfloat16")
 
-    def __init__(self, config: TargetConfig) -> None:
-        self.config = config
-        if config.device != "cpu":
-            raise TargetUnavailable(
-                f"ExecuTorch runs on the CPU here, got {config.device!r}. Use `device: cpu`."
-            )
+    @classmethod
+    def present(cls) -> Availability:
+        """Whether ExecuTorch and its XNNPACK backend are here."""
+        from importlib.metadata import version
 
-    def open(
-        self, path: str | Path, *, threads: int | None = None, fixed: bool = True
-    ) -> ExecuTorchSession:
+        from executorch.runtime import Runtime
+
+        backends = list(Runtime.get().backend_registry.registered_backend_names)
+        found = version("executorch")
+        if "XnnpackBackend" not in backends:
+            return Availability(cls.name, False, found, reason="this build has no XNNPACK backend")
+        return Availability(cls.name, True, found, ("cpu",), details={"backends": backends})
+
+    def load(self, file: Path, threads: int, batch: int | None) -> ExecuTorchSession:
         """Open a file; see ``Target``. The batch is always fixed: memory is planned for it."""
-        del fixed
-        if Path(path).suffix == ".pte":
-            file = check_file(path, ".pte")
-            lowered = file.read_bytes()
-        else:
-            file = check_file(path, self.suffix)
-            state = file.stat()
-            lowered = _lower(file, state.st_mtime_ns, state.st_size, self.config.batch)
-        return ExecuTorchSession(file, lowered, threads or self.config.threads)
+        if file.suffix == ".pte":
+            return ExecuTorchSession(file, file.read_bytes(), threads)
+        state = file.stat()
+        lowered = _lower(file, state.st_mtime_ns, state.st_size, self.config.batch)
+        return ExecuTorchSession(file, lowered, threads)
 
-    def describe(self) -> dict[str, Any]:
-        """Plain data, for records."""
-        return {
-            "runtime": "executorch",
-            "version": _version(),
-            "device": self.config.device,
-            "backend": "XNNPACK",
-            "threads": self.config.threads,
-            "batch": self.config.batch,
-        }
+    @classmethod
+    def classify(cls, node: NodeTime) -> KernelClass:
+        """The backend runs a program in one piece; see ``Target``."""
+        return KernelClass.FUSED
+
+    def facts(self) -> dict[str, Any]:
+        """What the programs are lowered to."""
+        return {"backend": "XNNPACK"}
 
 
-class ExecuTorchSession:
+class ExecuTorchSession(Session):
     """One opened program.
 
     Args:
@@ -129,14 +139,7 @@ class ExecuTorchSession:
         """A call without arguments."""
         import torch
 
-        if len(inputs) != len(self.inputs):
-            raise InputError(
-                f"{self.file.name} takes {len(self.inputs)} inputs, got {len(inputs)}."
-            )
-        feed = [
-            torch.from_numpy(np.ascontiguousarray(array, dtype=spec.dtype))
-            for spec, array in zip(self.inputs, inputs, strict=True)
-        ]
+        feed = [torch.from_numpy(array) for array in self.arrays(inputs)]
         execute = self._method.execute
         return lambda: execute(feed)
 
@@ -144,11 +147,11 @@ class ExecuTorchSession:
         """The whole program as one operator: the wheel is built without event tracing."""
         call = self.prepare(inputs)
         times = []
-        for _ in range(_WARM_UP + runs):
+        for _ in range(WARM_UP + runs):
             begin = time.perf_counter()
             call()
             times.append((time.perf_counter() - begin) * 1e3)
-        median = float(np.median(times[_WARM_UP:]))
+        median = float(np.median(times[WARM_UP:]))
         return Profile((NodeTime("forward", "XnnpackBackend", median),), median)
 
     def close(self) -> None:
@@ -181,28 +184,3 @@ def _lower(file: Path, modified_ns: int, size_bytes: int, batch: int) -> bytes:
     fixed = torch.export.export(program.module(), tuple(example))
     lowered = to_edge_transform_and_lower(fixed, partitioner=[XnnpackPartitioner()])
     return bytes(lowered.to_executorch().buffer)
-
-
-def _version() -> str:
-    from importlib.metadata import version
-
-    return version("executorch")
-
-
-def availability() -> Availability:
-    """Whether ExecuTorch and its XNNPACK backend are here."""
-    try:
-        from executorch.runtime import Runtime
-
-        backends = list(Runtime.get().backend_registry.registered_backend_names)
-    except ImportError as error:
-        return Availability(
-            "executorch",
-            False,
-            reason=f"not installed ({error}): pip install 'autocompress[executorch]'",
-        )
-    if "XnnpackBackend" not in backends:
-        return Availability(
-            "executorch", False, _version(), reason="this build has no XNNPACK backend"
-        )
-    return Availability("executorch", True, _version(), ("cpu",), details={"backends": backends})

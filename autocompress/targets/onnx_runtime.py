@@ -14,15 +14,17 @@ import numpy as np
 
 from autocompress.errors import InputError, TargetUnavailable
 from autocompress.targets.base import (
+    WARM_UP,
     Array,
     Availability,
     Inputs,
-    NodeTime,
-    Profile,
+    KernelWriter,
+    Session,
+    Target,
     TargetConfig,
     TensorSpec,
-    check_file,
 )
+from autocompress.targets.profile import KernelClass, NodeTime, Profile, kernel_class
 
 _DTYPES = {
     "tensor(float)": "float32",
@@ -48,84 +50,128 @@ _BY_DEVICE = {
     ),
     "mps": ("CoreMLExecutionProvider", "CPUExecutionProvider"),
 }
+#: kernels that do not multiply floats although their name may say so, and those of integers
+_CLASSES = {
+    "QLinearConv": KernelClass.INTEGER,
+    "ConvInteger": KernelClass.INTEGER,
+    "QGemm": KernelClass.INTEGER,
+    "MatMulInteger": KernelClass.INTEGER,
+    "MatMulIntegerToFloat": KernelClass.INTEGER,
+    "DynamicQuantizeMatMul": KernelClass.INTEGER,
+    "DynamicQuantizeLSTM": KernelClass.INTEGER,
+    "QLinearMatMul": KernelClass.INTEGER,
+    "QAttention": KernelClass.INTEGER,
+    "QuantizeLinear": KernelClass.QUANTIZE,
+    "DequantizeLinear": KernelClass.QUANTIZE,
+    "DynamicQuantizeLinear": KernelClass.QUANTIZE,
+    "Cast": KernelClass.LAYOUT,
+    "ReorderInput": KernelClass.LAYOUT,
+    "ReorderOutput": KernelClass.LAYOUT,
+    "Transpose": KernelClass.LAYOUT,
+}
+_MULTIPLYING = re.compile("conv|gemm|matmul|lstm|gru|attention", re.IGNORECASE)
+#: blocked layouts round channel counts up to the width of a vector register, and hide as much
+_BLOCKS = (1, 4, 8, 16)
 
 
-class OnnxRuntimeTarget:
+class OnnxRuntimeConfig(TargetConfig):
+    """Fields of ``target:`` for ONNX Runtime.
+
+    Args:
+        providers: execution providers in order of preference; ``None`` chooses by the device.
+    """
+
+    runtime: str = "onnxruntime"
+    providers: tuple[str, ...] | None = None
+
+
+class OnnxRuntimeTarget(Target):
     """Opens ``.onnx`` files."""
 
+    name = "onnxruntime"
     suffix = ".onnx"
+    config_model = OnnxRuntimeConfig
+    install = "pip install onnxruntime, or onnxruntime-gpu for CUDA and TensorRT"
+    integer_kernels = True
+    config: OnnxRuntimeConfig
 
-    def __init__(self, config: TargetConfig) -> None:
+    @classmethod
+    def present(cls) -> Availability:
+        """What ONNX Runtime offers here."""
         import onnxruntime
 
-        self.config = config
-        present = onnxruntime.get_available_providers()
-        device, _, index = config.device.partition(":")
-        wanted = config.providers or _BY_DEVICE.get(device)
-        if wanted is None:
-            raise InputError(
-                f"ONNX Runtime knows the devices {', '.join(_BY_DEVICE)}, got {config.device!r}."
-            )
-        missing = [p for p in wanted if p not in present]
+        here = onnxruntime.get_available_providers()
+        devices = tuple(d for d, need in _BY_DEVICE.items() if all(p in here for p in need))
+        details = {"providers": list(here)}
+        return Availability(cls.name, True, onnxruntime.__version__, devices, details=details)
+
+    def check_device(self, found: Availability) -> None:
+        """The providers that are asked for, or those of the device, must be here."""
+        here = found.details["providers"]
+        device, _, index = self.config.device.partition(":")
+        names = self.config.providers or _BY_DEVICE.get(device, ())
+        missing = [p for p in names if p not in here]
         if missing:
             raise TargetUnavailable(
-                f"ONNX Runtime {onnxruntime.__version__} here has no {missing[0]}, only "
-                f"{', '.join(present)}. Install onnxruntime-gpu for CUDA and TensorRT, or use "
-                "`device: cpu`."
+                f"ONNX Runtime {self.version} here has no {missing[0]}, only {', '.join(here)}. "
+                f"Use `device: cpu`, or install another build: {self.install}."
             )
-        self.providers = tuple(wanted)
-        self._options = [
-            {"device_id": index} if index and p.startswith(("CUDA", "Tensorrt")) else {}
-            for p in wanted
+        if not names:
+            super().check_device(found)
+        self.providers = [
+            (p, {"device_id": index} if index and p.startswith(("CUDA", "Tensorrt")) else {})
+            for p in names
         ]
 
-    def open(
-        self, path: str | Path, *, threads: int | None = None, fixed: bool = True
-    ) -> OnnxRuntimeSession:
+    def load(self, file: Path, threads: int, batch: int | None) -> OnnxRuntimeSession:
         """Open an ``.onnx`` file; see ``Target``."""
-        file = check_file(path, self.suffix)
-        return OnnxRuntimeSession(
-            file,
-            self.providers,
-            self._options,
-            threads or self.config.threads,
-            self.config.batch if fixed else None,
-        )
+        return OnnxRuntimeSession(file, self.providers, threads, batch)
 
-    def describe(self) -> dict[str, Any]:
-        """Plain data, for records."""
-        import onnxruntime
+    @classmethod
+    def classify(cls, node: NodeTime) -> KernelClass:
+        """By the operator's name; see ``Target``."""
+        return kernel_class(node.op, _CLASSES, _MULTIPLYING)
 
-        return {
-            "runtime": "onnxruntime",
-            "version": onnxruntime.__version__,
-            "device": self.config.device,
-            "providers": list(self.providers),
-            "threads": self.config.threads,
-            "batch": self.config.batch,
-        }
+    def shows_channels(self, node: NodeTime, channels: int, linear: bool) -> bool:
+        """Looks through blocked layouts and those with channels last; see ``Target``."""
+        shape = node.outputs[0][1]
+        shown = {shape[-1 if linear else 1]}
+        if not linear and self.classify(node) is KernelClass.INTEGER:
+            # these may hold channels last; their scales and biases tell the count
+            vectors = {size[0] for _, size in node.inputs if len(size) == 1}
+            shown = vectors or {shape[1], shape[-1]}
+        return any(-(-channels // block) * block in shown for block in _BLOCKS)
+
+    def kernel_writer(self) -> KernelWriter | None:
+        """ONNX files with a node per layer."""
+        from autocompress.exporters.onnx_kernels import write_kernels
+
+        return write_kernels
+
+    def facts(self) -> dict[str, Any]:
+        """The execution providers."""
+        return {"providers": [name for name, _ in self.providers]}
 
 
-class OnnxRuntimeSession:
+class OnnxRuntimeSession(Session):
     """One opened ``.onnx`` file; sequential execution, all graph optimizations.
 
     Args:
         file: the model.
-        providers, options: one dictionary of options per execution provider.
+        providers: execution providers with their options.
         threads: of one operator.
-        batch: free first dimensions of inputs are fixed to this, or left free with ``None``.
+        batch: as in ``Target.load``.
     """
 
     def __init__(
         self,
         file: Path,
-        providers: Sequence[str],
-        options: Sequence[dict[str, str]],
+        providers: Sequence[tuple[str, dict[str, str]]],
         threads: int,
         batch: int | None,
     ) -> None:
         self.file = file
-        self._providers = list(zip(providers, options, strict=True))
+        self._providers = list(providers)
         self._threads = threads
         self._free = _free_batch_names(file) if batch is not None else ()
         self._batch = batch
@@ -169,32 +215,23 @@ class OnnxRuntimeSession:
 
     def prepare(self, inputs: Inputs) -> Callable[[], object]:
         """A call without arguments; ``run`` copies to and from the device and waits."""
-        feed = self._feed(inputs)
-        run = self._session.run
+        feed, run = self._feed(inputs), self._session.run
         names = [o.name for o in self._session.get_outputs()]
         return lambda: run(names, feed)
 
     def _feed(self, inputs: Inputs) -> dict[str, Array]:
-        if len(inputs) != len(self.inputs):
-            raise InputError(
-                f"{self.file.name} takes {len(self.inputs)} inputs, got {len(inputs)}."
-            )
-        return {
-            spec.name: np.ascontiguousarray(array, dtype=spec.dtype)
-            for spec, array in zip(self.inputs, inputs, strict=True)
-        }
+        return {s.name: a for s, a in zip(self.inputs, self.arrays(inputs), strict=True)}
 
     def profile(self, inputs: Inputs, runs: int = 20) -> Profile:
         """The runtime's own profile, from a second session with the profiler on."""
-        warm_up = 5
         feed = self._feed(inputs)
         with tempfile.TemporaryDirectory() as folder:
             session = self._make(str(Path(folder) / "profile"))
-            for _ in range(warm_up + runs):
+            for _ in range(WARM_UP + runs):
                 session.run(None, feed)
             events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
             del session
-        return _read_profile(events, warm_up, _makers(self.file))
+        return _read_profile(events, WARM_UP, makers(self.file))
 
     def close(self) -> None:
         """Free the session."""
@@ -218,11 +255,11 @@ def _free_batch_names(file: Path) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def _makers(file: Path) -> dict[str, str]:
+def makers(file: Path) -> dict[str, str]:
     """Tensor to the node of the file that computed it, activations and casts looked through.
 
-    Where the runtime merges nodes into one with a blocked layout it names that one after its
-    output, which by then may be an activation's.
+    Runtimes name a node after its output where they merge several into it, or where it is the
+    last one; by then that may be an activation's output.
     """
     import onnx
 
@@ -276,22 +313,3 @@ def _read_profile(events: list[dict[str, Any]], warm_up: int, makers: Mapping[st
 
 def _shapes(listed: list[dict[str, list[int]]]) -> tuple[tuple[str, tuple[int, ...]], ...]:
     return tuple((kind, tuple(shape)) for one in listed for kind, shape in one.items())
-
-
-def availability() -> Availability:
-    """What ONNX Runtime offers here."""
-    try:
-        import onnxruntime
-    except ImportError as error:
-        return Availability(
-            "onnxruntime", False, reason=f"not installed ({error}): pip install onnxruntime"
-        )
-    present = onnxruntime.get_available_providers()
-    devices = [d for d, need in _BY_DEVICE.items() if all(p in present for p in need)]
-    return Availability(
-        "onnxruntime",
-        True,
-        onnxruntime.__version__,
-        tuple(devices),
-        details={"providers": list(present)},
-    )

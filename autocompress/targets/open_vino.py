@@ -10,74 +10,96 @@ from typing import Any
 
 import numpy as np
 
-from autocompress.errors import InputError, TargetUnavailable
+from autocompress.errors import InputError
 from autocompress.targets.base import (
+    WARM_UP,
     Array,
     Availability,
     Inputs,
-    NodeTime,
-    Profile,
+    KernelWriter,
+    Session,
+    Target,
     TargetConfig,
     TensorSpec,
-    check_file,
 )
+from autocompress.targets.onnx_runtime import makers
+from autocompress.targets.profile import KernelClass, NodeTime, Profile, kernel_class
 
-_WARM_UP = 5
 #: biases and scales are split off and merged again, which leaves marks in the names
 _SPLIT = re.compile(r"(/WithoutBiases)?(/Dequantization\w+)?$")
+#: kernels end in the type that they compute in
+_INTEGER = re.compile("_[iu]8$", re.IGNORECASE)
+_CLASSES = {
+    "FakeQuantize": KernelClass.QUANTIZE,
+    "Convert": KernelClass.LAYOUT,
+    "Reorder": KernelClass.LAYOUT,
+    "Transpose": KernelClass.LAYOUT,
+}
+_MULTIPLYING = re.compile("conv|gemm|matmul|fullyconnected|lstm|gru|attention", re.IGNORECASE)
 
 
-class OpenVinoTarget:
+class OpenVinoConfig(TargetConfig):
+    """Fields of ``target:`` for OpenVINO."""
+
+    runtime: str = "openvino"
+
+
+class OpenVinoTarget(Target):
     """Opens ``.onnx`` files.
 
     Float layers compute in 32 bits even where the processor has bfloat16, which OpenVINO would
     otherwise take by itself: the uncompressed model is the reference of every ratio.
     """
 
+    name = "openvino"
     suffix = ".onnx"
+    config_model = OpenVinoConfig
+    install = "pip install 'autocompress[openvino]'"
+    integer_kernels = True
 
     def __init__(self, config: TargetConfig) -> None:
+        super().__init__(config)
         import openvino
 
-        self.config = config
         self._core = openvino.Core()
         self.device = config.device.replace(":", ".").upper()
-        present = self._core.available_devices
-        if self.device not in present:
-            raise TargetUnavailable(
-                f"OpenVINO here has the devices {', '.join(d.lower() for d in present)}, got "
-                f"{config.device!r}. Use `device: cpu`."
-            )
 
-    def open(
-        self, path: str | Path, *, threads: int | None = None, fixed: bool = True
-    ) -> OpenVinoSession:
+    @classmethod
+    def present(cls) -> Availability:
+        """What OpenVINO offers here; build numbers say nothing to a reader."""
+        import openvino
+
+        devices = tuple(d.lower().replace(".", ":") for d in openvino.Core().available_devices)
+        return Availability(cls.name, True, str(openvino.get_version()).partition("-")[0], devices)
+
+    def load(self, file: Path, threads: int, batch: int | None) -> OpenVinoSession:
         """Open an ``.onnx`` file; see ``Target``."""
-        file = check_file(path, self.suffix)
         properties: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": "f32",
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": "1",
         }
         if self.device == "CPU":
-            properties["INFERENCE_NUM_THREADS"] = threads or self.config.threads
-        return OpenVinoSession(
-            self._core, file, self.device, properties, self.config.batch if fixed else None
-        )
+            properties["INFERENCE_NUM_THREADS"] = threads
+        return OpenVinoSession(self._core, file, self.device, properties, batch)
 
-    def describe(self) -> dict[str, Any]:
-        """Plain data, for records."""
-        return {
-            "runtime": "openvino",
-            "version": _version(),
-            "device": self.config.device,
-            "precision": "f32",
-            "threads": self.config.threads,
-            "batch": self.config.batch,
-        }
+    @classmethod
+    def classify(cls, node: NodeTime) -> KernelClass:
+        """By the layer's type and the type of its arithmetic; see ``Target``."""
+        return _class(node.op)
+
+    def kernel_writer(self) -> KernelWriter | None:
+        """ONNX files with a node per layer."""
+        from autocompress.exporters.onnx_kernels import write_kernels
+
+        return write_kernels
+
+    def facts(self) -> dict[str, Any]:
+        """What float layers compute in."""
+        return {"precision": "f32"}
 
 
-class OpenVinoSession:
+class OpenVinoSession(Session):
     """One opened ``.onnx`` file.
 
     Args:
@@ -85,7 +107,7 @@ class OpenVinoSession:
         file: the model.
         device: in OpenVINO's spelling.
         properties: of the compilation.
-        batch: free first dimensions of inputs are fixed to this, or left free with ``None``.
+        batch: as in ``Target.load``.
     """
 
     def __init__(
@@ -124,7 +146,7 @@ class OpenVinoSession:
 
     def run(self, inputs: Inputs) -> list[Array]:
         """One inference."""
-        found = self._request.infer(self._feed(inputs))
+        found = self._request.infer(self.arrays(inputs))
         return [np.array(value) for value in found.values()]
 
     def prepare(self, inputs: Inputs) -> Callable[[], object]:
@@ -132,43 +154,45 @@ class OpenVinoSession:
         import openvino
 
         request = self._request
-        for i, array in enumerate(self._feed(inputs)):
+        for i, array in enumerate(self.arrays(inputs)):
             request.set_input_tensor(i, openvino.Tensor(array))
         return lambda: request.infer()
 
-    def _feed(self, inputs: Inputs) -> list[Array]:
-        if len(inputs) != len(self.inputs):
-            raise InputError(
-                f"{self.file.name} takes {len(self.inputs)} inputs, got {len(inputs)}."
-            )
-        return [
-            np.ascontiguousarray(array, dtype=spec.dtype)
-            for spec, array in zip(self.inputs, inputs, strict=True)
-        ]
-
     def profile(self, inputs: Inputs, runs: int = 20) -> Profile:
         """OpenVINO's own counters, from a second compilation; it tells no shapes."""
-        request = self._compile(True)
-        feed = self._feed(inputs)
+        request, feed = self._compile(True), self.arrays(inputs)
+        origin = makers(self.file)
         times: dict[str, list[float]] = defaultdict(list)
         kernels: dict[str, str] = {}
         totals = []
-        for i in range(_WARM_UP + runs):
+        for i in range(WARM_UP + runs):
             request.infer(feed)
-            if i < _WARM_UP:
+            if i < WARM_UP:
                 continue
             totals.append(request.latency)
+            spent: dict[str, float] = defaultdict(float)
             for info in request.profiling_info:
                 if info.status == info.Status.EXECUTED:
                     name = _SPLIT.sub("", info.node_name)
-                    times[name].append(info.real_time.total_seconds() * 1e3)
-                    kernels[name] = _kernel(info)
+                    name, kernel = origin.get(name, name), _kernel(info)
+                    spent[name] += info.real_time.total_seconds() * 1e3
+                    # a layer whose bias is added apart goes by the kernel that multiplies
+                    if name not in kernels or _class(kernel).multiplies:
+                        kernels[name] = kernel
+            for name, ms in spent.items():
+                times[name].append(ms)
         nodes = tuple(NodeTime(n, kernels[n], float(np.median(t))) for n, t in times.items())
         return Profile(nodes, float(np.median(totals)))
 
     def close(self) -> None:
         """Free the model."""
         self._request = self._model = None
+
+
+def _class(op: str) -> KernelClass:
+    found = kernel_class(_INTEGER.sub("", op), _CLASSES, _MULTIPLYING)
+    integer = found is KernelClass.FLOAT and _INTEGER.search(op)
+    return KernelClass.INTEGER if integer else found
 
 
 def _kernel(info: Any) -> str:
@@ -190,24 +214,3 @@ def _fix_batch(model: Any, batch: int) -> None:
 def _last_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
-
-
-def _version() -> str:
-    """Of the release; build numbers say nothing to a reader."""
-    import openvino
-
-    return str(openvino.get_version()).partition("-")[0]
-
-
-def availability() -> Availability:
-    """What OpenVINO offers here."""
-    try:
-        import openvino
-    except ImportError as error:
-        return Availability(
-            "openvino",
-            False,
-            reason=f"not installed ({error}): pip install 'autocompress[openvino]'",
-        )
-    devices = tuple(d.lower().replace(".", ":") for d in openvino.Core().available_devices)
-    return Availability("openvino", True, _version(), devices)

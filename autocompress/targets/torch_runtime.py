@@ -3,98 +3,115 @@
 from __future__ import annotations
 
 import operator
+import re
 import shutil
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor, fx
 
 from autocompress.errors import InputError, TargetUnavailable
 from autocompress.exporters.names import canonical_name, program_scope
 from autocompress.targets.base import (
+    WARM_UP,
     Array,
     Availability,
     Inputs,
-    NodeTime,
-    Profile,
+    Session,
+    Target,
     TargetConfig,
     TensorSpec,
-    check_file,
 )
+from autocompress.targets.profile import KernelClass, NodeTime, Profile, kernel_class
 
-_WARM_UP = 5
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, fx
+
+_LAYOUT = ("transpose.int", "permute.default", "clone.default", "to.dtype", "_to_copy.default")
+_CLASSES = {f"aten.{op}": KernelClass.LAYOUT for op in _LAYOUT}
+_MULTIPLYING = re.compile(r"conv|gemm|matmul|\.linear|lstm|gru|attention|addmm", re.IGNORECASE)
 
 
-class TorchTarget:
+class TorchConfig(TargetConfig):
+    """Fields of ``target:`` for PyTorch.
+
+    Args:
+        compile: through ``torch.compile``.
+    """
+
+    runtime: str = "torch"
+    compile: bool = False
+
+
+class TorchTarget(Target):
     """Opens ``.pt2`` files.
 
     Quantized layers are simulated in such a file, in float arithmetic: it shows what they cost in
     accuracy, and gains no time.
     """
 
+    name = "torch"
     suffix = ".pt2"
+    config_model = TorchConfig
+    install = "pip install torch"
+    half_formats = ("float16", "bfloat16")
+    config: TorchConfig
 
-    def __init__(self, config: TargetConfig) -> None:
-        self.config = config
-        present = _devices()
-        if config.device.partition(":")[0] not in present:
-            raise TargetUnavailable(
-                f"PyTorch {torch.__version__} here has the devices {', '.join(present)}, got "
-                f"{config.device!r}. Use `device: cpu`."
-            )
-        if config.compile and config.device == "cpu" and _compiler() is None:
+    @classmethod
+    def present(cls) -> Availability:
+        """What PyTorch offers here."""
+        import torch
+
+        devices = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        found = ("cpu", *(device for device, here in devices.items() if here))
+        details = {"compile": _compiler() is not None}
+        return Availability(cls.name, True, torch.__version__, found, details=details)
+
+    def check_device(self, found: Availability) -> None:
+        """Compiling for the CPU also needs a C++ compiler."""
+        super().check_device(found)
+        if self.config.compile and self.config.device == "cpu" and not found.details["compile"]:
             raise TargetUnavailable(
                 "`compile: true` needs a C++ compiler (g++ or clang++), there is none on the path. "
                 "Install one, or use `compile: false`."
             )
 
-    def open(
-        self, path: str | Path, *, threads: int | None = None, fixed: bool = True
-    ) -> TorchSession:
+    def load(self, file: Path, threads: int, batch: int | None) -> TorchSession:
         """Open a ``.pt2`` file; see ``Target``."""
-        file = check_file(path, self.suffix)
-        return TorchSession(
-            file,
-            torch.device(self.config.device),
-            threads or self.config.threads,
-            self.config.batch if fixed else None,
-            self.config.compile,
-        )
+        return TorchSession(file, self.config, threads, batch)
 
-    def describe(self) -> dict[str, Any]:
-        """Plain data, for records."""
-        return {
-            "runtime": "torch",
-            "version": torch.__version__,
-            "device": self.config.device,
-            "compile": self.config.compile,
-            "threads": self.config.threads,
-            "batch": self.config.batch,
-        }
+    @classmethod
+    def classify(cls, node: NodeTime) -> KernelClass:
+        """By the operator's name; the compiler's own kernels hold several. See ``Target``."""
+        if "fused" in node.op:
+            return KernelClass.FUSED
+        return kernel_class(node.op, _CLASSES, _MULTIPLYING)
+
+    def facts(self) -> dict[str, Any]:
+        """Whether it is compiled."""
+        return {"compile": self.config.compile}
 
 
-class TorchSession:
+class TorchSession(Session):
     """One opened ``.pt2`` file.
 
     Args:
         file: an exported program.
-        device: where it runs.
+        config: where it runs, and whether it is compiled.
         threads: of one operator; the process's own setting is put back after every call.
-        batch: free first dimensions of inputs are fixed to this, or left free with ``None``.
-        compiled: through ``torch.compile``.
+        batch: as in ``Target.load``.
     """
 
-    def __init__(
-        self, file: Path, device: torch.device, threads: int, batch: int | None, compiled: bool
-    ) -> None:
+    def __init__(self, file: Path, config: TorchConfig, threads: int, batch: int | None) -> None:
+        import torch
+
         self.file = file
-        self._device = device
+        self._device = device = torch.device(config.device)
         self._threads = threads
         program = load_program(file)
         if device.type != "cpu":
@@ -103,12 +120,14 @@ class TorchSession:
             program = move_to_device_pass(program, device)
         self._module: Any = program.module()
         self.inputs = _specs(program, batch)
-        self._call: Any = torch.compile(self._module) if compiled else self._module
-        self._compiled = compiled
+        self._call: Any = torch.compile(self._module) if config.compile else self._module
+        self._compiled = config.compile
 
     @property
     def threads(self) -> int:
         """Threads that a call of this session sees."""
+        import torch
+
         with _threads(self._threads):
             return torch.get_num_threads()
 
@@ -120,6 +139,8 @@ class TorchSession:
 
     def prepare(self, inputs: Inputs) -> Callable[[], Any]:
         """A call without arguments on inputs that lie on the device; waits for the end of it."""
+        import torch
+
         feed = self._feed(inputs)
         call, device, threads = self._call, self._device, self._threads
 
@@ -132,17 +153,14 @@ class TorchSession:
         return once
 
     def _feed(self, inputs: Inputs) -> list[Tensor]:
-        if len(inputs) != len(self.inputs):
-            raise InputError(
-                f"{self.file.name} takes {len(self.inputs)} inputs, got {len(inputs)}."
-            )
-        return [
-            torch.from_numpy(np.ascontiguousarray(array, dtype=spec.dtype)).to(self._device)
-            for spec, array in zip(self.inputs, inputs, strict=True)
-        ]
+        import torch
+
+        return [torch.from_numpy(array).to(self._device) for array in self.arrays(inputs)]
 
     def profile(self, inputs: Inputs, runs: int = 20) -> Profile:
         """Times of operators: of the program's own, or of the kernels that it was compiled to."""
+        import torch
+
         feed = self._feed(inputs)
         with _threads(self._threads), torch.inference_mode():
             if self._compiled:
@@ -160,53 +178,52 @@ def load_program(file: Path) -> Any:
     Raises:
         InputError: the file is none.
     """
+    import torch
+
     try:
         return torch.export.load(file)
     except Exception as error:  # a broken archive raises whatever its reader stumbles on
         raise InputError(f"torch cannot open {file.name}: {error}") from None
 
 
-class _Stopwatch(fx.Interpreter):
-    """Runs a program operator by operator and notes what each one took."""
-
-    def __init__(self, module: fx.GraphModule, device: torch.device) -> None:
-        super().__init__(module, garbage_collect_values=False)
-        self._device = device
-        self.times: dict[fx.Node, list[float]] = defaultdict(list)
-        self.seen: dict[fx.Node, tuple[Any, Any]] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        """Run one node and time it."""
-        _wait(self._device)
-        begin = time.perf_counter()
-        found = super().run_node(n)
-        _wait(self._device)
-        if n.op == "call_function" and n.target is not operator.getitem:
-            self.times[n].append((time.perf_counter() - begin) * 1e3)
-            if n not in self.seen:
-                read = [self.env[a] for a in n.all_input_nodes]
-                self.seen[n] = (_shapes(read), _shapes([found]))
-        return found
-
-
 def _eager_profile(
     module: fx.GraphModule, feed: Sequence[Tensor], device: torch.device, runs: int
 ) -> Profile:
-    stopwatch = _Stopwatch(module, device)
+    """Run the program operator by operator and note what each one takes."""
+    from torch import fx
+
+    times: dict[fx.Node, list[float]] = defaultdict(list)
+    seen: dict[fx.Node, tuple[Any, Any]] = {}
+
+    class Stopwatch(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            _wait(device)
+            begin = time.perf_counter()
+            found = super().run_node(n)
+            _wait(device)
+            if n.op == "call_function" and n.target is not operator.getitem:
+                times[n].append((time.perf_counter() - begin) * 1e3)
+                if n not in seen:
+                    seen[n] = (_shapes([self.env[a] for a in n.all_input_nodes]), _shapes([found]))
+            return found
+
+    stopwatch = Stopwatch(module, garbage_collect_values=False)
     totals = []
-    for _ in range(_WARM_UP + runs):
+    for _ in range(WARM_UP + runs):
         begin = time.perf_counter()
         stopwatch.run(*feed)
         totals.append((time.perf_counter() - begin) * 1e3)
     nodes = tuple(
-        NodeTime(_scoped(n), str(n.target), float(np.median(t[_WARM_UP:])), *stopwatch.seen[n])
-        for n, t in stopwatch.times.items()
+        NodeTime(_scoped(n), str(n.target), float(np.median(t[WARM_UP:])), *seen[n])
+        for n, t in times.items()
     )
-    return Profile(nodes, float(np.median(totals[_WARM_UP:])))
+    return Profile(nodes, float(np.median(totals[WARM_UP:])))
 
 
 def _compiled_profile(call: Callable[[], Any], runs: int) -> Profile:
-    for _ in range(_WARM_UP):
+    import torch
+
+    for _ in range(WARM_UP):
         call()
     times: dict[tuple[str, int], list[float]] = defaultdict(list)
     totals = []
@@ -236,6 +253,8 @@ def _scoped(node: fx.Node) -> str:
 
 
 def _shapes(values: Sequence[Any]) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    from torch import Tensor
+
     return tuple(
         (str(v.dtype).removeprefix("torch.").replace("float32", "float"), tuple(v.shape))
         for v in values
@@ -259,6 +278,8 @@ def _specs(program: Any, batch: int | None) -> tuple[TensorSpec, ...]:
 
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
+    import torch
+
     before = torch.get_num_threads()
     if before == count:
         yield
@@ -271,32 +292,13 @@ def _threads(count: int) -> Iterator[None]:
 
 
 def _wait(device: torch.device) -> None:
+    import torch
+
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
 
 
-def _devices() -> list[str]:
-    found = ["cpu"]
-    if torch.cuda.is_available():
-        found.append("cuda")
-    if torch.backends.mps.is_available():
-        found.append("mps")
-    return found
-
-
 def _compiler() -> str | None:
     return next((c for c in ("g++", "clang++", "cl") if shutil.which(c)), None)
-
-
-def availability() -> Availability:
-    """What PyTorch offers here."""
-    compiler = _compiler()
-    return Availability(
-        "torch",
-        True,
-        torch.__version__,
-        tuple(_devices()),
-        details={"compile": compiler is not None},
-    )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 from autocompress.errors import InputError
-from autocompress.measure import latency
-from autocompress.measure.latency import Beside, Timing, bench, compare, compare_many, settle
+from autocompress.measure import latency, lock, sampling
+from autocompress.measure.latency import bench, paired_timing, paired_timings
 from autocompress.measure.lock import machine_lock
 from autocompress.measure.quiet import QuietSpeed
-from autocompress.measure.sampling import Plan, Samples
+from autocompress.measure.rounds import take_round
+from autocompress.measure.sampling import Plan, Sampler, Samples
 from autocompress.targets import get_target
 
 _SHORT = Plan(precision=0.5, min_rounds=2, max_seconds=0.2, slot_ms=1.0)
@@ -29,11 +30,10 @@ def played(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
 
     def play(rounds: Any) -> None:
         array = np.asarray(rounds, dtype=float)
-        monkeypatch.setattr(
-            latency,
-            "interleave",
-            lambda calls, plan: Samples(array, np.repeat(array, 2, axis=0), 1.0, True),
-        )
+        ratios = np.median(array / array[:, :1], axis=0, keepdims=True)
+        used = np.ones(len(array), dtype=np.bool_)
+        samples = Samples(np.repeat(array, 2, axis=0), used, ratios)
+        monkeypatch.setattr(Sampler, "run", lambda self: samples)
 
     return play
 
@@ -45,7 +45,7 @@ def test_figures_are_those_of_the_rounds(
     base = rng.lognormal(0.7, 0.2, 31)
     played(np.stack([base, base * 0.25, base * 3.0], axis=1))
     path = exported[".onnx"]
-    quick, slow = compare_many(get_target("onnxruntime"), [path, path], path)
+    quick, slow = paired_timings(get_target("onnxruntime"), [path, path], path)
     assert quick.ratio == pytest.approx(0.25)
     assert slow.ratio == pytest.approx(3.0)
     assert (quick.faster, quick.slower) == (True, False)
@@ -63,72 +63,68 @@ def test_a_wide_interval_is_called_noisy(
     rng = np.random.default_rng(0)
     played(rng.lognormal(0, 0.6, (12, 2)))
     path = exported[".onnx"]
-    found = compare(get_target("onnxruntime"), path, path)
+    found = paired_timing(get_target("onnxruntime"), path, path)
     assert found.noisy
     assert found.ratio_low < 1 < found.ratio_high
 
 
-def sitting(ratio: float, baseline_ms: float) -> Timing:
-    near = {"ratio_low": 0.99 * ratio, "ratio_high": 1.01 * ratio}
-    plain = {"iqr_ms": 0.0, "baseline_iqr_ms": 0.0, "confidence": 0.95, "noisy": False}
-    sizes = {"rounds": 12, "seconds": 0.3, "size_bytes": 1, "baseline_size_bytes": 1}
-    return Timing(
-        ratio * baseline_ms, baseline_ms=baseline_ms, ratio=ratio, **near, **plain, **sizes
-    )
-
-
-@dataclass
-class Given:
-    """Sittings that were made before, on a machine that is quiet whenever somebody looks."""
-
-    timings: Iterator[Timing]
-    quiet: QuietSpeed = field(default_factory=QuietSpeed)
-
-    def __call__(self) -> Timing:
-        return next(self.timings)
-
-    @contextmanager
-    def watch(self) -> Iterator[Callable[[], float]]:
-        yield lambda: 0.0
-
-
-@pytest.mark.parametrize(
-    ("seen", "taken"),
-    [
-        # two that agree are enough, and the quieter one counts
-        ([(0.45, 0.74), (0.46, 0.73), (9.0, 0.1)], 2),
-        # the slow spell comes first, in the middle, or is all there is but for the end
-        ([(0.58, 0.83), (0.45, 0.75), (0.46, 0.74)], 3),
-        ([(0.45, 0.74), (0.58, 0.82), (0.44, 0.75)], 3),
-        ([(0.58, 0.83), (0.45, 0.75), (0.59, 0.84), (0.60, 0.85), (0.46, 0.76)], 5),
-        # two slow ones agree with each other, but not with the quietest
-        ([(0.45, 0.74), (0.58, 0.82), (0.58, 0.83), (0.45, 0.75)], 4),
-        # nothing ever agrees: some end there must be
-        ([(0.4, 0.75), (0.5, 0.74), (0.6, 0.73), (0.7, 0.72), (0.8, 0.71), (0.9, 0.7)], 5),
-    ],
-)
-def test_the_sitting_with_the_quickest_baseline_counts(
-    seen: list[tuple[float, float]], taken: int
+@pytest.mark.parametrize("count", [1, 2])
+def test_rounds_that_do_not_count_are_in_no_figure(
+    exported: dict[str, Path], monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
-    given = Given(iter([sitting(*pair) for pair in seen]))
-    found = settle(given(), given)
-    ratio, quickest = min(seen[:taken], key=lambda pair: pair[1])
-    assert (found.ratio, found.baseline_ms) == (ratio, quickest)
-    assert found.facts["sittings"] == [r for r, _ in seen[:taken]]
+    """Twelve quiet rounds after eight loud ones; what it waited and left out is in the facts."""
+    loud = np.array([1.4, 1.05, 2.8][: count + 1])
+    quiet = np.array([1.0, 0.6, 2.0][: count + 1])
+    turns = np.concatenate([np.tile(loud, (16, 1)), np.tile(quiet, (24, 1))])
+    repetitions = np.stack([loud / 1.4, quiet])
+    samples = Samples(turns, np.arange(20) >= 8, repetitions, 1, True, 9.0, 4.5)
+    monkeypatch.setattr(Sampler, "run", lambda self: samples)
+    path = exported[".onnx"]
+    found = paired_timings(get_target("onnxruntime"), [path] * count, path)
+    assert [t.ratio for t in found] == [0.6, 2.0][:count]
+    assert [t.latency_ms for t in found] == [0.6, 2.0][:count]
+    for timing, ratio in zip(found, [0.6, 2.0], strict=False):
+        assert timing.disturbed
+        assert timing.notes
+        assert (timing.baseline_ms, timing.rounds, timing.seconds) == (1.0, 12, 9.0)
+        assert timing.facts["waited_s"] == 4.5
+        assert timing.facts["rounds_left_out"] == 8
+        assert timing.facts["repetitions"][1] == ratio
 
 
-def test_watching_tells_the_milliseconds_of_the_baseline(exported: dict[str, Path]) -> None:
-    """In the same unit as a whole timing: a factor of ten is beyond what any busy machine does."""
+def test_the_quiet_speed_that_it_learns_is_that_of_the_baseline(exported: dict[str, Path]) -> None:
+    """In the same unit as the timing: a factor of ten is beyond what any busy machine does."""
     target, path = get_target({"threads": 1, "batch": 64}), exported[".onnx"]
-    with Beside(target, path, path).watch() as look:
-        seen = float(np.median([look() for _ in range(5)]))
-    assert 0.1 < seen / compare(target, path, path, plan=_SHORT).baseline_ms < 10
+    quiet = QuietSpeed()
+    found = paired_timing(target, path, path, plan=_SHORT, quiet=quiet)
+    assert len(quiet.recent) == len(found.facts["repetitions"]) == 2
+    assert 0.1 < min(quiet.recent) / found.baseline_ms < 10
+
+
+def test_no_lock_is_held_while_it_waits(
+    exported: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file is opened in shared work, rounds are taken alone, and pauses leave both."""
+    target, path = get_target("onnxruntime"), exported[".onnx"]
+    seen: list[tuple[str, bool, bool]] = []
+
+    def note(what: str) -> None:
+        seen.append((what, lock._held.depth > 0, lock._held.exclusive))
+
+    opened = type(target).open
+    monkeypatch.setattr(
+        type(target), "open", lambda self, path: (note("open"), opened(self, path))[1]
+    )
+    monkeypatch.setattr(sampling, "take_round", lambda *a: (note("round"), take_round(*a))[1])
+    monkeypatch.setattr(latency, "Sampler", partial(Sampler, pause=lambda seconds: note("pause")))
+    paired_timing(target, path, path, plan=_SHORT)
+    assert set(seen) == {("open", True, False), ("round", True, True), ("pause", False, False)}
 
 
 def test_a_record_says_where_and_how_it_was_taken(exported: dict[str, Path]) -> None:
     target = get_target({"threads": 1, "batch": 2})
     path = exported[".onnx"]
-    found = compare(target, path, path, plan=_SHORT)
+    found = paired_timing(target, path, path, plan=_SHORT)
     assert found.latency_ms > 0
     assert found.baseline_ms > 0
     assert found.size_bytes == found.baseline_size_bytes == path.stat().st_size
@@ -150,7 +146,7 @@ def test_nothing_is_timed_inside_shared_work(exported: dict[str, Path]) -> None:
 
     path = exported[".onnx"]
     with machine_lock(exclusive=False), pytest.raises(MeasurementError, match="shared"):
-        compare(get_target("onnxruntime"), path, path, plan=_SHORT)
+        paired_timing(get_target("onnxruntime"), path, path, plan=_SHORT)
 
 
 def test_bench_of_one_file_and_of_two(exported: dict[str, Path], wide_file: Path) -> None:
@@ -164,7 +160,7 @@ def test_bench_of_one_file_and_of_two(exported: dict[str, Path], wide_file: Path
     assert both["ratio_low"] <= both["ratio"] <= both["ratio_high"]
     assert both["verdict"] in ("faster", "slower", "no difference")
     assert (both["verdict"] == "faster") == (both["ratio_high"] < 1)
-    assert len(both["facts"]["sittings"]) >= 2
+    assert len(both["facts"]["repetitions"]) >= 2
 
 
 def test_given_inputs_are_the_ones_that_run(exported: dict[str, Path]) -> None:
@@ -173,7 +169,7 @@ def test_given_inputs_are_the_ones_that_run(exported: dict[str, Path]) -> None:
     with closing(target.open(exported[".onnx"])) as session, pytest.raises(Exception, match="rank"):
         session.run(wrong)
     with pytest.raises(Exception, match="rank"):
-        compare(target, exported[".onnx"], exported[".onnx"], inputs=wrong, plan=_SHORT)
+        paired_timing(target, exported[".onnx"], exported[".onnx"], inputs=wrong, plan=_SHORT)
 
 
 def test_an_absent_file_is_an_input_error(exported: dict[str, Path], tmp_path: Path) -> None:

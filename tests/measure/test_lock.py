@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import re
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from autocompress.errors import MeasurementError
+from autocompress.measure import lock
 from autocompress.measure.lock import lock_folder, machine_lock
 
 _HOLDER = """
@@ -30,7 +35,7 @@ class Holder:
 
     def __init__(self, how: str) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _HOLDER, how],
+            [sys.executable, "-c", _HOLDER, how, "quickstart"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -165,6 +170,89 @@ def test_another_thread_of_the_same_process_is_kept_out() -> None:
         assert not reached.wait(0.2)
     assert reached.wait(10)
     thread.join()
+
+
+@pytest.mark.parametrize(("how", "doing"), [("exclusive", "timing"), ("shared", "computing")])
+def test_a_wait_says_for_whom_and_how_long(
+    start: Callable[[str], Holder],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    how: str,
+    doing: str,
+) -> None:
+    monkeypatch.setattr(lock, "_FIRST_WORD_S", 0.2)
+    monkeypatch.setattr(lock, "_NEXT_WORD_S", 0.5)
+    caplog.set_level(logging.INFO, "autocompress.measure.lock")
+    dead = start("shared")
+    assert dead.reaches("holding")
+    dead.process.kill()
+    dead.process.wait()
+    holder = start(how)
+    assert holder.reaches("holding")
+    assert len(list(lock_folder().glob("holder-*"))) == 2
+    threading.Timer(1.6, holder.let_go).start()
+    with machine_lock(exclusive=True):
+        assert holder.reaches("released")
+    said = [record.getMessage() for record in caplog.records]
+    pattern = (
+        rf"waiting for process {holder.process.pid} \(-c {how} quickstart\), "
+        rf"which is {doing} since (\d+) s; waited for (\d+) s so far"
+    )
+    assert len(said) >= 2
+    matches = [re.fullmatch(pattern, text) for text in said]
+    assert all(matches), said
+    assert [int(m[2]) for m in matches if m] == sorted(int(m[2]) for m in matches if m)
+    # whom the system has freed of its lock is forgotten, and so is who has let go
+    assert list(lock_folder().glob("holder-*")) == []
+
+
+def test_short_waits_and_free_locks_say_nothing(
+    start: Callable[[str], Holder], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "autocompress.measure.lock")
+    holder = start("exclusive")
+    assert holder.reaches("holding")
+    threading.Timer(0.2, holder.let_go).start()
+    with machine_lock(exclusive=True):
+        pass
+    with machine_lock(exclusive=False):
+        pass
+    assert caplog.records == []
+
+
+def test_who_gives_up_is_told_who_holds_it(start: Callable[[str], Holder]) -> None:
+    holder = start("exclusive")
+    assert holder.reaches("holding")
+    with (
+        pytest.raises(MeasurementError, match=f"held by process {holder.process.pid}"),
+        machine_lock(exclusive=False, timeout_s=0.1),
+    ):
+        pass
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has neither users' ids nor links")
+def test_the_folder_is_the_users_own_and_links_are_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AUTOCOMPRESS_LOCK_DIR")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with machine_lock(exclusive=True):
+        pass
+    assert lock_folder().name.endswith(f"-{os.getuid()}")
+    assert lock_folder().stat().st_mode & 0o777 == 0o700
+    target = tmp_path / "target"
+    target.write_text("kept")
+    (lock_folder() / "room").unlink()
+    (lock_folder() / "room").symlink_to(target)
+    with pytest.raises(MeasurementError, match="room"), machine_lock(exclusive=True):
+        pass
+    assert target.read_text() == "kept"
+    owner = os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: owner + 1)
+    other = tmp_path / f"autocompress-lock-{os.getuid()}"
+    other.mkdir()
+    with pytest.raises(MeasurementError, match="belongs to user"), machine_lock(exclusive=True):
+        pass
 
 
 def test_a_folder_that_cannot_be_written_is_said(

@@ -1,21 +1,23 @@
-"""Sittings and kernel files on a machine that somebody else slows for seconds at a time."""
+"""Timings and kernel files on a machine that somebody else slows for seconds at a time."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
 
 from autocompress.measure import quiet as quiet_module
-from autocompress.measure.latency import Timing, settle
-from autocompress.measure.quiet import QuietSpeed, in_quiet
+from autocompress.measure.quiet import QuietSpeed, repeat_disturbed
+from autocompress.measure.sampling import Plan, Sampler, Samples
 
 _PATIENCE_S = 16.0
-_TRUE_RATIO, _BASE_MS = 0.54, 0.69
+_TRUE_RATIO, _BASE_MS = 0.54, 4.0
+_PLAN = Plan(min_rounds=8, max_seconds=3.0)
 
 
 @pytest.fixture(autouse=True)
@@ -28,19 +30,18 @@ class Machine:
     """A clock, and spells in which float code takes 1.4 and integer code 1.75 times as long.
 
     Args:
-        spells: start and end of each, in seconds.
+        spells: start and end of each, in seconds, in order.
         seed: of one percent of noise.
     """
 
     def __init__(self, spells: list[tuple[float, float]], seed: int = 0) -> None:
-        self.now, self.spells = 0.0, spells
+        self.now, self.edges = 0.0, np.ravel(spells)
         self.paused = 0.0
-        self.quiet = QuietSpeed()
         self.rng = np.random.default_rng(seed)
 
     @property
     def loud(self) -> bool:
-        return any(start <= self.now < end for start, end in self.spells)
+        return bool(np.searchsorted(self.edges, self.now, side="right") % 2)
 
     def pause(self, seconds: float) -> None:
         self.now += seconds
@@ -49,24 +50,25 @@ class Machine:
     def clock(self) -> float:
         return self.now
 
-    def settle(self, first: Timing, quiet: QuietSpeed | None) -> Timing:
-        self.quiet = quiet if quiet is not None else QuietSpeed()
-        return settle(first, self, self.pause, self.clock)
+    def run(self, ms: float, slow: float) -> None:
+        self.now += ms / 1e3 * (slow if self.loud else 1.0) * self.rng.normal(1, 0.01)
 
-    @contextmanager
-    def watch(self) -> Iterator[Callable[[], float]]:
-        yield lambda: _BASE_MS * self.sentinel()
+    def calls(self) -> list[Callable[[], None]]:
+        """The baseline in float and a candidate in integers."""
+        candidate = partial(self.run, _TRUE_RATIO * _BASE_MS, 1.75)
+        return [partial(self.run, _BASE_MS, 1.4), candidate]
 
-    def __call__(self) -> Timing:
-        slow_float, slow_integer = (1.4, 1.75) if self.loud else (1.0, 1.0)
-        base = _BASE_MS * slow_float * self.rng.normal(1, 0.01)
-        ratio = _TRUE_RATIO * slow_integer / slow_float * self.rng.normal(1, 0.01)
-        self.now += 0.4
-        return Timing(ratio * base, 0, base, 0, ratio, ratio, ratio, 0.95, False, 12, 0.4, 1, 1)
+    def time(self, quiet: QuietSpeed | None = None, plan: Plan = _PLAN) -> Samples:
+        known = quiet or QuietSpeed()
+        return Sampler(self.calls(), plan, known, pause=self.pause, clock=self.clock).run()
 
     def sentinel(self) -> float:
         self.now += 0.02
         return (1.4 if self.loud else 1.0) * self.rng.normal(1, 0.01)
+
+
+def ratio(found: Samples) -> float:
+    return found.interval(1, _PLAN, resamples=2)[0]
 
 
 def spells(rng: np.random.Generator, until: float) -> Iterator[tuple[float, float]]:
@@ -96,101 +98,171 @@ def test_one_lucky_timing_does_not_make_the_others_disturbed() -> None:
     assert not quiet.disturbed(1.05)
 
 
-def test_two_loud_sittings_that_agree_are_not_believed() -> None:
+def test_two_loud_repetitions_that_agree_are_not_believed() -> None:
     machine = Machine([(0.0, 6.0)])
-    alone = machine.settle(machine(), None)
-    assert alone.ratio == pytest.approx(_TRUE_RATIO * 1.25, rel=0.05)
+    alone = machine.time()
+    assert ratio(alone) == pytest.approx(_TRUE_RATIO * 1.25, rel=0.05)
+    assert machine.now < 4.0
     machine, quiet = Machine([(0.0, 6.0)]), QuietSpeed()
     quiet.note(_BASE_MS)
-    known = machine.settle(machine(), quiet)
-    assert known.ratio == pytest.approx(_TRUE_RATIO, rel=0.05)
+    known = machine.time(quiet)
+    assert ratio(known) == pytest.approx(_TRUE_RATIO, rel=0.01)
     assert not known.disturbed
-    # the last look at the spell, a pause, a look; then two sittings, for the first one was loud
-    assert 6.0 < machine.now < 6.0 + 0.3 + 2 * 0.4 + 0.05
-    assert len(known.facts["sittings"]) == 3
-    # all of it but for the sittings
-    assert known.facts["waited_s"] == pytest.approx(machine.now - 3 * 0.4)
-    assert alone.facts["waited_s"] == 0
+    # the last look at the spell, a pause, a look; then two repetitions, for the first one was loud
+    assert 6.0 < machine.now < 6.0 + 0.3 + 2 * 0.4 + _PLAN.apart_s
+    assert len(known.repetitions) == 3
+    assert 5.0 < known.waited_s < 6.3
+    assert alone.waited_s == 0
 
 
-def test_a_spell_between_two_quiet_sittings_is_waited_for() -> None:
-    machine, quiet = Machine([(0.3, 5.0)]), QuietSpeed()
+def test_a_spell_between_two_quiet_repetitions_is_waited_for() -> None:
+    machine, quiet = Machine([(0.6, 5.0)]), QuietSpeed()
     quiet.note(_BASE_MS)
-    found = machine.settle(machine(), quiet)  # quiet, loud, and quiet again
-    assert found.ratio == pytest.approx(_TRUE_RATIO, rel=0.05)
-    assert len(found.facts["sittings"]) == 3
+    found = machine.time(quiet)  # quiet, loud, and quiet again
+    assert ratio(found) == pytest.approx(_TRUE_RATIO, rel=0.01)
+    assert len(found.repetitions) == 3
     assert machine.now > 5.0
 
 
-def test_one_quiet_sitting_is_enough_once_ten_have_shown_the_speed() -> None:
-    machine, quiet = Machine([(10.0, 12.0)]), QuietSpeed()
-    counts = []
-    for _ in range(9):
-        counts.append(len(machine.settle(machine(), quiet).facts["sittings"]))
-    machine.now = 11.0
-    counts.append(len(machine.settle(machine(), quiet).facts["sittings"]))
+def test_a_repetition_breaks_off_when_a_spell_begins_and_keeps_its_quiet_rounds() -> None:
+    machine, quiet = Machine([(0.31, 5.0)]), QuietSpeed(deque([_BASE_MS] * 10))
+    found = machine.time(quiet, replace(_PLAN, min_rounds=12))
+    assert ratio(found) == pytest.approx(_TRUE_RATIO, rel=0.01)
+    assert found.repetitions[0, 1] == pytest.approx(_TRUE_RATIO, rel=0.02)
+    assert 3 < found.waited_s < 5
+    rounds_in_the_spell = len(found.used) - int(found.used.sum())
+    assert 3 <= rounds_in_the_spell <= 12
+
+
+def test_one_quiet_repetition_is_enough_once_ten_have_shown_the_speed() -> None:
+    machine, quiet = Machine([(30.0, 32.0)]), QuietSpeed()
+    counts = [len(machine.time(quiet).repetitions) for _ in range(9)]
+    assert machine.now < 30.0
+    machine.now = 31.0
+    counts.append(len(machine.time(quiet).repetitions))
     assert counts == [2, 2, 2, 2, 2, 1, 1, 1, 1, 2]
+
+
+def test_repetitions_lie_apart_and_nobody_is_kept_waiting_meanwhile() -> None:
+    """The lock is left for the pause between them, and for all waiting but the looks."""
+    machine, quiet = Machine([(0.6, 5.0)]), QuietSpeed()
+    quiet.note(_BASE_MS)
+    held: list[tuple[float, float]] = []
+
+    @contextmanager
+    def alone() -> Iterator[None]:
+        begin = machine.now
+        yield
+        held.append((begin, machine.now))
+
+    Sampler(machine.calls(), _PLAN, quiet, alone, machine.pause, machine.clock).run()
+    assert sum(end - begin for begin, end in held) == pytest.approx(machine.now - machine.paused)
+    assert machine.paused > 2.0
+    assert max(end - begin for begin, end in held) < 1.0
 
 
 def test_a_machine_that_stays_loud_ends_as_disturbed() -> None:
     machine, quiet = Machine([(0.0, 1e9)]), QuietSpeed()
     quiet.note(_BASE_MS)
-    found = machine.settle(machine(), quiet)
+    found = machine.time(quiet)
     assert found.disturbed
-    assert found.as_dict()["disturbed"]
-    assert machine.now == pytest.approx(_PATIENCE_S + 2 * 0.4, abs=0.5)
-    assert len(found.facts["sittings"]) == 2
+    # then rounds for as long as a repetition may last, as a quiet one might yet come
+    assert machine.now == pytest.approx(_PATIENCE_S + _PLAN.max_seconds / 2 + 0.3, abs=0.5)
+    assert len(found.repetitions) == 2
+    assert found.narrow(_PLAN)
 
 
 def test_patience_halves_with_every_wait_in_vain_and_comes_back() -> None:
-    machine, quiet = Machine([(0.0, 40.0)]), QuietSpeed()
-    quiet.note(_BASE_MS)
-    waits = []
-    for _ in range(5):
-        start = machine.now
-        found = quiet.wait(lambda: _BASE_MS * machine.sentinel(), machine.pause, machine.clock)
-        waits.append((machine.now - start, found))
-    assert waits == [(pytest.approx(_PATIENCE_S / 2**n, abs=0.3), False) for n in range(5)]
-    machine.now = 41.0
-    assert quiet.wait(lambda: _BASE_MS * machine.sentinel(), machine.pause, machine.clock)
-    machine.spells = [(0.0, 1e9)]
-    start = machine.now
-    assert not quiet.wait(lambda: _BASE_MS * machine.sentinel(), machine.pause, machine.clock)
-    assert machine.now - start == pytest.approx(_PATIENCE_S, abs=0.3)
+    machine, quiet = Machine([(0.0, 60.0)]), QuietSpeed(deque([_BASE_MS] * 200))
+    waits = [machine.time(quiet).waited_s for _ in range(5)]
+    assert waits == [pytest.approx(_PATIENCE_S / 2**n, abs=0.6) for n in range(5)]
+    machine.now = 61.0
+    assert not machine.time(quiet).disturbed
+    machine.edges = np.array([0.0, 1e9])
+    assert machine.time(quiet).waited_s == pytest.approx(_PATIENCE_S, abs=0.6)
 
 
 def test_waiting_ends_where_the_machine_has_become_slower_for_good() -> None:
-    """After 28 of the 30 remembered sittings, two a trial; meanwhile patience has run out."""
+    """After 28 of the 30 remembered repetitions; meanwhile patience has run out."""
     machine, quiet = Machine([(0.0, 1e9)]), QuietSpeed()
     for _ in range(30):
         quiet.note(_BASE_MS)
-    disturbed = [machine.settle(machine(), quiet).disturbed for _ in range(20)]
+    disturbed = [machine.time(quiet).disturbed for _ in range(30)]
     assert disturbed[0]
-    assert not any(disturbed[14:])
+    assert not any(disturbed[28:])
     assert machine.paused < 2 * _PATIENCE_S
 
 
 def test_a_study_among_spells_keeps_its_ratios() -> None:
-    """Of 400 trials with four seconds of other work each, those over by a tenth.
+    """Of 200 trials with four seconds of other work each, those over by a tenth.
 
-    Without memory about a fifth are; with it, those that ``settle`` itself calls disturbed may be.
+    Without memory about a fifth are; with it, those that are called disturbed may be.
     """
     counts = {}
     for remembers in (False, True):
-        machine = Machine(list(spells(np.random.default_rng(1), 1e5)))
+        machine = Machine(list(spells(np.random.default_rng(1), 1e4)))
         quiet = QuietSpeed()
         wrong = called = 0
-        for _ in range(400):
-            first = machine()
-            machine.now += 1.5
-            found = machine.settle(first, quiet if remembers else None)
-            machine.now += 2.5
-            wrong += found.ratio > 1.1 * _TRUE_RATIO and not found.disturbed
+        for _ in range(200):
+            found = machine.time(quiet if remembers else None)
+            machine.now += 4.0
+            wrong += ratio(found) > 1.1 * _TRUE_RATIO and not found.disturbed
             called += found.disturbed
         counts[remembers] = wrong, called
-    assert counts[False][0] > 40
+    assert counts[False][0] > 20
     assert counts[True][0] == 0
-    assert counts[True][1] < 40
+    assert counts[True][1] < 20
+
+
+class Scripted(Machine):
+    """Every pause brings the next ratio and milliseconds of the baseline; in the end the first."""
+
+    def __init__(self, script: list[tuple[float, float]]) -> None:
+        super().__init__([])
+        self.script, self.place = script, 0
+
+    def pause(self, seconds: float) -> None:
+        super().pause(seconds)
+        self.place = (self.place + 1) % len(self.script)
+
+    def calls(self) -> list[Callable[[], None]]:
+        def play(candidate: bool) -> None:
+            ratio, ms = self.script[self.place]
+            self.now += ms / 1e3 * (ratio if candidate else 1.0)
+
+        return [partial(play, False), partial(play, True)]
+
+
+@pytest.mark.parametrize(
+    ("script", "repetitions", "wanted"),
+    [
+        # two that agree are enough
+        ([(0.45, 0.74), (0.46, 0.73), (9.0, 0.1)], 2, 0.455),
+        # the slow spell comes first, in the middle, or is all there is but for the end
+        ([(0.58, 0.83), (0.45, 0.75), (0.46, 0.74)], 3, 0.455),
+        ([(0.45, 0.74), (0.58, 0.82), (0.44, 0.75)], 3, 0.445),
+        ([(0.58, 0.83), (0.45, 0.75), (0.59, 0.84), (0.60, 0.85), (0.46, 0.76)], 4, 0.455),
+        # two slow ones agree with each other, but not with the quietest
+        ([(0.45, 0.74), (0.58, 0.82), (0.58, 0.83), (0.45, 0.75)], 3, 0.45),
+        # the slow spell hardly slows the baseline, too little for a single round to tell
+        ([(0.58, 0.79), (0.45, 0.74), (0.46, 0.74)], 3, 0.455),
+    ],
+)
+def test_repetitions_in_which_the_baseline_ran_quickly_count(
+    script: list[tuple[float, float]], repetitions: int, wanted: float
+) -> None:
+    found = Scripted(script).time()
+    assert len(found.repetitions) == repetitions
+    assert ratio(found) == pytest.approx(wanted, abs=0.006)
+    assert not found.disturbed
+
+
+def test_where_nothing_ever_agrees_the_time_ends_it() -> None:
+    """Every repetition gives another ratio at the same speed: the interval tells, and it ends."""
+    machine = Scripted([(0.4, 0.75), (0.5, 0.74), (0.6, 0.73), (0.7, 0.74), (0.8, 0.75)])
+    found = machine.time()
+    assert not found.narrow(_PLAN)
+    assert machine.now < (_PLAN.max_seconds + 1) + _PLAN.apart_s * len(found.repetitions)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -209,7 +281,7 @@ def test_every_task_is_done_in_quiet_or_named(seed: int) -> None:
         return work
 
     tasks = [task(i) for i in range(60)]
-    named = in_quiet(tasks, machine.sentinel, machine.pause, machine.clock)
+    named = repeat_disturbed(tasks, machine.sentinel, machine.pause, machine.clock)
     quiet = [ms for i, ms in best.items() if i not in named]
     assert len(best) == 60
     # a spell that begins and ends within a task's 0.2 s is seen by no sentinel: 0.1 % of them
@@ -220,7 +292,7 @@ def test_a_quiet_machine_does_every_task_once_and_a_loud_one_gives_up() -> None:
     done: list[int] = []
     tasks = [partial(done.append, i) for i in range(5)]
     machine = Machine([])
-    assert in_quiet(tasks, lambda: 1.0, machine.pause, machine.clock) == []
+    assert repeat_disturbed(tasks, lambda: 1.0, machine.pause, machine.clock) == []
     assert done == [0, 1, 2, 3, 4]
     assert machine.paused == 0
     speeds = deque([1.0] * 4)  # before the tasks, and after the first three
@@ -228,6 +300,6 @@ def test_a_quiet_machine_does_every_task_once_and_a_loud_one_gives_up() -> None:
     def speed() -> float:
         return speeds.popleft() if speeds else 2.0
 
-    assert in_quiet(tasks, speed, machine.pause, machine.clock) == [3, 4]
+    assert repeat_disturbed(tasks, speed, machine.pause, machine.clock) == [3, 4]
     assert done[5:] == [0, 1, 2, 3, 4]
     assert machine.paused == _PATIENCE_S

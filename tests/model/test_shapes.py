@@ -11,11 +11,11 @@ from small_networks import NETWORKS, example, hook_macs, make
 from torch import Tensor, nn
 
 from autocompress.build.bank import LayerBank
-from autocompress.measure.kernels import part_kernel
 from autocompress.measure.latency_features import LayerPlan
 from autocompress.model.cost import count_macs, layer_cost, policy_cost
 from autocompress.model.groups import channel_groups
 from autocompress.model.inventory import take_inventory
+from autocompress.model.kernels import part_kernel
 from autocompress.model.part import Part
 from autocompress.model.shapes import LayerShape, resolver
 from autocompress.policy.inventory import Inventory

@@ -55,6 +55,7 @@ def test_its_recipes_hold_and_become_files(place: Path, recipe: str) -> None:
     assert (place / "out" / output).stat().st_size > 10_000
 
 
+@pytest.mark.timeout(900)
 def test_its_run_goes_on(place: Path) -> None:
     before = (place / "run" / "trials.jsonl").read_text()
     searched = [t for t in trials(before) if t["phase"]["kind"] == "search"]

@@ -1,0 +1,68 @@
+"""The ``target`` section of a study: fields common to all runtimes, and how it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from autocompress.errors import InputError, nearest
+from autocompress.targets import registry
+
+#: once fields of every runtime; files of that time may say that they ask for nothing
+_FORMER = {"providers": None, "compile": False}
+
+
+class TargetConfig(BaseModel):
+    """Where a model is to run. Part of every record.
+
+    A runtime with fields of its own subclasses it and names the class as its ``config_model``.
+
+    Args:
+        runtime: the target's name; see ``autocompress targets``.
+        threads: of one inference.
+        batch: samples per inference, for latency.
+        device: ``cpu``, ``cuda``, ``mps``, with an optional index.
+        table: a ``table.json`` written by the packed runner on another device; latency is then
+            predicted from it, and the runtime here only judges accuracy.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    runtime: str = "onnxruntime"
+    threads: int = Field(1, ge=1)
+    batch: int = Field(1, ge=1)
+    device: str = "cpu"
+    table: Path | None = None
+
+    @classmethod
+    def read(cls, data: TargetConfig | Mapping[str, Any]) -> TargetConfig:
+        """Take a config, or plain data of one, into the config model of its runtime.
+
+        Raises:
+            InputError: an unknown key or runtime (with the nearest valid one), or a bad value.
+            TargetUnavailable: the runtime comes with a package that is broken.
+        """
+        plain = data.model_dump() if isinstance(data, TargetConfig) else dict(data)
+        runtime = plain.setdefault("runtime", cls.model_fields["runtime"].default)
+        if not isinstance(runtime, str):
+            raise InputError(f"`target.runtime` must be a runtime's name, got {runtime!r}.")
+        model: type[TargetConfig] = registry.load(runtime).config_model
+        if type(data) is model:
+            return data
+        for key in plain.keys() - model.model_fields.keys():
+            if key in _FORMER and plain[key] == _FORMER[key]:
+                del plain[key]
+            else:
+                raise InputError(
+                    f"`target` has no {key!r} with the runtime {runtime!r}; "
+                    f"{nearest(str(key), model.model_fields)}"
+                )
+        try:
+            return model(**plain)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise InputError(f"`target.{where}`: {first['msg']}, got {first['input']!r}.") from None

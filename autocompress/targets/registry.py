@@ -1,0 +1,75 @@
+"""Runtimes by name: the built-in ones, and those of installed packages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from autocompress.errors import InputError, TargetUnavailable, nearest
+
+GROUP = "autocompress.targets"
+"""Entry points of this group name subclasses of ``Target``, each by its own ``name``."""
+
+_PLACES = {
+    "onnxruntime": "onnx_runtime:OnnxRuntimeTarget",
+    "openvino": "open_vino:OpenVinoTarget",
+    "torch": "torch_runtime:TorchTarget",
+    "executorch": "executorch_runtime:ExecuTorchTarget",
+}
+BUILT_IN = tuple(EntryPoint(name, f"{GROUP}.{place}", GROUP) for name, place in _PLACES.items())
+#: what a target class must have; the rest comes with the base class
+_NEEDED = ("suffix", "config_model", "availability", "open", "classify", "describe", "export")
+
+
+def entries() -> Iterator[EntryPoint]:
+    """The built-in runtimes, then others by name; of equal names the first counts."""
+    yield from BUILT_IN
+    yield from sorted(entry_points(group=GROUP), key=lambda e: (e.name, e.value))
+
+
+def load(name: str) -> Any:
+    """The target class of a runtime.
+
+    Raises:
+        InputError: there is no such runtime.
+        TargetUnavailable: its package is broken.
+    """
+    entry = next((e for e in entries() if e.name == name), None)
+    if entry is None:
+        names = [e.name for e in entries()]
+        here = ", ".join(filter(_usable, names)) or "none"
+        raise InputError(
+            f"There is no runtime {name!r} (usable here: {here}); {nearest(name, names)}"
+        )
+    return load_entry(entry)
+
+
+def load_entry(entry: EntryPoint) -> Any:
+    """Import what an entry point names, and check that it is a target class.
+
+    Raises:
+        TargetUnavailable: it cannot be imported, or is something else.
+    """
+    try:
+        found = entry.load()
+    except Exception as error:  # an import may fail with anything
+        raise TargetUnavailable(
+            f"The target {entry.name!r} cannot be loaded from {entry.value}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    missing = [part for part in _NEEDED if not hasattr(found, part)]
+    if missing or getattr(found, "name", None) != entry.name:
+        what = f"has no {', '.join(missing)}" if missing else f"is named {found.name!r}"
+        raise TargetUnavailable(
+            f"The target {entry.name!r} must be a subclass of autocompress.targets.Target of that "
+            f"name, {entry.value} {what}"
+        )
+    return found
+
+
+def _usable(name: str) -> bool:
+    try:
+        return bool(load(name).availability().available)
+    except TargetUnavailable:
+        return False

@@ -1,0 +1,171 @@
+"""What is peculiar to one built-in runtime, and the parts that all share."""
+
+from __future__ import annotations
+
+import os
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from autocompress.errors import InputError, TargetUnavailable
+from autocompress.targets import (
+    RUNTIMES,
+    KernelClass,
+    NodeTime,
+    Profile,
+    TargetConfig,
+    TensorSpec,
+    available_targets,
+    get_target,
+    registry,
+)
+from autocompress.targets.base import random_inputs
+
+_HERE = {found.runtime: found for found in available_targets()}
+
+
+def test_a_runtime_is_available_or_says_why_not() -> None:
+    assert [found.runtime for found in available_targets()] == list(RUNTIMES)
+    for found in available_targets():
+        assert found.available == (found.reason == "") == bool(found.version)
+        assert bool(found.devices) == found.available
+        assert found.as_dict()["devices"] == list(found.devices)
+    assert _HERE["onnxruntime"].available
+    assert _HERE["torch"].available
+
+
+def test_an_absent_runtime_is_an_error_that_says_how_to_get_it() -> None:
+    absent = [found for found in available_targets() if not found.available]
+    for found in absent:
+        with pytest.raises(TargetUnavailable, match="pip install"):
+            get_target(found.runtime)
+
+
+def test_torch_kernels_see_the_threads_of_the_session(exported: dict[str, Path]) -> None:
+    seen: list[int] = []
+    with closing(get_target({"runtime": "torch", "threads": 2}).open(exported[".pt2"])) as session:
+        opened: Any = session
+        opened._module.register_forward_pre_hook(lambda *_: seen.append(torch.get_num_threads()))
+        session.run(random_inputs(session.inputs))
+    assert seen == [2]
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="only Linux lists threads")
+def test_onnxruntime_starts_one_thread_less_than_it_uses(exported: dict[str, Path]) -> None:
+    def tasks() -> int:
+        return len(os.listdir("/proc/self/task"))
+
+    before = tasks()
+    with closing(get_target({"threads": 4}).open(exported[".onnx"])):
+        assert tasks() - before == 3
+    with closing(get_target({"threads": 1}).open(exported[".onnx"])):
+        assert tasks() == before
+
+
+def test_a_config_names_the_nearest_key_and_runtime() -> None:
+    with pytest.raises(InputError, match="'threads'"):
+        TargetConfig.read({"thread": 2})
+    with pytest.raises(InputError, match="onnxruntime"):
+        TargetConfig.read({"runtime": "onnx_runtime"})
+    with pytest.raises(InputError, match="threads"):
+        TargetConfig.read({"threads": 0})
+
+
+def test_profiles_carry_the_names_of_the_file(exported: dict[str, Path]) -> None:
+    file = {n.name for n in onnx.load(str(exported[".onnx"])).graph.node}
+    with closing(get_target("onnxruntime").open(exported[".onnx"])) as session:
+        profile = session.profile(random_inputs(session.inputs), runs=2)
+    convolutions = [n for n in profile.nodes if "Conv" in n.op]
+    # blocked layouts are named after tensors by the runtime; here they carry their own names again
+    assert {n.name for n in convolutions} == {n for n in file if n.endswith("/Conv")}
+    with closing(get_target("torch").open(exported[".pt2"])) as session:
+        profile = session.profile(random_inputs(session.inputs), runs=2)
+    scopes = [n.name.partition("/")[0] for n in profile.nodes if "conv2d" in n.op]
+    assert scopes == ["first", "deep", "last"]
+
+
+def test_random_inputs_fit_what_is_asked() -> None:
+    specs = [
+        TensorSpec("x", (None, 3, 4), "float32"),
+        TensorSpec("tokens", (2, 5), "int64"),
+        TensorSpec("mask", (None, 5), "bool"),
+    ]
+    x, tokens, mask = random_inputs(specs, batch=6, seed=1)
+    assert (x.shape, tokens.shape, mask.shape) == ((6, 3, 4), (2, 5), (6, 5))
+    assert (x.dtype, tokens.dtype, mask.dtype) == (np.float32, np.int64, np.bool_)
+    assert set(np.unique(tokens)) <= {0, 1}
+    np.testing.assert_array_equal(x, random_inputs(specs, batch=6, seed=1)[0])
+    with pytest.raises(InputError, match="Only the batch"):
+        random_inputs([TensorSpec("x", (None, None), "float32")])
+
+
+def test_a_profile_sums_by_operator() -> None:
+    nodes = (
+        NodeTime("a", "Conv", 1.0),
+        NodeTime("b", "Add", 3.0),
+        NodeTime("c", "Conv", 1.5),
+        NodeTime("d", "Relu", float("nan")),
+    )
+    profile = Profile(nodes, 6.0)
+    assert list(profile.by_op().items()) == [
+        ("Add", (1, 3.0)),
+        ("Conv", (2, 2.5)),
+        ("Relu", (1, 0.0)),
+    ]
+    assert profile.as_dict()["ops"]["Conv"] == {"nodes": 2, "ms": 2.5}
+
+
+@pytest.mark.parametrize(
+    ("runtime", "op", "kind"),
+    [
+        ("onnxruntime", "QLinearConv", KernelClass.INTEGER),
+        ("onnxruntime", "MatMulIntegerToFloat", KernelClass.INTEGER),
+        ("onnxruntime", "FusedConv", KernelClass.FLOAT),
+        ("onnxruntime", "MultiHeadAttention", KernelClass.FLOAT),
+        ("onnxruntime", "QuantizeLinear", KernelClass.QUANTIZE),
+        ("onnxruntime", "ReorderInput", KernelClass.LAYOUT),
+        ("onnxruntime", "QLinearSoftmax", KernelClass.OTHER),
+        ("openvino", "Convolution_i8", KernelClass.INTEGER),
+        ("openvino", "FullyConnected_u8", KernelClass.INTEGER),
+        ("openvino", "Convolution", KernelClass.FLOAT),
+        ("openvino", "Convert", KernelClass.LAYOUT),
+        ("openvino", "Reorder_i8", KernelClass.LAYOUT),
+        ("openvino", "FakeQuantize", KernelClass.QUANTIZE),
+        ("torch", "aten.conv2d.default", KernelClass.FLOAT),
+        ("torch", "aten.linear.default", KernelClass.FLOAT),
+        ("torch", "aten.relu.default", KernelClass.OTHER),
+        ("torch", "aten.permute.default", KernelClass.LAYOUT),
+        ("torch", "graph_0_cpp_fused_convolution_relu_0", KernelClass.FUSED),
+        ("executorch", "XnnpackBackend", KernelClass.FUSED),
+    ],
+)
+def test_kernels_are_classed_by_the_runtime_that_has_them(
+    runtime: str, op: str, kind: KernelClass
+) -> None:
+    assert registry.load(runtime).classify(NodeTime("/a/b", op, 1.0)) is kind
+
+
+def shaped(op: str, output: tuple[int, ...], *inputs: tuple[int, ...]) -> NodeTime:
+    return NodeTime("/a/b", op, 1.0, tuple(("float", s) for s in inputs), (("float", output),))
+
+
+def test_channels_are_counted_where_they_lie() -> None:
+    torch_, onnx_ = get_target("torch"), get_target("onnxruntime")
+    plain = shaped("aten.conv2d.default", (1, 10, 4, 4))
+    assert torch_.shows_channels(plain, 10, linear=False)
+    assert not torch_.shows_channels(plain, 9, linear=False)
+    assert torch_.shows_channels(shaped("aten.linear.default", (1, 7, 6)), 6, linear=True)
+    # blocks of 4, 8 and 16 hide up to 15 channels, never fewer than are there
+    blocked = shaped("Conv", (1, 16, 4, 4))
+    assert [n for n in range(1, 18) if onnx_.shows_channels(blocked, n, linear=False)] == list(
+        range(1, 17)
+    )
+    # channels last, told by the scales
+    last = shaped("QLinearConv", (1, 4, 4, 10), (1, 4, 4, 3), (10,))
+    assert onnx_.shows_channels(last, 10, linear=False)
+    assert not onnx_.shows_channels(last, 4, linear=False)
