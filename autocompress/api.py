@@ -12,13 +12,16 @@ from autocompress.policy.budget import Budget
 from autocompress.policy.recipe import Recipe
 from autocompress.policy.settings import CompressionSettings
 from autocompress.policy.space_config import SpaceConfig
+from autocompress.report.display import Display
 from autocompress.results.front import ParetoFront
 from autocompress.results.metric import Measurement
 from autocompress.results.trial import Trial
+from autocompress.track.folder import RunFolder
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from autocompress.run.study import StudyConfig
     from autocompress.track.view import RunView
 
 
@@ -109,8 +112,6 @@ class Result:
             InputError: no policy met the budget, or none keeps to ``max_accuracy_drop``; the
                 message says which, and ``summary`` shows the nearest.
         """
-        from autocompress.track.folder import RunFolder
-
         trial = self.view.decision.answer()
         folder = RunFolder.open(self.folder)
         return Answer(
@@ -119,8 +120,6 @@ class Result:
 
     def report(self) -> Path:
         """The HTML report."""
-        from autocompress.track.folder import RunFolder
-
         return RunFolder.open(self.folder).report
 
 
@@ -163,40 +162,41 @@ def search(
         InputError: anything that cannot be used, before an existing run is touched.
         InfeasibleBudget: not even the cheapest policy meets the budget.
     """
-    from autocompress.report.display import Display
     from autocompress.run.session import run_study
-    from autocompress.run.study import GIVEN, read_study
 
-    limits = Budget(budget) if isinstance(budget, str) else (budget or Budget())
     searching, sampler = dict(search or {}), None
     if not isinstance(searching.get("sampler", ""), str):
         sampler = searching["sampler"]
         searching["sampler"] = type(sampler).__name__
     sections = {
-        "name": Path(out).name,
-        "model": {"factory": GIVEN},
-        "data": {"factory": GIVEN},
         "target": target or {},
         "space": space,
-        "budget": [str(limit) for limit in limits.limits],
         "search": searching,
         "recovery": recovery or {},
         "settings": settings or {},
         "tracking": tracking or {},
     }
     more = {"max_accuracy_drop": max_accuracy_drop, "executor": executor, "workers": workers}
-    study = read_study({k: _plain(v) for k, v in sections.items()} | more, where="the search")
+    study = _study(Path(out).name, budget, sections | more)
     with Display(quiet) as shown:
         done = run_study(
-            study,
-            Path(out),
-            resume=resume,
-            model=model,
-            data=data,
-            sampler=sampler,
-            watcher=shown,
+            study, Path(out), resume=resume, model=model, data=data, sampler=sampler, watcher=shown
         )
     return Result(done.folder.root, done.summary, done.view)
+
+
+def _study(name: str, budget: Budget | str | None, sections: Mapping[str, Any]) -> StudyConfig:
+    """The study that a call describes, checked like a file."""
+    from autocompress.run.study import GIVEN, read_study
+
+    limits = Budget(budget) if isinstance(budget, str) else (budget or Budget())
+    given = {
+        "name": name,
+        "model": {"factory": GIVEN},
+        "data": {"factory": GIVEN},
+        "budget": [str(limit) for limit in limits.limits],
+    }
+    return read_study(given | {k: _plain(v) for k, v in sections.items()}, where="the search")
 
 
 def _plain(value: Any) -> Any:

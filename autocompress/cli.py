@@ -12,9 +12,13 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from autocompress.commands import options
+from autocompress.commands import inspecting, options, reading, searching
+from autocompress.commands import recipes as showing
 from autocompress.commands.options import Checkpoint, Factory, Json, RecipePath, Run, StudyName
 from autocompress.errors import AutocompressError, InfeasibleBudget, InputError
+from autocompress.report.display import Display, console
+from autocompress.report.tables import summary_json
+from autocompress.track.folder import RunFolder
 
 if TYPE_CHECKING:
     from autocompress.run.study import StudyConfig
@@ -35,8 +39,6 @@ def _print(data: Any, as_json: bool, show: Callable[[Console], None]) -> None:
     if as_json:
         sys.stdout.write(json.dumps(data) + "\n")
     else:
-        from autocompress.report.display import console
-
         show(console())
 
 
@@ -62,9 +64,7 @@ def search(
 
     Ctrl-C once finishes the running trial and writes the front; twice stops at once.
     """
-    from autocompress.commands import searching
     from autocompress.commands.overrides import overrides
-    from autocompress.report.display import Display
     from autocompress.run.session import run_study
     from autocompress.run.study import load_study
 
@@ -92,8 +92,6 @@ def search(
 
 
 def _dry_run(config: StudyConfig, as_json: bool) -> None:
-    from autocompress.commands import searching
-    from autocompress.report.display import Display
     from autocompress.run.feasibility import dry_run
 
     with Display(as_json) as shown:
@@ -115,8 +113,6 @@ def profile(
     as_json: Json = False,
 ) -> None:
     """Show per layer: MACs, params, latency, sensitivity, and which layers prune together."""
-    from autocompress.commands import inspecting
-    from autocompress.report.display import Display
     from autocompress.run import profile as profiling
     from autocompress.run.study import load_study
 
@@ -151,8 +147,6 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure one policy of yours, built as a study would hand it over: what would happen if."""
-    from autocompress.commands import inspecting
-    from autocompress.report.display import Display
     from autocompress.run import evaluation
     from autocompress.run.study import load_study
 
@@ -178,14 +172,9 @@ def front(
     as_json: Json = False,
 ) -> None:
     """Show the Pareto front of a run."""
-    from autocompress.commands import reading
-    from autocompress.report.tables import summary_json
-
     view = reading.view_of(run, target, quiet=as_json)
     _print(summary_json(view), as_json, lambda console: reading.show_front(view, console))
     if open_report:
-        from autocompress.track.folder import RunFolder
-
         typer.launch(str(RunFolder.open(run).report.resolve()))
 
 
@@ -201,7 +190,6 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write a recipe that anyone can apply again."""
-    from autocompress.commands import recipes as showing
     from autocompress.run import recipes
 
     found = recipes.export(run, pick, output)
@@ -219,11 +207,10 @@ def apply(
     as_json: Json = False,
 ) -> None:
     """Rebuild the compressed model from a recipe."""
-    from autocompress.commands import recipes
     from autocompress.run import replay
 
     found = replay.apply(recipe, output, model, checkpoint)
-    _print(found, as_json, lambda console: recipes.show_applied(found, console))
+    _print(found, as_json, lambda console: showing.show_applied(found, console))
 
 
 @app.command(epilog="Example: autocompress verify recipe.yaml")
@@ -234,11 +221,10 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Apply a recipe in a fresh process and compare the result with what the recipe claims."""
-    from autocompress.commands import recipes
     from autocompress.run import replay
 
     found = replay.verify(recipe, model, checkpoint)
-    _print(found, as_json, lambda console: recipes.show_verification(found, console))
+    _print(found, as_json, lambda console: showing.show_verification(found, console))
     if not found["ok"]:
         raise typer.Exit(1)
 
@@ -280,8 +266,6 @@ def ui(
     as_json: Json = False,
 ) -> None:
     """Start the MLflow server on the runs' store and print links to the right pages."""
-    from autocompress.commands import reading
-
     reading.ui(runs, host, port, as_json=as_json)
 
 

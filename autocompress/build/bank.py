@@ -34,6 +34,7 @@ from autocompress.techniques.moments import (
     Moments,
     check_inputs,
     input_moments,
+    matrix_layer,
     resolve,
     solvable,
 )
@@ -194,12 +195,12 @@ class LayerBank:
         for (name, side), gone in removals.items():
             if side != "in" or name not in self.moments:
                 continue
-            layer = module.get_submodule(name)
+            layer = matrix_layer(module, name)
             weight, bias = self.solved(name, gone)
             with torch.no_grad():
-                layer.weight.copy_(weight)  # type: ignore[operator, union-attr]  # torch types a module's attributes as Tensor or Module
-                if bias is not None:
-                    layer.bias.copy_(bias)  # type: ignore[operator, union-attr]  # torch types a module's attributes as Tensor or Module
+                layer.weight.copy_(weight)
+                if layer.bias is not None and bias is not None:
+                    layer.bias.copy_(bias)
 
     def solved(self, name: str, gone: list[int]) -> tuple[Tensor, Tensor | None]:
         """Weights of a layer, all outputs, re-solved without some input channels (left at zero)."""
@@ -215,9 +216,9 @@ class LayerBank:
         return self._solved[key]
 
     def _solve(self, name: str, gone: list[int]) -> tuple[Tensor, Tensor | None]:
-        layer = self.model.get_submodule(name)
-        weight: Tensor = layer.weight.detach()  # type: ignore[union-attr, operator, assignment]  # torch types a module's attributes as Tensor or Module
-        bias = layer.bias.detach() if isinstance(layer.bias, Tensor) else None
+        layer = matrix_layer(self.model, name)
+        weight = layer.weight.detach()
+        bias = layer.bias.detach() if layer.bias is not None else None
         second = self.moments[name].second
         groups = len(second)
         out = torch.zeros_like(weight)
@@ -265,8 +266,7 @@ class LayerBank:
         found = self.moments.get(name)
         if found is None or len(found.second) > 1:
             return None
-        layer = self.model.get_submodule(name)
-        weight: Tensor = layer.weight  # type: ignore[assignment]  # torch types a module's attributes as Tensor or Module
+        weight = matrix_layer(self.model, name).weight
         mask = torch.ones(weight.shape[1], dtype=torch.bool)
         mask[gone] = False
         kept = mask.repeat_interleave(weight[0, 0].numel()).nonzero().flatten()
@@ -335,8 +335,7 @@ def _obs(
         found = moments.get(member.module)
         if member.side != "in" or found is None or len(found.second) > 1:
             continue
-        layer = model.get_submodule(member.module)
-        weight: Tensor = layer.weight.detach()  # type: ignore[union-attr, operator, assignment]  # torch types a module's attributes as Tensor or Module
+        weight = matrix_layer(model, member.module).weight.detach()
         area = weight[0, 0].numel()
         blocks = torch.tensor(
             [[i * area + k for i in index for k in range(area)] for index in member.index]

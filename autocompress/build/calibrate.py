@@ -15,7 +15,7 @@ from autocompress.exporters.onnx_quantize import plan_nodes, quantized_tensors
 from autocompress.techniques.compressed import Compressed
 from autocompress.techniques.fold import fold_batch_norms
 from autocompress.techniques.gptq import compensate
-from autocompress.techniques.moments import check_inputs
+from autocompress.techniques.moments import MatrixLayer, check_inputs, matrix_layer
 from autocompress.techniques.quantize import round_weight
 
 
@@ -70,8 +70,8 @@ def _correctable(folded: nn.Module, compressed: Compressed) -> list[str]:
         name
         for name, precision in compressed.precisions.items()
         if precision.weight_bits <= 8
-        and isinstance(folded.get_submodule(name), nn.Conv2d | nn.Conv1d | nn.Linear)
-        and folded.get_submodule(name).bias is not None
+        and isinstance(folded.get_submodule(name), MatrixLayer)
+        and matrix_layer(folded, name).bias is not None
     ]
 
 
@@ -101,19 +101,22 @@ def correct_biases(
         precision = compressed.precisions[name]
 
         def correct(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
-            weight = layer.get_parameter("weight")
-            error = floats[name] - round_weight(weight, precision.weight_bits, precision.reduced)
+            assert isinstance(layer, MatrixLayer)
+            assert layer.bias is not None
+            error = floats[name] - round_weight(
+                layer.weight, precision.weight_bits, precision.reduced
+            )
             if isinstance(layer, nn.Linear):
                 mean = args[0].reshape(-1, layer.in_features).mean(0)
                 shift = error @ mean
             else:
                 dims = [0, *range(2, args[0].dim())]
                 mean = args[0].mean(dims)
-                per_group = mean.view(layer.groups, -1).repeat_interleave(  # type: ignore[arg-type]  # torch types a module's attributes as Tensor or Module
+                per_group = mean.view(layer.groups, -1).repeat_interleave(
                     layer.out_channels // layer.groups, 0
-                )  # type: ignore[operator]  # torch types a module's attributes as Tensor or Module
+                )
                 shift = (error.flatten(2).sum(2) * per_group).sum(1)
-            layer.bias.add_(shift)  # type: ignore[union-attr, operator]  # torch types a module's attributes as Tensor or Module
+            layer.bias.add_(shift)
 
         return correct
 

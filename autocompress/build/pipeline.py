@@ -12,9 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from autocompress.build.state import load_state
 from autocompress.errors import InputError
 from autocompress.policy.inventory import Inventory
-from autocompress.policy.policy import Policy
+from autocompress.policy.policy import Distill, Policy
 from autocompress.policy.settings import CompressionSettings
 from autocompress.results.trial import SEARCH, Phase
 
@@ -145,8 +146,6 @@ class Pipeline:
         Raises:
             InputError: no such file, or weights of another policy.
         """
-        from autocompress.build.state import load_state
-
         return self.calibrated(load_state(weights, self.stitch(policy)))
 
     def calibrated(self, compressed: Compressed) -> Compressed:
@@ -230,7 +229,6 @@ class Pipeline:
             return None
         if self.distillation is not None:
             return self.distillation(policy)
-        from autocompress.policy.policy import Distill
         from autocompress.recover.distill import Distillation
 
         return Distillation([self.model], policy.distill or Distill())

@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 
 from autocompress.errors import UnsupportedModel
 from autocompress.techniques.compressed import Compressed
-from autocompress.techniques.moments import check_inputs, rows, solvable
+from autocompress.techniques.moments import MatrixLayer, check_inputs, matrix_layer, rows, solvable
 
 _NORM = nn.modules.batchnorm._BatchNorm
 _CHUNK = 128
@@ -113,7 +113,7 @@ class _Resolver:
                 continue
             if node.op == "output":
                 break
-            old[node] = ahead.pop(node, None) or self._values(node, old, self.model, chunks)
+            old[node] = ahead.pop(node, []) or self._values(node, old, self.model, chunks)
             self._prepare(node, old, new, ahead, chunks)
             new[node] = self._values(node, new, self.small, chunks)
             for done in self.uses.get(node, ()):
@@ -125,12 +125,14 @@ class _Resolver:
     ) -> list[Any]:
         out = []
         for i in range(chunks):
-            args = fx.map_arg(node.args, lambda n, i=i: env[n][i])
-            kwargs = fx.map_arg(node.kwargs, lambda n, i=i: env[n][i])
+            chunk = {n: env[n][i] for n in node.all_input_nodes}
+            args = fx.map_arg(node.args, chunk.__getitem__)
+            kwargs = fx.map_arg(node.kwargs, chunk.__getitem__)
             if node.op == "call_module":
                 out.append(module.get_submodule(str(node.target))(*args, **kwargs))
             elif node.op == "call_function":
-                out.append(node.target(*args, **kwargs))  # type: ignore[operator]  # torch.fx types arguments widely
+                assert callable(node.target)
+                out.append(node.target(*args, **kwargs))
             elif node.op == "call_method":
                 out.append(getattr(args[0], str(node.target))(*args[1:], **kwargs))
             else:
@@ -156,26 +158,26 @@ class _Resolver:
         layer = self._last_part(name)
         original = self.model.get_submodule(name)
         if isinstance(original, _NORM):
-            source = node.args[0]
-            if source not in self.sliced and not _same(old[source], new[source]):  # type: ignore[index]  # torch.fx types arguments widely
-                self._restate(name, new[source])  # type: ignore[index]  # torch.fx types arguments widely
+            source = _source(node)
+            if source not in self.sliced and not _same(old[source], new[source]):
+                self._restate(name, new[source])
             return
         if name not in self.compressed.parts or layer is None or not self._changed(node, old, new):
             return
-        if layer.weight.shape[0] != original.weight.shape[0]:  # type: ignore[union-attr, operator]  # torch types a module's attributes as Tensor or Module
+        if layer.weight.shape[0] != matrix_layer(self.model, name).weight.shape[0]:
             if self._only_sliced(node, old, new):
                 self.sliced.add(node)
             return  # its own outputs are pruned: the norm after it takes the new statistics
         target = self._target(node)
         wanted = self._wanted(target, node, old, new, ahead, chunks)
-        fed = [self._front(name, x) for x in new[node.args[0]]]  # type: ignore[index]  # torch.fx types arguments widely
+        fed = [self._front(name, x) for x in new[_source(node)]]
         self._solve(layer, target.norm, fed, wanted)
 
-    def _last_part(self, name: str) -> nn.Module | None:
+    def _last_part(self, name: str) -> MatrixLayer | None:
         """The module whose weights make the layer's outputs, if they can be solved."""
         parts = self.compressed.parts.get(name, (name,))
         layer = self.small.get_submodule(parts[-1])
-        if not isinstance(layer, nn.Linear | nn.Conv2d | nn.Conv1d) or not solvable(layer):
+        if not solvable(layer):
             return None
         return layer if getattr(layer, "groups", 1) == 1 else None
 
@@ -190,11 +192,11 @@ class _Resolver:
     ) -> bool:
         if len(self.compressed.parts[str(node.target)]) > 1:
             return True
-        if not _same(old[node.args[0]], new[node.args[0]]):  # type: ignore[index]  # torch.fx types arguments widely
+        if not _same(old[_source(node)], new[_source(node)]):
             return True
-        a = self.model.get_submodule(str(node.target)).weight
-        b = self.small.get_submodule(str(node.target)).weight
-        return a.shape != b.shape or not torch.equal(a, b)  # type: ignore[arg-type]  # torch.fx types arguments widely
+        a = matrix_layer(self.model, str(node.target)).weight
+        b = matrix_layer(self.small, str(node.target)).weight
+        return a.shape != b.shape or not torch.equal(a, b)
 
     def _only_sliced(
         self, node: fx.Node, old: Mapping[fx.Node, list[Any]], new: Mapping[fx.Node, list[Any]]
@@ -203,7 +205,7 @@ class _Resolver:
         name = str(node.target)
         one_part = len(self.compressed.parts[name]) == 1
         dense = self.compressed.policy[name].sparsity == 0
-        return one_part and dense and _same(old[node.args[0]], new[node.args[0]])  # type: ignore[index]  # torch.fx types arguments widely
+        return one_part and dense and _same(old[_source(node)], new[_source(node)])
 
     def _target(self, node: fx.Node) -> _Target:
         """Follow a layer's output to its norm and to the addition it flows into."""
@@ -252,17 +254,19 @@ class _Resolver:
         ]
 
     def _solve(
-        self, layer: nn.Module, norm: str | None, fed: list[Tensor], wanted: list[Tensor]
+        self, layer: MatrixLayer, norm: str | None, fed: list[Tensor], wanted: list[Tensor]
     ) -> None:
         """Least squares with a ridge toward the weights that are there."""
-        weight: Tensor = layer.weight  # type: ignore[assignment]  # torch types a module's attributes as Tensor or Module
+        weight = layer.weight
         flat, bias = weight.flatten(1).double(), torch.zeros(len(weight), dtype=torch.float64)
-        if isinstance(layer.bias, Tensor):
+        if layer.bias is not None:
             bias = layer.bias.double()
         module = self.small.get_submodule(norm) if norm is not None else None
         if module is not None:
-            scale = module.weight.double() / (module.running_var.double() + module.eps).sqrt()  # type: ignore[union-attr, operator]  # torch types a module's attributes as Tensor or Module
-            bias = module.bias.double() + scale * (bias - module.running_mean.double())  # type: ignore[union-attr, operator]  # torch types a module's attributes as Tensor or Module
+            assert isinstance(module, _NORM)
+            mean, variance = _statistics(module)
+            scale = module.weight.double() / (variance.double() + module.eps).sqrt()
+            bias = module.bias.double() + scale * (bias - mean.double())
             flat = flat * scale[:, None]
         gram, cross = self._accumulate(layer, fed, wanted)
         damping = self.ridge * gram.diagonal()[:-1].mean()
@@ -276,15 +280,16 @@ class _Resolver:
         solved = torch.linalg.solve(gram, cross)
         new_weight, new_bias = solved[:-1].T, solved[-1]
         if module is None:
+            assert layer.bias is not None
             weight.copy_(new_weight.reshape(weight.shape))
-            layer.bias.copy_(new_bias)  # type: ignore[union-attr, operator]  # torch types a module's attributes as Tensor or Module
+            layer.bias.copy_(new_bias)
             return
         self._place(layer, module, new_weight, new_bias, gram, damping)
 
     @staticmethod
     def _place(
-        layer: nn.Module,
-        norm: nn.Module,
+        layer: MatrixLayer,
+        norm: _NORM,
         weight: Tensor,
         bias: Tensor,
         gram: Tensor,
@@ -300,18 +305,19 @@ class _Resolver:
         second[index, index] -= damping
         centre = weight @ mean
         variance = torch.einsum("od,de,oe->o", weight, second, weight) - centre**2
-        spread = (variance.clamp_min(0) + norm.eps).sqrt()  # type: ignore[operator]  # torch types a module's attributes as Tensor or Module
-        layer.weight.copy_(weight.reshape(layer.weight.shape))  # type: ignore[operator, union-attr, arg-type]  # torch types a module's attributes as Tensor or Module
-        if isinstance(layer.bias, Tensor):
+        spread = (variance.clamp_min(0) + norm.eps).sqrt()
+        layer.weight.copy_(weight.reshape(layer.weight.shape))
+        if layer.bias is not None:
             layer.bias.zero_()
-        norm.running_mean.copy_(centre)  # type: ignore[operator, union-attr]  # torch types a module's attributes as Tensor or Module
-        norm.running_var.copy_(variance.clamp_min(0))  # type: ignore[operator, union-attr]  # torch types a module's attributes as Tensor or Module
-        norm.weight.copy_(spread)  # type: ignore[operator, union-attr]  # torch types a module's attributes as Tensor or Module
-        norm.bias.copy_(bias + centre)  # type: ignore[operator, union-attr]  # torch types a module's attributes as Tensor or Module
+        running_mean, running_var = _statistics(norm)
+        running_mean.copy_(centre)
+        running_var.copy_(variance.clamp_min(0))
+        norm.weight.copy_(spread)
+        norm.bias.copy_(bias + centre)
 
     @staticmethod
     def _accumulate(
-        layer: nn.Module, fed: list[Tensor], wanted: list[Tensor]
+        layer: MatrixLayer, fed: list[Tensor], wanted: list[Tensor]
     ) -> tuple[Tensor, Tensor]:
         """Mean outer products ``[x, 1][x, 1]'`` and ``[x, 1] t'``, in double precision."""
         gram: Tensor | None = None
@@ -353,6 +359,20 @@ class _Resolver:
         mean = (means * sizes).sum(0)
         norm.running_mean.copy_(mean)
         norm.running_var.copy_(((squares * sizes).sum(0) - mean**2).clamp_min(0))
+
+
+def _source(node: fx.Node) -> fx.Node:
+    """The node whose value a layer takes."""
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    return source
+
+
+def _statistics(norm: _NORM) -> tuple[Tensor, Tensor]:
+    """Running mean and variance of a batch norm that keeps them."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    return norm.running_mean, norm.running_var
 
 
 def _same(before: list[Tensor], now: list[Tensor]) -> bool:

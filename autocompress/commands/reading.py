@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from autocompress.errors import InputError
+from autocompress.mlflow.server import serve
 from autocompress.report.display import Display
 from autocompress.report.tables import front_table, verdict_table
 from autocompress.track.folder import RunFolder
@@ -40,8 +41,6 @@ def show_front(view: RunView, console: Console) -> None:
 
 def ui(runs: Path, host: str, port: int, *, as_json: bool) -> None:
     """Serve MLflow on the runs' store until Ctrl-C."""
-    from autocompress.mlflow.server import serve
-
     if not runs.is_dir():
         raise InputError(
             f"There is no folder {runs}. Runs are written to ./runs by default; name "

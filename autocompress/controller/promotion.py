@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from autocompress.controller.feasibility import ONE_SIDED_95
 from autocompress.results.difference import difference
+from autocompress.results.rank import rank_correlation
 from autocompress.results.trial import Trial
 
 
@@ -80,8 +81,6 @@ def promoted(done: Sequence[Trial], before: Mapping[int, float], cost: str) -> l
         Jamieson and Talwalkar, Non-stochastic Best Arm Identification and Hyperparameter
         Optimization, AISTATS 2016 (successive halving).
     """
-    from autocompress.results.rank import rank_correlation
-
     doubtful = in_doubt(done)
     if len(doubtful) < 2:
         return doubtful

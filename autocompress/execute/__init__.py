@@ -6,6 +6,9 @@ from collections.abc import Callable
 
 from autocompress.controller.protocols import Evaluator, Executor
 from autocompress.errors import InputError
+from autocompress.execute.local import InProcessExecutor
+from autocompress.execute.pool import ProcessPoolExecutor
+from autocompress.execute.ray_tune import RayTuneExecutor
 
 EvaluatorFactory = Callable[[], Evaluator]
 """Builds the evaluator in a worker process; picklable."""
@@ -29,15 +32,9 @@ def make_executor(
         ray_address: of a running cluster; ``None`` starts Ray here.
     """
     if kind == "ray":
-        from autocompress.execute.ray_tune import RayTuneExecutor
-
         return RayTuneExecutor(factory, workers, address=ray_address)
     if kind != "local":
         raise InputError(f"`executor` must be local or ray, got {kind!r}.")
     if workers == 1:
-        from autocompress.execute.local import InProcessExecutor
-
         return InProcessExecutor(evaluator)
-    from autocompress.execute.pool import ProcessPoolExecutor
-
     return ProcessPoolExecutor(factory, workers)

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 from autocompress.controller.protocols import Evaluator, Job, Outcome
+from autocompress.execute.worker import evaluate
 
 _POLL_S = 0.1
 
@@ -135,8 +136,6 @@ def _trainable(factory: bytes) -> Any:
             return True
 
         def step(self) -> dict[str, Any]:
-            from autocompress.execute.worker import evaluate
-
             if os.path.isdir(home):
                 os.chdir(home)
             return {"outcome": pickle.dumps(evaluate(factory, self.job)), "done": True}

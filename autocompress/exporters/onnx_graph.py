@@ -75,7 +75,7 @@ def _by_torchscript(module: nn.Module, inputs: tuple[Any, ...], names: list[str]
     torch.onnx.export(
         traced,
         inputs,
-        buffer,
+        buffer,  # type: ignore[arg-type]  # torch's signature forgets buffers, its code takes them
         dynamo=False,
         opset_version=OPSET,
         input_names=names,

@@ -138,21 +138,7 @@ def _spec(name: str, module: nn.Module, kind: str, outputs: list[Any], batch: in
             macs=positions * module.in_features * module.out_features,
         )
     if isinstance(module, nn.LSTM | nn.GRU):
-        steps = sum(math.prod(s[:2]) for _, s in outputs) // batch
-        weights = sum(p.numel() for n, p in module.named_parameters() if n.startswith("weight"))
-        return LayerSpec(
-            name,
-            "lstm" if isinstance(module, nn.LSTM) else "gru",
-            module.input_size,
-            module.hidden_size * (1 + module.bidirectional),
-            positions=steps,
-            macs=steps * weights,
-            params=params,
-            depth=module.num_layers,
-            directions=1 + module.bidirectional,
-            quantizable=isinstance(module, nn.LSTM),  # runtimes have no integer kernel for GRU
-            factorizable=False,
-        )
+        return _recurrent_spec(name, module, outputs, batch)
     if is_attention(module):
         width, tokens, macs = _attention(module, [shape for shape, _ in outputs], batch)
         return LayerSpec(
@@ -172,6 +158,26 @@ def _spec(name: str, module: nn.Module, kind: str, outputs: list[Any], batch: in
         module.num_embeddings,
         module.embedding_dim,
         params=params,
+        factorizable=False,
+    )
+
+
+def _recurrent_spec(
+    name: str, module: nn.LSTM | nn.GRU, outputs: list[Any], batch: int
+) -> LayerSpec:
+    steps = sum(math.prod(s[:2]) for _, s in outputs) // batch
+    weights = sum(p.numel() for n, p in module.named_parameters() if n.startswith("weight"))
+    return LayerSpec(
+        name,
+        "lstm" if isinstance(module, nn.LSTM) else "gru",
+        module.input_size,
+        module.hidden_size * (1 + module.bidirectional),
+        positions=steps,
+        macs=steps * weights,
+        params=sum(p.numel() for p in module.parameters()),
+        depth=module.num_layers,
+        directions=1 + module.bidirectional,
+        quantizable=isinstance(module, nn.LSTM),  # runtimes have no integer kernel for GRU
         factorizable=False,
     )
 

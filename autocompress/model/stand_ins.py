@@ -115,7 +115,7 @@ def _sizes(inputs: Callable[[Any], int], outputs: Callable[[Any], int]) -> Any:
     """What the graph must know of a kind of module; slicing is ours."""
     import torch_pruning as tp
 
-    class Sizes(tp.function.BasePruningFunc):  # type: ignore[name-defined]  # torch-pruning is untyped
+    class Sizes(tp.function.BasePruningFunc):  # type: ignore[misc]  # torch-pruning is untyped
         def prune_out_channels(self, layer: nn.Module, idxs: list[int]) -> nn.Module:
             raise NotImplementedError("compress.prune slices these")
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from autocompress.errors import InputError, nearest
 from autocompress.policy.recovery import Augmentation
+from autocompress.recover._torchvision import torchvision
 
 MIXING = ("cutmix", "mixup")
 NAMES: tuple[str, ...] = get_args(Augmentation)
@@ -122,8 +123,6 @@ def _learned(images: Tensor, name: str, generator: torch.Generator) -> Tensor:
 
 @cache
 def _policy(name: str) -> Callable[[Tensor], Tensor]:
-    from autocompress.recover._torchvision import torchvision
-
     v2 = torchvision().transforms.v2
     if name == "autoaugment":
         return v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10)

@@ -53,7 +53,7 @@ class Place:
 
     def put_module(self, module: nn.Module) -> nn.Module:
         """Move a module, in place, with convolutions in channels-last order."""
-        return module.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]  # torch's stubs lack memory_format here
+        return module.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack memory_format here
 
     def put(self, inputs: Any) -> Any:
         """Move a tensor or a tuple of them; images become channels-last."""

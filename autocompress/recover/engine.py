@@ -121,7 +121,7 @@ class Trainer:
     def result(self) -> nn.Module:
         """The trained module, or its moving average, in eval mode on the CPU."""
         module = self.module if self.ema is None else self.ema.module
-        return module.to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload,no-any-return]  # torch's stubs lack memory_format here
+        return module.to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]  # torch's stubs lack memory_format here
 
     def run(
         self,

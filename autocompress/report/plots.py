@@ -32,26 +32,10 @@ def pareto_figure(view: RunView) -> Figure:
     figure = Figure()
     special = {t.number for t in view.front} | {t.number for t in view.baseline_trials.values()}
     others = [t for t in view.compared if t.number not in special]
-    _add(
-        figure,
-        view,
-        [t for t in others if not t.feasible],
-        "over the budget",
-        cost,
-        color=GREY,
-        symbol="x",
-        opacity=0.55,
-    )
-    _add(
-        figure,
-        view,
-        [t for t in others if t.feasible],
-        "within the budget",
-        cost,
-        color=BLUE,
-        symbol="circle",
-        opacity=0.6,
-    )
+    over = [t for t in others if not t.feasible]
+    _add(figure, view, over, "over the budget", cost, color=GREY, symbol="x", opacity=0.55)
+    within = [t for t in others if t.feasible]
+    _add(figure, view, within, "within the budget", cost, color=BLUE, symbol="circle", opacity=0.6)
     _add_rejected(figure, view, cost)
     _add(
         figure,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from autocompress.errors import InputError
-from autocompress.results.metric import ACCURACY, Measurement, Metric
+from autocompress.results.metric import ACCURACY, SIZE, Measurement, Metric
 from autocompress.results.trial import Trial, TrialState
 
 if TYPE_CHECKING:
@@ -113,8 +113,6 @@ class ParetoFront:
         if which in ("best", "most-accurate"):
             return max(self.trials, key=lambda t: (_value(t, ACCURACY), -t.number))
         if which == "smallest":
-            from autocompress.results.metric import SIZE
-
             return min(self.trials, key=lambda t: _value(t, SIZE))
         if which == "fastest":
             return self.trials[0]

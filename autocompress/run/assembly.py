@@ -9,13 +9,16 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from autocompress.build.pipeline import Pipeline
 from autocompress.errors import InputError
 from autocompress.policy.inventory import Inventory
 from autocompress.policy.policy import Policy
 from autocompress.policy.recovery import ModelSection
 from autocompress.policy.space import Space
 from autocompress.results.metric import Measurement
+from autocompress.run.evaluator import make_evaluator
 from autocompress.run.study import StudyConfig, import_factory, read_study, resolve_variables
+from autocompress.workloads.cache import cache_folder
 
 if TYPE_CHECKING:
     from torch import nn
@@ -67,7 +70,6 @@ class Assembly:
     def evaluator(self) -> StudyEvaluator:
         """Measures policies in the study's target, without a latency model yet."""
         if "evaluator" not in self._parts:
-            from autocompress.run.evaluator import make_evaluator
             from autocompress.targets import get_target
 
             target = get_target(resolve_variables(self.study.target))
@@ -84,7 +86,6 @@ class Assembly:
     def latency_model(self) -> LatencyModel:
         """From a device's table, the cache, or measured; in the milliseconds of its own time."""
         from autocompress.measure.latency_model import LatencyModel
-        from autocompress.workloads.cache import cache_folder
 
         evaluator, measurer = self.evaluator, self.evaluator.measurer
         if measurer.other_device is not None:
@@ -123,8 +124,6 @@ class Assembly:
 
     def _make_pipeline(self) -> Pipeline:
         from autocompress.build.bank import LayerBank
-        from autocompress.build.pipeline import Pipeline
-        from autocompress.workloads.cache import cache_folder
 
         settings = self.study.settings
         bank = LayerBank.build(
@@ -261,7 +260,6 @@ def _train_baseline(
     study: StudyConfig, model: nn.Module, data: Data, progress: Progress
 ) -> nn.Module:
     from autocompress.workloads.baseline import train_baseline
-    from autocompress.workloads.cache import cache_folder
 
     assert study.baseline is not None
     return train_baseline(

@@ -7,16 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from autocompress.build.builder import Builder
+from autocompress.measure.estimator import Estimator
+from autocompress.measure.lock import machine_lock
+from autocompress.measure.measurer import Measurer
 from autocompress.policy.policy import Policy
 from autocompress.results.metric import Measurement
 from autocompress.results.screened import Screened
 from autocompress.results.trial import SEARCH, Phase, Trial
 
 if TYPE_CHECKING:
-    from autocompress.build.builder import Builder
     from autocompress.build.pipeline import Pipeline, Progress
-    from autocompress.measure.estimator import Estimator
-    from autocompress.measure.measurer import Measurer
     from autocompress.measure.screening import Screening
     from autocompress.targets.base import Target
 
@@ -56,8 +57,6 @@ class StudyEvaluator:
 
     def evaluate(self, policy: Policy, phase: Phase = SEARCH, seed: int = 0) -> Measurement:
         """Build (or load what was trained before), export, and measure the file."""
-        from autocompress.measure.lock import machine_lock
-
         path = self.model_path(policy, phase)
         start = time.perf_counter()
         with machine_lock(exclusive=False):
@@ -105,10 +104,7 @@ def make_evaluator(
         measure_memory: see ``Measurer``.
         progress: told how far a fine-tune is.
     """
-    from autocompress.build.builder import Builder
-    from autocompress.measure.estimator import Estimator
     from autocompress.measure.latency_model import LatencyModel
-    from autocompress.measure.measurer import Measurer
     from autocompress.measure.screening import Screening
 
     inventory, settings = pipeline.inventory, pipeline.settings

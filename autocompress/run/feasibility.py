@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from autocompress.build.pipeline import student_cost
+from autocompress.controller.seeds import ladders
 from autocompress.errors import InfeasibleBudget
 from autocompress.policy.budget import Budget, Limit
 from autocompress.policy.policy import Policy
@@ -84,7 +86,6 @@ def _told(budget: Budget, known: Mapping[str, float]) -> Budget:
 
 def formula_ends(parts: Assembly) -> Ends:
     """The ends in multiply-adds and parameters: nothing is built or timed for them."""
-    from autocompress.build.pipeline import student_cost
     from autocompress.model.cost import policy_cost
 
     settings = parts.study.settings
@@ -141,7 +142,6 @@ def cheap_ends(parts: Assembly) -> list[Policy]:
     The hardest levels are not always the quickest: a factorized layer is two small ones. From the
     quickest ladder, one choice after another takes its quickest level until none gains.
     """
-    from autocompress.controller.seeds import ladders
     from autocompress.controller.solver import cheapest
 
     def costs(levels: Assignment) -> Mapping[str, float]:

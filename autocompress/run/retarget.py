@@ -8,7 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from autocompress.build.state import state_file
 from autocompress.errors import InputError
+from autocompress.policy.policy import Policy
 from autocompress.results.metric import Measurement
 from autocompress.results.trial import Trial
 from autocompress.run.study import read_study
@@ -79,14 +81,12 @@ def _with_latency(found: Measurement, ms: float, spread: float, target: str) -> 
 
 def _from_table(parts: Assembly, table: Path) -> tuple[Cost, float]:
     from autocompress.measure.latency_model import LatencyModel
-    from autocompress.policy.policy import Policy
 
     model = LatencyModel.from_table(table, parts.inventory, parts.study.settings)
     return (lambda trial: model.predict(trial.policy)), model.predict(Policy())[0]
 
 
 def _timed(parts: Assembly, folder: RunFolder) -> tuple[Cost, float]:
-    from autocompress.build.state import state_file
     from autocompress.measure.latency import paired_timing
 
     measurer = parts.evaluator.measurer

@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from autocompress.controller.config import SearchConfig
+from autocompress.controller.context import Context
+from autocompress.controller.loop import run_search
+from autocompress.controller.phases import run_baselines, run_recovery, run_verify
+from autocompress.controller.stop import stopping_on_interrupt
 from autocompress.errors import InputError
+from autocompress.execute import make_executor
+from autocompress.measure.lock import machine_lock
+from autocompress.mlflow.sink import MlflowSink
+from autocompress.report.html import write_report
+from autocompress.report.tables import write_summary
 from autocompress.results.answer import decide, judged
 from autocompress.results.metric import Measurement, metric
 from autocompress.results.trial import Trial, TrialState
@@ -23,12 +32,10 @@ from autocompress.track.screened import ScreenedPolicies
 from autocompress.track.view import RunView
 
 if TYPE_CHECKING:
-    from autocompress.controller.context import Context
     from autocompress.controller.loop import StopReason
     from autocompress.controller.optuna_study import BaseSampler
     from autocompress.controller.progress import SearchProgress
     from autocompress.controller.stop import StopFlag
-    from autocompress.mlflow.sink import MlflowSink
     from autocompress.run.assembly import Assembly
 
 
@@ -152,10 +159,7 @@ def _phases(
     watcher: Watcher | None,
 ) -> Finished:
     """Search, baselines, recovery, verification; then what the run leaves."""
-    from autocompress.controller.loop import run_search
-    from autocompress.controller.phases import run_baselines, run_recovery, run_verify
     from autocompress.controller.samplers import make_proposer
-    from autocompress.controller.stop import stopping_on_interrupt
 
     mlflow = _mlflow(parts, journal)
     with stopping_on_interrupt() as stop:
@@ -178,9 +182,6 @@ def _context(
     stop: StopFlag,
     watcher: Watcher | None,
 ) -> Context:
-    from autocompress.controller.context import Context
-    from autocompress.execute import make_executor
-
     study = parts.study
     # before workers are started: a damaged file would leave them behind
     screened = ScreenedPolicies(journal.folder.screened, parts.evaluator.screening.depends_on)
@@ -233,9 +234,6 @@ def _mlflow(parts: Assembly, journal: Journal) -> MlflowSink | None:
     tracking = parts.study.tracking
     if not tracking.mlflow:
         return None
-    from autocompress.measure.lock import machine_lock
-    from autocompress.mlflow.sink import MlflowSink
-
     return MlflowSink(
         journal,
         parts.evaluator.baseline,
@@ -256,8 +254,6 @@ def _finish(
     stopped: StopReason,
 ) -> Finished:
     """Write summary, report, recipe and model, and close MLflow."""
-    from autocompress.report.html import write_report
-    from autocompress.report.tables import write_summary
     from autocompress.run.recipes import write_recipe
 
     folder.write_baseline(parts.evaluator.measurer.baseline_test, "test")

@@ -166,7 +166,7 @@ class Data:
         """Take anything with ``train``, ``val`` and ``test`` (attributes or keys)."""
         if isinstance(source, Data):
             return source
-        parts = {}
+        parts: dict[str, Split] = {}
         for name in ("train", "val", "test"):
             part = source.get(name) if isinstance(source, dict) else getattr(source, name, None)
             if part is None:
@@ -175,12 +175,12 @@ class Data:
                     "splits keep the result honest."
                 )
             parts[name] = Split.wrap(part)
-        known = {}
+        known: dict[str, Any] = {}
         for name in ("classes", "metric", "loss", "augment", "name"):
             value = source.get(name) if isinstance(source, dict) else getattr(source, name, None)
             if value is not None:
                 known[name] = value
-        return cls(**parts, **known)
+        return cls(parts["train"], parts["val"], parts["test"], **known)
 
     @property
     def fingerprint(self) -> str:

@@ -44,12 +44,12 @@ def fold_batch_norms(module: nn.Module) -> nn.Module:
         ]
         if len(calls) != 2 or not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear):
             continue
-        fuse = (
-            torch.nn.utils.fusion.fuse_linear_bn_eval
+        fused = (
+            torch.nn.utils.fusion.fuse_linear_bn_eval(layer, norm)
             if isinstance(layer, nn.Linear)
-            else torch.nn.utils.fusion.fuse_conv_bn_eval
+            else torch.nn.utils.fusion.fuse_conv_bn_eval(layer, norm)
         )
-        _replace(folded, str(before.target), fuse(layer, norm))
+        _replace(folded, str(before.target), fused)
         _replace(folded, str(node.target), nn.Identity())
     return folded
 

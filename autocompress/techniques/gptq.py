@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.techniques.compressed import Compressed
-from autocompress.techniques.moments import input_moments, solvable
+from autocompress.techniques.moments import input_moments, matrix_layer, solvable
 from autocompress.techniques.quantize import round_weight, weight_limit
 
 _CLIPS = [1 - 0.05 * step for step in range(12)]
@@ -97,8 +97,7 @@ def compensate(folded: nn.Module, compressed: Compressed, inputs: Any) -> None:
     }
     moments = input_moments(folded, wanted, inputs, seed=compressed.settings.seed)
     for name, precision in wanted.items():
-        layer = folded.get_submodule(name)
-        weight: Tensor = layer.weight  # type: ignore[assignment]  # torch types a module's attributes as Tensor or Module
+        weight = matrix_layer(folded, name).weight
         second = moments[name].second
         rows = len(weight) // len(second)
         for group, matrix in enumerate(second):

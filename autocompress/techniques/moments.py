@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,9 @@ from torch.nn import functional as F
 from autocompress.errors import CalibrationError
 
 _CONV = nn.modules.conv._ConvNd
+
+MatrixLayer = nn.Linear | nn.Conv2d | nn.Conv1d
+"""Layers that multiply rows of their inputs with one weight matrix per group."""
 
 MAX_FEATURES = 4700
 """Layers with more input features keep no moments (90 MB each at the limit)."""
@@ -30,7 +33,7 @@ def features(layer: nn.Module) -> int:
     return layer.in_features
 
 
-def solvable(layer: nn.Module) -> bool:
+def solvable(layer: nn.Module) -> TypeGuard[MatrixLayer]:
     """Whether a layer's weights can be re-solved from its input moments."""
     if isinstance(layer, nn.Linear):
         return layer.in_features <= MAX_FEATURES
@@ -38,6 +41,13 @@ def solvable(layer: nn.Module) -> bool:
         return False
     depthwise = layer.groups > 1 and layer.groups == layer.in_channels
     return not depthwise and layer.padding_mode == "zeros" and features(layer) <= MAX_FEATURES
+
+
+def matrix_layer(model: nn.Module, name: str) -> MatrixLayer:
+    """A layer of a model that is known to be one of these kinds."""
+    layer = model.get_submodule(name)
+    assert isinstance(layer, MatrixLayer), f"{name} is a {type(layer).__name__}"
+    return layer
 
 
 def rows(layer: nn.Module, inputs: Tensor) -> Tensor:
@@ -53,13 +63,18 @@ def rows(layer: nn.Module, inputs: Tensor) -> Tensor:
     if isinstance(layer, nn.Linear):
         return inputs.reshape(1, -1, layer.in_features)
     assert isinstance(layer, _CONV)
-    two = layer.kernel_size if len(layer.kernel_size) == 2 else (1, *layer.kernel_size)
+    assert not isinstance(layer.padding, str)
     image = inputs if inputs.dim() == 4 else inputs.unsqueeze(2)
-    padding, dilation, stride = (
-        tuple(v) if len(v) == 2 else (d, *v)
-        for v, d in ((layer.padding, 0), (layer.dilation, 1), (layer.stride, 1))
+    kernel, padding, dilation, stride = (
+        v if len(v) == 2 else (d, *v)
+        for v, d in (
+            (layer.kernel_size, 1),
+            (layer.padding, 0),
+            (layer.dilation, 1),
+            (layer.stride, 1),
+        )
     )
-    columns = F.unfold(image, two, dilation=dilation, padding=padding, stride=stride)
+    columns = F.unfold(image, kernel, dilation=dilation, padding=padding, stride=stride)
     count, _, positions = columns.shape
     grouped = columns.view(count, layer.groups, -1, positions)
     return grouped.permute(1, 0, 3, 2).reshape(layer.groups, count * positions, -1)

@@ -63,7 +63,7 @@ def _kept(size: int, gone: Sequence[int], name: str) -> Tensor:
     return mask.nonzero().flatten()
 
 
-def _take(parameter: nn.Parameter, kept: Tensor, dim: int) -> nn.Parameter:
+def _take(parameter: Tensor, kept: Tensor, dim: int) -> nn.Parameter:
     return nn.Parameter(parameter.detach().index_select(dim, kept), parameter.requires_grad)
 
 
@@ -130,7 +130,7 @@ def _slice_recurrent(module: nn.LSTM | nn.GRU, name: str, side: str, gone: Seque
     # the outputs are the first direction's units, then the second's
     kept = _kept(module.hidden_size, [i for i in gone if i < module.hidden_size], name)
     outputs = torch.cat([kept + i * module.hidden_size for i in range(len(directions))])
-    gates = len(module.weight_ih_l0) // module.hidden_size
+    gates = len(module.get_parameter("weight_ih_l0")) // module.hidden_size
     rows = torch.cat([kept + gate * module.hidden_size for gate in range(gates)])
     for layer in range(module.num_layers):
         for direction in directions:

@@ -65,7 +65,7 @@ def round_activation(x: Tensor, low: float, high: float) -> Tensor:
     zero = round(-low / scale)
     rounded = ((x / scale).round() + zero).clamp(0, 255).sub(zero) * scale
     inside = (x >= low) & (x <= high)
-    return _Straight.apply(x, rounded, inside)  # type: ignore[no-any-return, no-untyped-call]  # torch's autograd functions are untyped
+    return _Straight.apply(x, rounded, inside)
 
 
 class QuantizedLayer(nn.Module):
@@ -84,7 +84,7 @@ class QuantizedLayer(nn.Module):
 
     def __init__(
         self,
-        layer: nn.Module,
+        layer: _CONV | nn.Linear,
         precision: Precision,
         fixed: Range | None,
         half: torch.dtype = torch.float16,
@@ -103,17 +103,17 @@ class QuantizedLayer(nn.Module):
             low, high = self._range(x)
             if high > low:
                 x = round_activation(x, low, high)
-        weight: Tensor = self.layer.weight  # type: ignore[assignment]  # torch types a module's attributes as Tensor or Module
+        weight: Tensor = self.layer.weight
         if self.precision.weight_bits <= 8:
             rounded = round_weight(weight, self.precision.weight_bits, self.precision.reduced)
-            weight = _Straight.apply(weight, rounded, None)  # type: ignore[no-untyped-call]  # torch's autograd functions are untyped
+            weight = _Straight.apply(weight, rounded, None)
         elif self.precision.half:
             x, weight = self._halved(x), self._halved(weight)
         return torch.func.functional_call(self.layer, {"weight": weight}, (x,))
 
     def _halved(self, value: Tensor) -> Tensor:
         rounded = value.to(self.half_type).to(value.dtype)
-        return _Straight.apply(value, rounded, None)  # type: ignore[no-any-return, no-untyped-call]  # torch's autograd functions are untyped
+        return _Straight.apply(value, rounded, None)
 
     def _range(self, x: Tensor) -> tuple[float, float]:
         if self.fixed is not None and self.precision.activation_scaling == "static":

@@ -51,10 +51,10 @@ def sparsify(layers: Mapping[str, tuple[nn.Module, LayerPolicy]], scope: str = "
     loose = {n: (m, p) for n, (m, p) in layers.items() if p.sparsity and p.pattern is None}
     for module, policy in layers.values():
         if policy.pattern == "2:4":
-            weight: Tensor = module.weight  # type: ignore[assignment]  # torch types a module's attributes as Tensor or Module
+            weight = _weight(module)
             weight.mul_(two_four_mask(weight))
     if scope == "global" and loose:
-        weights: list[Tensor] = [m.weight for m, _ in loose.values()]  # type: ignore[misc]  # torch types a module's attributes as Tensor or Module
+        weights = [_weight(m) for m, _ in loose.values()]
         wanted = sum(
             int(w.numel() * p.sparsity) for w, (_, p) in zip(weights, loose.values(), strict=True)
         )
@@ -64,5 +64,11 @@ def sparsify(layers: Mapping[str, tuple[nn.Module, LayerPolicy]], scope: str = "
             weight.mul_(part.view_as(weight))
         return
     for module, policy in loose.values():
-        one: Tensor = module.weight  # type: ignore[assignment]  # torch types a module's attributes as Tensor or Module
-        one.mul_(magnitude_mask(one, policy.sparsity))
+        weight = _weight(module)
+        weight.mul_(magnitude_mask(weight, policy.sparsity))
+
+
+def _weight(module: nn.Module) -> Tensor:
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from autocompress.errors import InputError
 from autocompress.recover.augment import Augment
 from autocompress.task.data import Data, Split
+from autocompress.workloads._torchvision import torchvision
 from autocompress.workloads.images import read_images
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -136,8 +137,6 @@ def torchvision_cifar10(root: str, *, download: bool = False, seed: int = 0) -> 
     Raises:
         InputError: the folder holds no CIFAR-10 and no download was asked for.
     """
-    from autocompress.workloads._torchvision import torchvision
-
     sets = torchvision().datasets
     try:
         train = sets.CIFAR10(root, train=True, download=download)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from autocompress.errors import InputError
 from autocompress.recover.augment import random_flip
 from autocompress.task.data import Data, Split
+from autocompress.workloads._torchvision import torchvision
 from autocompress.workloads.cache import digest
 from autocompress.workloads.data import IMAGENET_MEAN, IMAGENET_STD, Normalize, stratified
 from autocompress.workloads.images import ImageFile, decode_image, list_images
@@ -159,8 +160,6 @@ def mobilenet_v2(weights: str = "IMAGENET1K_V2") -> nn.Module:
     Raises:
         InputError: an unknown name, or the weights are neither at hand nor can be fetched.
     """
-    from autocompress.workloads._torchvision import torchvision
-
     models = torchvision().models
     try:
         return models.mobilenet_v2(weights=weights or None).eval()

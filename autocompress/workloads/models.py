@@ -68,6 +68,10 @@ class CifarResNet(nn.Module):
         in_channels: channels of the image.
     """
 
+    layer1: nn.Module
+    layer2: nn.Module
+    layer3: nn.Module
+
     def __init__(
         self,
         blocks: int,

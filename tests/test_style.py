@@ -1,0 +1,140 @@
+"""How the code is laid out: lengths, circles of imports, and late imports without a reason."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "autocompress"
+
+MOST_LINES = 400
+MOST_FUNCTION_LINES = 60
+HEAVY = {
+    *(
+        "numpy",
+        "torch",
+        "torchvision",
+        "torch_pruning",
+        "tensorly",
+        "fvcore",
+        "scipy",
+        "sklearn",
+        "plotly",
+    ),
+    *("onnx", "onnxruntime", "openvino", "executorch", "optuna", "ray", "mlflow"),
+}
+"""Libraries that take long to load; what needs them may be imported late. Even numpy takes a third
+of the time in which the command line starts."""
+
+
+def _module(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {_module(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+@cache
+def _tree(module: str) -> ast.Module:
+    return ast.parse(MODULES[module].read_text(encoding="utf-8"))
+
+
+def _at_import(node: ast.AST) -> Iterator[ast.AST]:
+    """What runs when a module is imported: no bodies of functions, nothing for types only."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            continue
+        yield child
+        yield from _at_import(child)
+
+
+def _names(node: ast.AST) -> set[str]:
+    """Modules that a statement imports, each by its longest name that is a module."""
+    if isinstance(node, ast.Import):
+        return {alias.name for alias in node.names}
+    if isinstance(node, ast.ImportFrom) and node.module:
+        inner = {f"{node.module}.{alias.name}" for alias in node.names}
+        return {name if name in MODULES else node.module for name in inner}
+    return set()
+
+
+@cache
+def _imported(module: str) -> frozenset[str]:
+    """What a module imports when it is imported, as its file says it."""
+    return frozenset(name for node in _at_import(_tree(module)) for name in _names(node))
+
+
+def _loaded(module: str) -> set[str]:
+    """All that importing a module imports, packages on the way included."""
+    found: set[str] = set()
+    waiting = {module}
+    while waiting:
+        name = waiting.pop()
+        found.add(name)
+        if name in MODULES:
+            above = {name.rpartition(".")[0]} - {""}
+            waiting |= (_imported(name) | above) - found
+    return found
+
+
+@cache
+def _heavy(module: str) -> bool:
+    return any(name.split(".")[0] in HEAVY for name in _loaded(module))
+
+
+@cache
+def _follows(module: str) -> frozenset[str]:
+    """Our modules that a module reaches by its imports; itself only where there is a circle."""
+    found: set[str] = set()
+    waiting = set(_imported(module))
+    while waiting:
+        name = waiting.pop()
+        if name in MODULES and name not in found:
+            found.add(name)
+            waiting |= _imported(name)
+    return frozenset(found)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_files_and_functions_are_short(module: str) -> None:
+    lines = len(MODULES[module].read_text(encoding="utf-8").splitlines())
+    assert lines <= MOST_LINES, f"{module} has {lines} lines"
+    for node in ast.walk(_tree(module)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            size = (node.end_lineno or node.lineno) - node.lineno + 1
+            assert size <= MOST_FUNCTION_LINES, f"{module}:{node.lineno} {node.name}: {size} lines"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_modules_do_not_import_each_other_in_a_circle(module: str) -> None:
+    circle = {name for name in _follows(module) if module in _follows(name)}
+    assert not circle, f"{module} is in a circle with {sorted(circle)}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_late_imports_of_our_own_hide_a_heavy_library(module: str) -> None:
+    early = set(_at_import(_tree(module)))
+    guards = [n for n in ast.walk(_tree(module)) if isinstance(n, ast.If)]
+    types = {
+        inner
+        for guard in guards
+        if "TYPE_CHECKING" in ast.unparse(guard.test)
+        for inner in ast.walk(guard)
+    }
+    late = [n for n in ast.walk(_tree(module)) if n not in early and n not in types]
+    needless = [
+        f"line {node.lineno}: {name}"
+        for node in late
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in sorted(_names(node))
+        if name in MODULES and not _heavy(name)
+    ]
+    assert not needless, f"{module} imports late without need: {needless}"
