@@ -110,7 +110,7 @@ RULE = {"match": "*", "prune_ratio": [0, 0.5]}
             "recovery.distillation.teachers.0.factory",
             "`package.module:function`",
         ),
-        ("search.objectives", 3, "search.objectives", "tuple"),
+        ("search.objectives", 3, "search.objectives", "should be a list"),
         ("recovery.schedule.augment", ["crp"], "recovery.schedule.augment.0", "mean 'crop'"),
         ("recovery.schedule.lr", 0, "recovery.schedule.lr", "greater than 0, got 0"),
         ("space.rules", [{"weight_bits": [32, 7]}], "space.rules.0.weight_bits.1", "got 7"),
