@@ -133,14 +133,7 @@ def paired_timings(
             cpu, wall = cpu + time.process_time(), wall + time.perf_counter()
 
     with ExitStack() as stack:
-        calls = []
-        for path in paths:
-            with machine_lock(exclusive=False):
-                session = stack.enter_context(closing(target.open(path)))
-                fed = inputs
-                if fed is None:
-                    fed = random_inputs(session.inputs, target.config.batch, plan.seed)
-                calls.append(session.prepare(fed))
+        calls = [_opened(stack, target, path, inputs, plan.seed) for path in paths]
         load = load_average()
         samples = Sampler(calls, plan, quiet or QuietSpeed(), alone).run()
     facts = {
@@ -154,6 +147,18 @@ def paired_timings(
     }
     sizes = [_size(path) for path in paths]
     return [_timing(samples, i, plan, sizes, facts) for i in range(1, len(paths))]
+
+
+def _opened(
+    stack: ExitStack, target: Target, path: Path, inputs: Inputs | None, seed: int
+) -> Callable[[], object]:
+    """A call that runs a file once; the stack closes it."""
+    with machine_lock(exclusive=False):
+        session = stack.enter_context(closing(target.open(path)))
+        fed = inputs
+        if fed is None:
+            fed = random_inputs(session.inputs, target.config.batch, seed)
+        return session.prepare(fed)
 
 
 def bench(

@@ -58,13 +58,7 @@ def pack_kernels(
         InputError: the path is no zip file, or the runtime opens other files than ``.onnx``.
     """
     path = Path(path)
-    if path.suffix != ".zip":
-        raise InputError(f"Kernels are packed into a .zip file, got {path.name!r}.")
-    if config.runtime != "onnxruntime":
-        raise InputError(
-            f"Kernels are packed for ONNX Runtime on another device, the study's runtime is "
-            f"{config.runtime!r}. Use `target: {{runtime: onnxruntime}}`."
-        )
+    _check(path, config)
     plan = LayerPlan(inventory, settings or CompressionSettings())
     chosen = choose_variants(space, variants)
     needed = plan.kernels([Policy(), *chosen])
@@ -94,6 +88,16 @@ def pack_kernels(
     finally:
         partial.unlink(missing_ok=True)
     return path
+
+
+def _check(path: Path, config: TargetConfig) -> None:
+    if path.suffix != ".zip":
+        raise InputError(f"Kernels are packed into a .zip file, got {path.name!r}.")
+    if config.runtime != "onnxruntime":
+        raise InputError(
+            f"Kernels are packed for ONNX Runtime on another device, the study's runtime is "
+            f"{config.runtime!r}. Use `target: {{runtime: onnxruntime}}`."
+        )
 
 
 def _add_kernels(
