@@ -25,12 +25,11 @@ from autocompress.exporters.names import layer_of
 from autocompress.exporters.onnx_graph import Exporter, float_graph
 from autocompress.exporters.onnx_quantize import plan_nodes, quantize_graph, quantized_tensors
 from autocompress.exporters.write import export
-from autocompress.measure.gate import is_integer
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.policy import Policy
 from autocompress.policy.settings import CompressionSettings
 from autocompress.targets import get_target
-from autocompress.targets.base import NodeTime
+from autocompress.targets.profile import KernelClass, NodeTime
 from autocompress.techniques.compressed import Compressed, Precision
 from autocompress.techniques.fold import fold_batch_norms
 from autocompress.workloads.models import resnet20, seeded
@@ -203,8 +202,10 @@ def quantized(name: str, exporter: Exporter) -> Any:
 
 def integer_kernels(model: Any, path: Path, x: Tensor) -> list[NodeTime]:
     path.write_bytes(model.SerializeToString())
-    with closing(get_target("onnxruntime").open(path)) as session:
-        return [n for n in session.profile([x.numpy()], runs=2).nodes if is_integer(n)]
+    target = get_target("onnxruntime")
+    with closing(target.open(path)) as session:
+        nodes = session.profile([x.numpy()], runs=2).nodes
+    return [n for n in nodes if target.classify(n) is KernelClass.INTEGER]
 
 
 @pytest.mark.parametrize(("name", "exporter"), PAIRS)

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from autocompress.recover.schedule import Schedule
 from measured_network import Small, images
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from torch import nn
@@ -25,6 +24,7 @@ from autocompress.measure.screening import Screening
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.budget import Budget
 from autocompress.policy.policy import Distill, Policy
+from autocompress.policy.recovery import Schedule
 from autocompress.policy.settings import CompressionSettings
 from autocompress.policy.space_config import SpaceConfig
 from autocompress.recover.distill import Distillation, soft_loss
