@@ -67,7 +67,32 @@ def test_a_target_from_outside(installed: Callable[[str], Called], tmp_path: Pat
     assert " skipped" not in told
 
 
-@pytest.mark.parametrize("file", ["target_numpy/autocompress_target_numpy.py"])
+_SEARCH = """
+import autocompress.controller.samplers as samplers
+from autocompress.controller.loop import run_search
+from autocompress.testing.sampler import ChainEvaluator, chain_study
+
+study = chain_study(ChainEvaluator(4), trials=12)
+run_search(study, samplers.make_proposer(study, "halton"))
+print({t.origin for t in study.ledger.trials}, len(study.ledger.trials))
+"""
+
+
+def test_a_sampler_from_outside(installed: Callable[[str], Called]) -> None:
+    called = installed("sampler_halton")
+    assert called("-c", _SEARCH).startswith("{'halton'}")
+    told = called("-m", "pytest", "-q", "--rootdir", "package", "package/tests")
+    assert " passed" in told
+    assert " skipped" not in told
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "target_numpy/autocompress_target_numpy.py",
+        "sampler_halton/autocompress_sampler_halton.py",
+    ],
+)
 def test_the_guide_shows_the_example_as_it_is(file: str) -> None:
     assert f"```python\n{(HERE / file).read_text(encoding='utf-8')}```" in DOCS.read_text(
         encoding="utf-8"
