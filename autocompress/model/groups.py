@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from autocompress.model.stand_ins import (
+from autocompress.model.tracing_stubs import (
     RECURRENT,
     FinalStates,
     inner_width,
     is_attention,
-    standing_in,
+    stubbed,
     windowed,
 )
 from autocompress.policy.inventory import ChannelGroup
@@ -91,7 +91,7 @@ def channel_groups(model: nn.Module, example: Any) -> tuple[tuple[ChannelGroup, 
     import torch_pruning as tp
 
     names = {module: name for name, module in model.named_modules()}
-    with torch.enable_grad(), _all_gradients(model), standing_in(model) as pruners:
+    with torch.enable_grad(), _all_gradients(model), stubbed(model) as pruners:
         graph = tp.DependencyGraph()
         graph.build_dependency(
             model,

@@ -12,7 +12,7 @@ from torch import nn
 from autocompress.errors import UnsupportedModel
 from autocompress.model.fingerprint import fingerprint
 from autocompress.model.groups import channel_groups
-from autocompress.model.stand_ins import is_attention
+from autocompress.model.tracing_stubs import is_attention
 from autocompress.policy.inventory import Inventory, LayerSpec
 
 _CONV = nn.modules.conv._ConvNd

@@ -61,7 +61,7 @@ class Space:
 
     @property
     def mildest(self) -> Assignment:
-        """Level 0 everywhere: the dearest policy."""
+        """Level 0 everywhere: the most expensive policy."""
         return (0,) * len(self.choices)
 
     @property

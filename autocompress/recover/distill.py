@@ -89,7 +89,7 @@ class Distillation:
 
         Args:
             student: in training; tapped for features until ``Teaching.close``.
-            data: for teachers weighed by accuracy, and for an example.
+            data: for teachers weighted by accuracy, and for an example.
             place: device and precision of training.
             lowest_bits: of the student's weights, for the default temperature.
             key: everything that the order and augmentation of batches depends on.

@@ -51,7 +51,7 @@ def fine_tune(
     """Train a compressed model (or any module) on the train split.
 
     The given model is not changed. Weights that a sparse policy set to zero stay zero. Nothing
-    but the train split is read, except for teachers weighed by validation accuracy.
+    but the train split is read, except for teachers weighted by validation accuracy.
 
     Args:
         compressed: a compressed model, or a bare module.

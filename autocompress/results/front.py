@@ -51,7 +51,7 @@ class ParetoFront:
     """Trials that are feasible and that no other feasible trial beats in every objective.
 
     Args:
-        trials: front members, from the cheapest to the dearest.
+        trials: front members, from the cheapest to the most expensive.
         objectives: the metrics compared; the second is the cost that orders the members.
     """
 

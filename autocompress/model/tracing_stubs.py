@@ -1,4 +1,4 @@
-"""Stand-ins for modules whose insides the dependency graph must not see.
+"""Tracing stubs: modules whose insides the dependency graph must not see.
 
 The graph is read off autograd's. Window attentions and recurrent layers decompose into operations
 that tie channels together which have nothing to do with each other; while the graph is traced, each
@@ -42,7 +42,7 @@ def inner_width(attention: Any) -> int:
 
 
 @contextmanager
-def standing_in(model: nn.Module) -> Iterator[dict[type[nn.Module], Any]]:
+def stubbed(model: nn.Module) -> Iterator[dict[type[nn.Module], Any]]:
     """Replace the forward of such modules; gives the pruners that tell the graph their widths.
 
     Window attentions call their linear layers as functions, which the graph takes for operations
