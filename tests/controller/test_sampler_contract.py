@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import optuna
+import pytest
 
 from autocompress.controller.context import Context
 from autocompress.controller.protocols import Proposer
@@ -25,6 +26,7 @@ class TestNsga2(SamplerContract):
         return make_proposer(context, "nsga2")
 
 
+@pytest.mark.slow
 class TestGp(SamplerContract):
     steps = 12
 
