@@ -113,25 +113,32 @@ def _spatial(layer: nn.Conv2d, rank: int, moments: Tensor | None) -> nn.Sequenti
         full = moments.view(inputs, height, width, inputs, height, width)
         seen = torch.einsum("ahwbiw->ahbi", full).reshape(inputs * height, -1) / width
     first, second = output_svd(matrix, rank, seen)
-    padding = layer.padding if not isinstance(layer.padding, str) else (height // 2, width // 2)
+    # "same" and "valid" mean along each axis what they mean along both
+    down, across = (
+        (layer.padding, layer.padding)
+        if isinstance(layer.padding, str)
+        else ((layer.padding[0], 0), (0, layer.padding[1]))
+    )
     parts: list[nn.Module] = [
         nn.Conv2d(
             inputs,
             rank,
             (height, 1),
             (layer.stride[0], 1),
-            (padding[0], 0),
+            down,
             (layer.dilation[0], 1),
             bias=False,
+            padding_mode=layer.padding_mode,
         ),
         nn.Conv2d(
             rank,
             outputs,
             (1, width),
             (1, layer.stride[1]),
-            (0, padding[1]),
+            across,
             (1, layer.dilation[1]),
             bias=layer.bias is not None,
+            padding_mode=layer.padding_mode,
         ),
     ]
     rows = second.view(outputs, width, rank).permute(0, 2, 1)
@@ -158,6 +165,7 @@ def _tucker(layer: nn.Conv2d, ranks: tuple[int, ...]) -> nn.Sequential:
             layer.padding,
             layer.dilation,
             bias=False,
+            padding_mode=layer.padding_mode,
         ),
         nn.Conv2d(ranks[1], layer.out_channels, 1, bias=layer.bias is not None),
     ]

@@ -15,12 +15,15 @@ from autocompress.build.bank import LayerBank
 from autocompress.errors import PolicyError
 from autocompress.model.cost import layer_cost, policy_cost
 from autocompress.model.factors import break_even_rank, factor_ranks
+from autocompress.model.inventory import take_inventory
 from autocompress.model.shapes import layer_shape
 from autocompress.policy.inventory import LayerSpec
-from autocompress.policy.policy import LayerPolicy, Policy
+from autocompress.policy.policy import Factorization, LayerPolicy, Policy
 from autocompress.techniques.factorize import factorize, output_svd
 
 Build = Callable[..., LayerBank]
+
+METHODS: tuple[Factorization, ...] = ("svd", "spatial", "tucker2")
 
 
 def conv(stride: int = 1) -> tuple[nn.Conv2d, LayerSpec]:
@@ -168,3 +171,49 @@ def test_pruned_and_factorized_cost_is_the_formula(bank: Build) -> None:
 def test_grouped_layers_cannot_be_factorized(bank: Build) -> None:
     with pytest.raises(PolicyError, match="one group"):
         bank("grouped").stitch(Policy({"conv2": LayerPolicy(rank_ratio=0.5)}))
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
+@pytest.mark.parametrize("padding", ["valid", "same", 2])
+@pytest.mark.parametrize("method", METHODS)
+def test_factors_of_full_rank_pad_as_the_layer_does(
+    method: Factorization, padding: str | int, mode: str
+) -> None:
+    """Odd and unequal sizes, an even kernel, and dilation: exact at a rank that loses nothing."""
+    torch.manual_seed(0)
+    layer = nn.Conv2d(2, 3, (3, 2), padding=padding, dilation=(1, 2), padding_mode=mode)
+    x = torch.randn(2, 2, 9, 7)
+    with torch.no_grad():  # a kernel of rank one in every way loses nothing at rank one
+        parts = (torch.randn(n) for n in layer.weight.shape)
+        layer.weight.copy_(torch.einsum("o,i,h,w->oihw", *parts))
+    spec = LayerSpec("c", "conv", 2, 3, (3, 2), (1, 1))
+    factors = factorize(layer, spec, LayerPolicy(rank_ratio=0.1, factorization=method))
+    torch.testing.assert_close(factors(x), layer(x), rtol=1e-4, atol=1e-4)
+
+
+def test_layers_in_three_dimensions_are_not_factorizable() -> None:
+    """``factorize`` refuses them, so no space may offer it."""
+    model = nn.Sequential(nn.Conv3d(2, 4, 3), nn.Conv3d(4, 4, 3), nn.Flatten(), nn.Linear(32, 3))
+    inventory = take_inventory(model.eval(), torch.randn(1, 2, 6, 6, 6))
+    assert [layer.factorizable for layer in inventory.layers] == [False, False, True]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("size", [(7, 9), (8, 5)])
+@pytest.mark.parametrize("stride", [(1, 2), (3, 2), (2, 1)])
+@pytest.mark.parametrize("padding", [(0, 0), (1, 0), (2, 3), "valid"])
+def test_multiply_adds_of_odd_shapes_are_those_that_run(
+    method: Factorization,
+    size: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int] | str,
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(6, 10, (3, 5), stride, padding))
+    x = torch.randn(1, 6, *size)
+    (spec,) = take_inventory(model.eval(), x).layers
+    policy = LayerPolicy(rank_ratio=0.8, factorization=method)
+    factors = factorize(model[0], spec, policy)
+    assert factors(x).shape == model(x).shape
+    cost = layer_cost(layer_shape(spec, policy, 6, 10))
+    assert sum(hook_macs(factors, x).values()) == cost.macs
