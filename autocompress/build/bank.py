@@ -1,9 +1,9 @@
 """The layer bank: what every policy of a study shares, computed once and kept on disk.
 
-It holds the second moments of layer inputs and, per channel group, one nested order in which
-channels go. Any policy is then stitched from slices, re-solved weights and factors, the latter two
-remembered once they were needed. Memory: the moments, ``4 (d + 1)^2`` bytes for a layer with d
-input features (read lazily from disk), and the solved weights, bounded by ``MAX_SOLVED_BYTES``.
+It holds the second moments of layer inputs, per channel group one nested order in which channels
+go, and per layer the factors that err least. Any policy is then stitched from slices, re-solved
+weights (remembered once they were needed) and factors. Memory: the moments, ``4 (d + 1)^2`` bytes
+for a layer with d input features (read lazily), and the solved weights, ``MAX_SOLVED_BYTES``.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from autocompress.errors import InputError
 from autocompress.model.groups import SlicingPlan, channel_groups
 from autocompress.model.shapes import resolver
 from autocompress.policy.inventory import ChannelGroup, Inventory
-from autocompress.policy.policy import Policy
+from autocompress.policy.policy import Factorization, Policy
 from autocompress.policy.settings import CompressionSettings
 from autocompress.task.data import Split
 from autocompress.techniques.compressed import Compressed, Precision
-from autocompress.techniques.factorize import factorize
+from autocompress.techniques.factorize import choose_factors, factorize
 from autocompress.techniques.importance import Consumer, l1_scores, obs_order, taylor_scores
 from autocompress.techniques.moments import (
     Moments,
@@ -42,11 +42,13 @@ from autocompress.techniques.prune import leave_fused_paths, remove
 from autocompress.techniques.sparsify import sparsify
 
 Progress = Callable[[str, float], None]
+Factors = dict[str, tuple[Factorization, ...]]
+Stored = tuple[dict[str, list[int]], Mapping[str, Moments], Factors]
 
 MAX_SOLVED_BYTES = 512 * 2**20
 """Re-solved weights kept in memory; the oldest go first."""
 
-_VERSION = 3
+_VERSION = 4
 """Of the file's content; a change makes old files stale."""
 
 
@@ -59,7 +61,7 @@ class LayerBank:
 
     Args:
         model: uncompressed, in eval mode; never changed.
-        inventory: of the model.
+        inventory: of the model; ``build`` adds the factors that suit each layer best.
         plan: how to slice it.
         settings: how compression is carried out.
         orders: group name to channels, the first to go first.
@@ -114,8 +116,8 @@ class LayerBank:
         groups = [g for g in inventory.channel_groups if settings.prune_residual or not g.residual]
         path = cls._path(inventory, train, settings, cache_dir)
         if path is not None and path.exists():
-            orders, moments = _read(path)
-            return cls(model, inventory, plan, settings, orders, moments)
+            orders, moments, factors = _read(path)
+            return cls(model, inventory.with_factors(factors), plan, settings, orders, moments)
         names = [
             layer.name
             for layer in inventory.layers
@@ -124,9 +126,11 @@ class LayerBank:
         progress("input moments", 0.0)
         moments = input_moments(model, names, inputs, seed=settings.seed)
         orders = _orders(model, groups, plan, settings, moments, sample, progress)
+        progress("factors", 1.0)
+        factors = choose_factors(model, inventory, moments)
         if path is not None:
-            _write(path, orders, moments)
-        return cls(model, inventory, plan, settings, orders, moments)
+            _write(path, (orders, moments, factors))
+        return cls(model, inventory.with_factors(factors), plan, settings, orders, moments)
 
     @staticmethod
     def _path(
@@ -368,26 +372,28 @@ class _LazyMoments(Mapping[str, Moments]):
         return len(self._names)
 
 
-def _read(path: Path) -> tuple[dict[str, list[int]], Mapping[str, Moments]]:
+def _read(path: Path) -> Stored:
     from safetensors import safe_open
 
     with safe_open(path, "pt") as file:
-        keys = list(file.keys())
+        keys, about = list(file.keys()), file.metadata()
         orders = {
             n.removeprefix("order."): file.get_tensor(n).tolist()
             for n in keys
             if n.startswith("order.")
         }
     names = [n.removeprefix("moments.") for n in keys if n.startswith("moments.")]
-    return orders, _LazyMoments(path, names)
+    factors = {name: tuple(found) for name, found in json.loads(about["factors"]).items()}
+    return orders, _LazyMoments(path, names), factors
 
 
-def _write(path: Path, orders: Mapping[str, list[int]], moments: Mapping[str, Moments]) -> None:
+def _write(path: Path, stored: Stored) -> None:
     from safetensors.torch import save_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
+    orders, moments, factors = stored
     tensors = {f"order.{n}": torch.tensor(o) for n, o in orders.items()}
     tensors |= {f"moments.{n}": m.second.contiguous() for n, m in moments.items()}
     partial = path.with_name(f"{path.name}.{os.getpid()}")
-    save_file(tensors, partial)
+    save_file(tensors, partial, {"factors": json.dumps(factors)})
     os.replace(partial, path)

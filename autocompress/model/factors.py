@@ -35,10 +35,18 @@ def break_even_rank(layer: LayerSpec, inputs: int, outputs: int, method: str) ->
 
 
 def factor_method(layer: LayerSpec, policy: LayerPolicy) -> str:
-    """Which factors a policy's ``auto`` stands for."""
-    if math.prod(layer.kernel_size) == 1 or len(layer.kernel_size) != 2:
+    """Which factors a layer gets: ``auto`` is looked up, nothing is compared here."""
+    if not has_methods(layer):
         return "svd"
-    return "svd" if policy.factorization == "auto" else policy.factorization
+    if policy.factorization == "auto":
+        assert policy.rank_ratio is not None
+        return layer.best_factors(policy.rank_ratio)
+    return policy.factorization or "svd"
+
+
+def has_methods(layer: LayerSpec) -> bool:
+    """Whether there is more than SVD to choose from: a 2d kernel larger than 1x1."""
+    return layer.factorizable and len(layer.kernel_size) == 2 and math.prod(layer.kernel_size) > 1
 
 
 def factor_ranks(

@@ -123,7 +123,7 @@ def _spec(name: str, module: nn.Module, kind: str, outputs: list[Any], batch: in
             positions,
             macs,
             params,
-            factorizable=module.groups == 1,
+            factorizable=module.groups == 1 and isinstance(module, nn.Conv1d | nn.Conv2d),
             sizes=tuple((entry[2:], left[2:]) for left, entry in outputs),
         )
     if isinstance(module, nn.Linear):

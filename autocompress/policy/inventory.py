@@ -5,11 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
 from autocompress.errors import InputError, nearest
+from autocompress.policy.policy import Factorization
+
+RANK_STEPS = 8
+"""Factors are chosen for so many rank ratios, evenly spaced up to 1."""
 
 LayerKind = Literal["conv", "linear", "lstm", "gru", "embedding", "attention"]
 
@@ -33,6 +37,8 @@ class LayerSpec:
         depth, directions: of a recurrent layer: how many are stacked, and 2 if bidirectional.
         quantizable, factorizable: whether the techniques apply to this kind of layer.
         sizes: of a convolution, per call: its input's and its output's spatial size.
+        factors: of a kernel larger than 1x1, what ``factorization: auto`` stands for at the rank
+            ratios 1/8, 2/8, ... 1; empty until the layer bank has compared the errors.
     """
 
     name: str
@@ -51,6 +57,13 @@ class LayerSpec:
     quantizable: bool = True
     factorizable: bool = True
     sizes: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = ()
+    factors: tuple[Factorization, ...] = ()
+
+    def best_factors(self, rank_ratio: float) -> Factorization:
+        """The factors with the least error at the nearest rank ratio that was compared."""
+        if not self.factors:
+            return "svd"
+        return self.factors[max(0, round(rank_ratio * RANK_STEPS) - 1)]
 
     @property
     def depthwise(self) -> bool:
@@ -154,6 +167,16 @@ class Inventory:
             raise InputError(
                 f"The model has no layer {name!r}; {nearest(name, self.by_name)}"
             ) from None
+
+    def with_factors(self, factors: Mapping[str, tuple[Factorization, ...]]) -> Inventory:
+        """The same model, its layers told which factors suit them best.
+
+        Args:
+            factors: layer name to ``LayerSpec.factors``.
+        """
+        return replace(
+            self, layers=tuple(replace(x, factors=factors.get(x.name, ())) for x in self.layers)
+        )
 
     @property
     def macs(self) -> int:

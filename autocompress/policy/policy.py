@@ -37,8 +37,9 @@ class LayerPolicy:
             at run time). Only means something where ``activation_bits`` is 8.
         rank_ratio: fraction of the break-even rank, in (0, 1]; at 1 the factorized layer costs
             what the dense one did. ``None``: not factorized.
-        factorization: which factors; ``"auto"`` is SVD for matrices and 1x1 convolutions, and the
-            cheaper in error of spatial and Tucker-2 for larger kernels.
+        factorization: which factors a kernel larger than 1x1 gets (all else gets SVD): ``"svd"``,
+            ``"spatial"`` or ``"tucker2"``; ``"auto"`` is whichever has the least error in the
+            layer's outputs at this rank ratio, as the layer bank found. ``None`` is SVD.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
@@ -50,7 +51,7 @@ class LayerPolicy:
     activation_bits: int = 32
     activation_scaling: ActivationScaling = "static"
     rank_ratio: float | None = None
-    factorization: Factorization = "auto"
+    factorization: Factorization | None = None
 
     def __post_init__(self) -> None:
         _check(0.0 <= self.prune_ratio < 1.0, "prune_ratio", "in [0, 1)", self.prune_ratio)
@@ -100,9 +101,9 @@ class LayerPolicy:
                 self.rank_ratio,
             )
         _check(
-            self.factorization in ("auto", "svd", "spatial", "tucker2"),
+            self.factorization in (None, "auto", "svd", "spatial", "tucker2"),
             "factorization",
-            "one of auto, svd, spatial, tucker2",
+            "one of auto, svd, spatial, tucker2, or null for svd",
             self.factorization,
         )
 

@@ -33,7 +33,8 @@ class Rule(Section):
         weight_only: whether integer weights may also stand beside float activations where 8-bit
             activations are to be had too; files shrink, but CPU runtimes gain no time by it.
         activation_scaling: of the pairs with 8-bit activations.
-        factorization: of the rank ratios.
+        factorization: of the rank ratios; ``auto`` takes, for each layer and ratio, the factors
+            with the least error in the layer's outputs, and the policy names them.
     """
 
     match: OneOrMore[str] = ("*",)
@@ -206,8 +207,14 @@ class _Binder:
         ratios = sorted((r for r in rule.rank_ratio if r is not None), reverse=True)
         levels: list[dict[str, Any]] = []
         if None in rule.rank_ratio:
-            levels.append({"rank_ratio": None, "factorization": "auto"})
-        levels += [{"rank_ratio": r, "factorization": rule.factorization} for r in ratios]
+            levels.append({"rank_ratio": None, "factorization": None})
+        for ratio in ratios:
+            chosen: Factorization | None = rule.factorization
+            if chosen == "auto":
+                # named, so that the policy is the same model on other weights too
+                best = layer.best_factors(ratio)
+                chosen = None if best == "svd" else best
+            levels.append({"rank_ratio": ratio, "factorization": chosen})
         return levels
 
     @staticmethod

@@ -23,6 +23,7 @@ from autocompress.workloads.cache import cache_folder
 if TYPE_CHECKING:
     from torch import nn
 
+    from autocompress.build.bank import LayerBank
     from autocompress.build.pipeline import Pipeline, Progress
     from autocompress.measure.latency_model import LatencyModel
     from autocompress.run.evaluator import StudyEvaluator
@@ -41,8 +42,7 @@ class Assembly:
         study: with its environment variables still named, so that what is written stays portable.
         model: uncompressed, in eval mode.
         data: three splits.
-        inventory: of the model.
-        space: bound to the inventory.
+        inventory: of the model; once the layer bank is there, with the factors that it chose.
         folder: where the evaluator writes files.
         progress: told what is going on.
         given: the model and the data that were handed over in place of the study's factories.
@@ -52,15 +52,40 @@ class Assembly:
     model: nn.Module
     data: Data
     inventory: Inventory
-    space: Space
     folder: Path
     progress: Progress = silent
     given: tuple[Any, Any] = (None, None)
     _parts: dict[str, Any] = field(default_factory=dict)
 
+    @cached_property
+    def space(self) -> Space:
+        """What may be done; the factors of its rank ratios are those that the bank chose."""
+        bound = self.bind()
+        if all(choice.kind != "rank_ratio" for choice in bound.choices):
+            return bound
+        self.inventory = self.bank.inventory
+        return self.bind()
+
+    def bind(self) -> Space:
+        """The space on the inventory as it is now.
+
+        Raises:
+            InputError: a pattern matches no layer, or nothing is left to search.
+        """
+        multiple = self.study.settings.channel_multiple
+        return self.study.space_config().bind(self.inventory, channel_multiple=multiple)
+
+    @property
+    def bank(self) -> LayerBank:
+        """The layer bank, computed or read from the cache."""
+        if "bank" not in self._parts:
+            self._parts["bank"] = self._make_bank()
+        bank: LayerBank = self._parts["bank"]
+        return bank
+
     @property
     def pipeline(self) -> Pipeline:
-        """Builds compressed models; the layer bank is computed or read from the cache."""
+        """Builds compressed models from the layer bank."""
         if "pipeline" not in self._parts:
             self._parts["pipeline"] = self._make_pipeline()
         pipeline: Pipeline = self._parts["pipeline"]
@@ -122,24 +147,28 @@ class Assembly:
             data,
         )
 
-    def _make_pipeline(self) -> Pipeline:
+    def _make_bank(self) -> LayerBank:
         from autocompress.build.bank import LayerBank
 
-        settings = self.study.settings
-        bank = LayerBank.build(
+        return LayerBank.build(
             self.model,
             self.inventory,
             self.data.train,
-            settings,
+            self.study.settings,
             cache_folder() / "banks",
             lambda text, done: self.progress(f"layer bank: {text}", done),
         )
+
+    def _make_pipeline(self) -> Pipeline:
+        from autocompress.build.pipeline import Pipeline
+
+        self.inventory = self.bank.inventory
         return Pipeline(
             self.model,
             self.data,
             self.inventory,
-            bank,
-            settings,
+            self.bank,
+            self.study.settings,
             self.study.recovery.schedule,
             qat=self.study.recovery.qat,
             distillation=self._distillation(),
@@ -252,8 +281,9 @@ def assemble(
     if config.prune_residual:
         settings = settings.model_copy(update={"prune_residual": True})
     study = study.model_copy(update={"settings": settings})
-    space = config.bind(inventory, channel_multiple=settings.channel_multiple)
-    return Assembly(study, model, data, inventory, space, folder, progress, given)
+    parts = Assembly(study, model, data, inventory, folder, progress, given)
+    parts.bind()  # a pattern that fits nothing is said before anything is computed
+    return parts
 
 
 def _train_baseline(

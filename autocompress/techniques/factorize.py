@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
 from autocompress.errors import PolicyError
-from autocompress.model.factors import factor_method, factor_ranks
-from autocompress.policy.inventory import LayerSpec
-from autocompress.policy.policy import LayerPolicy
+from autocompress.model.factors import factor_method, factor_ranks, has_methods
+from autocompress.policy.inventory import RANK_STEPS, Inventory, LayerSpec
+from autocompress.policy.policy import Factorization, LayerPolicy
+from autocompress.techniques.moments import Moments
+
+METHODS: tuple[Factorization, ...] = ("svd", "spatial", "tucker2")
 
 
 def factorize(
@@ -49,6 +54,84 @@ def factorize(
     return _svd(layer, ranks[0], moments)
 
 
+def choose_factors(
+    model: nn.Module, inventory: Inventory, moments: Mapping[str, Moments]
+) -> dict[str, tuple[Factorization, ...]]:
+    """What ``factorization: auto`` stands for in every layer where there is a choice.
+
+    Args:
+        model: uncompressed.
+        inventory: of the model.
+        moments: layer name to input moments; a layer without them is judged by its weights.
+
+    Returns:
+        Layer name to one method per rank ratio, as in ``LayerSpec.factors``.
+    """
+    chosen = {}
+    for spec in inventory.layers:
+        if has_methods(spec):
+            layer, found = model.get_submodule(spec.name), moments.get(spec.name)
+            assert isinstance(layer, nn.Conv2d)
+            second = None if found is None else found.second[0, :-1, :-1]
+            chosen[spec.name] = best_factors(layer, spec, second)
+    return chosen
+
+
+@torch.no_grad()
+def best_factors(
+    layer: nn.Conv2d, spec: LayerSpec, moments: Tensor | None
+) -> tuple[Factorization, ...]:
+    """The method with the least output error, at each of ``RANK_STEPS`` rank ratios up to 1.
+
+    Args:
+        layer: with a kernel larger than 1x1.
+        spec: of the layer.
+        moments: ``(d, d)`` of its inputs, or ``None``.
+    """
+    values, _ = _spectrum(layer.weight.flatten(1), moments)
+    matrix, seen = _columns(layer, moments)
+    _, vectors = _spectrum(matrix, seen)
+    vectors = vectors.to(matrix.dtype)
+    outputs, inputs, height, width = layer.weight.shape
+    area = height * width
+    chosen: list[Factorization] = []
+    for step in range(1, RANK_STEPS + 1):
+        ranks = {
+            m: factor_ranks(
+                spec,
+                LayerPolicy(rank_ratio=step / RANK_STEPS, factorization=m),
+                inputs,
+                outputs,
+            )
+            for m in METHODS
+        }
+        basis = vectors[:, : ranks["spatial"][0]]
+        rest = (matrix - basis @ (basis.T @ matrix)).view(outputs, width, inputs, height)
+        errors: dict[Factorization, float] = {
+            "svd": float(values[ranks["svd"][0] :].sum()),
+            "spatial": output_error(rest.permute(0, 2, 3, 1), moments),
+        }
+        # Tucker-2 cannot beat the SVD of as high a rank, which is known
+        before, after = ranks["tucker2"]
+        if float(values[min(after, before * area) :].sum()) < min(errors.values()):
+            inner, core, outer = (p.weight for p in _tucker(layer, ranks["tucker2"]))
+            made = torch.einsum("ou,uvhw,vi->oihw", outer[..., 0, 0], core, inner[..., 0, 0])
+            errors["tucker2"] = output_error(layer.weight - made, moments)
+        chosen.append(min(errors, key=errors.__getitem__))
+    return tuple(chosen)
+
+
+def output_error(difference: Tensor, moments: Tensor | None) -> float:
+    """``E|D x|^2`` of a difference of weights: the squared error of a layer's outputs.
+
+    Args:
+        difference: ``(outputs, ...)``.
+        moments: ``(d, d)`` of the inputs; ``None`` takes inputs of equal, unrelated features.
+    """
+    flat = difference.detach().flatten(1)
+    return float((flat * (flat if moments is None else flat @ moments.to(flat.dtype))).sum())
+
+
 def output_svd(weight: Tensor, rank: int, moments: Tensor | None) -> tuple[Tensor, Tensor]:
     """The best rank-r factors of a matrix, in the error of its outputs.
 
@@ -66,11 +149,20 @@ def output_svd(weight: Tensor, rank: int, moments: Tensor | None) -> tuple[Tenso
     References:
         Zhang et al., Accelerating Very Deep Convolutional Networks, TPAMI 2016, eq. 6.
     """
+    _, vectors = _spectrum(weight, moments)
+    basis = vectors[:, :rank]
+    return (basis.T @ weight.detach().double()).to(weight.dtype), basis.to(weight.dtype)
+
+
+def _spectrum(weight: Tensor, moments: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Eigenvalues of ``W E[x x'] W'``, the largest first, and the vectors as columns.
+
+    The sum of the values beyond the first r is the output error of the best factors of rank r.
+    """
     matrix = weight.detach().double()
     spread = matrix @ (matrix if moments is None else matrix @ moments.double()).T
-    _, vectors = torch.linalg.eigh((spread + spread.T) / 2)
-    basis = vectors[:, -rank:].flip(1)
-    return (basis.T @ matrix).to(weight.dtype), basis.to(weight.dtype)
+    values, vectors = torch.linalg.eigh((spread + spread.T) / 2)
+    return values.flip(0), vectors.flip(1)
 
 
 def _svd(layer: nn.Module, rank: int, moments: Tensor | None) -> nn.Sequential:
@@ -101,37 +193,51 @@ def _svd(layer: nn.Module, rank: int, moments: Tensor | None) -> nn.Sequential:
     return _filled(parts, [first, second], layer)
 
 
-def _spatial(layer: nn.Conv2d, rank: int, moments: Tensor | None) -> nn.Sequential:
-    """A column filter, then a row filter (Jaderberg et al., BMVC 2014, scheme 2).
+def _columns(layer: nn.Conv2d, moments: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The kernel as ``(outputs * width, inputs * height)``, and what its columns see.
 
     The moments are summed over the columns of the kernel, which leaves what the first filter sees.
     """
     outputs, inputs, height, width = layer.weight.shape
     matrix = layer.weight.detach().permute(0, 3, 1, 2).reshape(outputs * width, inputs * height)
-    seen = None
-    if moments is not None:
-        full = moments.view(inputs, height, width, inputs, height, width)
-        seen = torch.einsum("ahwbiw->ahbi", full).reshape(inputs * height, -1) / width
+    if moments is None:
+        return matrix, None
+    full = moments.view(inputs, height, width, inputs, height, width)
+    seen = torch.einsum("ahwbiw->ahbi", full).reshape(inputs * height, -1) / width
+    return matrix, seen
+
+
+def _spatial(layer: nn.Conv2d, rank: int, moments: Tensor | None) -> nn.Sequential:
+    """A column filter, then a row filter (Jaderberg et al., BMVC 2014, scheme 2)."""
+    outputs, inputs, height, width = layer.weight.shape
+    matrix, seen = _columns(layer, moments)
     first, second = output_svd(matrix, rank, seen)
-    padding = layer.padding if not isinstance(layer.padding, str) else (height // 2, width // 2)
+    # "same" and "valid" mean along each axis what they mean along both
+    down, across = (
+        (layer.padding, layer.padding)
+        if isinstance(layer.padding, str)
+        else ((layer.padding[0], 0), (0, layer.padding[1]))
+    )
     parts: list[nn.Module] = [
         nn.Conv2d(
             inputs,
             rank,
             (height, 1),
             (layer.stride[0], 1),
-            (padding[0], 0),
+            down,
             (layer.dilation[0], 1),
             bias=False,
+            padding_mode=layer.padding_mode,
         ),
         nn.Conv2d(
             rank,
             outputs,
             (1, width),
             (1, layer.stride[1]),
-            (0, padding[1]),
+            across,
             (1, layer.dilation[1]),
             bias=layer.bias is not None,
+            padding_mode=layer.padding_mode,
         ),
     ]
     rows = second.view(outputs, width, rank).permute(0, 2, 1)
@@ -158,6 +264,7 @@ def _tucker(layer: nn.Conv2d, ranks: tuple[int, ...]) -> nn.Sequential:
             layer.padding,
             layer.dilation,
             bias=False,
+            padding_mode=layer.padding_mode,
         ),
         nn.Conv2d(ranks[1], layer.out_channels, 1, bias=layer.bias is not None),
     ]

@@ -53,7 +53,7 @@ def test_choices_follow_rules_groups_and_valid_bit_pairs() -> None:
         "block.conv1/bits": pairs,
         "block.conv2/bits": pairs,
         "head/bits": [(32, 32, "static"), (4, 32, "static")],
-        "head/rank_ratio": [(None, "auto"), (0.5, "auto")],
+        "head/rank_ratio": [(None, None), (0.5, None)],
     }
 
 
