@@ -49,7 +49,7 @@ TALKS = {"commands", "report", "cli"}
 PROGRAMS = {"measure/device_runner.py", "measure/memory.py"}
 """Programs of their own, run in another process or on a device: they answer by printing."""
 NO_TORCH = ("policy", "results", "controller", "execute", "track", "report", "mlflow")
-FOR_TYPES = {"policy/technique.py": {"model", "techniques"}}
+FOR_TYPES = {"policy/technique.py": {"model", "targets", "techniques"}}
 """What a file names only for the type checker: the hooks of a technique are about rooms above."""
 PLAIN_TECHNIQUES = "techniques/builtin/"
 """The registry in `policy` loads these by name, as it loads those of other packages, so that a

@@ -18,8 +18,8 @@ def ladders(space: Space) -> Iterator[tuple[str, Assignment]]:
 
     The order mixes mild and hard ones, so that a short study sees the whole range of costs.
     """
-    levels = [level for choice in space.choices for level in choice.levels]
-    offered = [(t, [level for level in levels if t.fields[0].name in level]) for t in techniques()]
+    every = [level for choice in space.choices for level in choice.levels]
+    offered = [(t, [level for level in every if t.fields[0].name in level]) for t in techniques()]
     offered = [(technique, own) for technique, own in offered if own]
     named = {n: v for technique, own in offered for n, v in technique.named_starts(own).items()}
     found = [(name, space.uniform(**values)) for name, values in named.items()]

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from autocompress.policy.inventory import ChannelGroup, LayerSpec
     from autocompress.policy.policy import LayerPolicy
     from autocompress.policy.space_config import Rule
+    from autocompress.targets.base import NodeTime
     from autocompress.techniques.stitching import Stitching
 
 Stage = Literal["channels", "factors", "weights", "precision"]
@@ -242,13 +243,13 @@ class Technique:
         self.apply(work)
 
     def problems(
-        self, layers: Mapping[str, Sequence[Any]], policy: Mapping[str, LayerPolicy]
+        self, nodes: Mapping[str, Sequence[NodeTime]], policies: Mapping[str, LayerPolicy]
     ) -> list[str]:
         """What the runtime's profile does not show although this technique promised it.
 
         Args:
-            layers: module name to its operators of the profile (``NodeTime``).
-            policy: module name to the policy of the layer that it stands for.
+            nodes: module name to its operators of the profile.
+            policies: module name to the policy of the layer in whose place it stands.
 
         Returns:
             One sentence per problem.

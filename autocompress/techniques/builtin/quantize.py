@@ -102,8 +102,8 @@ class Quantize(Technique):
         """The share of integer layers, and other bits by name."""
         share = float(summary["int8_share"])
         method = str(summary["method"]).split(" + ")
-        others = [word for word in ("half", "weight-only") if word in method]
-        return [f"int8 in {share:.0%}", *others] if share else others
+        int8 = [f"int8 in {share:.0%}"] if share else []
+        return [*int8, *(word for word in ("half", "weight-only") if word in method)]
 
     def stored_bytes(self, before: int, weights: int, channels: int, policy: LayerPolicy) -> int:
         """Integers carry a float scale per output channel."""
