@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -22,11 +23,15 @@ from autocompress.policy.registry import builtin, techniques
 from autocompress.policy.settings import CompressionSettings
 from autocompress.policy.space_config import SpaceConfig
 from autocompress.policy.technique import Field, Technique
+from autocompress.report.html import write_report
 from autocompress.results.trial import Phase
 from autocompress.targets.base import Profile
 from autocompress.techniques.stitching import Stitching
+from autocompress.track.folder import RunFolder
+from autocompress.track.view import RunView, policy_summary
 
 Offer = Callable[..., None]
+MakeRun = Callable[..., RunFolder]
 
 
 class Signs(Technique):
@@ -163,3 +168,19 @@ def test_weights_are_brought_back_after_reconstruction_and_training(offer: Offer
             weight = built.module.get_submodule(name).weight
             assert weight.abs().unique().tolist() == [0.25]
     assert gate.check_promise(Profile((), 1.0), built) == ["no kernel of signs in conv2, fc1"]
+
+
+def test_a_finished_run_tells_it(offer: Offer, tmp_path: Path, make_run: MakeRun) -> None:
+    offer("Signs")
+    folder = make_run(tmp_path / "run", 20)
+    trials = folder.root / "trials.jsonl"
+    trials.write_text(trials.read_text().replace('"rank_ratio":', '"sign_only":true,"rank_ratio":'))
+    view = RunView.load(folder)
+    found = [policy_summary(t.policy, view.layer_names) for t in view.trials]
+    shares = [float(one["signs_share"]) for one in found]
+    assert any(shares)
+    for one, share in zip(found, shares, strict=True):
+        assert ("signs" in str(one["method"]).split(" + ")) == (share > 0)
+    page = write_report(folder).read_text()
+    assert "signs in " in page
+    assert "sign_only True" in page
