@@ -25,10 +25,11 @@ from autocompress.model.groups import SlicingPlan, channel_groups
 from autocompress.model.shapes import resolver
 from autocompress.policy.inventory import ChannelGroup, Inventory
 from autocompress.policy.policy import Factorization, Policy
+from autocompress.policy.registry import in_order
 from autocompress.policy.settings import CompressionSettings
 from autocompress.task.data import Split
-from autocompress.techniques.compressed import Compressed, Precision
-from autocompress.techniques.factorize import choose_factors, factorize
+from autocompress.techniques.compressed import Compressed
+from autocompress.techniques.factorize import choose_factors
 from autocompress.techniques.importance import Consumer, l1_scores, obs_order, taylor_scores
 from autocompress.techniques.moments import (
     Moments,
@@ -38,8 +39,8 @@ from autocompress.techniques.moments import (
     resolve,
     solvable,
 )
-from autocompress.techniques.prune import leave_fused_paths, remove
-from autocompress.techniques.sparsify import sparsify
+from autocompress.techniques.prune import leave_fused_paths
+from autocompress.techniques.stitching import Stitching
 
 Progress = Callable[[str, float], None]
 Factors = dict[str, tuple[Factorization, ...]]
@@ -145,7 +146,7 @@ class LayerBank:
         return cache_dir / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
 
     def stitch(self, policy: Policy, *, solve: bool | None = None) -> Compressed:
-        """The float module of a policy: pruned, factorized, sparse.
+        """The float module of a policy, every technique applied in its turn.
 
         Args:
             policy: any policy on this model.
@@ -161,20 +162,39 @@ class LayerBank:
             solve = self.settings.reconstruction not in ("none", "batch_norm")
         module = copy.deepcopy(self.model)
         leave_fused_paths(module)
-        gone = self.gone(policy)
-        removals = self.plan.removals(gone)
-        if solve:
-            self._place_solved(module, removals)
-        remove(module, removals)
-        parts = self._factorize(module, policy, removals)
-        self._sparsify(module, policy, parts)
-        precisions = {
-            part: Precision.of(policy[name], self.settings)
-            for name, found in parts.items()
-            for part in found
-            if policy[name].quantized
-        }
-        return Compressed(module.eval(), policy, self.settings, precisions, None, parts)
+        removals = self.plan.removals(self.gone(policy))
+        work = Stitching(
+            module,
+            policy,
+            self.settings,
+            self.inventory,
+            removals,
+            lambda name: self._sliced_moments(name, removals.get((name, "in"), [])),
+            lambda: self._place_solved(module, removals) if solve else None,
+        )
+        with torch.no_grad():
+            for technique in in_order():
+                technique.apply(work)
+        return Compressed(module.eval(), policy, self.settings, work.precisions, None, work.parts)
+
+    def projected(self, compressed: Compressed) -> Compressed:
+        """The same model, its weights brought back to what the techniques of its policy allow.
+
+        Args:
+            compressed: after reconstruction or training; its module is changed.
+        """
+        work = Stitching(
+            compressed.module,
+            compressed.policy,
+            self.settings,
+            self.inventory,
+            parts=dict(compressed.parts),
+        )
+        with torch.no_grad():
+            for technique in in_order():
+                if technique.projects:
+                    technique.project(work)
+        return compressed
 
     def gone(self, policy: Policy) -> dict[str, list[int]]:
         """Group name to the channels that a policy removes."""
@@ -248,24 +268,6 @@ class LayerBank:
                 new_bias[block] = shift
         return out, new_bias
 
-    def _factorize(
-        self, module: nn.Module, policy: Policy, removals: Mapping[tuple[str, str], list[int]]
-    ) -> dict[str, tuple[str, ...]]:
-        """Replace factorized layers; every layer's name to those of its parts."""
-        parts: dict[str, tuple[str, ...]] = {}
-        for spec in self.inventory.layers:
-            name = spec.name
-            parts[name] = (name,)
-            if policy[name].rank_ratio is None:
-                continue
-            layer = module.get_submodule(name)
-            seen = self._sliced_moments(name, removals.get((name, "in"), []))
-            factors = factorize(layer, spec, policy[name], seen)
-            owner, _, child = name.rpartition(".")
-            setattr(module.get_submodule(owner), child, factors)
-            parts[name] = tuple(f"{name}.{i}" for i in range(len(factors)))
-        return parts
-
     def _sliced_moments(self, name: str, gone: list[int]) -> Tensor | None:
         found = self.moments.get(name)
         if found is None or len(found.second) > 1:
@@ -275,18 +277,6 @@ class LayerBank:
         mask[gone] = False
         kept = mask.repeat_interleave(weight[0, 0].numel()).nonzero().flatten()
         return found.second[0][kept][:, kept]
-
-    def _sparsify(
-        self, module: nn.Module, policy: Policy, parts: Mapping[str, tuple[str, ...]]
-    ) -> None:
-        wanted = {
-            part: (module.get_submodule(part), policy[name])
-            for name, found in parts.items()
-            for part in found
-            if policy[name].sparsity and hasattr(module.get_submodule(part), "weight")
-        }
-        if wanted:
-            sparsify(wanted, self.settings.sparsity_scope)
 
 
 def _orders(

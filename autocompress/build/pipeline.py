@@ -1,9 +1,10 @@
 """The one order in which a policy becomes a model: here, and nowhere else.
 
-prune -> factorize -> sparsify -> reconstruct -> fine-tune -> quantize. The first three are stitched
-from the layer bank, export comes after (``compress.export``). Reconstruction is either the
-sequential re-solve, which sets batch-norm statistics itself, or the bank's weights with statistics
-re-estimated; never both (the re-estimation would undo the re-solve).
+prune -> factorize -> change weights -> reconstruct -> fine-tune -> quantize. The first three are
+stitched from the layer bank, in the order of ``policy.technique.STAGES``; export comes after
+(``compress.export``). Reconstruction is either the sequential re-solve, which sets batch-norm
+statistics itself, or the bank's weights with statistics re-estimated; never both (the re-estimation
+would undo the re-solve).
 """
 
 from __future__ import annotations
@@ -149,9 +150,11 @@ class Pipeline:
         return self.calibrated(load_state(weights, self.stitch(policy)))
 
     def calibrated(self, compressed: Compressed) -> Compressed:
-        """With ranges and corrected biases, where a layer is quantized."""
+        """Weights as the techniques allow them; ranges and biases, where a layer is quantized."""
         from autocompress.build.calibrate import calibrate
 
+        if compressed.policy.student is None:
+            compressed = self.bank.projected(compressed)
         if not compressed.quantized:
             return compressed
         return calibrate(compressed, self.calibration().inputs())

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from autocompress.errors import UnsupportedModel
+from autocompress.policy.registry import techniques
 from autocompress.techniques.compressed import Compressed
 from autocompress.techniques.moments import MatrixLayer, check_inputs, matrix_layer, rows, solvable
 
@@ -204,8 +205,9 @@ class _Resolver:
         """Whether the outputs that are left are those of the original."""
         name = str(node.target)
         one_part = len(self.compressed.parts[name]) == 1
-        dense = self.compressed.policy[name].sparsity == 0
-        return one_part and dense and _same(old[_source(node)], new[_source(node)])
+        policy = self.compressed.policy[name]
+        kept = not any(t.stage == "weights" and t.active(policy) for t in techniques())
+        return one_part and kept and _same(old[_source(node)], new[_source(node)])
 
     def _target(self, node: fx.Node) -> _Target:
         """Follow a layer's output to its norm and to the addition it flows into."""

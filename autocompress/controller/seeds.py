@@ -3,38 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain, zip_longest
 
 from autocompress.controller.context import Context
+from autocompress.policy.registry import techniques
 from autocompress.policy.space import Assignment, Space
 
-_RATIOS = (0.5, 0.25, 0.75, 0.375, 0.625, 0.125, 0.875)
-_INT8 = {"weight_bits": 8, "activation_bits": 8}
 _NEAR = 3
 
 
 def ladders(space: Space) -> Iterator[tuple[str, Assignment]]:
-    """Policies, each with its origin: int8, ladders per technique and joint, then the students.
+    """Policies, each with its origin: named ones (int8), ladders per technique and joint, then the
+    students.
 
     The order mixes mild and hard ones, so that a short study sees the whole range of costs.
     """
-    fields = {field for c in space.choices for level in c.levels for field in level}
-    found: list[tuple[str, Assignment]] = []
-    has_int8 = any(level.get("activation_bits") == 8 for c in space.choices for level in c.levels)
-    if has_int8:
-        found.append(("int8", space.uniform(**_INT8)))
-    for ratio in _RATIOS:
-        if "prune_ratio" in fields:
-            if has_int8:
-                found.append(("uniform", space.uniform(prune_ratio=ratio, **_INT8)))
-            found.append(("uniform", space.uniform(prune_ratio=ratio)))
-    for ratio in (0.5, 0.75, 0.25):
-        if "rank_ratio" in fields:
-            found.append(("uniform", space.uniform(rank_ratio=ratio)))
-        if "sparsity" in fields:
-            found.append(("uniform", space.uniform(sparsity=ratio)))
-    if "weight_bits" in fields and not has_int8:
-        found.append(("uniform", space.uniform(weight_bits=8)))
-        found.append(("uniform", space.uniform(weight_bits=4)))
+    every = [level for choice in space.choices for level in choice.levels]
+    offered = [(t, [level for level in every if t.fields[0].name in level]) for t in techniques()]
+    offered = [(technique, own) for technique, own in offered if own]
+    named = {n: v for technique, own in offered for n, v in technique.named_starts(own).items()}
+    found = [(name, space.uniform(**values)) for name, values in named.items()]
+    for coupled in (True, False):
+        ladders = [t.ladder(own) for t, own in offered if t.coupled is coupled]
+        for values in filter(None, chain(*zip_longest(*ladders))):
+            if coupled:
+                found += [("uniform", space.uniform(**values, **n)) for n in named.values()]
+            found.append(("uniform", space.uniform(**values)))
     found += [("student", levels) for levels in students(space)]
     seen = {space.mildest}
     for origin, levels in found:

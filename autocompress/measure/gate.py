@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autocompress.measure.lock import machine_lock
+from autocompress.policy.registry import techniques
 from autocompress.targets.base import NodeTime, Profile, Target, random_inputs
 from autocompress.targets.profile import KernelClass
 
@@ -60,6 +61,9 @@ def check_promise(
         problems += _missing_halves(target, nodes, compressed)
         problems += _unasked_integers(target, nodes, compressed)
         problems += _unpruned(target, nodes, compressed)
+        asked = {n: compressed.policy[of] for of, parts in compressed.parts.items() for n in parts}
+        for technique in techniques():
+            problems += technique.problems(nodes, asked)
     rounded = compressed.quantized if compressed is not None else _rounds(target, profile)
     if timing is not None and timing.slower and rounded:
         problems.append(_blame(target, profile, timing))

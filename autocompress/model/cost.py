@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -13,6 +12,7 @@ from autocompress.model.part import whole
 from autocompress.model.shapes import LayerShape, resolver
 from autocompress.policy.inventory import Inventory, LayerSpec
 from autocompress.policy.policy import LayerPolicy, Policy
+from autocompress.policy.registry import techniques
 from autocompress.policy.settings import CompressionSettings
 
 CONTAINER_BYTES = 2048
@@ -106,20 +106,12 @@ def _attention_rest(layer: LayerSpec, outputs: int) -> int:
 
 
 def stored_bytes(weights: int, channels: int, policy: LayerPolicy) -> int:
-    """Bytes of a layer's weights on disk.
-
-    Integers carry a float scale per output channel. A sparse tensor is a bitmap of one bit per
-    weight and the values that are left; it is stored dense where that is smaller.
-    """
-    bits = policy.weight_bits
-    dense = math.ceil(weights * bits / 8) + (4 * channels if bits < 16 else 0)
-    if policy.sparsity == 0:
-        return dense
-    left = weights - int(weights * policy.sparsity)
-    sparse = (
-        math.ceil(weights / 8) + math.ceil(left * bits / 8) + (4 * channels if bits < 16 else 0)
-    )
-    return min(dense, sparse)
+    """Bytes of a layer's weights on disk: in 32 bits, and what each technique makes of that."""
+    size = 4 * weights
+    for technique in techniques():
+        if technique.active(policy):
+            size = technique.stored_bytes(size, weights, channels, policy)
+    return size
 
 
 @dataclass(frozen=True)

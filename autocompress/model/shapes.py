@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from autocompress.model.factors import factor_parts
 from autocompress.model.part import Part, whole
 from autocompress.policy.inventory import ChannelGroup, Inventory, LayerSpec
 from autocompress.policy.policy import LayerPolicy, Policy
+from autocompress.policy.registry import techniques
 from autocompress.policy.settings import CompressionSettings
 
 
@@ -41,11 +41,12 @@ def layer_shape(layer: LayerSpec, policy: LayerPolicy, inputs: int, outputs: int
         policy: its own; the prune ratio is not read, and a rank only where it can be factorized.
         inputs, outputs: channels that are left.
     """
-    if policy.rank_ratio is not None and layer.factorizable:
-        parts = factor_parts(layer, policy, inputs, outputs)
-    else:
-        parts = (whole(layer, inputs, outputs),)
-    return LayerShape(layer, policy, inputs, outputs, parts)
+    for technique in techniques():
+        if technique.active(policy):
+            parts = technique.parts(layer, policy, inputs, outputs)
+            if parts is not None:
+                return LayerShape(layer, policy, inputs, outputs, parts)
+    return LayerShape(layer, policy, inputs, outputs, (whole(layer, inputs, outputs),))
 
 
 class Resolver:

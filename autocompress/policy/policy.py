@@ -8,18 +8,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property, lru_cache
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import ConfigDict
+from pydantic import BeforeValidator, ConfigDict
 
 from autocompress.errors import PolicyError, nearest
+from autocompress.policy.flat import Folded, fold, only_folded
+from autocompress.policy.registry import added_fields, builtin, no_field, techniques
 from autocompress.policy.section import STRICT, read_as
 
 Factorization = Literal["auto", "svd", "spatial", "tucker2"]
 ActivationScaling = Literal["static", "dynamic"]
-
-WEIGHT_BITS = (2, 3, 4, 8, 16, 32)
-ACTIVATION_BITS = (8, 16, 32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +39,8 @@ class LayerPolicy:
         factorization: which factors a kernel larger than 1x1 gets (all else gets SVD): ``"svd"``,
             ``"spatial"`` or ``"tucker2"``; ``"auto"`` is whichever has the least error in the
             layer's outputs at this rank ratio, as the layer bank found. ``None`` is SVD.
+        more: fields of techniques that installed packages add, by name. They stand beside the
+            others in files and in ``from_dict``.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
@@ -52,70 +53,36 @@ class LayerPolicy:
     activation_scaling: ActivationScaling = "static"
     rank_ratio: float | None = None
     factorization: Factorization | None = None
+    more: Annotated[tuple[tuple[str, Any], ...], BeforeValidator(only_folded)] = ()
+    identity: bool = field(init=False, compare=False, repr=False)
+    """Whether this policy leaves its layer as it is; a search asks it of every layer."""
 
     def __post_init__(self) -> None:
-        _check(0.0 <= self.prune_ratio < 1.0, "prune_ratio", "in [0, 1)", self.prune_ratio)
-        _check(self.pattern in (None, "2:4"), "pattern", "null or '2:4'", self.pattern)
-        if self.pattern == "2:4" and self.sparsity == 0.0:
-            object.__setattr__(self, "sparsity", 0.5)
-        _check(0.0 <= self.sparsity < 1.0, "sparsity", "in [0, 1)", self.sparsity)
-        if self.pattern == "2:4":
-            _check(self.sparsity == 0.5, "sparsity", "0.5 with pattern 2:4", self.sparsity)
-        _check(
-            self.weight_bits in WEIGHT_BITS,
-            "weight_bits",
-            f"one of {WEIGHT_BITS}",
-            self.weight_bits,
-        )
-        _check(
-            self.activation_bits in ACTIVATION_BITS,
-            "activation_bits",
-            f"one of {ACTIVATION_BITS}",
-            self.activation_bits,
-        )
-        if self.activation_bits == 8:
-            _check(
-                self.weight_bits <= 8,
-                "weight_bits",
-                "8 or less where activation_bits is 8",
-                self.weight_bits,
-            )
-        if self.activation_bits == 16 or self.weight_bits == 16:
-            _check(
-                self.activation_bits == 16 and self.weight_bits == 16,
-                "activation_bits",
-                "16 together with weight_bits 16 (half precision)",
-                self.activation_bits,
-            )
-        _check(
-            self.activation_scaling in ("static", "dynamic"),
-            "activation_scaling",
-            "'static' or 'dynamic'",
-            self.activation_scaling,
-        )
-        if self.rank_ratio is not None:
-            _check(
-                0.0 < self.rank_ratio <= 1.0,
-                "rank_ratio",
-                "in (0, 1], or null for no factorization",
-                self.rank_ratio,
-            )
-        _check(
-            self.factorization in (None, "auto", "svd", "spatial", "tucker2"),
-            "factorization",
-            "one of auto, svd, spatial, tucker2, or null for svd",
-            self.factorization,
-        )
+        known = builtin()
+        if self.more:
+            object.__setattr__(self, "more", self._changed_more())
+            known = techniques()
+        for technique in known:
+            for name, value in technique.implied(self).items():
+                object.__setattr__(self, name, value)
+            technique.validate(self)
+        object.__setattr__(self, "identity", not any(t.active(self) for t in known))
 
-    @property
-    def identity(self) -> bool:
-        """Whether this policy leaves its layer as it is."""
-        return (
-            self.prune_ratio == 0
-            and self.sparsity == 0
-            and not self.quantized
-            and self.rank_ratio is None
-        )
+    def _changed_more(self) -> tuple[tuple[str, Any], ...]:
+        """The fields of installed techniques that differ from their default, by name."""
+        known = added_fields()
+        for name, value in self.more:
+            if name not in known:
+                raise PolicyError(no_field(name))
+            known[name].check(value)
+        return tuple(sorted((n, v) for n, v in self.more if v != known[n].default))
+
+    def value(self, name: str) -> Any:
+        """One field, of whichever technique."""
+        if name in OWN_FIELDS:
+            return getattr(self, name)
+        found = dict(self.more)
+        return found[name] if name in found else added_fields()[name].default
 
     @property
     def quantized(self) -> bool:
@@ -133,12 +100,12 @@ class LayerPolicy:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> LayerPolicy:
-        """Build from plain data; an unknown key is an error that names the nearest valid one."""
-        valid = [f.name for f in fields(cls)]
-        for key in values:
-            if key not in valid:
-                raise PolicyError(f"A layer policy has no {key!r}; {nearest(key, valid)}")
-        return cls(**values)
+        """Build from flat data; an unknown key is an error that names the nearest valid one."""
+        folded = fold(values, OWN_FIELDS)
+        for key in folded:
+            if key not in OWN_FIELDS and not isinstance(folded[key], Folded):
+                raise PolicyError(no_field(key))
+        return cls(**folded)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +141,12 @@ class Distill:
         _check(self.feature_weight >= 0, "feature_weight", "at least 0", self.feature_weight)
 
 
+def _fold_each(layers: Any) -> Any:
+    if not isinstance(layers, Mapping):
+        return layers
+    return {name: fold(values, OWN_FIELDS) for name, values in layers.items()}
+
+
 @dataclass(frozen=True)
 class Policy:
     """One compression policy for a whole model.
@@ -187,7 +160,9 @@ class Policy:
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
-    layers: Mapping[str, LayerPolicy] = field(default_factory=dict)
+    layers: Annotated[Mapping[str, LayerPolicy], BeforeValidator(_fold_each)] = field(
+        default_factory=dict
+    )
     distill: Distill | None = None
     student: str | None = None
 
@@ -221,7 +196,8 @@ class Policy:
     @property
     def repairable(self) -> bool:
         """Whether it removes weights, which reconstruction can make up for; bits alone do not."""
-        return any(p.prune_ratio or p.sparsity or p.rank_ratio for p in self.layers.values())
+        each = self.layers.values()
+        return any(t.removes and any(map(t.active, each)) for t in techniques())
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, identity layers and defaults dropped; ``from_dict`` inverts it."""
@@ -283,8 +259,11 @@ def _check(ok: bool, name: str, must: str, found: object) -> None:
 def _changed_fields(policy: LayerPolicy) -> dict[str, Any]:
     """A search asks thousands of times for the same few layer policies."""
     found = ((name, getattr(policy, name), default) for name, default in _LAYER_DEFAULTS)
-    return {name: value for name, value, default in found if value != default}
+    own = {name: value for name, value, default in found if value != default}
+    return {**own, **dict(policy.more)}
 
 
+OWN_FIELDS = tuple(f.name for f in fields(LayerPolicy) if f.name not in ("more", "identity"))
+"""The fields of our own techniques, in the order in which files hold them."""
+_LAYER_DEFAULTS = tuple((f.name, f.default) for f in fields(LayerPolicy) if f.name in OWN_FIELDS)
 _IDENTITY = LayerPolicy()
-_LAYER_DEFAULTS = tuple((f.name, f.default) for f in fields(LayerPolicy))

@@ -19,6 +19,8 @@ from pydantic import (
 from pydantic_core import CoreSchema, core_schema
 
 from autocompress.errors import AutocompressError, InputError, nearest
+from autocompress.policy.flat import show_flat
+from autocompress.policy.registry import MAYBE_MISSING, added_fields
 
 T = TypeVar("T")
 
@@ -49,6 +51,8 @@ def describe(schema: dict[str, Any], kind: type) -> None:
     for name, text in field_texts(kind).items():
         if name in schema.get("properties", {}):
             schema["properties"][name]["description"] = text
+    if "more" in schema.get("properties", {}):
+        show_flat(schema["properties"], listed=hasattr(kind, "listed"))
 
 
 STRICT = ConfigDict(extra="forbid", frozen=True, json_schema_extra=describe)
@@ -121,7 +125,9 @@ def explain(error: ValidationError, where: str, kind: type) -> str:
     fields = {name for k in kinds for name in _fields(k)}
     name = str(path[-1]) if path else ""
     if problem["type"] in _UNKNOWN:
-        return f"{where} has an unknown key {at!r}; {nearest(name, fields)}"
+        more = f" {MAYBE_MISSING}" if "more" in fields else ""
+        fields = fields - {"more"} | set(added_fields()) if more else fields
+        return f"{where} has an unknown key {at!r}; {nearest(name, fields)}{more}"
     if problem["type"] in ("missing", "missing_argument"):
         says = next((t[name] for t in map(field_texts, kinds) if name in t), "it must be given")
         return f"{where} lacks `{at}`: {says}"

@@ -25,8 +25,7 @@ class Choice:
     """One knob: a name, what it sets, and its levels from mildest to hardest.
 
     Args:
-        name: ``LAYER/prune_ratio``, ``LAYER/bits``, ``LAYER/rank_ratio``, ``LAYER/sparsity``,
-            ``distill`` or ``student``.
+        name: ``LAYER/`` and the knob of a technique, ``distill`` or ``student``.
         kind: the part after the slash.
         layers: the layers that it sets.
         levels: for each level, the ``LayerPolicy`` fields that it sets (or the policy's own).
@@ -99,7 +98,7 @@ class Space:
             values: dict[str, Any] = {}
             for place in self._knobs[name]:
                 values |= self.choices[place].levels[assignment[place]]
-            found = self._layers[key] = LayerPolicy(**values)
+            found = self._layers[key] = LayerPolicy.from_dict(values)
         return found
 
     @cached_property
@@ -116,7 +115,7 @@ class Space:
                 wanted = {"student": policy.student}
             else:
                 one = policy[choice.layers[0]]
-                wanted = {k: getattr(one, k) for k in choice.levels[0]}
+                wanted = {k: one.value(k) for k in choice.levels[0]}
             if wanted not in choice.levels:
                 # a knob that the policy leaves alone may be silent about its details
                 return None

@@ -6,19 +6,27 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterable, Mapping
-from itertools import pairwise
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+)
 
 from autocompress.errors import InputError, nearest
+from autocompress.policy.flat import fold, only_folded
 from autocompress.policy.inventory import Inventory, LayerSpec
 from autocompress.policy.policy import ActivationScaling, Factorization, LayerPolicy
 from autocompress.policy.reading import read_mapping
+from autocompress.policy.registry import added_fields, techniques
 from autocompress.policy.section import OneOrMore, Section
 from autocompress.policy.space import Choice, Space
+from autocompress.policy.technique import Technique
 
 
 class Rule(Section):
@@ -35,6 +43,8 @@ class Rule(Section):
         activation_scaling: of the pairs with 8-bit activations.
         factorization: of the rank ratios; ``auto`` takes, for each layer and ratio, the factors
             with the least error in the layer's outputs, and the policy names them.
+        more: values to search of fields that installed packages add; in files they stand beside
+            the others.
     """
 
     match: OneOrMore[str] = ("*",)
@@ -49,6 +59,30 @@ class Rule(Section):
     activation_scaling: OneOrMore[ActivationScaling] = ("static",)
     rank_ratio: OneOrMore[Annotated[float, Field(gt=0, le=1)] | None] = (None,)
     factorization: Factorization = "auto"
+    more: Annotated[tuple[tuple[str, Any], ...], BeforeValidator(only_folded)] = ()
+
+    @field_validator("more")
+    @classmethod
+    def _listed(cls, more: tuple[tuple[str, Any], ...]) -> tuple[tuple[str, Any], ...]:
+        """A single value stands for a list of one; every value must be allowed."""
+        found = tuple((n, tuple(v) if isinstance(v, list | tuple) else (v,)) for n, v in more)
+        for name, values in found:
+            for value in values:
+                added_fields()[name].check(value)
+        return found
+
+    @model_serializer(mode="wrap")
+    def _flat(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found: dict[str, Any] = dump(self)
+        del found["more"]
+        return {**found, **{name: list(values) for name, values in self.more}}
+
+    def listed(self, name: str) -> tuple[Any, ...]:
+        """The values that the rule gives for a field; its default where it gives none."""
+        if name in added_fields():
+            return tuple(dict(self.more).get(name, (added_fields()[name].default,)))
+        values = getattr(self, name)
+        return values if isinstance(values, tuple) else (values,)
 
     def applies_to(self, layer: LayerSpec) -> bool:
         """Whether the rule speaks of this layer."""
@@ -57,6 +91,12 @@ class Rule(Section):
             and (not self.kinds or layer.kind in self.kinds)
             and not any(fnmatch.fnmatchcase(layer.name, p) for p in self.exclude)
         )
+
+
+def _fold_each(rules: Any) -> Any:
+    if not isinstance(rules, list | tuple):
+        return rules
+    return [fold(rule, Rule.model_fields) for rule in rules]
 
 
 class SpaceConfig(Section):
@@ -71,7 +111,7 @@ class SpaceConfig(Section):
     """
 
     name: str = "custom"
-    rules: tuple[Rule, ...]
+    rules: Annotated[tuple[Rule, ...], BeforeValidator(_fold_each)]
     prune_residual: bool = False
     distill: OneOrMore[bool] = (False,)
     students: OneOrMore[str] = ()
@@ -86,7 +126,6 @@ class SpaceConfig(Section):
         inventory: Inventory,
         *,
         channel_multiple: int = 1,
-        max_levels: Callable[[LayerSpec], bool] | None = None,
     ) -> Space:
         """Resolve the patterns on a model.
 
@@ -94,28 +133,20 @@ class SpaceConfig(Section):
             inventory: the model's layers and channel groups.
             channel_multiple: as in ``CompressionSettings``; ratios that keep equally many
                 channels become one level.
-            max_levels: optional test whether a layer may be factorized at all.
 
         Raises:
             InputError: a pattern matches no layer, or nothing is left to search.
         """
-        return _Binder(self, inventory, channel_multiple, max_levels).space()
+        return _Binder(self, inventory, channel_multiple).space()
 
 
 class _Binder:
     """Turns rules and an inventory into choices."""
 
-    def __init__(
-        self,
-        config: SpaceConfig,
-        inventory: Inventory,
-        multiple: int,
-        may_factorize: Callable[[LayerSpec], bool] | None,
-    ) -> None:
+    def __init__(self, config: SpaceConfig, inventory: Inventory, multiple: int) -> None:
         self.config = config
         self.inventory = inventory
         self.multiple = multiple
-        self.may_factorize = may_factorize or (lambda layer: layer.factorizable)
 
     def space(self) -> Space:
         self._check_patterns()
@@ -124,7 +155,7 @@ class _Binder:
             for layer in self.inventory.layers
             if (rule := self._rule(layer)) is not None
         }
-        choices = [*self._prune(rules), *self._per_layer(rules)]
+        choices = [*self._per_group(rules), *self._per_layer(rules)]
         choices += self._policy_level()
         if not choices:
             raise InputError(
@@ -151,83 +182,29 @@ class _Binder:
                 found = rule
         return found
 
-    def _prune(self, rules: Mapping[str, Rule]) -> Iterable[Choice]:
+    def _per_group(self, rules: Mapping[str, Rule]) -> Iterable[Choice]:
+        coupled = [technique for technique in techniques() if technique.coupled]
         for group in self.inventory.channel_groups:
             if group.residual and not self.config.prune_residual:
                 continue
             ruled = [rules[p] for p in group.producers if p in rules]
             if len(ruled) < len(group.producers):
                 continue  # coupled to a layer that may not be touched
-            allowed = set(ruled[0].prune_ratio)
-            for rule in ruled[1:]:
-                allowed &= set(rule.prune_ratio)
-            by_kept: dict[int, float] = {}
-            for ratio in sorted(allowed):
-                by_kept.setdefault(group.kept(ratio, self.multiple), ratio)
-            levels = tuple({"prune_ratio": r} for r in sorted(by_kept.values()))
-            if levels and (len(levels) > 1 or levels[0]["prune_ratio"] > 0):
-                yield Choice(f"{group.name}/prune_ratio", "prune_ratio", group.producers, levels)
+            layers = [self.inventory.by_name[p] for p in group.producers]
+            for technique in coupled:
+                levels = technique.group_levels(ruled, group, layers, self.multiple)
+                yield from _choice(technique, group.name, group.producers, levels)
 
     def _per_layer(self, rules: Mapping[str, Rule]) -> Iterable[Choice]:
+        single = [technique for technique in techniques() if not technique.coupled]
         for layer in self.inventory.layers:
             rule = rules.get(layer.name)
             if rule is None:
                 continue
-            for kind, levels in (
-                ("bits", self._bits(layer, rule)),
-                ("rank_ratio", self._ranks(layer, rule)),
-                ("sparsity", self._sparsity(rule)),
-            ):
-                if levels and (len(levels) > 1 or not LayerPolicy(**levels[0]).identity):
-                    yield Choice(f"{layer.name}/{kind}", kind, (layer.name,), tuple(levels))
-
-    @staticmethod
-    def _bits(layer: LayerSpec, rule: Rule) -> list[dict[str, Any]]:
-        if not layer.quantizable:
-            return []
-        levels: list[dict[str, Any]] = []
-        for weight in sorted(set(rule.weight_bits), reverse=True):
-            for activation in sorted(set(rule.activation_bits), reverse=True):
-                half = (weight == 16) != (activation == 16)
-                if half or (activation == 8 and weight > 8):
-                    continue
-                float_inputs = weight < 16 and activation == 32
-                if float_inputs and 8 in rule.activation_bits and not rule.weight_only:
-                    continue
-                level: dict[str, Any] = {"weight_bits": weight, "activation_bits": activation}
-                if activation == 8:
-                    levels += [{**level, "activation_scaling": s} for s in rule.activation_scaling]
-                else:
-                    levels.append({**level, "activation_scaling": "static"})
-        return levels
-
-    def _ranks(self, layer: LayerSpec, rule: Rule) -> list[dict[str, Any]]:
-        if not self.may_factorize(layer):
-            return []
-        ratios = sorted((r for r in rule.rank_ratio if r is not None), reverse=True)
-        levels: list[dict[str, Any]] = []
-        if None in rule.rank_ratio:
-            levels.append({"rank_ratio": None, "factorization": None})
-        for ratio in ratios:
-            chosen: Factorization | None = rule.factorization
-            if chosen == "auto":
-                # named, so that the policy is the same model on other weights too
-                best = layer.best_factors(ratio)
-                chosen = None if best == "svd" else best
-            levels.append({"rank_ratio": ratio, "factorization": chosen})
-        return levels
-
-    @staticmethod
-    def _sparsity(rule: Rule) -> list[dict[str, Any]]:
-        levels: list[dict[str, Any]] = []
-        for pattern in rule.pattern:
-            if pattern is not None:
-                levels.append({"sparsity": 0.5, "pattern": pattern})
-            else:
-                levels += [{"sparsity": s, "pattern": None} for s in rule.sparsity]
-        levels.sort(key=lambda level: (level["sparsity"], level["pattern"] or ""))
-        assert all(a != b for a, b in pairwise(levels))
-        return levels
+            for technique in single:
+                if technique.usable(layer):
+                    levels = technique.levels(rule, layer)
+                    yield from _choice(technique, layer.name, (layer.name,), levels)
 
     def _policy_level(self) -> list[Choice]:
         out = []
@@ -238,3 +215,11 @@ class _Binder:
             names: tuple[str | None, ...] = (None, *self.config.students)
             out.append(Choice("student", "student", (), tuple({"student": n} for n in names)))
         return out
+
+
+def _choice(
+    technique: Technique, name: str, layers: tuple[str, ...], levels: list[dict[str, Any]]
+) -> Iterable[Choice]:
+    """A choice, where the levels leave anything to do."""
+    if levels and (len(levels) > 1 or not LayerPolicy.from_dict(levels[0]).identity):
+        yield Choice(f"{name}/{technique.knob}", technique.knob, layers, tuple(levels))

@@ -186,6 +186,7 @@ def _layers(view: RunView, trial: Trial) -> list[dict[str, Any]]:
                 "rank": None if policy.rank_ratio is None else round(100 * policy.rank_ratio),
                 "sparsity": round(100 * policy.sparsity),
                 "pattern": policy.pattern,
+                "more": [f"{name} {value}" for name, value in policy.more],
             }
         )
     return rows

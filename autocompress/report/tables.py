@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from autocompress.policy.registry import in_order
 from autocompress.results.metric import Measurement
 from autocompress.results.trial import Trial
 from autocompress.track.folder import RunFolder
@@ -176,17 +177,8 @@ def verdict_table(view: RunView) -> Table:
 def what(trial: Trial, view: RunView) -> str:
     """What a policy does, in a few words."""
     found = policy_summary(trial.policy, view.layer_names)
-    parts = []
-    if found["mean_prune_ratio"]:
-        parts.append(f"prune {found['mean_prune_ratio']:.0%}")
-    if found["mean_sparsity"]:
-        parts.append(f"sparse {found['mean_sparsity']:.0%}")
-    if found["int8_share"]:
-        parts.append(f"int8 in {found['int8_share']:.0%}")
-    if found["factorized_share"]:
-        parts.append(f"low rank in {found['factorized_share']:.0%}")
-    method = str(found["method"]).split(" + ")
-    parts += [word for word in ("half", "weight-only", "student") if word in method]
+    parts = [text for technique in in_order() for text in technique.told(found)]
+    parts += ["student"] if trial.policy.student is not None else []
     if trial.phase.epochs:
         guided = ", distilled" if trial.policy.distill else ""
         parts.append(f"trained {trial.phase.epochs:g} epochs{guided}")

@@ -6,9 +6,10 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autocompress.errors import InputError, nearest
-from autocompress.policy.policy import LayerPolicy, Policy
+from autocompress.errors import InputError
+from autocompress.policy.policy import Policy
 from autocompress.policy.reading import read_mapping, read_value
+from autocompress.policy.registry import field_names, no_field, techniques
 from autocompress.results.metric import Measurement
 from autocompress.results.trial import SEARCH, Phase
 from autocompress.run.study import StudyConfig
@@ -93,16 +94,15 @@ def trial_dict(
 def read_uniform(text: str) -> dict[str, Any]:
     """Read ``prune_ratio=0.5,weight_bits=8``; bits of activations follow those of weights."""
     values: dict[str, Any] = {}
-    fields = LayerPolicy.__dataclass_fields__
     for part in text.split(","):
         key, separator, value = part.strip().partition("=")
         if not separator:
             raise InputError(f"--uniform reads like prune_ratio=0.5,weight_bits=8, got {text!r}.")
-        if key not in fields:
-            raise InputError(f"A layer policy has no {key!r}; {nearest(key, fields)}")
+        if key not in field_names():
+            raise InputError(no_field(key))
         values[key] = read_value(value)
-    if values.get("weight_bits") == 8:
-        values.setdefault("activation_bits", 8)
+    for technique in techniques():
+        values = {**technique.followed(values), **values}
     return values
 
 

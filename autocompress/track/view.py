@@ -12,6 +12,7 @@ from typing import Any
 from autocompress.errors import InputError
 from autocompress.policy.budget import Budget
 from autocompress.policy.policy import Policy
+from autocompress.policy.registry import in_order
 from autocompress.results.answer import Decision, comparable, decide, judged, rank
 from autocompress.results.front import ParetoFront, reference_point
 from autocompress.results.metric import ACCURACY, LATENCY, Measurement, Metric, metric
@@ -332,30 +333,18 @@ def policy_summary(policy: Policy, layers: Sequence[str]) -> dict[str, float | s
         layers: all layers that it might have touched; means are taken over them.
 
     Returns:
-        Mean prune ratio, mean sparsity, mean weight bits, shares of int8 and factorized layers,
-        and the techniques by name.
+        What each technique tells of it (mean prune ratio, share of int8 layers, ...), and the
+        techniques by name.
     """
     names = list(layers) or list(policy.layers) or [""]
     each = [policy[name] for name in names]
-    count = len(each)
-    techniques = {
-        "prune": any(p.prune_ratio > 0 for p in each),
-        "sparse": any(p.sparsity > 0 for p in each),
-        "low-rank": any(p.rank_ratio is not None for p in each),
-        "half": any(p.weight_bits == 16 for p in each),
-        "int8": any(p.integer for p in each),
-        "weight-only": any(p.weight_bits < 16 and not p.integer for p in each),
-        "distill": policy.distill is not None,
-        "student": policy.student is not None,
-    }
-    return {
-        "method": " + ".join(name for name, used in techniques.items() if used) or "unchanged",
-        "mean_prune_ratio": sum(p.prune_ratio for p in each) / count,
-        "mean_sparsity": sum(p.sparsity for p in each) / count,
-        "mean_weight_bits": sum(p.weight_bits for p in each) / count,
-        "int8_share": sum(p.integer for p in each) / count,
-        "factorized_share": sum(p.rank_ratio is not None for p in each) / count,
-    }
+    words = [word for technique in in_order() for word in technique.words(each)]
+    words += ["distill"] if policy.distill is not None else []
+    words += ["student"] if policy.student is not None else []
+    found: dict[str, float | str] = {"method": " + ".join(words) or "unchanged"}
+    for technique in in_order():
+        found |= technique.summary(each)
+    return found
 
 
 def natural(name: str) -> list[tuple[int, int | str]]:

@@ -1,0 +1,257 @@
+"""What a technique is: the one description that every room reads.
+
+The description loads no torch. What needs it (``apply``, ``parts``) imports it late.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from autocompress.errors import PolicyError
+
+if TYPE_CHECKING:
+    from autocompress.model.part import Part
+    from autocompress.policy.inventory import ChannelGroup, LayerSpec
+    from autocompress.policy.policy import LayerPolicy
+    from autocompress.policy.space_config import Rule
+    from autocompress.targets.base import NodeTime
+    from autocompress.techniques.stitching import Stitching
+
+Stage = Literal["channels", "factors", "weights", "precision"]
+STAGES: tuple[Stage, ...] = ("channels", "factors", "weights", "precision")
+"""The order in which techniques are applied: each sees what the stages before it left."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """One value of a layer policy, and what it may be.
+
+    Args:
+        name: key in policies and in the rules of a search space.
+        default: changes nothing.
+        text: what it means, for the JSON Schema.
+        values: all that it may be, mildest first; empty where it is a number in a range.
+        above, at_least, below, at_most: ends of the range.
+        null: what ``null`` stands for, if it is allowed beside the range.
+    """
+
+    name: str
+    default: Any
+    text: str = ""
+    values: tuple[Any, ...] = ()
+    above: float | None = None
+    at_least: float | None = None
+    below: float | None = None
+    at_most: float | None = None
+    null: str = ""
+
+    def allows(self, found: Any) -> bool:
+        """Whether a value is one of those that the field may have."""
+        if self.values:
+            return any(
+                found == v and isinstance(found, bool) is isinstance(v, bool) for v in self.values
+            )
+        if found is None:
+            return bool(self.null)
+        return (
+            isinstance(found, int | float)
+            and not isinstance(found, bool)
+            and (self.above is None or found > self.above)
+            and (self.at_least is None or found >= self.at_least)
+            and (self.below is None or found < self.below)
+            and (self.at_most is None or found <= self.at_most)
+            and found == found  # not NaN
+        )
+
+    @property
+    def must(self) -> str:
+        """What a value must be, for error messages."""
+        if self.values:
+            return "one of " + ", ".join("null" if v is None else str(v) for v in self.values)
+        low = f"({self.above:g}" if self.above is not None else f"[{self.at_least or 0:g}"
+        high = f"{self.below:g})" if self.below is not None else f"{self.at_most or 1:g}]"
+        return f"in {low}, {high}" + (f", or null for {self.null}" if self.null else "")
+
+    def check(self, found: Any) -> None:
+        """Refuse what is not allowed.
+
+        Raises:
+            PolicyError: with the field and what it must be.
+        """
+        if not self.allows(found):
+            raise PolicyError(f"`{self.name}` must be {self.must}, got {found!r}.")
+
+    def json_schema(self) -> dict[str, Any]:
+        """What a value may be, as a JSON Schema."""
+        if self.values:
+            return {"enum": list(self.values)}
+        ends = {
+            "exclusiveMinimum": self.above,
+            "minimum": self.at_least,
+            "exclusiveMaximum": self.below,
+            "maximum": self.at_most,
+        }
+        number = {"type": "number", **{k: v for k, v in ends.items() if v is not None}}
+        return {"anyOf": [number, {"type": "null"}]} if self.null else number
+
+
+class Technique:
+    """One way to compress a layer. A plug-in offers a subclass through an entry point of the group
+    ``autocompress.techniques``; one object of it serves for the whole process.
+
+    Attributes:
+        name: of the technique.
+        fields: of a layer policy; the first one says how hard.
+        knob: kind of its choices: a space's choice is called ``LAYER/knob``.
+        stage: when it is applied.
+        coupled: whether the layers of a channel group share one value.
+        removes: whether weights are lost, which reconstruction can make up for.
+        projects: whether it restricts weights to some set (a grid, a pattern): it is applied once
+            more, with ``project``, after reconstruction or training changed them.
+    """
+
+    name: ClassVar[str]
+    fields: ClassVar[tuple[Field, ...]]
+    knob: ClassVar[str]
+    stage: ClassVar[Stage] = "weights"
+    coupled: ClassVar[bool] = False
+    removes: ClassVar[bool] = False
+    projects: ClassVar[bool] = False
+
+    # ---- one layer's policy
+
+    def active(self, policy: LayerPolicy) -> bool:
+        """Whether a policy changes its layer by this technique."""
+        first = self.fields[0]
+        return bool(policy.value(first.name) != first.default)
+
+    def implied(self, policy: LayerPolicy) -> Mapping[str, Any]:
+        """Fields that follow from others where they were left at their default."""
+        return {}
+
+    def validate(self, policy: LayerPolicy) -> None:
+        """Refuse values, and values that contradict each other.
+
+        Raises:
+            PolicyError: the message names the field, what it must be and what it is.
+        """
+        for field in self.fields:
+            field.check(policy.value(field.name))
+
+    # ---- a search space
+
+    def usable(self, layer: LayerSpec) -> bool:
+        """Whether this technique can do anything with a layer."""
+        return True
+
+    def levels(self, rule: Rule, layer: LayerSpec) -> list[dict[str, Any]]:
+        """What a rule lets a layer be, mildest first; every level sets the same fields.
+
+        Args:
+            rule: ``rule.listed(name)`` gives the values of a field.
+            layer: one that this technique can be used on.
+        """
+        (field,) = self.fields
+        found = set(rule.listed(field.name))
+        order = field.values or sorted(found)
+        return [{field.name: value} for value in order if value in found]
+
+    def group_levels(
+        self, rules: Sequence[Rule], group: ChannelGroup, layers: Sequence[LayerSpec], multiple: int
+    ) -> list[dict[str, Any]]:
+        """What the rules let a channel group be, where its layers share one value.
+
+        Args:
+            rules: of the group's layers, in their order.
+            group: whose layers these are.
+            layers: of the group.
+            multiple: kept channels are rounded to a multiple of this.
+        """
+        each = [self.levels(rule, layer) for rule, layer in zip(rules, layers, strict=True)]
+        return [level for level in each[0] if all(level in other for other in each[1:])]
+
+    def followed(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What else ``--uniform`` sets where these values are asked for."""
+        return {}
+
+    # ---- where a search begins
+
+    def ladder(self, levels: Sequence[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
+        """Values that a search first tries on all layers alike, the most useful one first.
+
+        Args:
+            levels: all that the space offers of this technique.
+        """
+        return levels[1:4]
+
+    def named_starts(self, levels: Sequence[Mapping[str, Any]]) -> Mapping[str, Mapping[str, Any]]:
+        """Policies under a name of their own, also tried together with coupled techniques."""
+        return {}
+
+    # ---- how it is told
+
+    def words(self, policies: Sequence[LayerPolicy]) -> list[str]:
+        """Short names of what is done, where anything is."""
+        return [self.name] if any(map(self.active, policies)) else []
+
+    def summary(self, policies: Sequence[LayerPolicy]) -> dict[str, float]:
+        """Numbers on what is done to the layers of a model, at least one."""
+        return {f"{self.name}_share": sum(map(self.active, policies)) / len(policies)}
+
+    def told(self, summary: Mapping[str, float | str]) -> list[str]:
+        """What is done, in a few words, from ``summary``."""
+        share = float(summary[f"{self.name}_share"])
+        return [f"{self.name} in {share:.0%}"] if share else []
+
+    # ---- shapes, cost, and the model itself
+
+    def parts(
+        self, layer: LayerSpec, policy: LayerPolicy, inputs: int, outputs: int
+    ) -> tuple[Part, ...] | None:
+        """The modules that run in a layer's place; ``None`` where the layer stays in one piece.
+
+        Args:
+            layer: of the uncompressed model.
+            policy: in which this technique is active.
+            inputs, outputs: channels that are left.
+        """
+        return None
+
+    def stored_bytes(self, before: int, weights: int, channels: int, policy: LayerPolicy) -> int:
+        """Bytes of a layer's weights on disk.
+
+        Args:
+            before: what they take without this technique.
+            weights: how many there are.
+            channels: outputs of the layer.
+            policy: in which this technique is active.
+        """
+        return before
+
+    def apply(self, work: Stitching) -> None:
+        """Change the module of ``work``, in every layer whose policy asks for it.
+
+        Raises:
+            PolicyError: a layer cannot do what is asked.
+        """
+        raise NotImplementedError
+
+    def project(self, work: Stitching) -> None:
+        """Bring changed weights back to what this technique allows; only where it ``projects``."""
+        self.apply(work)
+
+    def problems(
+        self, nodes: Mapping[str, Sequence[NodeTime]], policies: Mapping[str, LayerPolicy]
+    ) -> list[str]:
+        """What the runtime's profile does not show although this technique promised it.
+
+        Args:
+            nodes: module name to its operators of the profile.
+            policies: module name to the policy of the layer in whose place it stands.
+
+        Returns:
+            One sentence per problem.
+        """
+        return []

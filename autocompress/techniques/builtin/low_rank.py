@@ -1,0 +1,76 @@
+"""Low rank: one layer becomes two or three thinner ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from autocompress.policy.technique import Field, Technique
+
+if TYPE_CHECKING:
+    from autocompress.model.part import Part
+    from autocompress.policy.inventory import LayerSpec
+    from autocompress.policy.policy import LayerPolicy
+    from autocompress.policy.space_config import Rule
+    from autocompress.techniques.stitching import Stitching
+
+
+class LowRank(Technique):
+    """Matrices and convolutions are replaced by factors."""
+
+    name = "low-rank"
+    fields = (
+        Field("rank_ratio", None, above=0, at_most=1, null="no factorization"),
+        Field("factorization", None, values=(None, "auto", "svd", "spatial", "tucker2")),
+    )
+    knob = "rank_ratio"
+    stage = "factors"
+    removes = True
+
+    def usable(self, layer: LayerSpec) -> bool:
+        """Whether factors of this kind of layer are known."""
+        return layer.factorizable
+
+    def levels(self, rule: Rule, layer: LayerSpec) -> list[dict[str, Any]]:
+        """Not factorized first, then the highest rank."""
+        ratios = sorted((r for r in rule.rank_ratio if r is not None), reverse=True)
+        levels: list[dict[str, Any]] = []
+        if None in rule.rank_ratio:
+            levels.append({"rank_ratio": None, "factorization": None})
+        for ratio in ratios:
+            chosen: str | None = rule.factorization
+            if chosen == "auto":
+                # named, so that the policy is the same model on other weights too
+                best = layer.best_factors(ratio)
+                chosen = None if best == "svd" else best
+            levels.append({"rank_ratio": ratio, "factorization": chosen})
+        return levels
+
+    def ladder(self, levels: Sequence[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
+        """Half, then a mild and a hard one."""
+        return [{"rank_ratio": ratio} for ratio in (0.5, 0.75, 0.25)]
+
+    def summary(self, policies: Sequence[LayerPolicy]) -> dict[str, float]:
+        """The share of factorized layers."""
+        return {"factorized_share": sum(map(self.active, policies)) / len(policies)}
+
+    def told(self, summary: Mapping[str, float | str]) -> list[str]:
+        """The share of factorized layers, if any."""
+        share = float(summary["factorized_share"])
+        return [f"low rank in {share:.0%}"] if share else []
+
+    def parts(
+        self, layer: LayerSpec, policy: LayerPolicy, inputs: int, outputs: int
+    ) -> tuple[Part, ...] | None:
+        """The factors, where the layer has any."""
+        from autocompress.model.factors import factor_parts
+
+        return factor_parts(layer, policy, inputs, outputs) if layer.factorizable else None
+
+    def apply(self, work: Stitching) -> None:
+        """Put the factors in the layers' places."""
+        from autocompress.techniques.factorize import factorize
+
+        for spec, policy in work.layers(self):
+            layer = work.module.get_submodule(spec.name)
+            work.replace(spec.name, factorize(layer, spec, policy, work.moments(spec.name)))

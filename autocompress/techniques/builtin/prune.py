@@ -1,0 +1,56 @@
+"""Structured pruning: whole channels go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from autocompress.policy.technique import Field, Technique
+
+if TYPE_CHECKING:
+    from autocompress.policy.inventory import ChannelGroup, LayerSpec
+    from autocompress.policy.policy import LayerPolicy
+    from autocompress.policy.space_config import Rule
+    from autocompress.techniques.stitching import Stitching
+
+_RATIOS = (0.5, 0.25, 0.75, 0.375, 0.625, 0.125, 0.875)
+
+
+class Prune(Technique):
+    """Channels are removed, in coupled layers together; the tensors get smaller."""
+
+    name = "prune"
+    fields = (Field("prune_ratio", 0.0, at_least=0, below=1),)
+    knob = "prune_ratio"
+    stage = "channels"
+    coupled = True
+    removes = True
+
+    def group_levels(
+        self, rules: Sequence[Rule], group: ChannelGroup, layers: Sequence[LayerSpec], multiple: int
+    ) -> list[dict[str, Any]]:
+        """Ratios that keep equally many channels are one level."""
+        by_kept: dict[int, dict[str, Any]] = {}
+        for level in super().group_levels(rules, group, layers, multiple):
+            by_kept.setdefault(group.kept(level["prune_ratio"], multiple), level)
+        return list(by_kept.values())
+
+    def ladder(self, levels: Sequence[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
+        """Mild and hard ratios in turn, so that a short study sees the whole range of costs."""
+        return [{"prune_ratio": ratio} for ratio in _RATIOS]
+
+    def summary(self, policies: Sequence[LayerPolicy]) -> dict[str, float]:
+        """The mean ratio."""
+        return {"mean_prune_ratio": sum(p.prune_ratio for p in policies) / len(policies)}
+
+    def told(self, summary: Mapping[str, float | str]) -> list[str]:
+        """The mean ratio, where any channel goes."""
+        mean = float(summary["mean_prune_ratio"])
+        return [f"prune {mean:.0%}"] if mean else []
+
+    def apply(self, work: Stitching) -> None:
+        """Slice every module once, after what reads the channels was solved anew."""
+        from autocompress.techniques.prune import remove
+
+        work.place_solved()
+        remove(work.module, work.removals)

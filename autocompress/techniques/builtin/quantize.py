@@ -1,0 +1,119 @@
+"""Quantization: weights and activations in fewer bits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from autocompress.errors import PolicyError
+from autocompress.policy.technique import Field, Technique
+
+if TYPE_CHECKING:
+    from autocompress.policy.inventory import LayerSpec
+    from autocompress.policy.policy import LayerPolicy
+    from autocompress.policy.space_config import Rule
+    from autocompress.techniques.stitching import Stitching
+
+_INT8 = {"weight_bits": 8, "activation_bits": 8}
+
+
+class Quantize(Technique):
+    """Integers of 8 bits or fewer, or half precision; carried out after all training."""
+
+    name = "quantize"
+    fields = (
+        Field("weight_bits", 32, values=(2, 3, 4, 8, 16, 32)),
+        Field("activation_bits", 32, values=(8, 16, 32)),
+        Field("activation_scaling", "static", values=("static", "dynamic")),
+    )
+    knob = "bits"
+    stage = "precision"
+
+    def active(self, policy: LayerPolicy) -> bool:
+        """Whether weights or activations are kept in fewer than 32 bits."""
+        return policy.quantized
+
+    def validate(self, policy: LayerPolicy) -> None:
+        """Integer activations need integer weights, and half precision is of both."""
+        super().validate(policy)
+        weights, activations = policy.weight_bits, policy.activation_bits
+        if activations == 8 and weights > 8:
+            raise PolicyError(
+                f"`weight_bits` must be 8 or less where activation_bits is 8, got {weights}."
+            )
+        if (weights == 16) != (activations == 16):
+            raise PolicyError(
+                "`activation_bits` must be 16 together with weight_bits 16 (half precision), "
+                f"got {activations}."
+            )
+
+    def usable(self, layer: LayerSpec) -> bool:
+        """Whether runtimes have such layers in fewer bits."""
+        return layer.quantizable
+
+    def levels(self, rule: Rule, layer: LayerSpec) -> list[dict[str, Any]]:
+        """Every valid pair of bits, the most bits first."""
+        levels: list[dict[str, Any]] = []
+        for weight in sorted(set(rule.weight_bits), reverse=True):
+            for activation in sorted(set(rule.activation_bits), reverse=True):
+                half = (weight == 16) != (activation == 16)
+                if half or (activation == 8 and weight > 8):
+                    continue
+                float_inputs = weight < 16 and activation == 32
+                if float_inputs and 8 in rule.activation_bits and not rule.weight_only:
+                    continue
+                level: dict[str, Any] = {"weight_bits": weight, "activation_bits": activation}
+                if activation == 8:
+                    levels += [{**level, "activation_scaling": s} for s in rule.activation_scaling]
+                else:
+                    levels.append({**level, "activation_scaling": "static"})
+        return levels
+
+    def followed(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Bits of activations follow those of weights."""
+        return {"activation_bits": 8} if values.get("weight_bits") == 8 else {}
+
+    def named_starts(self, levels: Sequence[Mapping[str, Any]]) -> Mapping[str, Mapping[str, Any]]:
+        """All in 8 bits, where the space has that."""
+        return {"int8": _INT8} if any(level["activation_bits"] == 8 for level in levels) else {}
+
+    def ladder(self, levels: Sequence[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
+        """Weights alone, where their activations cannot be integers."""
+        return () if self.named_starts(levels) else ({"weight_bits": 8}, {"weight_bits": 4})
+
+    def words(self, policies: Sequence[LayerPolicy]) -> list[str]:
+        """Half, integer, and integer weights beside float activations."""
+        used = {
+            "half": any(p.weight_bits == 16 for p in policies),
+            "int8": any(p.integer for p in policies),
+            "weight-only": any(p.weight_bits < 16 and not p.integer for p in policies),
+        }
+        return [word for word, is_used in used.items() if is_used]
+
+    def summary(self, policies: Sequence[LayerPolicy]) -> dict[str, float]:
+        """Mean bits of weights, and the share of integer layers."""
+        return {
+            "mean_weight_bits": sum(p.weight_bits for p in policies) / len(policies),
+            "int8_share": sum(p.integer for p in policies) / len(policies),
+        }
+
+    def told(self, summary: Mapping[str, float | str]) -> list[str]:
+        """The share of integer layers, and other bits by name."""
+        share = float(summary["int8_share"])
+        method = str(summary["method"]).split(" + ")
+        int8 = [f"int8 in {share:.0%}"] if share else []
+        return [*int8, *(word for word in ("half", "weight-only") if word in method)]
+
+    def stored_bytes(self, before: int, weights: int, channels: int, policy: LayerPolicy) -> int:
+        """Integers carry a float scale per output channel."""
+        bits = policy.weight_bits
+        return math.ceil(weights * bits / 8) + (4 * channels if bits < 16 else 0)
+
+    def apply(self, work: Stitching) -> None:
+        """Note the bits; the weights stay float until all training is done."""
+        from autocompress.techniques.compressed import Precision
+
+        for spec, policy in work.layers(self):
+            for part in work.parts[spec.name]:
+                work.precisions[part] = Precision.of(policy, work.settings)

@@ -1,0 +1,75 @@
+"""Unstructured and 2:4 sparsity: single weights become zero."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from autocompress.errors import PolicyError
+from autocompress.policy.technique import Field, Technique
+
+if TYPE_CHECKING:
+    from autocompress.policy.inventory import LayerSpec
+    from autocompress.policy.policy import LayerPolicy
+    from autocompress.policy.space_config import Rule
+    from autocompress.techniques.stitching import Stitching
+
+
+class Sparsify(Technique):
+    """The smallest weights become zero; files shrink, and few runtimes gain time by it."""
+
+    name = "sparse"
+    fields = (
+        Field("sparsity", 0.0, at_least=0, below=1),
+        Field("pattern", None, values=(None, "2:4")),
+    )
+    knob = "sparsity"
+    stage = "weights"
+    removes = True
+
+    def implied(self, policy: LayerPolicy) -> Mapping[str, Any]:
+        """Two of four is half."""
+        return {"sparsity": 0.5} if policy.pattern == "2:4" and policy.sparsity == 0 else {}
+
+    def validate(self, policy: LayerPolicy) -> None:
+        """A pattern sets the sparsity."""
+        super().validate(policy)
+        if policy.pattern == "2:4" and policy.sparsity != 0.5:
+            raise PolicyError(f"`sparsity` must be 0.5 with pattern 2:4, got {policy.sparsity!r}.")
+
+    def levels(self, rule: Rule, layer: LayerSpec) -> list[dict[str, Any]]:
+        """By sparsity, the free ones before the patterns."""
+        levels: list[dict[str, Any]] = []
+        for pattern in dict.fromkeys(rule.pattern):
+            if pattern is not None:
+                levels.append({"sparsity": 0.5, "pattern": pattern})
+            else:
+                levels += [{"sparsity": s, "pattern": None} for s in dict.fromkeys(rule.sparsity)]
+        return sorted(levels, key=lambda level: (level["sparsity"], level["pattern"] or ""))
+
+    def ladder(self, levels: Sequence[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
+        """Half, then a hard and a mild one."""
+        return [{"sparsity": ratio} for ratio in (0.5, 0.75, 0.25)]
+
+    def summary(self, policies: Sequence[LayerPolicy]) -> dict[str, float]:
+        """The mean sparsity."""
+        return {"mean_sparsity": sum(p.sparsity for p in policies) / len(policies)}
+
+    def told(self, summary: Mapping[str, float | str]) -> list[str]:
+        """The mean sparsity, if any."""
+        mean = float(summary["mean_sparsity"])
+        return [f"sparse {mean:.0%}"] if mean else []
+
+    def stored_bytes(self, before: int, weights: int, channels: int, policy: LayerPolicy) -> int:
+        """A bitmap of one bit per weight and the values that are left, where that is smaller."""
+        bits = policy.weight_bits
+        left = weights - int(weights * policy.sparsity)
+        scales = 4 * channels if bits < 16 else 0
+        return min(before, math.ceil(weights / 8) + math.ceil(left * bits / 8) + scales)
+
+    def apply(self, work: Stitching) -> None:
+        """Zero weights in place, in the factors too."""
+        from autocompress.techniques.sparsify import sparsify
+
+        sparsify(dict(work.weighted(self)), work.settings.sparsity_scope)

@@ -1,0 +1,70 @@
+"""A model on its way through the techniques: what each of them reads and changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from autocompress.policy.inventory import Inventory, LayerSpec
+from autocompress.policy.policy import LayerPolicy, Policy
+from autocompress.policy.settings import CompressionSettings
+from autocompress.policy.technique import Technique
+from autocompress.techniques.compressed import Precision
+
+
+@dataclass
+class Stitching:
+    """One policy at work on one module.
+
+    Args:
+        module: a copy of the model; techniques change it in place.
+        policy: what is done.
+        settings: how compression is carried out.
+        inventory: of the uncompressed model.
+        removals: module name and side to the channels that go, as ``SlicingPlan.removals`` gives
+            them.
+        moments: from a layer's name to the second moments of the inputs that are left to it, or
+            ``None`` where they were not taken.
+        place_solved: puts re-solved weights into the readers of channels that go.
+        parts: layer name to the names of the modules that stand in its place.
+        precisions: name of such a module to its bits.
+    """
+
+    module: nn.Module
+    policy: Policy
+    settings: CompressionSettings
+    inventory: Inventory
+    removals: Mapping[tuple[str, str], list[int]] = field(default_factory=dict)
+    moments: Callable[[str], Tensor | None] = lambda name: None
+    place_solved: Callable[[], None] = lambda: None
+    parts: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    precisions: dict[str, Precision] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.parts = {
+            **{layer.name: (layer.name,) for layer in self.inventory.layers},
+            **self.parts,
+        }
+
+    def layers(self, technique: Technique) -> Iterator[tuple[LayerSpec, LayerPolicy]]:
+        """The layers whose policy asks for a technique, in the order in which they run."""
+        for spec in self.inventory.layers:
+            policy = self.policy[spec.name]
+            if technique.active(policy):
+                yield spec, policy
+
+    def weighted(self, technique: Technique) -> Iterator[tuple[str, tuple[nn.Module, LayerPolicy]]]:
+        """The modules with a ``weight`` in these layers' places: name, module, policy."""
+        for spec, policy in self.layers(technique):
+            for part in self.parts[spec.name]:
+                module = self.module.get_submodule(part)
+                if hasattr(module, "weight"):
+                    yield part, (module, policy)
+
+    def replace(self, name: str, factors: nn.Sequential) -> None:
+        """Let modules that run one after another stand in a layer's place."""
+        owner, _, child = name.rpartition(".")
+        setattr(self.module.get_submodule(owner), child, factors)
+        self.parts[name] = tuple(f"{name}.{i}" for i in range(len(factors)))

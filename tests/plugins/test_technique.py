@@ -1,0 +1,93 @@
+"""The example package with a technique: from a study's rule to a measured policy and a recipe."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from autocompress.errors import InputError, PolicyError
+from autocompress.policy.policy import LayerPolicy, Policy
+from autocompress.policy.space_config import SpaceConfig
+
+FIXTURES = Path(__file__).parent.parent / "fixtures" / "run_0_1"
+RULE = {"match": "*", "kinds": ["conv", "linear"], "cluster_count": [0, 16, 4], "weight_bits": 32}
+
+Called = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def clusters(installed: Callable[[str], Called]) -> Called:
+    return installed("technique_clusters")
+
+
+def study(folder: Path, **changes: Any) -> str:
+    """The small study of the fixtures, with a rule for the technique."""
+    found = yaml.safe_load((FIXTURES / "study.yaml").read_text())
+    found["model"]["checkpoint"] = str(FIXTURES / "weights.safetensors")
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump({**found, "space": {"rules": [RULE]}, **changes}))
+    return str(path)
+
+
+def test_it_keeps_the_contract_where_it_is_installed(clusters: Called) -> None:
+    told = clusters("-m", "pytest", "-q", "--rootdir", "package", "package/tests")
+    assert " passed" in told
+    assert " skipped" not in told
+
+
+def test_a_uniform_policy_and_a_policy_file_are_measured(clusters: Called, tmp_path: Path) -> None:
+    given = ["-m", "autocompress", "evaluate", study(tmp_path), "--json"]
+    uniform = json.loads(clusters(*given, "--uniform", "cluster_count=4"))
+    layers = uniform["trial"]["policy"]["layers"]
+    assert len(layers) > 5
+    assert all(layer == {"cluster_count": 4} for layer in layers.values())
+    assert uniform["trial"]["accuracy"] < uniform["baseline"]["accuracy"]
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(yaml.safe_dump(uniform["trial"]["policy"]))
+    again = json.loads(clusters(*given, "--policy", str(policy)))
+    assert again["trial"]["policy"] == uniform["trial"]["policy"]
+    assert again["trial"]["accuracy"] == uniform["trial"]["accuracy"]
+
+
+def test_a_search_takes_it_and_its_recipe_holds_it(clusters: Called, tmp_path: Path) -> None:
+    smaller = {"budget": ["size<=1.1x"], "search": {"trials": 3}, "recovery": {"epochs": 0}}
+    path, run = study(tmp_path, **smaller), str(tmp_path / "run")
+    found = json.loads(
+        clusters("-m", "autocompress", "search", path, "--out", run, "--json", "--seed", "0")
+    )
+    fields = [set(p) for t in found["trials"] for p in t["policy"]["layers"].values()]
+    assert {"cluster_count"} in fields
+    clusters("-m", "autocompress", "front", run)
+    resolved = yaml.safe_load((tmp_path / "run" / "study.yaml").read_text())
+    assert resolved["space"]["rules"][0]["cluster_count"] == [0, 16, 4]
+
+
+def test_its_field_is_in_the_schemas(clusters: Called) -> None:
+    space = json.loads(clusters("-m", "autocompress", "schema", "space"))
+    field = space["$defs"]["Rule"]["properties"]["cluster_count"]
+    assert field["anyOf"][0] == {"enum": [0, 64, 16, 4]}
+    assert field["description"]
+    recipe = json.loads(clusters("-m", "autocompress", "schema", "recipe"))
+    assert recipe["$defs"]["LayerPolicy"]["properties"]["cluster_count"]["default"] == 0
+
+
+def test_without_the_package_a_file_says_what_may_be_missing() -> None:
+    with pytest.raises(InputError, match=r"unknown key 'rules.0.cluster_count'.*installed"):
+        SpaceConfig.read({"rules": [RULE]})
+    with pytest.raises(InputError, match=r"unknown key 'layers.a.cluster_count'.*installed"):
+        Policy.read({"layers": {"a": {"cluster_count": 4}}}, where="x")
+    with pytest.raises(PolicyError, match=r"no 'cluster_count'.*installed"):
+        LayerPolicy.from_dict({"cluster_count": 4})
+    for where in (
+        {"layers": {"a": {"more": [["cluster_count", 4]]}}},
+        {"layers": {"a": {"more": 1}}},
+    ):
+        with pytest.raises(InputError, match=r"unknown key 'layers.a.more'"):
+            Policy.read(where, where="x")
+    with pytest.raises(InputError, match=r"unknown key 'rules.0.more'"):
+        SpaceConfig.read({"rules": [{"more": []}]})
