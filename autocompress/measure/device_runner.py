@@ -26,8 +26,8 @@ import numpy as np
 import onnxruntime
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # the files packed beside this one
-from machine import machine_facts  # type: ignore[import-not-found]
-from rounds import quiet_rounds, take_round, warm_up  # type: ignore[import-not-found]
+from machine import machine_facts
+from rounds import quiet_rounds, take_round, warm_up
 
 WARM_UP = 5
 KERNEL_ID = re.compile(r"k(\d{5})")
@@ -69,7 +69,9 @@ def random_feed(session: Any, batch: int) -> dict[str, Any]:
     return feed
 
 
-def time_kernels(path: Path, keys: list[str], threads: int, batch: int, runs: int) -> dict:
+def time_kernels(
+    path: Path, keys: list[str], threads: int, batch: int, runs: int
+) -> dict[str, float]:
     """Milliseconds by key, from the runtime's own profiler."""
     with tempfile.TemporaryDirectory() as folder:
         session = open_session(path, threads, batch, Path(folder) / "profile")

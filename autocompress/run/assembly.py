@@ -160,8 +160,6 @@ class Assembly:
         )
 
     def _make_pipeline(self) -> Pipeline:
-        from autocompress.build.pipeline import Pipeline
-
         self.inventory = self.bank.inventory
         return Pipeline(
             self.model,

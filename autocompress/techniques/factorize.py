@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from autocompress.errors import PolicyError
 from autocompress.model.factors import factor_method, factor_ranks, has_methods
 from autocompress.policy.inventory import RANK_STEPS, Inventory, LayerSpec
 from autocompress.policy.policy import Factorization, LayerPolicy
-from autocompress.techniques.moments import Moments
+from autocompress.techniques.moments import MatrixLayer, Moments
 
 METHODS: tuple[Factorization, ...] = ("svd", "spatial", "tucker2")
 
@@ -114,7 +115,9 @@ def best_factors(
         # Tucker-2 cannot beat the SVD of as high a rank, which is known
         before, after = ranks["tucker2"]
         if float(values[min(after, before * area) :].sum()) < min(errors.values()):
-            inner, core, outer = (p.weight for p in _tucker(layer, ranks["tucker2"]))
+            inner, core, outer = (
+                p.get_parameter("weight") for p in _tucker(layer, ranks["tucker2"])
+            )
             made = torch.einsum("ou,uvhw,vi->oihw", outer[..., 0, 0], core, inner[..., 0, 0])
             errors["tucker2"] = output_error(layer.weight - made, moments)
         chosen.append(min(errors, key=errors.__getitem__))
@@ -165,32 +168,27 @@ def _spectrum(weight: Tensor, moments: Tensor | None) -> tuple[Tensor, Tensor]:
     return values.flip(0), vectors.flip(1)
 
 
-def _svd(layer: nn.Module, rank: int, moments: Tensor | None) -> nn.Sequential:
-    weight: Tensor = layer.weight  # type: ignore[assignment]  # torch types a module's attributes as Tensor or Module
-    first, second = output_svd(weight.flatten(1), rank, moments)
+def _svd(layer: MatrixLayer, rank: int, moments: Tensor | None) -> nn.Sequential:
+    first, second = output_svd(layer.weight.flatten(1), rank, moments)
     bias = layer.bias is not None
     if isinstance(layer, nn.Linear):
-        parts: list[nn.Module] = [
+        parts: list[MatrixLayer] = [
             nn.Linear(layer.in_features, rank, bias=False),
             nn.Linear(rank, layer.out_features, bias=bias),
         ]
     else:
-        assert isinstance(layer, nn.Conv2d | nn.Conv1d)
-        kind = type(layer)
         parts = [
-            kind(
-                layer.in_channels,
-                rank,
-                layer.kernel_size,
-                layer.stride,
-                layer.padding,
-                layer.dilation,
-                bias=False,
-                padding_mode=layer.padding_mode,
-            ),
-            kind(rank, layer.out_channels, 1, bias=bias),
+            _resized(layer, layer.in_channels, rank),
+            type(layer)(rank, layer.out_channels, 1, bias=bias),
         ]
     return _filled(parts, [first, second], layer)
+
+
+def _resized(layer: nn.Conv2d | nn.Conv1d, inputs: int, outputs: int) -> nn.Conv2d | nn.Conv1d:
+    """A convolution like another, with other channels and without a bias."""
+    kept = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
+    options: dict[str, Any] = {name: getattr(layer, name) for name in kept}
+    return type(layer)(inputs, outputs, bias=False, **options)
 
 
 def _columns(layer: nn.Conv2d, moments: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -218,7 +216,7 @@ def _spatial(layer: nn.Conv2d, rank: int, moments: Tensor | None) -> nn.Sequenti
         if isinstance(layer.padding, str)
         else ((layer.padding[0], 0), (0, layer.padding[1]))
     )
-    parts: list[nn.Module] = [
+    parts: list[MatrixLayer] = [
         nn.Conv2d(
             inputs,
             rank,
@@ -254,28 +252,18 @@ def _tucker(layer: nn.Conv2d, ranks: tuple[int, ...]) -> nn.Sequential:
             layer.weight.detach().double(), rank=[ranks[1], ranks[0]], modes=[0, 1], init="svd"
         )
     outer, inner = (f.to(layer.weight.dtype) for f in factors)
-    parts: list[nn.Module] = [
+    parts: list[MatrixLayer] = [
         nn.Conv2d(layer.in_channels, ranks[0], 1, bias=False),
-        nn.Conv2d(
-            ranks[0],
-            ranks[1],
-            layer.kernel_size,
-            layer.stride,
-            layer.padding,
-            layer.dilation,
-            bias=False,
-            padding_mode=layer.padding_mode,
-        ),
+        _resized(layer, ranks[0], ranks[1]),
         nn.Conv2d(ranks[1], layer.out_channels, 1, bias=layer.bias is not None),
     ]
     return _filled(parts, [inner.T, core.to(layer.weight.dtype), outer], layer)
 
 
-def _filled(parts: list[nn.Module], weights: list[Tensor], layer: nn.Module) -> nn.Sequential:
+def _filled(parts: list[MatrixLayer], weights: list[Tensor], layer: MatrixLayer) -> nn.Sequential:
     with torch.no_grad():
         for part, weight in zip(parts, weights, strict=True):
-            target: Tensor = part.weight  # type: ignore[assignment]  # torch types a module's attributes as Tensor or Module
-            target.copy_(weight.reshape(target.shape))
-        if layer.bias is not None:
-            parts[-1].bias.copy_(layer.bias)  # type: ignore[operator, union-attr]  # torch types a module's attributes as Tensor or Module
+            part.weight.copy_(weight.reshape(part.weight.shape))
+        if layer.bias is not None and parts[-1].bias is not None:
+            parts[-1].bias.copy_(layer.bias)
     return nn.Sequential(*parts).train(layer.training)

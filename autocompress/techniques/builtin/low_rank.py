@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from autocompress.model.factors import factor_parts
 from autocompress.policy.technique import Field, Technique
 
 if TYPE_CHECKING:
@@ -63,8 +64,6 @@ class LowRank(Technique):
         self, layer: LayerSpec, policy: LayerPolicy, inputs: int, outputs: int
     ) -> tuple[Part, ...] | None:
         """The factors, where the layer has any."""
-        from autocompress.model.factors import factor_parts
-
         return factor_parts(layer, policy, inputs, outputs) if layer.factorizable else None
 
     def apply(self, work: Stitching) -> None:
