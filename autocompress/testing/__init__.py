@@ -5,4 +5,6 @@ from __future__ import annotations
 import pytest
 
 # a failing assertion then shows its values, as in the author's own test files
-pytest.register_assert_rewrite("autocompress.testing.target", "autocompress.testing.sampler")
+pytest.register_assert_rewrite(
+    "autocompress.testing.sampler", "autocompress.testing.target", "autocompress.testing.technique"
+)
