@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+import autocompress
 from autocompress.commands import inspecting, options, reading, searching
 from autocompress.commands import recipes as showing
 from autocompress.commands.options import Checkpoint, Factory, Json, RecipePath, Run, StudyName
@@ -25,13 +26,30 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="autocompress",
-    help="Search compression policies for a PyTorch model under a hardware budget. Every number "
-    "is measured on the exported file in the target runtime.",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"autocompress {autocompress.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _everywhere(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Search compression policies for a PyTorch model under a hardware budget.
+
+    Every number is measured on the exported file in the target runtime.
+    """
 
 
 def _print(data: Any, as_json: bool, show: Callable[[Console], None]) -> None:
