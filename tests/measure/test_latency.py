@@ -97,7 +97,7 @@ def test_the_quiet_speed_that_it_learns_is_that_of_the_baseline(exported: dict[s
     target, path = get_target({"threads": 1, "batch": 64}), exported[".onnx"]
     quiet = QuietSpeed()
     found = paired_timing(target, path, path, plan=_SHORT, quiet=quiet)
-    assert len(quiet.recent) == len(found.facts["repetitions"]) == 2
+    assert len(quiet.recent) == len(found.facts["repetitions"]) >= 2
     assert 0.1 < min(quiet.recent) / found.baseline_ms < 10
 
 
@@ -166,9 +166,12 @@ def test_bench_of_one_file_and_of_two(exported: dict[str, Path], wide_file: Path
 def test_given_inputs_are_the_ones_that_run(exported: dict[str, Path]) -> None:
     target = get_target("onnxruntime")
     wrong = [np.zeros((1, 3, 9), np.float32)]
-    with closing(target.open(exported[".onnx"])) as session, pytest.raises(Exception, match="rank"):
+    with (
+        closing(target.open(exported[".onnx"])) as session,
+        pytest.raises(InputError, match="shape"),
+    ):
         session.run(wrong)
-    with pytest.raises(Exception, match="rank"):
+    with pytest.raises(InputError, match="shape"):
         paired_timing(target, exported[".onnx"], exported[".onnx"], inputs=wrong, plan=_SHORT)
 
 
