@@ -169,6 +169,7 @@ def test_evaluate_and_bench(place: Path, finished: dict[str, Any]) -> None:
 def test_evaluate_builds_what_a_study_hands_over(place: Path) -> None:
     """Beside the builder itself: the thorough build is not the quick one, and each is named."""
     from autocompress.controller.phases import FINISHED
+    from autocompress.measure.accuracy import file_accuracy
     from autocompress.results.trial import SEARCH
     from autocompress.run.assembly import assemble
     from autocompress.run.study import read_study
@@ -184,8 +185,9 @@ def test_evaluate_builds_what_a_study_hands_over(place: Path) -> None:
     for name, phase in (("finished", FINISHED), ("quick", SEARCH)):
         compressed = parts.pipeline.build(policy, phase)
         path = parts.evaluator.model_path(policy, phase)
-        parts.evaluator._export(compressed, path)
-        wanted = parts.evaluator._accuracy(path, parts.data.val).value
+        measurer = parts.evaluator.measurer
+        measurer.export(compressed, path)
+        wanted = file_accuracy(measurer.target, path, parts.data.val).value
         assert found[name]["trial"]["accuracy"] == pytest.approx(wanted, abs=1e-6)
         assert found[name]["build"] == name
     assert found["finished"]["trial"]["accuracy"] > found["quick"]["trial"]["accuracy"]

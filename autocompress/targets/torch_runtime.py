@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from autocompress.errors import InputError, TargetUnavailable
-from autocompress.exporters.names import canonical_name, program_scope
 from autocompress.targets.base import (
     WARM_UP,
     Array,
@@ -248,6 +247,8 @@ def _compiled_profile(call: Callable[[], Any], runs: int) -> Profile:
 
 def _scoped(node: fx.Node) -> str:
     """Canonical name of a node, as in ``layer1.0.conv1#0/conv2d``."""
+    from autocompress.exporters.names import canonical_name, program_scope
+
     module, call = program_scope(node) or ("", 0)
     return canonical_name(module, call, node.name)
 

@@ -86,7 +86,7 @@ def test_profiles_carry_the_names_of_the_file(exported: dict[str, Path]) -> None
     with closing(get_target("torch").open(exported[".pt2"])) as session:
         profile = session.profile(random_inputs(session.inputs), runs=2)
     scopes = [n.name.partition("/")[0] for n in profile.nodes if "conv2d" in n.op]
-    assert scopes == ["first", "deep", "last"]
+    assert scopes == ["first#0", "deep#0", "last#0"]
 
 
 def test_random_inputs_fit_what_is_asked() -> None:
