@@ -54,6 +54,7 @@ def test_a_uniform_policy_and_a_policy_file_are_measured(clusters: Called, tmp_p
     assert again["trial"]["accuracy"] == uniform["trial"]["accuracy"]
 
 
+@pytest.mark.slow
 def test_a_search_takes_it_and_its_recipe_holds_it(clusters: Called, tmp_path: Path) -> None:
     smaller = {"budget": ["size<=1.1x"], "search": {"trials": 3}, "recovery": {"epochs": 0}}
     path, run = study(tmp_path, **smaller), str(tmp_path / "run")

@@ -91,7 +91,12 @@ def offer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Offer]:
             point = EntryPoint(name.lower(), f"somewhere:{name}", registry.GROUP)
             points.append(point)
         kinds = {name.lower(): globals().get(name, 5) for name in names}
-        monkeypatch.setattr(EntryPoint, "load", lambda point: kinds[point.name])
+        load = EntryPoint.load  # what other packages offer is loaded as ever
+        monkeypatch.setattr(
+            EntryPoint,
+            "load",
+            lambda point: kinds[point.name] if point.name in kinds else load(point),
+        )
         monkeypatch.setattr(registry, "entry_points", lambda group: points)
         _clear()
 
