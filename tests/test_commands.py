@@ -22,6 +22,9 @@ from tiny_study import STUDY, call
 
 from autocompress.results.metric import Measurement
 
+#: whole studies run in processes of their own, which may have to wait for a quiet machine
+pytestmark = pytest.mark.timeout(900)
+
 ROOT = Path(__file__).parent.parent
 
 

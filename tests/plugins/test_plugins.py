@@ -11,6 +11,9 @@ from measured_network import images, quantized, small
 
 from autocompress.exporters.write import export
 
+#: whole studies run in processes of their own, which may have to wait for a quiet machine
+pytestmark = pytest.mark.timeout(900)
+
 HERE = Path(__file__).parent
 DOCS = HERE.parent.parent / "docs" / "extending.md"
 

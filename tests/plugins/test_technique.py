@@ -14,6 +14,9 @@ from autocompress.errors import InputError, PolicyError
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.space_config import SpaceConfig
 
+#: whole studies run in processes of their own, which may have to wait for a quiet machine
+pytestmark = pytest.mark.timeout(900)
+
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "run_0_1"
 RULE = {"match": "*", "kinds": ["conv", "linear"], "cluster_count": [0, 16, 4], "weight_bits": 32}
 

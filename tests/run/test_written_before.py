@@ -11,6 +11,9 @@ import pytest
 import yaml
 from tiny_study import call
 
+#: whole studies run in processes of their own, which may have to wait for a quiet machine
+pytestmark = pytest.mark.timeout(900)
+
 FIXTURE = Path(__file__).parent.parent / "fixtures" / "run_0_1"
 
 
