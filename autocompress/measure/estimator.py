@@ -80,7 +80,9 @@ class Estimator:
         context = trial.measurement.context
         timing = context.get("timing")
         # where a table of another device predicts latencies, the context names it beside the target
-        if timing is None or timing["disturbed"] or context.get("target") != self.where:
+        if not timing or timing.get("disturbed") or context.get("target") != self.where:
+            return
+        if "ratio" not in timing:  # a record from elsewhere
             return
         self._observed.add(key)
         self.latency_model.observe(trial.policy, timing["ratio"])

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from autocompress.measure.lock import machine_lock
 from autocompress.measure.quiet import QuietSpeed
+from autocompress.measure.saturation import overflow_problems, products_overflow
 from autocompress.policy.policy import Policy
 from autocompress.results.difference import HITS, pack_hits
 from autocompress.results.metric import Measurement
@@ -145,11 +146,12 @@ class Measurer:
             "score_s": time.perf_counter() - timed,
             "waited_s": timing.facts.get("waited_s", 0.0),
             "timing": timing.as_dict(),
-            "problems": list(
-                check_file(
+            "problems": [
+                *check_file(
                     self.target, path, compressed, timing if self.other_device is None else None
-                )
-            ),
+                ),
+                *overflow_problems(compressed, compressed.quantized and self._overflows),
+            ],
             "notes": [*compressed.notes, *timing.notes],
         }
         # The ratio of an interleaved run carries over to the study's one baseline figure; the
@@ -157,6 +159,10 @@ class Measurer:
         latency = self._latency(policy, timing.ratio * self.baseline["latency_ms"], timing.iqr_ms)
         memory = self._memory(path) if self.measure_memory or split == "test" else {}
         return self._measurement(policy, path, accuracy, latency, memory, context)
+
+    @cached_property
+    def _overflows(self) -> bool:
+        return products_overflow(self.target)
 
     def _latency(self, policy: Policy, ms: float, spread: float) -> tuple[float, float]:
         """A latency measured here with its spread, or the other device's predicted one."""

@@ -9,27 +9,18 @@ from __future__ import annotations
 
 import tempfile
 from contextlib import closing
-from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from autocompress.policy.settings import CompressionSettings
 from autocompress.targets.base import Target
 
+if TYPE_CHECKING:
+    from autocompress.techniques.compressed import Compressed
+
 _WIDTH = 64
-
-
-@cache
-def _probe(runtime: str, device: str) -> bool:
-    from autocompress.targets import get_target
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = _largest_products(Path(folder) / "largest.onnx")
-        target = get_target({"runtime": runtime, "device": device})
-        with closing(target.open(path)) as session:
-            found = session.run([np.ones((1, _WIDTH), np.float32)])[0]
-    return bool(np.abs(found - _WIDTH).max() > 0.01 * _WIDTH)
 
 
 def products_overflow(target: Target) -> bool:
@@ -38,7 +29,33 @@ def products_overflow(target: Target) -> bool:
     Args:
         target: only ONNX files compute in integers; in others nothing can overflow.
     """
-    return target.suffix == ".onnx" and _probe(target.config.runtime, target.config.device)
+    if target.suffix != ".onnx":
+        return False
+    with tempfile.TemporaryDirectory() as folder:
+        path = _largest_products(Path(folder) / "largest.onnx")
+        with closing(target.open(path)) as session:
+            found = session.run([np.ones((1, _WIDTH), np.float32)])[0]
+    return bool(np.abs(found - _WIDTH).max() > 0.01 * _WIDTH)
+
+
+def overflow_problems(compressed: Compressed, overflows: bool) -> list[str]:
+    """What to say of a file whose integer layers use the full range where products overflow.
+
+    A recipe from another machine brings such a policy along. Weights of fewer bits are stored with
+    8 as well, and reach as far.
+
+    Args:
+        compressed: what the file was written from.
+        overflows: as ``products_overflow`` says.
+    """
+    full = [n for n, p in compressed.precisions.items() if p.integer and not p.reduced]
+    if not overflows or not full:
+        return []
+    return [
+        f"Sums of 8-bit products overflow on this processor, so that {len(full)} integer layers "
+        "compute something else than elsewhere: accuracy may be lower. Search here with "
+        "`settings.weight_range: auto`, or judge this file on the processor it is meant for."
+    ]
 
 
 def settled(settings: CompressionSettings, target: Target) -> CompressionSettings:

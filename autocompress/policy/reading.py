@@ -20,7 +20,7 @@ from autocompress.errors import InputError
 try:
     from yaml import CSafeLoader as _SafeLoader
 except ImportError:  # PyYAML was built without libyaml; ten times slower
-    from yaml import SafeLoader as _SafeLoader  # type: ignore[assignment]
+    from yaml import SafeLoader as _SafeLoader  # type: ignore[assignment]  # another class that does the same
 
 LARGEST_FILE = 16 * 2**20
 """Bytes."""

@@ -106,7 +106,7 @@ def test_the_estimate_moves_to_what_was_measured_here_or_in_another_process(
     trials = study.run_jobs(jobs, "search")
     assert [t.reason for t in trials] == ["", ""]
     after, wanted = estimator.estimate(_POLICY), told_directly()
-    measured = ratio_of(_POLICY) * estimator.latency_model.baseline_ms  # type: ignore[union-attr]
+    measured = ratio_of(_POLICY) * estimator.latency_model.baseline_ms  # type: ignore[union-attr]  # it has one
     assert abs(after["latency_ms"] - measured) < 0.6 * abs(before["latency_ms"] - measured)
     assert after["latency_ms"] == pytest.approx(wanted["latency_ms"], rel=1e-6)
     assert after.spread["latency_ms"] == pytest.approx(wanted.spread["latency_ms"], rel=1e-6)
@@ -160,10 +160,21 @@ def test_the_same_trial_counts_once_and_another_phase_of_it_again() -> None:
         finished(policy=Policy(student="resnet8")),
         with_context(timing={"ratio": 0.5, "disturbed": True}),
         with_context(timing=None),
+        with_context(timing={"disturbed": False}),
         with_context(target={**WHERE, "table": {"machine": "a phone"}}),
         with_context(target={**WHERE, "runtime": "another"}),
     ],
-    ids=["rejected", "duplicate", "failed", "student", "disturbed", "untimed", "table", "runtime"],
+    ids=[
+        "rejected",
+        "duplicate",
+        "failed",
+        "student",
+        "disturbed",
+        "untimed",
+        "no ratio",
+        "table",
+        "runtime",
+    ],
 )
 def test_what_teaches_nothing(trial: Trial) -> None:
     estimator = made()

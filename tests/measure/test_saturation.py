@@ -12,12 +12,12 @@ from torch import nn
 
 from autocompress.build.calibrate import calibrate
 from autocompress.exporters.write import export
-from autocompress.measure.saturation import products_overflow, settled
+from autocompress.measure.saturation import overflow_problems, products_overflow, settled
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.settings import CompressionSettings
 from autocompress.targets import get_target
 from autocompress.techniques.compressed import Compressed, Precision
-from autocompress.techniques.quantize import simulate
+from autocompress.techniques.quantize import simulate, weight_limit
 
 INT8 = LayerPolicy(weight_bits=8, activation_bits=8)
 
@@ -62,13 +62,25 @@ def test_the_probe_tells_whether_the_full_range_is_safe(tmp_path: Path, scaling:
 
 
 def test_reduced_products_fit_into_16_bits_and_full_ones_do_not() -> None:
-    from autocompress.techniques.quantize import weight_limit
-
     largest = 2**15 - 1
     assert 2 * 255 * weight_limit(8, reduced=True) <= largest
     assert 2 * 255 * weight_limit(8) > largest
-    # fewer bits never reach as far
-    assert all(2 * 255 * weight_limit(b, reduced=True) <= largest for b in (2, 3, 4))
+
+
+def test_a_full_range_file_is_named_only_where_products_overflow() -> None:
+    """A recipe from another machine, in any number of bits; floats and reduced weights are safe."""
+
+    def said(policy: LayerPolicy, weight_range: str, overflows: bool) -> int:
+        settings = CompressionSettings(weight_range=weight_range)  # type: ignore[arg-type]  # a text
+        precisions = {"0": Precision.of(policy, settings)}
+        made = Compressed(worst_layer(), Policy({"0": policy}), settings, precisions)
+        return len(overflow_problems(made, overflows))
+
+    low = LayerPolicy(weight_bits=4, activation_bits=8)
+    only_weights = LayerPolicy(weight_bits=8)
+    assert [said(p, "full", True) for p in (INT8, low, only_weights, LayerPolicy())] == [1, 1, 0, 0]
+    assert [said(p, "reduced", True) for p in (INT8, low, only_weights)] == [0, 0, 0]
+    assert [said(p, "full", False) for p in (INT8, low)] == [0, 0]
 
 
 def test_what_was_chosen_by_hand_stays() -> None:

@@ -57,7 +57,7 @@ def test_numbers_against_the_integral_over_two_normal_densities() -> None:
 @pytest.mark.parametrize("kind", ["classes", "binary", "value"])
 def test_nothing_changed_is_no_divergence(kind: str) -> None:
     original, _ = outputs(5, 3 if kind == "classes" else 1)
-    assert choose_divergence(kind, original)(original, original).abs().max() < 1e-6  # type: ignore[arg-type]
+    assert choose_divergence(kind, original)(original, original).abs().max() < 1e-6  # type: ignore[arg-type]  # a kind
 
 
 def test_a_softmax_over_one_column_is_said_rather_than_zero() -> None:
