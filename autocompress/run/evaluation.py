@@ -101,6 +101,9 @@ def read_uniform(text: str) -> dict[str, Any]:
         if key not in field_names():
             raise InputError(no_field(key))
         values[key] = read_value(value)
+        field = next(f for t in techniques() for f in t.fields if f.name == key)
+        if not field.allows(values[key]):  # the nearest level of a word would be no change at all
+            raise InputError(f"--uniform: `{key}` must be {field.must}, got {value!r}.")
     for technique in techniques():
         values = {**technique.followed(values), **values}
     return values
