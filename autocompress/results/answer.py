@@ -68,20 +68,20 @@ def decide(
     """
     compared = [t for t in confirmed(trials) if comparable(t, objectives)]
     front = ParetoFront.of(compared, objectives)
-    nearest = min(compared, key=rank, default=None)
     if not len(front):
+        nearest = min(compared, key=rank, default=None)
         return Decision(
             front,
             nearest=nearest,
             reason=f"No policy met the budget ({budget}).",
             remedy="Loosen the budget, widen the search space, or search longer with --resume.",
         )
+    nearest = min(front, key=rank)  # of the front, or the tables would not show it
     if max_accuracy_drop is None:
-        return Decision(front, min(front, key=rank))
+        return Decision(front, nearest)
     best = next((t for t in front if drop(t, baseline) <= max_accuracy_drop + _ROUNDING), None)
     if best is not None:
         return Decision(front, best)
-    assert nearest is not None
     within = f" within the budget ({budget})" if budget.limits else ""
     return Decision(
         front,
