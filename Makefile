@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Test processes at once. Each needs a core and about 4 GiB.
+JOBS ?= 2
 
 # Real data and trained weights, where a folder with them lies beside the repository.
 ifneq ($(wildcard ../shared/data),)
@@ -29,8 +31,8 @@ $(STAMP): pyproject.toml
 quickstart: install  ## search a digits classifier under a latency budget
 	$(BIN)/autocompress search studies/quickstart.yaml
 
-test: install  ## the fast tests
-	$(BIN)/python -m pytest
+test: install  ## the fast tests, in JOBS processes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --durations 25
 
 test-slow: install  ## the tests that take minutes
 	$(BIN)/python -m pytest -m 'slow and not gpu' --timeout 1800

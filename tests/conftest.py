@@ -77,11 +77,12 @@ def make_run() -> Callable[..., RunFolder]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _nobody_waits_for_a_quiet_machine() -> Iterator[None]:
-    """A busy machine would make every small study wait; waiting is tested on a clock of its own."""
-    from autocompress.measure import quiet
+    """A busy machine would make every small study wait, those in processes of their own too.
 
+    Waiting is tested on a clock of its own.
+    """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(quiet, "PATIENCE_S", 0.0)
+        patch.setenv("AUTOCOMPRESS_QUIET_WAIT_S", "0")
         yield
 
 

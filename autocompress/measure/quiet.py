@@ -2,21 +2,45 @@
 
 from __future__ import annotations
 
+import math
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from autocompress.errors import InputError
 from autocompress.measure.rounds import SLACK
 
 PATIENCE_S = 16.0
 """Longest wait for a quiet machine: spells of disturbance have lasted for 1 to 30 seconds."""
+_VARIABLE = "AUTOCOMPRESS_QUIET_WAIT_S"
 _LOOK_EVERY_S = 0.25
 _ATTEMPTS = 5
 """At a task: a spell may begin while it is done."""
 _REMEMBERED = 30
 _EXPERIENCE = 10
 """Timings after which the lowest decile says something."""
+
+
+def longest_wait_s() -> float:
+    """Longest wait for a quiet machine, in seconds: ``AUTOCOMPRESS_QUIET_WAIT_S``, or 16.
+
+    With 0 nothing waits; timings on a busy machine are then marked as disturbed sooner.
+
+    Raises:
+        InputError: no number of seconds.
+    """
+    text = os.environ.get(_VARIABLE, "")
+    if not text:
+        return PATIENCE_S
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not 0 <= found < math.inf:
+        raise InputError(f"`{_VARIABLE}` must be seconds, 0 or more, got {text!r}.")
+    return found
 
 
 @dataclass
@@ -50,7 +74,7 @@ class QuietSpeed:
 
         Where a machine stays disturbed for minutes, a study goes on.
         """
-        return PATIENCE_S / 2**self.in_vain
+        return longest_wait_s() / 2**self.in_vain
 
     @property
     def slowest_ms(self) -> float | None:
@@ -115,7 +139,7 @@ def repeat_disturbed(
         quiet.note(before)
         for i in pending:
             if attempt and quiet.disturbed(before):
-                if not quiet.wait(look, PATIENCE_S, pause, clock):
+                if not quiet.wait(look, longest_wait_s(), pause, clock):
                     return [i for i in pending if quiet.disturbed(slowest[i])]
                 before = look()
             tasks[i]()

@@ -11,8 +11,8 @@ from functools import partial
 import numpy as np
 import pytest
 
-from autocompress.measure import quiet as quiet_module
-from autocompress.measure.quiet import QuietSpeed, repeat_disturbed
+from autocompress.errors import InputError
+from autocompress.measure.quiet import QuietSpeed, longest_wait_s, repeat_disturbed
 from autocompress.measure.sampling import Plan, Sampler, Samples
 
 _PATIENCE_S = 16.0
@@ -23,7 +23,7 @@ _PLAN = Plan(min_rounds=8, max_seconds=3.0)
 @pytest.fixture(autouse=True)
 def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a study; the other tests do not wait."""
-    monkeypatch.setattr(quiet_module, "PATIENCE_S", _PATIENCE_S)
+    monkeypatch.setenv("AUTOCOMPRESS_QUIET_WAIT_S", f"{_PATIENCE_S}")
 
 
 class Machine:
@@ -303,3 +303,14 @@ def test_a_quiet_machine_does_every_task_once_and_a_loud_one_gives_up() -> None:
     assert repeat_disturbed(tasks, speed, machine.pause, machine.clock) == [3, 4]
     assert done[5:] == [0, 1, 2, 3, 4]
     assert machine.paused == _PATIENCE_S
+
+
+def test_how_long_it_may_wait_is_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AUTOCOMPRESS_QUIET_WAIT_S")
+    assert QuietSpeed().patience_s == longest_wait_s() == 16.0
+    monkeypatch.setenv("AUTOCOMPRESS_QUIET_WAIT_S", "2.5")
+    assert QuietSpeed(in_vain=1).patience_s == 1.25
+    for wrong in ("soon", "-1", "nan", "inf"):
+        monkeypatch.setenv("AUTOCOMPRESS_QUIET_WAIT_S", wrong)
+        with pytest.raises(InputError, match="seconds, 0 or more"):
+            longest_wait_s()

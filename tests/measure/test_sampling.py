@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from autocompress.measure import quiet as quiet_module
 from autocompress.measure import sampling
 from autocompress.measure.quiet import QuietSpeed
 from autocompress.measure.rounds import quiet_rounds, warm_up
@@ -225,7 +224,7 @@ def test_rounds_of_another_repetition_are_no_neighbours() -> None:
 
 def test_it_looks_for_quiet_rounds_while_its_time_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
     """It begins in a spell of two seconds; without knowing better it would end there, content."""
-    monkeypatch.setattr(quiet_module, "PATIENCE_S", 0.0)  # no waiting: rounds are taken meanwhile
+    monkeypatch.setenv("AUTOCOMPRESS_QUIET_WAIT_S", "0")  # rounds are taken meanwhile
     for speed, wanted in ((6.5, 0.5 * 1.6 / 1.3), (5.0, 0.5)):
         machine = Machine(noise=0.01)
         machine._ends = [0.0, 2.0]
