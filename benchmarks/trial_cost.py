@@ -73,7 +73,7 @@ def one_trial(
     settings: Any,
     quiet: QuietSpeed,
 ) -> None:
-    """The steps of a trial, in their order; ``quiet`` learns from one to the next, as in a study."""
+    """The steps of a trial, in their order; ``quiet`` learns from trial to trial, as in a study."""
     target = get_target("onnxruntime")
     path = baseline.with_name("trial.onnx")
     with watch.step("stitch"):
