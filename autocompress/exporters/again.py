@@ -99,8 +99,8 @@ def _with_graph(compressed: Compressed, example: Any) -> Compressed:
     if missing:
         raise ExportError(
             f"The module was changed since `apply` gave it: of {len(missing)} tensors, "
-            f"{missing[0]!r} among them, the range in 8 bits is not known. Change only its weights, "
-            "or search again."
+            f"{missing[0]!r} among them, the range in 8 bits is not known. Change only its "
+            "weights, or search again."
         )
     # trained through rounding, or as calibration left it: either way nearest is what it simulates
     return compressed.with_(folded=compressed.module, graph=graph, qat=True)
