@@ -167,32 +167,22 @@ def search(
     from autocompress.run.given import as_module, given_study
     from autocompress.run.session import run_study
 
-    searching, sampler = dict(search or {}), None
-    if not isinstance(searching.get("sampler", ""), str):
-        sampler = searching["sampler"]
-        searching["sampler"] = type(sampler).__name__
-    study = given_study(
-        Path(out).name,
-        budget,
-        target=target,
-        space=space,
-        search=searching,
-        recovery=recovery,
-        settings=settings,
-        tracking=tracking,
-        max_accuracy_drop=max_accuracy_drop,
-        executor=executor,
-        workers=workers,
-    )
+    searching, sampler = _with_sampler(search)
+    sections = {"target": target, "space": space, "search": searching, "recovery": recovery}
+    more = {"settings": settings, "tracking": tracking, "max_accuracy_drop": max_accuracy_drop}
+    named = {**sections, **more, "executor": executor, "workers": workers}
+    study = given_study(Path(out).name, budget, **named)
+    objects = {"model": as_module(model), "data": data, "sampler": sampler}
+    going_on = {"resume": resume, "new_baseline": new_baseline}
     with Display(quiet) as shown:
-        done = run_study(
-            study,
-            Path(out),
-            resume=resume,
-            new_baseline=new_baseline,
-            model=as_module(model),
-            data=data,
-            sampler=sampler,
-            watcher=shown,
-        )
+        done = run_study(study, Path(out), watcher=shown, **going_on, **objects)
     return Result(done.folder.root, done.summary, done.view)
+
+
+def _with_sampler(search: Mapping[str, Any] | None) -> tuple[dict[str, Any], Any]:
+    """The section of the search as a file would hold it, and a sampler that is an object."""
+    section = dict(search or {})
+    sampler = section.get("sampler")
+    if sampler is None or isinstance(sampler, str):
+        return section, None
+    return {**section, "sampler": type(sampler).__name__}, sampler

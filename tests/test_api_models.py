@@ -309,7 +309,7 @@ def test_files_are_judged_beside_the_uncompressed_model(
     place: Path, recipes: dict[str, Path], model: nn.Module, data: ac.Data
 ) -> None:
     ac.export(ac.apply(recipes["pruned"], model, data), place / "pruned.onnx")
-    broken = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    broken = nn.Sequential(nn.Flatten(), nn.Linear(256, 10))
     ac.export(broken, place / "broken.onnx", example=data.train.inputs(1))
     (place / "study.yaml").write_text(
         "model: {factory: 'own:trained'}\ndata: {factory: 'own:splits'}\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,8 @@ def _load(path: str) -> Any:
 
 def _settle(module: fx.GraphModule) -> None:
     """Give every part a plain name, and every product with a constant matrix a linear layer."""
+    parts: dict[fx.Node, nn.Module] = {}
+    taken: set[str] = set()
     for node in list(module.graph.nodes):
         if node.op != "call_module":
             continue
@@ -80,8 +83,15 @@ def _settle(module: fx.GraphModule) -> None:
             part = nn.Linear(*weight.shape, bias=False)
             part.weight = nn.Parameter(weight.t().contiguous())
             node.args = node.args[:1]
-        name = node.target.strip("/").replace("/", "_").replace(".", "_")
-        module.delete_submodule(node.target)
+        parts[node] = part
+    for name in {str(node.target) for node in parts}:
+        module.delete_submodule(name)
+    for node, part in parts.items():
+        # a dot would stand for a part of a part, a number sign for a call
+        name = plain = re.sub(r"\W+", "_", str(node.target)).strip("_") or "node"
+        while name in taken:
+            name = f"{plain}_{len(taken)}"
+        taken.add(name)
         module.add_submodule(name, part)
         node.target = name
     module.graph.eliminate_dead_code()
