@@ -172,10 +172,10 @@ def search(
     more = {"settings": settings, "tracking": tracking, "max_accuracy_drop": max_accuracy_drop}
     named = {**sections, **more, "executor": executor, "workers": workers}
     study = given_study(Path(out).name, budget, **named)
-    objects = {"model": as_module(model), "data": data, "sampler": sampler}
-    going_on = {"resume": resume, "new_baseline": new_baseline}
+    given: dict[str, Any] = {"model": as_module(model), "data": data, "sampler": sampler}
+    going_on: dict[str, Any] = {"resume": resume, "new_baseline": new_baseline}
     with Display(quiet) as shown:
-        done = run_study(study, Path(out), watcher=shown, **going_on, **objects)
+        done = run_study(study, Path(out), watcher=shown, **going_on, **given)
     return Result(done.folder.root, done.summary, done.view)
 
 

@@ -80,7 +80,7 @@ def _settle(module: fx.GraphModule) -> None:
         part = module.get_submodule(node.target)
         weight = _constant(module, node.args[1]) if _is_product(part, node) else None
         if weight is not None and weight.dim() == 2:
-            part = nn.Linear(*weight.shape, bias=False)
+            part = nn.Linear(weight.shape[0], weight.shape[1], bias=False)
             part.weight = nn.Parameter(weight.t().contiguous())
             node.args = node.args[:1]
         parts[node] = part
