@@ -223,7 +223,6 @@ class Pipeline:
                 reestimate(compressed.module, self.calibration().inputs())
                 note = f"Refined as a whole, not block by block: {error}"
                 compressed = compressed.with_(notes=(*compressed.notes, note))
-        compressed = self.bank.projected(compressed)  # weights that are to be zero are so from here
         config, seed = self.settings.refine, self.settings.seed
         return Refinement(self.model, compressed, self.data, config, seed, progress).run()
 

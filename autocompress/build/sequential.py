@@ -137,7 +137,10 @@ class _Resolver:
         target = self._target(node)
         wanted = self._wanted(target, node, old, new, ahead, chunks)
         fed = [self._front(name, x) for x in new[_source(node)]]
-        self._solve(layer, target.norm, fed, wanted)
+        zeros = None
+        if self.compressed.policy[name].sparsity > 0:
+            zeros = layer.weight.flatten(1) == 0
+        self._solve(layer, target.norm, fed, wanted, zeros)
 
     def _last_part(self, name: str) -> MatrixLayer | None:
         """The module whose weights make the layer's outputs, if they can be solved."""
@@ -221,9 +224,14 @@ class _Resolver:
         ]
 
     def _solve(
-        self, layer: MatrixLayer, norm: str | None, fed: list[Tensor], wanted: list[Tensor]
+        self,
+        layer: MatrixLayer,
+        norm: str | None,
+        fed: list[Tensor],
+        wanted: list[Tensor],
+        zeros: Tensor | None,
     ) -> None:
-        """Least squares with a ridge toward the weights that are there."""
+        """Least squares with a ridge toward the weights that are there; ``zeros`` stay zero."""
         weight = layer.weight
         flat, bias = weight.flatten(1).double(), torch.zeros(len(weight), dtype=torch.float64)
         if layer.bias is not None:
@@ -241,10 +249,10 @@ class _Resolver:
         gram[index, index] += damping
         if layer.bias is None and module is None:
             right = cross[:-1] + damping * flat.T
-            weight.copy_(torch.linalg.solve(gram[:-1, :-1], right).T.view_as(weight))
+            weight.copy_(_solved(gram[:-1, :-1], right, zeros).T.view_as(weight))
             return
         cross[:-1] += damping * flat.T
-        solved = torch.linalg.solve(gram, cross)
+        solved = _solved(gram, cross, zeros)
         new_weight, new_bias = solved[:-1].T, solved[-1]
         if module is None:
             assert layer.bias is not None
@@ -326,6 +334,24 @@ class _Resolver:
         mean = (means * sizes).sum(0)
         norm.running_mean.copy_(mean)
         norm.running_var.copy_(((squares * sizes).sum(0) - mean**2).clamp_min(0))
+
+
+def _solved(gram: Tensor, right: Tensor, zeros: Tensor | None) -> Tensor:
+    """Solve for all outputs at once, or for each on the weights that may be other than zero.
+
+    Args:
+        gram: ``(n, n)``; what comes after the weights' inputs (a constant) is free.
+        right: ``(n, outputs)``.
+        zeros: ``(outputs, inputs)``, weights that stay zero.
+    """
+    if zeros is None:
+        return torch.linalg.solve(gram, right)
+    found = torch.zeros_like(right)
+    for i, row in enumerate(zeros):
+        free = torch.ones(len(gram), dtype=torch.bool)
+        free[: len(row)] = ~row
+        found[free, i] = torch.linalg.solve(gram[free][:, free], right[free, i])
+    return found
 
 
 def _source(node: fx.Node) -> fx.Node:

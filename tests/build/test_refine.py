@@ -183,3 +183,18 @@ def test_what_cannot_be_traced_is_refined_as_a_whole() -> None:
     assert any("as a whole" in note for note in refined.notes)
     test = own.test
     assert distance(parts, refined.module, test) <= 1.05 * distance(parts, start.module, test)
+
+
+def test_the_sequential_re_solve_keeps_zeros_and_does_its_best_within_them() -> None:
+    parts = pipeline("residual")
+    settings = parts.settings.model_copy(update={"finish": "sequential"})
+    names = ("conv1", "conv2", "conv3", "conv4")
+    policy = Policy({n: LayerPolicy(sparsity=0.6) for n in names})
+    stitched = parts.stitch(policy)
+    solved = replace(parts, settings=settings).build(policy, FINAL)
+    for name in names:
+        zero = stitched.module.get_submodule(name).weight == 0
+        assert zero.float().mean() > 0.55
+        assert torch.equal(zero, solved.module.get_submodule(name).weight == 0)
+    unseen = parts.data.test
+    assert distance(parts, solved.module, unseen) < distance(parts, stitched.module, unseen)
