@@ -115,7 +115,8 @@ class Pipeline:
             checkpoint: file that lets an interrupted fine-tune go on.
         """
         compressed = self.stitch(policy)
-        compressed = self.reconstruct(compressed, final=phase.kind != "search")
+        final = phase.kind != "search"
+        compressed = self.reconstruct(compressed, final=final, progress=progress)
         if phase.epochs > 0:
             compressed = self.train(
                 compressed, phase, seed, progress=progress, checkpoint=checkpoint
@@ -185,18 +186,25 @@ class Pipeline:
             )
         return Compressed(self.students[policy.student](), policy, self.settings)
 
-    def reconstruct(self, compressed: Compressed, *, final: bool) -> Compressed:
+    def reconstruct(
+        self, compressed: Compressed, *, final: bool, progress: Progress | None = None
+    ) -> Compressed:
         """Repair weights or statistics without labels.
 
         Args:
             compressed: as stitched; its module is changed.
             final: use ``settings.finish`` in place of ``settings.reconstruction``.
+            progress: told how far a refinement is.
         """
         from autocompress.build.batch_norm import reestimate
         from autocompress.build.sequential import sequential_resolve
 
         how = self.settings.finish if final else self.settings.reconstruction
-        if compressed.policy.student is not None or not compressed.policy.repairable:
+        if compressed.policy.student is not None or compressed.policy.identity:
+            return compressed
+        if how == "refine":
+            return self._refined(compressed, progress)
+        if not compressed.policy.repairable:
             return compressed
         if how == "sequential":
             images = self.data.train.sample(self.settings.sequential_images, self.settings.seed)
@@ -204,6 +212,24 @@ class Pipeline:
         if how in ("batch_norm", "bank_batch_norm"):
             reestimate(compressed.module, self.calibration().inputs())
         return compressed
+
+    def _refined(self, compressed: Compressed, progress: Progress | None) -> Compressed:
+        """Re-solved layer by layer where that can be traced, then trained without labels."""
+        from autocompress.build.batch_norm import reestimate
+        from autocompress.build.refine import Refinement
+        from autocompress.build.sequential import sequential_resolve
+        from autocompress.errors import UnsupportedModel
+
+        if compressed.policy.repairable:
+            images = self.data.train.sample(self.settings.sequential_images, self.settings.seed)
+            try:
+                compressed = sequential_resolve(self.model, compressed, images.inputs())
+            except UnsupportedModel as error:
+                reestimate(compressed.module, self.calibration().inputs())
+                note = f"Refined as a whole, not block by block: {error}"
+                compressed = compressed.with_(notes=(*compressed.notes, note))
+        config, seed = self.settings.refine, self.settings.seed
+        return Refinement(self.model, compressed, self.data, config, seed, progress).run()
 
     def train(
         self,

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from autocompress.build.walk import last_uses, node_value, trace
 from autocompress.errors import UnsupportedModel
 from autocompress.policy.registry import techniques
 from autocompress.techniques.compressed import Compressed
@@ -25,17 +26,6 @@ from autocompress.techniques.moments import MatrixLayer, check_inputs, matrix_la
 _NORM = nn.modules.batchnorm._BatchNorm
 _CHUNK = 128
 _ROWS = 262_144
-
-
-class _Tracer(fx.Tracer):
-    """Keeps every layer that a policy may replace as one node."""
-
-    def __init__(self, leaves: frozenset[str]) -> None:
-        super().__init__()
-        self.leaves = leaves
-
-    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return name in self.leaves or super().is_leaf_module(module, name)
 
 
 @dataclass(frozen=True)
@@ -69,13 +59,12 @@ def sequential_resolve(model: nn.Module, compressed: Compressed, inputs: Any) ->
         ICCV 2017, section 3.2 (whole-model pruning on already pruned inputs, residual matching).
     """
     check_inputs(inputs)
-    leaves = frozenset(compressed.parts)
     try:
-        graph = _Tracer(leaves).trace(model)
-    except (fx.proxy.TraceError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        graph = trace(model, compressed.parts)
+    except UnsupportedModel as error:
         raise UnsupportedModel(
-            f"The sequential re-solve needs a model that torch.fx can trace: "
-            f"{error}. Set `settings.finish: bank_batch_norm`."
+            f"The sequential re-solve runs layer by layer, but {error}. Set "
+            "`settings.finish: bank_batch_norm`."
         ) from error
     _Resolver(model, compressed, graph).run(inputs if isinstance(inputs, tuple) else (inputs,))
     return compressed
@@ -90,17 +79,8 @@ class _Resolver:
         self.compressed = compressed
         self.ridge = compressed.settings.ridge
         self.graph = graph
-        self.position = {node: i for i, node in enumerate(graph.nodes)}
-        self.uses = self._last_uses()
+        self.uses = last_uses(graph)
         self.sliced: set[fx.Node] = set()  # layers that lost outputs and are else as they were
-
-    def _last_uses(self) -> dict[fx.Node, list[fx.Node]]:
-        """Which values can be dropped after a node has run."""
-        dead: dict[fx.Node, list[fx.Node]] = {}
-        for node in self.graph.nodes:
-            last = max(node.users, key=self.position.__getitem__, default=node)
-            dead.setdefault(last, []).append(node)
-        return dead
 
     def run(self, inputs: tuple[Tensor, ...]) -> None:
         old: dict[fx.Node, list[Any]] = {}
@@ -124,25 +104,10 @@ class _Resolver:
     def _values(
         self, node: fx.Node, env: Mapping[fx.Node, list[Any]], module: nn.Module, chunks: int
     ) -> list[Any]:
-        out = []
-        for i in range(chunks):
-            chunk = {n: env[n][i] for n in node.all_input_nodes}
-            args = fx.map_arg(node.args, chunk.__getitem__)
-            kwargs = fx.map_arg(node.kwargs, chunk.__getitem__)
-            if node.op == "call_module":
-                out.append(module.get_submodule(str(node.target))(*args, **kwargs))
-            elif node.op == "call_function":
-                assert callable(node.target)
-                out.append(node.target(*args, **kwargs))
-            elif node.op == "call_method":
-                out.append(getattr(args[0], str(node.target))(*args[1:], **kwargs))
-            else:
-                value: Any = module
-                for part in str(node.target).split("."):
-                    value = getattr(value, part)
-                out.append(value)
-        # in-place operators would change what an earlier node holds
-        return [v.clone() if _in_place(node, module) and isinstance(v, Tensor) else v for v in out]
+        return [
+            node_value(node, {n: env[n][i] for n in node.all_input_nodes}, module)
+            for i in range(chunks)
+        ]
 
     def _prepare(
         self,
@@ -172,7 +137,10 @@ class _Resolver:
         target = self._target(node)
         wanted = self._wanted(target, node, old, new, ahead, chunks)
         fed = [self._front(name, x) for x in new[_source(node)]]
-        self._solve(layer, target.norm, fed, wanted)
+        zeros = None
+        if self.compressed.policy[name].sparsity > 0:
+            zeros = layer.weight.flatten(1) == 0
+        self._solve(layer, target.norm, fed, wanted, zeros)
 
     def _last_part(self, name: str) -> MatrixLayer | None:
         """The module whose weights make the layer's outputs, if they can be solved."""
@@ -256,9 +224,14 @@ class _Resolver:
         ]
 
     def _solve(
-        self, layer: MatrixLayer, norm: str | None, fed: list[Tensor], wanted: list[Tensor]
+        self,
+        layer: MatrixLayer,
+        norm: str | None,
+        fed: list[Tensor],
+        wanted: list[Tensor],
+        zeros: Tensor | None,
     ) -> None:
-        """Least squares with a ridge toward the weights that are there."""
+        """Least squares with a ridge toward the weights that are there; ``zeros`` stay zero."""
         weight = layer.weight
         flat, bias = weight.flatten(1).double(), torch.zeros(len(weight), dtype=torch.float64)
         if layer.bias is not None:
@@ -276,10 +249,10 @@ class _Resolver:
         gram[index, index] += damping
         if layer.bias is None and module is None:
             right = cross[:-1] + damping * flat.T
-            weight.copy_(torch.linalg.solve(gram[:-1, :-1], right).T.view_as(weight))
+            weight.copy_(_solved(gram[:-1, :-1], right, zeros).T.view_as(weight))
             return
         cross[:-1] += damping * flat.T
-        solved = torch.linalg.solve(gram, cross)
+        solved = _solved(gram, cross, zeros)
         new_weight, new_bias = solved[:-1].T, solved[-1]
         if module is None:
             assert layer.bias is not None
@@ -363,6 +336,24 @@ class _Resolver:
         norm.running_var.copy_(((squares * sizes).sum(0) - mean**2).clamp_min(0))
 
 
+def _solved(gram: Tensor, right: Tensor, zeros: Tensor | None) -> Tensor:
+    """Solve for all outputs at once, or for each on the weights that may be other than zero.
+
+    Args:
+        gram: ``(n, n)``; what comes after the weights' inputs (a constant) is free.
+        right: ``(n, outputs)``.
+        zeros: ``(outputs, inputs)``, weights that stay zero.
+    """
+    if zeros is None:
+        return torch.linalg.solve(gram, right)
+    found = torch.zeros_like(right)
+    for i, row in enumerate(zeros):
+        free = torch.ones(len(gram), dtype=torch.bool)
+        free[: len(row)] = ~row
+        found[free, i] = torch.linalg.solve(gram[free][:, free], right[free, i])
+    return found
+
+
 def _source(node: fx.Node) -> fx.Node:
     """The node whose value a layer takes."""
     source = node.args[0]
@@ -379,11 +370,3 @@ def _statistics(norm: _NORM) -> tuple[Tensor, Tensor]:
 
 def _same(before: list[Tensor], now: list[Tensor]) -> bool:
     return before[0].shape == now[0].shape and torch.equal(before[0], now[0])
-
-
-def _in_place(node: fx.Node, module: nn.Module) -> bool:
-    if node.op == "call_module":
-        return bool(getattr(module.get_submodule(str(node.target)), "inplace", False))
-    if node.op == "call_function":
-        return bool(node.kwargs.get("inplace", False)) or node.target is operator.iadd
-    return node.op == "call_method" and str(node.target).endswith("_")

@@ -9,6 +9,30 @@ from pydantic import Field
 from autocompress.policy.section import Section
 
 
+class RefineConfig(Section):
+    """How ``finish: refine`` trains without labels.
+
+    Args:
+        images: training inputs that it uses; their labels are not looked at.
+        block_steps: optimizer steps for each block, toward the original block's output.
+        steps: optimizer steps of the whole network, toward the original's outputs; half its
+            learning rate.
+        batch_size: inputs per step.
+        lr: the highest learning rate, of Adam; annealed to zero.
+        augment: let the whole network see augmented inputs, where the data bring an augmentation.
+        seconds: time limit; both parts are annealed within it. ``null`` takes all steps. With a
+            limit, how far it comes depends on the machine, and a replayed recipe with it.
+    """
+
+    images: int = Field(4096, ge=16)
+    block_steps: int = Field(150, ge=0)
+    steps: int = Field(450, ge=0)
+    batch_size: int = Field(128, ge=1)
+    lr: float = Field(1e-3, gt=0)
+    augment: bool = True
+    seconds: float | None = Field(None, gt=0)
+
+
 class CompressionSettings(Section):
     """Choices that are the same for every policy of a study.
 
@@ -19,7 +43,10 @@ class CompressionSettings(Section):
             ``none``, ``batch_norm`` (statistics re-estimated), ``bank`` (consumers re-solved by
             least squares, from the bank), ``bank_batch_norm`` (both), ``sequential`` (block after
             block on already compressed inputs; never followed by batch norm re-estimation).
-        finish: the reconstruction for policies that reach the recovery or the verification phase.
+        finish: the reconstruction for policies that reach the recovery or the verification phase;
+            beside those above ``refine``: the sequential re-solve, then training toward the
+            uncompressed model's own outputs, without labels.
+        refine: of ``finish: refine``.
         calibration_images: how many training inputs calibrate ranges and moments.
         sequential_images: how many training inputs the sequential re-solve uses.
         ridge: damping of the least squares, as a fraction of the mean diagonal.
@@ -43,7 +70,10 @@ class CompressionSettings(Section):
     reconstruction: Literal["none", "batch_norm", "bank", "bank_batch_norm", "sequential"] = (
         "bank_batch_norm"
     )
-    finish: Literal["none", "batch_norm", "bank", "bank_batch_norm", "sequential"] = "sequential"
+    finish: Literal["none", "batch_norm", "bank", "bank_batch_norm", "sequential", "refine"] = (
+        "sequential"
+    )
+    refine: RefineConfig = RefineConfig()
     calibration_images: int = Field(512, ge=8)
     sequential_images: int = Field(1024, ge=8)
     ridge: float = Field(0.01, gt=0)

@@ -1,0 +1,352 @@
+"""Repair without labels: a compressed network is trained toward the original's own outputs.
+
+First block by block: each block's parameters learn to give the original block's output on inputs
+that are those of the compressed network. Then the whole network learns to give the original's
+outputs. Batch norms keep their statistics throughout; only their scales and shifts learn.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from autocompress.build.walk import last_uses, node_value, trace
+from autocompress.errors import UnsupportedModel
+from autocompress.policy.recovery import Schedule
+from autocompress.policy.settings import RefineConfig
+from autocompress.recover.device import Place, forward
+from autocompress.task.data import Data, Split
+from autocompress.task.divergence import Divergence, choose_divergence
+from autocompress.task.outputs import output_kind
+from autocompress.techniques.compressed import Compressed
+from autocompress.techniques.quantize import QuantizedLayer, trainable, trained
+
+Progress = Callable[[str, float], None]
+
+_CHUNK = 128
+_MEMORY = 1 << 30
+"""Bytes that the values at one joint may take; with larger ones fewer samples are used."""
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A part of the graph that starts and ends where one value alone flows.
+
+    Args:
+        start: the node whose value it takes.
+        nodes: that it runs, the last one gives its output.
+    """
+
+    start: fx.Node
+    nodes: tuple[fx.Node, ...]
+
+
+@dataclass
+class Refinement:
+    """One compressed model under repair.
+
+    Args:
+        model: uncompressed, in eval mode; not changed.
+        compressed: as reconstructed; not changed.
+        data: unlabelled: only inputs of the train split are read.
+        config: images, steps, limits.
+        seed: of the order and of the augmentation.
+        progress: told what is going on.
+    """
+
+    model: nn.Module
+    compressed: Compressed
+    data: Data
+    config: RefineConfig
+    seed: int = 0
+    progress: Progress | None = None
+    place: Place = field(default_factory=lambda: Place.of(Schedule()))
+
+    def run(self) -> Compressed:
+        """Refine, and keep what is nearer to the original on samples that were held back.
+
+        References:
+            Nagel et al., Up or Down? (AdaRound), ICML 2020, and Li et al., BRECQ, ICLR 2021
+            (reconstruction block by block); Hinton et al. 2015 (the network's own outputs).
+        """
+        begin, config = time.monotonic(), self.config
+        limit = math.inf if config.seconds is None else config.seconds
+        count = min(config.images, len(self.data.train))
+        held = max(1, min(_CHUNK * 2, count // 8))
+        images = self.data.train.sample(count, self.seed)
+        every = torch.arange(count)
+        self._images, self._held = _part(images, every[held:]), _part(images, every[:held])
+        original = self.place.put_module(copy.deepcopy(self.model))
+        module = self.place.put_module(self._module()).requires_grad_(True)
+        wanted = self._outputs(original, self._held)
+        kind = output_kind(wanted, self.data.train.targets)
+        divergence = choose_divergence(kind, wanted)
+        best = _Best(lambda m: self._distance(m, wanted, divergence), module)
+        try:
+            blocks = _blocks(trace(self.model, self.compressed.parts), self.model)
+        except UnsupportedModel:
+            blocks = []  # only the whole network then
+        weights = [p for p in module.parameters() if p.dim() > 1] if self._sparse else []
+        self._zeros = [(p, p != 0) for p in weights]
+        self._each_block(original, module, blocks, begin + limit / 2)
+        best.offer(module)
+        self._whole(original, module, divergence, begin + limit)
+        best.offer(module)
+        return self._result(best.restored(module))
+
+    @property
+    def _sparse(self) -> bool:
+        return any(p.sparsity > 0 for p in self.compressed.policy.layers.values())
+
+    def _module(self) -> nn.Module:
+        """What is trained: through its rounding, where layers are quantized."""
+        if not self.compressed.quantized:
+            return copy.deepcopy(self.compressed.module).eval()
+        module = trainable(self.compressed).eval()
+        for part in module.modules():
+            if isinstance(part, QuantizedLayer):
+                part.train()  # its input range follows the data
+        return module
+
+    def _result(self, module: nn.Module) -> Compressed:
+        plain = module.to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]  # torch's stubs lack memory_format here
+        if self.compressed.quantized:
+            return trained(plain, self.compressed)
+        return self.compressed.with_weights(plain, qat=False)
+
+    # -- block by block
+
+    def _each_block(
+        self, original: nn.Module, module: nn.Module, blocks: Sequence[_Block], deadline: float
+    ) -> None:
+        """Train each block that ends in as many channels as the original's."""
+        old = new = None
+        left = list(blocks)
+        while left:
+            block = left.pop(0)
+            if old is None or new is None:
+                old = new = self._images.inputs()
+            goal = self._through(block, old, original)
+            found = self._through(block, new, module)
+            if goal is None or found is None or goal.shape != found.shape:
+                if not left:
+                    break
+                left[0] = _Block(block.start, (*block.nodes, *left[0].nodes))
+                continue
+            parameters = _parameters(block, module)
+            if parameters and not torch.equal(goal, found):
+                share = (time.monotonic(), deadline, 1 + len(left))
+                until = share[0] + (share[1] - share[0]) / share[2]
+                self._train_block(block, module, new, goal, parameters, until)
+                found = self._through(block, new, module)
+                assert found is not None
+            old, new = goal, found
+            self._tell("blocks", 0.5 * (1 - len(left) / max(1, len(blocks))))
+
+    def _through(self, block: _Block, values: Tensor, module: nn.Module) -> Tensor | None:
+        """The block's output for all samples, on the CPU; ``None`` for what is no batch."""
+        out = []
+        with torch.no_grad(), self.place.autocast():
+            for chunk in values.split(_CHUNK):
+                found = _run(block, self.place.put(chunk), module)
+                if not isinstance(found, Tensor) or len(found) != len(chunk):
+                    return None
+                out.append(found.float().cpu())
+                if sum(len(o) for o in out) * out[0][0].nbytes > _MEMORY:
+                    return None
+        return torch.cat(out)
+
+    def _train_block(
+        self,
+        block: _Block,
+        module: nn.Module,
+        inputs: Tensor,
+        goal: Tensor,
+        parameters: list[nn.Parameter],
+        deadline: float,
+    ) -> None:
+        scale = goal.square().mean().clamp_min(1e-12).to(self.place.device)
+
+        def loss(index: Tensor) -> Tensor:
+            with self.place.autocast():
+                found = _run(block, self.place.put(inputs[index]), module)
+            wanted = self.place.put(goal[index])
+            return (found.float() - wanted).square().mean() / scale
+
+        config = self.config
+        self._descend(parameters, loss, len(inputs), config.block_steps, config.lr, deadline)
+
+    # -- the whole network
+
+    def _whole(
+        self, original: nn.Module, module: nn.Module, divergence: Divergence, deadline: float
+    ) -> None:
+        """Train all parameters toward the original's outputs."""
+        images, config = self._images, self.config
+        draws = torch.Generator().manual_seed(self.seed)
+        augment = self.data.augment if config.augment else None
+
+        def loss(index: Tensor) -> Tensor:
+            stored, _ = images.take(index)
+            if augment is not None:
+                stored = augment(stored, draws)
+            inputs = self.place.put(images.prepare(stored))
+            with self.place.autocast():
+                found = forward(module, inputs)
+                with torch.no_grad():
+                    wanted = forward(original, inputs)
+            return divergence(wanted.float(), found.float()).mean()
+
+        parameters = [p for p in module.parameters() if p.requires_grad]
+        self._descend(
+            parameters, loss, len(images), config.steps, config.lr / 2, deadline, tell=True
+        )
+
+    def _descend(
+        self,
+        parameters: list[nn.Parameter],
+        loss: Callable[[Tensor], Tensor],
+        count: int,
+        steps: int,
+        lr: float,
+        deadline: float,
+        *,
+        tell: bool = False,
+    ) -> None:
+        """Adam, annealed by a cosine over the steps, or over the time if that is over sooner."""
+        optimizer = torch.optim.Adam(parameters, lr=lr)
+        begin = time.monotonic()
+        with torch.enable_grad():
+            for step, index in enumerate(_order(count, self.config.batch_size, steps, self.seed)):
+                spent = (time.monotonic() - begin) / max(1e-9, deadline - begin)
+                done = max(step / steps, min(1.0, spent))
+                if done >= 1:
+                    break
+                for group in optimizer.param_groups:
+                    group["lr"] = lr * (1 + math.cos(math.pi * done)) / 2
+                optimizer.zero_grad(set_to_none=True)
+                loss(index).backward()
+                nn.utils.clip_grad_norm_(parameters, 5.0)
+                optimizer.step()
+                with torch.no_grad():
+                    for parameter, kept in self._zeros:
+                        parameter.mul_(kept)
+                if tell:
+                    self._tell("whole network", 0.5 + done / 2)
+
+    def _outputs(self, module: nn.Module, images: Split) -> Tensor:
+        with torch.no_grad():
+            parts = [
+                forward(module, self.place.put(inputs)).float().cpu()
+                for inputs, _ in images.batches(_CHUNK)
+            ]
+        return torch.cat(parts)
+
+    def _distance(self, module: nn.Module, wanted: Tensor, divergence: Divergence) -> float:
+        """Mean divergence on the samples that were held back."""
+        return float(divergence(wanted, self._outputs(module, self._held)).mean())
+
+    def _tell(self, what: str, done: float) -> None:
+        if self.progress is not None:
+            self.progress(f"refine: {what}", done)
+
+
+class _Best:
+    """The best weights so far, by a distance."""
+
+    def __init__(self, distance: Callable[[nn.Module], float], module: nn.Module) -> None:
+        self.distance = distance
+        self.value = math.inf
+        self.state: dict[str, Any] = {}
+        self.offer(module)
+
+    def offer(self, module: nn.Module) -> None:
+        """Take the module's weights if they are nearer; put the best ones back if not."""
+        found = self.distance(module)
+        if found < self.value:
+            self.value = found
+            self.state = {n: t.detach().clone() for n, t in module.state_dict().items()}
+        elif self.state:
+            module.load_state_dict(self.state)
+
+    def restored(self, module: nn.Module) -> nn.Module:
+        """The module with the best weights."""
+        module.load_state_dict(self.state)
+        return module
+
+
+def _part(split: Split, index: Tensor) -> Split:
+    stored, targets = split.take(index)
+    return Split(stored, targets, split.preprocess)
+
+
+def _order(count: int, batch: int, steps: int, seed: int) -> Iterator[Tensor]:
+    """Indices of so many batches, epoch after epoch."""
+    generator = torch.Generator().manual_seed(seed)
+    left = steps
+    while left > 0:
+        for index in torch.randperm(count, generator=generator).split(min(batch, count)):
+            if left <= 0 or (len(index) < min(batch, count)):
+                break
+            yield index
+            left -= 1
+
+
+def _blocks(graph: fx.Graph, model: nn.Module) -> list[_Block]:
+    """Cut a graph wherever one value alone flows on, before a layer rather than behind one.
+
+    A norm or an activation that is the only one to read a value belongs to the layer before it.
+    """
+    dead = last_uses(graph)
+    alive: set[fx.Node] = set()
+    found: list[_Block] = []
+    start: fx.Node | None = None
+    nodes: list[fx.Node] = []
+    for node in graph.nodes:
+        if node.op == "output":
+            break
+        alive.add(node)
+        alive.difference_update(dead.get(node, ()))
+        if node.op == "placeholder":
+            if start is not None:
+                return []  # several inputs: the whole network only
+            start = node
+            continue
+        nodes.append(node)
+        readers = list(node.users)
+        if alive == {node} and start is not None and not _belongs(readers, model):
+            found.append(_Block(start, tuple(nodes)))
+            start, nodes = node, []
+            alive = {node}
+    return found
+
+
+def _belongs(readers: Sequence[fx.Node], model: nn.Module) -> bool:
+    """Whether what reads a value continues its block: a norm, an activation, or the end."""
+    if len(readers) != 1:
+        return False
+    reader = readers[0]
+    if reader.op != "call_module":
+        return reader.op == "output" or len(reader.all_input_nodes) == 1
+    return all(p.dim() < 2 for p in model.get_submodule(str(reader.target)).parameters())
+
+
+def _parameters(block: _Block, module: nn.Module) -> list[nn.Parameter]:
+    """Of the modules that a block runs."""
+    names = [str(n.target) for n in block.nodes if n.op == "call_module"]
+    found = [p for name in names for p in module.get_submodule(name).parameters()]
+    return [p for p in dict.fromkeys(found) if p.requires_grad]
+
+
+def _run(block: _Block, value: Any, module: nn.Module) -> Any:
+    values = {block.start: value}
+    for node in block.nodes:
+        values[node] = node_value(node, values, module)
+    return values[block.nodes[-1]]

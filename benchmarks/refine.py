@@ -1,0 +1,102 @@
+"""Repair without labels on a trained ResNet: what each part of ``finish: refine`` brings.
+
+Inner channels of every residual block, the same share everywhere; accuracy on the validation split
+of the module in float, nothing trained on labels. Data and weights are found through
+AUTOCOMPRESS_DATA and AUTOCOMPRESS_WEIGHTS.
+
+    python benchmarks/refine.py --json [--quick] [--network resnet20] [--images 4096]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from autocompress.build.bank import LayerBank
+from autocompress.build.refine import Refinement
+from autocompress.build.sequential import sequential_resolve
+from autocompress.measure.accuracy import accuracy
+from autocompress.model.inventory import take_inventory
+from autocompress.policy.policy import LayerPolicy, Policy
+from autocompress.policy.settings import CompressionSettings, RefineConfig
+from autocompress.workloads.data import image_folder
+from autocompress.workloads.models import load_weights, resnet20, resnet56
+
+NETWORKS = {"resnet20": resnet20, "resnet56": resnet56}
+WAYS = ("blocks", "whole", "both")
+
+
+def measure(network: str, keeps: list[float], config: RefineConfig, limit: int) -> dict[str, Any]:
+    """Accuracy in percent and seconds, by kept share and way."""
+    weights = Path(os.environ["AUTOCOMPRESS_WEIGHTS"]) / f"{network}_cifar10.safetensors"
+    model = load_weights(NETWORKS[network](), str(weights)).eval()
+    data = image_folder(str(Path(os.environ["AUTOCOMPRESS_DATA"]) / "cifar10"))
+    settings = CompressionSettings(finish="refine", refine=config)
+    inventory = take_inventory(model, data.train.inputs(1))
+    begin = time.perf_counter()
+    bank = LayerBank.build(model, inventory, data.train, settings)
+    found: dict[str, Any] = {
+        "network": network,
+        "config": config.model_dump(),
+        "base": score(model, data, limit),
+        "bank_s": round(time.perf_counter() - begin, 1),
+    }
+    for keep in keeps:
+        groups = [g for g in inventory.channel_groups if not g.residual]
+        pruned = LayerPolicy(prune_ratio=1 - keep)
+        policy = Policy({p: pruned for g in groups for p in g.producers})
+        begin = time.perf_counter()
+        images = data.train.sample(settings.sequential_images, settings.seed)
+        solved = sequential_resolve(model, bank.stitch(policy), images.inputs())
+        row = {
+            "sequential": score(solved.module, data, limit),
+            "sequential_s": round(time.perf_counter() - begin, 1),
+        }
+        for way in WAYS:
+            changes = {"blocks": {"steps": 0}, "whole": {"block_steps": 0}, "both": {}}[way]
+            begin = time.perf_counter()
+            own = config.model_copy(update=changes)
+            done = Refinement(model, solved, data, own, settings.seed).run()
+            row[f"{way}_s"] = round(time.perf_counter() - begin, 1)
+            row[way] = score(done.module, data, limit)
+            sys.stderr.write(f"keep {keep}: {way} {row[way]} in {row[f'{way}_s']} s\n")
+        found[f"keep_{keep}"] = row
+    return found
+
+
+def score(module: Any, data: Any, limit: int) -> float:
+    """Top-1 on val, in percent."""
+    return round(100 * accuracy(module, data.val, limit=limit).value, 2)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="half width, a tenth of the steps")
+    parser.add_argument("--network", choices=list(NETWORKS), default="resnet20")
+    parser.add_argument("--images", type=int, default=4096)
+    parser.add_argument("--steps", type=int, default=450)
+    parser.add_argument("--block-steps", type=int, default=150)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--no-augment", action="store_true")
+    args = parser.parse_args()
+    share = 10 if args.quick else 1
+    config = RefineConfig(
+        images=args.images,
+        steps=args.steps // share,
+        block_steps=args.block_steps // share,
+        lr=args.lr,
+        augment=not args.no_augment,
+    )
+    found = measure(args.network, [0.5] if args.quick else [0.5, 0.25], config, 5000)
+    print(json.dumps(found, indent=None if args.json else 1))
+
+
+if __name__ == "__main__":
+    main()

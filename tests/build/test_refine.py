@@ -1,0 +1,200 @@
+"""Repair without labels: cut where one value flows, never worse on what it did not train on."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from small_networks import data, example, make
+from torch import nn
+
+from autocompress.build.bank import LayerBank
+from autocompress.build.pipeline import Pipeline
+from autocompress.build.refine import Refinement, _blocks, _run
+from autocompress.build.walk import trace
+from autocompress.model.inventory import take_inventory
+from autocompress.policy.policy import LayerPolicy, Policy
+from autocompress.policy.recovery import Schedule
+from autocompress.policy.settings import CompressionSettings, RefineConfig
+from autocompress.results.trial import Phase
+from autocompress.task.data import Data, Split
+from autocompress.task.divergence import class_divergence
+from autocompress.techniques.compressed import Compressed
+from autocompress.techniques.quantize import QuantizedLayer, simulate
+
+QUICK = RefineConfig(images=256, block_steps=20, steps=30, batch_size=32, lr=3e-3, augment=False)
+FINAL = Phase("recover", 0.0, 1)
+
+
+def pipeline(name: str, count: int = 256, **refine: Any) -> Pipeline:
+    model, own = make(name), data(name, count)
+    settings = CompressionSettings(
+        finish="refine", refine=QUICK.model_copy(update=refine), prune_residual=False
+    )
+    inventory = take_inventory(model, example(name))
+    bank = LayerBank.build(model, inventory, own.train, settings)
+    return Pipeline(model, own, inventory, bank, settings, Schedule(device="cpu"))
+
+
+def half(parts: Pipeline, **more: Any) -> Policy:
+    groups = [g for g in parts.inventory.channel_groups if not g.residual]
+    layers = {p: LayerPolicy(prune_ratio=0.5, **more) for g in groups for p in g.producers}
+    return Policy(layers)
+
+
+def distance(parts: Pipeline, module: nn.Module, split: Split) -> float:
+    with torch.no_grad():
+        wanted, found = parts.model(split.inputs()), module(split.inputs())
+    return float(class_divergence(wanted, found).mean())
+
+
+@pytest.mark.parametrize("name", ["plain", "residual", "unet"])
+def test_blocks_run_one_after_another_are_the_network(name: str) -> None:
+    model, inputs = make(name), example(name, 4)
+    seen: dict[str, Any] = {}
+
+    class Noting(torch.fx.Interpreter):
+        def run_node(self, node: torch.fx.Node) -> Any:
+            seen[node.name] = super().run_node(node)
+            return seen[node.name]
+
+    Noting(torch.fx.symbolic_trace(model)).run(inputs)
+    blocks = _blocks(trace(model, []), model)
+    assert blocks
+    value: Any = inputs
+    with torch.no_grad():
+        for block in blocks:
+            value = _run(block, value, model)
+            torch.testing.assert_close(value, seen[block.nodes[-1].name])
+
+
+def test_residual_blocks_are_cut_at_the_stream() -> None:
+    model = make("residual")
+    ends = [str(b.nodes[-1].name) for b in _blocks(trace(model, []), model)]
+    # behind the stem, the first block, and the second one, which pools; the head is the rest
+    assert [end.partition("_")[0] for end in ends] == ["relu", "relu", "mean"]
+
+
+@pytest.mark.parametrize("name", ["plain", "residual", "concat", "grouped", "tokens"])
+@pytest.mark.parametrize("bits", [32, 8])
+def test_it_comes_nearer_and_changes_only_what_it_may(name: str, bits: int) -> None:
+    parts = pipeline(name)
+    policy = half(parts, weight_bits=bits, activation_bits=bits)
+    before = parts.stitch(policy)
+    settings = parts.settings.model_copy(update={"finish": "sequential"})
+    solved = replace(parts, settings=settings).build(policy, FINAL)
+    refined = parts.build(policy, FINAL)
+    unseen = parts.data.test
+    far, near = (
+        distance(parts, simulate(c) if c.quantized else c.module, unseen) for c in (solved, refined)
+    )
+    assert near <= 1.05 * far  # other samples than those that decided
+    assert refined.qat == (bits == 8)
+    shapes = {n: p.shape for n, p in before.module.named_parameters()}
+    assert {n: p.shape for n, p in refined.module.named_parameters()} == shapes
+    assert not any(isinstance(m, QuantizedLayer) for m in refined.module.modules())
+    assert all(not m.training for m in refined.module.modules())
+
+
+def test_it_is_worth_its_time_and_reads_no_label() -> None:
+    """A trained network, pruned by half: much nearer, and the same whatever the labels say."""
+    parts = pipeline("residual", 512, images=512, block_steps=60, steps=120)
+    policy = half(parts)
+    start = parts.reconstruct(parts.stitch(policy), final=False)
+    refined = parts.build(policy, FINAL)
+    unseen = parts.data.test
+    assert distance(parts, refined.module, unseen) < 0.5 * distance(parts, start.module, unseen)
+    wrong = replace(parts.data.train, targets=torch.zeros_like(parts.data.train.targets))
+    blind = replace(parts, data=Data(wrong, parts.data.val, parts.data.test, classes=5))
+    again = blind.build(policy, FINAL)
+    for a, b in zip(refined.module.parameters(), again.module.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_statistics_and_zeros_stay() -> None:
+    parts = pipeline("residual")
+    policy = Policy({n: LayerPolicy(sparsity=0.5) for n in ("conv1", "conv2", "conv3")})
+    stitched = parts.bank.projected(parts.stitch(policy))
+    refined = parts._refined(copy.deepcopy(stitched), None)
+    for name in ("conv1", "conv2", "conv3"):
+        old = stitched.module.get_submodule(name).weight
+        new = refined.module.get_submodule(name).weight
+        assert torch.equal(old == 0, new == 0)
+    plain = Compressed(copy.deepcopy(parts.model), Policy(), parts.settings)
+    shaken = copy.deepcopy(plain.module)
+    with torch.no_grad():
+        shaken.get_submodule("conv2").weight.mul_(0.7)
+    moved = plain.with_(module=shaken)
+    found = Refinement(parts.model, moved, parts.data, QUICK).run().module
+    for name in ("norm1", "norm2"):
+        for kind in ("running_mean", "running_var"):
+            was = getattr(shaken.get_submodule(name), kind)
+            assert torch.equal(getattr(found.get_submodule(name), kind), was)
+    assert distance(parts, found, parts.data.test) < distance(parts, shaken, parts.data.test)
+
+
+def test_without_time_nothing_gets_worse() -> None:
+    parts = pipeline("residual", seconds=1e-6)
+    policy = half(parts)
+    stitched = parts.reconstruct(parts.stitch(policy), final=False)
+    found = Refinement(parts.model, stitched, parts.data, parts.settings.refine).run()
+    for a, b in zip(stitched.module.parameters(), found.module.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_nothing_is_done_where_nothing_was_changed() -> None:
+    parts = pipeline("plain")
+    done = parts.build(Policy(), FINAL)
+    for a, b in zip(parts.model.parameters(), done.module.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+class Branching(nn.Module):
+    """Its control flow depends on its input, which torch.fx cannot trace."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = (
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.Conv2d(8, 8, 1),
+            nn.Linear(8, 5),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.relu(self.a(x))
+        if float(y.sum()) < -1:
+            y = y * 2
+        return self.head(torch.relu(self.b(y)).mean((2, 3)))
+
+
+def test_what_cannot_be_traced_is_refined_as_a_whole() -> None:
+    torch.manual_seed(0)
+    model, own = Branching().eval(), data("plain", 256)
+    settings = CompressionSettings(finish="refine", refine=QUICK)
+    inventory = take_inventory(model, example("plain"))
+    bank = LayerBank.build(model, inventory, own.train, settings)
+    parts = Pipeline(model, own, inventory, bank, settings, Schedule(device="cpu"))
+    policy = Policy({"a": LayerPolicy(prune_ratio=0.5)})
+    start = parts.reconstruct(parts.stitch(policy), final=False)
+    refined = parts.build(policy, FINAL)
+    assert any("as a whole" in note for note in refined.notes)
+    test = own.test
+    assert distance(parts, refined.module, test) <= 1.05 * distance(parts, start.module, test)
+
+
+def test_the_sequential_re_solve_keeps_zeros_and_does_its_best_within_them() -> None:
+    parts = pipeline("residual")
+    settings = parts.settings.model_copy(update={"finish": "sequential"})
+    names = ("conv1", "conv2", "conv3", "conv4")
+    policy = Policy({n: LayerPolicy(sparsity=0.6) for n in names})
+    stitched = parts.stitch(policy)
+    solved = replace(parts, settings=settings).build(policy, FINAL)
+    for name in names:
+        zero = stitched.module.get_submodule(name).weight == 0
+        assert zero.float().mean() > 0.55
+        assert torch.equal(zero, solved.module.get_submodule(name).weight == 0)
+    unseen = parts.data.test
+    assert distance(parts, solved.module, unseen) < distance(parts, stitched.module, unseen)
