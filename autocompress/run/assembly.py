@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from autocompress.build.bank import LayerBank
     from autocompress.build.pipeline import Pipeline, Progress
-    from autocompress.measure.latency_model import LatencyModel
+    from autocompress.estimate.latency_model import LatencyModel
     from autocompress.run.evaluator import StudyEvaluator
     from autocompress.task.data import Data
 
@@ -110,10 +110,10 @@ class Assembly:
 
     def latency_model(self) -> LatencyModel:
         """From a device's table, the cache, or measured; in the milliseconds of its own time."""
-        from autocompress.measure.latency_model import LatencyModel
+        from autocompress.estimate.latency_model import LatencyModel
 
         evaluator, measurer = self.evaluator, self.evaluator.measurer
-        if measurer.other_device is not None:
+        if isinstance(measurer.other_device, LatencyModel):
             return measurer.other_device
         model = LatencyModel.build(
             measurer.target,

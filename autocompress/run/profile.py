@@ -57,7 +57,7 @@ def profile(study: StudyConfig, export_kernels: Path | None, progress: Progress)
 
 def _pack(parts: Assembly, path: Path) -> None:
     """Pack kernels, a few whole models and a runner that times them on another device."""
-    from autocompress.measure.pack import pack_kernels
+    from autocompress.estimate.pack import pack_kernels
 
     measurer = parts.evaluator.measurer
     pack_kernels(

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from autocompress.errors import InputError, PolicyError
-from autocompress.measure.kernel_table import (
+from autocompress.estimate.kernel_table import (
     TABLE_VERSION,
     KernelTable,
     Progress,
@@ -23,9 +23,9 @@ from autocompress.measure.kernel_table import (
     typical_footprint,
     write_atomically,
 )
+from autocompress.estimate.latency_features import LayerPlan, Row
+from autocompress.estimate.latency_fit import Fit, fit
 from autocompress.measure.latency import Timing, paired_timings
-from autocompress.measure.latency_features import LayerPlan, Row
-from autocompress.measure.latency_fit import Fit, fit
 from autocompress.measure.quiet import QuietSpeed
 from autocompress.measure.sampling import Plan
 from autocompress.policy.inventory import Inventory
@@ -136,6 +136,11 @@ class LatencyModel:
         model = cls(plan, table, baseline_ms, baseline_ms, measured)
         write_atomically(path, model.as_dict())
         return model
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """Target and machine that the kernels were timed on."""
+        return self.table.facts
 
     @property
     def fit(self) -> Fit:

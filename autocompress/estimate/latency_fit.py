@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.measure.latency_features import FEATURES, Row
+from autocompress.estimate.latency_features import FEATURES, Row
 
 #: what a coefficient is expected to be, and how sure that is: kernel times count once; nodes and
 #: values cost a few per cent of an average kernel, per node or per value; a value that changes

@@ -15,8 +15,7 @@ from measured_network import images
 from torch import nn
 
 from autocompress.errors import InputError
-from autocompress.exporters.onnx_kernels import kernel_times, write_kernels
-from autocompress.measure.kernel_table import (
+from autocompress.estimate.kernel_table import (
     FOOTPRINT,
     KernelTable,
     chunks,
@@ -27,6 +26,7 @@ from autocompress.measure.kernel_table import (
     typical_footprint,
     write_atomically,
 )
+from autocompress.exporters.onnx_kernels import kernel_times, write_kernels
 from autocompress.model.kernels import Kernel, KernelPrecision, kernel_precision, part_kernel
 from autocompress.model.part import whole
 from autocompress.policy.inventory import Inventory

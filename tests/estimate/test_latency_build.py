@@ -13,11 +13,11 @@ from known_times import RULES, kernel_ms, random_policies, true_ms
 from scipy.stats import spearmanr
 
 from autocompress.errors import InputError
-from autocompress.measure import latency_model as module
-from autocompress.measure.kernel_table import KernelTable
+from autocompress.estimate import latency_model as module
+from autocompress.estimate.kernel_table import KernelTable
+from autocompress.estimate.latency_features import LayerPlan
+from autocompress.estimate.latency_model import LatencyModel, choose_variants, read_device_table
 from autocompress.measure.latency import Timing
-from autocompress.measure.latency_features import LayerPlan
-from autocompress.measure.latency_model import LatencyModel, choose_variants, read_device_table
 from autocompress.measure.quiet import QuietSpeed
 from autocompress.policy.inventory import Inventory
 from autocompress.policy.policy import Policy
