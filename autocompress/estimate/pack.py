@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 import zipfile
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from autocompress.policy.inventory import Inventory
 from autocompress.policy.policy import Policy
 from autocompress.policy.settings import CompressionSettings
 from autocompress.policy.space import Space
+from autocompress.policy.writing import replacing
 from autocompress.targets.base import TargetConfig
 
 #: bytes of weights that an unpacked archive may hold; widths in between are interpolated
@@ -69,29 +69,24 @@ def pack_kernels(
     needed = plan.kernels([Policy(), *chosen])
     kernels = list(dict.fromkeys([*needed, *_thinned(plan.space_kernels(space))]))
     footprint = typical_footprint(map(plan.weight_bytes, chosen))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
-            manifest = {
-                "version": TABLE_VERSION,
-                "architecture": inventory.architecture,
-                "threads": config.threads,
-                "batch": config.batch,
-                "footprint": footprint,
-                "kernels": _add_kernels(
-                    archive, chunks(kernels, footprint), config.batch, progress
-                ),
-                "baseline": "models/uncompressed.onnx",
-                "models": _add_models(archive, chosen, export_variant, progress),
-            }
-            archive.write(baseline, "models/uncompressed.onnx")
-            archive.writestr("manifest.json", json.dumps(manifest, indent=1))
-            for file, name in _RUNNER_FILES.items():
-                archive.write(file, name)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with (
+        replacing(path) as partial,
+        zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive,
+    ):
+        manifest = {
+            "version": TABLE_VERSION,
+            "architecture": inventory.architecture,
+            "threads": config.threads,
+            "batch": config.batch,
+            "footprint": footprint,
+            "kernels": _add_kernels(archive, chunks(kernels, footprint), config.batch, progress),
+            "baseline": "models/uncompressed.onnx",
+            "models": _add_models(archive, chosen, export_variant, progress),
+        }
+        archive.write(baseline, "models/uncompressed.onnx")
+        archive.writestr("manifest.json", json.dumps(manifest, indent=1))
+        for file, name in _RUNNER_FILES.items():
+            archive.write(file, name)
     return path
 
 
