@@ -117,10 +117,9 @@ def _sizes(inputs: Callable[[Any], int], outputs: Callable[[Any], int]) -> Any:
 
     class Sizes(tp.function.BasePruningFunc):  # type: ignore[misc]  # torch-pruning is untyped
         def prune_out_channels(self, layer: nn.Module, idxs: list[int]) -> nn.Module:
-            raise NotImplementedError("compress.prune slices these")
+            raise NotImplementedError("autocompress.techniques.prune slices these")
 
-        def prune_in_channels(self, layer: nn.Module, idxs: list[int]) -> nn.Module:
-            raise NotImplementedError("compress.prune slices these")
+        prune_in_channels = prune_out_channels
 
         def get_out_channels(self, layer: Any) -> int:
             return int(outputs(layer))
