@@ -318,8 +318,8 @@ def choose_variants(space: Space, count: int, seed: int = 0) -> list[Policy]:
     for corner in product(*(timed[kind] for kind in kinds)):
         if len(found) >= count // 2:
             break
-        levels = dict(zip(kinds, corner, strict=True))
-        add([min(levels.get(c.kind, 0), len(c.levels) - 1) for c in space.choices])
+        place = dict(zip(kinds, corner, strict=True))
+        add([min(place.get(c.kind, 0), len(c.levels) - 1) for c in space.choices])
     for i in range(20 * count):
         if len(found) >= count:
             break
