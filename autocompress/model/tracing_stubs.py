@@ -119,7 +119,9 @@ def _sizes(inputs: Callable[[Any], int], outputs: Callable[[Any], int]) -> Any:
         def prune_out_channels(self, layer: nn.Module, idxs: list[int]) -> nn.Module:
             raise NotImplementedError("autocompress.techniques.prune slices these")
 
-        prune_in_channels = prune_out_channels
+        # one of its own: the graph knows the sides of a layer by these functions
+        def prune_in_channels(self, layer: nn.Module, idxs: list[int]) -> nn.Module:
+            return self.prune_out_channels(layer, idxs)
 
         def get_out_channels(self, layer: Any) -> int:
             return int(outputs(layer))
