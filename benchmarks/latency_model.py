@@ -26,9 +26,9 @@ from torch import nn
 
 from autocompress.build.bank import LayerBank
 from autocompress.build.calibrate import calibrate
+from autocompress.estimate.latency_model import LatencyModel
 from autocompress.exporters.write import export
 from autocompress.measure.latency import paired_timings
-from autocompress.measure.latency_model import LatencyModel
 from autocompress.measure.sampling import Plan
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.policy import Policy

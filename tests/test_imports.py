@@ -27,6 +27,7 @@ ALLOWED = {
     "build": _BUILD,
     "targets": {*_MODEL, "techniques", "exporters", "targets"},
     "measure": {*_BUILD, "targets", "measure"},
+    "estimate": {*_BUILD, "targets", "measure", "estimate"},
     "controller": {*_BASE, "controller"},
     "execute": {*_BASE, "controller", "execute"},
     "track": _TRACK,
@@ -47,10 +48,16 @@ ONLY_IN = {
 }
 TALKS = {"commands", "report", "cli"}
 """Where people are shown things; a library logs."""
-PROGRAMS = {"measure/device_runner.py", "measure/memory.py"}
+PROGRAMS = {"estimate/device_runner.py", "measure/memory.py"}
 """Programs of their own, run in another process or on a device: they answer by printing."""
 NO_TORCH = ("policy", "results", "controller", "execute", "track", "report", "mlflow")
-FOR_TYPES = {"policy/technique.py": {"model", "targets", "techniques"}}
+FOR_TYPES = {
+    "policy/technique.py": {"measure", "model", "targets", "techniques"},
+    "techniques/promises.py": {"measure", "targets"},
+    "techniques/builtin/prune.py": {"measure"},
+    "techniques/builtin/quantize.py": {"measure", "targets"},
+    "techniques/builtin/sparsify.py": {"targets"},
+}
 """What a file names only for the type checker: the hooks of a technique are about rooms above."""
 PLAIN_TECHNIQUES = "techniques/builtin/"
 """The registry in `policy` loads these by name, as it loads those of other packages, so that a

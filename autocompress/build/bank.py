@@ -1,9 +1,9 @@
 """The layer bank: what every policy of a study shares, computed once and kept on disk.
 
 It holds the second moments of layer inputs, per channel group one nested order in which channels
-go, and per layer the factors that err least. Any policy is then stitched from slices, re-solved
-weights (remembered once they were needed) and factors. Memory: the moments, ``4 (d + 1)^2`` bytes
-for a layer with d input features (read lazily), and the solved weights, ``MAX_SOLVED_BYTES``.
+go, and per layer which factors err least. Any policy is then stitched from slices, re-solved
+weights and factors, which are remembered once they were needed. Memory: the moments,
+``4 (d + 1)^2`` bytes for a layer with d input features (read lazily), and a ``Memo``.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import os
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autocompress.build.memo import Memo
 from autocompress.errors import InputError
 from autocompress.model.groups import SlicingPlan, channel_groups
 from autocompress.model.shapes import resolver
@@ -27,6 +26,7 @@ from autocompress.policy.inventory import ChannelGroup, Inventory
 from autocompress.policy.policy import Factorization, Policy
 from autocompress.policy.registry import in_order
 from autocompress.policy.settings import CompressionSettings
+from autocompress.policy.writing import replacing
 from autocompress.task.data import Split
 from autocompress.techniques.compressed import Compressed
 from autocompress.techniques.factorize import choose_factors
@@ -45,9 +45,6 @@ from autocompress.techniques.stitching import Stitching
 Progress = Callable[[str, float], None]
 Factors = dict[str, tuple[Factorization, ...]]
 Stored = tuple[dict[str, list[int]], Mapping[str, Moments], Factors]
-
-MAX_SOLVED_BYTES = 512 * 2**20
-"""Re-solved weights kept in memory; the oldest go first."""
 
 _VERSION = 4
 """Of the file's content; a change makes old files stale."""
@@ -84,8 +81,7 @@ class LayerBank:
         self.settings = settings
         self.orders = orders
         self.moments = moments
-        self._solved: OrderedDict[str, tuple[Tensor, Tensor | None]] = OrderedDict()
-        self._solved_bytes = 0
+        self._memo = Memo()
 
     @classmethod
     def build(
@@ -171,6 +167,7 @@ class LayerBank:
             removals,
             lambda name: self._sliced_moments(name, removals.get((name, "in"), [])),
             lambda: self._place_solved(module, removals) if solve else None,
+            lambda key, make: self._memo.get((solve, *key), make, _module_bytes),
         )
         with torch.no_grad():
             for technique in in_order():
@@ -228,16 +225,12 @@ class LayerBank:
 
     def solved(self, name: str, gone: list[int]) -> tuple[Tensor, Tensor | None]:
         """Weights of a layer, all outputs, re-solved without some input channels (left at zero)."""
-        key = f"{name}:{hashlib.sha256(str(gone).encode()).hexdigest()}"
-        if key not in self._solved:
-            found = self._solve(name, gone)
-            self._solved[key] = found
-            self._solved_bytes += found[0].nbytes
-            while self._solved_bytes > MAX_SOLVED_BYTES and len(self._solved) > 1:
-                _, (oldest, _) = self._solved.popitem(last=False)
-                self._solved_bytes -= oldest.nbytes
-        self._solved.move_to_end(key)
-        return self._solved[key]
+        found: tuple[Tensor, Tensor | None] = self._memo.get(
+            ("solved", name, tuple(gone)),
+            lambda: self._solve(name, gone),
+            lambda made: made[0].nbytes,
+        )
+        return found
 
     def _solve(self, name: str, gone: list[int]) -> tuple[Tensor, Tensor | None]:
         layer = matrix_layer(self.model, name)
@@ -340,6 +333,10 @@ def _obs(
     return obs_order(consumers, plan.units[group.name]) if consumers else None
 
 
+def _module_bytes(module: nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in module.state_dict().values())
+
+
 class _LazyMoments(Mapping[str, Moments]):
     """Moments that are read from the cache file when they are needed."""
 
@@ -380,10 +377,8 @@ def _read(path: Path) -> Stored:
 def _write(path: Path, stored: Stored) -> None:
     from safetensors.torch import save_file
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     orders, moments, factors = stored
     tensors = {f"order.{n}": torch.tensor(o) for n, o in orders.items()}
     tensors |= {f"moments.{n}": m.second.contiguous() for n, m in moments.items()}
-    partial = path.with_name(f"{path.name}.{os.getpid()}")
-    save_file(tensors, partial, {"factors": json.dumps(factors)})
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        save_file(tensors, partial, {"factors": json.dumps(factors)})

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autocompress.errors import InputError
 from autocompress.policy.policy import Policy
+from autocompress.policy.writing import replacing
 
 if TYPE_CHECKING:
     from autocompress.techniques.compressed import Compressed
@@ -23,14 +23,12 @@ def save_state(path: str | Path, compressed: Compressed) -> Path:
     from safetensors.torch import save_file
 
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {"policy": compressed.policy.digest, "qat": str(compressed.qat).lower()}
     tensors = {
         n: t.detach().cpu().contiguous().clone() for n, t in compressed.module.state_dict().items()
     }
-    partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial, metadata)
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        save_file(tensors, partial, metadata)
     return path
 
 

@@ -16,9 +16,9 @@ def show_profile(found: dict[str, Any], console: Console) -> None:
         f"{base['latency_ms']:.3f} ms, {base['macs'] / 1e6:,.1f} M MACs, "
         f"{base['params'] / 1e3:,.0f} k params, {base['size_bytes'] / 1e3:,.0f} kB"
     )
-    table = Table(
-        "layer", "kind", "MACs M", "params k", "ms", "prunes with", "KL at half width", "KL in int8"
-    )
+    probes = list(dict.fromkeys(label for row in found["layers"] for label in row["kl"]))
+    heads = (f"KL at {label}" for label in probes)
+    table = Table("layer", "kind", "MACs M", "params k", "ms", "prunes with", *heads)
     for column in table.columns[2:5] + table.columns[6:]:
         column.justify = "right"
     for row in found["layers"]:
@@ -30,8 +30,7 @@ def show_profile(found: dict[str, Any], console: Console) -> None:
             f"{row['params'] / 1e3:.1f}",
             "" if time is None else f"{time:.3f}",
             row["group"] or "",
-            _number(row["kl"].get("prune_ratio=0.5")),
-            _number(row["kl"].get("int8")),
+            *(_number(row["kl"].get(label)) for label in probes),
         )
     console.print(table)
     for group in found["groups"]:

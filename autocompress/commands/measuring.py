@@ -92,7 +92,9 @@ def targets() -> dict[str, Any]:
 
 def show_targets(found: dict[str, Any], console: Console) -> None:
     """A row per runtime and device."""
-    table = Table("runtime", "devices", "available", "version", "why not, or details")
+    table = Table(
+        "runtime", "devices", "available", "version", "gains nothing by", "why not, or details"
+    )
     for row in found["targets"]:
         mark = "[green]yes[/green]" if row["available"] else "[red]no[/red]"
         table.add_row(
@@ -100,9 +102,16 @@ def show_targets(found: dict[str, Any], console: Console) -> None:
             ", ".join(row["devices"]),
             mark,
             row["version"],
+            ", ".join(row["no_gain"]),
             escape(row["reason"] or _details(row)),
         )
     console.print(table)
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for row in found["targets"]:
+        for technique, reason in row["no_gain"].items():
+            reasons.setdefault((technique, reason), []).append(row["runtime"])
+    for (technique, reason), runtimes in reasons.items():
+        console.print(f"[dim]{technique} on {', '.join(runtimes)}: {escape(reason)}[/dim]")
 
 
 def _details(row: dict[str, Any]) -> str:

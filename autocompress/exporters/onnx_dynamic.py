@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from autocompress.techniques.quantize import weight_limit
 
 
-def quantize_dynamic(model: Any, nodes: tuple[str, ...], *, reduced: bool = False) -> Any:
+def quantize_dynamic(
+    model: Any,
+    nodes: tuple[str, ...],
+    scales: Mapping[str, NDArray[np.float32]],
+    *,
+    reduced: bool = False,
+) -> Any:
     """Give nodes integer kernels whose input ranges are taken at run time.
 
     Args:
         model: float where these nodes are concerned; used up.
         nodes: names of ``Conv``, ``MatMul``, ``Gemm`` and ``LSTM`` nodes with constant weights.
+        scales: of some nodes, at which their weights are to be stored, by output channel.
         reduced: see ``weight_limit``.
     """
     import onnx
@@ -23,16 +31,12 @@ def quantize_dynamic(model: Any, nodes: tuple[str, ...], *, reduced: bool = Fals
     from onnxruntime.quantization.onnx_model import ONNXModel
     from onnxruntime.quantization.onnx_quantizer import ONNXQuantizer
 
-    floats = {i.name: i for i in model.graph.initializer}
-    floats = {
-        n.input[1]: floats[n.input[1]]
-        for n in model.graph.node
-        if n.op_type == "Conv" and n.name in nodes and n.input[1] in floats
-    }
     # inferred now: nothing is known past a kept Gemm, and the quantizer leaves that in float
     wrapped = ONNXModel(onnx.shape_inference.infer_shapes(model))
     gemms = {n.name for n in model.graph.node if n.op_type == "Gemm" and n.name in nodes}
     renamed = _gemms_to_matmul(wrapped, gemms)
+    wanted = [*(n for n in nodes if n not in gemms), *renamed]
+    grids = _grids(wrapped.model, wanted, scales, weight_limit(8, reduced))
     quantizer = ONNXQuantizer(
         wrapped.model,
         per_channel=True,
@@ -42,7 +46,7 @@ def quantize_dynamic(model: Any, nodes: tuple[str, ...], *, reduced: bool = Fals
         weight_qType=QuantType.QInt8,
         activation_qType=QuantType.QUInt8,
         tensors_range=None,
-        nodes_to_quantize=[*(n for n in nodes if n not in gemms), *renamed],
+        nodes_to_quantize=wanted,
         nodes_to_exclude=[],
         op_types_to_quantize=["MatMul", "LSTM", "Conv"],
         extra_options={
@@ -51,7 +55,7 @@ def quantize_dynamic(model: Any, nodes: tuple[str, ...], *, reduced: bool = Fals
         },
     )
     quantizer.quantize_model()
-    _scale_channels(quantizer.model.model, floats, weight_limit(8, reduced))
+    _put_grids(quantizer.model.model, grids)
     for node in quantizer.model.model.graph.node:
         if node.op_type == "KeptGemm":
             node.op_type = "Gemm"
@@ -89,24 +93,51 @@ def _name_apart(model: Any) -> None:
             names[:] = [renamed.get(name, name) for name in names]
 
 
-def _scale_channels(model: Any, floats: Mapping[str, Any], limit: int) -> None:
-    """Give the weights of dynamic convolutions one scale per output channel, not one for all.
+def _grids(
+    model: Any, nodes: Sequence[str], scales: Mapping[str, NDArray[np.float32]], limit: int
+) -> dict[str, tuple[NDArray[np.int8], NDArray[np.float32]]]:
+    """Integers and scales by output channel, where the quantizer would choose others.
 
-    Their integer sums are multiplied by the scale afterwards, which may as well differ by channel.
+    It gives a convolution one scale for all channels. The integer sums are multiplied by the scale
+    afterwards, which may as well differ by channel.
 
     Args:
-        model: changed in place.
-        floats: name of a convolution's weight to the tensor.
+        model: float, as the quantizer will get it.
+        nodes: that it will quantize.
+        scales: see ``quantize_dynamic``.
         limit: largest level.
+
+    Returns:
+        By the name of the weight.
     """
     from onnx import numpy_helper
 
     held = {i.name: i for i in model.graph.initializer}
-    for name, tensor in floats.items():
-        value = numpy_helper.to_array(tensor)
-        peak = np.abs(value).max(axis=tuple(range(1, value.ndim)), keepdims=True)
-        scale = np.maximum(peak, 1e-12).astype(np.float32) / limit
-        grid = np.round(value / scale).astype(np.int8)
-        for part, found in (("quantized", grid), ("scale", scale[:, 0])):
+    found = {}
+    for node in model.graph.node:
+        given = scales.get(node.name.removesuffix("_MatMul"))
+        chosen = node.op_type == "Conv" or (node.op_type == "MatMul" and given is not None)
+        if not chosen or node.name not in nodes or node.input[1] not in held:
+            continue
+        value = numpy_helper.to_array(held[node.input[1]])
+        axis = 0 if node.op_type == "Conv" else 1
+        other = tuple(i for i in range(value.ndim) if i != axis)
+        if given is None:
+            given = np.maximum(np.abs(value).max(axis=other), 1e-12).astype(np.float32) / limit
+        grid = np.round(value / np.expand_dims(given, other)).astype(np.int8)
+        found[node.input[1]] = grid, given
+    return found
+
+
+def _put_grids(
+    model: Any, grids: Mapping[str, tuple[NDArray[np.int8], NDArray[np.float32]]]
+) -> None:
+    """Exchange the integers and scales of weights; the model is changed."""
+    from onnx import numpy_helper
+
+    held = {i.name: i for i in model.graph.initializer}
+    for name, (grid, scale) in grids.items():
+        shape = (-1, *[1] * (grid.ndim - 2))
+        for part, found in (("quantized", grid), ("scale", scale.reshape(shape))):
             kept = held[f"{name}_{part}"]
-            kept.CopyFrom(numpy_helper.from_array(found, kept.name))
+            kept.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(found), kept.name))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from autocompress.errors import ExportError
 from autocompress.exporters.onnx_dynamic import quantize_dynamic
@@ -150,14 +151,14 @@ def quantize_graph(graph: Any, compressed: Compressed) -> Any:
     model = onnx.ModelProto()
     model.CopyFrom(graph)
     _own_weights(model, {node.name for nodes in plan.layers.values() for node in nodes})
-    _round_low_bits(model, plan, compressed)
+    scales = _round_low_bits(model, plan, compressed)
     reduced = any(p.reduced for p in compressed.precisions.values())
     if plan.dynamic:
-        model = quantize_dynamic(model, plan.dynamic, reduced=reduced)
+        model = quantize_dynamic(model, plan.dynamic, scales, reduced=reduced)
     if plan.static:
         if compressed.ranges is None:
             raise ExportError("Static 8-bit activations need ranges: calibrate before exporting.")
-        model = _static(model, plan, compressed.ranges, reduced=reduced)
+        model = _static(model, plan, compressed.ranges, scales, reduced=reduced)
     for name, bits in plan.weight_only.items():
         _weight_only(model, name, bits)
     if plan.static:
@@ -174,12 +175,20 @@ def quantize_graph(graph: Any, compressed: Compressed) -> Any:
     return model
 
 
-def _round_low_bits(model: Any, plan: NodePlan, compressed: Compressed) -> None:
-    """Put 2 to 4 bit weights of integer layers on their grid; the kernels store them in 8 bits."""
+def _round_low_bits(
+    model: Any, plan: NodePlan, compressed: Compressed
+) -> dict[str, NDArray[np.float32]]:
+    """Put 2 to 4 bit weights of integer layers on their grid; the kernels store them in 8 bits.
+
+    Returns:
+        Name of each such node to the scale, by output channel, at which its weight is stored.
+    """
     import torch
     from onnx import numpy_helper
 
-    from autocompress.techniques.quantize import round_weight
+    from autocompress.techniques.quantize import round_weight, stored_scale
+
+    scales = {}
 
     chosen = {
         node.name: compressed.precisions[name].weight_bits
@@ -197,9 +206,11 @@ def _round_low_bits(model: Any, plan: NodePlan, compressed: Compressed) -> None:
         value = torch.from_numpy(numpy_helper.to_array(tensor).copy())
         if value.dim() < 2:
             continue  # a scale of attention, not a weight
-        axis = _channel_axis(node)
-        rounded = round_weight(value.transpose(0, axis), bits).transpose(0, axis)
+        rows = value.transpose(0, _channel_axis(node))
+        scales[node.name] = stored_scale(rows, bits).flatten().numpy()
+        rounded = round_weight(rows, bits).transpose(0, _channel_axis(node))
         tensor.CopyFrom(numpy_helper.from_array(rounded.contiguous().numpy(), tensor.name))
+    return scales
 
 
 def _own_weights(model: Any, chosen: set[str]) -> None:
@@ -221,7 +232,14 @@ def _own_weights(model: Any, chosen: set[str]) -> None:
             seen.add(name)
 
 
-def _static(model: Any, plan: NodePlan, ranges: Mapping[str, Range], *, reduced: bool) -> Any:
+def _static(
+    model: Any,
+    plan: NodePlan,
+    ranges: Mapping[str, Range],
+    scales: Mapping[str, NDArray[np.float32]],
+    *,
+    reduced: bool,
+) -> Any:
     import onnx
     from onnxruntime.quantization import QuantType
     from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
@@ -233,7 +251,14 @@ def _static(model: Any, plan: NodePlan, ranges: Mapping[str, Range], *, reduced:
         if not n.endswith(":in")
     }
     chosen = set(plan.static)
-    operators = sorted({n.op_type for n in model.graph.node if n.name in chosen})
+    nodes = [n for n in model.graph.node if n.name in chosen]
+    overrides = {
+        n.input[1]: [
+            {"axis": _channel_axis(n), "scale": scale, "zero_point": 0} for scale in scales[n.name]
+        ]
+        for n in nodes
+        if n.name in scales
+    }
     # without inferred types the quantizer takes nothing for a float tensor
     inferred = onnx.shape_inference.infer_shapes(model)
     quantizer = QDQQuantizer(
@@ -245,8 +270,8 @@ def _static(model: Any, plan: NodePlan, ranges: Mapping[str, Range], *, reduced:
         tensors_range=TensorsData(CalibrationMethod.MinMax, tensors),
         nodes_to_quantize=list(plan.static),
         nodes_to_exclude=[],
-        op_types_to_quantize=operators,
-        extra_options={"WeightSymmetric": True},
+        op_types_to_quantize=sorted({n.op_type for n in nodes}),
+        extra_options={"WeightSymmetric": True, "TensorQuantOverrides": overrides},
     )
     quantizer.quantize_model()
     return quantizer.model.model

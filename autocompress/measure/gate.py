@@ -2,27 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from contextlib import closing
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autocompress.measure.lock import machine_lock
+from autocompress.policy.policy import LayerPolicy
 from autocompress.policy.registry import techniques
 from autocompress.targets.base import NodeTime, Profile, Target, random_inputs
 from autocompress.targets.profile import KernelClass
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from autocompress.measure.latency import Timing
     from autocompress.techniques.compressed import Compressed
 
-    Layers = Mapping[str, Sequence[NodeTime]]
-
 #: what quantization brings along and nobody asked for
 _SUSPECT = (KernelClass.FLOAT, KernelClass.QUANTIZE, KernelClass.LAYOUT)
-_SHOWN = 6
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A compressed model as a runtime's profile shows it, for techniques to look through.
+
+    Args:
+        target: tells what its kernels do.
+        profile: of the exported file.
+        compressed: the model that the file was made from.
+    """
+
+    target: Target
+    profile: Profile
+    compressed: Compressed
+
+    @cached_property
+    def nodes(self) -> dict[str, list[NodeTime]]:
+        """Module name to its operators, in the order in which they run."""
+        names = (name for name, _ in self.compressed.module.named_modules() if name)
+        return layer_profile(self.profile, names)
+
+    @cached_property
+    def policies(self) -> dict[str, LayerPolicy]:
+        """Module name to the policy of the layer in whose place it stands."""
+        policy = self.compressed.policy
+        return {n: policy[of] for of, parts in self.compressed.parts.items() for n in parts}
+
+    def integer(self, node: NodeTime) -> bool:
+        """Whether an operator multiplies integers."""
+        return self.target.classify(node) is KernelClass.INTEGER
+
+    def multiplies(self, node: NodeTime) -> bool:
+        """Whether a layer's weights are at work in an operator."""
+        return self.target.classify(node).multiplies
 
 
 def check_file(
@@ -43,7 +76,7 @@ def check_promise(
     compressed: Compressed | None = None,
     timing: Timing | None = None,
 ) -> list[str]:
-    """What a runtime's profile does not show although the policy promised it.
+    """What a runtime's profile does not show although a technique of the policy promised it.
 
     Args:
         target: tells what its kernels do.
@@ -56,14 +89,8 @@ def check_promise(
     """
     problems = []
     if compressed is not None:
-        nodes = layer_profile(profile, [n for n, _ in compressed.module.named_modules() if n])
-        problems += _missing_integers(target, profile, nodes, compressed)
-        problems += _missing_halves(target, nodes, compressed)
-        problems += _unasked_integers(target, nodes, compressed)
-        problems += _unpruned(target, nodes, compressed)
-        asked = {n: compressed.policy[of] for of, parts in compressed.parts.items() for n in parts}
-        for technique in techniques():
-            problems += technique.problems(nodes, asked)
+        shown = Shown(target, profile, compressed)
+        problems = [found for technique in techniques() for found in technique.problems(shown)]
     rounded = compressed.quantized if compressed is not None else _rounds(target, profile)
     if timing is not None and timing.slower and rounded:
         problems.append(_blame(target, profile, timing))
@@ -88,125 +115,6 @@ def layer_profile(profile: Profile, layers: Iterable[str]) -> dict[str, list[Nod
     return found
 
 
-def _integer(target: Target, node: NodeTime) -> bool:
-    return target.classify(node) is KernelClass.INTEGER
-
-
-def _missing_integers(
-    target: Target, profile: Profile, nodes: Layers, compressed: Compressed
-) -> list[str]:
-    promised = [n for n, p in compressed.precisions.items() if p.integer]
-    if not promised:
-        return []
-    integers = sum(_integer(target, node) for node in profile.nodes)
-    if not nodes:
-        if integers >= len(promised):
-            return []
-        return [
-            f"The policy promises 8-bit arithmetic in {len(promised)} layers, the runtime's "
-            f"profile shows {integers} integer kernels."
-        ]
-    scaling = {n: compressed.precisions[n].activation_scaling for n in promised}
-    dynamic = {n for n in promised if scaling[n] == "dynamic"}
-    convolutions = {n for n in promised if _is_convolution(compressed.module, n)}
-    without = [
-        n for n in promised if not _all_integer(target, nodes, n, n in dynamic - convolutions)
-    ]
-    if not without:
-        return []
-    return [
-        "The policy promises 8-bit arithmetic, but the runtime's profile shows no integer kernel "
-        f"for {_listed(without)}."
-    ]
-
-
-def _is_convolution(module: nn.Module, name: str) -> bool:
-    from torch import nn
-
-    return isinstance(module.get_submodule(name), nn.modules.conv._ConvNd)
-
-
-def _all_integer(target: Target, nodes: Layers, layer: str, weights_only: bool) -> bool:
-    """Whether a layer, or the modules inside it, multiply integers only.
-
-    Args:
-        weights_only: leave products of two activations out: with ranges at run time, attention's
-            stay in float.
-    """
-    own = [
-        node
-        for name, found in nodes.items()
-        if _within(name, layer)
-        for node in found
-        if target.classify(node).multiplies and not (weights_only and _of_activations(node))
-    ]
-    return bool(own) and all(_integer(target, node) for node in own)
-
-
-def _of_activations(node: NodeTime) -> bool:
-    """Whether a product is one of two batches of matrices, as attention has them."""
-    return min((len(shape) for _, shape in node.inputs), default=0) > 2
-
-
-def _missing_halves(target: Target, nodes: Layers, compressed: Compressed) -> list[str]:
-    without = []
-    for name, precision in compressed.precisions.items():
-        own = [n for n in nodes.get(name, ()) if target.classify(n).multiplies and n.inputs]
-        if precision.half and any(n.inputs[0][0] == "float" for n in own):
-            without.append(name)
-    if not without:
-        return []
-    return [
-        "The policy promises half precision, but the runtime computes in 32 bits in "
-        f"{_listed(without)}."
-    ]
-
-
-def _unasked_integers(target: Target, nodes: Layers, compressed: Compressed) -> list[str]:
-    asked = [n for n, p in compressed.precisions.items() if p.integer]
-    rounded = [
-        name
-        for name, found in nodes.items()
-        if any(_integer(target, node) for node in found)
-        and _weighted(compressed.module, name)
-        and not any(_within(name, n) or _within(n, name) for n in asked)
-    ]
-    if not rounded:
-        return []
-    return [
-        f"The policy keeps {_listed(rounded)} in float, but the runtime rounds there too, because "
-        "the neighbours are integer: speed and accuracy are those of 8 bits."
-    ]
-
-
-def _within(name: str, module: str) -> bool:
-    return name == module or name.startswith(f"{module}.")
-
-
-def _weighted(module: nn.Module, name: str) -> bool:
-    """Whether a module has a weight of its own; shortcuts that became convolutions have none."""
-    return getattr(module.get_submodule(name), "weight", None) is not None
-
-
-def _unpruned(target: Target, nodes: Layers, compressed: Compressed) -> list[str]:
-    wrong = []
-    for name, found in nodes.items():
-        module = compressed.module.get_submodule(name)
-        wanted = getattr(module, "out_channels", getattr(module, "out_features", None))
-        shown = [n for n in found if n.outputs and len(n.outputs[0][1]) > 1]
-        shown = [n for n in shown if target.classify(n).multiplies]
-        if wanted is None:
-            continue
-        linear = hasattr(module, "out_features")
-        other = next((n for n in shown if not target.shows_channels(n, int(wanted), linear)), None)
-        if other is not None:
-            shape = list(other.outputs[0][1])
-            wrong.append(f"{name} ({wanted} channels promised, output {shape})")
-    if not wrong:
-        return []
-    return [f"The runtime's profile shows other shapes than the policy promises: {_listed(wrong)}."]
-
-
 def _rounds(target: Target, profile: Profile) -> bool:
     quantized = (KernelClass.INTEGER, KernelClass.QUANTIZE)
     return any(target.classify(node) in quantized for node in profile.nodes)
@@ -227,8 +135,3 @@ def _blame(target: Target, profile: Profile, timing: Timing) -> str:
         f"{timing.ratio:.2f} times as long (at least {timing.ratio_low:.2f}). Operators to "
         f"blame: {spent}."
     )
-
-
-def _listed(names: Sequence[str]) -> str:
-    rest = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from autocompress.measure.lock import machine_lock
 from autocompress.measure.quiet import QuietSpeed
@@ -20,10 +20,20 @@ if TYPE_CHECKING:
     from autocompress.build.pipeline import Pipeline
     from autocompress.measure.accuracy import Accuracy
     from autocompress.measure.latency import Timing
-    from autocompress.measure.latency_model import LatencyModel
     from autocompress.model.cost import Cost
     from autocompress.targets.base import Target
     from autocompress.techniques.compressed import Compressed
+
+
+class OtherDevice(Protocol):
+    """Predicts latencies of a device that is not here, from what was timed there."""
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """Runtime and machine that the times were taken on."""
+
+    def predict(self, policy: Policy) -> tuple[float, float]:
+        """Latency in ms and one standard deviation."""
 
 
 @dataclass
@@ -46,7 +56,7 @@ class Measurer:
     pipeline: Pipeline
     folder: Path
     cost: Callable[[Policy], Cost]
-    other_device: LatencyModel | None = None
+    other_device: OtherDevice | None = None
     measure_memory: bool = False
     quiet_speed: QuietSpeed = field(default_factory=QuietSpeed)
 
@@ -191,7 +201,7 @@ class Measurer:
         memory: dict[str, float],
         context: dict[str, Any],
     ) -> Measurement:
-        table = {} if self.other_device is None else {"table": self.other_device.table.facts}
+        table = {} if self.other_device is None else {"table": dict(self.other_device.facts)}
         if accuracy.correct is not None:
             context = {**context, HITS: pack_hits(accuracy.correct)}
         cost = self.cost(policy)

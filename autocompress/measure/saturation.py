@@ -41,14 +41,14 @@ def products_overflow(target: Target) -> bool:
 def overflow_problems(compressed: Compressed, overflows: bool) -> list[str]:
     """What to say of a file whose integer layers use the full range where products overflow.
 
-    A recipe from another machine brings such a policy along. Weights of fewer bits are stored with
-    8 as well, and reach as far.
+    A recipe from another machine brings such a policy along.
 
     Args:
         compressed: what the file was written from.
         overflows: as ``products_overflow`` says.
     """
-    full = [n for n, p in compressed.precisions.items() if p.integer and not p.reduced]
+    chosen = compressed.precisions.items()
+    full = [n for n, p in chosen if p.integer and p.weight_bits == 8 and not p.reduced]
     if not overflows or not full:
         return []
     return [
@@ -66,10 +66,23 @@ def settled(settings: CompressionSettings, target: Target) -> CompressionSetting
     return settings.model_copy(update={"weight_range": chosen})
 
 
+_LARGEST = f"""
+<ir_version: 10, opset_import: ["": 18]>
+largest (float[1, {_WIDTH}] x) => (float[1, {_WIDTH}] y) {{
+    xq = QuantizeLinear(x, scale, zero)
+    xf = DequantizeLinear(xq, scale, zero)
+    wf = DequantizeLinear(weight, weight_scale, weight_zero)
+    yf = MatMul(xf, wf)
+    yq = QuantizeLinear(yf, out_scale, zero)
+    y = DequantizeLinear(yq, out_scale, zero)
+}}
+"""
+"""A linear layer whose every activation is 255 (as a float, 1) and every weight 127 (1)."""
+
+
 def _largest_products(path: Path) -> Path:
-    """A linear layer whose every activation is 255 (as a float, 1) and every weight 127 (1)."""
     import onnx
-    from onnx import TensorProto, helper, numpy_helper
+    from onnx import numpy_helper
 
     values = {
         "weight": np.full((_WIDTH, _WIDTH), 127, np.int8),
@@ -79,23 +92,8 @@ def _largest_products(path: Path) -> Path:
         "zero": np.uint8(0),
         "out_scale": np.float32(_WIDTH / 255),
     }
-    nodes = [
-        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["xq"]),
-        helper.make_node("DequantizeLinear", ["xq", "scale", "zero"], ["xf"]),
-        helper.make_node("DequantizeLinear", ["weight", "weight_scale", "weight_zero"], ["wf"]),
-        helper.make_node("MatMul", ["xf", "wf"], ["yf"]),
-        helper.make_node("QuantizeLinear", ["yf", "out_scale", "zero"], ["yq"]),
-        helper.make_node("DequantizeLinear", ["yq", "out_scale", "zero"], ["y"]),
-    ]
-    shape = [1, _WIDTH]
-    graph = helper.make_graph(
-        nodes,
-        "largest",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)],
-        [numpy_helper.from_array(np.asarray(v), n) for n, v in values.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
-    model.ir_version = 10
+    model = onnx.parser.parse_model(_LARGEST)
+    tensors = [numpy_helper.from_array(np.asarray(value), name) for name, value in values.items()]
+    model.graph.initializer.extend(tensors)
     onnx.save(model, path)
     return path

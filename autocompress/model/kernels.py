@@ -9,6 +9,7 @@ from typing import Literal
 
 from autocompress.model.part import Part
 from autocompress.policy.policy import LayerPolicy
+from autocompress.policy.registry import techniques
 
 KernelPrecision = Literal["fp32", "int8", "int8_dynamic", "fp16"]
 
@@ -77,10 +78,9 @@ class Kernel:
 
 
 def kernel_precision(policy: LayerPolicy) -> KernelPrecision:
-    """The arithmetic that a layer's policy asks for; weight-only integers compute in float."""
-    if policy.activation_bits == 8:
-        return "int8" if policy.activation_scaling == "static" else "int8_dynamic"
-    return "fp16" if policy.weight_bits == 16 else "fp32"
+    """The arithmetic that a layer's policy asks for."""
+    asked = (t.arithmetic(policy) for t in techniques() if t.active(policy))
+    return next((precision for precision in asked if precision is not None), "fp32")
 
 
 def part_kernel(part: Part, precision: KernelPrecision) -> Kernel | None:

@@ -60,7 +60,7 @@ class Resolver:
     def __init__(self, inventory: Inventory, channel_multiple: int) -> None:
         self.inventory = inventory
         self._multiple = channel_multiple
-        self._counts: dict[str, dict[float, int]] = {g.name: {} for g in inventory.channel_groups}
+        self._counts: dict[tuple[str, LayerPolicy], int] = {}
         # a search asks thousands of times for the same few shapes of a layer
         self._steps = [
             (
@@ -73,12 +73,12 @@ class Resolver:
         ]
         self._last: tuple[Policy, tuple[LayerShape, ...]] = (Policy(), self._resolve(Policy()))
 
-    def count(self, group: ChannelGroup, prune_ratio: float) -> int:
-        """Channels of a group that stay at a ratio."""
-        counts = self._counts[group.name]
-        found = counts.get(prune_ratio)
+    def count(self, group: ChannelGroup, policy: LayerPolicy) -> int:
+        """Channels of a group that stay where its layers share a policy."""
+        found = self._counts.get((group.name, policy))
         if found is None:
-            found = counts[prune_ratio] = group.kept(prune_ratio, self._multiple)
+            found = min(t.kept(group, policy, self._multiple) for t in techniques())
+            self._counts[group.name, policy] = found
         return found
 
     def kept(self, policy: Policy) -> Mapping[str, int]:
@@ -87,9 +87,7 @@ class Resolver:
         found = {}
         for group in self.inventory.channel_groups:
             own = layers.get(group.producers[0])
-            found[group.name] = (
-                group.channels if own is None else self.count(group, own.prune_ratio)
-            )
+            found[group.name] = group.channels if own is None else self.count(group, own)
         return found
 
     def layers(self, policy: Policy) -> tuple[LayerShape, ...]:

@@ -117,10 +117,11 @@ def _sizes(inputs: Callable[[Any], int], outputs: Callable[[Any], int]) -> Any:
 
     class Sizes(tp.function.BasePruningFunc):  # type: ignore[misc]  # torch-pruning is untyped
         def prune_out_channels(self, layer: nn.Module, idxs: list[int]) -> nn.Module:
-            raise NotImplementedError("compress.prune slices these")
+            raise NotImplementedError("autocompress.techniques.prune slices these")
 
+        # one of its own: the graph knows the sides of a layer by these functions
         def prune_in_channels(self, layer: nn.Module, idxs: list[int]) -> nn.Module:
-            raise NotImplementedError("compress.prune slices these")
+            return self.prune_out_channels(layer, idxs)
 
         def get_out_channels(self, layer: Any) -> int:
             return int(outputs(layer))

@@ -74,6 +74,12 @@ def in_order() -> tuple[Technique, ...]:
 
 
 @cache
+def by_knob() -> Mapping[str, Technique]:
+    """The technique of each kind of choice; other kinds are not of one layer."""
+    return {technique.knob: technique for technique in techniques()}
+
+
+@cache
 def added_fields() -> Mapping[str, Field]:
     """Fields that installed packages add to a layer's policy."""
     return {field.name: field for t in added() for field in t.fields}

@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from autocompress.errors import PolicyError
 
 if TYPE_CHECKING:
+    from autocompress.measure.gate import Shown
+    from autocompress.model.kernels import KernelPrecision
     from autocompress.model.part import Part
     from autocompress.policy.inventory import ChannelGroup, LayerSpec
     from autocompress.policy.policy import LayerPolicy
+    from autocompress.policy.settings import CompressionSettings
     from autocompress.policy.space_config import Rule
-    from autocompress.targets.base import NodeTime
+    from autocompress.targets.base import Target
     from autocompress.techniques.stitching import Stitching
 
 Stage = Literal["channels", "factors", "weights", "precision"]
@@ -190,6 +193,15 @@ class Technique:
         """Policies under a name of their own, also tried together with coupled techniques."""
         return {}
 
+    def probes(self) -> Mapping[str, Mapping[str, Any]]:
+        """Changes to one layer, or to its group, whose harm ``autocompress profile`` tells.
+
+        Returns:
+            Values of fields by a short name.
+        """
+        first = self.fields[0]
+        return {f"{first.name}={v}": {first.name: v} for v in first.values[-1:]}
+
     # ---- how it is told
 
     def words(self, policies: Sequence[LayerPolicy]) -> list[str]:
@@ -205,7 +217,62 @@ class Technique:
         share = float(summary[f"{self.name}_share"])
         return [f"{self.name} in {share:.0%}"] if share else []
 
+    def cell(self, policy: LayerPolicy) -> str:
+        """What is done to one layer, for this technique's column of a table; empty for nothing."""
+        found = [(field, policy.value(field.name)) for field in self.fields]
+        return ", ".join(f"{f.name} {value}" for f, value in found if value != f.default)
+
+    def bar(self, policy: LayerPolicy) -> float | None:
+        """Share of a layer that is left, to be drawn in that column; ``None`` draws nothing."""
+        return None
+
+    # ---- where it is of use
+
+    def check_target(self, target: Target, settings: CompressionSettings) -> None:
+        """Refuse a target whose files cannot hold what this technique makes.
+
+        Raises:
+            InputError: with the setting or the target to choose instead.
+        """
+
+    def no_gain(self, target: type[Target]) -> str:
+        """Why a target gains nothing by this technique, and what to do; empty where it gains."""
+        return ""
+
+    def timed_levels(self, count: int) -> Sequence[int]:
+        """Levels, out of so many, at which whole models are timed with all layers alike.
+
+        None where no runtime is faster by it: a latency model then leaves its choices alone.
+        """
+        return ()
+
+    def arithmetic(self, policy: LayerPolicy) -> KernelPrecision | None:
+        """What a layer is computed in; ``None`` where this technique does not say.
+
+        Args:
+            policy: in which this technique is active.
+        """
+        return None
+
+    def unpacks(self, policy: LayerPolicy) -> bool:
+        """Whether stored weights are turned into floats at every inference.
+
+        Args:
+            policy: in which this technique is active.
+        """
+        return False
+
     # ---- shapes, cost, and the model itself
+
+    def kept(self, group: ChannelGroup, policy: LayerPolicy, multiple: int) -> int:
+        """Channels of a group that stay.
+
+        Args:
+            group: of the uncompressed model.
+            policy: that its layers share.
+            multiple: kept channels are rounded to a multiple of this.
+        """
+        return group.channels
 
     def parts(
         self, layer: LayerSpec, policy: LayerPolicy, inputs: int, outputs: int
@@ -242,14 +309,11 @@ class Technique:
         """Bring changed weights back to what this technique allows; only where it ``projects``."""
         self.apply(work)
 
-    def problems(
-        self, nodes: Mapping[str, Sequence[NodeTime]], policies: Mapping[str, LayerPolicy]
-    ) -> list[str]:
+    def problems(self, shown: Shown) -> list[str]:
         """What the runtime's profile does not show although this technique promised it.
 
         Args:
-            nodes: module name to its operators of the profile.
-            policies: module name to the policy of the layer in whose place it stands.
+            shown: the exported file's operators beside the model that it was made from.
 
         Returns:
             One sentence per problem.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import warnings
 import zipfile
@@ -12,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from autocompress.policy.writing import replacing
+
 if TYPE_CHECKING:
     from autocompress.recover.engine import Trainer
 
@@ -20,7 +21,6 @@ _VERSION = 1
 
 def save_checkpoint(path: Path, trainer: Trainer) -> None:
     """Write the trainer's state atomically; parent folders are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     state: dict[str, Any] = {
         "version": _VERSION,
         "identity": trainer.identity,
@@ -34,9 +34,8 @@ def save_checkpoint(path: Path, trainer: Trainer) -> None:
         "count": trainer._count,
         "history": [asdict(record) for record in trainer.history],
     }
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    torch.save(state, partial)
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        torch.save(state, partial)
 
 
 def load_checkpoint(path: Path, trainer: Trainer) -> bool:

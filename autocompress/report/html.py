@@ -11,6 +11,8 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
+from autocompress.policy.policy import LayerPolicy
+from autocompress.policy.registry import techniques
 from autocompress.report import plots
 from autocompress.report.tables import (
     BUILDS_DIFFER,
@@ -70,7 +72,7 @@ def render(view: RunView) -> str:
         beside=_beside(view),
         builds_differ=BUILDS_DIFFER if view.builds_differ else "",
         answer=answer,
-        layers=_layers(view, answer) if answer else [],
+        layers=_layers(view, answer) if answer else None,
         pairs=distillation_pairs(view),
         rungs=_rungs(view),
         forecasts=rung_forecasts(view),
@@ -172,24 +174,15 @@ def _beside(view: RunView) -> list[dict[str, Any]]:
     return rows
 
 
-def _layers(view: RunView, trial: Trial) -> list[dict[str, Any]]:
-    """One row per layer: what stays of its channels, in how many bits, at which rank."""
-    rows = []
-    for name in view.layer_names:
-        policy = trial.policy[name]
-        rows.append(
-            {
-                "name": name,
-                "keep": round(100 * (1 - policy.prune_ratio)),
-                "weight_bits": policy.weight_bits,
-                "activation_bits": policy.activation_bits,
-                "rank": None if policy.rank_ratio is None else round(100 * policy.rank_ratio),
-                "sparsity": round(100 * policy.sparsity),
-                "pattern": policy.pattern,
-                "more": [f"{name} {value}" for name, value in policy.more],
-            }
-        )
-    return rows
+def _layers(view: RunView, trial: Trial) -> dict[str, Any]:
+    """A row for each layer, with a column for each technique that did anything."""
+    used = [t for t in techniques() if any(map(t.active, trial.policy.layers.values()))]
+
+    def cells(policy: LayerPolicy) -> list[tuple[str, float | None]]:
+        return [(technique.cell(policy), technique.bar(policy)) for technique in used]
+
+    rows = [(name, cells(trial.policy[name])) for name in view.layer_names]
+    return {"heads": [technique.name for technique in used], "rows": rows}
 
 
 def _rungs(view: RunView) -> list[dict[str, Any]]:

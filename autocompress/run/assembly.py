@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from autocompress.errors import InputError
 from autocompress.policy.inventory import Inventory
 from autocompress.policy.policy import Policy
 from autocompress.policy.recovery import ModelSection
+from autocompress.policy.registry import by_knob, techniques
 from autocompress.policy.space import Space
 from autocompress.results.metric import Measurement
 from autocompress.run.evaluator import make_evaluator
@@ -25,9 +27,12 @@ if TYPE_CHECKING:
 
     from autocompress.build.bank import LayerBank
     from autocompress.build.pipeline import Pipeline, Progress
-    from autocompress.measure.latency_model import LatencyModel
+    from autocompress.estimate.latency_model import LatencyModel
     from autocompress.run.evaluator import StudyEvaluator
+    from autocompress.targets.base import Target
     from autocompress.task.data import Data
+
+_log = logging.getLogger(__name__)
 
 
 def silent(text: str, fraction: float) -> None:
@@ -55,7 +60,6 @@ class Assembly:
     folder: Path
     progress: Progress = silent
     given: tuple[Any, Any] = (None, None)
-    _parts: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
     def space(self) -> Space:
@@ -75,50 +79,60 @@ class Assembly:
         multiple = self.study.settings.channel_multiple
         return self.study.space_config().bind(self.inventory, channel_multiple=multiple)
 
-    @property
+    @cached_property
     def bank(self) -> LayerBank:
         """The layer bank, computed or read from the cache."""
-        if "bank" not in self._parts:
-            self._parts["bank"] = self._make_bank()
-        bank: LayerBank = self._parts["bank"]
-        return bank
+        from autocompress.build.bank import LayerBank
+
+        return LayerBank.build(
+            self.model,
+            self.inventory,
+            self.data.train,
+            self.study.settings,
+            cache_folder() / "banks",
+            lambda text, done: self.progress(f"layer bank: {text}", done),
+        )
 
     @cached_property
     def identity(self) -> dict[str, str]:
         """Fingerprints of the model and the data, for recipes and for runs that go on."""
         return identity(self.inventory, self.data)
 
-    @property
+    @cached_property
     def pipeline(self) -> Pipeline:
         """Builds compressed models from the layer bank."""
-        if "pipeline" not in self._parts:
-            self._parts["pipeline"] = self._make_pipeline()
-        pipeline: Pipeline = self._parts["pipeline"]
-        return pipeline
+        self.inventory = self.bank.inventory
+        return Pipeline(
+            self.model,
+            self.data,
+            self.inventory,
+            self.bank,
+            self.study.settings,
+            self.study.recovery.schedule,
+            qat=self.study.recovery.qat,
+            distillation=self._distillation(),
+            students=self.students,
+        )
 
-    @property
+    @cached_property
     def evaluator(self) -> StudyEvaluator:
         """Measures policies in the study's target, without a latency model yet."""
-        if "evaluator" not in self._parts:
-            from autocompress.targets import get_target
+        from autocompress.targets import get_target
 
-            target = get_target(resolve_variables(self.study.target))
-            self._parts["evaluator"] = make_evaluator(
-                self.pipeline,
-                target,
-                self.folder,
-                measure_memory="peak_memory_bytes" in self.study.limits().metrics,
-                progress=self.progress,
-            )
-        evaluator: StudyEvaluator = self._parts["evaluator"]
-        return evaluator
+        return make_evaluator(
+            self.pipeline,
+            get_target(resolve_variables(self.study.target)),
+            self.folder,
+            measure_memory="peak_memory_bytes" in self.study.limits().metrics,
+            progress=self.progress,
+        )
 
     def latency_model(self) -> LatencyModel:
         """From a device's table, the cache, or measured; in the milliseconds of its own time."""
-        from autocompress.measure.latency_model import LatencyModel
+        from autocompress.estimate.latency_model import LatencyModel
 
         evaluator, measurer = self.evaluator, self.evaluator.measurer
-        if measurer.other_device is not None:
+        if isinstance(measurer.other_device, LatencyModel):
             return measurer.other_device
         model = LatencyModel.build(
             measurer.target,
@@ -150,32 +164,6 @@ class Assembly:
             self.evaluator.baseline.as_dict(),
             model,
             data,
-        )
-
-    def _make_bank(self) -> LayerBank:
-        from autocompress.build.bank import LayerBank
-
-        return LayerBank.build(
-            self.model,
-            self.inventory,
-            self.data.train,
-            self.study.settings,
-            cache_folder() / "banks",
-            lambda text, done: self.progress(f"layer bank: {text}", done),
-        )
-
-    def _make_pipeline(self) -> Pipeline:
-        self.inventory = self.bank.inventory
-        return Pipeline(
-            self.model,
-            self.data,
-            self.inventory,
-            self.bank,
-            self.study.settings,
-            self.study.recovery.schedule,
-            qat=self.study.recovery.qat,
-            distillation=self._distillation(),
-            students=self.students,
         )
 
     def _distillation(self) -> Callable[[Policy], Any]:
@@ -265,12 +253,8 @@ def assemble(
     given = (model, data)
     plain = resolve_variables(study.model_dump(mode="json"))
     target = get_target(plain["target"])  # an absent runtime is said before anything is loaded
-    if study.settings.half_format not in target.half_formats:
-        raise InputError(
-            f"`settings.half_format: {study.settings.half_format}` needs `target: {{runtime: "
-            f"torch}}`; the files of {target.name} hold 16 bits as "
-            f"{' or '.join(target.half_formats)}."
-        )
+    for technique in techniques():
+        technique.check_target(target, study.settings)
     progress("data", 0.0)
     data = Data.wrap(data) if data is not None else load_data(plain["data"])
     progress("model", 0.0)
@@ -285,8 +269,18 @@ def assemble(
         settings = settings.model_copy(update={"prune_residual": True})
     study = study.model_copy(update={"settings": settings})
     parts = Assembly(study, model, data, inventory, folder, progress, given)
-    parts.bind()  # a pattern that fits nothing is said before anything is computed
+    space = parts.bind()  # a pattern that fits nothing is said before anything is computed
+    _warn_of_no_gain(space, type(target))
     return parts
+
+
+def _warn_of_no_gain(space: Space, target: type[Target]) -> None:
+    """Log which techniques the space asks for although the target gains nothing by them."""
+    for kind in dict.fromkeys(choice.kind for choice in space.choices):
+        technique = by_knob().get(kind)
+        reason = technique.no_gain(target) if technique is not None else ""
+        if technique is not None and reason:
+            _log.warning("%s gains nothing by %s: %s", target.name, technique.name, reason)
 
 
 def _train_baseline(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autocompress.build.builder import Builder
-from autocompress.measure.estimator import Estimator
+from autocompress.estimate.estimator import Estimator
 from autocompress.measure.lock import machine_lock
 from autocompress.measure.measurer import Measurer
 from autocompress.policy.policy import Policy
@@ -104,7 +104,7 @@ def make_evaluator(
         measure_memory: see ``Measurer``.
         progress: told how far a fine-tune is.
     """
-    from autocompress.measure.latency_model import LatencyModel
+    from autocompress.estimate.latency_model import LatencyModel
     from autocompress.measure.screening import Screening
 
     inventory, settings = pipeline.inventory, pipeline.settings

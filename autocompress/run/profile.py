@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autocompress.policy.policy import LayerPolicy, Policy
+from autocompress.policy.registry import techniques
 from autocompress.run.study import StudyConfig
 
 if TYPE_CHECKING:
@@ -65,7 +67,7 @@ def profile(
 
 def _pack(parts: Assembly, path: Path) -> None:
     """Pack kernels, a few whole models and a runner that times them on another device."""
-    from autocompress.measure.pack import pack_kernels
+    from autocompress.estimate.pack import pack_kernels
 
     measurer = parts.evaluator.measurer
     pack_kernels(
@@ -114,11 +116,11 @@ def operator_times(evaluator: StudyEvaluator) -> dict[str, float]:
 
 
 def _layer_row(parts: Assembly, name: str, operators: dict[str, float]) -> dict[str, Any]:
-    """One layer: its costs, and the KL that a standard blow to it alone leaves."""
+    """One layer: its costs, and the KL that each technique's probe of it alone leaves."""
     layer = parts.inventory.layer(name)
     parts.progress(f"sensitivity of {name}", 0.0)
     sensitivity: dict[str, float | None] = {}
-    for label, policy in _blows(parts, name).items():
+    for label, policy in _probes(parts, name):
         sensitivity[label] = parts.evaluator.screen(policy, 128).kl
     return {
         "name": name,
@@ -131,13 +133,15 @@ def _layer_row(parts: Assembly, name: str, operators: dict[str, float]) -> dict[
     }
 
 
-def _blows(parts: Assembly, name: str) -> dict[str, Policy]:
+def _probes(parts: Assembly, name: str) -> Iterator[tuple[str, Policy]]:
+    """What each technique tries on a layer, or on all that share its channels."""
     layer = parts.inventory.layer(name)
-    blows = {}
     group = parts.inventory.groups_by_name.get(layer.out_group or "")
-    if group is not None and (not group.residual or parts.study.settings.prune_residual):
-        half = LayerPolicy(prune_ratio=0.5)
-        blows["prune_ratio=0.5"] = Policy(dict.fromkeys(group.producers, half))
-    if layer.quantizable:
-        blows["int8"] = Policy({name: LayerPolicy(weight_bits=8, activation_bits=8)})
-    return blows
+    if group is not None and group.residual and not parts.study.settings.prune_residual:
+        group = None
+    for technique in techniques():
+        together = group.producers if group is not None and technique.coupled else (name,)
+        if (technique.coupled and group is None) or not technique.usable(layer):
+            continue
+        for label, values in technique.probes().items():
+            yield label, Policy(dict.fromkeys(together, LayerPolicy.from_dict(values)))

@@ -80,7 +80,7 @@ def _with_latency(found: Measurement, ms: float, spread: float, target: str) -> 
 
 
 def _from_table(parts: Assembly, table: Path) -> tuple[Cost, float]:
-    from autocompress.measure.latency_model import LatencyModel
+    from autocompress.estimate.latency_model import LatencyModel
 
     model = LatencyModel.from_table(table, parts.inventory, parts.study.settings)
     return (lambda trial: model.predict(trial.policy)), model.predict(Policy())[0]

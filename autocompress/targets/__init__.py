@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.metadata import EntryPoint
 from typing import Any
 
 from autocompress.errors import TargetUnavailable
+from autocompress.policy.registry import techniques
 from autocompress.targets import registry
 from autocompress.targets.base import Availability, Session, Target, TargetConfig, TensorSpec
 from autocompress.targets.profile import KernelClass, NodeTime, Profile
@@ -57,7 +59,8 @@ def _availability(entry: EntryPoint, owner: EntryPoint) -> Availability:
         reason = f"{entry.value} is left out, the name belongs to {owner.value}"
         return Availability(entry.name, False, reason=reason)
     try:
-        found: Availability = registry.load_entry(entry).availability()
+        target: type[Target] = registry.load_entry(entry)
     except TargetUnavailable as error:
         return Availability(entry.name, False, reason=str(error))
-    return found
+    reasons = {technique.name: technique.no_gain(target) for technique in techniques()}
+    return replace(target.availability(), no_gain={n: why for n, why in reasons.items() if why})

@@ -72,16 +72,20 @@ class Session(ABC):
         """Threads of one inference, as the runtime itself tells them."""
 
     @abstractmethod
-    def run(self, inputs: Inputs) -> list[Array]:
-        """One inference.
+    def prepare(self, inputs: Inputs) -> Callable[[], Any]:
+        """A call without arguments that runs these inputs once and waits for the end of it.
 
         Args:
             inputs: one array per input, batch first; shapes and types as in ``inputs``.
         """
 
-    @abstractmethod
-    def prepare(self, inputs: Inputs) -> Callable[[], object]:
-        """A call without arguments that runs these inputs once and waits for the end of it."""
+    def run(self, inputs: Inputs) -> list[Array]:
+        """One inference; ``inputs`` as in ``prepare``."""
+        found = self.prepare(inputs)()
+        if isinstance(found, Mapping):
+            found = list(found.values())
+        parts = found if isinstance(found, list | tuple) else [found]
+        return [p.numpy(force=True) if hasattr(p, "numpy") else np.array(p) for p in parts]
 
     @abstractmethod
     def profile(self, inputs: Inputs, runs: int = 20) -> Profile:
@@ -122,7 +126,10 @@ class Session(ABC):
 
 @dataclass(frozen=True, slots=True)
 class Availability:
-    """Whether a runtime can be used here, with its version and devices, or why not."""
+    """Whether a runtime can be used here, with its version and devices, or why not.
+
+    ``no_gain`` holds the techniques that gain nothing there, each with the reason.
+    """
 
     runtime: str
     available: bool
@@ -130,6 +137,7 @@ class Availability:
     devices: tuple[str, ...] = ()
     reason: str = ""
     details: Mapping[str, Any] = field(default_factory=dict)
+    no_gain: Mapping[str, str] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for ``--json``."""
@@ -139,6 +147,7 @@ class Availability:
             "version": self.version,
             "devices": list(self.devices),
             "reason": self.reason,
+            "no_gain": dict(self.no_gain),
             **self.details,
         }
 
@@ -160,6 +169,7 @@ class Target(ABC):
         integer_kernels: whether layers of 8 bits run on integers, not simulated in float.
         free_batch: whether a file can be opened for any number of samples.
         half_formats: 16-bit formats that its files can hold.
+        skips_zeros: whether kernels are faster on weights that hold zeros.
 
     Raises:
         TargetUnavailable: the runtime or the device is not present here.
@@ -173,6 +183,7 @@ class Target(ABC):
     integer_kernels: ClassVar[bool] = False
     free_batch: ClassVar[bool] = True
     half_formats: ClassVar[tuple[str, ...]] = ("float16",)
+    skips_zeros: ClassVar[bool] = False
 
     config: TargetConfig
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from autocompress.errors import InputError, nearest
+from autocompress.errors import InputError
+from autocompress.policy.section import Section, read_as
 from autocompress.targets import registry
 
 #: once fields of every runtime; files of that time may say that they ask for nothing
 _FORMER = {"providers": None, "compile": False}
 
 
-class TargetConfig(BaseModel):
+class TargetConfig(Section):
     """Where a model is to run. Part of every record.
 
     A runtime with fields of its own subclasses it and names the class as its ``config_model``.
@@ -29,8 +29,6 @@ class TargetConfig(BaseModel):
             predicted from it, and the runtime here only judges accuracy.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     runtime: str = "onnxruntime"
     threads: int = Field(1, ge=1)
     batch: int = Field(1, ge=1)
@@ -38,7 +36,7 @@ class TargetConfig(BaseModel):
     table: Path | None = None
 
     @classmethod
-    def read(cls, data: TargetConfig | Mapping[str, Any]) -> TargetConfig:
+    def read(cls, data: Any, *, where: str | None = None) -> Self:
         """Take a config, or plain data of one, into the config model of its runtime.
 
         Raises:
@@ -49,20 +47,11 @@ class TargetConfig(BaseModel):
         runtime = plain.setdefault("runtime", cls.model_fields["runtime"].default)
         if not isinstance(runtime, str):
             raise InputError(f"`target.runtime` must be a runtime's name, got {runtime!r}.")
-        model: type[TargetConfig] = registry.load(runtime).config_model
+        model: Any = registry.load(runtime).config_model
         if type(data) is model:
             return data
-        for key in plain.keys() - model.model_fields.keys():
-            if key in _FORMER and plain[key] == _FORMER[key]:
-                del plain[key]
-            else:
-                raise InputError(
-                    f"`target` has no {key!r} with the runtime {runtime!r}; "
-                    f"{nearest(str(key), model.model_fields)}"
-                )
-        try:
-            return model(**plain)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise InputError(f"`target.{where}`: {first['msg']}, got {first['input']!r}.") from None
+        for key, nothing in _FORMER.items():
+            if key not in model.model_fields and plain.get(key, 0) == nothing:
+                plain.pop(key, None)
+        found: Self = read_as(model, plain, where or f"`target` with the runtime {runtime!r}")
+        return found

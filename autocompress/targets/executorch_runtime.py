@@ -14,7 +14,6 @@ import numpy as np
 from autocompress.errors import InputError
 from autocompress.targets.base import (
     WARM_UP,
-    Array,
     Availability,
     Inputs,
     Session,
@@ -130,10 +129,6 @@ class ExecuTorchSession(Session):
         from executorch.extension.pybindings import portable_lib
 
         return int(portable_lib._threadpool_get_thread_count())
-
-    def run(self, inputs: Inputs) -> list[Array]:
-        """One inference."""
-        return [np.array(part.detach()) for part in self.prepare(inputs)()]
 
     def prepare(self, inputs: Inputs) -> Callable[[], Any]:
         """A call without arguments."""

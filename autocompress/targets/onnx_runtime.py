@@ -26,16 +26,8 @@ from autocompress.targets.base import (
 )
 from autocompress.targets.profile import KernelClass, NodeTime, Profile, kernel_class
 
-_DTYPES = {
-    "tensor(float)": "float32",
-    "tensor(float16)": "float16",
-    "tensor(double)": "float64",
-    "tensor(int64)": "int64",
-    "tensor(int32)": "int32",
-    "tensor(int8)": "int8",
-    "tensor(uint8)": "uint8",
-    "tensor(bool)": "bool",
-}
+#: where a name within ``tensor(...)`` is not numpy's
+_DTYPES = {"float": "float32", "double": "float64"}
 #: what the runtime merges into the node before
 _FUSED_AFTER = frozenset({"Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "Cast"})
 #: what it adds to the output's name when it calls a merged node after it
@@ -180,7 +172,7 @@ class OnnxRuntimeSession(Session):
             TensorSpec(
                 i.name,
                 tuple(d if isinstance(d, int) else None for d in i.shape),
-                _DTYPES.get(i.type, "float32"),
+                _DTYPES.get(i.type[7:-1], i.type[7:-1]),
             )
             for i in self._session.get_inputs()
         )
@@ -209,11 +201,7 @@ class OnnxRuntimeSession(Session):
         """Threads of one operator."""
         return int(self._session.get_session_options().intra_op_num_threads)
 
-    def run(self, inputs: Inputs) -> list[Array]:
-        """One inference."""
-        return list(self._session.run(None, self._feed(inputs)))
-
-    def prepare(self, inputs: Inputs) -> Callable[[], object]:
+    def prepare(self, inputs: Inputs) -> Callable[[], Any]:
         """A call without arguments; ``run`` copies to and from the device and waits."""
         feed, run = self._feed(inputs), self._session.run
         names = [o.name for o in self._session.get_outputs()]

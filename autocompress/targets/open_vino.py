@@ -13,7 +13,6 @@ import numpy as np
 from autocompress.errors import InputError
 from autocompress.targets.base import (
     WARM_UP,
-    Array,
     Availability,
     Inputs,
     KernelWriter,
@@ -144,12 +143,7 @@ class OpenVinoSession(Session):
         """Threads that the compiled model really uses."""
         return int(self._request.get_compiled_model().get_property("INFERENCE_NUM_THREADS"))
 
-    def run(self, inputs: Inputs) -> list[Array]:
-        """One inference."""
-        found = self._request.infer(self.arrays(inputs))
-        return [np.array(value) for value in found.values()]
-
-    def prepare(self, inputs: Inputs) -> Callable[[], object]:
+    def prepare(self, inputs: Inputs) -> Callable[[], Any]:
         """A call without arguments on inputs that the request already holds."""
         import openvino
 

@@ -17,7 +17,6 @@ import numpy as np
 from autocompress.errors import InputError, TargetUnavailable
 from autocompress.targets.base import (
     WARM_UP,
-    Array,
     Availability,
     Inputs,
     Session,
@@ -129,12 +128,6 @@ class TorchSession(Session):
 
         with _threads(self._threads):
             return torch.get_num_threads()
-
-    def run(self, inputs: Inputs) -> list[Array]:
-        """One inference."""
-        found = self.prepare(inputs)()
-        parts = found if isinstance(found, tuple | list) else (found,)
-        return [part.numpy(force=True) for part in parts]
 
     def prepare(self, inputs: Inputs) -> Callable[[], Any]:
         """A call without arguments on inputs that lie on the device; waits for the end of it."""

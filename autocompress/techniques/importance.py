@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.task.outputs import label_loss, output_kind
-from autocompress.techniques.moments import Moments
 
 _DOUBLE = 1300
 """Up to this many features the greedy removal runs in double precision."""
@@ -186,8 +185,3 @@ def obs_order(consumers: Sequence[Consumer], units: Sequence[Sequence[int]]) -> 
         taken = set(chosen)
         left = [u for u in left if u not in taken]
     return gone
-
-
-def plain_moments(moments: Moments, group: int = 0) -> Tensor:
-    """Moments of one conv group without the constant."""
-    return moments.second[group, :-1, :-1]

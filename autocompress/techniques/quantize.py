@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import torch
@@ -36,6 +37,17 @@ def weight_scale(weight: Tensor, bits: int, reduced: bool = False) -> Tensor:
     limit = weight_limit(bits, reduced)
     peak = weight.detach().abs().flatten(1).amax(1).clamp_min(1e-12)
     return (peak / limit).view(-1, *[1] * (weight.dim() - 1))
+
+
+def stored_scale(weight: Tensor, bits: int, reduced: bool = False) -> Tensor:
+    """Scale at which the 8-bit weights of an integer kernel are stored; as ``weight_scale``.
+
+    Weights of fewer bits are on a coarser grid. Its steps are a power of two of these, so that they
+    are stored as they are, within 64 levels, where no sum of products can overflow.
+    """
+    scale = weight_scale(weight, bits, reduced)
+    steps = weight_limit(8, reduced=True) // weight_limit(bits) if bits < 8 else 1
+    return scale / 2 ** int(math.log2(steps))
 
 
 def round_weight(weight: Tensor, bits: int, reduced: bool = False) -> Tensor:

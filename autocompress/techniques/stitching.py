@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import copy
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
 from autocompress.policy.inventory import Inventory, LayerSpec
 from autocompress.policy.policy import LayerPolicy, Policy
+from autocompress.policy.registry import in_order
 from autocompress.policy.settings import CompressionSettings
 from autocompress.policy.technique import Technique
 from autocompress.techniques.compressed import Precision
@@ -28,6 +30,7 @@ class Stitching:
         moments: from a layer's name to the second moments of the inputs that are left to it, or
             ``None`` where they were not taken.
         place_solved: puts re-solved weights into the readers of channels that go.
+        memo: what was made for a key before, or makes it.
         parts: layer name to the names of the modules that stand in its place.
         precisions: name of such a module to its bits.
     """
@@ -39,6 +42,9 @@ class Stitching:
     removals: Mapping[tuple[str, str], list[int]] = field(default_factory=dict)
     moments: Callable[[str], Tensor | None] = lambda name: None
     place_solved: Callable[[], None] = lambda: None
+    memo: Callable[[tuple[Hashable, ...], Callable[[], nn.Module]], nn.Module] = lambda key, make: (
+        make()
+    )
     parts: dict[str, tuple[str, ...]] = field(default_factory=dict)
     precisions: dict[str, Precision] = field(default_factory=dict)
 
@@ -62,6 +68,22 @@ class Stitching:
                 module = self.module.get_submodule(part)
                 if hasattr(module, "weight"):
                     yield part, (module, policy)
+
+    def remembered(
+        self, technique: Technique, layer: str, make: Callable[[], nn.Sequential]
+    ) -> nn.Sequential:
+        """What a technique makes of a layer: a copy of what it made of the same weights before.
+
+        Args:
+            technique: at work.
+            layer: its name.
+            make: from the layer as it is now.
+        """
+        steps = in_order()
+        names = [f.name for t in steps[: steps.index(technique) + 1] for f in t.fields]
+        key: list[Hashable] = [layer, *(self.policy[layer].value(name) for name in names)]
+        key += [tuple(self.removals.get((layer, side), ())) for side in ("in", "out")]
+        return copy.deepcopy(self.memo(tuple(key), make))
 
     def replace(self, name: str, factors: nn.Sequential) -> None:
         """Let modules that run one after another stand in a layer's place."""

@@ -224,6 +224,16 @@ class TechniqueContract:
                 told = self.technique.told({"method": " + ".join(words), **summary})
                 assert told
                 assert all(told)
+                for layer in layers:
+                    cell = self.technique.cell(layer)
+                    assert bool(cell) is self.technique.active(layer), cell
+        assert self.technique.cell(LayerPolicy()) == ""
+
+    def test_what_is_tried_and_timed_exists(self) -> None:
+        for values in self.technique.probes().values():
+            assert self.technique.active(LayerPolicy.from_dict(dict(values)))
+        for count in range(1, 7):
+            assert set(self.technique.timed_levels(count)) <= set(range(count))
 
 
 def _samples(field: Field) -> tuple[Any, ...]:

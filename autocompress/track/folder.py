@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import yaml
 
 from autocompress.errors import InputError, nearest
 from autocompress.policy.reading import read_mapping
+from autocompress.policy.writing import replacing
 from autocompress.results.metric import Measurement
 
 
@@ -239,19 +239,11 @@ def read_json(path: Path) -> Any:
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file through a temporary one beside it; parent folders are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        # mkstemp makes the file private; runs are meant to be read by others too
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with replacing(path) as partial, partial.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+        partial.chmod(0o644)  # runs are meant to be read by others too
     sync_folder(path.parent)
 
 

@@ -6,7 +6,6 @@ import copy
 import itertools
 import json
 import math
-import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from torch import nn
 
 from autocompress.errors import InputError
 from autocompress.policy.recovery import Schedule
+from autocompress.policy.writing import replacing
 from autocompress.recover.engine import Progress, Trainer
 from autocompress.recover.score import score
 from autocompress.task.data import Data
@@ -170,19 +170,16 @@ class _Rounds:
     def _log(self) -> None:
         rounds = [{"score": s, "epochs": e} for s, e in zip(self.scores, self.epochs, strict=True)]
         given = None if self.given_score == -math.inf else self.given_score
-        partial = self._log_path.with_suffix(f".{os.getpid()}.partial")
-        partial.write_text(json.dumps({"given": given, "rounds": rounds}, indent=1), "utf-8")
-        os.replace(partial, self._log_path)
+        with replacing(self._log_path) as partial:
+            partial.write_text(json.dumps({"given": given, "rounds": rounds}, indent=1), "utf-8")
 
 
 def _save(path: Path, module: nn.Module) -> None:
     from safetensors.torch import save_file
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {n: t.detach().contiguous().clone() for n, t in module.state_dict().items()}
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    save_file(tensors, partial)
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        save_file(tensors, partial)
 
 
 def _load(path: Path, module: nn.Module) -> None:

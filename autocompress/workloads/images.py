@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from autocompress.errors import InputError, nearest
+from autocompress.policy.writing import replacing
 from autocompress.workloads.cache import cache_folder, digest
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
@@ -232,12 +233,10 @@ def decode_image(blob: bytes, path: str, size: int | None = None, gray: bool = F
 def _save(path: Path, decoded: Decoded) -> None:
     from safetensors.torch import save_file
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {f"{s}.images": t for s, t in decoded.images.items()}
     tensors |= {f"{s}.targets": t for s, t in decoded.targets.items()}
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    save_file(tensors, partial, {"classes": json.dumps(decoded.classes)})
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        save_file(tensors, partial, {"classes": json.dumps(decoded.classes)})
 
 
 def _load(path: Path) -> Decoded:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,10 +13,11 @@ import torch
 from small_networks import data, example, make
 from torch import nn
 
-from autocompress.build import bank as bank_module
+from autocompress.build import memo
 from autocompress.build.bank import LayerBank
 from autocompress.errors import CalibrationError
 from autocompress.model.inventory import take_inventory
+from autocompress.policy.inventory import LayerSpec
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.settings import CompressionSettings
 from autocompress.task.data import Split
@@ -223,11 +225,47 @@ def test_solved_weights_in_memory_are_bounded(bank: Build, monkeypatch: pytest.M
     inventory = take_inventory(model, example("plain"))
     found = LayerBank.build(model, inventory, data("plain").train, CompressionSettings())
     size = model.conv2.weight.nbytes
-    monkeypatch.setattr(bank_module, "MAX_SOLVED_BYTES", 2 * size)
+    monkeypatch.setattr(memo, "LARGEST_BYTES", 2 * size)
     for count in range(1, 7):
         found.solved("conv2", list(range(count)))
-    assert len(found._solved) == 2
-    assert found._solved_bytes == 2 * size
+    assert len(found._memo) == 2
+    assert found._memo.held_bytes == 2 * size
+
+
+@pytest.mark.parametrize("method", ["svd", "spatial", "tucker2"])
+def test_a_layer_is_factorized_once_for_the_same_weights(
+    bank: Build, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other bits, or what is done to other layers, is nothing new; other inputs and ranks are."""
+    from autocompress.techniques import factorize as module
+
+    found, calls = bank("plain"), list[str]()
+    real = module.factorize
+
+    def counted(layer: nn.Module, spec: LayerSpec, *rest: Any) -> nn.Sequential:
+        calls.append(spec.name)
+        return real(layer, spec, *rest)
+
+    monkeypatch.setattr(module, "factorize", counted)
+
+    def stitched(ratio: float, bits: int = 32, before: float = 0.0) -> nn.Module:
+        own = LayerPolicy.from_dict(
+            {"rank_ratio": ratio, "factorization": method, "weight_bits": bits}
+        )
+        return found.stitch(Policy({"conv1": LayerPolicy(prune_ratio=before), "conv2": own})).module
+
+    first = stitched(0.37)
+    again = stitched(0.37, bits=8)
+    assert calls == ["conv2"]
+    for part, same in zip(first.conv2, again.conv2, strict=True):
+        assert torch.equal(part.weight, same.weight)
+        assert part.weight is not same.weight
+    for weight in (part.weight for part in first.conv2):
+        weight.detach().zero_()
+    assert all(part.weight.any() for part in stitched(0.37).conv2)
+    stitched(0.41)
+    stitched(0.37, before=0.5)
+    assert calls == ["conv2"] * 3
 
 
 def test_a_cached_bank_stitches_the_same(tmp_path: Path) -> None:

@@ -15,11 +15,11 @@ from timed import WHERE, Timed, ratio_of
 from autocompress.controller.config import SearchConfig
 from autocompress.controller.context import Context
 from autocompress.controller.protocols import Executor, Job
+from autocompress.estimate.estimator import Estimator
+from autocompress.estimate.latency_features import LayerPlan
+from autocompress.estimate.latency_model import LatencyModel
 from autocompress.execute.local import InProcessExecutor
 from autocompress.execute.pool import ProcessPoolExecutor
-from autocompress.measure.estimator import Estimator
-from autocompress.measure.latency_features import LayerPlan
-from autocompress.measure.latency_model import LatencyModel
 from autocompress.model.cost import Cost
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.budget import Budget

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 import torch
@@ -120,6 +122,37 @@ def test_dynamic_ranges_run_on_integers_without_calibration(bank: Build, tmp_pat
     with torch.no_grad():
         simulated, real = simulate(made)(inputs), found.model(inputs)
     assert float((run(written.path, inputs) - simulated).abs().mean()) < 0.05 * float(real.std())
+
+
+def _stored(path: Path) -> list[np.ndarray]:
+    """The integer weights of a file as the floats that they stand for, output channels first."""
+    held = {i.name: onnx.numpy_helper.to_array(i) for i in onnx.load(str(path)).graph.initializer}
+    found = []
+    for name, grid in held.items():
+        scale = held.get(name.removesuffix("_quantized") + "_scale")
+        if not name.endswith("_quantized") or grid.dtype != np.int8 or scale is None:
+            continue
+        rows = grid if len(grid) == scale.size else grid.T
+        found.append(rows * scale.reshape(-1, *[1] * (grid.ndim - 1)))
+    return found
+
+
+@pytest.mark.parametrize("scaling", ["static", "dynamic"])
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_weights_of_few_bits_are_stored_as_they_are_simulated(
+    bank: Build, bits: int, scaling: str, tmp_path: Path
+) -> None:
+    policy = LayerPolicy.from_dict(
+        {"weight_bits": bits, "activation_bits": 8, "activation_scaling": scaling}
+    )
+    made = compress(bank("plain"), "plain", policy)
+    stored = _stored(export(made, tmp_path / "m.onnx", example("plain")).path)
+    assert made.folded is not None
+    weights = [made.folded.get_submodule(name).weight.detach() for name in made.precisions]
+    assert len(stored) == len(weights)
+    for weight in weights:
+        wanted = round_weight(weight, bits).numpy()
+        assert any(np.array_equal(found, wanted) for found in stored)
 
 
 def test_ranges_at_run_time_leave_every_channel_its_own_scale(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from small_networks import NETWORKS, example, hook_macs, make
 from torch import Tensor, nn
 
 from autocompress.build.bank import LayerBank
-from autocompress.measure.latency_features import LayerPlan
+from autocompress.estimate.latency_features import LayerPlan
 from autocompress.model.cost import count_macs, layer_cost, policy_cost
 from autocompress.model.groups import channel_groups
 from autocompress.model.inventory import take_inventory

@@ -69,6 +69,22 @@ def test_a_search_takes_it_and_its_recipe_holds_it(clusters: Called, tmp_path: P
     clusters("-m", "autocompress", "front", run)
     resolved = yaml.safe_load((tmp_path / "run" / "study.yaml").read_text())
     assert resolved["space"]["rules"][0]["cluster_count"] == [0, 16, 4]
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "cluster_count 4" in page or "cluster_count 16" in page
+
+
+def test_profile_tells_what_it_does_to_each_layer(clusters: Called, tmp_path: Path) -> None:
+    found = json.loads(clusters("-m", "autocompress", "profile", study(tmp_path), "--json"))
+    for row in found["layers"]:
+        told = row["kl"].get("cluster_count=4")
+        assert (told is not None) == (row["kind"] in ("conv", "linear")), row["name"]
+        assert told is None or told > 0
+
+
+def test_targets_say_that_they_gain_nothing_by_it(clusters: Called) -> None:
+    found = json.loads(clusters("-m", "autocompress", "targets", "--json"))["targets"]
+    assert all("as a float" in row["no_gain"]["clusters"] for row in found)
+    assert "clusters on onnxruntime" in clusters("-m", "autocompress", "targets")
 
 
 def test_its_field_is_in_the_schemas(clusters: Called) -> None:

@@ -5,17 +5,23 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint
+from itertools import islice, product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
-from small_networks import data, make
+from small_networks import data, example, make
 
 from autocompress.build.bank import LayerBank
 from autocompress.build.pipeline import Pipeline
 from autocompress.errors import InputError, PolicyError
+from autocompress.estimate.latency_features import LayerPlan
+from autocompress.estimate.latency_model import choose_variants
 from autocompress.measure import gate
 from autocompress.model.inventory import take_inventory
+from autocompress.model.kernels import kernel_precision
+from autocompress.model.shapes import resolver
 from autocompress.policy import registry
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.recovery import Schedule
@@ -25,7 +31,10 @@ from autocompress.policy.space_config import SpaceConfig
 from autocompress.policy.technique import Field, Technique
 from autocompress.report.html import write_report
 from autocompress.results.trial import Phase
-from autocompress.targets import get_target
+from autocompress.run import profile
+from autocompress.run.assembly import assemble
+from autocompress.run.study import StudyConfig
+from autocompress.targets import available_targets, get_target
 from autocompress.targets.base import Profile
 from autocompress.techniques.stitching import Stitching
 from autocompress.track.folder import RunFolder
@@ -56,9 +65,48 @@ class Signs(Technique):
         for _, (module, policy) in work.weighted(self):
             module.weight.copy_(module.weight.sign() * policy.value("sign_scale"))
 
-    def problems(self, nodes, policies):  # type: ignore[no-untyped-def]  # as of Technique
-        missing = [name for name, policy in policies.items() if self.active(policy)]
+    def problems(self, shown: gate.Shown) -> list[str]:
+        missing = [name for name, policy in shown.policies.items() if self.active(policy)]
         return [f"no kernel of signs in {', '.join(missing)}"] if missing else []
+
+
+class Narrow(Technique):
+    """Channel groups lose all but a number of channels."""
+
+    name = "narrow"
+    fields: ClassVar[tuple[Field, ...]] = (
+        Field("most_channels", 0, "how many stay; 0 leaves all.", values=(0, 12, 4)),
+    )
+    knob = "narrow"
+    stage = "channels"
+    coupled = True
+
+    def timed_levels(self, count):  # type: ignore[no-untyped-def]  # as of Technique
+        return [count - 1]
+
+    def kept(self, group, policy, multiple):  # type: ignore[no-untyped-def]  # as of Technique
+        return min(group.channels, policy.value("most_channels") or group.channels)
+
+    def check_target(self, target, settings):  # type: ignore[no-untyped-def]  # as of Technique
+        if target.name == "torch":
+            raise InputError("narrow files do not open in torch")
+
+    def no_gain(self, target):  # type: ignore[no-untyped-def]  # as of Technique
+        return "for no reason" if target.name == "openvino" else ""
+
+
+class Halves(Technique):
+    """Layers compute in halves."""
+
+    name = "halves"
+    fields: ClassVar[tuple[Field, ...]] = (Field("halved", False, values=(False, True)),)
+    knob = "halves"
+
+    def timed_levels(self, count):  # type: ignore[no-untyped-def]  # as of Technique
+        return range(count)
+
+    def arithmetic(self, policy):  # type: ignore[no-untyped-def]  # as of Technique
+        return "fp16"
 
 
 class Takes(Signs):
@@ -77,7 +125,13 @@ class Breaks(Technique):
 
 
 def _clear() -> None:
-    for cached in (registry.added, registry.in_order, registry.added_fields, registry.field_names):
+    for cached in (
+        registry.added,
+        registry.in_order,
+        registry.by_knob,
+        registry.added_fields,
+        registry.field_names,
+    ):
         cached.cache_clear()
 
 
@@ -192,3 +246,79 @@ def test_a_finished_run_tells_it(offer: Offer, tmp_path: Path, make_run: MakeRun
     page = write_report(folder).read_text()
     assert "signs in " in page
     assert "sign_only True" in page
+
+
+def test_shapes_kernels_and_timed_models_follow_it(offer: Offer) -> None:
+    """Every width and precision of the space, against its policies one by one."""
+    offer("Narrow", "Halves")
+    inventory = take_inventory(make("plain"), example("plain"))
+    ours = {"prune_ratio": [0, 0.5]}
+    rule = {"match": "*", "most_channels": [0, 12, 4], "halved": [False, True], **ours}
+    space = SpaceConfig.read({"rules": [rule]}).bind(inventory)
+    settings = CompressionSettings()
+    plan, shapes = LayerPlan(inventory, settings), resolver(inventory, settings)
+    narrow = LayerPolicy.from_dict({"most_channels": 4})
+    (group,) = (g for g in inventory.channel_groups if g.producers[0] == "conv1")
+    kept = shapes.kept(Policy(dict.fromkeys(group.producers, narrow)))
+    assert kept[group.name] == 4 < group.channels
+    assert kernel_precision(LayerPolicy.from_dict({"halved": True})) == "fp16"
+    sizes = [range(len(choice.levels)) for choice in space.choices]
+    every = [space.decode(levels) for levels in islice(product(*sizes), 5000)]
+    assert {k.precision for k in plan.space_kernels(space)} == {"fp32", "fp16"}
+    assert set(plan.kernels(every)) <= set(plan.space_kernels(space))
+    variants = [v["conv1"] for v in choose_variants(space, 8)]
+    assert any(p.value("most_channels") == 4 and p.value("halved") for p in variants)
+
+
+def test_a_technique_without_timed_levels_is_left_out_of_latency_tables(offer: Offer) -> None:
+    offer("Signs")
+    inventory = take_inventory(make("plain"), example("plain"))
+    plan = LayerPlan(inventory, CompressionSettings())
+    rules = [{"match": "*", "prune_ratio": [0, 0.5]}]
+    plain = SpaceConfig.read({"rules": rules}).bind(inventory)
+    both = SpaceConfig.read({"rules": [{**rules[0], "sign_only": [False, True]}]}).bind(inventory)
+    assert plan.space_kernels(both) == plan.space_kernels(plain)
+    assert all(
+        not p.value("sign_only") for v in choose_variants(both, 12) for p in v.layers.values()
+    )
+
+
+def test_a_target_that_it_cannot_use_is_refused_and_one_that_gains_nothing_is_told(
+    offer: Offer, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    offer("Narrow")
+    found = {row.runtime: row.no_gain.get("narrow") for row in available_targets()}
+    assert found["openvino"] == "for no reason"
+    assert found["onnxruntime"] is None
+    study = StudyConfig.read(
+        {
+            "name": "x",
+            "model": {"factory": "small_networks:make", "args": {"name": "plain"}},
+            "data": {"factory": "small_networks:data", "args": {"name": "plain"}},
+            "space": {"rules": [{"most_channels": [0, 4], "sparsity": [0, 0.5]}]},
+        }
+    )
+    assemble(study, tmp_path)
+    (warned,) = (r.getMessage() for r in caplog.records if r.levelname == "WARNING")
+    assert warned.startswith("onnxruntime gains nothing by sparse: ")
+    assert "`prune_ratio`" in warned
+    with pytest.raises(InputError, match="do not open in torch"):
+        assemble(study.changed(target={"runtime": "torch"}), tmp_path)
+
+
+def test_profile_tries_it_on_layers_or_on_their_groups(offer: Offer) -> None:
+    offer("Narrow", "Signs")
+    inventory = take_inventory(make("residual"), example("residual"))
+    settings = CompressionSettings(prune_residual=False)
+    parts = SimpleNamespace(inventory=inventory, study=SimpleNamespace(settings=settings))
+    for layer in inventory.layers:
+        found = dict(profile._probes(parts, layer.name))  # type: ignore[arg-type]  # what it reads
+        group = inventory.groups_by_name.get(layer.out_group or "")
+        free = group is not None and not group.residual
+        wanted = {"int8", "sign_only=True"} | (
+            {"prune_ratio=0.5", "most_channels=4"} if free else set()
+        )
+        assert set(found) == wanted
+        if free and group is not None:
+            assert set(found["most_channels=4"]) == set(group.producers)
+        assert set(found["sign_only=True"]) == {layer.name}

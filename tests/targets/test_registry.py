@@ -20,9 +20,9 @@ def test_every_runtime_has_fields_of_its_own() -> None:
     assert TargetConfig.read({"runtime": "torch", "compile": True}).model_dump()["compile"] is True
     chosen = TargetConfig.read({"providers": ["CPUExecutionProvider"]})
     assert chosen.model_dump()["providers"] == ("CPUExecutionProvider",)
-    with pytest.raises(InputError, match="no 'compile' with the runtime 'onnxruntime'"):
+    with pytest.raises(InputError, match="runtime 'onnxruntime' has an unknown key 'compile'"):
         TargetConfig.read({"compile": True})
-    with pytest.raises(InputError, match="'providers' with the runtime 'torch'"):
+    with pytest.raises(InputError, match="runtime 'torch' has an unknown key 'providers'"):
         TargetConfig.read({"runtime": "torch", "providers": ["CPUExecutionProvider"]})
 
 

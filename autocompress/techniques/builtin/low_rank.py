@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from autocompress.model.factors import factor_parts
@@ -60,6 +61,15 @@ class LowRank(Technique):
         share = float(summary["factorized_share"])
         return [f"low rank in {share:.0%}"] if share else []
 
+    def cell(self, policy: LayerPolicy) -> str:
+        """The share of the rank at which the factors cost what the layer did."""
+        kind = f" {policy.factorization}" if policy.factorization else ""
+        return f"{policy.rank_ratio:.0%} of the rank{kind}" if policy.rank_ratio else ""
+
+    def timed_levels(self, count: int) -> Sequence[int]:
+        """Both ends."""
+        return sorted({0, count - 1})
+
     def parts(
         self, layer: LayerSpec, policy: LayerPolicy, inputs: int, outputs: int
     ) -> tuple[Part, ...] | None:
@@ -70,6 +80,9 @@ class LowRank(Technique):
         """Put the factors in the layers' places."""
         from autocompress.techniques.factorize import factorize
 
-        for spec, policy in work.layers(self):
+        def made(spec: LayerSpec, policy: LayerPolicy) -> Any:
             layer = work.module.get_submodule(spec.name)
-            work.replace(spec.name, factorize(layer, spec, policy, work.moments(spec.name)))
+            return factorize(layer, spec, policy, work.moments(spec.name))
+
+        for spec, policy in work.layers(self):
+            work.replace(spec.name, work.remembered(self, spec.name, partial(made, spec, policy)))

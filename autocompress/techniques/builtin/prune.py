@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from autocompress.policy.technique import Field, Technique
 
 if TYPE_CHECKING:
+    from autocompress.measure.gate import Shown
     from autocompress.policy.inventory import ChannelGroup, LayerSpec
     from autocompress.policy.policy import LayerPolicy
     from autocompress.policy.space_config import Rule
@@ -47,6 +48,32 @@ class Prune(Technique):
         """The mean ratio, where any channel goes."""
         mean = float(summary["mean_prune_ratio"])
         return [f"prune {mean:.0%}"] if mean else []
+
+    def cell(self, policy: LayerPolicy) -> str:
+        """The share of the channels that stays."""
+        return f"{1 - policy.prune_ratio:.0%} of the channels" if policy.prune_ratio else ""
+
+    def bar(self, policy: LayerPolicy) -> float | None:
+        """The same."""
+        return 1 - policy.prune_ratio
+
+    def probes(self) -> Mapping[str, Mapping[str, Any]]:
+        """Half the width."""
+        return {"prune_ratio=0.5": {"prune_ratio": 0.5}}
+
+    def timed_levels(self, count: int) -> Sequence[int]:
+        """Both ends and the middle."""
+        return sorted({0, count // 2, count - 1})
+
+    def kept(self, group: ChannelGroup, policy: LayerPolicy, multiple: int) -> int:
+        """By the ratio."""
+        return group.kept(policy.prune_ratio, multiple)
+
+    def problems(self, shown: Shown) -> list[str]:
+        """Layers that are as wide as before."""
+        from autocompress.techniques.promises import channel_problems
+
+        return channel_problems(shown)
 
     def apply(self, work: Stitching) -> None:
         """Slice every module once, after what reads the channels was solved anew."""

@@ -6,13 +6,17 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from autocompress.errors import PolicyError
+from autocompress.errors import InputError, PolicyError
 from autocompress.policy.technique import Field, Technique
 
 if TYPE_CHECKING:
+    from autocompress.measure.gate import Shown
+    from autocompress.model.kernels import KernelPrecision
     from autocompress.policy.inventory import LayerSpec
     from autocompress.policy.policy import LayerPolicy
+    from autocompress.policy.settings import CompressionSettings
     from autocompress.policy.space_config import Rule
+    from autocompress.targets.base import Target
     from autocompress.techniques.stitching import Stitching
 
 _INT8 = {"weight_bits": 8, "activation_bits": 8}
@@ -104,6 +108,54 @@ class Quantize(Technique):
         method = str(summary["method"]).split(" + ")
         int8 = [f"int8 in {share:.0%}"] if share else []
         return [*int8, *(word for word in ("half", "weight-only") if word in method)]
+
+    def cell(self, policy: LayerPolicy) -> str:
+        """Bits of weights and activations."""
+        how = " at run time" if policy.integer and policy.activation_scaling == "dynamic" else ""
+        bits = f"{policy.weight_bits}/{policy.activation_bits} bits"
+        return f"{bits}{how}" if policy.quantized else ""
+
+    def probes(self) -> Mapping[str, Mapping[str, Any]]:
+        """All in 8 bits."""
+        return {"int8": _INT8}
+
+    def check_target(self, target: Target, settings: CompressionSettings) -> None:
+        """Its files must hold the 16-bit format."""
+        if settings.half_format not in target.half_formats:
+            raise InputError(
+                f"`settings.half_format: {settings.half_format}` needs `target: {{runtime: "
+                f"torch}}`; the files of {target.name} hold 16 bits as "
+                f"{' or '.join(target.half_formats)}."
+            )
+
+    def no_gain(self, target: type[Target]) -> str:
+        """Without integer kernels, 8 bits are simulated."""
+        if target.integer_kernels:
+            return ""
+        return (
+            "its files simulate integers in float, which shows what they cost in accuracy and "
+            "gains no time; use `target: {runtime: onnxruntime}`"
+        )
+
+    def timed_levels(self, count: int) -> Sequence[int]:
+        """All: each is another arithmetic."""
+        return range(count)
+
+    def arithmetic(self, policy: LayerPolicy) -> KernelPrecision | None:
+        """Integers, halves, or floats on weights alone."""
+        if policy.integer:
+            return "int8" if policy.activation_scaling == "static" else "int8_dynamic"
+        return "fp16" if policy.weight_bits == 16 else "fp32"
+
+    def unpacks(self, policy: LayerPolicy) -> bool:
+        """Integer weights beside float activations."""
+        return policy.weight_bits < 16 and not policy.integer
+
+    def problems(self, shown: Shown) -> list[str]:
+        """Layers that are integer, or half, in the policy alone, or in the file alone."""
+        from autocompress.techniques.promises import quantization_problems
+
+        return quantization_problems(shown)
 
     def stored_bytes(self, before: int, weights: int, channels: int, policy: LayerPolicy) -> int:
         """Integers carry a float scale per output channel."""

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from autocompress.policy.inventory import LayerSpec
     from autocompress.policy.policy import LayerPolicy
     from autocompress.policy.space_config import Rule
+    from autocompress.targets.base import Target
     from autocompress.techniques.stitching import Stitching
 
 
@@ -60,6 +61,19 @@ class Sparsify(Technique):
         """The mean sparsity, if any."""
         mean = float(summary["mean_sparsity"])
         return [f"sparse {mean:.0%}"] if mean else []
+
+    def cell(self, policy: LayerPolicy) -> str:
+        """The pattern, or the share of zeros."""
+        return policy.pattern or (f"{policy.sparsity:.0%} zeros" if policy.sparsity else "")
+
+    def no_gain(self, target: type[Target]) -> str:
+        """No kernel skips single zeros, unless a target says so."""
+        if target.skips_zeros:
+            return ""
+        return (
+            "its kernels multiply zeros like any number, which gains no time; for speed use "
+            "`prune_ratio`"
+        )
 
     def stored_bytes(self, before: int, weights: int, channels: int, policy: LayerPolicy) -> int:
         """A bitmap of one bit per weight and the values that are left, where that is smaller."""

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from autocompress.policy.inventory import LayerSpec
     from autocompress.policy.policy import LayerPolicy
+    from autocompress.targets import Target
     from autocompress.techniques.stitching import Stitching
 
 
@@ -34,6 +35,10 @@ class Clusters(Technique):
     def usable(self, layer: LayerSpec) -> bool:
         """Layers with one weight."""
         return layer.kind in ("conv", "linear")
+
+    def no_gain(self, target: type[Target]) -> str:
+        """No runtime that we know reads such tables."""
+        return "its files hold every weight as a float, so that neither time nor bytes are gained"
 
     def stored_bytes(self, before: int, weights: int, channels: int, policy: LayerPolicy) -> int:
         """Indices and tables, where they are smaller."""

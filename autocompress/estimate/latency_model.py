@@ -6,31 +6,35 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import ConfigDict, Field
 
 from autocompress.errors import InputError, PolicyError
-from autocompress.measure.kernel_table import (
+from autocompress.estimate.kernel_table import (
     TABLE_VERSION,
     KernelTable,
     Progress,
+    keep,
     load_table,
     measure_kernels,
     parse_key,
     table_path,
     typical_footprint,
-    write_atomically,
 )
+from autocompress.estimate.latency_features import LayerPlan, Row
+from autocompress.estimate.latency_fit import Fit, fit
 from autocompress.measure.latency import Timing, paired_timings
-from autocompress.measure.latency_features import LayerPlan, Row
-from autocompress.measure.latency_fit import Fit, fit
 from autocompress.measure.quiet import QuietSpeed
 from autocompress.measure.sampling import Plan
 from autocompress.policy.inventory import Inventory
 from autocompress.policy.policy import Policy
 from autocompress.policy.reading import read_mapping
+from autocompress.policy.registry import by_knob
+from autocompress.policy.section import STRICT, Section
 from autocompress.policy.settings import CompressionSettings
 from autocompress.policy.space import Space
 from autocompress.targets.base import Target
@@ -134,8 +138,13 @@ class LatencyModel:
         if own:
             base.unlink(missing_ok=True)
         model = cls(plan, table, baseline_ms, baseline_ms, measured)
-        write_atomically(path, model.as_dict())
+        keep(path, model.as_dict())
         return model
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """Target and machine that the kernels were timed on."""
+        return self.table.facts
 
     @property
     def fit(self) -> Fit:
@@ -193,7 +202,7 @@ class LatencyModel:
     @classmethod
     def _load(cls, path: Path, plan: LayerPlan, table: KernelTable) -> LatencyModel | None:
         data = json.loads(path.read_text(encoding="utf-8"))
-        if data.get("version") != _VERSION or not len(table):
+        if data.get("version") != _VERSION or not table.times:
             return None
         return cls(
             plan,
@@ -216,46 +225,71 @@ class LatencyModel:
         Raises:
             InputError: no such file, or not a table, or one of another model.
         """
-        data = read_device_table(path)
-        if data["architecture"] not in ("", inventory.architecture):
+        found = DeviceTable.load(path)
+        if found.architecture not in ("", inventory.architecture):
             raise InputError(
-                f"{path} was taken for another model (architecture {data['architecture']}, this "
+                f"{path} was taken for another model (architecture {found.architecture}, this "
                 f"one is {inventory.architecture}). Pack and run this model's kernels."
             )
         plan = LayerPlan(inventory, settings or CompressionSettings())
-        # without a whole model timed there, the sum of the layers is the latency as it stands
-        base = float(data.get("baseline_ms") or 1.0)
-        timed = data.get("models", []) if data.get("baseline_ms") else []
-        measured = [Measured(Policy.from_dict(m["policy"]), m["ms"] / base) for m in timed]
-        return cls(plan, KernelTable.from_dict(data), base, base, measured)
+        base = found.baseline_ms or 1.0
+        timed = found.models if found.baseline_ms else ()
+        measured = [Measured(model.policy, model.ms / base) for model in timed]
+        return cls(plan, KernelTable(found.kernels, found.facts), base, base, measured)
 
 
-def read_device_table(path: str | Path) -> Mapping[str, Any]:
-    """Read a ``table.json``.
+class TimedModel(Section):
+    """A whole model that another device timed.
 
-    Raises:
-        InputError: no such file, or not a table.
+    Args:
+        policy: what it was compressed by.
+        ms: its latency.
     """
-    file = Path(path)
-    missing = "Run the packed runner on the device (`python run_kernels.py`); it writes table.json."
-    data = read_mapping(file, "kernel table", form="JSON", missing=missing)
-    if not data.get("kernels") or not isinstance(data["kernels"], dict):
-        raise InputError(f"{file} is not a kernel table: it has no `kernels`.")
-    if data.get("version", TABLE_VERSION) != TABLE_VERSION:
-        raise InputError(
-            f"{file} is of version {data['version']}, this autocompress reads {TABLE_VERSION}. "
-            "Pack the kernels again and run them on the device."
-        )
-    for key, ms in data["kernels"].items():
-        try:
+
+    policy: Policy
+    ms: float = Field(gt=0, allow_inf_nan=False)
+
+
+class DeviceTable(Section):
+    """What the packed runner writes on another device: its ``table.json``.
+
+    Args:
+        architecture: of the packed model; empty where nobody said.
+        facts: target and machine that the times were taken on.
+        kernels: milliseconds by ``Kernel.key``.
+        baseline_ms: latency of the uncompressed model; without one, the sum of the layers is the
+            latency as it stands.
+        models: whole models, timed beside the uncompressed one.
+    """
+
+    model_config = ConfigDict(**{**STRICT, "extra": "ignore"})
+
+    architecture: str = ""
+    facts: dict[str, Any] = Field(default_factory=dict)
+    kernels: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(min_length=1)
+    baseline_ms: float | None = Field(None, gt=0, allow_inf_nan=False)
+    models: tuple[TimedModel, ...] = ()
+
+    @classmethod
+    def load(cls, path: str | Path) -> DeviceTable:
+        """Read the file.
+
+        Raises:
+            InputError: no such file, or not a table.
+        """
+        run = "run the packed runner on the device (`python run_kernels.py`)"
+        missing = f"{run[0].upper()}{run[1:]}; it writes table.json."
+        data = read_mapping(path, "kernel table", form="JSON", missing=missing)
+        version = data.get("version", TABLE_VERSION)
+        if version != TABLE_VERSION:
+            raise InputError(
+                f"{path} is of version {version}, this autocompress reads {TABLE_VERSION}. Pack "
+                f"the kernels again and {run}."
+            )
+        found = cls.read(data, where=f"The kernel table {path}")
+        for key in found.kernels:
             parse_key(key)
-            usable = 0 < float(ms) < float("inf")
-        except (ValueError, TypeError):
-            usable = False
-        if not usable:
-            raise InputError(f"{file} is not a kernel table: {key!r} takes {ms!r}, not so many ms.")
-    data.setdefault("architecture", "")
-    return data
+        return found
 
 
 def choose_variants(space: Space, count: int, seed: int = 0) -> list[Policy]:
@@ -274,11 +308,18 @@ def choose_variants(space: Space, count: int, seed: int = 0) -> list[Policy]:
         if policy.layers and len(found) < count:
             found.setdefault(policy.digest, policy)
 
-    sizes = {c.kind: len(c.levels) for c in space.choices if c.kind in _COSTLY}
-    for levels in _corners(sizes):
+    known = by_knob()
+    timed = {
+        c.kind: levels
+        for c in space.choices
+        if c.kind in known and (levels := known[c.kind].timed_levels(len(c.levels)))
+    }
+    kinds = sorted(timed, key=lambda kind: len(timed[kind]))
+    for corner in product(*(timed[kind] for kind in kinds)):
         if len(found) >= count // 2:
             break
-        add([min(levels.get(c.kind, 0), len(c.levels) - 1) for c in space.choices])
+        place = dict(zip(kinds, corner, strict=True))
+        add([min(place.get(c.kind, 0), len(c.levels) - 1) for c in space.choices])
     for i in range(20 * count):
         if len(found) >= count:
             break
@@ -286,25 +327,11 @@ def choose_variants(space: Space, count: int, seed: int = 0) -> list[Policy]:
         strength = rng.uniform(0.3, 3.0) if i % 2 else 1.0
         add(
             [
-                int(rng.uniform() ** strength * len(c.levels)) if c.kind in _COSTLY else 0
+                int(rng.uniform() ** strength * len(c.levels)) if c.kind in timed else 0
                 for c in space.choices
             ]
         )
     return list(found.values())
-
-
-_COSTLY = ("prune_ratio", "bits", "rank_ratio")
-
-
-def _corners(sizes: Mapping[str, int]) -> list[dict[str, int]]:
-    """Uniform assignments of the knobs that cost time: ends and middles, the plain ones first."""
-    prune = sorted({0, sizes.get("prune_ratio", 1) // 2, sizes.get("prune_ratio", 1) - 1})
-    bits = range(sizes.get("bits", 1))
-    rank = sorted({0, sizes.get("rank_ratio", 1) - 1})
-    out = [
-        {"prune_ratio": p, "bits": b, "rank_ratio": r} for r in rank for p in prune for b in bits
-    ]
-    return out
 
 
 def _time_variants(

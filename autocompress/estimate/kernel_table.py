@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from functools import partial
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from autocompress.measure.machine import machine_facts, machine_id
 from autocompress.measure.quiet import repeat_disturbed
 from autocompress.measure.rounds import warm_up
 from autocompress.model.kernels import Kernel
+from autocompress.policy.writing import replacing
 from autocompress.targets.base import KernelWriter, Target, random_inputs
 
 Progress = Callable[[str, float], None]
@@ -35,6 +36,7 @@ _NOMINAL_MS, _NOMINAL_MS_PER_MAC = 0.01, 2e-8
 TABLE_VERSION = 1
 
 
+@dataclass
 class KernelTable:
     """Milliseconds by kernel.
 
@@ -43,19 +45,9 @@ class KernelTable:
         facts: target and machine that they were taken on.
     """
 
-    def __init__(
-        self, times: Mapping[str, float] | None = None, facts: Mapping[str, Any] | None = None
-    ) -> None:
-        self.times: dict[str, float] = dict(times or {})
-        self.facts = dict(facts or {})
-        self._points: dict[str, list[tuple[float, float, float]]] | None = None
-        self._guessed: dict[str, float] = {}
-
-    def __contains__(self, kernel: Kernel) -> bool:
-        return kernel.key in self.times
-
-    def __len__(self) -> int:
-        return len(self.times)
+    times: dict[str, float] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    _guessed: dict[str, float] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def footprint(self) -> int:
@@ -66,7 +58,8 @@ class KernelTable:
         """Take in more times; the fastest of repeated ones is kept."""
         for key, ms in times.items():
             self.times[key] = min(ms, self.times.get(key, math.inf))
-        self._points, self._guessed = None, {}
+        self.__dict__.pop("_points", None)
+        self._guessed.clear()
 
     def ms(self, kernel: Kernel) -> float:
         """Time of a kernel: measured, or interpolated between its neighbours in width.
@@ -81,9 +74,19 @@ class KernelTable:
             found = self._guessed[kernel.key] = self._interpolate(kernel)
         return found
 
+    @cached_property
+    def _points(self) -> Mapping[str, list[tuple[float, float, float]]]:
+        """Template to logarithms of input and output channels, and milliseconds."""
+        found = defaultdict(list)
+        for key, ms in self.times.items():
+            template, _, widths = key.rpartition(":")
+            a, b = (math.log(int(width)) for width in widths.split(">"))
+            found[template].append((a, b, max(ms, 1e-6)))
+        return found
+
     def _interpolate(self, kernel: Kernel) -> float:
         """Inverse-distance mean of milliseconds per multiply-add over the nearest four widths."""
-        points = self._of_template(kernel.template)
+        points = self._points.get(kernel.template)
         if not points:
             return self._by_macs(kernel)
         at = (math.log(kernel.in_channels), math.log(kernel.out_channels))
@@ -96,15 +99,6 @@ class KernelTable:
             total += share * (math.log(ms) + growth)
             weight += share
         return math.exp(total / weight)
-
-    def _of_template(self, template: str) -> list[tuple[float, float, float]]:
-        if self._points is None:
-            self._points = defaultdict(list)
-            for key, ms in self.times.items():
-                name, _, widths = key.rpartition(":")
-                a, b = widths.split(">")
-                self._points[name].append((math.log(int(a)), math.log(int(b)), max(ms, 1e-6)))
-        return self._points.get(template, [])
 
     def _by_macs(self, kernel: Kernel) -> float:
         """From the work alone, at the table's usual rate for that precision."""
@@ -121,33 +115,38 @@ class KernelTable:
         return rates[len(rates) // 2] * kernel.macs
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data; ``from_dict`` inverts it."""
+        """Plain data, as ``load_table`` reads it."""
         return {"version": TABLE_VERSION, "facts": self.facts, "kernels": self.times}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> KernelTable:
-        """Inverse of ``as_dict``."""
-        return cls(data["kernels"], data.get("facts", {}))
 
 
 def parse_key(key: str) -> Kernel:
-    """The kernel that a table's key names."""
+    """The kernel that a table's key names.
+
+    Raises:
+        InputError: it names none.
+    """
 
     def numbers(text: str) -> tuple[int, ...]:
         return tuple(int(n) for n in text.split("x")) if text else ()
 
-    kind, kernel, stride, groups, size, precision, widths = key.split(":")
-    a, b = (int(n) for n in widths.split(">"))
-    return Kernel(
-        kind,
-        a,
-        b,
-        numbers(kernel),
-        numbers(stride),
-        a if groups == "dw" else int(groups),
-        numbers(size),
-        precision,  # type: ignore[arg-type]  # one of its literals
-    )
+    try:
+        kind, kernel, stride, groups, size, precision, widths = key.split(":")
+        a, b = (int(n) for n in widths.split(">"))
+        return Kernel(
+            kind,
+            a,
+            b,
+            numbers(kernel),
+            numbers(stride),
+            a if groups == "dw" else int(groups),
+            numbers(size),
+            precision,  # type: ignore[arg-type]  # one of its literals
+        )
+    except ValueError:
+        raise InputError(
+            f"A kernel table holds {key!r}, which names no kernel. Pack the kernels again and run "
+            "them on the device."
+        ) from None
 
 
 def table_path(target: Target, cache_dir: str | Path, footprint: int = FOOTPRINT) -> Path:
@@ -162,16 +161,14 @@ def load_table(path: Path) -> KernelTable:
     if not path.is_file():
         return KernelTable()
     data = json.loads(path.read_text(encoding="utf-8"))
-    return KernelTable.from_dict(data) if data.get("version") == TABLE_VERSION else KernelTable()
+    known = data.get("version") == TABLE_VERSION
+    return KernelTable(data["kernels"], data["facts"]) if known else KernelTable()
 
 
-def write_atomically(path: Path, data: Any) -> None:
-    """Write JSON so that a reader sees the old file or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        json.dump(data, file)
-    os.replace(name, path)
+def keep(path: Path, data: Mapping[str, Any]) -> None:
+    """Write plain data as JSON."""
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(data), encoding="utf-8")
 
 
 def measure_kernels(
@@ -204,16 +201,16 @@ def measure_kernels(
         "machine": machine_facts(),
         "footprint": footprint,
     }
-    missing = [k for k in dict.fromkeys(kernels) if k not in table]
+    missing = [k for k in dict.fromkeys(kernels) if k.key not in table.times]
     if not missing:
         return table
     writer = target.kernel_writer()
     if writer is None:
         table.add({k.key: _NOMINAL_MS + k.macs * _NOMINAL_MS_PER_MAC for k in missing})
-        write_atomically(path, table.as_dict())
+        keep(path, table.as_dict())
         return table
     _profile(target, writer, chunks(missing, footprint), table, runs, progress)
-    write_atomically(path, table.as_dict())
+    keep(path, table.as_dict())
     return table
 
 

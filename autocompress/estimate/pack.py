@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 import zipfile
 from collections.abc import Sequence
@@ -11,22 +10,28 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.errors import InputError
+from autocompress.estimate.kernel_table import TABLE_VERSION, Progress, chunks, typical_footprint
+from autocompress.estimate.latency_features import LayerPlan
+from autocompress.estimate.latency_model import ExportVariant, choose_variants
 from autocompress.exporters.onnx_kernels import write_kernels
-from autocompress.measure.kernel_table import TABLE_VERSION, Progress, chunks, typical_footprint
-from autocompress.measure.latency_features import LayerPlan
-from autocompress.measure.latency_model import ExportVariant, choose_variants
+from autocompress.measure import machine, rounds
 from autocompress.model.kernels import Kernel
 from autocompress.policy.inventory import Inventory
 from autocompress.policy.policy import Policy
 from autocompress.policy.settings import CompressionSettings
 from autocompress.policy.space import Space
+from autocompress.policy.writing import replacing
 from autocompress.targets.base import TargetConfig
 
 #: bytes of weights that an unpacked archive may hold; widths in between are interpolated
 _LARGEST = 300_000_000
 RUNNER = "run_kernels.py"
-#: modules of this folder that need no other of it, by their names in the archive
-_RUNNER_FILES = {"device_runner.py": RUNNER, "rounds.py": "rounds.py", "machine.py": "machine.py"}
+#: files that need no other of ours, and their names in the archive
+_RUNNER_FILES = {
+    Path(__file__).with_name("device_runner.py"): RUNNER,
+    Path(rounds.__file__): "rounds.py",
+    Path(machine.__file__): "machine.py",
+}
 
 
 def pack_kernels(
@@ -64,29 +69,24 @@ def pack_kernels(
     needed = plan.kernels([Policy(), *chosen])
     kernels = list(dict.fromkeys([*needed, *_thinned(plan.space_kernels(space))]))
     footprint = typical_footprint(map(plan.weight_bytes, chosen))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
-            manifest = {
-                "version": TABLE_VERSION,
-                "architecture": inventory.architecture,
-                "threads": config.threads,
-                "batch": config.batch,
-                "footprint": footprint,
-                "kernels": _add_kernels(
-                    archive, chunks(kernels, footprint), config.batch, progress
-                ),
-                "baseline": "models/uncompressed.onnx",
-                "models": _add_models(archive, chosen, export_variant, progress),
-            }
-            archive.write(baseline, "models/uncompressed.onnx")
-            archive.writestr("manifest.json", json.dumps(manifest, indent=1))
-            for file, name in _RUNNER_FILES.items():
-                archive.write(Path(__file__).with_name(file), name)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with (
+        replacing(path) as partial,
+        zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive,
+    ):
+        manifest = {
+            "version": TABLE_VERSION,
+            "architecture": inventory.architecture,
+            "threads": config.threads,
+            "batch": config.batch,
+            "footprint": footprint,
+            "kernels": _add_kernels(archive, chunks(kernels, footprint), config.batch, progress),
+            "baseline": "models/uncompressed.onnx",
+            "models": _add_models(archive, chosen, export_variant, progress),
+        }
+        archive.write(baseline, "models/uncompressed.onnx")
+        archive.writestr("manifest.json", json.dumps(manifest, indent=1))
+        for file, name in _RUNNER_FILES.items():
+            archive.write(file, name)
     return path
 
 

@@ -13,7 +13,7 @@ from autocompress.results.metric import Measurement
 from autocompress.results.trial import Phase, Trial, TrialState
 
 if TYPE_CHECKING:
-    from autocompress.measure.latency_model import LatencyModel
+    from autocompress.estimate.latency_model import LatencyModel
     from autocompress.model.cost import Cost
 
 

@@ -13,11 +13,11 @@ from known_times import RULES, kernel_ms, random_policies, true_ms
 from scipy.stats import spearmanr
 
 from autocompress.errors import InputError
-from autocompress.measure import latency_model as module
-from autocompress.measure.kernel_table import KernelTable
+from autocompress.estimate import latency_model as module
+from autocompress.estimate.kernel_table import KernelTable
+from autocompress.estimate.latency_features import LayerPlan
+from autocompress.estimate.latency_model import DeviceTable, LatencyModel, choose_variants
 from autocompress.measure.latency import Timing
-from autocompress.measure.latency_features import LayerPlan
-from autocompress.measure.latency_model import LatencyModel, choose_variants, read_device_table
 from autocompress.measure.quiet import QuietSpeed
 from autocompress.policy.inventory import Inventory
 from autocompress.policy.policy import Policy
@@ -58,7 +58,7 @@ class Counted:
     ) -> KernelTable:
         self.kernels += 1
         table = KernelTable({k.key: kernel_ms(k) for k in kernels})
-        module.write_atomically(module.table_path(target, cache_dir, footprint), table.as_dict())
+        module.keep(module.table_path(target, cache_dir, footprint), table.as_dict())
         return table
 
 
@@ -174,19 +174,23 @@ def test_tables_that_cannot_be_used_are_said(
     plan: LayerPlan, space: Space, inventory: Inventory, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=r"run_kernels\.py"):
-        read_device_table(tmp_path / "absent.json")
+        DeviceTable.load(tmp_path / "absent.json")
     path = tmp_path / "table.json"
     path.write_bytes(b"\xff\xfe not text")
     with pytest.raises(InputError, match="not readable"):
-        read_device_table(path)
+        DeviceTable.load(path)
     for other in ("{ half a file", "[]"):
         path.write_text(other)
         with pytest.raises(InputError, match="not readable"):
-            read_device_table(path)
-    for other in ("{}", '{"kernels": [1]}', '{"kernels": {}}'):
+            DeviceTable.load(path)
+    for other, says in (
+        ("{}", "lacks `kernels`"),
+        ('{"kernels": [1]}', "`kernels` must be a mapping"),
+        ('{"kernels": {}}', "`kernels`: .* at least 1 item"),
+    ):
         path.write_text(other)
-        with pytest.raises(InputError, match="no `kernels`"):
-            read_device_table(path)
+        with pytest.raises(InputError, match=says):
+            DeviceTable.load(path)
     data = device_table(plan, space, inventory)
     path.write_text(json.dumps({**data, "architecture": "0123"}))
     with pytest.raises(InputError, match="another model"):
@@ -201,3 +205,7 @@ def test_tables_that_cannot_be_used_are_said(
     path.write_text(json.dumps({**data, "kernels": {key: "fast"}}))
     with pytest.raises(InputError, match="fast"):
         LatencyModel.from_table(path, inventory)
+    for damaged in ([{"ms": 1.0}], [{"policy": {"layers": {}}, "ms": None}], [5]):
+        path.write_text(json.dumps({**data, "models": damaged}))
+        with pytest.raises(InputError, match=r"table\.json.*`models\.0"):
+            LatencyModel.from_table(path, inventory)

@@ -13,12 +13,12 @@ from scipy.stats import spearmanr
 from small_networks import example, make
 
 from autocompress.errors import PolicyError
-from autocompress.measure import latency_fit
-from autocompress.measure import latency_model as module
-from autocompress.measure.kernel_table import KernelTable
-from autocompress.measure.latency_features import FEATURES, LayerPlan, Row
-from autocompress.measure.latency_fit import Problem, fit
-from autocompress.measure.latency_model import LatencyModel, choose_variants
+from autocompress.estimate import latency_fit
+from autocompress.estimate import latency_model as module
+from autocompress.estimate.kernel_table import KernelTable
+from autocompress.estimate.latency_features import FEATURES, LayerPlan, Row
+from autocompress.estimate.latency_fit import Problem, fit
+from autocompress.estimate.latency_model import LatencyModel, choose_variants
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.settings import CompressionSettings
@@ -179,7 +179,7 @@ def test_what_lies_beyond_the_caches_counts_by_itself(
     plan: LayerPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first of the maps that change (8 x 8 x 8) exceeds a cache of 300 values."""
-    from autocompress.measure import latency_features
+    from autocompress.estimate import latency_features
 
     monkeypatch.setattr(latency_features, "_NEAR", 300)
     int8 = LayerPolicy(weight_bits=8, activation_bits=8)
@@ -231,7 +231,7 @@ def test_the_kernels_of_a_space_are_those_of_all_its_policies(name: str) -> None
 
 
 def test_of_too_many_widths_an_even_spread_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    from autocompress.measure import latency_features
+    from autocompress.estimate import latency_features
 
     inventory = take_inventory(make("nested"), example("nested"))
     plan = LayerPlan(inventory, CompressionSettings())

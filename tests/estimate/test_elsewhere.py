@@ -14,9 +14,9 @@ from torch import nn
 
 from autocompress.build.bank import LayerBank
 from autocompress.build.pipeline import Pipeline
-from autocompress.measure.latency_features import LayerPlan
-from autocompress.measure.latency_model import LatencyModel
-from autocompress.measure.pack import _RUNNER_FILES, pack_kernels
+from autocompress.estimate.latency_features import LayerPlan
+from autocompress.estimate.latency_model import LatencyModel
+from autocompress.estimate.pack import _RUNNER_FILES, pack_kernels
 from autocompress.model.inventory import take_inventory
 from autocompress.model.kernels import Kernel
 from autocompress.policy.policy import LayerPolicy, Policy

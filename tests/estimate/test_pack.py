@@ -14,13 +14,13 @@ from measured_network import images, quantized, small
 from torch import nn
 
 from autocompress.errors import InputError
+from autocompress.estimate.kernel_table import parse_key
+from autocompress.estimate.latency_features import LayerPlan
+from autocompress.estimate.latency_model import LatencyModel, choose_variants
+from autocompress.estimate.pack import RUNNER, pack_kernels
 from autocompress.exporters.write import export
 from autocompress.measure import rounds as rule
-from autocompress.measure.kernel_table import parse_key
-from autocompress.measure.latency_features import LayerPlan
-from autocompress.measure.latency_model import LatencyModel, choose_variants
 from autocompress.measure.machine import machine_facts
-from autocompress.measure.pack import RUNNER, pack_kernels
 from autocompress.measure.rounds import quiet_rounds
 from autocompress.policy.inventory import Inventory
 from autocompress.policy.policy import Policy

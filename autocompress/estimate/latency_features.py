@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise, product
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,31 +16,39 @@ from autocompress.model.kernels import Kernel, KernelPrecision, kernel_precision
 from autocompress.model.shapes import LayerShape, layer_shape, resolver
 from autocompress.policy.inventory import ChannelGroup, Inventory, LayerSpec
 from autocompress.policy.policy import LayerPolicy, Policy
+from autocompress.policy.registry import by_knob, techniques
 from autocompress.policy.settings import CompressionSettings
 from autocompress.policy.space import Space
 
-#: what a latency is a sum of, in the order of ``Row.features``
-FEATURES = (
-    "float_ms",
-    "int8_ms",
-    "dynamic_ms",
-    "half_ms",
-    "float_kernels",
-    "int8_kernels",
-    "float_outputs",
-    "int8_outputs",
-    "to_int8",
-    "to_int8_values",
-    "to_int8_far",
-    "to_float",
-    "to_float_values",
-    "to_float_far",
-    "float_adds",
-    "int8_adds",
-    "stored_int_weights",
-    "far_weights",
-    "other_macs",
-)
+#: what a latency is a sum of, in the order of ``Row.features``, and of which kind each of them is
+FEATURES = {
+    "float_ms": "time",
+    "int8_ms": "time",
+    "dynamic_ms": "time",
+    "half_ms": "time",
+    "float_kernels": "node",
+    "int8_kernels": "node",
+    "float_outputs": "value",
+    "int8_outputs": "value",
+    "to_int8": "node",
+    "to_int8_values": "change",
+    "to_int8_far": "change",
+    "to_float": "node",
+    "to_float_values": "change",
+    "to_float_far": "change",
+    "float_adds": "value",
+    "int8_adds": "value",
+    "stored_int_weights": "value",
+    "far_weights": "far",
+    "other_macs": "macs",
+}
+#: which of them a kernel's time, count and outputs go to
+_PLACES: dict[KernelPrecision, tuple[str, str, str]] = {
+    "fp32": ("float_ms", "float_kernels", "float_outputs"),
+    "int8": ("int8_ms", "int8_kernels", "int8_outputs"),
+    "int8_dynamic": ("dynamic_ms", "float_kernels", "float_outputs"),
+    "fp16": ("half_ms", "float_kernels", "float_outputs"),
+}
 #: values of one activation that a core's own cache still holds, 1 MiB as floats; what lies beyond
 #: is read and written several times as slowly
 _NEAR = 1 << 18
@@ -47,10 +56,6 @@ _NEAR = 1 << 18
 _NEAR_FOOTPRINTS = 2
 #: input widths of one layer that are timed; times between them are interpolated
 _MOST_WIDTHS = 16
-_INDEX = {name: i for i, name in enumerate(FEATURES)}
-_TO_INT8 = tuple(_INDEX[f"to_int8{part}"] for part in ("", "_values", "_far"))
-_TO_FLOAT = tuple(_INDEX[f"to_float{part}"] for part in ("", "_values", "_far"))
-_STORED, _OTHER = _INDEX["stored_int_weights"], _INDEX["other_macs"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +67,7 @@ class LayerKernels:
         kernels: one, or one for each of its factors; none for kinds that are not timed alone.
         outputs: values that all of them put out per sample.
         volume: values that the last of them puts out.
-        stored: values of integer weights that are computed with in float.
+        stored: values of weights that are turned into floats at every inference.
         macs: multiply-adds of a layer without kernels.
     """
 
@@ -153,8 +158,8 @@ class LayerPlan:
         """
         found: dict[Kernel, None] = {}
         for layer in self.inventory.layers:
-            widths = list(self._space_widths(space, layer))
-            for own, (inputs, outputs) in product(_layer_levels(space, layer.name), widths):
+            timed = _timed_policies(space, layer.name, channels=False)
+            for own, (inputs, outputs) in product(timed, list(self._space_widths(space, layer))):
                 shape = layer_shape(layer, own, inputs, outputs)
                 found.update(dict.fromkeys(layer_kernels(shape).kernels))
         kernels = list(found)
@@ -192,11 +197,8 @@ class LayerPlan:
 
     def _counts(self, space: Space, group: ChannelGroup) -> list[int]:
         """Channels of a group that the space may leave."""
-        place = space.index.get(f"{group.name}/prune_ratio")
-        if place is None:
-            return [group.channels]
-        ratios = [float(level["prune_ratio"]) for level in space.choices[place].levels]
-        return list(dict.fromkeys(self.shapes.count(group, ratio) for ratio in ratios))
+        policies = _timed_policies(space, group.producers[0], channels=True)
+        return list(dict.fromkeys(self.shapes.count(group, policy) for policy in policies))
 
     def row(self, policy: Policy, table_ms: Callable[[Kernel], float], footprint: int) -> Row:
         """What the latency of a policy's model is made of.
@@ -206,64 +208,42 @@ class LayerPlan:
             table_ms: from a kernel to milliseconds.
             footprint: bytes of weights that the kernels were timed among.
         """
-        # a list: single entries of an array take several times as long to add to
-        out = [0.0] * len(FEATURES)
+        total = dict.fromkeys(FEATURES, 0.0)
         times: dict[str, float] = {}
-        heavy = 0
+        weight = 0
         layers = self.layers(policy)
         for layer in layers:
             time, count, outputs = _PLACES[layer.precision]
             for kernel in layer.kernels:
                 ms = table_ms(kernel)
                 times[kernel.key] = times.get(kernel.key, 0.0) + ms
-                heavy += kernel.weight_bytes
-                out[time] += ms
-            out[count] += len(layer.kernels)
-            out[outputs] += layer.outputs * 1e-3
-            out[_STORED] += layer.stored * 1e-3
-            out[_OTHER] += layer.macs * 1e-6
-        self._boundaries(out, layers)
-        out[_INDEX["far_weights"]] = max(0, heavy - _NEAR_FOOTPRINTS * footprint) / 2**20
-        return Row(np.array(out), times)
+                total[time] += ms
+                weight += kernel.weight_bytes
+            total[count] += len(layer.kernels)
+            total[outputs] += layer.outputs * 1e-3
+            total["stored_int_weights"] += layer.stored * 1e-3
+            total["other_macs"] += layer.macs * 1e-6
+        total["far_weights"] = max(0, weight - _NEAR_FOOTPRINTS * footprint) / 2**20
+        self._add_boundaries(total, layers)
+        return Row(np.array(list(total.values())), times)
 
-    def _boundaries(self, out: list[float], layers: Sequence[LayerKernels]) -> None:
-        integer = [layer.precision == "int8" for layer in layers]
+    def _add_boundaries(self, total: dict[str, float], layers: Sequence[LayerKernels]) -> None:
+        """Count what goes from integers to floats or back, and additions by what they add."""
+        image = sum(map(prod, self.inventory.input_shape))
+        # the last entry is the network's input, which edges call -1
+        integer = [*(layer.precision == "int8" for layer in layers), False]
+        values = [*(layer.volume for layer in layers), image]
         for source, sink in self.edges:
-            before = integer[source] if source >= 0 else False
-            after = integer[sink]
-            if before == after:
-                continue
-            count, thousands, far = _TO_INT8 if after else _TO_FLOAT
-            values = layers[source].volume if source >= 0 else self._input_values
-            out[count] += 1
-            out[thousands] += values * 1e-3
-            out[far] += max(0, values - _NEAR) * 1e-3
-        if integer and integer[-1]:
-            out[_TO_FLOAT[0]] += 1
+            if integer[source] != integer[sink]:
+                change = "to_int8" if integer[sink] else "to_float"
+                total[change] += 1
+                total[f"{change}_values"] += values[source] * 1e-3
+                total[f"{change}_far"] += max(0, values[source] - _NEAR) * 1e-3
+        if layers and integer[len(layers) - 1]:
+            total["to_float"] += 1
         for branch, stream in self.adds:
             both = integer[branch] and integer[stream]
-            out[_INDEX["int8_adds" if both else "float_adds"]] += layers[branch].volume * 1e-3
-
-    @cached_property
-    def _input_values(self) -> int:
-        return int(sum(np.prod(shape) for shape in self.inventory.input_shape))
-
-
-_TIME_OF: dict[KernelPrecision, str] = {
-    "fp32": "float_ms",
-    "int8": "int8_ms",
-    "int8_dynamic": "dynamic_ms",
-    "fp16": "half_ms",
-}
-_PLACES = {
-    precision: (
-        _INDEX[time],
-        _INDEX["int8_kernels" if precision == "int8" else "float_kernels"],
-        _INDEX["int8_outputs" if precision == "int8" else "float_outputs"],
-    )
-    for precision, time in _TIME_OF.items()
-}
-"""Where a kernel's time, count and output values go."""
+            total["int8_adds" if both else "float_adds"] += values[branch] * 1e-3
 
 
 @lru_cache(maxsize=1 << 16)
@@ -275,7 +255,7 @@ def layer_kernels(shape: LayerShape) -> LayerKernels:
     last = shape.parts[-1]
     # an attention puts out as wide a stream as it reads, however many heads are left
     width = shape.layer.out_channels if shape.layer.kind == "attention" else last.outputs
-    stored = shape.policy.weight_bits < 16 and precision == "fp32"
+    stored = any(t.active(shape.policy) and t.unpacks(shape.policy) for t in techniques())
     return LayerKernels(
         precision,
         kernels,
@@ -286,10 +266,22 @@ def layer_kernels(shape: LayerShape) -> LayerKernels:
     )
 
 
-def _layer_levels(space: Space, name: str) -> list[LayerPolicy]:
-    """Combinations of the bits and ranks that the space lets a layer have."""
+def _timed_policies(space: Space, layer: str, *, channels: bool) -> list[LayerPolicy]:
+    """What a space lets a layer be, as far as runtimes gain time by it.
+
+    Args:
+        space: of the study.
+        layer: its name.
+        channels: by techniques that remove channels, or by the others.
+    """
     sets = []
-    for kind in ("bits", "rank_ratio"):
-        i = space.index.get(f"{name}/{kind}")
-        sets.append([{}] if i is None else list(space.choices[i].levels))
-    return [LayerPolicy(**{**a, **b}) for a, b in product(*sets)]
+    for choice in space.choices:
+        technique = by_knob().get(choice.kind)
+        if technique is None or layer not in choice.layers:
+            continue
+        if (technique.stage == "channels") is channels and technique.timed_levels(2):
+            sets.append(choice.levels)
+    found = []
+    for levels in product(*sets):
+        found.append(LayerPolicy.from_dict({k: v for level in levels for k, v in level.items()}))
+    return found

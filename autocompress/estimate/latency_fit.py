@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.measure.latency_features import FEATURES, Row
+from autocompress.estimate.latency_features import FEATURES, Row
 
 #: what a coefficient is expected to be, and how sure that is: kernel times count once; nodes and
 #: values cost a few per cent of an average kernel, per node or per value; a value that changes
@@ -26,22 +26,6 @@ _PER_CHANGE = (0.3, 0.5)
 #: ms per MiB that comes from memory (20 GB/s), and per million multiply-adds of unknown layers
 _PER_MIB = (0.05, 0.1)
 _PER_MMAC = (0.05, 0.5)
-_KINDS = {
-    "float_ms": "time",
-    "int8_ms": "time",
-    "dynamic_ms": "time",
-    "half_ms": "time",
-    "float_kernels": "node",
-    "int8_kernels": "node",
-    "to_int8": "node",
-    "to_float": "node",
-    "to_int8_values": "change",
-    "to_int8_far": "change",
-    "to_float_values": "change",
-    "to_float_far": "change",
-    "far_weights": "far",
-    "other_macs": "macs",
-}
 #: noise of one measured model, as fractions of the slowest one's latency and of its own
 _NOISE = (0.003, 0.005)
 #: a kernel's time within a whole model differs from the table's by so much of itself
@@ -227,6 +211,6 @@ def _expectation(base: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArra
         "macs": _PER_MMAC,
     }
     chosen = [(0.02 * total, 0.1 * total + 1e-6)]
-    chosen += [pairs[_KINDS.get(name, "value")] for name in FEATURES]
+    chosen += [pairs[kind] for kind in FEATURES.values()]
     expected, spread = np.array(chosen).T
     return expected, spread

@@ -1,0 +1,25 @@
+"""The one way to write a file so that a reader sees the old one or the new one, never a part."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name for a new file, which takes the place of ``path`` when the block has ended well.
+
+    Any number of processes and threads may write the same file; parent folders are made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mark = f"{os.getpid()}-{threading.get_ident()}"
+    partial = path.with_name(f".{path.stem}.{mark}{path.suffix}")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

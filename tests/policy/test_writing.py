@@ -1,0 +1,29 @@
+"""Files that are replaced whole, or left as they were."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autocompress.policy.writing import replacing
+
+
+def _write(path: Path, parts: Iterable[Any]) -> None:
+    with path.open("w") as file:
+        for part in parts:
+            file.write(part)
+
+
+def test_a_file_is_replaced_whole_or_left_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "file.json"
+    with replacing(path) as partial:
+        partial.write_text("one")
+        assert partial.suffix == ".json"
+        assert not path.exists()
+    with pytest.raises(TypeError), replacing(path) as partial:
+        _write(partial, ["half ", 2])
+    assert path.read_text() == "one"
+    assert [p.name for p in path.parent.iterdir()] == ["file.json"]
