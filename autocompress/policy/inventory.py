@@ -83,7 +83,7 @@ class ChannelGroup:
         unit: channels are removed in whole multiples of this (a head's width, a group's size).
         residual: whether the channels belong to a residual stream (pruned only when asked).
         spans: per consumer, how many of its input features one channel feeds (more than one
-            where a feature map was flattened).
+            where a feature map was flattened); on average, where those of a unit feed unlike many.
     """
 
     name: str
@@ -92,7 +92,11 @@ class ChannelGroup:
     channels: int
     unit: int = 1
     residual: bool = False
-    spans: tuple[tuple[str, int], ...] = ()
+    spans: tuple[tuple[str, float], ...] = ()
+
+    def read_less(self, kept: int, span: float) -> int:
+        """Inputs that a reader loses where this many channels are kept; ``span`` is its own."""
+        return round((self.channels - kept) * span)
 
     def kept(self, prune_ratio: float, multiple: int = 1) -> int:
         """Channels that stay at a ratio: rounded to units and multiples, never none.
@@ -110,6 +114,21 @@ class ChannelGroup:
         return min(self.channels, max(step, int(wanted / step + 0.5) * step))
 
 
+@dataclass(frozen=True, slots=True)
+class LeftAlone:
+    """Channels that cannot be pruned.
+
+    Args:
+        group: name of the first layer that makes them; ``*`` for the whole model.
+        reason: why.
+        macs: multiply-adds per sample of the layers that make them.
+    """
+
+    group: str
+    reason: str
+    macs: int
+
+
 @dataclass(frozen=True)
 class Inventory:
     """Layers, coupled channel groups and identity of one model.
@@ -120,6 +139,7 @@ class Inventory:
         input_shape: shape of one sample, without the batch; one entry per input.
         architecture: digest of the structure (names, kinds, shapes), the same for other weights.
         weights: digest of the weights' values.
+        left_alone: channels that cannot be pruned, with the reason.
     """
 
     layers: tuple[LayerSpec, ...]
@@ -127,6 +147,7 @@ class Inventory:
     input_shape: tuple[tuple[int, ...], ...]
     architecture: str
     weights: str
+    left_alone: tuple[LeftAlone, ...] = ()
 
     @property
     def fingerprint(self) -> str:
@@ -144,14 +165,14 @@ class Inventory:
         return {group.name: group for group in self.channel_groups}
 
     @cached_property
-    def _reads(self) -> Mapping[str, tuple[tuple[ChannelGroup, int], ...]]:
-        found: dict[str, tuple[tuple[ChannelGroup, int], ...]] = {}
+    def _reads(self) -> Mapping[str, tuple[tuple[ChannelGroup, float], ...]]:
+        found: dict[str, tuple[tuple[ChannelGroup, float], ...]] = {}
         for group in self.channel_groups:
             for reader, span in group.spans:
                 found[reader] = (*found.get(reader, ()), (group, span))
         return found
 
-    def reads(self, layer: str) -> tuple[tuple[ChannelGroup, int], ...]:
+    def reads(self, layer: str) -> tuple[tuple[ChannelGroup, float], ...]:
         """The channel groups that a layer reads, several behind a concatenation.
 
         Returns:
@@ -191,6 +212,7 @@ class Inventory:
             "input_shape": [list(shape) for shape in self.input_shape],
             "architecture": self.architecture,
             "weights": self.weights,
+            "left_alone": [asdict(left) for left in self.left_alone],
         }
 
 
