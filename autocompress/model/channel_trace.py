@@ -216,12 +216,12 @@ def untangle(atoms: Atoms, tangled: Iterable[Labels]) -> None:
     while changed:
         changed = False
         for labels in left:
-            classes = atoms.classes()
-            base = class_base(classes, labels)
+            base = class_base(atoms.free_classes(), labels)
             axes = [axis for axis, size in enumerate(base.shape) if size > 1]
             if len(axes) > 1:
-                stuck = set(atoms.reasons())
-                kept = max(axes, key=lambda axis: (_choices(base, axis, stuck), axis))
+                stuck = {atoms.count}
+                choices = {axis: _choices(base, axis, stuck) for axis in axes}
+                kept = max(axes, key=lambda axis: (choices[axis], axis))
                 atoms.unite_along(labels.base, [axis for axis in axes if axis != kept])
                 changed = True
 
@@ -248,7 +248,7 @@ def _tie_loose(atoms: Atoms, met: Iterable[tuple[Labels, Labels]]) -> None:
     Only along the axis on which these channels lie; along others a parameter stays as it is.
     """
     for stream, loose in met:
-        base = class_base(atoms.classes(), stream)
+        base = class_base(atoms.free_classes(), stream)
         axes = [axis for axis, size in enumerate(base.shape) if size > 1]
         for axis in axes:
             if loose.base.shape[axis] > 1:

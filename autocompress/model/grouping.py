@@ -65,13 +65,13 @@ def group_channels(trace: ChannelTrace) -> Grouped:
     Layers that make channels of one class share a ratio; channels that take different things
     along are put together in sets that all take the same, so that a ratio says how much goes.
     """
-    classes = trace.atoms.classes()
+    classes, free = trace.atoms.classes(), trace.atoms.free_classes()
     reasons = trace.atoms.reasons()
     made: dict[str, list[int]] = {
         axis.module: classes[axis.atoms].tolist() for axis in trace.axes if axis.side == "out"
     }
     names = [name for name in trace.order if name in made]
-    everywhere, tangles = _places(trace, classes, {c for own in made.values() for c in own})
+    everywhere, tangles = _places(trace, free, {c for own in made.values() for c in own})
     residual = _residual(trace, classes)
     found = Grouped()
     for producers in _together(names, made):
@@ -80,8 +80,7 @@ def group_channels(trace: ChannelTrace) -> Grouped:
         if len(made[name]) < 2:
             continue
         found.producers[name] = tuple(producers)
-        reason = next((r for c, r in reasons.items() if c in own), "")
-        reason = reason or next((r for c, r in tangles.items() if c in own), "")
+        reason = next((r for c, r in (*reasons.items(), *tangles.items()) if c in own), "")
         sets = () if reason else _sets(own, everywhere, made[name])
         if not reason and len(sets) < 2:
             reason = _why_so_few(trace, classes, own, len(made[name]))
@@ -113,7 +112,7 @@ def group_channels(trace: ChannelTrace) -> Grouped:
 def _places(
     trace: ChannelTrace, classes: Tensor, made: set[int]
 ) -> tuple[dict[int, dict[Place, list[int]]], dict[int, str]]:
-    """Class to the indices that it takes at every place; and classes that lie in a tangle."""
+    """Class to the indices that it takes at every place; and classes that lie along two axes."""
     relevant = dict.fromkeys(made)
     found: dict[int, dict[Place, list[int]]] = {c: {} for c in made}
     tangles: dict[int, str] = {}
@@ -132,7 +131,10 @@ def _places(
         if along is not None:
             note((module, f"raw/{attribute}/{along[0]}"), along[1])
             continue
-        inside = set(class_base(classes, labels).unique().tolist()) & made
+        base = class_base(classes, labels)
+        if sum(size > 1 for size in base.shape) < 2:
+            continue
+        inside = set(base.unique().tolist()) & made
         own = f"{module}.{attribute}".strip(".")
         tangles |= dict.fromkeys(inside, f"the parameter {own} holds them along several axes")
     for site in trace.sites:

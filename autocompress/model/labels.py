@@ -64,12 +64,14 @@ def along(values: Tensor, axis: int, dims: int) -> Tensor:
 
 
 class Atoms:
-    """All atoms of one model, and which of them go together."""
+    """All atoms of one model, which of them go together, and which must stay."""
 
     def __init__(self) -> None:
         self.count = 1
         self._pairs: list[Tensor] = []
+        self._reasons: dict[int, str] = {}
         self._held: dict[str, int] = {}
+        self._stuck: list[tuple[Tensor, int]] = []
         self._found: tuple[tuple[int, int], Tensor] = ((-1, -1), torch.zeros(0))
 
     def new(self, count: int) -> Tensor:
@@ -82,15 +84,24 @@ class Atoms:
         """The atom that stands for what must stay for a reason."""
         if reason not in self._held:
             self._held[reason] = int(self.new(1))
+            self._reasons[self._held[reason]] = reason
         return torch.tensor(self._held[reason])
 
     def unite(self, first: Tensor, second: Tensor) -> None:
-        """Pairs of atoms, after broadcasting, go together."""
+        """Pairs of atoms, after broadcasting, go together; with one that is held, they stay."""
         first, second = torch.broadcast_tensors(first, second)
         pairs = torch.stack([first.flatten(), second.flatten()])
         pairs = pairs[:, (pairs[0] != pairs[1]) & (pairs != 0).all(0)]
+        if not pairs.numel():
+            return
+        pairs = torch.unique(pairs, dim=1)
+        for atom in self._reasons:
+            with_held = (pairs == atom).any(0)
+            if bool(with_held.any()):
+                self._stuck.append((pairs[:, with_held].flatten(), atom))
+                pairs = pairs[:, ~with_held]
         if pairs.numel():
-            self._pairs.append(torch.unique(pairs, dim=1))
+            self._pairs.append(pairs)
 
     def unite_along(self, base: Tensor, axes: Iterable[int]) -> Tensor:
         """Atoms that differ along some axes only go together.
@@ -121,7 +132,15 @@ class Atoms:
     def reasons(self) -> dict[int, str]:
         """Class to the first reason why it must stay; classes that may go are not named."""
         classes = self.classes()
-        found: dict[int, str] = {}
-        for reason, atom in self._held.items():
-            found.setdefault(int(classes[atom]), reason)
+        found = {int(classes[atom]): reason for atom, reason in self._reasons.items()}
+        for atoms, atom in self._stuck:
+            for c in classes[atoms].unique().tolist():
+                found.setdefault(c, self._reasons[atom])
+        return found
+
+    def free_classes(self) -> Tensor:
+        """As ``classes``, with one and the same for all that must stay."""
+        found = self.classes().clone()
+        stuck = torch.tensor(sorted(self.reasons()), dtype=torch.long)
+        found[torch.isin(found, stuck)] = self.count
         return found

@@ -162,6 +162,8 @@ class LayerLabels:
         if module.proj_size:
             reason = f"{name} projects its states: its sizes stay"
             self._fixed(reason, states, (y, outputs[1]))
+            made = self._axis(name, module, "out", module.hidden_size)
+            self._atoms.unite(made, self._atoms.held(reason))
             self._read(x, self._axis(name, module, "in", module.input_size), x.dim() - 1)
             return
         directions = 1 + module.bidirectional
