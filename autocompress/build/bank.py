@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from autocompress.build.orders import removal_orders
 from autocompress.errors import InputError
-from autocompress.model.groups import SlicingPlan, channel_groups
+from autocompress.model.groups import SlicingPlan, slicing_plan
 from autocompress.model.shapes import resolver
 from autocompress.policy.inventory import Inventory
 from autocompress.policy.policy import Factorization, Policy
@@ -113,7 +113,7 @@ class LayerBank:
         sample = train.sample(settings.calibration_images, settings.seed)
         inputs = sample.inputs()
         check_inputs(inputs, inventory.input_shape[0])
-        _, plan = channel_groups(model, train.inputs(1), tried=False)
+        plan = slicing_plan(model, train.inputs(1), inventory.groups_by_name)
         groups = [g for g in inventory.channel_groups if settings.prune_residual or not g.residual]
         path = cls._path(inventory, train, settings, cache_dir)
         if path is not None and path.exists():

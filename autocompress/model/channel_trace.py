@@ -216,14 +216,21 @@ def untangle(atoms: Atoms, tangled: Iterable[Labels]) -> None:
     while changed:
         changed = False
         for labels in left:
-            base = class_base(atoms.free_classes(), labels)
-            axes = [axis for axis, size in enumerate(base.shape) if size > 1]
-            if len(axes) > 1:
-                stuck = {atoms.count}
-                choices = {axis: _choices(base, axis, stuck) for axis in axes}
-                kept = max(axes, key=lambda axis: (choices[axis], axis))
-                atoms.unite_along(labels.base, [axis for axis in axes if axis != kept])
-                changed = True
+            base, axes = _lie(atoms, labels)
+            if len(axes) < 2:
+                continue
+            choices = {axis: _choices(base, axis, {atoms.count}) for axis in axes}
+            kept = max(axes, key=lambda axis: (choices[axis], axis))
+            atoms.unite_along(labels.base, [axis for axis in axes if axis != kept])
+            if len(_lie(atoms, labels)[1]) > 1:  # constants stand between the channels
+                atoms.unite(labels.base, atoms.held("channels lie along several axes of a tensor"))
+            changed = True
+
+
+def _lie(atoms: Atoms, labels: Labels) -> tuple[Tensor, list[int]]:
+    """Free classes of a tensor, and the axes along which they differ."""
+    base = class_base(atoms.free_classes(), labels)
+    return base, [axis for axis, size in enumerate(base.shape) if size > 1]
 
 
 def _choices(base: Tensor, axis: int, stuck: set[int]) -> int:
@@ -248,11 +255,10 @@ def _tie_loose(atoms: Atoms, met: Iterable[tuple[Labels, Labels]]) -> None:
     Only along the axis on which these channels lie; along others a parameter stays as it is.
     """
     for stream, loose in met:
-        base = class_base(atoms.free_classes(), stream)
-        axes = [axis for axis, size in enumerate(base.shape) if size > 1]
+        _, axes = _lie(atoms, stream)
         for axis in axes:
             if loose.base.shape[axis] > 1:
-                others = [i for i in range(stream.base.dim()) if i != axis and base.dim()]
+                others = [i for i in range(stream.base.dim()) if i != axis]
                 channels = stream.base.amax(others) if others else stream.base
                 atoms.unite(loose.base, along(channels, axis, loose.base.dim()))
 

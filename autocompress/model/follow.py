@@ -205,7 +205,7 @@ class Follower:
     def _shuffles(self, name: str, func: Any, args: Any, kwargs: Any, out: Any) -> bool:
         full, groups = self._full(args[0]), args[1]
         parts = full.unflatten(1, (groups, -1))
-        self._tangle(labelled(parts))
+        self.atoms.unite_along(parts, [1])  # there are as many groups of what is left
         self.put(out, labelled(parts.transpose(1, 2).flatten(1, 2)))
         return True
 

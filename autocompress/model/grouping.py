@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from autocompress.model.channel_trace import ChannelTrace, axis_classes, class_base
+from autocompress.model.channel_trace import ChannelTrace, Site, axis_classes, class_base
+from autocompress.model.labels import Labels
 from autocompress.policy.inventory import ChannelGroup
 
 _SIDES = ("out", "in", "both")
@@ -23,9 +24,9 @@ class Member:
         module: dotted name of the module.
         side: ``out``, ``in``, ``both`` where they are the same (norms, depthwise), or ``heads``:
             inner channels of an attention, which nothing outside sees. ``raw/NAME/AXIS``: an axis
-            of a parameter or buffer of the module's own. ``call/NUMBER/TENSOR/AXIS/SIZE``: an axis
+            of a parameter or buffer of the module's own. ``call/NUMBER/TENSOR/AXIS/SHAPE``: an axis
             of what a call in the module's forward reads (``i``) or gives (``o0``, ``o1``, ...),
-            see ``model.call_sites``.
+            see ``model.call_sites``; the shape is written as ``8x16x4``.
         index: per channel of the group, the module's indices that go with it.
     """
 
@@ -52,11 +53,13 @@ class Grouped:
         groups: by name.
         skipped: first producer of what was left out, and why.
         producers: the same name to all its producers.
+        sites: module and side of every call that gives channels, also of those that stay.
     """
 
     groups: dict[str, Found] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     producers: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    sites: tuple[Place, ...] = ()
 
 
 def group_channels(trace: ChannelTrace) -> Grouped:
@@ -73,7 +76,7 @@ def group_channels(trace: ChannelTrace) -> Grouped:
     names = [name for name in trace.order if name in made]
     everywhere, tangles = _places(trace, free, {c for own in made.values() for c in own})
     residual = _residual(trace, classes)
-    found = Grouped()
+    found = Grouped(sites=tuple(_sites(trace, free)))
     for producers in _together(names, made):
         name = producers[0]
         own = {c for producer in producers for c in made[producer]}
@@ -141,9 +144,21 @@ def _places(
         for key, labels in site.tensors:
             along = axis_classes(classes, labels, relevant)
             if along is not None:
-                size = labels.shape[along[0]]
-                note((site.module, f"call/{site.number}/{key}/{along[0]}/{size}"), along[1])
+                note(_call_place(site, key, along[0], labels), along[1])
     return found, tangles
+
+
+def _call_place(site: Site, key: str, axis: int, labels: Labels) -> Place:
+    return site.module, f"call/{site.number}/{key}/{axis}/{'x'.join(map(str, labels.shape))}"
+
+
+def _sites(trace: ChannelTrace, free: Tensor) -> Iterator[Place]:
+    """Calls that give channels; those that stay along no axis in particular have axis -1."""
+    for site in trace.sites:
+        for key, labels in site.tensors:
+            axes = [axis for axis, n in enumerate(class_base(free, labels).shape) if n > 1]
+            if key != "i":
+                yield _call_place(site, key, axes[0] if axes else -1, labels)
 
 
 def _together(names: Sequence[str], made: Mapping[str, Sequence[int]]) -> list[list[str]]:

@@ -7,8 +7,8 @@ unpruned model, so the order of groups does not matter, also where channels are 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -16,11 +16,8 @@ from torch import nn
 from autocompress.model.channel_trace import trace_channels
 from autocompress.model.grouping import Member, group_channels
 from autocompress.model.tracing_stubs import inner_width, is_attention
-from autocompress.model.trial import first_samples, try_groups
-from autocompress.policy.inventory import ChannelGroup
-
-WHOLE = "*"
-"""Stands for all layers in ``SlicingPlan.skipped`` where the model cannot be followed."""
+from autocompress.model.trial import first_samples, needed_calls, try_groups
+from autocompress.policy.inventory import WHOLE, ChannelGroup
 
 
 @dataclass(frozen=True)
@@ -33,15 +30,19 @@ class SlicingPlan:
         skipped: name of the first producer of a group that was left out, and why; ``WHOLE`` where
             nothing can be pruned.
         producers: the same name to all layers that make these channels.
+        sites: module and side of all calls that say sizes of channels.
+        needed: modules and numbers of those of them that do not follow by themselves.
     """
 
     members: Mapping[str, tuple[Member, ...]]
     units: Mapping[str, tuple[tuple[int, ...], ...]]
     skipped: Mapping[str, str] = field(default_factory=dict)
     producers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    sites: tuple[tuple[str, str], ...] = ()
+    needed: frozenset[tuple[str, int]] | None = None
 
     def removals(self, gone: Mapping[str, Sequence[int]]) -> dict[tuple[str, str], list[int]]:
-        """Per module and side, the sorted indices to remove.
+        """Per module and side, the sorted indices to remove; for calls also where none go.
 
         Args:
             gone: group name to the channels that go.
@@ -52,18 +53,24 @@ class SlicingPlan:
                 into = collected.setdefault((member.module, member.side), set())
                 for channel in channels:
                     into.update(member.index[channel])
-        return {key: sorted(indices) for key, indices in collected.items() if indices}
+        found = {key: sorted(indices) for key, indices in collected.items() if indices}
+        found = {key: [] for key in (self.sites if found else ())} | found
+        return {key: indices for key, indices in found.items() if self._applies(*key)}
+
+    def _applies(self, module: str, side: str) -> bool:
+        """Whether a side must be cut or, of a call, corrected."""
+        kind, _, rest = side.partition("/")
+        if kind != "call" or self.needed is None:
+            return True
+        return (module, int(rest.partition("/")[0])) in self.needed
 
 
-def channel_groups(
-    model: nn.Module, example: Any, *, tried: bool = True
-) -> tuple[tuple[ChannelGroup, ...], SlicingPlan]:
+def channel_groups(model: nn.Module, example: Any) -> tuple[tuple[ChannelGroup, ...], SlicingPlan]:
     """Find the coupled channel groups of a model, and try each on it.
 
     Args:
         model: in eval mode; not changed.
         example: one batched input, or a tuple of them.
-        tried: cut every group once and leave out those that differ from the masked network.
 
     Returns:
         The groups in network order, and how to slice them. Groups that hold the model's outputs,
@@ -76,10 +83,25 @@ def channel_groups(
     except Exception as error:
         reason = f"its channels cannot be followed ({type(error).__name__}: {error})"
         return (), SlicingPlan({}, {}, {WHOLE: reason}, {WHOLE: ()})
-    if not tried or not groups:
-        return groups, plan
-    failed = try_groups(model, args, plan)
-    return _without(groups, plan, failed)
+    failed, needed = try_groups(model, args, plan)
+    return _without(groups, plan, failed, needed)
+
+
+def slicing_plan(model: nn.Module, example: Any, groups: Collection[str]) -> SlicingPlan:
+    """How to slice the groups of a model's inventory, without sorting out any of them.
+
+    Args:
+        model: in eval mode; not changed.
+        example: one batched input, or a tuple of them.
+        groups: names of the inventory's groups.
+    """
+    if not groups:
+        return SlicingPlan({}, {})
+    args = first_samples(example if isinstance(example, tuple) else (example,), 2)
+    found, plan = _untried(model, args)
+    others = {group.name: "" for group in found if group.name not in groups}
+    _, plan = _without(found, plan, others, None)
+    return replace(plan, needed=needed_calls(model, args, plan))
 
 
 def _untried(
@@ -100,12 +122,16 @@ def _untried(
         {name: found[name][2] for name in names},
         grouped.skipped,
         grouped.producers,
+        grouped.sites,
     )
     return tuple(found[name][0] for name in names), plan
 
 
 def _without(
-    groups: tuple[ChannelGroup, ...], plan: SlicingPlan, failed: Mapping[str, str]
+    groups: tuple[ChannelGroup, ...],
+    plan: SlicingPlan,
+    failed: Mapping[str, str],
+    needed: frozenset[tuple[str, int]] | None,
 ) -> tuple[tuple[ChannelGroup, ...], SlicingPlan]:
     """Leave groups out for the reasons given."""
     kept = tuple(group for group in groups if group.name not in failed)
@@ -115,6 +141,8 @@ def _without(
         {name: units for name, units in plan.units.items() if name in names},
         {**plan.skipped, **failed},
         {**plan.producers, **{g.name: g.producers for g in groups if g.name in failed}},
+        plan.sites,
+        needed,
     )
 
 

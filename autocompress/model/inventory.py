@@ -61,7 +61,8 @@ def take_inventory(model: nn.Module, example: Any) -> Inventory:
         )
     architecture, weights = fingerprint(model)
     shapes = tuple(tuple(x.shape[1:]) for x in inputs)
-    macs = {layer.name: layer.macs for layer in layers}
+    reading = {name for group in groups for name, _ in group.spans}
+    macs = {x.name: x.macs for x in layers if x.name not in reading and x.out_group is None}
     alone = tuple(
         LeftAlone(name, reason, sum(macs.get(p, 0) for p in plan.producers[name] or macs))
         for name, reason in plan.skipped.items()

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 MAX_SECONDS = 30.0
 """Groups that were not reached after that are left alone."""
+DRAWS = 2
+"""Cuts of every group: sizes may fit one by chance."""
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
 """Of the largest value of an output."""
 
@@ -43,7 +45,13 @@ def first_samples(args: tuple[Any, ...], count: int) -> tuple[Any, ...]:
     return tuple(map_tensors(cut, part) for part in args)
 
 
-def try_groups(model: nn.Module, args: tuple[Any, ...], plan: SlicingPlan) -> dict[str, str]:
+Calls = frozenset[tuple[str, int]]
+"""Modules and numbers of calls in their forward, see ``model.call_sites``."""
+
+
+def try_groups(
+    model: nn.Module, args: tuple[Any, ...], plan: SlicingPlan
+) -> tuple[dict[str, str], Calls]:
     """Cut every group of a plan once.
 
     Args:
@@ -52,15 +60,25 @@ def try_groups(model: nn.Module, args: tuple[Any, ...], plan: SlicingPlan) -> di
         plan: how groups are cut.
 
     Returns:
-        Name of a group that cannot be cut to the reason.
+        Name of a group that cannot be cut to the reason; and calls that had to be corrected.
     """
+    if not plan.members:
+        return {}, frozenset()
     try:
         trial = _Trial(model, args, plan)
     except Exception as error:
         reason = f"a copy of the model does not run ({type(error).__name__}: {error})"
-        return dict.fromkeys(plan.members, reason)
+        return dict.fromkeys(plan.members, reason), frozenset()
     trial.test(list(plan.members))
-    return trial.failed
+    return trial.failed, trial.corrected
+
+
+def needed_calls(model: nn.Module, args: tuple[Any, ...], plan: SlicingPlan) -> Calls:
+    """The calls that must be corrected where all groups of a plan are cut."""
+    trial = _Trial(model, args, plan)
+    for draw in range(DRAWS):
+        trial.cut(list(plan.members), draw)
+    return trial.corrected
 
 
 class _Trial:
@@ -69,9 +87,10 @@ class _Trial:
     def __init__(self, model: nn.Module, args: tuple[Any, ...], plan: SlicingPlan) -> None:
         self.plan = plan
         self.failed: dict[str, str] = {}
+        self.corrected: Calls = frozenset()
         self._good: list[str] = []
         self._until = time.monotonic() + MAX_SECONDS
-        self._gone = _drawn_channels(plan)
+        self._draws = _drawn_channels(plan)
         for dtype in (torch.float64, torch.float32):
             self._model = _lively(copy.deepcopy(model), dtype)
             self._tolerance = _TOLERANCE[dtype]
@@ -103,16 +122,36 @@ class _Trial:
             self.test(names[: len(names) // 2])
             self.test(names[len(names) // 2 :])
 
+    def cut(self, names: Sequence[str], draw: int) -> list[Tensor]:
+        """What the model answers without some channels of these groups."""
+        small = copy.deepcopy(self._model)
+        _cut(small, self._removals(names, draw))
+        got = self._answers(small)
+        self.corrected |= frozenset(
+            (name, number)
+            for name, module in small.named_modules()
+            for number in getattr(vars(module).get("forward"), "changed", ())
+        )
+        return got
+
+    def _removals(self, names: Sequence[str], draw: int) -> dict[tuple[str, str], list[int]]:
+        return self.plan.removals({name: self._draws[draw][name] for name in names})
+
     def _why_not(self, names: Sequence[str]) -> str:
         """Why these groups cannot be cut together, or an empty text."""
-        gone = {name: self._gone[name] for name in names}
-        removals = self.plan.removals(gone)
-        with _masked(self._model, removals):
+        before = self.corrected
+        for draw in range(DRAWS):
+            reason = self._why_not_drawn(names, draw)
+            if reason:
+                self.corrected = before
+                return reason
+        return ""
+
+    def _why_not_drawn(self, names: Sequence[str], draw: int) -> str:
+        with _masked(self._model, self._removals(names, draw)):
             wanted = self._answers(self._model)
         try:
-            small = copy.deepcopy(self._model)
-            _cut(small, removals)
-            got = self._answers(small)
+            got = self.cut(names, draw)
         # whatever a cut model raises, the group is what it cannot do without
         except Exception as error:
             return f"cut, the model does not run ({type(error).__name__}: {_short(error)})"
@@ -156,14 +195,18 @@ def _short(error: Exception) -> str:
     return lines[0][:160] if lines else ""
 
 
-def _drawn_channels(plan: SlicingPlan) -> dict[str, list[int]]:
-    """Some channels of every group: about a third, others of each."""
+def _drawn_channels(plan: SlicingPlan) -> list[dict[str, list[int]]]:
+    """Some channels of every group: about a third of them, then any other number."""
     generator = torch.Generator().manual_seed(0)
-    found = {}
+    draws: list[dict[str, list[int]]] = [{} for _ in range(DRAWS)]
     for name, units in plan.units.items():
-        order = torch.randperm(len(units), generator=generator).tolist()
-        found[name] = [c for unit in order[: max(1, len(units) // 3)] for c in units[unit]]
-    return found
+        third = max(1, len(units) // 3)
+        others = [n for n in range(1, len(units)) if n != third] or [third]
+        any_other = others[int(torch.randint(len(others), (1,), generator=generator))]
+        for draw, count in zip(draws, (third, any_other), strict=True):
+            order = torch.randperm(len(units), generator=generator).tolist()
+            draw[name] = [c for unit in order[:count] for c in units[unit]]
+    return draws
 
 
 def _lively(model: nn.Module, dtype: torch.dtype) -> nn.Module:

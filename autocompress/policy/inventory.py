@@ -12,6 +12,8 @@ from typing import Any, Literal
 from autocompress.errors import InputError, nearest
 from autocompress.policy.policy import Factorization
 
+WHOLE = "*"
+"""Stands for all layers where a model's channels cannot be followed."""
 RANK_STEPS = 8
 """Factors are chosen for so many rank ratios, evenly spaced up to 1."""
 
@@ -119,9 +121,10 @@ class LeftAlone:
     """Channels that cannot be pruned.
 
     Args:
-        group: name of the first layer that makes them; ``*`` for the whole model.
+        group: name of the first layer that makes them; ``WHOLE`` for the whole model.
         reason: why.
-        macs: multiply-adds per sample of the layers that make them.
+        macs: multiply-adds per sample of those of the layers that make them that lose no inputs
+            either.
     """
 
     group: str
@@ -198,6 +201,25 @@ class Inventory:
         return replace(
             self, layers=tuple(replace(x, factors=factors.get(x.name, ())) for x in self.layers)
         )
+
+    @property
+    def cannot_prune(self) -> str:
+        """The share of the multiply-adds that pruning cannot touch, and why; or an empty text."""
+        by_reason: dict[str, list[LeftAlone]] = {}
+        for left in self.left_alone:
+            if left.macs:
+                by_reason.setdefault(left.reason, []).append(left)
+        shares = {reason: sum(x.macs for x in found) for reason, found in by_reason.items()}
+        if not self.macs or sum(shares.values()) < 0.005 * self.macs:
+            return ""
+        parts = []
+        for reason in sorted(shares, key=lambda reason: -shares[reason]):
+            first, *others = (x.group for x in by_reason[reason])
+            named = "all layers" if first == WHOLE else first
+            more = f" and {len(others)} more" if others else ""
+            parts.append(f"{named}{more}: {reason} ({100 * shares[reason] / self.macs:.0f} %)")
+        share = 100 * sum(shares.values()) / self.macs
+        return f"{share:.0f} % of the multiply-adds cannot be pruned. {'; '.join(parts)}."
 
     @property
     def macs(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from autocompress.measure.latency_model import LatencyModel
     from autocompress.run.evaluator import StudyEvaluator
     from autocompress.task.data import Data
+
+
+_log = logging.getLogger(__name__)
 
 
 def silent(text: str, fraction: float) -> None:
@@ -273,6 +277,8 @@ def assemble(
     if study.baseline is not None:
         model = _train_baseline(study, model, data, progress)
     inventory = take_inventory(model, data.train.inputs(1))
+    if inventory.cannot_prune:
+        _log.info(inventory.cannot_prune)
     settings = study.settings
     settings = settled(settings, target)
     config = study.space_config()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,8 @@ def profile(study: StudyConfig, export_kernels: Path | None, progress: Progress)
         "baseline": dict(baseline.values),
         "layers": rows,
         "groups": groups,
+        "cannot_prune": parts.inventory.cannot_prune,
+        "left_alone": [asdict(left) for left in parts.inventory.left_alone],
         "fvcore": counted,
         "kernels": str(export_kernels) if export_kernels else None,
     }
