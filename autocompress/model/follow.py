@@ -29,7 +29,10 @@ _MOVES = {
     *("repeat_interleave", "concat", "narrow", "tile"),
 }
 _SHUFFLES = {"channel_shuffle", "native_channel_shuffle"}
-_POINTWISE = {"_prelu_kernel", "prelu", "rrelu_with_noise"}
+_POINTWISE = {
+    *("_prelu_kernel", "prelu", "rrelu_with_noise", "hardswish", "log_sigmoid_forward"),
+    "floor_divide",
+}
 _MIXES = {
     *("softmax", "_softmax", "log_softmax", "_log_softmax", "_safe_softmax", "cumsum", "logsumexp"),
     *("cumprod", "sum", "mean", "amax", "amin", "max", "min", "prod", "var", "std", "var_mean"),

@@ -76,7 +76,7 @@ def channel_groups(model: nn.Module, example: Any) -> tuple[tuple[ChannelGroup, 
         The groups in network order, and how to slice them. Groups that hold the model's outputs,
         or cannot be cut, are left out; the plan says why.
     """
-    args = first_samples(example if isinstance(example, tuple) else (example,), 2)
+    args = first_samples(example if isinstance(example, tuple) else (example,), 1)
     try:
         groups, plan = _untried(model, args)
     # whatever a model does that cannot be followed, the rest of compression works without groups
@@ -97,7 +97,7 @@ def slicing_plan(model: nn.Module, example: Any, groups: Collection[str]) -> Sli
     """
     if not groups:
         return SlicingPlan({}, {})
-    args = first_samples(example if isinstance(example, tuple) else (example,), 2)
+    args = first_samples(example if isinstance(example, tuple) else (example,), 1)
     found, plan = _untried(model, args)
     others = {group.name: "" for group in found if group.name not in groups}
     _, plan = _without(found, plan, others, None)

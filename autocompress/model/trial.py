@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 MAX_SECONDS = 30.0
 """Groups that were not reached after that are left alone."""
 DRAWS = 2
-"""Cuts of every group: sizes may fit one by chance."""
+"""Cuts of every group where calls say sizes, which may fit one cut by chance."""
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
 """Of the largest value of an output."""
 
@@ -76,7 +76,7 @@ def try_groups(
 def needed_calls(model: nn.Module, args: tuple[Any, ...], plan: SlicingPlan) -> Calls:
     """The calls that must be corrected where all groups of a plan are cut."""
     trial = _Trial(model, args, plan)
-    for draw in range(DRAWS):
+    for draw in range(trial.draws):
         trial.cut(list(plan.members), draw)
     return trial.corrected
 
@@ -91,6 +91,7 @@ class _Trial:
         self._good: list[str] = []
         self._until = time.monotonic() + MAX_SECONDS
         self._draws = _drawn_channels(plan)
+        self.draws = DRAWS if plan.sites else 1
         for dtype in (torch.float64, torch.float32):
             self._model = _lively(copy.deepcopy(model), dtype)
             self._tolerance = _TOLERANCE[dtype]
@@ -130,7 +131,7 @@ class _Trial:
         self.corrected |= frozenset(
             (name, number)
             for name, module in small.named_modules()
-            for number in getattr(vars(module).get("forward"), "changed", ())
+            for number in getattr(vars(module).get("forward"), "concerned", ())
         )
         return got
 
@@ -140,7 +141,7 @@ class _Trial:
     def _why_not(self, names: Sequence[str]) -> str:
         """Why these groups cannot be cut together, or an empty text."""
         before = self.corrected
-        for draw in range(DRAWS):
+        for draw in range(self.draws):
             reason = self._why_not_drawn(names, draw)
             if reason:
                 self.corrected = before
@@ -238,7 +239,8 @@ def _masked(model: nn.Module, removals: Mapping[tuple[str, str], Sequence[int]])
     with torch.no_grad():
         for (name, side), gone in removals.items():
             for weight, places in _readers(model.get_submodule(name), side, list(gone)):
-                changed.setdefault(weight, weight.clone())
+                if weight not in changed:
+                    changed[weight] = weight.clone()
                 weight[places] = 0
         try:
             yield

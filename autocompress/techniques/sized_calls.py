@@ -69,11 +69,14 @@ class CorrectedForward:
         module: whose forward it is.
         calls: number of a call to what its tensors lost.
         before: a forward of the object's own, instead of its class's.
+
+    Attributes:
+        concerned: numbers of the calls that said something of channels.
     """
 
     def __init__(self, module: nn.Module, calls: Mapping[int, Losses], before: Any = None) -> None:
         self.module, self.calls, self.before = module, calls, before
-        self.changed: set[int] = set()
+        self.concerned: set[int] = set()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the module answers."""
@@ -93,7 +96,7 @@ class CorrectedForward:
             new = _taken(name, args, losses.get("i"))
         if new is None:
             return func(*args, **kwargs)
-        self.changed.add(number)
+        self.concerned.add(number)
         return new()
 
 
@@ -117,7 +120,7 @@ class _Correcting(TorchFunctionMode):
 
 
 New = Callable[[], Any] | None
-"""The corrected call; ``None`` where the call is right as it is."""
+"""The corrected call; ``None`` where it says nothing of channels, or always what is right."""
 
 
 def _resized(name: str, args: Any, loss: Loss | None) -> New:
@@ -131,12 +134,16 @@ def _resized(name: str, args: Any, loss: Loss | None) -> New:
         whole = x.shape[at]
     asked = list(rest[0]) if isinstance(rest[0], tuple | list) else rest
     before = loss.shape[at : at + len(asked)]
-    sizes = _fitting(asked, before, loss, loss.axis - at, None if name == "expand" else whole)
+    axis = loss.axis - at
+    sizes = _fitting(asked, before, loss, axis, None if name == "expand" else whole)
     if sizes is None:
-        return None
+        if loss.axis < 0 or not 0 <= axis < len(asked) or int(asked[axis]) == -1:
+            return None
+        sizes = tuple(asked)  # it fits; where other channels go it need not
+    found = sizes
     if name == "unflatten":
-        return lambda: x.unflatten(at, sizes)
-    return lambda: getattr(x, name)(sizes)
+        return lambda: x.unflatten(at, found)
+    return lambda: getattr(x, name)(found)
 
 
 def _fitting(
