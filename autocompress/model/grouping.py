@@ -250,8 +250,9 @@ def _members(
         for c in together:
             named = sorted(everywhere[c].get((name, "out"), ())) or whole
             for place, index in everywhere[c].items():
-                into = collected.setdefault(place, [[] for _ in range(channels)])
-                _share(sorted(index), named, into)
+                if place not in collected:
+                    collected[place] = [[] for _ in range(channels)]
+                _share(sorted(index), named, collected[place])
     members = tuple(
         Member(module, side, tuple(tuple(sorted(own)) for own in index))
         for (module, side), index in collected.items()
