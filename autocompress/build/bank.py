@@ -19,10 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.build.memo import Memo
+from autocompress.build.orders import removal_orders
 from autocompress.errors import InputError
-from autocompress.model.groups import SlicingPlan, channel_groups
+from autocompress.model.groups import SlicingPlan, slicing_plan
 from autocompress.model.shapes import resolver
-from autocompress.policy.inventory import ChannelGroup, Inventory
+from autocompress.policy.inventory import Inventory
 from autocompress.policy.policy import Factorization, Policy
 from autocompress.policy.registry import in_order
 from autocompress.policy.settings import CompressionSettings
@@ -30,7 +31,6 @@ from autocompress.policy.writing import replacing
 from autocompress.task.data import Split
 from autocompress.techniques.compressed import Compressed
 from autocompress.techniques.factorize import choose_factors
-from autocompress.techniques.importance import Consumer, l1_scores, obs_order, taylor_scores
 from autocompress.techniques.moments import (
     Moments,
     check_inputs,
@@ -109,7 +109,7 @@ class LayerBank:
         sample = train.sample(settings.calibration_images, settings.seed)
         inputs = sample.inputs()
         check_inputs(inputs, inventory.input_shape[0])
-        _, plan = channel_groups(model, train.inputs(1))
+        plan = slicing_plan(model, train.inputs(1), inventory.groups_by_name)
         groups = [g for g in inventory.channel_groups if settings.prune_residual or not g.residual]
         path = cls._path(inventory, train, settings, cache_dir)
         if path is not None and path.exists():
@@ -122,7 +122,7 @@ class LayerBank:
         ]
         progress("input moments", 0.0)
         moments = input_moments(model, names, inputs, seed=settings.seed)
-        orders = _orders(model, groups, plan, settings, moments, sample, progress)
+        orders = removal_orders(model, groups, plan, settings, moments, sample, progress)
         progress("factors", 1.0)
         factors = choose_factors(model, inventory, moments)
         if path is not None:
@@ -270,67 +270,6 @@ class LayerBank:
         mask[gone] = False
         kept = mask.repeat_interleave(weight[0, 0].numel()).nonzero().flatten()
         return found.second[0][kept][:, kept]
-
-
-def _orders(
-    model: nn.Module,
-    groups: list[ChannelGroup],
-    plan: SlicingPlan,
-    settings: CompressionSettings,
-    moments: Mapping[str, Moments],
-    sample: Split,
-    progress: Progress,
-) -> dict[str, list[int]]:
-    """One order of removal per group."""
-    taylor: dict[str, Tensor] = {}
-    if settings.importance == "taylor":
-        stored, targets = sample.take(slice(None))
-        taylor = taylor_scores(
-            model,
-            {g.name: g.producers for g in groups},
-            {g.name: g.channels for g in groups},
-            sample.prepare(stored),
-            targets,
-        )
-    orders = {}
-    for done, group in enumerate(groups):
-        progress(group.name, done / max(1, len(groups)))
-        units = plan.units[group.name]
-        order = None
-        if settings.importance == "obs":
-            order = _obs(model, group, plan, settings, moments)
-        if order is None:
-            scores = taylor.get(group.name)
-            if scores is None:
-                scores = l1_scores(model, group.producers, group.channels)
-            joint = torch.stack([scores[list(u)].sum() for u in units])
-            order = torch.argsort(joint).tolist()
-        orders[group.name] = [channel for unit in order for channel in units[unit]]
-    return orders
-
-
-def _obs(
-    model: nn.Module,
-    group: ChannelGroup,
-    plan: SlicingPlan,
-    settings: CompressionSettings,
-    moments: Mapping[str, Moments],
-) -> list[int] | None:
-    """Greedy order by the consumers' error; ``None`` where no consumer can be solved."""
-    consumers = []
-    for member in plan.members[group.name]:
-        found = moments.get(member.module)
-        if member.side != "in" or found is None or len(found.second) > 1:
-            continue
-        weight = matrix_layer(model, member.module).weight.detach()
-        area = weight[0, 0].numel()
-        blocks = torch.tensor(
-            [[i * area + k for i in index for k in range(area)] for index in member.index]
-        )
-        consumers.append(
-            Consumer(weight.flatten(1), found.second[0, :-1, :-1], blocks, settings.ridge)
-        )
-    return obs_order(consumers, plan.units[group.name]) if consumers else None
 
 
 def _module_bytes(module: nn.Module) -> int:

@@ -177,19 +177,19 @@ class LayerPlan:
             # a layer may read the channels that it puts out
             fixed = {(g, span): outputs if g is made else None for g, span in reads}
             for inputs in self._space_inputs(space, layer, fixed):
-                yield inputs, outputs
+                yield inputs, layer.out_channels * outputs // made.channels
 
     def _space_inputs(
         self,
         space: Space,
         layer: LayerSpec,
-        reads: Mapping[tuple[ChannelGroup, int], int | None],
+        reads: Mapping[tuple[ChannelGroup, float], int | None],
     ) -> list[int]:
         """Input channels for every combination of the groups' levels, narrowest first."""
         found = {layer.in_channels}
         for (group, span), fixed in reads.items():
             counts = self._counts(space, group) if fixed is None else [fixed]
-            found = {n - (group.channels - kept) * span for n in found for kept in counts}
+            found = {n - group.read_less(kept, span) for n in found for kept in counts}
         widths = sorted(found)
         if len(widths) <= _MOST_WIDTHS:
             return widths

@@ -13,7 +13,7 @@ from autocompress.errors import UnsupportedModel
 from autocompress.model.fingerprint import fingerprint
 from autocompress.model.groups import channel_groups
 from autocompress.model.tracing_stubs import is_attention
-from autocompress.policy.inventory import Inventory, LayerSpec
+from autocompress.policy.inventory import Inventory, LayerSpec, LeftAlone
 
 _CONV = nn.modules.conv._ConvNd
 _KINDS: tuple[tuple[type[nn.Module], str], ...] = (
@@ -44,7 +44,7 @@ def take_inventory(model: nn.Module, example: Any) -> Inventory:
     model.eval()
     try:
         calls = _trace_calls(model, inputs)
-        groups, _ = channel_groups(model, example)
+        groups, plan = channel_groups(model, example)
     finally:
         model.train(training)
     made = {p: g.name for g in groups for p in g.producers}
@@ -61,7 +61,13 @@ def take_inventory(model: nn.Module, example: Any) -> Inventory:
         )
     architecture, weights = fingerprint(model)
     shapes = tuple(tuple(x.shape[1:]) for x in inputs)
-    return Inventory(tuple(layers), groups, shapes, architecture, weights)
+    reading = {name for group in groups for name, _ in group.spans}
+    macs = {x.name: x.macs for x in layers if x.name not in reading and x.out_group is None}
+    alone = tuple(
+        LeftAlone(name, reason, sum(macs.get(p, 0) for p in plan.producers[name] or macs))
+        for name, reason in plan.skipped.items()
+    )
+    return Inventory(tuple(layers), groups, shapes, architecture, weights, alone)
 
 
 def _trace_calls(

@@ -65,8 +65,8 @@ class Resolver:
         self._steps = [
             (
                 layer,
-                [(g.name, g.channels, span) for g, span in inventory.reads(layer.name)],
-                layer.out_group if layer.out_group in inventory.groups_by_name else None,
+                inventory.reads(layer.name),
+                inventory.groups_by_name.get(layer.out_group or ""),
                 dict[tuple[LayerPolicy, int, int], LayerShape](),
             )
             for layer in inventory.layers
@@ -108,12 +108,14 @@ class Resolver:
         found = []
         for layer, reads, made, known in self._steps:
             inputs = layer.in_channels
-            for group, channels, span in reads:
-                inputs -= (channels - kept[group]) * span
+            for group, span in reads:
+                inputs -= group.read_less(kept[group.name], span)
             if layer.depthwise:
                 outputs = inputs
             else:
-                outputs = layer.out_channels if made is None else kept[made]
+                outputs = layer.out_channels
+                if made is not None:  # every producer of a group is thinned alike
+                    outputs = outputs * kept[made.name] // made.channels
             own = policy[layer.name]
             shape = known.get((own, inputs, outputs))
             if shape is None:

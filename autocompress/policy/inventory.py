@@ -12,6 +12,8 @@ from typing import Any, Literal
 from autocompress.errors import InputError, nearest
 from autocompress.policy.policy import Factorization
 
+WHOLE = "*"
+"""Stands for all layers where a model's channels cannot be followed."""
 RANK_STEPS = 8
 """Factors are chosen for so many rank ratios, evenly spaced up to 1."""
 
@@ -83,7 +85,7 @@ class ChannelGroup:
         unit: channels are removed in whole multiples of this (a head's width, a group's size).
         residual: whether the channels belong to a residual stream (pruned only when asked).
         spans: per consumer, how many of its input features one channel feeds (more than one
-            where a feature map was flattened).
+            where a feature map was flattened); on average, where those of a unit feed unlike many.
     """
 
     name: str
@@ -92,7 +94,11 @@ class ChannelGroup:
     channels: int
     unit: int = 1
     residual: bool = False
-    spans: tuple[tuple[str, int], ...] = ()
+    spans: tuple[tuple[str, float], ...] = ()
+
+    def read_less(self, kept: int, span: float) -> int:
+        """Inputs that a reader loses where this many channels are kept; ``span`` is its own."""
+        return round((self.channels - kept) * span)
 
     def kept(self, prune_ratio: float, multiple: int = 1) -> int:
         """Channels that stay at a ratio: rounded to units and multiples, never none.
@@ -110,6 +116,22 @@ class ChannelGroup:
         return min(self.channels, max(step, int(wanted / step + 0.5) * step))
 
 
+@dataclass(frozen=True, slots=True)
+class LeftAlone:
+    """Channels that cannot be pruned.
+
+    Args:
+        group: name of the first layer that makes them; ``WHOLE`` for the whole model.
+        reason: why.
+        macs: multiply-adds per sample of those of the layers that make them that lose no inputs
+            either.
+    """
+
+    group: str
+    reason: str
+    macs: int
+
+
 @dataclass(frozen=True)
 class Inventory:
     """Layers, coupled channel groups and identity of one model.
@@ -120,6 +142,7 @@ class Inventory:
         input_shape: shape of one sample, without the batch; one entry per input.
         architecture: digest of the structure (names, kinds, shapes), the same for other weights.
         weights: digest of the weights' values.
+        left_alone: channels that cannot be pruned, with the reason.
     """
 
     layers: tuple[LayerSpec, ...]
@@ -127,6 +150,7 @@ class Inventory:
     input_shape: tuple[tuple[int, ...], ...]
     architecture: str
     weights: str
+    left_alone: tuple[LeftAlone, ...] = ()
 
     @property
     def fingerprint(self) -> str:
@@ -144,14 +168,14 @@ class Inventory:
         return {group.name: group for group in self.channel_groups}
 
     @cached_property
-    def _reads(self) -> Mapping[str, tuple[tuple[ChannelGroup, int], ...]]:
-        found: dict[str, tuple[tuple[ChannelGroup, int], ...]] = {}
+    def _reads(self) -> Mapping[str, tuple[tuple[ChannelGroup, float], ...]]:
+        found: dict[str, tuple[tuple[ChannelGroup, float], ...]] = {}
         for group in self.channel_groups:
             for reader, span in group.spans:
                 found[reader] = (*found.get(reader, ()), (group, span))
         return found
 
-    def reads(self, layer: str) -> tuple[tuple[ChannelGroup, int], ...]:
+    def reads(self, layer: str) -> tuple[tuple[ChannelGroup, float], ...]:
         """The channel groups that a layer reads, several behind a concatenation.
 
         Returns:
@@ -179,6 +203,25 @@ class Inventory:
         )
 
     @property
+    def cannot_prune(self) -> str:
+        """The share of the multiply-adds that pruning cannot touch, and why; or an empty text."""
+        by_reason: dict[str, list[LeftAlone]] = {}
+        for left in self.left_alone:
+            if left.macs:
+                by_reason.setdefault(left.reason, []).append(left)
+        shares = {reason: sum(x.macs for x in found) for reason, found in by_reason.items()}
+        if not self.macs or sum(shares.values()) < 0.005 * self.macs:
+            return ""
+        parts = []
+        for reason in sorted(shares, key=lambda reason: -shares[reason]):
+            first, *others = (x.group for x in by_reason[reason])
+            named = "all layers" if first == WHOLE else first
+            more = f" and {len(others)} more" if others else ""
+            parts.append(f"{named}{more}: {reason} ({100 * shares[reason] / self.macs:.0f} %)")
+        share = 100 * sum(shares.values()) / self.macs
+        return f"{share:.0f} % of the multiply-adds cannot be pruned. {'; '.join(parts)}."
+
+    @property
     def macs(self) -> int:
         """Multiply-adds per sample of all listed layers."""
         return sum(layer.macs for layer in self.layers)
@@ -191,6 +234,7 @@ class Inventory:
             "input_shape": [list(shape) for shape in self.input_shape],
             "architecture": self.architecture,
             "weights": self.weights,
+            "left_alone": [asdict(left) for left in self.left_alone],
         }
 
 

@@ -67,6 +67,7 @@ def render(view: RunView) -> str:
         budget=str(view.budget),
         verdict=verdict(view),
         facts=_facts(view),
+        cannot_prune=view.cannot_prune,
         members=[_row(view, t) for t in view.front],
         tested=any(view.verified(t) for t in (*view.front, *([answer] if answer else []))),
         beside=_beside(view),

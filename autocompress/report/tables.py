@@ -76,6 +76,7 @@ def write_summary(
         "objectives": [m.name for m in view.objectives],
         "reference": view.reference,
         "layers": list(view.layers),
+        "cannot_prune": view.cannot_prune,
     }
     folder.write_front({**summary, **more})
     return summary

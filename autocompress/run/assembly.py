@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
+_log = logging.getLogger(__name__)
+
+
 def silent(text: str, fraction: float) -> None:
     """Progress that nobody watches."""
 
@@ -262,6 +265,8 @@ def assemble(
     if study.baseline is not None:
         model = _train_baseline(study, model, data, progress)
     inventory = take_inventory(model, data.train.inputs(1))
+    if inventory.cannot_prune:
+        _log.info(inventory.cannot_prune)
     settings = study.settings
     settings = settled(settings, target)
     config = study.space_config()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,8 @@ def profile(
         "baseline": dict(baseline.values),
         "layers": rows,
         "groups": groups,
+        "cannot_prune": parts.inventory.cannot_prune,
+        "left_alone": [asdict(left) for left in parts.inventory.left_alone],
         "fvcore": counted,
         "kernels": str(export_kernels) if export_kernels else None,
     }

@@ -248,6 +248,7 @@ def _finish(
         folder,
         baselines=baselines,
         layers=tuple(layer.name for layer in parts.inventory.layers),
+        cannot_prune=parts.inventory.cannot_prune,
         budget=study.limits(),
         objectives=tuple(metric(n) for n in study.search.objectives),
     )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from autocompress.errors import PolicyError
 from autocompress.techniques.attention import without_heads
+from autocompress.techniques.sized_calls import correct_calls
 
 _CONV = nn.modules.conv._ConvNd
 
@@ -18,29 +20,68 @@ def remove(model: nn.Module, removals: Mapping[tuple[str, str], Sequence[int]]) 
 
     Args:
         model: changed in place.
-        removals: module name and side (``out``, ``in``, ``both``, ``heads``) to the indices that
-            go, as
-            ``SlicingPlan.removals`` gives them.
+        removals: module name and side (``model.grouping.Member`` lists them) to the indices that
+            go, as ``SlicingPlan.removals`` gives them.
 
     Raises:
         PolicyError: a module would keep nothing.
     """
-    for (name, side), gone in removals.items():
-        module = model.get_submodule(name)
-        if side == "heads":
-            owner, _, child = name.rpartition(".")
-            setattr(model.get_submodule(owner), child, without_heads(module, gone, name))
-            continue
-        if isinstance(module, _CONV):
-            _slice_conv(module, name, side, gone)
-        elif isinstance(module, nn.Linear):
-            _slice_linear(module, name, side, gone)
-        elif isinstance(module, nn.modules.batchnorm._BatchNorm):
-            _slice_batch_norm(module, name, gone)
-        elif isinstance(module, nn.LSTM | nn.GRU):
-            _slice_recurrent(module, name, side, gone)
-        else:
-            _slice_other(module, name, side, gone)
+    calls: dict[str, dict[str, Sequence[int]]] = {}
+    with _tied(model, removals):
+        for (name, side), gone in removals.items():
+            module = model.get_submodule(name)
+            kind, _, rest = side.partition("/")
+            if kind == "call":
+                calls.setdefault(name, {})[rest] = gone
+            elif kind == "raw":
+                _slice_raw(module, rest, name, gone)
+            elif side == "heads":
+                owner, _, child = name.rpartition(".")
+                setattr(model.get_submodule(owner), child, without_heads(module, gone, name))
+            else:
+                _slice(module, name, side, gone)
+    for name, sides in calls.items():
+        correct_calls(model.get_submodule(name), sides)
+
+
+def _slice(module: nn.Module, name: str, side: str, gone: Sequence[int]) -> None:
+    if isinstance(module, _CONV):
+        _slice_conv(module, name, side, gone)
+    elif isinstance(module, nn.Linear):
+        _slice_linear(module, name, side, gone)
+    elif isinstance(module, nn.modules.batchnorm._NormBase):
+        _slice_norm(module, name, gone)
+    elif isinstance(module, nn.GroupNorm):
+        _slice_group_norm(module, name, gone)
+    elif isinstance(module, nn.LSTM | nn.GRU):
+        _slice_recurrent(module, name, side, gone)
+    else:
+        raise PolicyError(f"{name!r} ({type(module).__name__}) cannot be pruned.")
+
+
+@contextmanager
+def _tied(model: nn.Module, removals: Mapping[tuple[str, str], Sequence[int]]) -> Iterator[None]:
+    """Parameters that several modules hold stay one, after all were sliced."""
+    places: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in {model.get_submodule(name) for name, _ in removals}:
+        for key, parameter in module._parameters.items():
+            if parameter is not None:
+                places.setdefault(id(parameter), []).append((module, key))
+    yield
+    for (first, key), *others in (found for found in places.values() if len(found) > 1):
+        for module, other in others:
+            setattr(module, other, getattr(first, key))
+
+
+def _slice_raw(module: nn.Module, side: str, name: str, gone: Sequence[int]) -> None:
+    """An axis of a parameter or buffer of the module's own."""
+    key, _, axis = side.partition("/")
+    tensor: Tensor = getattr(module, key)
+    kept = _kept(tensor.shape[int(axis)], gone, f"{name}.{key}").to(tensor.device)
+    if isinstance(tensor, nn.Parameter):
+        setattr(module, key, _take(tensor, kept, int(axis)))
+    else:
+        setattr(module, key, tensor.index_select(int(axis), kept))
 
 
 def leave_fused_paths(model: nn.Module) -> None:
@@ -71,9 +112,11 @@ def _slice_conv(module: nn.modules.conv._ConvNd, name: str, side: str, gone: Seq
     transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
     if side in ("out", "both"):
         kept = _kept(module.out_channels, gone, name)
-        if transposed and module.groups > 1:
-            raise PolicyError(f"{name!r}: grouped transposed convolutions cannot be pruned.")
-        module.weight = _take(module.weight, kept, 1 if transposed else 0)
+        rows, dim = kept, 0
+        if transposed and side == "out":
+            # every group loses the same places; the weight holds one group's outputs
+            rows, dim = kept[: len(kept) // module.groups], 1
+        module.weight = _take(module.weight, rows, dim)
         if module.bias is not None:
             module.bias = _take(module.bias, kept, 0)
         module.out_channels = len(kept)
@@ -81,7 +124,9 @@ def _slice_conv(module: nn.modules.conv._ConvNd, name: str, side: str, gone: Seq
             module.in_channels = module.groups = len(kept)
     else:
         kept = _kept(module.in_channels, gone, name)
-        if module.groups > 1:
+        if module.groups > 1 and transposed:
+            module.in_channels = len(kept)
+        elif module.groups > 1:
             # every group loses the same places; the weight holds one group's inputs
             kept = kept[: len(kept) // module.groups]
             module.in_channels = len(kept) * module.groups
@@ -103,9 +148,8 @@ def _slice_linear(module: nn.Linear, name: str, side: str, gone: Sequence[int]) 
         module.in_features = len(kept)
 
 
-def _slice_batch_norm(
-    module: nn.modules.batchnorm._BatchNorm, name: str, gone: Sequence[int]
-) -> None:
+def _slice_norm(module: nn.modules.batchnorm._NormBase, name: str, gone: Sequence[int]) -> None:
+    """Batch and instance norms."""
     kept = _kept(module.num_features, gone, name)
     for key in ("weight", "bias"):
         parameter = getattr(module, key)
@@ -116,6 +160,16 @@ def _slice_batch_norm(
         if buffer is not None:
             setattr(module, key, buffer.index_select(0, kept))
     module.num_features = len(kept)
+
+
+def _slice_group_norm(module: nn.GroupNorm, name: str, gone: Sequence[int]) -> None:
+    """Whole groups go: the others are normalized as before."""
+    kept = _kept(module.num_channels, gone, name)
+    for key in ("weight", "bias"):
+        if getattr(module, key) is not None:
+            setattr(module, key, _take(getattr(module, key), kept, 0))
+    module.num_groups = module.num_groups * len(kept) // module.num_channels
+    module.num_channels = len(kept)
 
 
 def _slice_recurrent(module: nn.LSTM | nn.GRU, name: str, side: str, gone: Sequence[int]) -> None:
@@ -145,15 +199,3 @@ def _slice_recurrent(module: nn.LSTM | nn.GRU, name: str, side: str, gone: Seque
 
 def _shrink(module: nn.Module, key: str, kept: Tensor, dim: int) -> None:
     setattr(module, key, _take(getattr(module, key), kept, dim))
-
-
-def _slice_other(module: nn.Module, name: str, side: str, gone: Sequence[int]) -> None:
-    """Layer and group norms and the rest, by Torch-Pruning's own functions."""
-    import torch_pruning as tp
-
-    kind = tp.ops.module2type(module)
-    pruner = tp.function.PrunerBox.get(kind)
-    if pruner is None:
-        raise PolicyError(f"{name!r} ({type(module).__name__}) cannot be pruned.")
-    cut = pruner.prune_in_channels if side == "in" else pruner.prune_out_channels
-    cut(module, list(gone))

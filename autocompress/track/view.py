@@ -88,6 +88,7 @@ class RunView:
         baseline_test: the uncompressed model on the test split.
         layers: names in network order; without them, those that any policy names.
         study: the resolved study.
+        cannot_prune: which share of the model pruning cannot touch, and why; empty if none.
     """
 
     run: str
@@ -100,6 +101,7 @@ class RunView:
     baseline_test: Measurement | None = None
     layers: tuple[str, ...] = ()
     study: Mapping[str, Any] = field(default_factory=dict)
+    cannot_prune: str = ""
 
     @classmethod
     def of(
@@ -141,6 +143,7 @@ class RunView:
             "objectives": tuple(metric(n) for n in asked) or (ACCURACY, LATENCY),
             "baseline_test": folder.read_baseline("test"),
             "study": study,
+            "cannot_prune": str(summary.get("cannot_prune") or ""),
         }
         view = cls(str(folder.root), tuple(read_entries(folder)), baseline, **{**given, **more})
         return view.under(view.budget)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from masking import same_as_masked
 from small_networks import example, make
 from torch import nn
 
@@ -71,8 +72,8 @@ def test_what_cannot_be_pruned_is_named_with_the_reason() -> None:
     cell = nn.LSTM(8, 8, proj_size=6)
     projected = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), _Last(cell), nn.Linear(6, 5))
     found, plan = channel_groups(projected, torch.randn(3, 2, 6))
-    assert not found
-    assert "projects its states" in plan.skipped["0"]
+    assert [g.name for g in found] == ["0"]
+    assert "projects its states" in plan.skipped["2.cell"]
 
 
 def test_directions_lose_the_same_units_and_stacked_layers_are_one() -> None:
@@ -82,9 +83,12 @@ def test_directions_lose_the_same_units_and_stacked_layers_are_one() -> None:
     assert plan.units["cell"] == tuple((unit, unit + 8) for unit in range(8))
 
 
-@pytest.mark.parametrize("read", ["last_only", "flat", "all"])
-def test_final_states_that_cannot_be_followed_leave_the_layer_as_it_is(read: str) -> None:
-    """One direction's state of two; states of stacked layers, flattened; outputs beside states."""
+@pytest.mark.parametrize(("read", "span"), [("last_only", 0.5), ("flat", 2), ("all", 1.5)])
+def test_final_states_are_followed_to_what_reads_them(read: str, span: float) -> None:
+    """One direction's state of two; states of stacked layers, flattened; outputs beside states.
+
+    A unit of two directions is two channels of the group: so 1.5 are three inputs per unit.
+    """
 
     class Reader(nn.Module):
         def __init__(self) -> None:
@@ -101,9 +105,11 @@ def test_final_states_that_cannot_be_followed_leave_the_layer_as_it_is(read: str
                 return self.head(states[-1])
             return self.head(torch.cat([outputs[:, -1], states[-1]], 1))
 
-    found, plan = channel_groups(Reader(), torch.randn(3, 4, 6))
-    assert [g.name for g in found] == ["embed"]
-    assert "cell" in plan.skipped
+    model = Reader().eval()
+    found, plan = channel_groups(model, torch.randn(3, 4, 6))
+    assert [g.name for g in found] == ["embed", "cell"]
+    assert dict(found[1].spans) == {"head": span}
+    same_as_masked(model, plan, torch.randn(5, 4, 6), 0.4)
 
 
 class _Last(nn.Module):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from masking import same_as_masked
 from small_networks import NETWORKS, example, hook_macs, make
 from torch import Tensor, nn
 
@@ -155,15 +156,23 @@ def test_a_layer_reads_every_group_behind_a_concatenation() -> None:
     assert reads["third"] == [("left", 1), ("right", 1)]
     assert reads["depth"] == reads["point"] == [("left", 1), ("right", 1), ("third", 1)]
     assert reads["side"] == [("right", 1)]
-    assert reads["left"] == reads["head"] == []
+    assert reads["left"] == []
+    assert reads["head"] == [("point", 4), ("side", 4)]
 
 
-def test_groups_that_would_lose_different_channels_are_left_alone() -> None:
-    """The first concatenation fits the four groups of its reader nowhere, the second does."""
-    groups, plan = channel_groups(make("grouped_concat"), example("grouped_concat"))
-    assert {"left", "right"} <= set(plan.skipped)
-    assert "groups of uneven would not lose the same" in plan.skipped["left"]
-    assert {g.name for g in groups} == {"uneven", "twice", "even"}
+def test_groups_behind_a_concatenation_lose_the_same_places() -> None:
+    """Of each of four groups of six one place goes: of the 8 channels before the 16, two or one."""
+    model = make("grouped_concat")
+    groups, plan = channel_groups(model, example("grouped_concat"))
+    left = groups[0]
+    assert (left.name, left.producers, left.channels, left.unit) == (
+        "left",
+        ("left", "right"),
+        8,
+        4,
+    )
+    assert [dict(g.spans) for g in groups[:1]] == [{"uneven": 3}]
+    same_as_masked(model, plan, example("grouped_concat", 3), 0.5)
 
 
 class Joined(nn.Module):
@@ -190,23 +199,25 @@ def test_a_norm_of_groups_behind_a_concatenation_keeps_its_channels() -> None:
     """Its first group holds 12 channels: all of one producer and 4 of the other."""
     groups, plan = channel_groups(Joined(nn.GroupNorm(2, 24)).eval(), example("plain"))
     assert not groups
-    assert "the groups of reader" in plan.skipped["left"]
+    assert "cannot be thinned" in plan.skipped["left"]
 
 
-def test_a_transposed_convolution_with_groups_keeps_its_channels() -> None:
-    reader = nn.ConvTranspose2d(24, 24, 1, groups=24)
-    groups, plan = channel_groups(Joined(reader).eval(), example("plain"))
-    assert not groups
-    assert "reader is a transposed convolution with groups" in plan.skipped["left"]
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
+@pytest.mark.parametrize("count", [24, 6])
+def test_layers_with_groups_behind_a_concatenation(kind: type[nn.Module], count: int) -> None:
+    model = Joined(kind(24, 24, 1, groups=count)).eval()
+    groups, plan = channel_groups(model, example("plain"))
+    assert {g.name for g in groups} >= ({"left", "right"} if count == 24 else {"left"})
+    same_as_masked(model, plan, example("plain", 3), 0.5)
 
 
-def test_channels_behind_the_image_are_left_alone() -> None:
-    """Their places in the reader are not known; before the image they are."""
-    first, plan = channel_groups(Joined(nn.ReLU(), image=True).eval(), example("plain"))
-    assert not first
-    assert "behind something that no layer puts out" in plan.skipped["left"]
-    before, _ = channel_groups(make("unet"), example("unet"))
-    assert {g.name: g.consumers for g in before}["up1"] == ("last",)
+def test_channels_behind_the_image_are_cut_where_they_stand() -> None:
+    model = Joined(nn.ReLU(), image=True).eval()
+    groups, plan = channel_groups(model, example("plain"))
+    assert [g.name for g in groups] == ["left", "right"]
+    (read,) = (m for m in plan.members["left"] if m.module == "head")
+    assert read.index == tuple((3 + i,) for i in range(8))
+    same_as_masked(model, plan, example("plain", 3), 0.5)
 
 
 def test_a_part_counts_what_one_multiplies_by_hand() -> None:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from autocompress.policy.technique import Field, Technique
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from autocompress.measure.gate import Shown
     from autocompress.policy.inventory import ChannelGroup, LayerSpec
     from autocompress.policy.policy import LayerPolicy
@@ -77,7 +79,17 @@ class Prune(Technique):
 
     def apply(self, work: Stitching) -> None:
         """Slice every module once, after what reads the channels was solved anew."""
-        from autocompress.techniques.prune import remove
-
         work.place_solved()
-        remove(work.module, work.removals)
+        self.cut(work.module, work.removals)
+
+    def cut(self, module: nn.Module, removals: Mapping[tuple[str, str], Sequence[int]]) -> None:
+        """Slice every module once.
+
+        Args:
+            module: changed in place.
+            removals: as ``SlicingPlan.removals`` gives them.
+        """
+        from autocompress.techniques.prune import leave_fused_paths, remove
+
+        leave_fused_paths(module)
+        remove(module, removals)

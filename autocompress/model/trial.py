@@ -1,0 +1,281 @@
+"""Try every channel group once: cut, the model must answer as the masked one does.
+
+Masked means that what reads the channels reads nothing: their weights are zero there. All groups
+are cut at once, each by some of its channels; only where that differs are they tried in parts.
+The weights are copies, with noise where all of a tensor is one value (a layer that was set to zero
+would hide what goes wrong behind it), and of double precision where the model can run in it.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from autocompress.policy.registry import builtin
+from autocompress.task.nested import map_tensors, tensors
+
+if TYPE_CHECKING:
+    from autocompress.model.groups import SlicingPlan
+
+MAX_SECONDS = 30.0
+"""Groups that were not reached after that are left alone."""
+DRAWS = 2
+"""Cuts of every group where calls say sizes, which may fit one cut by chance."""
+_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
+"""Of the largest value of an output."""
+
+Gone = Mapping[str, Sequence[int]]
+
+
+def first_samples(args: tuple[Any, ...], count: int) -> tuple[Any, ...]:
+    """The first samples of a batch; tensors without the batch's axis stay whole."""
+    found = tensors(args)
+    batch = len(found[0]) if found and found[0].dim() else 0
+
+    def cut(tensor: Tensor) -> Tensor:
+        return tensor[:count] if tensor.dim() and len(tensor) == batch > count else tensor
+
+    return tuple(map_tensors(cut, part) for part in args)
+
+
+Calls = frozenset[tuple[str, int]]
+"""Modules and numbers of calls in their forward, see ``model.call_sites``."""
+
+
+def try_groups(
+    model: nn.Module, args: tuple[Any, ...], plan: SlicingPlan
+) -> tuple[dict[str, str], Calls]:
+    """Cut every group of a plan once.
+
+    Args:
+        model: in eval mode; not changed.
+        args: inputs, a few samples.
+        plan: how groups are cut.
+
+    Returns:
+        Name of a group that cannot be cut to the reason; and calls that had to be corrected.
+    """
+    if not plan.members:
+        return {}, frozenset()
+    try:
+        trial = _Trial(model, args, plan)
+    except Exception as error:
+        reason = f"a copy of the model does not run ({type(error).__name__}: {error})"
+        return dict.fromkeys(plan.members, reason), frozenset()
+    trial.test(list(plan.members))
+    return trial.failed, trial.corrected
+
+
+def needed_calls(model: nn.Module, args: tuple[Any, ...], plan: SlicingPlan) -> Calls:
+    """The calls that must be corrected where all groups of a plan are cut."""
+    trial = _Trial(model, args, plan)
+    for draw in range(trial.draws):
+        trial.cut(list(plan.members), draw)
+    return trial.corrected
+
+
+class _Trial:
+    """The copy of a model on which groups are tried."""
+
+    def __init__(self, model: nn.Module, args: tuple[Any, ...], plan: SlicingPlan) -> None:
+        self.plan = plan
+        self.failed: dict[str, str] = {}
+        self.corrected: Calls = frozenset()
+        self._good: list[str] = []
+        self._until = time.monotonic() + MAX_SECONDS
+        self._draws = _drawn_channels(plan)
+        self.draws = DRAWS if plan.sites else 1
+        for dtype in (torch.float64, torch.float32):
+            self._model = _lively(copy.deepcopy(model), dtype)
+            self._tolerance = _TOLERANCE[dtype]
+            # one sample more than was followed: sizes must not hold the batch's
+            for more in (1, 0):
+                convert = partial(_batch, dtype=dtype, more=more)
+                self._args = tuple(map_tensors(convert, part) for part in args)
+                try:
+                    self._answers(self._model)
+                    return
+                except Exception as error:
+                    failure = error
+        raise failure
+
+    def test(self, names: Sequence[str]) -> None:
+        """Sort groups into good ones and failed ones; those that are good are so together."""
+        if not names:
+            return
+        if time.monotonic() > self._until:
+            reason = f"trying all groups took longer than {MAX_SECONDS:g} s"
+            self.failed |= dict.fromkeys(names, reason)
+            return
+        reason = self._why_not([*self._good, *names])
+        if not reason:
+            self._good += names
+        elif len(names) == 1:
+            self.failed[names[0]] = reason
+        else:
+            self.test(names[: len(names) // 2])
+            self.test(names[len(names) // 2 :])
+
+    def cut(self, names: Sequence[str], draw: int) -> list[Tensor]:
+        """What the model answers without some channels of these groups."""
+        small = copy.deepcopy(self._model)
+        _cut(small, self._removals(names, draw))
+        got = self._answers(small)
+        self.corrected |= frozenset(
+            (name, number)
+            for name, module in small.named_modules()
+            for number in getattr(vars(module).get("forward"), "concerned", ())
+        )
+        return got
+
+    def _removals(self, names: Sequence[str], draw: int) -> dict[tuple[str, str], list[int]]:
+        return self.plan.removals({name: self._draws[draw][name] for name in names})
+
+    def _why_not(self, names: Sequence[str]) -> str:
+        """Why these groups cannot be cut together, or an empty text."""
+        before = self.corrected
+        for draw in range(self.draws):
+            reason = self._why_not_drawn(names, draw)
+            if reason:
+                self.corrected = before
+                return reason
+        return ""
+
+    def _why_not_drawn(self, names: Sequence[str], draw: int) -> str:
+        with _masked(self._model, self._removals(names, draw)):
+            wanted = self._answers(self._model)
+        try:
+            got = self.cut(names, draw)
+        # whatever a cut model raises, the group is what it cannot do without
+        except Exception as error:
+            return f"cut, the model does not run ({type(error).__name__}: {_short(error)})"
+        return self._difference(got, wanted)
+
+    def _difference(self, got: list[Tensor], wanted: list[Tensor]) -> str:
+        if [g.shape for g in got] != [w.shape for w in wanted]:
+            return "cut, the model gives outputs of another shape"
+        for one, other in zip(got, wanted, strict=True):
+            if not one.is_floating_point() or not one.numel():
+                continue
+            if not bool(torch.isfinite(other).all()):
+                if not torch.equal(torch.isfinite(one), torch.isfinite(other)):
+                    return "cut, the model gives values that are not finite"
+                one, other = one.nan_to_num(), other.nan_to_num()
+            size = max(float(other.abs().max()), 1e-30)
+            off = float((one - other).abs().max()) / size
+            if not off <= self._tolerance:
+                return f"cut, the model answers differently from the masked one ({off:.1%} off)"
+        return ""
+
+    def _answers(self, model: nn.Module) -> list[Tensor]:
+        fast = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=()):
+                torch.manual_seed(0)
+                return tensors(model(*self._args))
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def _batch(tensor: Tensor, dtype: torch.dtype, more: int) -> Tensor:
+    if more and tensor.dim():
+        tensor = torch.cat([tensor, tensor[:1]])
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+def _short(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:160] if lines else ""
+
+
+def _drawn_channels(plan: SlicingPlan) -> list[dict[str, list[int]]]:
+    """Some channels of every group: about a third of them, then any other number."""
+    generator = torch.Generator().manual_seed(0)
+    draws: list[dict[str, list[int]]] = [{} for _ in range(DRAWS)]
+    for name, units in plan.units.items():
+        third = max(1, len(units) // 3)
+        others = [n for n in range(1, len(units)) if n != third] or [third]
+        any_other = others[int(torch.randint(len(others), (1,), generator=generator))]
+        for draw, count in zip(draws, (third, any_other), strict=True):
+            order = torch.randperm(len(units), generator=generator).tolist()
+            draw[name] = [c for unit in order[:count] for c in units[unit]]
+    return draws
+
+
+def _lively(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A model whose constant tensors are noisy, in another precision."""
+    model = model.to(dtype).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            if tensor.is_floating_point() and tensor.numel() > 1:
+                first = tensor.flatten()[0]
+                if bool((tensor == first).all()):
+                    noise = torch.rand(tensor.shape, generator=generator, dtype=dtype) - 0.5
+                    if name.endswith("var"):
+                        noise = noise.abs()
+                    tensor.add_(noise.to(tensor.device), alpha=0.2)
+    return model
+
+
+def _cut(model: nn.Module, removals: Mapping[tuple[str, str], Sequence[int]]) -> None:
+    """Remove channels as the stitching of a policy does."""
+    (prune,) = (technique for technique in builtin() if technique.name == "prune")
+    prune.cut(model, removals)  # type: ignore[attr-defined]  # of this technique only
+
+
+@contextmanager
+def _masked(model: nn.Module, removals: Mapping[tuple[str, str], Sequence[int]]) -> Iterator[None]:
+    """Let what reads these channels read nothing, for the time being."""
+    changed: dict[Tensor, Tensor] = {}
+    with torch.no_grad():
+        for (name, side), gone in removals.items():
+            for weight, places in _readers(model.get_submodule(name), side, list(gone)):
+                if weight not in changed:
+                    changed[weight] = weight.clone()
+                weight[places] = 0
+        try:
+            yield
+        finally:
+            for weight, before in changed.items():
+                weight.copy_(before)
+
+
+def _readers(module: Any, side: str, gone: list[int]) -> Iterator[tuple[Tensor, Any]]:
+    """Weights by which a module reads channels, with the places of these channels."""
+    if side == "heads":
+        inner = module.out_proj if hasattr(module, "out_proj") else module.proj
+        yield inner.weight, (slice(None), gone)
+    elif isinstance(module, nn.LSTM | nn.GRU):
+        yield from _recurrent_readers(module, side, gone)
+    elif side == "in" and isinstance(module, nn.modules.conv._ConvTransposeNd):
+        yield module.weight, gone
+    elif side == "in" and isinstance(module, nn.modules.conv._ConvNd):
+        per, rows = module.weight.shape[1], len(module.weight) // module.groups
+        for channel in gone:
+            group, place = divmod(channel, per)
+            yield module.weight, (slice(group * rows, (group + 1) * rows), place)
+    elif side == "in":
+        yield module.weight, (slice(None), gone)
+
+
+def _recurrent_readers(module: Any, side: str, gone: list[int]) -> Iterator[tuple[Tensor, Any]]:
+    """Inputs of the first layer; or what every layer reads of the units of this layer."""
+    for name, weight in module.named_parameters():
+        first = "_l0" in name
+        if side == "in":
+            if name.startswith("weight_ih") and first:
+                yield weight, (slice(None), gone)
+        elif name.startswith("weight_hh"):
+            units = [i for i in gone if i < module.hidden_size]
+            yield weight, (slice(None), units)
+        elif name.startswith("weight_ih") and not first:
+            yield weight, (slice(None), gone)

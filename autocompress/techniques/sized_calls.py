@@ -1,0 +1,254 @@
+"""Modules whose forward says sizes or places of channels, after some of these are gone.
+
+``x.view(n, 8, 16)``, ``x.chunk(2, 1)``, ``x[:, :4]``: what they say fits the channels that were
+there. A pruned model keeps its forward, and these calls are corrected while it runs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from autocompress.model.call_sites import CALLS, CUT, SIZED, running_module
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What one tensor of a call lost.
+
+    Args:
+        axis: along which channels lie; -1 where it lost nothing.
+        shape: before.
+        gone: places that went.
+    """
+
+    axis: int
+    shape: tuple[int, ...]
+    gone: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Channels before."""
+        return self.shape[self.axis]
+
+    @property
+    def left(self) -> int:
+        """Channels after."""
+        return self.size - len(self.gone)
+
+
+Losses = Mapping[str, Loss]
+"""``i`` for the input and ``o0``, ``o1``, ... for what is given."""
+
+
+def correct_calls(module: nn.Module, sides: Mapping[str, Sequence[int]]) -> None:
+    """Let a module's forward run with the sizes that are left.
+
+    Args:
+        module: changed in place.
+        sides: ``NUMBER/TENSOR/AXIS/SHAPE``, see ``model.grouping.Member``, to the places that go.
+    """
+    calls: dict[int, dict[str, Loss]] = {}
+    for side, gone in sides.items():
+        number, key, axis, shape = side.split("/")
+        sizes = tuple(int(size) for size in shape.split("x"))
+        calls.setdefault(int(number), {})[key] = Loss(int(axis), sizes, tuple(gone))
+    module.forward = CorrectedForward(module, calls, vars(module).get("forward"))
+
+
+class CorrectedForward:
+    """Stands in for a module's forward; it can be copied and pickled along with the module.
+
+    Args:
+        module: whose forward it is.
+        calls: number of a call to what its tensors lost.
+        before: a forward of the object's own, instead of its class's.
+
+    Attributes:
+        concerned: numbers of the calls that said something of channels.
+    """
+
+    def __init__(self, module: nn.Module, calls: Mapping[int, Losses], before: Any = None) -> None:
+        self.module, self.calls, self.before = module, calls, before
+        self.concerned: set[int] = set()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the module answers."""
+        with _Correcting(self):
+            if self.before is not None:
+                return self.before(*args, **kwargs)
+            return type(self.module).forward(self.module, *args, **kwargs)
+
+    def corrected(self, number: int, name: str, func: Any, args: Any, kwargs: Any) -> Any:
+        """One call, as it must be now."""
+        losses = self.calls[number]
+        if name in SIZED:
+            new = _resized(name, args, losses.get("o0"))
+        elif name in CUT:
+            new = _split(name, args, kwargs, losses.get("i"))
+        else:
+            new = _taken(name, args, losses.get("i"))
+        if new is None:
+            return func(*args, **kwargs)
+        self.concerned.add(number)
+        return new()
+
+
+class _Correcting(TorchFunctionMode):
+    """Corrects the calls of one run."""
+
+    def __init__(self, forward: CorrectedForward) -> None:
+        super().__init__()
+        self.forward, self.number = forward, 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        sized = name in CALLS and args and isinstance(args[0], Tensor)
+        if sized and running_module(2) is self.forward.module:
+            number = self.number
+            self.number += 1
+            if number in self.forward.calls:
+                return self.forward.corrected(number, name, func, args, kwargs)
+        return func(*args, **kwargs)
+
+
+New = Callable[[], Any] | None
+"""The corrected call; ``None`` where it says nothing of channels, or always what is right."""
+
+
+def _resized(name: str, args: Any, loss: Loss | None) -> New:
+    """The sizes that are asked for, where these do not fit what is left."""
+    x, rest = args[0], list(args[1:])
+    if loss is None or not rest or isinstance(rest[0], torch.dtype):
+        return None
+    at, whole = 0, x.numel()
+    if name == "unflatten":
+        at = rest.pop(0) % x.dim()
+        whole = x.shape[at]
+    asked = list(rest[0]) if isinstance(rest[0], tuple | list) else rest
+    before = loss.shape[at : at + len(asked)]
+    axis = loss.axis - at
+    sizes = _fitting(asked, before, loss, axis, None if name == "expand" else whole)
+    if sizes is None:
+        if loss.axis < 0 or not 0 <= axis < len(asked) or int(asked[axis]) == -1:
+            return None
+        sizes = tuple(asked)  # it fits; where other channels go it need not
+    found = sizes
+    if name == "unflatten":
+        return lambda: x.unflatten(at, found)
+    return lambda: getattr(x, name)(found)
+
+
+def _fitting(
+    asked: Sequence[int], before: Sequence[int], loss: Loss, axis: int, whole: int | None
+) -> tuple[int, ...] | None:
+    """Sizes as asked, with what is left along the channels' axis; ``None`` to leave them.
+
+    Args:
+        asked: sizes, perhaps one of them -1.
+        before: the sizes that were given for the whole model.
+        loss: of what is given.
+        axis: of the channels among these sizes.
+        whole: elements that the sizes must multiply to, if they must.
+    """
+    open_ended = any(int(size) == -1 for size in asked)
+    # along the first axis samples may lie as well, and any number is possible
+    stale = bool(loss.gone) and 0 < axis < len(asked) and int(asked[axis]) == loss.size
+    fits = not open_ended and math.prod(int(s) for s in asked) == whole
+    if whole is not None and fits and not stale:
+        return None
+    tries = list(_tries([int(size) for size in asked], before, loss, axis))
+    if whole is not None and not open_ended:
+        tries = [sizes for sizes in tries if math.prod(int(s) for s in sizes) == whole]
+    if not tries or all(int(a) == int(b) for a, b in zip(tries[0], asked, strict=True)):
+        return None
+    # sizes that stay are handed on as they came: an exporter follows where they came from
+    kept = zip(tries[0], asked, strict=True)
+    return tuple(old if int(old) == new else new for new, old in kept)
+
+
+def _tries(asked: list[int], before: Sequence[int], loss: Loss, axis: int) -> Iterator[list[int]]:
+    """What may have been meant, the most likely first."""
+    sizes = list(asked)
+    if 0 <= axis < len(sizes) and loss.axis >= 0:
+        own = sizes[axis]
+        if own == loss.size:
+            sizes[axis] = loss.left
+        elif own not in (-1, loss.left) and own * loss.left % loss.size == 0:
+            # several of them, one after another, as with the batch's samples
+            sizes[axis] = own * loss.left // loss.size
+    yield sizes
+    for place, size in enumerate(before):
+        if place not in (0, axis):  # a size that was taken from channels elsewhere, which went
+            yield [*sizes[:place], size, *sizes[place + 1 :]]
+    if 0 <= axis < len(sizes) and loss.axis >= 0:
+        yield [*asked[:axis], loss.left, *asked[axis + 1 :]]
+
+
+def _split(name: str, args: Any, kwargs: Any, loss: Loss | None) -> New:
+    """Parts as they were, less what each of them lost."""
+    x = args[0]
+    given = dict(zip(("sizes", "dim"), args[1:], strict=False))
+    dim = int(kwargs.get("dim", given.get("dim", 0))) % x.dim()
+    if loss is None or loss.axis != dim:
+        return None
+    how = given.get("sizes", next((v for k, v in kwargs.items() if k != "dim"), None))
+    how = how if isinstance(how, int) else list(how)
+    gone = set(loss.gone)
+    parts = getattr(torch, name)(torch.arange(loss.size), how)
+    sizes = [sum(i not in gone for i in part.tolist()) for part in parts]
+    return lambda: torch.split(x, sizes, dim)
+
+
+def _taken(name: str, args: Any, loss: Loss | None) -> New:
+    """The places that are asked for, where they lie now."""
+    x = args[0]
+    if loss is None:
+        return None
+    if name == "narrow":
+        dim, start = int(args[1]) % x.dim(), int(args[2])
+        index: tuple[Any, ...] = (slice(None),) * dim + (slice(start, start + int(args[3])),)
+    else:
+        index = args[1] if isinstance(args[1], tuple) else (args[1],)
+    at = _place_of(index, loss.axis, x.dim())
+    if at is None:
+        return None
+    left = torch.ones(loss.size, dtype=torch.bool)
+    left[list(loss.gone)] = False
+    now = left.cumsum(0) - 1
+    places = torch.arange(loss.size)[index[at]]
+    if places.dim() == 0:
+        new: Any = int(now[places])
+    else:
+        new = _as_slice(now[places[left[places]]])
+    return lambda: x[(*index[:at], new, *index[at + 1 :])]
+
+
+def _place_of(index: tuple[Any, ...], axis: int, dims: int) -> int | None:
+    """Which part of an index speaks of an axis; ``None`` where it is taken whole."""
+    used = sum(1 for part in index if part is not None and part is not Ellipsis)
+    at = 0
+    for place, part in enumerate(index):
+        if part is None:
+            continue
+        if part is Ellipsis:
+            at += dims - used
+            continue
+        if at == axis:
+            return None if part == slice(None) else place
+        at += 1
+    return None
+
+
+def _as_slice(places: Tensor) -> Any:
+    """Places as a slice where they follow one another."""
+    if len(places) and bool((places.diff() == 1).all()):
+        return slice(int(places[0]), int(places[-1]) + 1)
+    return places
