@@ -10,14 +10,16 @@ are matched. Batch norms keep the statistics seen on the way: do not re-estimate
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from autocompress.build.solve import has_statistics, place_before_norm, statistics
 from autocompress.errors import UnsupportedModel
+from autocompress.model.tied import shared_parameters
 from autocompress.policy.registry import techniques
 from autocompress.techniques.compressed import Compressed
 from autocompress.techniques.moments import MatrixLayer, check_inputs, matrix_layer, rows, solvable
@@ -48,13 +50,18 @@ class _Target:
 
 
 @torch.no_grad()
-def sequential_resolve(model: nn.Module, compressed: Compressed, inputs: Any) -> Compressed:
+def sequential_resolve(
+    model: nn.Module, compressed: Compressed, inputs: Any, left_alone: Collection[str] = ()
+) -> Compressed:
     """Re-solve the compressed layers one after another.
+
+    A weight that several layers hold keeps the bank's solution, which is for all of them.
 
     Args:
         model: uncompressed, in eval mode; not changed.
         compressed: as stitched; its module is changed in place.
         inputs: training inputs, batch first; about a thousand are enough.
+        left_alone: names of layers whose weights must stay as they are.
 
     Returns:
         The same ``compressed``.
@@ -72,22 +79,32 @@ def sequential_resolve(model: nn.Module, compressed: Compressed, inputs: Any) ->
     leaves = frozenset(compressed.parts)
     try:
         graph = _Tracer(leaves).trace(model)
-    except (fx.proxy.TraceError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except Exception as error:  # forwards raise whatever they do with values that are none yet
         raise UnsupportedModel(
             f"The sequential re-solve needs a model that torch.fx can trace: "
             f"{error}. Set `settings.finish: bank_batch_norm`."
         ) from error
-    _Resolver(model, compressed, graph).run(inputs if isinstance(inputs, tuple) else (inputs,))
+    _Resolver(model, compressed, graph, left_alone).run(
+        inputs if isinstance(inputs, tuple) else (inputs,)
+    )
     return compressed
 
 
 class _Resolver:
     """Runs both networks in lockstep on chunks that all wait at the same node."""
 
-    def __init__(self, model: nn.Module, compressed: Compressed, graph: fx.Graph) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        compressed: Compressed,
+        graph: fx.Graph,
+        left_alone: Collection[str] = (),
+    ) -> None:
         self.model = model
         self.small = compressed.module
         self.compressed = compressed
+        self.kept = {name for places in shared_parameters(model) for name, _ in places}
+        self.kept.update(left_alone)
         self.ridge = compressed.settings.ridge
         self.graph = graph
         self.position = {node: i for i, node in enumerate(graph.nodes)}
@@ -176,6 +193,8 @@ class _Resolver:
 
     def _last_part(self, name: str) -> MatrixLayer | None:
         """The module whose weights make the layer's outputs, if they can be solved."""
+        if name in self.kept:
+            return None
         parts = self.compressed.parts.get(name, (name,))
         layer = self.small.get_submodule(parts[-1])
         if not solvable(layer):
@@ -216,7 +235,8 @@ class _Resolver:
         if (
             len(following) == 1
             and following[0].op == "call_module"
-            and isinstance(self.model.get_submodule(str(following[0].target)), _NORM)
+            and has_statistics(self.model.get_submodule(str(following[0].target)))
+            and str(following[0].target) not in self.kept
         ):
             end = following[0]
             norm = str(end.target)
@@ -266,7 +286,7 @@ class _Resolver:
         module = self.small.get_submodule(norm) if norm is not None else None
         if module is not None:
             assert isinstance(module, _NORM)
-            mean, variance = _statistics(module)
+            mean, variance = statistics(module)
             scale = module.weight.double() / (variance.double() + module.eps).sqrt()
             bias = module.bias.double() + scale * (bias - mean.double())
             flat = flat * scale[:, None]
@@ -286,36 +306,7 @@ class _Resolver:
             weight.copy_(new_weight.reshape(weight.shape))
             layer.bias.copy_(new_bias)
             return
-        self._place(layer, module, new_weight, new_bias, gram, damping)
-
-    @staticmethod
-    def _place(
-        layer: MatrixLayer,
-        norm: _NORM,
-        weight: Tensor,
-        bias: Tensor,
-        gram: Tensor,
-        damping: Tensor,
-    ) -> None:
-        """Split a solved affine map into convolution and batch norm.
-
-        The norm's statistics become those of the convolution's true outputs, so that training mode
-        sees the same function as eval mode.
-        """
-        second, mean = gram[:-1, :-1].clone(), gram[-1, :-1]
-        index = torch.arange(len(second))
-        second[index, index] -= damping
-        centre = weight @ mean
-        variance = torch.einsum("od,de,oe->o", weight, second, weight) - centre**2
-        spread = (variance.clamp_min(0) + norm.eps).sqrt()
-        layer.weight.copy_(weight.reshape(layer.weight.shape))
-        if layer.bias is not None:
-            layer.bias.zero_()
-        running_mean, running_var = _statistics(norm)
-        running_mean.copy_(centre)
-        running_var.copy_(variance.clamp_min(0))
-        norm.weight.copy_(spread)
-        norm.bias.copy_(bias + centre)
+        place_before_norm(layer, module, new_weight, new_bias, gram, damping)
 
     @staticmethod
     def _accumulate(
@@ -368,13 +359,6 @@ def _source(node: fx.Node) -> fx.Node:
     source = node.args[0]
     assert isinstance(source, fx.Node)
     return source
-
-
-def _statistics(norm: _NORM) -> tuple[Tensor, Tensor]:
-    """Running mean and variance of a batch norm that keeps them."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    return norm.running_mean, norm.running_var
 
 
 def _same(before: list[Tensor], now: list[Tensor]) -> bool:

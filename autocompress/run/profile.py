@@ -47,6 +47,7 @@ def profile(study: StudyConfig, export_kernels: Path | None, progress: Progress)
             _pack(parts, export_kernels)
     return {
         "study": study.name,
+        "notes": list(parts.notes),
         "baseline": dict(baseline.values),
         "layers": rows,
         "groups": groups,
@@ -119,6 +120,7 @@ def _layer_row(parts: Assembly, name: str, operators: dict[str, float]) -> dict[
         "params": layer.params,
         "latency_ms": operators.get(name),
         "group": layer.out_group,
+        "left_alone": dict(layer.left_alone),
         "kl": sensitivity,
     }
 
