@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-import torch
 from torch import nn
 
 Place = tuple[str, str]
@@ -31,20 +30,6 @@ def holders(shared: Iterable[list[Place]], name: str, key: str = "weight") -> li
         if (name, key) in places:
             return [module for module, _ in places]
     return [name]
-
-
-def tie(model: nn.Module, shared: Iterable[list[Place]]) -> None:
-    """Let places hold one parameter again, where what was done to each left equal values.
-
-    Args:
-        model: changed in place.
-        shared: as ``shared_parameters`` gave it before.
-    """
-    for places in shared:
-        found = [model.get_submodule(name).get_parameter(key) for name, key in places]
-        alike = all(p.shape == found[0].shape and torch.equal(p, found[0]) for p in found)
-        for name, key in places[1:] if alike else ():
-            setattr(model.get_submodule(name), key, found[0])
 
 
 def untie(model: nn.Module, form: Callable[[str, str], object]) -> None:

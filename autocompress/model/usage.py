@@ -130,12 +130,17 @@ def product(layer: nn.Module, inputs: Tensor) -> Product | None:
     Returns:
         ``None`` where it makes no product, several, or one with another weight.
     """
+    found, _ = _run(layer, inputs)
+    return found if found is not None and found.weight is layer.weight else None
+
+
+def _run(layer: nn.Module, inputs: Tensor) -> tuple[Product | None, Any]:
+    """The only product of a layer's forward, if it is one of a layer, and what it returns."""
     with _Recorded() as seen:
-        layer.forward(inputs)
+        output = layer.forward(inputs)
     if len(seen.found) != 1 or seen.found[0][0] not in _LAYER_PRODUCTS:
-        return None
-    found = _product(*seen.found[0])
-    return found if found.weight is layer.weight else None
+        return None, output
+    return _product(*seen.found[0]), output
 
 
 @dataclass(frozen=True)
@@ -173,13 +178,14 @@ def usage(layer: nn.Module) -> Usage:
     inputs = trial_inputs(layer)
     try:
         with torch.no_grad(), evaluated(layer):
-            found = product(layer, inputs)
-            output = layer.forward(inputs)
+            found, output = _run(layer, inputs)
     except Exception as error:  # a forward of anyone's, called as it may not want to be called
         return Usage(False, reason=f"its forward cannot be tried alone ({_short(error)})")
     kind = type(layer).__name__
     if found is None:
         return Usage(False, reason=f"the forward of {kind} does more than multiply by its weight")
+    if found.weight is not layer.weight:
+        return Usage(False, reason=f"the forward of {kind} computes its weight")
     if found.bias is not layer.bias:
         return Usage(False, reason=f"the forward of {kind} computes its bias")
     after = not _equal(output, found.output)
@@ -203,14 +209,11 @@ def computed_layer(layer: nn.Module) -> nn.Module | None:
     for seed in (0, 1):
         inputs = trial_inputs(layer, seed)
         try:
-            with torch.no_grad(), evaluated(layer), _Recorded() as seen:
-                output = layer.forward(inputs)
+            with torch.no_grad(), evaluated(layer):
+                found, output = _run(layer, inputs)
         except Exception:
             return None  # what cannot be tried alone stays as it is, with the reason in `usage`
-        if len(seen.found) != 1 or seen.found[0][0] not in _LAYER_PRODUCTS:
-            return None
-        found = _product(*seen.found[0])
-        if found.weight is layer.weight and found.bias is layer.bias:
+        if found is None or (found.weight is layer.weight and found.bias is layer.bias):
             return None
         if not _equal(found.inputs, inputs) or not _equal(output, found.output):
             return None

@@ -50,10 +50,7 @@ class Prune(Technique):
 
     def apply(self, work: Stitching) -> None:
         """Slice every module once, after what reads the channels was solved anew."""
-        from autocompress.model.tied import shared_parameters, tie
         from autocompress.techniques.prune import remove
 
         work.place_solved()
-        shared = shared_parameters(work.module)
         remove(work.module, work.removals)
-        tie(work.module, shared)
