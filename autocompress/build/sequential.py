@@ -9,6 +9,7 @@ are matched. Batch norms keep the statistics seen on the way: do not re-estimate
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -17,13 +18,18 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from autocompress.build.solve import has_statistics, place_before_norm, statistics
+from autocompress.build.solve import (
+    accumulate,
+    has_statistics,
+    place_before_norm,
+    statistics,
+)
 from autocompress.errors import UnsupportedModel
 from autocompress.model.tied import shared_parameters
 from autocompress.policy.registry import techniques
 from autocompress.task.nested import tensors
 from autocompress.techniques.compressed import Compressed
-from autocompress.techniques.moments import MatrixLayer, check_inputs, matrix_layer, rows, solvable
+from autocompress.techniques.moments import MatrixLayer, check_inputs, matrix_layer, solvable
 
 _NORM = nn.modules.batchnorm._BatchNorm
 _NOT_IN_STEPS = (
@@ -31,7 +37,6 @@ _NOT_IN_STEPS = (
     "`settings.finish: bank_batch_norm`."
 )
 _CHUNK = 128
-_ROWS = 262_144
 
 
 class _Tracer(fx.Tracer):
@@ -82,15 +87,16 @@ def sequential_resolve(
     """
     check_inputs(inputs)
     leaves = frozenset(compressed.parts)
+    traced = copy.deepcopy(model)  # tensors that a forward computes from no input are put into it
     try:
-        graph = _Tracer(leaves).trace(model)
+        graph = _Tracer(leaves).trace(traced)
     except Exception as error:  # forwards raise whatever they do with values that are none yet
         raise UnsupportedModel(
             f"The sequential re-solve needs a model that torch.fx can trace: "
             f"{error}. Set `settings.finish: bank_batch_norm`."
         ) from error
     parts = inputs if isinstance(inputs, tuple) else (inputs,)
-    steps = _Resolver(model, compressed, graph, left_alone)
+    steps = _Resolver(model, compressed, graph, traced, left_alone)
     steps.check(tuple(part[:2] for part in parts))
     steps.run(parts)
     return compressed
@@ -104,9 +110,11 @@ class _Resolver:
         model: nn.Module,
         compressed: Compressed,
         graph: fx.Graph,
+        traced: nn.Module,
         left_alone: Collection[str] = (),
     ) -> None:
         self.model = model
+        self.traced = traced
         self.small = compressed.module
         self.compressed = compressed
         self.kept = {name for places in shared_parameters(model) for name, _ in places}
@@ -189,7 +197,8 @@ class _Resolver:
             elif node.op == "call_method":
                 out.append(getattr(args[0], str(node.target))(*args[1:], **kwargs))
             else:
-                value: Any = module
+                constant = str(node.target).startswith("_tensor_constant")
+                value: Any = self.traced if constant else module
                 for part in str(node.target).split("."):
                     value = getattr(value, part)
                 out.append(value)
@@ -325,7 +334,7 @@ class _Resolver:
             scale = module.weight.double() / (variance.double() + module.eps).sqrt()
             bias = module.bias.double() + scale * (bias - mean.double())
             flat = flat * scale[:, None]
-        gram, cross = self._accumulate(layer, fed, wanted)
+        gram, cross = accumulate(layer, fed, wanted)
         damping = self.ridge * gram.diagonal()[:-1].mean()
         index = torch.arange(flat.shape[1])
         gram[index, index] += damping
@@ -342,35 +351,6 @@ class _Resolver:
             layer.bias.copy_(new_bias)
             return
         place_before_norm(layer, module, new_weight, new_bias, gram, damping)
-
-    @staticmethod
-    def _accumulate(
-        layer: MatrixLayer, fed: list[Tensor], wanted: list[Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """Mean outer products ``[x, 1][x, 1]'`` and ``[x, 1] t'``, in double precision."""
-        gram: Tensor | None = None
-        cross: Tensor | None = None
-        count = 0
-        generator = torch.Generator().manual_seed(0)
-        for x, t in zip(fed, wanted, strict=True):
-            found = rows(layer, x)[0]
-            goal = (
-                t.reshape(-1, t.shape[-1])
-                if isinstance(layer, nn.Linear)
-                else t.flatten(2).transpose(1, 2).reshape(len(found), -1)
-            )
-            limit = max(_ROWS // len(fed), 8 * found.shape[1])
-            if len(found) > limit:
-                index = torch.randint(len(found), (limit,), generator=generator)
-                found, goal = found[index], goal[index]
-            found = torch.cat([found, found.new_ones(len(found), 1)], 1)
-            g, c = found.T @ found, found.T @ goal
-            gram = g.double() if gram is None else gram + g
-            cross = c.double() if cross is None else cross + c
-            count += len(found)
-        assert gram is not None
-        assert cross is not None
-        return gram / count, cross / count
 
     def _restate(self, name: str, values: list[Tensor]) -> None:
         """Give a batch norm the statistics of the compressed network, unless it was just solved."""

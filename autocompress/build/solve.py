@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.model.tied import Place, holders
-from autocompress.techniques.moments import MatrixLayer, Moments, matrix_layer, resolve
+from autocompress.techniques.moments import MatrixLayer, Moments, matrix_layer, resolve, rows
 
 _NORM = nn.modules.batchnorm._BatchNorm
+_ROWS = 262_144
 
 Solution = tuple[Tensor, Tensor | None]
 """Weight and bias."""
@@ -132,3 +133,38 @@ def place_before_norm(
     running_var.copy_(variance.clamp_min(0))
     norm.weight.copy_(spread)
     norm.bias.copy_(bias + centre)
+
+
+def accumulate(
+    layer: MatrixLayer, fed: Sequence[Tensor], wanted: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Mean outer products ``[x, 1][x, 1]'`` and ``[x, 1] t'``, in double precision.
+
+    Args:
+        layer: with one group.
+        fed: its inputs, in chunks.
+        wanted: what its outputs are to be, in chunks.
+    """
+    gram: Tensor | None = None
+    cross: Tensor | None = None
+    count = 0
+    generator = torch.Generator().manual_seed(0)
+    for x, t in zip(fed, wanted, strict=True):
+        found = rows(layer, x)[0]
+        goal = (
+            t.reshape(-1, t.shape[-1])
+            if isinstance(layer, nn.Linear)
+            else t.flatten(2).transpose(1, 2).reshape(len(found), -1)
+        )
+        limit = max(_ROWS // len(fed), 8 * found.shape[1])
+        if len(found) > limit:
+            index = torch.randint(len(found), (limit,), generator=generator)
+            found, goal = found[index], goal[index]
+        found = torch.cat([found, found.new_ones(len(found), 1)], 1)
+        g, c = found.T @ found, found.T @ goal
+        gram = g.double() if gram is None else gram + g
+        cross = c.double() if cross is None else cross + c
+        count += len(found)
+    assert gram is not None
+    assert cross is not None
+    return gram / count, cross / count

@@ -43,8 +43,8 @@ _GLUE = frozenset(
 )
 
 
-_FLOAT_ONLY = ("GRU", "RNN", "ConvTranspose", "Gather")
-"""Operators that runtimes compute in float."""
+_FLOAT_ONLY = ("ConvTranspose", "Gather")
+"""Operators that runtimes compute in float, whose weights may be integers all the same."""
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "Gather")
 
 
@@ -85,12 +85,14 @@ def plan_nodes(graph: Any, compressed: Compressed) -> NodePlan:
     for name, nodes in found.items():
         precision = wanted[name]
         for node in nodes:
-            if precision.integer and node.op_type in _FLOAT_ONLY:
+            if precision.integer and node.op_type in ("GRU", "RNN"):
                 raise ExportError(
-                    f"The runtime has no integer kernel for the {node.op_type} {name!r}. Leave "
-                    "its activations at 32 bits."
+                    f"The runtime has no integer kernel for the {node.op_type} {name!r}. Leave it "
+                    "at 32 bits."
                 )
-            if precision.integer and precision.activation_scaling == "dynamic":
+            if precision.integer and node.op_type in _FLOAT_ONLY:
+                weight_only[node.name] = precision.weight_bits
+            elif precision.integer and precision.activation_scaling == "dynamic":
                 dynamic.append(node.name)
             elif precision.integer and node.op_type in ("Conv", "Gemm", "MatMul"):
                 static.add(node.name)

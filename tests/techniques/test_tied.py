@@ -17,7 +17,7 @@ from autocompress.build.sequential import sequential_resolve
 from autocompress.build.solve import solve_without
 from autocompress.errors import PolicyError
 from autocompress.exporters.write import export
-from autocompress.model.cost import policy_cost
+from autocompress.model.cost import CONTAINER_BYTES, policy_cost
 from autocompress.model.inventory import take_inventory
 from autocompress.model.tied import shared_parameters
 from autocompress.policy.policy import LayerPolicy, Policy
