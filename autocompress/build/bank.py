@@ -20,11 +20,13 @@ from torch import Tensor, nn
 
 from autocompress.build.memo import Memo
 from autocompress.build.orders import removal_orders
-from autocompress.errors import InputError
+from autocompress.build.solve import solve_without
+from autocompress.errors import InputError, PolicyError
 from autocompress.model.groups import SlicingPlan, slicing_plan
 from autocompress.model.shapes import resolver
-from autocompress.policy.inventory import Inventory
-from autocompress.policy.policy import Factorization, Policy
+from autocompress.model.tied import holders, shared_parameters
+from autocompress.policy.inventory import Inventory, LayerSpec
+from autocompress.policy.policy import Factorization, LayerPolicy, Policy
 from autocompress.policy.registry import in_order
 from autocompress.policy.settings import CompressionSettings
 from autocompress.policy.writing import replacing
@@ -36,7 +38,6 @@ from autocompress.techniques.moments import (
     check_inputs,
     input_moments,
     matrix_layer,
-    resolve,
     solvable,
 )
 from autocompress.techniques.prune import leave_fused_paths
@@ -82,6 +83,7 @@ class LayerBank:
         self.orders = orders
         self.moments = moments
         self._memo = Memo()
+        self._shared = shared_parameters(model)
 
     @classmethod
     def build(
@@ -118,7 +120,9 @@ class LayerBank:
         names = [
             layer.name
             for layer in inventory.layers
-            if layer.kind in ("conv", "linear") and solvable(model.get_submodule(layer.name))
+            if layer.kind in ("conv", "linear")
+            and not layer.why_not("re-solve")
+            and solvable(model.get_submodule(layer.name))
         ]
         progress("input moments", 0.0)
         moments = input_moments(model, names, inputs, seed=settings.seed)
@@ -152,8 +156,8 @@ class LayerBank:
             InputError: a layer of the policy is not in the model.
             PolicyError: a layer cannot do what is asked.
         """
-        for name in policy.layers:
-            self.inventory.layer(name)
+        for name, own in policy.layers.items():
+            self._check(self.inventory.layer(name), own)
         if solve is None:
             solve = self.settings.reconstruction not in ("none", "batch_norm")
         module = copy.deepcopy(self.model)
@@ -173,6 +177,16 @@ class LayerBank:
             for technique in in_order():
                 technique.apply(work)
         return Compressed(module.eval(), policy, self.settings, work.precisions, None, work.parts)
+
+    @staticmethod
+    def _check(layer: LayerSpec, policy: LayerPolicy) -> None:
+        """Refuse what a layer cannot do, with the reason that its inventory gives."""
+        for technique in in_order():
+            if technique.active(policy) and layer.why_not(technique.name):
+                raise PolicyError(
+                    f"`{technique.fields[0].name}` cannot be used on {layer.name!r}: "
+                    f"{layer.why_not(technique.name)}."
+                )
 
     def projected(self, compressed: Compressed) -> Compressed:
         """The same model, its weights brought back to what the techniques of its policy allow.
@@ -214,7 +228,7 @@ class LayerBank:
     ) -> None:
         """Put re-solved weights into the features that stay; slicing drops the others."""
         for (name, side), gone in removals.items():
-            if side != "in" or name not in self.moments:
+            if side != "in" or not self._solves(name, gone, removals):
                 continue
             layer = matrix_layer(module, name)
             weight, bias = self.solved(name, gone)
@@ -223,43 +237,25 @@ class LayerBank:
                 if layer.bias is not None and bias is not None:
                     layer.bias.copy_(bias)
 
+    def _solves(
+        self, name: str, gone: list[int], removals: Mapping[tuple[str, str], list[int]]
+    ) -> bool:
+        """Whether a layer can be solved, and with it all that hold the same weight."""
+        return all(
+            holder in self.moments and removals.get((holder, "in")) == gone
+            for holder in holders(self._shared, name)
+        )
+
     def solved(self, name: str, gone: list[int]) -> tuple[Tensor, Tensor | None]:
         """Weights of a layer, all outputs, re-solved without some input channels (left at zero)."""
         found: tuple[Tensor, Tensor | None] = self._memo.get(
             ("solved", name, tuple(gone)),
-            lambda: self._solve(name, gone),
+            lambda: solve_without(
+                self.model, self.moments, self._shared, name, gone, self.settings.ridge
+            ),
             lambda made: made[0].nbytes,
         )
         return found
-
-    def _solve(self, name: str, gone: list[int]) -> tuple[Tensor, Tensor | None]:
-        layer = matrix_layer(self.model, name)
-        weight = layer.weight.detach()
-        bias = layer.bias.detach() if layer.bias is not None else None
-        second = self.moments[name].second
-        groups = len(second)
-        out = torch.zeros_like(weight)
-        new_bias = None if bias is None else torch.zeros_like(bias)
-        per_group, rows = weight.shape[1], len(weight) // groups
-        for g in range(groups):
-            mask = torch.ones(per_group, dtype=torch.bool)
-            mask[[i - g * per_group for i in gone if i // per_group == g]] = False
-            block = slice(g * rows, (g + 1) * rows)
-            area = weight[0, 0].numel()
-            kept = mask.repeat_interleave(area).nonzero().flatten()
-            solved, shift = resolve(
-                weight[block].flatten(1),
-                None if bias is None else bias[block],
-                second[g],
-                kept,
-                self.settings.ridge,
-            )
-            flat = out[block].flatten(1)
-            flat[:, kept] = solved
-            out[block] = flat.view_as(out[block])
-            if new_bias is not None and shift is not None:
-                new_bias[block] = shift
-        return out, new_bias
 
     def _sliced_moments(self, name: str, gone: list[int]) -> Tensor | None:
         found = self.moments.get(name)

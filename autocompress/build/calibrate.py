@@ -12,6 +12,7 @@ from autocompress.build.ranges import tensor_ranges
 from autocompress.errors import CalibrationError
 from autocompress.exporters.onnx_graph import float_graph
 from autocompress.exporters.onnx_quantize import plan_nodes, quantized_tensors
+from autocompress.model.tied import untie
 from autocompress.techniques.compressed import Compressed
 from autocompress.techniques.fold import fold_batch_norms
 from autocompress.techniques.gptq import compensate
@@ -36,6 +37,9 @@ def calibrate(compressed: Compressed, inputs: Any) -> Compressed:
     check_inputs(inputs)
     first = tuple(p[:1] for p in inputs) if isinstance(inputs, tuple) else inputs[:1]
     folded = fold_batch_norms(compressed.module)
+    bits = {name: p.weight_bits for name, p in compressed.precisions.items()}
+    # biases are corrected, and tied weights rounded, each in its own layer
+    untie(folded, lambda name, key: bits.get(name, 32) if key == "weight" else (name, key))
     try:
         with torch.no_grad():
             folded(*(first if isinstance(first, tuple) else (first,)))

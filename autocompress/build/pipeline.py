@@ -9,12 +9,13 @@ would undo the re-solve).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from autocompress.build.state import load_state
-from autocompress.errors import InputError
+from autocompress.errors import InputError, UnsupportedModel
 from autocompress.policy.inventory import Inventory
 from autocompress.policy.policy import Distill, Policy
 from autocompress.policy.settings import CompressionSettings
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from autocompress.recover.distill import Distillation
     from autocompress.task.data import Data, Split
     from autocompress.techniques.compressed import Compressed
+
+_log = logging.getLogger(__name__)
 
 Progress = Callable[[str, float], None]
 """Called with a short text and a fraction of 1."""
@@ -208,7 +211,13 @@ class Pipeline:
             return compressed
         if how == "sequential":
             images = self.data.train.sample(self.settings.sequential_images, self.settings.seed)
-            return sequential_resolve(self.model, compressed, images.inputs())
+            left = [n.name for n in self.inventory.layers if n.why_not("re-solve")]
+            try:
+                return sequential_resolve(self.model, compressed, images.inputs(), left)
+            except UnsupportedModel as error:
+                _log.info("Batch norms are re-estimated in place of it. %s", error)
+                how = "bank_batch_norm"
+                compressed = compressed.with_(notes=(*compressed.notes, str(error)))
         if how in ("batch_norm", "bank_batch_norm"):
             reestimate(compressed.module, self.calibration().inputs())
         return compressed

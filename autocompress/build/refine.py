@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from autocompress.build.walk import last_uses, node_value, trace
+from autocompress.build.walk import Steps
 from autocompress.errors import UnsupportedModel
 from autocompress.policy.recovery import Schedule
 from autocompress.policy.settings import RefineConfig
@@ -90,7 +90,8 @@ class Refinement:
         divergence = choose_divergence(kind, wanted)
         best = _Best(lambda m: self._distance(m, wanted, divergence), module)
         try:
-            blocks = _blocks(trace(self.model, self.compressed.parts), self.model)
+            self._steps = Steps(self.model, self.compressed.parts)
+            blocks = _blocks(self._steps, self.model)
         except UnsupportedModel:
             blocks = []  # only the whole network then
         weights = [p for p in module.parameters() if p.dim() > 1] if self._sparse else []
@@ -155,7 +156,7 @@ class Refinement:
         out = []
         with torch.no_grad(), self.place.autocast():
             for chunk in values.split(_CHUNK):
-                found = _run(block, self.place.put(chunk), module)
+                found = _run(self._steps, block, self.place.put(chunk), module)
                 if not isinstance(found, Tensor) or len(found) != len(chunk):
                     return None
                 out.append(found.float().cpu())
@@ -176,7 +177,7 @@ class Refinement:
 
         def loss(index: Tensor) -> Tensor:
             with self.place.autocast():
-                found = _run(block, self.place.put(inputs[index]), module)
+                found = _run(self._steps, block, self.place.put(inputs[index]), module)
             wanted = self.place.put(goal[index])
             return (found.float() - wanted).square().mean() / scale
 
@@ -299,21 +300,20 @@ def _order(count: int, batch: int, steps: int, seed: int) -> Iterator[Tensor]:
             left -= 1
 
 
-def _blocks(graph: fx.Graph, model: nn.Module) -> list[_Block]:
+def _blocks(steps: Steps, model: nn.Module) -> list[_Block]:
     """Cut a graph wherever one value alone flows on, before a layer rather than behind one.
 
     A norm or an activation that is the only one to read a value belongs to the layer before it.
     """
-    dead = last_uses(graph)
     alive: set[fx.Node] = set()
     found: list[_Block] = []
     start: fx.Node | None = None
     nodes: list[fx.Node] = []
-    for node in graph.nodes:
+    for node in steps.graph.nodes:
         if node.op == "output":
             break
         alive.add(node)
-        alive.difference_update(dead.get(node, ()))
+        alive.difference_update(steps.last_uses.get(node, ()))
         if node.op == "placeholder":
             if start is not None:
                 return []  # several inputs: the whole network only
@@ -345,8 +345,8 @@ def _parameters(block: _Block, module: nn.Module) -> list[nn.Parameter]:
     return [p for p in dict.fromkeys(found) if p.requires_grad]
 
 
-def _run(block: _Block, value: Any, module: nn.Module) -> Any:
+def _run(steps: Steps, block: _Block, value: Any, module: nn.Module) -> Any:
     values = {block.start: value}
     for node in block.nodes:
-        values[node] = node_value(node, values, module)
+        values[node] = steps.value(node, values, module)
     return values[block.nodes[-1]]

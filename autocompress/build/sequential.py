@@ -10,22 +10,28 @@ are matched. Batch norms keep the statistics seen on the way: do not re-estimate
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from autocompress.build.walk import last_uses, node_value, trace
+from autocompress.build.solve import (
+    accumulate,
+    has_statistics,
+    place_before_norm,
+    statistics,
+)
+from autocompress.build.walk import Steps
 from autocompress.errors import UnsupportedModel
+from autocompress.model.tied import shared_parameters
 from autocompress.policy.registry import techniques
 from autocompress.techniques.compressed import Compressed
-from autocompress.techniques.moments import MatrixLayer, check_inputs, matrix_layer, rows, solvable
+from autocompress.techniques.moments import MatrixLayer, check_inputs, matrix_layer, solvable
 
 _NORM = nn.modules.batchnorm._BatchNorm
 _CHUNK = 128
-_ROWS = 262_144
 
 
 @dataclass(frozen=True)
@@ -38,48 +44,62 @@ class _Target:
 
 
 @torch.no_grad()
-def sequential_resolve(model: nn.Module, compressed: Compressed, inputs: Any) -> Compressed:
+def sequential_resolve(
+    model: nn.Module, compressed: Compressed, inputs: Any, left_alone: Collection[str] = ()
+) -> Compressed:
     """Re-solve the compressed layers one after another.
+
+    A weight that several layers hold keeps the bank's solution, which is for all of them.
 
     Args:
         model: uncompressed, in eval mode; not changed.
         compressed: as stitched; its module is changed in place.
         inputs: training inputs, batch first; about a thousand are enough.
+        left_alone: names of layers whose weights must stay as they are.
 
     Returns:
         The same ``compressed``.
 
     Raises:
         CalibrationError: inputs are empty or not finite.
-        UnsupportedModel: the model's control flow cannot be traced by torch.fx; use
-            ``finish: bank_batch_norm`` in the settings.
+        UnsupportedModel: the model's control flow cannot be traced by torch.fx, or the compressed
+            one cannot be run step by step; use ``finish: bank_batch_norm`` in the settings.
 
     References:
         Luo et al., ThiNet, ICCV 2017 (layer-wise reconstruction); He et al., Channel Pruning,
         ICCV 2017, section 3.2 (whole-model pruning on already pruned inputs, residual matching).
     """
     check_inputs(inputs)
+    parts = inputs if isinstance(inputs, tuple) else (inputs,)
     try:
-        graph = trace(model, compressed.parts)
+        steps = Steps(model, compressed.parts)
+        steps.check(compressed.module, tuple(part[:2] for part in parts))
     except UnsupportedModel as error:
         raise UnsupportedModel(
-            f"The sequential re-solve runs layer by layer, but {error}. Set "
+            f"The sequential re-solve runs networks step by step, but {error}. Set "
             "`settings.finish: bank_batch_norm`."
         ) from error
-    _Resolver(model, compressed, graph).run(inputs if isinstance(inputs, tuple) else (inputs,))
+    _Resolver(model, compressed, steps, left_alone).run(parts)
     return compressed
 
 
 class _Resolver:
     """Runs both networks in lockstep on chunks that all wait at the same node."""
 
-    def __init__(self, model: nn.Module, compressed: Compressed, graph: fx.Graph) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        compressed: Compressed,
+        steps: Steps,
+        left_alone: Collection[str] = (),
+    ) -> None:
         self.model = model
         self.small = compressed.module
         self.compressed = compressed
+        self.kept = {name for places in shared_parameters(model) for name, _ in places}
+        self.kept.update(left_alone)
         self.ridge = compressed.settings.ridge
-        self.graph = graph
-        self.uses = last_uses(graph)
+        self.steps = steps
         self.sliced: set[fx.Node] = set()  # layers that lost outputs and are else as they were
 
     def run(self, inputs: tuple[Tensor, ...]) -> None:
@@ -88,7 +108,7 @@ class _Resolver:
         feeds = iter([part.split(_CHUNK) for part in inputs])
         chunks = len(inputs[0].split(_CHUNK))
         ahead: dict[fx.Node, list[Any]] = {}
-        for node in self.graph.nodes:
+        for node in self.steps.graph.nodes:
             if node.op == "placeholder":
                 old[node] = new[node] = list(next(feeds))
                 continue
@@ -97,7 +117,7 @@ class _Resolver:
             old[node] = ahead.pop(node, []) or self._values(node, old, self.model, chunks)
             self._prepare(node, old, new, ahead, chunks)
             new[node] = self._values(node, new, self.small, chunks)
-            for done in self.uses.get(node, ()):
+            for done in self.steps.last_uses.get(node, ()):
                 old.pop(done, None)
                 new.pop(done, None)
 
@@ -105,7 +125,7 @@ class _Resolver:
         self, node: fx.Node, env: Mapping[fx.Node, list[Any]], module: nn.Module, chunks: int
     ) -> list[Any]:
         return [
-            node_value(node, {n: env[n][i] for n in node.all_input_nodes}, module)
+            self.steps.value(node, {n: env[n][i] for n in node.all_input_nodes}, module)
             for i in range(chunks)
         ]
 
@@ -144,6 +164,8 @@ class _Resolver:
 
     def _last_part(self, name: str) -> MatrixLayer | None:
         """The module whose weights make the layer's outputs, if they can be solved."""
+        if name in self.kept:
+            return None
         parts = self.compressed.parts.get(name, (name,))
         layer = self.small.get_submodule(parts[-1])
         if not solvable(layer):
@@ -184,7 +206,8 @@ class _Resolver:
         if (
             len(following) == 1
             and following[0].op == "call_module"
-            and isinstance(self.model.get_submodule(str(following[0].target)), _NORM)
+            and has_statistics(self.model.get_submodule(str(following[0].target)))
+            and str(following[0].target) not in self.kept
         ):
             end = following[0]
             norm = str(end.target)
@@ -239,11 +262,11 @@ class _Resolver:
         module = self.small.get_submodule(norm) if norm is not None else None
         if module is not None:
             assert isinstance(module, _NORM)
-            mean, variance = _statistics(module)
+            mean, variance = statistics(module)
             scale = module.weight.double() / (variance.double() + module.eps).sqrt()
             bias = module.bias.double() + scale * (bias - mean.double())
             flat = flat * scale[:, None]
-        gram, cross = self._accumulate(layer, fed, wanted)
+        gram, cross = accumulate(layer, fed, wanted)
         damping = self.ridge * gram.diagonal()[:-1].mean()
         index = torch.arange(flat.shape[1])
         gram[index, index] += damping
@@ -259,65 +282,7 @@ class _Resolver:
             weight.copy_(new_weight.reshape(weight.shape))
             layer.bias.copy_(new_bias)
             return
-        self._place(layer, module, new_weight, new_bias, gram, damping)
-
-    @staticmethod
-    def _place(
-        layer: MatrixLayer,
-        norm: _NORM,
-        weight: Tensor,
-        bias: Tensor,
-        gram: Tensor,
-        damping: Tensor,
-    ) -> None:
-        """Split a solved affine map into convolution and batch norm.
-
-        The norm's statistics become those of the convolution's true outputs, so that training mode
-        sees the same function as eval mode.
-        """
-        second, mean = gram[:-1, :-1].clone(), gram[-1, :-1]
-        index = torch.arange(len(second))
-        second[index, index] -= damping
-        centre = weight @ mean
-        variance = torch.einsum("od,de,oe->o", weight, second, weight) - centre**2
-        spread = (variance.clamp_min(0) + norm.eps).sqrt()
-        layer.weight.copy_(weight.reshape(layer.weight.shape))
-        if layer.bias is not None:
-            layer.bias.zero_()
-        running_mean, running_var = _statistics(norm)
-        running_mean.copy_(centre)
-        running_var.copy_(variance.clamp_min(0))
-        norm.weight.copy_(spread)
-        norm.bias.copy_(bias + centre)
-
-    @staticmethod
-    def _accumulate(
-        layer: MatrixLayer, fed: list[Tensor], wanted: list[Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """Mean outer products ``[x, 1][x, 1]'`` and ``[x, 1] t'``, in double precision."""
-        gram: Tensor | None = None
-        cross: Tensor | None = None
-        count = 0
-        generator = torch.Generator().manual_seed(0)
-        for x, t in zip(fed, wanted, strict=True):
-            found = rows(layer, x)[0]
-            goal = (
-                t.reshape(-1, t.shape[-1])
-                if isinstance(layer, nn.Linear)
-                else t.flatten(2).transpose(1, 2).reshape(len(found), -1)
-            )
-            limit = max(_ROWS // len(fed), 8 * found.shape[1])
-            if len(found) > limit:
-                index = torch.randint(len(found), (limit,), generator=generator)
-                found, goal = found[index], goal[index]
-            found = torch.cat([found, found.new_ones(len(found), 1)], 1)
-            g, c = found.T @ found, found.T @ goal
-            gram = g.double() if gram is None else gram + g
-            cross = c.double() if cross is None else cross + c
-            count += len(found)
-        assert gram is not None
-        assert cross is not None
-        return gram / count, cross / count
+        place_before_norm(layer, module, new_weight, new_bias, gram, damping)
 
     def _restate(self, name: str, values: list[Tensor]) -> None:
         """Give a batch norm the statistics of the compressed network, unless it was just solved."""
@@ -359,13 +324,6 @@ def _source(node: fx.Node) -> fx.Node:
     source = node.args[0]
     assert isinstance(source, fx.Node)
     return source
-
-
-def _statistics(norm: _NORM) -> tuple[Tensor, Tensor]:
-    """Running mean and variance of a batch norm that keeps them."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    return norm.running_mean, norm.running_var
 
 
 def _same(before: list[Tensor], now: list[Tensor]) -> bool:

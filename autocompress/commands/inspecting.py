@@ -33,6 +33,10 @@ def show_profile(found: dict[str, Any], console: Console) -> None:
             *(_number(row["kl"].get(label)) for label in probes),
         )
     console.print(table)
+    for note in found["notes"]:
+        console.print(note, style="dim", markup=False)
+    for reason, names in _left_alone(found["layers"]).items():
+        console.print(f"{reason}: {', '.join(names)}", style="dim", markup=False)
     for group in found["groups"]:
         note = (
             " [dim](residual stream: pruned only with prune_residual)[/dim]"
@@ -62,6 +66,15 @@ def show_profile(found: dict[str, Any], console: Console) -> None:
         console.print(
             f"Kernels packed in {found['kernels']}; run its run_kernels.py on the device."
         )
+
+
+def _left_alone(layers: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """Layers that a technique leaves alone, by technique and reason."""
+    found: dict[str, list[str]] = {}
+    for layer in layers:
+        for technique, reason in layer["left_alone"].items():
+            found.setdefault(f"no {technique}, as {reason}", []).append(layer["name"])
+    return found
 
 
 def _number(value: float | None) -> str:

@@ -18,6 +18,7 @@ from autocompress.errors import ExportError
 from autocompress.exporters.onnx_dynamic import quantize_dynamic
 from autocompress.exporters.onnx_floats import keep_floats
 from autocompress.exporters.onnx_graph import layer_nodes
+from autocompress.exporters.onnx_low_bits import channel_axis, store_low_bits, weight_place
 from autocompress.techniques.compressed import Compressed, Precision, Range
 
 #: operators that pass integers on as they are, or have integer kernels of their own
@@ -41,6 +42,11 @@ _GLUE = frozenset(
         "ReduceMean",
     }
 )
+
+
+_FLOAT_ONLY = ("ConvTranspose", "Gather")
+"""Operators that runtimes compute in float, whose weights may be integers all the same."""
+_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "Gather")
 
 
 @dataclass(frozen=True)
@@ -80,11 +86,14 @@ def plan_nodes(graph: Any, compressed: Compressed) -> NodePlan:
     for name, nodes in found.items():
         precision = wanted[name]
         for node in nodes:
-            if precision.integer and node.op_type == "GRU":
+            if precision.integer and node.op_type in ("GRU", "RNN"):
                 raise ExportError(
-                    f"The runtime has no integer kernel for the GRU {name!r}. Leave it at 32 bits."
+                    f"The runtime has no integer kernel for the {node.op_type} {name!r}. Leave it "
+                    "at 32 bits."
                 )
-            if precision.integer and precision.activation_scaling == "dynamic":
+            if precision.integer and node.op_type in _FLOAT_ONLY:
+                weight_only[node.name] = precision.weight_bits
+            elif precision.integer and precision.activation_scaling == "dynamic":
                 dynamic.append(node.name)
             elif precision.integer and node.op_type in ("Conv", "Gemm", "MatMul"):
                 static.add(node.name)
@@ -160,7 +169,7 @@ def quantize_graph(graph: Any, compressed: Compressed) -> Any:
             raise ExportError("Static 8-bit activations need ranges: calibrate before exporting.")
         model = _static(model, plan, compressed.ranges, scales, reduced=reduced)
     for name, bits in plan.weight_only.items():
-        _weight_only(model, name, bits)
+        store_low_bits(model, name, bits)
     if plan.static:
         keep_floats(model, set(plan.static))
     if plan.half:
@@ -206,9 +215,9 @@ def _round_low_bits(
         value = torch.from_numpy(numpy_helper.to_array(tensor).copy())
         if value.dim() < 2:
             continue  # a scale of attention, not a weight
-        rows = value.transpose(0, _channel_axis(node))
+        rows = value.transpose(0, channel_axis(node))
         scales[node.name] = stored_scale(rows, bits).flatten().numpy()
-        rounded = round_weight(rows, bits).transpose(0, _channel_axis(node))
+        rounded = round_weight(rows, bits).transpose(0, channel_axis(node))
         tensor.CopyFrom(numpy_helper.from_array(rounded.contiguous().numpy(), tensor.name))
     return scales
 
@@ -222,9 +231,11 @@ def _own_weights(model: Any, chosen: set[str]) -> None:
     held = {i.name: i for i in model.graph.initializer}
     seen = {i for n in model.graph.node if n.name not in chosen for i in n.input}
     for number, node in enumerate(model.graph.node):
-        if node.name not in chosen or node.op_type not in ("Conv", "Gemm", "MatMul", "LSTM"):
+        if node.name not in chosen or node.op_type not in _WEIGHTED:
             continue
-        for place, name in enumerate(list(node.input)[1:], 1):
+        for place, name in enumerate(node.input):
+            if place < weight_place(node):
+                continue
             if name in seen and name in held:
                 copied = model.graph.initializer.add()
                 copied.CopyFrom(held[name])
@@ -254,7 +265,7 @@ def _static(
     nodes = [n for n in model.graph.node if n.name in chosen]
     overrides = {
         n.input[1]: [
-            {"axis": _channel_axis(n), "scale": scale, "zero_point": 0} for scale in scales[n.name]
+            {"axis": channel_axis(n), "scale": scale, "zero_point": 0} for scale in scales[n.name]
         ]
         for n in nodes
         if n.name in scales
@@ -275,68 +286,6 @@ def _static(
     )
     quantizer.quantize_model()
     return quantizer.model.model
-
-
-def _channel_axis(node: Any) -> int:
-    """Axis of the output channels in a node's weight."""
-    if node.op_type == "MatMul":
-        return 1
-    if node.op_type == "Gemm":
-        transposed = any(a.name == "transB" and a.i == 1 for a in node.attribute)
-        return 0 if transposed else 1
-    return 0
-
-
-def _weight_only(model: Any, name: str, bits: int) -> None:
-    """Store one node's weight as integers behind a DequantizeLinear, per output channel."""
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
-
-    node = next(n for n in model.graph.node if n.name == name)
-    weights = {i.name: i for i in model.graph.initializer}
-    tensor = weights.get(node.input[1]) if len(node.input) > 1 else None
-    if tensor is None or node.op_type in ("LSTM", "GRU"):
-        raise ExportError(
-            f"Weight-only integers need a convolution or linear layer with a constant "
-            f"weight; {name!r} ({node.op_type}) has none. Use activation_scaling "
-            "'dynamic' for recurrent layers."
-        )
-    value = numpy_helper.to_array(tensor)
-    axis = _channel_axis(node)
-    limit = 2 ** (bits - 1) - 1
-    other = tuple(i for i in range(value.ndim) if i != axis)
-    scale = np.maximum(np.abs(value).max(axis=other), 1e-12).astype(np.float32) / limit
-    shape = [-1 if i == axis else 1 for i in range(value.ndim)]
-    grid = np.clip(np.round(value / scale.reshape(shape)), -limit, limit).astype(np.int8)
-    if bits == 8:
-        stored = numpy_helper.from_array(grid, f"{tensor.name}_int8")
-    else:
-        flat = grid.reshape(-1)
-        padded = np.concatenate([flat, np.zeros(len(flat) % 2, np.int8)])
-        packed = (padded[0::2] & 0xF) | ((padded[1::2] & 0xF) << 4)
-        stored = helper.make_tensor(
-            f"{tensor.name}_int4",
-            TensorProto.INT4,
-            list(value.shape),
-            packed.astype(np.uint8).tobytes(),
-            raw=True,
-        )
-        for opset in model.opset_import:
-            if opset.domain in ("", "ai.onnx"):
-                opset.version = max(opset.version, 21)
-        model.ir_version = max(model.ir_version, 10)
-    factor = numpy_helper.from_array(scale, f"{tensor.name}_scale")
-    model.graph.initializer.extend([stored, factor])
-    output = f"{tensor.name}_dequantized"
-    dequantize = helper.make_node(
-        "DequantizeLinear", [stored.name, factor.name], [output], name=f"{name}_weight", axis=axis
-    )
-    position = next(i for i, n in enumerate(model.graph.node) if n.name == name)
-    model.graph.node.insert(position, dequantize)
-    model.graph.node[position + 1].input[1] = output
-    if not any(tensor.name in n.input for n in model.graph.node):
-        model.graph.initializer.remove(tensor)
-    del onnx
 
 
 def _half(model: Any, nodes: tuple[str, ...]) -> Any:

@@ -66,6 +66,7 @@ def export(compressed: Compressed, path: str | Path, example: Any) -> ExportedFi
 def _write_onnx(compressed: Compressed, path: Path, example: Any) -> None:
     from autocompress.exporters.onnx_graph import float_graph
     from autocompress.exporters.onnx_quantize import quantize_graph
+    from autocompress.exporters.onnx_share import share_weights
     from autocompress.techniques.fold import fold_batch_norms
 
     graph = compressed.graph
@@ -74,6 +75,7 @@ def _write_onnx(compressed: Compressed, path: Path, example: Any) -> None:
         _check(compressed, graph, example)
     if compressed.quantized:
         graph = quantize_graph(graph, compressed)
+    share_weights(graph)
     path.write_bytes(graph.SerializeToString())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -56,8 +57,9 @@ def policy_cost(inventory: Inventory, policy: Policy, settings: CompressionSetti
         settings: ``channel_multiple`` rounds the kept channels.
     """
     macs = params = size = bops = 0
-    for shape in resolver(inventory, settings).layers(policy):
-        cost = layer_cost(shape)
+    shapes = {shape.layer.name: shape for shape in resolver(inventory, settings).layers(policy)}
+    for shape in shapes.values():
+        cost = layer_cost(shape, _stored_already(shape, shapes))
         macs += cost.macs
         params += cost.params
         size += cost.size_bytes
@@ -65,34 +67,61 @@ def policy_cost(inventory: Inventory, policy: Policy, settings: CompressionSetti
     return Cost(macs, params, size + CONTAINER_BYTES, bops)
 
 
+def _stored_already(shape: LayerShape, shapes: Mapping[str, LayerShape]) -> bool:
+    """Whether a tied weight is kept in the same form by the layer that it is tied to."""
+    first = shapes.get(shape.layer.tied_to or "")
+    return first is not None and first.policy.weight_bits == shape.policy.weight_bits
+
+
 @lru_cache(maxsize=1 << 16)
-def layer_cost(shape: LayerShape) -> LayerCost:
-    """Cost of one layer under its policy."""
+def layer_cost(shape: LayerShape, stored_already: bool = False) -> LayerCost:
+    """Cost of one layer under its policy.
+
+    Args:
+        shape: of the layer.
+        stored_already: another layer holds the same weight: neither its values nor its bytes
+            count a second time.
+    """
     layer, policy, outputs = shape.layer, shape.policy, shape.outputs
-    if layer.kind in ("conv", "linear"):
+    scales = outputs
+    full = 0 if layer.tied_to else _full_weights(layer)
+    if layer.kind in ("conv", "conv_transpose", "linear"):
         weights = sum(part.weights for part in shape.parts)
         macs = sum(part.macs for part in shape.parts)
-        full = whole(layer, layer.in_channels, layer.out_channels).weights
         bias = outputs if layer.params > full else 0
-    elif layer.kind in ("lstm", "gru"):
+    elif layer.kind in _GATES:
         weights = _recurrent_weights(layer, shape.inputs, outputs)
         macs = layer.positions * weights  # all are multiplied once per step
-        full = _recurrent_weights(layer, layer.in_channels, layer.out_channels)
         bias = (layer.params - full) * outputs // layer.out_channels
     elif layer.kind == "attention":  # heads go whole: projections and scores alike
         weights = 4 * layer.in_channels * outputs
         macs = layer.macs * outputs // layer.out_channels
         bias = _attention_rest(layer, outputs)
-    else:
-        weights, bias, macs = layer.params, 0, layer.macs
-    size = stored_bytes(weights, outputs, policy) + 4 * bias
+    else:  # a table of rows, each with a scale of its own
+        weights, bias, macs = layer.in_channels * outputs, 0, layer.macs
+        scales = layer.in_channels
+    size = 0 if stored_already else stored_bytes(weights, scales, policy)
     bits = policy.weight_bits * policy.activation_bits
-    return LayerCost(macs, weights + bias, size, macs * bits)
+    held = 0 if stored_already else weights
+    return LayerCost(macs, held + bias, size + 4 * bias, macs * bits)
+
+
+_GATES = {"lstm": 4, "gru": 3, "rnn": 1}
+"""Weights of every unit and input of a recurrent layer."""
+
+
+def _full_weights(layer: LayerSpec) -> int:
+    """Weights of an uncompressed layer, biases aside."""
+    if layer.kind in _GATES:
+        return _recurrent_weights(layer, layer.in_channels, layer.out_channels)
+    return whole(layer, layer.in_channels, layer.out_channels).weights
 
 
 def _recurrent_weights(layer: LayerSpec, inputs: int, outputs: int) -> int:
     """Weights of all stacked layers and directions; a layer above the first reads all below it."""
-    gates = 4 if layer.kind == "lstm" else 3
+    gates = _GATES[layer.kind]
+    if outputs == layer.out_channels:  # as counted, also of one that projects its states
+        return layer.macs // layer.positions - gates * outputs * (layer.in_channels - inputs)
     hidden = outputs // layer.directions
     return gates * outputs * (inputs + hidden + (layer.depth - 1) * (outputs + hidden))
 

@@ -45,8 +45,9 @@ def factor_method(layer: LayerSpec, policy: LayerPolicy) -> str:
 
 
 def has_methods(layer: LayerSpec) -> bool:
-    """Whether there is more than SVD to choose from: a 2d kernel larger than 1x1."""
-    return layer.factorizable and len(layer.kernel_size) == 2 and math.prod(layer.kernel_size) > 1
+    """Whether there is more than SVD to choose from: a plain layer's 2d kernel larger than 1x1."""
+    known = layer.factorizable and layer.plain
+    return known and len(layer.kernel_size) == 2 and math.prod(layer.kernel_size) > 1
 
 
 def factor_ranks(

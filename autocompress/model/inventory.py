@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -12,18 +11,11 @@ from torch import nn
 from autocompress.errors import UnsupportedModel
 from autocompress.model.fingerprint import fingerprint
 from autocompress.model.groups import channel_groups
+from autocompress.model.specs import Calls, layer_spec, listed, untied
 from autocompress.model.tracing_stubs import is_attention
+from autocompress.model.usage import uses_elsewhere
 from autocompress.policy.inventory import Inventory, LayerSpec, LeftAlone
-
-_CONV = nn.modules.conv._ConvNd
-_KINDS: tuple[tuple[type[nn.Module], str], ...] = (
-    (nn.modules.conv._ConvTransposeNd, ""),
-    (_CONV, "conv"),
-    (nn.Linear, "linear"),
-    (nn.LSTM, "lstm"),
-    (nn.GRU, "gru"),
-    (nn.Embedding, "embedding"),
-)
+from autocompress.task.nested import tensors
 
 
 def take_inventory(model: nn.Module, example: Any) -> Inventory:
@@ -50,17 +42,17 @@ def take_inventory(model: nn.Module, example: Any) -> Inventory:
     made = {p: g.name for g in groups for p in g.producers}
     passed = {name: g.name for g in reversed(groups) for name, _ in g.spans}
     layers = []
-    for name, (module, kind, outputs) in calls.items():
-        spec = _spec(name, module, kind, outputs, len(inputs[0]))
+    for spec in _specs(calls):
         # a depthwise layer passes its inputs on: named is the first group of several
-        layers.append(replace(spec, out_group=(passed if spec.depthwise else made).get(name)))
+        group = (passed if spec.depthwise else made).get(spec.name)
+        layers.append(replace(spec, out_group=group))
     if not layers:
         raise UnsupportedModel(
             "The model has no convolution, linear, recurrent or attention "
             "layer that runs on this input."
         )
     architecture, weights = fingerprint(model)
-    shapes = tuple(tuple(x.shape[1:]) for x in inputs)
+    shapes = tuple(tuple(x.shape[1:]) for x in tensors(inputs))
     reading = {name for group in groups for name, _ in group.spans}
     macs = {x.name: x.macs for x in layers if x.name not in reading and x.out_group is None}
     alone = tuple(
@@ -70,133 +62,75 @@ def take_inventory(model: nn.Module, example: Any) -> Inventory:
     return Inventory(tuple(layers), groups, shapes, architecture, weights, alone)
 
 
-def _trace_calls(
-    model: nn.Module, inputs: tuple[Any, ...]
-) -> dict[str, tuple[nn.Module, str, list[Any]]]:
-    """Every layer that runs, with the shapes of output and input of each of its calls."""
-    calls: dict[str, tuple[nn.Module, str, list[Any]]] = {}
+def _specs(calls: dict[str, Calls]) -> list[LayerSpec]:
+    """What is known of every layer; a weight that several of them hold counts once."""
+    holders: dict[int, list[str]] = {}
+    for name, found in calls.items():
+        weight = getattr(found.module, "weight", None)
+        if isinstance(weight, nn.Parameter):
+            holders.setdefault(id(weight), []).append(name)
+    tied = {name: names for names in holders.values() if len(names) > 1 for name in names}
+    counted: set[int] = set()
+    specs = []
+    for name, found in calls.items():
+        first, *others = tied.get(name, [name])
+        spec = layer_spec(name, found, None if name == first else first, counted)
+        specs.append(untied(spec, ", ".join(others)) if name == first and others else spec)
+    return specs
+
+
+def _trace_calls(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, Calls]:
+    """Every layer that runs, in the order in which they run first, and how they ran."""
+    shapes: dict[str, list[Any]] = {}
+    modules: dict[str, nn.Module] = {}
     handles = []
 
-    def hook(name: str, kind: str) -> Any:
-        def note(module: nn.Module, args: Any, outputs: Any) -> None:
-            first = outputs[0] if isinstance(outputs, tuple) else outputs
-            calls.setdefault(name, (module, kind, []))[2].append(
-                (tuple(first.shape), tuple(args[0].shape) if args else ())
-            )
+    def hook(name: str) -> Any:
+        def note(module: nn.Module, args: Any, kwargs: Any, outputs: Any) -> None:
+            taken = tensors((args, kwargs))
+            entry = tuple(taken[0].shape) if taken else ()
+            shapes.setdefault(name, []).append((tuple(tensors(outputs)[0].shape), entry))
 
         return note
 
     inside_attention: set[str] = set()
     for name, module in model.named_modules():
-        kind = next((k for t, k in _KINDS if isinstance(module, t)), "")
         if is_attention(module):
-            kind = "attention"
             inside_attention.add(name + ".")
-        if kind and not any(name.startswith(p) for p in inside_attention if p != name + "."):
-            handles.append(module.register_forward_hook(hook(name, kind)))
+        if listed(module) and not any(
+            name.startswith(p) for p in inside_attention if p != name + "."
+        ):
+            modules[name] = module
+            handles.append(module.register_forward_hook(hook(name), with_kwargs=True))
+    owners: dict[int, set[nn.Module]] = {}
+    for module in modules.values():
+        for parameter in module.parameters():
+            owners.setdefault(id(parameter), set()).add(module)
     # the fused encoder path of transformers bypasses the layers' own forward
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), uses_elsewhere(owners) as elsewhere:
             model(*inputs)
     except (RuntimeError, TypeError, ValueError) as error:
         raise UnsupportedModel(
             f"The model does not run on an input of shape "
-            f"{[tuple(x.shape) for x in inputs]}: {error}"
+            f"{[tuple(x.shape) for x in tensors(inputs)]}: {error}"
         ) from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
         for handle in handles:
             handle.remove()
-    return calls
+    batch = len(tensors(inputs)[0])
+    return {
+        name: Calls(modules[name], tuple(found), batch, _used_by(modules[name], elsewhere))
+        for name, found in shapes.items()
+    }
 
 
-def _spec(name: str, module: nn.Module, kind: str, outputs: list[Any], batch: int) -> LayerSpec:
-    params = sum(p.numel() for p in module.parameters())
-    if isinstance(module, _CONV):
-        positions = sum(math.prod(shape[2:]) for shape, _ in outputs)
-        kernel = math.prod(module.kernel_size)
-        macs = positions * module.out_channels * module.in_channels // module.groups * kernel
-        return LayerSpec(
-            name,
-            "conv",
-            module.in_channels,
-            module.out_channels,
-            tuple(module.kernel_size),
-            tuple(module.stride),
-            module.groups,
-            positions,
-            macs,
-            params,
-            factorizable=module.groups == 1 and isinstance(module, nn.Conv1d | nn.Conv2d),
-            sizes=tuple((entry[2:], left[2:]) for left, entry in outputs),
-        )
-    if isinstance(module, nn.Linear):
-        positions = sum(math.prod(shape) for shape, _ in outputs) // module.out_features // batch
-        return LayerSpec(
-            name,
-            "linear",
-            module.in_features,
-            module.out_features,
-            positions=positions,
-            params=params,
-            macs=positions * module.in_features * module.out_features,
-        )
-    if isinstance(module, nn.LSTM | nn.GRU):
-        return _recurrent_spec(name, module, outputs, batch)
-    if is_attention(module):
-        width, tokens, macs = _attention(module, [shape for shape, _ in outputs], batch)
-        return LayerSpec(
-            name,
-            "attention",
-            width,
-            width,
-            positions=tokens,
-            macs=macs,
-            params=params,
-            factorizable=False,
-        )
-    assert isinstance(module, nn.Embedding)
-    return LayerSpec(
-        name,
-        "embedding",
-        module.num_embeddings,
-        module.embedding_dim,
-        params=params,
-        factorizable=False,
-    )
-
-
-def _recurrent_spec(
-    name: str, module: nn.LSTM | nn.GRU, outputs: list[Any], batch: int
-) -> LayerSpec:
-    steps = sum(math.prod(s[:2]) for _, s in outputs) // batch
-    weights = sum(p.numel() for n, p in module.named_parameters() if n.startswith("weight"))
-    return LayerSpec(
-        name,
-        "lstm" if isinstance(module, nn.LSTM) else "gru",
-        module.input_size,
-        module.hidden_size * (1 + module.bidirectional),
-        positions=steps,
-        macs=steps * weights,
-        params=sum(p.numel() for p in module.parameters()),
-        depth=module.num_layers,
-        directions=1 + module.bidirectional,
-        quantizable=isinstance(module, nn.LSTM),  # runtimes have no integer kernel for GRU
-        factorizable=False,
-    )
-
-
-def _attention(module: Any, shapes: list[tuple[int, ...]], batch: int) -> tuple[int, int, int]:
-    """Width of the stream, tokens per sample, and multiply-adds per sample."""
-    if isinstance(module, nn.MultiheadAttention):
-        width = module.embed_dim
-        tokens = sum(math.prod(shape[:-1]) for shape in shapes) // batch
-        seen = tokens // len(shapes)
-    else:  # images, padded to whole windows; a token sees those of its window
-        width = shapes[0][-1]
-        tall, wide = module.window_size
-        seen = tall * wide
-        tokens = sum(-(-s[1] // tall) * tall * (-(-s[2] // wide) * wide) for s in shapes)
-    return width, tokens, 4 * tokens * width * width + 2 * tokens * seen * width
+def _used_by(module: nn.Module, elsewhere: dict[int, str]) -> str:
+    """The torch function that read a layer's parameters outside of its forward, if any did."""
+    for parameter in module.parameters():
+        if id(parameter) in elsewhere:
+            return elsewhere[id(parameter)]
+    return ""

@@ -17,7 +17,7 @@ class Part:
         inputs, outputs: channels; of an attention, those of the stream and those of its heads.
         kernel_size, stride: of a convolution; empty otherwise.
         groups: of a convolution.
-        positions: output positions per sample.
+        positions: output positions per sample; input positions of a transposed convolution.
     """
 
     kind: LayerKind

@@ -17,7 +17,9 @@ WHOLE = "*"
 RANK_STEPS = 8
 """Factors are chosen for so many rank ratios, evenly spaced up to 1."""
 
-LayerKind = Literal["conv", "linear", "lstm", "gru", "embedding", "attention"]
+LayerKind = Literal[
+    "conv", "conv_transpose", "linear", "lstm", "gru", "rnn", "embedding", "attention"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,18 +28,27 @@ class LayerSpec:
 
     Args:
         name: dotted module name.
-        kind: ``conv`` covers depthwise and grouped ones and 1d/2d/3d; ``attention`` is a
+        kind: ``conv`` covers depthwise and grouped ones and 1d/2d/3d, ``conv_transpose`` the same
+            transposed; ``lstm``, ``gru`` and ``rnn`` are layers or cells; ``attention`` is a
             ``torch.nn.MultiheadAttention`` or torchvision's window attention, whose channels
-            are those of its heads.
-        in_channels, out_channels: of the weight; for lstm and gru, input and hidden size, the
+            are those of its heads; ``embedding`` has as many input channels as rows.
+        in_channels, out_channels: of the weight; of a recurrent layer, input and hidden size, the
             latter of both directions together.
         kernel_size, stride, conv_groups: of a convolution; empty, empty and 1 otherwise.
-        positions: output positions per sample at which the weight is applied (pixels, tokens).
+        positions: per sample, how often the weight is applied: output positions (pixels, tokens,
+            steps), and the input positions of a transposed convolution.
         macs: multiply-adds per sample.
-        params: number of weights and biases.
+        params: number of weights and biases, but for those that an earlier layer holds, too.
         out_group: name of the channel group that this layer's outputs belong to, if prunable.
         depth, directions: of a recurrent layer: how many are stacked, and 2 if bidirectional.
-        quantizable, factorizable: whether the techniques apply to this kind of layer.
+        quantizable, factorizable: whether the techniques apply to this layer.
+        integer: whether runtimes have kernels for integer activations; else its weights alone
+            are kept in fewer bits.
+        plain: whether it is its product and nothing else; a subclass that adds something, as
+            padding or a norm, keeps that, and is factorized by SVD alone.
+        tied_to: name of the earlier layer that holds the same weight.
+        left_alone: name of a technique and why it is not used on this layer; ``re-solve`` stands
+            for the least squares of the reconstruction.
         sizes: of a convolution, per call: its input's and its output's spatial size.
         factors: of a kernel larger than 1x1, what ``factorization: auto`` stands for at the rank
             ratios 1/8, 2/8, ... 1; empty until the layer bank has compared the errors.
@@ -60,6 +71,14 @@ class LayerSpec:
     factorizable: bool = True
     sizes: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = ()
     factors: tuple[Factorization, ...] = ()
+    integer: bool = True
+    plain: bool = True
+    tied_to: str | None = None
+    left_alone: tuple[tuple[str, str], ...] = ()
+
+    def why_not(self, technique: str) -> str:
+        """Why a technique is not used on this layer; empty where it may be."""
+        return dict(self.left_alone).get(technique, "")
 
     def best_factors(self, rank_ratio: float) -> Factorization:
         """The factors with the least error at the nearest rank ratio that was compared."""

@@ -147,7 +147,7 @@ class Technique:
 
     def usable(self, layer: LayerSpec) -> bool:
         """Whether this technique can do anything with a layer."""
-        return True
+        return not layer.why_not(self.name)
 
     def levels(self, rule: Rule, layer: LayerSpec) -> list[dict[str, Any]]:
         """What a rule lets a layer be, mildest first; every level sets the same fields.

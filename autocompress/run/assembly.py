@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,9 +34,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
-_log = logging.getLogger(__name__)
-
-
 def silent(text: str, fraction: float) -> None:
     """Progress that nobody watches."""
 
@@ -54,6 +50,7 @@ class Assembly:
         folder: where the evaluator writes files.
         progress: told what is going on.
         given: the model and the data that were handed over in place of the study's factories.
+        notes: what was changed on the copy of the model before its inventory was taken.
     """
 
     study: StudyConfig
@@ -63,6 +60,7 @@ class Assembly:
     folder: Path
     progress: Progress = silent
     given: tuple[Any, Any] = (None, None)
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def space(self) -> Space:
@@ -219,7 +217,9 @@ def load_model(section: dict[str, Any]) -> nn.Module:
 
 
 def _load_teacher(section: ModelSection) -> nn.Module:
-    return load_model(resolve_variables(section.model_dump()))
+    from autocompress.model.prepare import prepare
+
+    return prepare(load_model(resolve_variables(section.model_dump()))).model
 
 
 def load_data(section: dict[str, Any]) -> Data:
@@ -227,6 +227,35 @@ def load_data(section: dict[str, Any]) -> Data:
     from autocompress.task.data import Data
 
     return Data.wrap(import_factory(section["factory"])(**section.get("args", {})))
+
+
+@dataclass(frozen=True)
+class _Float32:
+    """Turns inputs of other number types into float32, after what a split does itself."""
+
+    before: Callable[[Any], Any] | None
+
+    def __call__(self, stored: Any) -> Any:
+        from autocompress.task.nested import map_tensors
+
+        value = stored if self.before is None else self.before(stored)
+        return map_tensors(lambda x: x.float() if x.is_floating_point() else x, value)
+
+
+def in_float32(data: Data) -> Data:
+    """The same data, inputs of double or half precision as float32, which prepared models take."""
+    import torch
+
+    from autocompress.task.nested import tensors
+
+    kinds = {x.dtype for x in tensors(data.train.inputs(1)) if x.is_floating_point()}
+    if kinds <= {torch.float32}:
+        return data
+    splits = {
+        name: replace(split, preprocess=_Float32(split.preprocess))
+        for name, split in (("train", data.train), ("val", data.val), ("test", data.test))
+    }
+    return replace(data, **splits)
 
 
 def assemble(
@@ -250,18 +279,23 @@ def assemble(
     """
     from autocompress.measure.saturation import settled
     from autocompress.model.inventory import take_inventory
+    from autocompress.model.prepare import prepare
     from autocompress.targets import get_target
     from autocompress.task.data import Data
 
-    given = (model, data)
     plain = resolve_variables(study.model_dump(mode="json"))
     target = get_target(plain["target"])  # an absent runtime is said before anything is loaded
     for technique in techniques():
         technique.check_target(target, study.settings)
     progress("data", 0.0)
-    data = Data.wrap(data) if data is not None else load_data(plain["data"])
+    given_data = data
+    data = in_float32(Data.wrap(data) if data is not None else load_data(plain["data"]))
     progress("model", 0.0)
-    model = copy.deepcopy(model).eval() if model is not None else load_model(plain["model"])
+    prepared = prepare(load_model(plain["model"]) if model is None else model)
+    for note in prepared.notes:
+        _log.info(note)
+    given = (None if model is None else prepared.model, given_data)
+    model = prepared.model
     if study.baseline is not None:
         model = _train_baseline(study, model, data, progress)
     inventory = take_inventory(model, data.train.inputs(1))
@@ -273,7 +307,7 @@ def assemble(
     if config.prune_residual:
         settings = settings.model_copy(update={"prune_residual": True})
     study = study.model_copy(update={"settings": settings})
-    parts = Assembly(study, model, data, inventory, folder, progress, given)
+    parts = Assembly(study, model, data, inventory, folder, progress, given, prepared.notes)
     space = parts.bind()  # a pattern that fits nothing is said before anything is computed
     _warn_of_no_gain(space, type(target))
     return parts

@@ -58,6 +58,7 @@ def profile(
             _pack(parts, export_kernels)
     return {
         "study": study.name,
+        "notes": list(parts.notes),
         "baseline": dict(baseline.values),
         "layers": rows,
         "groups": groups,
@@ -132,6 +133,7 @@ def _layer_row(parts: Assembly, name: str, operators: dict[str, float]) -> dict[
         "params": layer.params,
         "latency_ms": operators.get(name),
         "group": layer.out_group,
+        "left_alone": dict(layer.left_alone),
         "kl": sensitivity,
     }
 

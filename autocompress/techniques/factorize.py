@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from autocompress.errors import PolicyError
 from autocompress.model.factors import factor_method, factor_ranks, has_methods
+from autocompress.model.splitting import keeper, plain_conv, split
+from autocompress.model.usage import like
 from autocompress.policy.inventory import RANK_STEPS, Inventory, LayerSpec
 from autocompress.policy.policy import Factorization, LayerPolicy
-from autocompress.techniques.moments import MatrixLayer, Moments
+from autocompress.techniques.moments import Moments
+
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 METHODS: tuple[Factorization, ...] = ("svd", "spatial", "tucker2")
 
@@ -37,12 +40,18 @@ def factorize(
     """
     if isinstance(layer, nn.Linear):
         inputs, outputs = layer.in_features, layer.out_features
-    elif isinstance(layer, nn.Conv2d | nn.Conv1d) and layer.groups == 1:
+    elif isinstance(layer, _CONVS) and layer.groups == 1:
         inputs, outputs = layer.in_channels, layer.out_channels
     else:
         raise PolicyError(
             f"`rank_ratio` needs a linear layer or a convolution with one group; "
             f"{spec.name!r} is a {type(layer).__name__}."
+        )
+    half = keeper(layer)
+    if half is None:
+        raise PolicyError(
+            f"`rank_ratio` needs a layer that two can stand in for; what {type(layer).__name__} "
+            f"does in {spec.name!r} cannot be divided. Leave it whole."
         )
     ranks = factor_ranks(spec, policy, inputs, outputs)
     method = factor_method(spec, policy)
@@ -52,7 +61,9 @@ def factorize(
     if method == "tucker2":
         assert isinstance(layer, nn.Conv2d)
         return _tucker(layer, ranks)
-    return _svd(layer, ranks[0], moments)
+    first, second = output_svd(layer.weight.flatten(1), ranks[0], moments)
+    first = first.view(ranks[0], *layer.weight.shape[1:])
+    return nn.Sequential(*split(layer, first, second, half)).train(layer.training)
 
 
 def choose_factors(
@@ -168,29 +179,6 @@ def _spectrum(weight: Tensor, moments: Tensor | None) -> tuple[Tensor, Tensor]:
     return values.flip(0), vectors.flip(1)
 
 
-def _svd(layer: MatrixLayer, rank: int, moments: Tensor | None) -> nn.Sequential:
-    first, second = output_svd(layer.weight.flatten(1), rank, moments)
-    bias = layer.bias is not None
-    if isinstance(layer, nn.Linear):
-        parts: list[MatrixLayer] = [
-            nn.Linear(layer.in_features, rank, bias=False),
-            nn.Linear(rank, layer.out_features, bias=bias),
-        ]
-    else:
-        parts = [
-            _resized(layer, layer.in_channels, rank),
-            type(layer)(rank, layer.out_channels, 1, bias=bias),
-        ]
-    return _filled(parts, [first, second], layer)
-
-
-def _resized(layer: nn.Conv2d | nn.Conv1d, inputs: int, outputs: int) -> nn.Conv2d | nn.Conv1d:
-    """A convolution like another, with other channels and without a bias."""
-    kept = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
-    options: dict[str, Any] = {name: getattr(layer, name) for name in kept}
-    return type(layer)(inputs, outputs, bias=False, **options)
-
-
 def _columns(layer: nn.Conv2d, moments: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """The kernel as ``(outputs * width, inputs * height)``, and what its columns see.
 
@@ -216,30 +204,27 @@ def _spatial(layer: nn.Conv2d, rank: int, moments: Tensor | None) -> nn.Sequenti
         if isinstance(layer.padding, str)
         else ((layer.padding[0], 0), (0, layer.padding[1]))
     )
-    parts: list[MatrixLayer] = [
-        nn.Conv2d(
-            inputs,
-            rank,
-            (height, 1),
-            (layer.stride[0], 1),
-            down,
-            (layer.dilation[0], 1),
-            bias=False,
-            padding_mode=layer.padding_mode,
-        ),
-        nn.Conv2d(
-            rank,
-            outputs,
-            (1, width),
-            (1, layer.stride[1]),
-            across,
-            (1, layer.dilation[1]),
-            bias=layer.bias is not None,
-            padding_mode=layer.padding_mode,
-        ),
-    ]
-    rows = second.view(outputs, width, rank).permute(0, 2, 1)
-    return _filled(parts, [first, rows], layer)
+    column = like(
+        layer,
+        first.view(rank, inputs, height, 1),
+        None,
+        out_channels=rank,
+        kernel_size=(height, 1),
+        stride=(layer.stride[0], 1),
+        padding=down,
+        dilation=(layer.dilation[0], 1),
+    )
+    row = like(
+        layer,
+        second.view(outputs, width, rank).permute(0, 2, 1).reshape(outputs, rank, 1, width),
+        layer.bias,
+        in_channels=rank,
+        kernel_size=(1, width),
+        stride=(1, layer.stride[1]),
+        padding=across,
+        dilation=(1, layer.dilation[1]),
+    )
+    return nn.Sequential(column, row).train(layer.training)
 
 
 def _tucker(layer: nn.Conv2d, ranks: tuple[int, ...]) -> nn.Sequential:
@@ -252,18 +237,10 @@ def _tucker(layer: nn.Conv2d, ranks: tuple[int, ...]) -> nn.Sequential:
             layer.weight.detach().double(), rank=[ranks[1], ranks[0]], modes=[0, 1], init="svd"
         )
     outer, inner = (f.to(layer.weight.dtype) for f in factors)
-    parts: list[MatrixLayer] = [
-        nn.Conv2d(layer.in_channels, ranks[0], 1, bias=False),
-        _resized(layer, ranks[0], ranks[1]),
-        nn.Conv2d(ranks[1], layer.out_channels, 1, bias=layer.bias is not None),
+    middle = core.to(layer.weight.dtype)
+    parts = [
+        plain_conv(layer, inner.T[..., None, None], None),
+        like(layer, middle, None, in_channels=ranks[0], out_channels=ranks[1]),
+        plain_conv(layer, outer[..., None, None], layer.bias),
     ]
-    return _filled(parts, [inner.T, core.to(layer.weight.dtype), outer], layer)
-
-
-def _filled(parts: list[MatrixLayer], weights: list[Tensor], layer: MatrixLayer) -> nn.Sequential:
-    with torch.no_grad():
-        for part, weight in zip(parts, weights, strict=True):
-            part.weight.copy_(weight.reshape(part.weight.shape))
-        if layer.bias is not None and parts[-1].bias is not None:
-            parts[-1].bias.copy_(layer.bias)
     return nn.Sequential(*parts).train(layer.training)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autocompress.model.usage import outputs_first
 from autocompress.task.outputs import label_loss, output_kind
 
 _DOUBLE = 1300
@@ -82,7 +83,7 @@ def _rows(module: nn.Module, values: Callable[[nn.Parameter], Tensor]) -> list[T
     Of an attention: query, key and value, one after another. Of both directions of a recurrent
     layer, gate by gate: the first direction's units, then the second's, as in the outputs.
     """
-    if isinstance(module, nn.LSTM | nn.GRU):
+    if isinstance(module, nn.RNNBase):
         named = dict(module.named_parameters())
         forward = [n for n in named if n.startswith("weight") and not n.endswith("_reverse")]
         found = []
@@ -95,7 +96,7 @@ def _rows(module: nn.Module, values: Callable[[nn.Parameter], Tensor]) -> list[T
         return [values(module.in_proj_weight)]
     if hasattr(module, "qkv"):
         return [values(module.get_parameter("qkv.weight"))]
-    return [values(module.get_parameter("weight"))]
+    return [outputs_first(module, values(module.get_parameter("weight")))]
 
 
 def _per_channel(values: Tensor, channels: int) -> Tensor:

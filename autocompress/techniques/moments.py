@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autocompress.errors import CalibrationError
+from autocompress.model.usage import CONV, inherited, paddings, product, usage
 
-_CONV = nn.modules.conv._ConvNd
-
-MatrixLayer = nn.Linear | nn.Conv2d | nn.Conv1d
+MatrixLayer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 """Layers that multiply rows of their inputs with one weight matrix per group."""
 
 MAX_FEATURES = 4700
@@ -27,7 +26,7 @@ _ROWS = 131_072
 
 def features(layer: nn.Module) -> int:
     """Input features per output: input channels of one conv group times the kernel."""
-    if isinstance(layer, _CONV):
+    if isinstance(layer, CONV):
         return layer.in_channels // layer.groups * math.prod(layer.kernel_size)
     assert isinstance(layer, nn.Linear)
     return layer.in_features
@@ -35,12 +34,12 @@ def features(layer: nn.Module) -> int:
 
 def solvable(layer: nn.Module) -> TypeGuard[MatrixLayer]:
     """Whether a layer's weights can be re-solved from its input moments."""
-    if isinstance(layer, nn.Linear):
-        return layer.in_features <= MAX_FEATURES
-    if not isinstance(layer, nn.Conv2d | nn.Conv1d) or isinstance(layer.padding, str):
+    if not isinstance(layer, MatrixLayer) or features(layer) > MAX_FEATURES:
         return False
-    depthwise = layer.groups > 1 and layer.groups == layer.in_channels
-    return not depthwise and layer.padding_mode == "zeros" and features(layer) <= MAX_FEATURES
+    if isinstance(layer, CONV) and layer.groups > 1 and layer.groups == layer.in_channels:
+        return False  # depthwise
+    found = usage(layer)
+    return found.direct and not found.after
 
 
 def matrix_layer(model: nn.Module, name: str) -> MatrixLayer:
@@ -55,29 +54,71 @@ def rows(layer: nn.Module, inputs: Tensor) -> Tensor:
 
     Args:
         layer: convolution or linear.
-        inputs: ``(N, C, H, W)``, ``(N, C, L)`` or ``(N, ..., features)``.
+        inputs: ``(N, C, *spatial)`` or ``(N, ..., features)``.
 
     Returns:
         ``(groups, M, features)``: one row per output position.
     """
+    if not inherited(layer):
+        # what a subclass does to its inputs is part of what the weight is multiplied with
+        found = product(layer, inputs)
+        assert found is not None
+        inputs = found.inputs
+        if isinstance(layer, CONV):
+            return _columns(inputs, layer, found.options)
     if isinstance(layer, nn.Linear):
         return inputs.reshape(1, -1, layer.in_features)
-    assert isinstance(layer, _CONV)
-    assert not isinstance(layer.padding, str)
-    image = inputs if inputs.dim() == 4 else inputs.unsqueeze(2)
-    kernel, padding, dilation, stride = (
-        v if len(v) == 2 else (d, *v)
-        for v, d in (
-            (layer.kernel_size, 1),
-            (layer.padding, 0),
-            (layer.dilation, 1),
-            (layer.stride, 1),
-        )
+    assert isinstance(layer, CONV)
+    options: dict[str, Any] = {k: getattr(layer, k) for k in ("stride", "padding", "dilation")}
+    if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
+        sides = [side for pair in reversed(paddings(layer)) for side in pair]
+        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+        inputs = F.pad(inputs, sides, mode=mode)
+        options["padding"] = 0
+    return _columns(inputs, layer, options)
+
+
+def _columns(inputs: Tensor, layer: CONV, options: Mapping[str, Any]) -> Tensor:
+    """Patches under a kernel, ``(groups, M, features)``.
+
+    Args:
+        inputs: ``(N, C, *spatial)``, or without the batch.
+        layer: its groups and kernel are read.
+        options: stride, padding and dilation, numbers or one for each axis.
+    """
+    axes = len(layer.kernel_size)
+    image = inputs if inputs.dim() == axes + 2 else inputs[None]
+    stride, padding, dilation = (
+        (value,) * axes if isinstance(value, int) else tuple(value)
+        for value in (options.get(k, d) for k, d in _DEFAULTS)
     )
-    columns = F.unfold(image, kernel, dilation=dilation, padding=padding, stride=stride)
-    count, _, positions = columns.shape
+    count = len(image)
+    if axes == 3:
+        image = F.pad(image, [side for p in reversed(padding) for side in (p, p)])
+        for axis in range(axes):
+            span = dilation[axis] * (layer.kernel_size[axis] - 1) + 1
+            image = image.unfold(2 + axis, span, stride[axis])[..., :: dilation[axis]]
+        order = (0, 1, 5, 6, 7, 2, 3, 4)
+        columns = image.permute(order).reshape(count, -1, math.prod(image.shape[2:5]))
+    else:
+        flat = axes == 1
+        kernel, padding, dilation, stride = (
+            (unit, *value) if flat else value
+            for value, unit in (
+                (tuple(layer.kernel_size), 1),
+                (padding, 0),
+                (dilation, 1),
+                (stride, 1),
+            )
+        )
+        image = image.unsqueeze(2) if flat else image
+        columns = F.unfold(image, kernel, dilation=dilation, padding=padding, stride=stride)
+    positions = columns.shape[-1]
     grouped = columns.view(count, layer.groups, -1, positions)
     return grouped.permute(1, 0, 3, 2).reshape(layer.groups, count * positions, -1)
+
+
+_DEFAULTS = (("stride", 1), ("padding", 0), ("dilation", 1))
 
 
 @dataclass(frozen=True)

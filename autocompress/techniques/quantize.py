@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.errors import PolicyError
+from autocompress.model.usage import CONV, TRANSPOSED
 from autocompress.techniques.compressed import Compressed, Precision, Range
 from autocompress.techniques.fold import fold_batch_norms
-
-_CONV = nn.modules.conv._ConvNd
 
 
 def weight_limit(bits: int, reduced: bool = False) -> int:
@@ -57,6 +56,18 @@ def round_weight(weight: Tensor, bits: int, reduced: bool = False) -> Tensor:
     return (weight / scale).round().clamp(-limit, limit) * scale
 
 
+def rounded_weight(layer: nn.Module, precision: Precision) -> Tensor:
+    """A layer's weight on its grid: a scale for each output channel, or row of a table.
+
+    Transposed convolutions hold theirs with the inputs first; groups of them share their scales.
+    """
+    weight: Any = layer.weight
+    if isinstance(layer, TRANSPOSED):
+        turned = round_weight(weight.transpose(0, 1), precision.weight_bits, precision.reduced)
+        return turned.transpose(0, 1)
+    return round_weight(weight, precision.weight_bits, precision.reduced)
+
+
 class _Straight(torch.autograd.Function):
     """Rounds forward, passes gradients straight back (Bengio et al., 2013)."""
 
@@ -84,7 +95,7 @@ class QuantizedLayer(nn.Module):
     """A layer that rounds its input and its weight before it works; for simulation and training.
 
     Args:
-        layer: convolution or linear; its float weight is what training changes.
+        layer: convolution, linear or embedding; its float weight is what training changes.
         precision: bits.
         fixed: range of the input, or ``None`` to follow the data: each batch's own extremes in
             dynamic scaling, a moving average of them otherwise.
@@ -96,7 +107,7 @@ class QuantizedLayer(nn.Module):
 
     def __init__(
         self,
-        layer: _CONV | nn.Linear,
+        layer: CONV | nn.Linear | nn.Embedding,
         precision: Precision,
         fixed: Range | None,
         half: torch.dtype = torch.float16,
@@ -111,16 +122,17 @@ class QuantizedLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Like the layer's own."""
-        if self.precision.activation_bits == 8:
+        numbers = x.is_floating_point()  # an embedding reads positions in its table
+        if self.precision.activation_bits == 8 and numbers:
             low, high = self._range(x)
             if high > low:
                 x = round_activation(x, low, high)
         weight: Tensor = self.layer.weight
         if self.precision.weight_bits <= 8:
-            rounded = round_weight(weight, self.precision.weight_bits, self.precision.reduced)
+            rounded = rounded_weight(self.layer, self.precision)
             weight = _Straight.apply(weight, rounded, None)
         elif self.precision.half:
-            x, weight = self._halved(x), self._halved(weight)
+            x, weight = self._halved(x) if numbers else x, self._halved(weight)
         return torch.func.functional_call(self.layer, {"weight": weight}, (x,))
 
     def _halved(self, value: Tensor) -> Tensor:
@@ -151,12 +163,13 @@ class HalfLayer(nn.Module):
     def __init__(self, layer: nn.Module, kind: torch.dtype) -> None:
         super().__init__()
         self.kind = kind
+        self.usual = layer.weight.dtype
         self.layer = copy.deepcopy(layer).to(kind)
 
     def forward(self, x: Tensor) -> Tensor:
         """Like the layer's own."""
-        found: Tensor = self.layer(x.to(self.kind)).to(x.dtype)
-        return found
+        found: Tensor = self.layer(x.to(self.kind) if x.is_floating_point() else x)
+        return found.to(self.usual)
 
 
 def in_half(simulated: nn.Module) -> nn.Module:
@@ -240,7 +253,7 @@ def _wrap(
     compressed: Compressed, module: nn.Module, name: str, precision: Precision, fixed: Range | None
 ) -> None:
     layer = module.get_submodule(name)
-    if not isinstance(layer, _CONV | nn.Linear):
+    if not isinstance(layer, CONV | nn.Linear | nn.Embedding):
         return  # recurrent and attention layers are quantized in the file only
     owner, _, child = name.rpartition(".")
     setattr(

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from autocompress.model.usage import TRANSPOSED
 from autocompress.policy.policy import LayerPolicy
 
 
@@ -52,6 +53,8 @@ def sparsify(layers: Mapping[str, tuple[nn.Module, LayerPolicy]], scope: str = "
     for module, policy in layers.values():
         if policy.pattern == "2:4":
             weight = _weight(module)
+            if isinstance(module, TRANSPOSED):  # held with the inputs first
+                weight = weight.transpose(0, 1)
             weight.mul_(two_four_mask(weight))
     if scope == "global" and loose:
         weights = [_weight(m) for m, _ in loose.values()]

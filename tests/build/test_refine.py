@@ -14,7 +14,7 @@ from torch import nn
 from autocompress.build.bank import LayerBank
 from autocompress.build.pipeline import Pipeline
 from autocompress.build.refine import Refinement, _blocks, _run
-from autocompress.build.walk import trace
+from autocompress.build.walk import Steps
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.recovery import Schedule
@@ -62,18 +62,19 @@ def test_blocks_run_one_after_another_are_the_network(name: str) -> None:
             return seen[node.name]
 
     Noting(torch.fx.symbolic_trace(model)).run(inputs)
-    blocks = _blocks(trace(model, []), model)
+    steps = Steps(model, [])
+    blocks = _blocks(steps, model)
     assert blocks
     value: Any = inputs
     with torch.no_grad():
         for block in blocks:
-            value = _run(block, value, model)
+            value = _run(steps, block, value, model)
             torch.testing.assert_close(value, seen[block.nodes[-1].name])
 
 
 def test_residual_blocks_are_cut_at_the_stream() -> None:
     model = make("residual")
-    ends = [str(b.nodes[-1].name) for b in _blocks(trace(model, []), model)]
+    ends = [str(b.nodes[-1].name) for b in _blocks(Steps(model, []), model)]
     # behind the stem, the first block, and the second one, which pools; the head is the rest
     assert [end.partition("_")[0] for end in ends] == ["relu", "relu", "mean"]
 

@@ -187,7 +187,7 @@ def precisions(name: str) -> dict[str, Precision]:
     return {
         layer.name: Precision(8, 8, "dynamic" if layer.kind == "lstm" else "static")
         for layer in found
-        if layer.quantizable and layer.kind not in ("embedding", "gru")
+        if layer.quantizable and layer.integer
     }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +17,9 @@ from autocompress.errors import CalibrationError, UnsupportedModel
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.settings import CompressionSettings
+from autocompress.techniques.compressed import Compressed
 from autocompress.techniques.moments import rows
+from autocompress.techniques.prune import remove
 
 
 def pruned(name: str, ratio: float = 0.5, ridge: float = 0.01) -> tuple[LayerBank, Policy]:
@@ -149,3 +153,51 @@ def test_reestimated_statistics_are_the_averages_over_batches() -> None:
     torch.testing.assert_close(model.norm1.running_var, variance, rtol=1e-4, atol=1e-5)
     assert model.norm1.momentum == 0.1
     assert not model.norm1.training
+
+
+@pytest.mark.parametrize("options", [{"track_running_stats": False}, {"affine": False}])
+def test_norms_without_statistics_or_scale_are_solved_around(options: dict[str, bool]) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.BatchNorm2d(8, **options),
+        nn.ReLU(),
+        nn.Conv2d(8, 6, 3, padding=1),
+        nn.BatchNorm2d(6, **options),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(6 * 64, 5),
+    ).eval()
+    split, settings = data("plain").train, CompressionSettings(ridge=0.01)
+    inputs = split.inputs()
+    bank = LayerBank.build(model, take_inventory(model, inputs[:2]), split, settings)
+    policy = Policy({"0": LayerPolicy(prune_ratio=0.5)})
+    with torch.no_grad():
+        real = model(inputs)
+        plain = bank.stitch(policy, solve=False).module(inputs)
+        solved = sequential_resolve(model, bank.stitch(policy), inputs).module(inputs)
+    assert ((solved - real) ** 2).mean() < ((plain - real) ** 2).mean()
+
+
+class Corrected(nn.Module):
+    """Takes the first channels by number; once half are gone, its forward is replaced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(4, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.conv(x))[:, :4].mean((2, 3)))
+
+
+def test_a_forward_that_was_corrected_is_not_solved_by_the_steps_of_the_old() -> None:
+    model = Corrected().eval()
+    compressed = Compressed(copy.deepcopy(model), Policy(), CompressionSettings())
+    compressed.parts = {"conv": ("conv",), "head": ("head",)}
+    module = compressed.module
+    remove(module, {("conv", "out"): [0, 1], ("head", "in"): [0, 1]})
+    module.forward = lambda x: module.head(torch.relu(module.conv(x))[:, :2].mean((2, 3)))
+    before = {n: t.clone() for n, t in module.state_dict().items()}
+    with pytest.raises(UnsupportedModel, match="a step fails"):
+        sequential_resolve(model, compressed, example("plain", 8))
+    assert all(torch.equal(t, before[n]) for n, t in module.state_dict().items())

@@ -179,7 +179,7 @@ def test_pruned_and_factorized_cost_is_the_formula(bank: Build) -> None:
 
 
 def test_grouped_layers_cannot_be_factorized(bank: Build) -> None:
-    with pytest.raises(PolicyError, match="one group"):
+    with pytest.raises(PolicyError, match="convolution with groups"):
         bank("grouped").stitch(Policy({"conv2": LayerPolicy(rank_ratio=0.5)}))
 
 
@@ -201,11 +201,20 @@ def test_factors_of_full_rank_pad_as_the_layer_does(
     torch.testing.assert_close(factors(x), layer(x), rtol=1e-4, atol=1e-4)
 
 
-def test_layers_in_three_dimensions_are_not_factorizable() -> None:
-    """``factorize`` refuses them, so no space may offer it."""
-    model = nn.Sequential(nn.Conv3d(2, 4, 3), nn.Conv3d(4, 4, 3), nn.Flatten(), nn.Linear(32, 3))
-    inventory = take_inventory(model.eval(), torch.randn(1, 2, 6, 6, 6))
-    assert [layer.factorizable for layer in inventory.layers] == [False, False, True]
+@pytest.mark.parametrize("mode", ["zeros", "replicate", "circular"])
+@pytest.mark.parametrize("padding", ["same", 1])
+def test_layers_of_one_and_three_axes_have_svd_factors(padding: str | int, mode: str) -> None:
+    torch.manual_seed(0)
+    for kind, sizes in ((nn.Conv1d, (9,)), (nn.Conv3d, (5, 6, 4))):
+        layer = kind(3, 4, 3, padding=padding, padding_mode=mode)
+        x = torch.randn(2, 3, *sizes)
+        (spec,) = take_inventory(layer.eval(), x).layers
+        assert spec.factorizable
+        with torch.no_grad():  # of rank one
+            layer.weight.copy_(torch.randn(4, *[1] * layer.weight[0].dim()) * layer.weight[:1])
+        factors = factorize(layer, spec, LayerPolicy(rank_ratio=0.1, factorization="auto"))
+        torch.testing.assert_close(factors(x), layer(x), rtol=1e-4, atol=1e-4)
+        assert sum(p.weight.numel() for p in factors) == 3 * 3 ** len(sizes) + 4
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -31,7 +31,7 @@ class LowRank(Technique):
 
     def usable(self, layer: LayerSpec) -> bool:
         """Whether factors of this kind of layer are known."""
-        return layer.factorizable
+        return layer.factorizable and super().usable(layer)
 
     def levels(self, rule: Rule, layer: LayerSpec) -> list[dict[str, Any]]:
         """Not factorized first, then the highest rank."""

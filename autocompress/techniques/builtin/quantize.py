@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from autocompress.errors import InputError, PolicyError
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from autocompress.targets.base import Target
     from autocompress.techniques.stitching import Stitching
 
+_STATIC = {"activation_scaling": "static"}
 _INT8 = {"weight_bits": 8, "activation_bits": 8}
 
 
@@ -54,10 +56,15 @@ class Quantize(Technique):
 
     def usable(self, layer: LayerSpec) -> bool:
         """Whether runtimes have such layers in fewer bits."""
-        return layer.quantizable
+        return layer.quantizable and super().usable(layer)
 
     def levels(self, rule: Rule, layer: LayerSpec) -> list[dict[str, Any]]:
-        """Every valid pair of bits, the most bits first."""
+        """Every valid pair of bits, the most bits first; weights alone where only they can be."""
+        if not layer.integer:
+            bits = sorted(set(rule.weight_bits), reverse=True)
+            return [
+                {"weight_bits": b, "activation_bits": 16 if b == 16 else 32} | _STATIC for b in bits
+            ]
         levels: list[dict[str, Any]] = []
         for weight in sorted(set(rule.weight_bits), reverse=True):
             for activation in sorted(set(rule.activation_bits), reverse=True):
@@ -71,7 +78,7 @@ class Quantize(Technique):
                 if activation == 8:
                     levels += [{**level, "activation_scaling": s} for s in rule.activation_scaling]
                 else:
-                    levels.append({**level, "activation_scaling": "static"})
+                    levels.append(level | _STATIC)
         return levels
 
     def followed(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -167,5 +174,7 @@ class Quantize(Technique):
         from autocompress.techniques.compressed import Precision
 
         for spec, policy in work.layers(self):
+            if not spec.integer and policy.integer:  # its inputs stay float, where they are any
+                policy = replace(policy, activation_bits=32)
             for part in work.parts[spec.name]:
                 work.precisions[part] = Precision.of(policy, work.settings)

@@ -1,0 +1,170 @@
+"""A layer's weights solved anew on the inputs that are left, for all layers that share them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from autocompress.model.tied import Place, holders
+from autocompress.techniques.moments import MatrixLayer, Moments, matrix_layer, resolve, rows
+
+_NORM = nn.modules.batchnorm._BatchNorm
+_ROWS = 262_144
+
+Solution = tuple[Tensor, Tensor | None]
+"""Weight and bias."""
+
+
+def solve_without(
+    model: nn.Module,
+    moments: Mapping[str, Moments],
+    shared: Sequence[list[Place]],
+    name: str,
+    gone: Sequence[int],
+    ridge: float,
+) -> Solution:
+    """Weights of a layer, all outputs, re-solved without some input channels (left at zero).
+
+    A weight that several layers hold is solved once for the inputs of all of them, each layer's
+    error counting alike; so each of them gets the same weight, and its own bias where it has one.
+
+    Args:
+        model: uncompressed.
+        moments: of the layer, and of those that hold its weight.
+        shared: as ``tied.shared_parameters`` gives it for the model.
+        name: of the layer.
+        gone: its input channels that go.
+        ridge: fraction of the mean diagonal.
+    """
+    layer = matrix_layer(model, name)
+    weight = layer.weight.detach()
+    bias = layer.bias.detach() if layer.bias is not None else None
+    together = holders(shared, name)
+    if len(together) == 1 or holders(shared, name, "bias") == together:
+        second = torch.stack([moments[n].second for n in together]).mean(0)
+        return _solve(weight, bias, second, gone, ridge)
+    found = torch.stack([_shifted(matrix_layer(model, n), moments[n].second) for n in together])
+    solved, _ = _solve(weight, None, found.mean(0), gone, ridge)
+    if bias is None:
+        return solved, None
+    # what the weight lost on the mean input goes into the bias
+    means = moments[name].second[:, -1, :-1]
+    lost = (weight - solved).flatten(1).unflatten(0, (len(means), -1))
+    return solved, bias + (lost @ means[..., None]).flatten()
+
+
+def _shifted(layer: MatrixLayer, second: Tensor) -> Tensor:
+    """Moments as a layer's weight sees them whose own bias makes up for the mean."""
+    if layer.bias is None:
+        return second
+    mean = second[:, -1]
+    return second - mean[:, :, None] * mean[:, None, :]
+
+
+def _solve(
+    weight: Tensor, bias: Tensor | None, second: Tensor, gone: Sequence[int], ridge: float
+) -> Solution:
+    """Group after group of one weight; see ``resolve``."""
+    groups = len(second)
+    out = torch.zeros_like(weight)
+    new_bias = None if bias is None else torch.zeros_like(bias)
+    per_group, rows = weight.shape[1], len(weight) // groups
+    area = weight[0, 0].numel()
+    for g in range(groups):
+        mask = torch.ones(per_group, dtype=torch.bool)
+        mask[[i - g * per_group for i in gone if i // per_group == g]] = False
+        block = slice(g * rows, (g + 1) * rows)
+        kept = mask.repeat_interleave(area).nonzero().flatten()
+        own = None if bias is None else bias[block]
+        solved, shift = resolve(weight[block].flatten(1), own, second[g], kept, ridge)
+        flat = out[block].flatten(1)
+        flat[:, kept] = solved
+        out[block] = flat.view_as(out[block])
+        if new_bias is not None and shift is not None:
+            new_bias[block] = shift
+    return out, new_bias
+
+
+def has_statistics(module: nn.Module) -> bool:
+    """Whether a module is a batch norm that a solved map can be divided with.
+
+    One without statistics of its own, or without a scale, is left as it is: the layer before it is
+    solved for its own outputs.
+    """
+    return (
+        isinstance(module, _NORM) and module.running_mean is not None and module.weight is not None
+    )
+
+
+def statistics(norm: _NORM) -> tuple[Tensor, Tensor]:
+    """Running mean and variance of a batch norm that keeps them."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    return norm.running_mean, norm.running_var
+
+
+def place_before_norm(
+    layer: MatrixLayer, norm: _NORM, weight: Tensor, bias: Tensor, gram: Tensor, damping: Tensor
+) -> None:
+    """Split a solved affine map into a layer and the batch norm behind it, in place.
+
+    The norm's statistics become those of the layer's true outputs, so that training mode sees the
+    same function as eval mode.
+
+    Args:
+        layer, norm: changed in place.
+        weight, bias: ``(outputs, d)`` and ``(outputs,)``, of both together.
+        gram: ``(d + 1, d + 1)`` moments of the layer's ``[inputs, 1]``, damped.
+        damping: what was added to their diagonal.
+    """
+    second, mean = gram[:-1, :-1].clone(), gram[-1, :-1]
+    index = torch.arange(len(second))
+    second[index, index] -= damping
+    centre = weight @ mean
+    variance = torch.einsum("od,de,oe->o", weight, second, weight) - centre**2
+    spread = (variance.clamp_min(0) + norm.eps).sqrt()
+    layer.weight.copy_(weight.reshape(layer.weight.shape))
+    if layer.bias is not None:
+        layer.bias.zero_()
+    running_mean, running_var = statistics(norm)
+    running_mean.copy_(centre)
+    running_var.copy_(variance.clamp_min(0))
+    norm.weight.copy_(spread)
+    norm.bias.copy_(bias + centre)
+
+
+def accumulate(
+    layer: MatrixLayer, fed: Sequence[Tensor], wanted: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Mean outer products ``[x, 1][x, 1]'`` and ``[x, 1] t'``, in double precision.
+
+    Args:
+        layer: with one group.
+        fed: its inputs, in chunks.
+        wanted: what its outputs are to be, in chunks.
+    """
+    gram: Tensor | None = None
+    cross: Tensor | None = None
+    count = 0
+    generator = torch.Generator().manual_seed(0)
+    for x, t in zip(fed, wanted, strict=True):
+        found = rows(layer, x)[0]
+        goal = (
+            t.reshape(-1, t.shape[-1])
+            if isinstance(layer, nn.Linear)
+            else t.flatten(2).transpose(1, 2).reshape(len(found), -1)
+        )
+        limit = max(_ROWS // len(fed), 8 * found.shape[1])
+        if len(found) > limit:
+            index = torch.randint(len(found), (limit,), generator=generator)
+            found, goal = found[index], goal[index]
+        found = torch.cat([found, found.new_ones(len(found), 1)], 1)
+        g, c = found.T @ found, found.T @ goal
+        gram = g.double() if gram is None else gram + g
+        cross = c.double() if cross is None else cross + c
+        count += len(found)
+    assert gram is not None
+    assert cross is not None
+    return gram / count, cross / count

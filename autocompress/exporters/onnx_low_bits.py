@@ -1,0 +1,121 @@
+"""Weights in fewer bits beside float arithmetic: small in the file, floats when they are used."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autocompress.errors import ExportError
+
+
+def channel_axis(node: Any) -> int:
+    """Axis of the output channels in a node's weight; of a table, of its rows."""
+    if node.op_type in ("MatMul", "ConvTranspose"):
+        return 1
+    if node.op_type == "Gemm":
+        transposed = any(a.name == "transB" and a.i == 1 for a in node.attribute)
+        return 0 if transposed else 1
+    return 0
+
+
+def weight_place(node: Any) -> int:
+    """Which input of a node its weight is."""
+    return 0 if node.op_type == "Gather" else 1
+
+
+def store_low_bits(model: Any, name: str, bits: int) -> None:
+    """Store one node's weight as integers, a scale for each output channel, in place.
+
+    A DequantizeLinear makes floats of them. Of a table in 8 bits only the rows that are picked
+    become floats: to turn all of it at every run would take longer than the network.
+
+    Args:
+        model: ``onnx.ModelProto``.
+        name: of a convolution, linear layer or lookup with a constant weight.
+        bits: 2 to 8; below 8 two values share a byte.
+    """
+    from onnx import helper, numpy_helper
+
+    position = next(i for i, n in enumerate(model.graph.node) if n.name == name)
+    node = model.graph.node[position]
+    place = weight_place(node)
+    weights = {i.name: i for i in model.graph.initializer}
+    tensor = weights.get(node.input[place]) if len(node.input) > 1 else None
+    if tensor is None or node.op_type in ("LSTM", "GRU"):
+        raise ExportError(
+            f"Weight-only integers need a convolution or linear layer with a constant "
+            f"weight; {name!r} ({node.op_type}) has none. Use activation_scaling "
+            "'dynamic' for recurrent layers."
+        )
+    axis = channel_axis(node)
+    grid, scale = _grid(numpy_helper.to_array(tensor), bits, axis)
+    stored = _int8(grid, tensor.name) if bits == 8 else _int4(model, grid, tensor.name)
+    if bits == 8 and node.op_type == "Gather":
+        factor = numpy_helper.from_array(scale[:, None], f"{tensor.name}_scale")
+        _pick_integers(model, position, stored.name, factor.name)
+    else:
+        factor = numpy_helper.from_array(scale, f"{tensor.name}_scale")
+        output = f"{tensor.name}_dequantized"
+        dequantize = helper.make_node(
+            "DequantizeLinear", [stored.name, factor.name], [output], f"{name}_weight", axis=axis
+        )
+        node.input[place] = output
+        model.graph.node.insert(position, dequantize)
+    model.graph.initializer.extend([stored, factor])
+    if not any(tensor.name in n.input for n in model.graph.node):
+        model.graph.initializer.remove(tensor)
+
+
+def _grid(value: NDArray[Any], bits: int, axis: int) -> tuple[NDArray[np.int8], NDArray[Any]]:
+    """Levels of a weight, and the scale of each of its channels."""
+    limit = 2 ** (bits - 1) - 1
+    other = tuple(i for i in range(value.ndim) if i != axis)
+    scale = np.maximum(np.abs(value).max(axis=other), 1e-12).astype(np.float32) / limit
+    shape = [-1 if i == axis else 1 for i in range(value.ndim)]
+    levels = np.clip(np.round(value / scale.reshape(shape)), -limit, limit)
+    return levels.astype(np.int8), scale
+
+
+def _int8(grid: NDArray[np.int8], name: str) -> Any:
+    from onnx import numpy_helper
+
+    return numpy_helper.from_array(grid, f"{name}_int8")
+
+
+def _int4(model: Any, grid: NDArray[np.int8], name: str) -> Any:
+    """Two values a byte, which the file's version must know."""
+    from onnx import TensorProto, helper
+
+    flat = grid.reshape(-1)
+    padded = np.concatenate([flat, np.zeros(len(flat) % 2, np.int8)])
+    packed = (padded[0::2] & 0xF) | ((padded[1::2] & 0xF) << 4)
+    for opset in model.opset_import:
+        if opset.domain in ("", "ai.onnx"):
+            opset.version = max(opset.version, 21)
+    model.ir_version = max(model.ir_version, 10)
+    return helper.make_tensor(
+        f"{name}_int4",
+        TensorProto.INT4,
+        list(grid.shape),
+        packed.astype(np.uint8).tobytes(),
+        raw=True,
+    )
+
+
+def _pick_integers(model: Any, position: int, table: str, scales: str) -> None:
+    """Let a lookup pick integers and their scales, and multiply them."""
+    from onnx import TensorProto, helper
+
+    node = model.graph.node[position]
+    name, places, output = node.name, node.input[1], node.output[0]
+    picked, floats, factors = (f"{output}_rows_{part}" for part in ("int8", "float", "scale"))
+    node.input[0], node.output[0] = table, picked
+    added = [
+        helper.make_node("Cast", [picked], [floats], f"{name}_float", to=TensorProto.FLOAT),
+        helper.make_node("Gather", [scales, places], [factors], f"{name}_scale"),
+        helper.make_node("Mul", [floats, factors], [output], f"{name}_scaled"),
+    ]
+    for offset, new in enumerate(added, 1):
+        model.graph.node.insert(position + offset, new)

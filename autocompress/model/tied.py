@@ -1,0 +1,49 @@
+"""Parameters that several modules hold: found, kept together, and taken apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from torch import nn
+
+Place = tuple[str, str]
+"""Name of a module and of its parameter."""
+
+
+def shared_parameters(model: nn.Module) -> list[list[Place]]:
+    """The places of every parameter that more than one module holds."""
+    places: dict[int, list[Place]] = {}
+    for name, module in model.named_modules():
+        for key, parameter in module.named_parameters(recurse=False):
+            places.setdefault(id(parameter), []).append((name, key))
+    return [found for found in places.values() if len(found) > 1]
+
+
+def holders(shared: Iterable[list[Place]], name: str, key: str = "weight") -> list[str]:
+    """Names of the modules that hold the same parameter as one, itself among them.
+
+    Args:
+        shared: as ``shared_parameters`` gives it.
+        name, key: of a module and of its parameter.
+    """
+    for places in shared:
+        if (name, key) in places:
+            return [module for module, _ in places]
+    return [name]
+
+
+def untie(model: nn.Module, form: Callable[[str, str], object]) -> None:
+    """Give places a parameter of their own where they will hold its values in another form.
+
+    Args:
+        model: changed in place.
+        form: of a module's name and its parameter's; places of equal form go on sharing one.
+    """
+    for places in shared_parameters(model):
+        first = model.get_submodule(places[0][0]).get_parameter(places[0][1])
+        made = {form(*places[0]): first}
+        for name, key in places[1:]:
+            own = form(name, key)
+            if own not in made:
+                made[own] = nn.Parameter(first.detach().clone(), first.requires_grad)
+            setattr(model.get_submodule(name), key, made[own])

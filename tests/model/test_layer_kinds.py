@@ -1,0 +1,130 @@
+"""Every kind of layer is listed, counted and either compressed or left alone with the reason."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from kinds import KINDS, fitting, kind
+from odd_layers import ODD, odd_inputs, odd_network
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from autocompress.model.cost import count_macs, policy_cost
+from autocompress.model.inventory import take_inventory
+from autocompress.model.prepare import prepare
+from autocompress.policy.inventory import Inventory
+from autocompress.policy.policy import LayerPolicy, Policy
+from autocompress.policy.settings import CompressionSettings
+
+SETTINGS = CompressionSettings()
+SINGLE = ("quantize", "low-rank", "sparse")
+
+
+def inventory_of(name: str) -> Inventory:
+    return take_inventory(kind(name), fitting(name)[:1])
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_params_are_those_of_torch(name: str) -> None:
+    model = kind(name)
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    unlisted = sum(p.numel() for m in norms for p in m.parameters())
+    cost = policy_cost(inventory_of(name), Policy(), SETTINGS)
+    assert cost.params == sum(p.numel() for p in model.parameters()) - unlisted
+
+
+@pytest.mark.parametrize("name", [n for n in KINDS if n.startswith(("transposed", "volume"))])
+def test_macs_are_those_of_fvcore(name: str) -> None:
+    found = count_macs(kind(name), fitting(name)).per_layer
+    inventory = inventory_of(name)
+    assert policy_cost(inventory, Policy(), SETTINGS).macs == inventory.macs
+    for layer in inventory.layers:
+        assert layer.macs == found[layer.name], layer.name
+
+
+@pytest.mark.parametrize(
+    ("name", "listed", "steps", "weights"),
+    [
+        ("RNNCell", "rnn", 5, 8 * (7 + 8)),
+        ("LSTMCell", "lstm", 5, 4 * 8 * (7 + 8)),
+        ("GRUCell", "gru", 5, 3 * 8 * (7 + 8)),
+        ("rnn", "rnn", 5, 2 * 8 * (7 + 8) + 2 * 8 * (16 + 8)),
+        ("projected lstm", "lstm", 5, 32 * (7 + 3) + 3 * 8 + 32 * (3 + 3) + 3 * 8),
+    ],
+)
+def test_recurrent_macs_are_the_closed_form(
+    name: str, listed: str, steps: int, weights: int
+) -> None:
+    layer = inventory_of(name).layer("cell")
+    assert (layer.kind, layer.macs) == (listed, steps * weights)
+    assert layer.why_not("low-rank")
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "technique", "reason"),
+    [
+        ("transposed 2d", "up", "low-rank", "transposed"),
+        ("RNNCell", "cell", "quantize", "the model's own code"),
+        ("LSTMCell", "cell", "sparse", "the model's own code"),
+        ("rnn", "cell", "quantize", "RNN"),
+        ("words", "table", "low-rank", "no product"),
+    ],
+)
+def test_what_is_left_alone_says_why(name: str, layer: str, technique: str, reason: str) -> None:
+    assert reason in inventory_of(name).layer(layer).why_not(technique)
+
+
+def test_integers_are_offered_where_runtimes_have_them() -> None:
+    transposed, words = inventory_of("transposed 2d"), inventory_of("words")
+    assert {n.name for n in transposed.layers if n.integer} == {"down", "last"}
+    assert all(n.quantizable for n in transposed.layers)
+    assert not words.layer("table").integer
+    half = Policy({"table": LayerPolicy(weight_bits=8)})
+    whole, small = (policy_cost(words, p, SETTINGS).size_bytes for p in (Policy(), half))
+    assert whole - small == 300 * 16 * 3 - 300 * 4  # a scale for every row
+
+
+@pytest.mark.parametrize(
+    ("name", "alone"),
+    [
+        ("same", {}),
+        ("static", {}),
+        ("standardized", {}),
+        (
+            "standardized_same",
+            dict.fromkeys(("quantize", "low-rank", "sparse"), "computes its weight"),
+        ),
+        ("with_norm", {"re-solve": "changes its outputs"}),
+        ("adapter", dict.fromkeys(("quantize", "low-rank", "sparse"), "more than multiply")),
+        ("renamed", {}),
+        ("conv1d", {}),
+    ],
+)
+def test_subclasses_are_left_alone_only_where_they_must(name: str, alone: dict[str, str]) -> None:
+    prepared = prepare(odd_network(name)).model
+    inventory = take_inventory(prepared, odd_inputs(name)[:1])
+    layer = inventory.layer("odd")
+    for technique in (*SINGLE, "re-solve"):
+        assert alone.get(technique, "") in layer.why_not(technique)
+        assert bool(layer.why_not(technique)) == (technique in alone) or technique == "re-solve"
+    assert set(ODD) >= {name}
+
+
+class TransposedDecoder(nn.Module):
+    """Reads its encoder's weight once more, transposed, as a function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enc, self.head = nn.Linear(12, 8), nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        zeros = self.head.weight.new_zeros(12)  # asks for a kind of tensor, and uses no weight
+        return self.head(F.linear(F.relu(self.enc(x)), self.enc.weight.t(), zeros))
+
+
+def test_a_weight_that_is_used_elsewhere_is_left_alone() -> None:
+    inventory = take_inventory(TransposedDecoder(), torch.randn(2, 12))
+    encoder, head = inventory.layer("enc"), inventory.layer("head")
+    for technique in ("quantize", "low-rank", "sparse", "re-solve"):
+        assert "outside of the layer (t)" in encoder.why_not(technique)
+    assert head.left_alone == ()
