@@ -199,16 +199,23 @@ class Pipeline:
             final: use ``settings.finish`` in place of ``settings.reconstruction``.
             progress: told how far a refinement is.
         """
-        from autocompress.build.batch_norm import reestimate
-        from autocompress.build.sequential import sequential_resolve
-
         how = self.settings.finish if final else self.settings.reconstruction
         if compressed.policy.student is not None or compressed.policy.identity:
             return compressed
-        if how == "refine":
-            return self._refined(compressed, progress)
-        if not compressed.policy.repairable:
+        if compressed.policy.repairable:
+            compressed = self._repaired(compressed, "sequential" if how == "refine" else how)
+        if how != "refine":
             return compressed
+        from autocompress.build.refine import Refinement
+
+        config, seed = self.settings.refine, self.settings.seed
+        return Refinement(self.model, compressed, self.data, config, seed, progress).run()
+
+    def _repaired(self, compressed: Compressed, how: str) -> Compressed:
+        """Re-solved layer by layer, or batch norms re-estimated."""
+        from autocompress.build.batch_norm import reestimate
+        from autocompress.build.sequential import sequential_resolve
+
         if how == "sequential":
             images = self.data.train.sample(self.settings.sequential_images, self.settings.seed)
             left = [n.name for n in self.inventory.layers if n.why_not("re-solve")]
@@ -221,24 +228,6 @@ class Pipeline:
         if how in ("batch_norm", "bank_batch_norm"):
             reestimate(compressed.module, self.calibration().inputs())
         return compressed
-
-    def _refined(self, compressed: Compressed, progress: Progress | None) -> Compressed:
-        """Re-solved layer by layer where that can be traced, then trained without labels."""
-        from autocompress.build.batch_norm import reestimate
-        from autocompress.build.refine import Refinement
-        from autocompress.build.sequential import sequential_resolve
-        from autocompress.errors import UnsupportedModel
-
-        if compressed.policy.repairable:
-            images = self.data.train.sample(self.settings.sequential_images, self.settings.seed)
-            try:
-                compressed = sequential_resolve(self.model, compressed, images.inputs())
-            except UnsupportedModel as error:
-                reestimate(compressed.module, self.calibration().inputs())
-                note = f"Refined as a whole, not block by block: {error}"
-                compressed = compressed.with_(notes=(*compressed.notes, note))
-        config, seed = self.settings.refine, self.settings.seed
-        return Refinement(self.model, compressed, self.data, config, seed, progress).run()
 
     def train(
         self,
