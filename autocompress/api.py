@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -140,13 +140,20 @@ def search(
     workers: int = 1,
     resume: bool = False,
     quiet: bool = False,
+    input_fn: Callable[[Any], Any] | None = None,
+    target_fn: Callable[[Any], Any] | None = None,
+    memory: str | int | None = None,
+    length: int | Mapping[str, int] | None = None,
+    groups: Any = None,
+    dynamic: Mapping[str, Mapping[int, str]] | str | None = None,
 ) -> Result:
     """Search the policies of a model under a budget; everything lands in a run's folder.
 
     Args:
         model: trained; not changed.
-        data: anything with ``train``, ``val`` and ``test``: DataLoaders or datasets of
-            ``(input, target)``; optional ``metric``, ``loss``, ``augment``, ``classes``.
+        data: anything with ``train``, and ``val`` and ``test`` or not (they are then cut from
+            it): DataLoaders, data sets (torch's or Hugging Face's) of pairs, triples or
+            dictionaries; optional ``metric``, ``loss``, ``augment``, ``classes``.
         budget: ``Budget(latency_ms=2.0)``, ``Budget("latency<=0.5x", "size<=1MB")``, or a text.
         space: a shipped space's name, a path, or plain data.
         out: folder of the run.
@@ -157,6 +164,14 @@ def search(
         executor, workers: ``local`` or ``ray``, and how many evaluations at once.
         resume: go on with the run in ``out``.
         quiet: nothing on the terminal.
+        input_fn: from a batch to the model's inputs, where the batch does not say what is what.
+        target_fn: from a batch to the targets, likewise.
+        memory: budget of decoded samples, such as ``"2GB"``; by default a quarter of what the
+            machine has free.
+        length: samples to take of streams without a length, for all splits or by split.
+        groups: per sample of ``train``, what belongs together, where splits are cut from it.
+        dynamic: input name to its free axes beside the batch, e.g.
+            ``{"input_ids": {1: "sequence"}}``, or ``"auto"`` to find them.
 
     Raises:
         InputError: anything that cannot be used, before an existing run is touched.
@@ -178,6 +193,19 @@ def search(
     }
     more = {"max_accuracy_drop": max_accuracy_drop, "executor": executor, "workers": workers}
     study = _study(Path(out).name, budget, sections | more)
+    options = {
+        "input_fn": input_fn,
+        "target_fn": target_fn,
+        "memory": memory,
+        "length": length,
+        "groups": groups,
+        "dynamic": dynamic,
+    }
+    options = {name: value for name, value in options.items() if value is not None}
+    if options:
+        from autocompress.task.data import Described
+
+        data = Described(data, options)
     with Display(quiet) as shown:
         done = run_study(
             study, Path(out), resume=resume, model=model, data=data, sampler=sampler, watcher=shown

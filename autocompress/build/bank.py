@@ -27,7 +27,7 @@ from autocompress.policy.inventory import ChannelGroup, Inventory
 from autocompress.policy.policy import Factorization, Policy
 from autocompress.policy.registry import in_order
 from autocompress.policy.settings import CompressionSettings
-from autocompress.task.data import Split
+from autocompress.task.data import Split, feed
 from autocompress.techniques.compressed import Compressed
 from autocompress.techniques.factorize import choose_factors
 from autocompress.techniques.importance import Consumer, l1_scores, obs_order, taylor_scores
@@ -111,8 +111,8 @@ class LayerBank:
             CalibrationError: calibration inputs are empty, not finite or of the wrong shape.
         """
         sample = train.sample(settings.calibration_images, settings.seed)
-        inputs = sample.inputs()
-        check_inputs(inputs, inventory.input_shape[0])
+        inputs = feed(sample)
+        check_inputs(sample.inputs(64), inventory.input_shape)
         _, plan = channel_groups(model, train.inputs(1))
         groups = [g for g in inventory.channel_groups if settings.prune_residual or not g.residual]
         path = cls._path(inventory, train, settings, cache_dir)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from autocompress.build.state import load_state
-from autocompress.errors import InputError
+from autocompress.errors import InputError, UnsupportedModel
 from autocompress.policy.inventory import Inventory
 from autocompress.policy.policy import Distill, Policy
 from autocompress.policy.settings import CompressionSettings
@@ -157,7 +157,13 @@ class Pipeline:
             compressed = self.bank.projected(compressed)
         if not compressed.quantized:
             return compressed
-        return calibrate(compressed, self.calibration().inputs())
+        return calibrate(compressed, self._calibration_inputs())
+
+    def _calibration_inputs(self) -> Any:
+        """Of ``calibration``, as one batch where they are small; read on the way otherwise."""
+        from autocompress.task.data import feed
+
+        return feed(self.calibration(), self.data.memory)
 
     def student_cost(self, name: str) -> Cost:
         """What a student costs; it is built once, and counted as it is."""
@@ -170,7 +176,7 @@ class Pipeline:
     def stitch(self, policy: Policy) -> Compressed:
         """Pruned, factorized and sparse, with the bank's weights; a few milliseconds."""
         if policy.student is None:
-            return self.bank.stitch(policy)
+            return self.bank.stitch(policy).with_(dynamic=self.data.dynamic)
         from autocompress.techniques.compressed import Compressed
 
         if policy.student not in self.students:
@@ -178,7 +184,8 @@ class Pipeline:
                 f"The study has no student {policy.student!r}; list it under "
                 "`students` of the search space."
             )
-        return Compressed(self.students[policy.student](), policy, self.settings)
+        module = self.students[policy.student]()
+        return Compressed(module, policy, self.settings, dynamic=self.data.dynamic)
 
     def reconstruct(self, compressed: Compressed, *, final: bool) -> Compressed:
         """Repair weights or statistics without labels.
@@ -195,9 +202,14 @@ class Pipeline:
             return compressed
         if how == "sequential":
             images = self.data.train.sample(self.settings.sequential_images, self.settings.seed)
-            return sequential_resolve(self.model, compressed, images.inputs())
+            try:
+                return sequential_resolve(self.model, compressed, images.inputs())
+            except UnsupportedModel as error:  # says so before it changes anything
+                note = f"No sequential re-solve, the bank's weights instead: {error}"
+                compressed = compressed.with_(notes=(*compressed.notes, note))
+                how = "bank_batch_norm"
         if how in ("batch_norm", "bank_batch_norm"):
-            reestimate(compressed.module, self.calibration().inputs())
+            reestimate(compressed.module, self._calibration_inputs())
         return compressed
 
     def train(

@@ -9,6 +9,7 @@ are matched. Batch norms keep the statistics seen on the way: do not re-estimate
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from torch import Tensor, fx, nn
 
 from autocompress.errors import UnsupportedModel
 from autocompress.policy.registry import techniques
+from autocompress.task.calling import parameters
+from autocompress.task.nested import batch_size, take
 from autocompress.techniques.compressed import Compressed
 from autocompress.techniques.moments import MatrixLayer, check_inputs, matrix_layer, rows, solvable
 
@@ -71,13 +74,14 @@ def sequential_resolve(model: nn.Module, compressed: Compressed, inputs: Any) ->
     check_inputs(inputs)
     leaves = frozenset(compressed.parts)
     try:
-        graph = _Tracer(leaves).trace(model)
+        given, left_out = parameters(model, inputs)
+        graph = _Tracer(leaves).trace(model, left_out or None)
     except (fx.proxy.TraceError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise UnsupportedModel(
             f"The sequential re-solve needs a model that torch.fx can trace: "
             f"{error}. Set `settings.finish: bank_batch_norm`."
         ) from error
-    _Resolver(model, compressed, graph).run(inputs if isinstance(inputs, tuple) else (inputs,))
+    _Resolver(model, compressed, graph).run({**left_out, **given}, batch_size(inputs))
     return compressed
 
 
@@ -102,15 +106,17 @@ class _Resolver:
             dead.setdefault(last, []).append(node)
         return dead
 
-    def run(self, inputs: tuple[Tensor, ...]) -> None:
+    def run(self, given: Mapping[str, Any], count: int) -> None:
         old: dict[fx.Node, list[Any]] = {}
         new: dict[fx.Node, list[Any]] = {}
-        feeds = iter([part.split(_CHUNK) for part in inputs])
-        chunks = len(inputs[0].split(_CHUNK))
+        parts = [slice(start, start + _CHUNK) for start in range(0, count, _CHUNK)]
+        order = list(inspect.signature(self.model.forward).parameters)
+        feeds = iter([[take(given.get(name), part) for part in parts] for name in order])
+        chunks = len(parts)
         ahead: dict[fx.Node, list[Any]] = {}
         for node in self.graph.nodes:
             if node.op == "placeholder":
-                old[node] = new[node] = list(next(feeds))
+                old[node] = new[node] = next(feeds)
                 continue
             if node.op == "output":
                 break

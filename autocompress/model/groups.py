@@ -25,6 +25,7 @@ from autocompress.model.tracing_stubs import (
     windowed,
 )
 from autocompress.policy.inventory import ChannelGroup
+from autocompress.task.calling import call, call_flat
 
 _LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
 
@@ -79,7 +80,7 @@ def channel_groups(model: nn.Module, example: Any) -> tuple[tuple[ChannelGroup, 
 
     Args:
         model: in eval mode; not changed.
-        example: one batched input, or a tuple of them.
+        example: one batch of inputs, built as the model takes them.
 
     Returns:
         The groups in network order, and how to slice them. Groups that hold the model's outputs,
@@ -96,6 +97,7 @@ def channel_groups(model: nn.Module, example: Any) -> tuple[tuple[ChannelGroup, 
         graph.build_dependency(
             model,
             example_inputs=example,
+            forward_fn=call_flat,
             customized_pruners=pruners,
             unwrapped_parameters=None,
             ignored_layers=[],
@@ -391,7 +393,7 @@ def _run_order(model: nn.Module, example: Any, names: Mapping[nn.Module, str]) -
     ]
     try:
         with torch.no_grad():
-            model(*example) if isinstance(example, tuple) else model(example)
+            call(model, example)
     finally:
         for handle in handles:
             handle.remove()

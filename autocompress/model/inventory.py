@@ -14,6 +14,8 @@ from autocompress.model.fingerprint import fingerprint
 from autocompress.model.groups import channel_groups
 from autocompress.model.tracing_stubs import is_attention
 from autocompress.policy.inventory import Inventory, LayerSpec
+from autocompress.task.calling import call
+from autocompress.task.nested import batch_size, named_tensors, tensors
 
 _CONV = nn.modules.conv._ConvNd
 _KINDS: tuple[tuple[type[nn.Module], str], ...] = (
@@ -31,7 +33,7 @@ def take_inventory(model: nn.Module, example: Any) -> Inventory:
 
     Args:
         model: in eval mode; not changed.
-        example: one batched input ``(N, ...)``, or a tuple of inputs.
+        example: one batch of inputs ``(N, ...)``: a tensor, a tuple, a mapping (keywords), nested.
 
     Returns:
         Layers in the order in which they run, channel groups, and fingerprints.
@@ -39,19 +41,19 @@ def take_inventory(model: nn.Module, example: Any) -> Inventory:
     Raises:
         UnsupportedModel: the model cannot be run on the example, or has no layer to compress.
     """
-    inputs = example if isinstance(example, tuple) else (example,)
     training = model.training
     model.eval()
     try:
-        calls = _trace_calls(model, inputs)
+        calls = _trace_calls(model, example)
         groups, _ = channel_groups(model, example)
     finally:
         model.train(training)
     made = {p: g.name for g in groups for p in g.producers}
     passed = {name: g.name for g in reversed(groups) for name, _ in g.spans}
     layers = []
+    batch = batch_size(example)
     for name, (module, kind, outputs) in calls.items():
-        spec = _spec(name, module, kind, outputs, len(inputs[0]))
+        spec = _spec(name, module, kind, outputs, batch)
         # a depthwise layer passes its inputs on: named is the first group of several
         layers.append(replace(spec, out_group=(passed if spec.depthwise else made).get(name)))
     if not layers:
@@ -60,13 +62,11 @@ def take_inventory(model: nn.Module, example: Any) -> Inventory:
             "layer that runs on this input."
         )
     architecture, weights = fingerprint(model)
-    shapes = tuple(tuple(x.shape[1:]) for x in inputs)
+    shapes = tuple(tuple(x.shape[1:]) for x in tensors(example))
     return Inventory(tuple(layers), groups, shapes, architecture, weights)
 
 
-def _trace_calls(
-    model: nn.Module, inputs: tuple[Any, ...]
-) -> dict[str, tuple[nn.Module, str, list[Any]]]:
+def _trace_calls(model: nn.Module, example: Any) -> dict[str, tuple[nn.Module, str, list[Any]]]:
     """Every layer that runs, with the shapes of output and input of each of its calls."""
     calls: dict[str, tuple[nn.Module, str, list[Any]]] = {}
     handles = []
@@ -93,11 +93,11 @@ def _trace_calls(
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with torch.no_grad():
-            model(*inputs)
+            call(model, example)
     except (RuntimeError, TypeError, ValueError) as error:
         raise UnsupportedModel(
             f"The model does not run on an input of shape "
-            f"{[tuple(x.shape) for x in inputs]}: {error}"
+            f"{ {n or 'input': tuple(x.shape) for n, x in named_tensors(example)} }: {error}"
         ) from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)

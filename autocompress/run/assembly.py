@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -226,11 +226,38 @@ def _load_teacher(section: ModelSection) -> nn.Module:
     return load_model(resolve_variables(section.model_dump()))
 
 
-def load_data(section: dict[str, Any]) -> Data:
-    """Call a data factory."""
+def load_data(section: dict[str, Any], given: Any = None) -> Data:
+    """Call a data factory, or take data that were handed over, and make splits of them.
+
+    Args:
+        section: of the study, with variables resolved.
+        given: takes the place of what the factory returns.
+    """
     from autocompress.task.data import Data
 
-    return Data.wrap(import_factory(section["factory"])(**section.get("args", {})))
+    source = given
+    if source is None:
+        source = import_factory(section["factory"])(**section.get("args", {}))
+    options = {name: section.get(name) for name in ("memory", "length", "dynamic")}
+    for name in ("input_fn", "target_fn"):
+        path = section.get(name)
+        options[name] = import_factory(path) if path else None
+    return Data.wrap(source, **options)
+
+
+def _with_axes(data: Data, model: nn.Module) -> Data:
+    """The data with the free axes of their inputs: checked as they were said, or found."""
+    from autocompress.exporters.axes import find_axes
+    from autocompress.task.dynamic import AUTO, read_axes
+
+    if not data.dynamic:
+        return replace(data, dynamic={})
+    if data.dynamic != AUTO:
+        return replace(data, dynamic=read_axes(data.dynamic, data.train.inputs(1)))
+    axes, notes = find_axes(model, data.train.inputs(2))
+    found = ", ".join(f"{name} {dict(own)}" for name, own in axes.items()) or "none"
+    notes = [f"Free axes beside the batch: {found}.", *notes]
+    return replace(data, dynamic=axes, notes=(*data.notes, *notes))
 
 
 def assemble(
@@ -255,7 +282,7 @@ def assemble(
     from autocompress.measure.saturation import settled
     from autocompress.model.inventory import take_inventory
     from autocompress.targets import get_target
-    from autocompress.task.data import Data
+    from autocompress.task.calling import without_cache
 
     given = (model, data)
     plain = resolve_variables(study.model_dump(mode="json"))
@@ -267,11 +294,15 @@ def assemble(
             f"{' or '.join(target.half_formats)}."
         )
     progress("data", 0.0)
-    data = Data.wrap(data) if data is not None else load_data(plain["data"])
+    data = load_data(plain["data"], data)
     progress("model", 0.0)
     model = copy.deepcopy(model).eval() if model is not None else load_model(plain["model"])
+    data = data.fitted(without_cache(model))
     if study.baseline is not None:
         model = _train_baseline(study, model, data, progress)
+    data = _with_axes(data, model)
+    for note in data.notes:
+        progress(f"data: {note}", 0.0)
     inventory = take_inventory(model, data.train.inputs(1))
     settings = study.settings
     settings = settled(settings, target)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -13,6 +13,10 @@ from autocompress.targets import registry
 
 #: once fields of every runtime; files of that time may say that they ask for nothing
 _FORMER = {"providers": None, "compile": False}
+
+
+Length = Annotated[int, Field(ge=1)]
+Lengths = Length | tuple[Length, ...] | dict[Length, Annotated[float, Field(ge=0)]]
 
 
 class TargetConfig(BaseModel):
@@ -25,6 +29,9 @@ class TargetConfig(BaseModel):
         threads: of one inference.
         batch: samples per inference, for latency.
         device: ``cpu``, ``cuda``, ``mps``, with an optional index.
+        lengths: of axes that are free in the file, such as a text's length: one, several (one
+            inference of each; the latency is their mean), shares by length (``{16: 0.7, 128:
+            0.3}``), or one of these by axis name. By default the size of the export.
         table: a ``table.json`` written by the packed runner on another device; latency is then
             predicted from it, and the runtime here only judges accuracy.
     """
@@ -35,6 +42,7 @@ class TargetConfig(BaseModel):
     threads: int = Field(1, ge=1)
     batch: int = Field(1, ge=1)
     device: str = "cpu"
+    lengths: Lengths | dict[str, Lengths] | None = None
     table: Path | None = None
 
     @classmethod

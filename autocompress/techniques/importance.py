@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autocompress.task.calling import call
 from autocompress.task.outputs import label_loss, output_kind
 from autocompress.techniques.moments import Moments
 
@@ -47,13 +48,12 @@ def taylor_scores(
         Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019, eq. 8.
     """
     needs = {p: p.requires_grad for p in model.parameters()}
-    parts = inputs if isinstance(inputs, tuple) else (inputs,)
     scores: dict[str, Tensor] = {}
     try:
         for parameter in needs:
             parameter.requires_grad_(True)
         with torch.enable_grad():
-            outputs = model(*parts)
+            outputs = call(model, inputs)
             if loss is None:
                 found = label_loss(outputs, targets, output_kind(outputs, targets))
             else:
