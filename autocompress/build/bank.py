@@ -30,7 +30,13 @@ from autocompress.policy.settings import CompressionSettings
 from autocompress.task.data import Split, feed
 from autocompress.techniques.compressed import Compressed
 from autocompress.techniques.factorize import choose_factors
-from autocompress.techniques.importance import Consumer, l1_scores, obs_order, taylor_scores
+from autocompress.techniques.importance import (
+    Consumer,
+    l1_scores,
+    obs_order,
+    own_scores,
+    taylor_scores,
+)
 from autocompress.techniques.moments import (
     Moments,
     check_inputs,
@@ -308,7 +314,9 @@ def _orders(
             order = _obs(model, group, plan, settings, moments)
         if order is None:
             scores = taylor.get(group.name)
-            if scores is None:
+            if ":" in settings.importance:
+                scores = own_scores(settings.importance, model, group, sample)
+            elif scores is None:
                 scores = l1_scores(model, group.producers, group.channels)
             joint = torch.stack([scores[list(u)].sum() for u in units])
             order = torch.argsort(joint).tolist()
