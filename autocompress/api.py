@@ -184,6 +184,7 @@ def search(
         sampler = searching["sampler"]
         searching["sampler"] = type(sampler).__name__
     sections = {
+        "data": {"memory": memory, "length": length, "dynamic": dynamic},
         "target": target or {},
         "space": space,
         "search": searching,
@@ -193,19 +194,12 @@ def search(
     }
     more = {"max_accuracy_drop": max_accuracy_drop, "executor": executor, "workers": workers}
     study = _study(Path(out).name, budget, sections | more)
-    options = {
-        "input_fn": input_fn,
-        "target_fn": target_fn,
-        "memory": memory,
-        "length": length,
-        "groups": groups,
-        "dynamic": dynamic,
-    }
-    options = {name: value for name, value in options.items() if value is not None}
-    if options:
+    beside = {"input_fn": input_fn, "target_fn": target_fn, "groups": groups}
+    beside = {name: value for name, value in beside.items() if value is not None}
+    if beside:
         from autocompress.task.data import Described
 
-        data = Described(data, options)
+        data = Described(data, beside)
     with Display(quiet) as shown:
         done = run_study(
             study, Path(out), resume=resume, model=model, data=data, sampler=sampler, watcher=shown
@@ -213,7 +207,7 @@ def search(
     return Result(done.folder.root, done.summary, done.view)
 
 
-def _study(name: str, budget: Budget | str | None, sections: Mapping[str, Any]) -> StudyConfig:
+def _study(name: str, budget: Budget | str | None, sections: dict[str, Any]) -> StudyConfig:
     """The study that a call describes, checked like a file."""
     from autocompress.run.study import GIVEN, read_study
 
@@ -221,7 +215,7 @@ def _study(name: str, budget: Budget | str | None, sections: Mapping[str, Any]) 
     given = {
         "name": name,
         "model": {"factory": GIVEN},
-        "data": {"factory": GIVEN},
+        "data": {"factory": GIVEN, **sections.pop("data", {})},
         "budget": [str(limit) for limit in limits.limits],
     }
     return read_study(given | {k: _plain(v) for k, v in sections.items()}, where="the search")

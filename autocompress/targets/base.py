@@ -290,7 +290,7 @@ class Target(ABC):
         Args:
             compressed: calibrated, if any layer is quantized with static activations.
             path: with the target's suffix.
-            example: one batched input, or a tuple.
+            example: inputs of two samples or more, built as the model takes them.
 
         Raises:
             ExportError: the file does not do what the module does.
@@ -308,7 +308,10 @@ class Target(ABC):
 
     def describe(self) -> dict[str, Any]:
         """Runtime, version, device, threads, batch, ...: JSON-able, for every record."""
+        # what is not asked for is left out, so that records of earlier versions read the same
+        lengths = self.config.model_dump(mode="json")["lengths"]
         return {
+            **({} if lengths is None else {"lengths": lengths}),
             "runtime": self.name,
             "version": self.version,
             "device": self.config.device,
