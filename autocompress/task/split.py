@@ -131,10 +131,11 @@ class Split:
 
 
 def class_indices(targets: Any) -> Tensor | None:
-    """Targets that are class indices ``(N,)``; ``None`` for anything else."""
-    if isinstance(targets, Tensor) and targets.dim() == 1 and not targets.is_floating_point():
-        return targets if len(targets) and int(targets.min()) >= 0 else None
-    return None
+    """Targets that are class indices ``(N,)``; ``None`` for anything else, such as counts."""
+    if not isinstance(targets, Tensor) or targets.dim() != 1 or targets.is_floating_point():
+        return None
+    few = len(targets) > 0 and int(targets.min()) >= 0 and int(targets.max()) <= len(targets)
+    return targets.long() if few else None
 
 
 def _with_rare(order: Tensor, count: int, labels: Tensor | None) -> Tensor:
@@ -143,23 +144,18 @@ def _with_rare(order: Tensor, count: int, labels: Tensor | None) -> Tensor:
     if labels is None or count == len(order):
         return chosen
     labels = labels.cpu()
-    classes, per_class = labels[chosen].unique(return_counts=True)
-    known = labels.unique()
-    if len(classes) == len(known) or len(known) > count:
+    known = torch.bincount(labels)
+    left = torch.bincount(labels[chosen], minlength=len(known))
+    missing = ((known > 0) & (left == 0)).nonzero().flatten().tolist()
+    if not missing or int((known > 0).sum()) > count:
         return chosen
-    left = dict(zip(classes.tolist(), per_class.tolist(), strict=True))
-    rest = order[count:]
-    chosen = chosen.clone()
-    place = count - 1
-    for label in known.tolist():
-        if label in left:
-            continue
-        while left[int(labels[chosen[place]])] < 2:
-            place -= 1
-        left[int(labels[chosen[place]])] -= 1
-        chosen[place] = rest[labels[rest] == label][0]
-        left[label] = 1
+    rest, chosen, place = order[count:], chosen.clone(), count
+    for label in missing:
         place -= 1
+        while left[labels[chosen[place]]] < 2:  # the only one of its class stays
+            place -= 1
+        left[labels[chosen[place]]] -= 1
+        chosen[place] = rest[labels[rest] == label][0]
     return chosen
 
 

@@ -6,11 +6,12 @@ import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from autocompress.errors import InputError
-from autocompress.task.batches import Reader, join, join_targets
+from autocompress.task.batches import TARGET_KEYS, Reader, join, join_targets
 from autocompress.task.memory import Memory
 from autocompress.task.nested import map_tensors, take, tensors
 from autocompress.task.split import Split, class_indices
@@ -207,16 +208,26 @@ class StreamedSplit(Split):
         return self._fingerprint
 
 
-def known_labels(dataset: Any, count: int) -> Tensor | None:
-    """Class indices that a data set keeps beside its samples, as torchvision's do."""
-    for name in ("targets", "labels"):
-        found = getattr(dataset, name, None)
-        if found is None or isinstance(found, property):
-            continue
-        try:
-            labels = torch.as_tensor(found)
-        except (TypeError, ValueError, RuntimeError):
-            continue  # texts, dictionaries: no indices
-        if labels.dim() == 1 and len(labels) == count:
-            return class_indices(labels)
+def known_labels(rows: DatasetRows, first: Any) -> Tensor | None:
+    """Class indices that a data set keeps beside its samples, so that nothing else is read.
+
+    As ``targets`` or ``labels`` (torchvision's), or as a column (Hugging Face's).
+
+    Args:
+        rows: of the whole data set.
+        first: the targets of its first sample, which the labels must begin with.
+    """
+    dataset = rows.dataset
+    columns = [key for key in TARGET_KEYS if key in (getattr(dataset, "column_names", None) or ())]
+    for found in (
+        getattr(dataset, "targets", None),
+        getattr(dataset, "labels", None),
+        dataset[columns[0]] if columns else None,
+    ):
+        array = np.asarray(found)
+        if array.dtype.kind not in "iu" or array.shape != (len(dataset),):
+            continue  # texts, dictionaries, numbers: no indices
+        labels = class_indices(torch.from_numpy(array))
+        if labels is not None and isinstance(first, Tensor) and labels[:1].equal(first.long()):
+            return labels if rows.order is None else labels[torch.as_tensor(rows.order)]
     return None

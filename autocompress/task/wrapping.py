@@ -74,10 +74,11 @@ def wrap_split(
     held = _held(rows)
     if held is not None:
         return Split(*held)
-    labels = known_labels(rows.dataset, len(rows.dataset)) if rows.order is None else None
-    if memory.reserve(_size(rows.read([0])) * len(rows)):
+    first = rows.read([0])
+    if memory.reserve(_size(first) * len(rows)):
         places = range(len(rows))
         return _all([rows.read(places[i : i + _CHUNK]) for i in range(0, len(rows), _CHUNK)])
+    labels = known_labels(rows, first[1])
     return StreamedSplit(CachedRows(rows, memory), labels=labels)
 
 
@@ -146,26 +147,34 @@ def _stream(source: Any, reader: Reader, memory: Memory, length: int | None) -> 
             f"{type(source).__name__}."
         )
     batches = _batches(source, reader)
-    if length is None:
-        length = _own_length(source)
-    first = next(batches, None)
+    exact = length is not None or not _ready_batches(source)
+    first = next(batches, None) if length is not None or _own_length(source) else None
     if first is None:
         raise InputError("A split is empty.")
+    if length is None:  # a data set of batches tells how many these are
+        length = _own_length(source) * (1 if exact else batch_size(first[1]))
     each = _size(first) // batch_size(first[1])
-    found = _first(chain([first], batches), length)
+    found: Iterator[Row] = chain([first], batches)
+    if exact:
+        found = _first(found, length)
     if memory.reserve(each * length):
         split = _all(list(found))
     else:
         split = StreamedSplit(CachedRows(_spool(found, length, each * length), memory))
-    if len(split) < length:
+    if exact and len(split) < length:
         raise InputError(
             f"A stream of {length} samples ended after {len(split)}. Give the `length` that it has."
         )
     return split
 
 
+def _ready_batches(source: Any) -> bool:
+    """Whether a loader's data set gives whole batches."""
+    return isinstance(source, DataLoader) and source.batch_size is None
+
+
 def _own_length(source: Any) -> int:
-    """Samples of a stream, where it knows them."""
+    """Samples of a stream, or its batches where it gives these, as far as it knows them."""
     dataset = source.dataset if isinstance(source, DataLoader) else source
     try:
         return len(dataset)

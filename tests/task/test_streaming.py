@@ -30,6 +30,7 @@ class Lazy(Dataset[Any]):
 
     def __init__(self, known: bool = False) -> None:
         self.reads: list[int] = []
+        self.targets: list[int] | None = None
         if known:
             self.targets = LABELS.tolist()
 
@@ -153,6 +154,24 @@ def test_a_stream_without_a_length_says_what_to_give() -> None:
         wrap_split(Stream(12), length=20)
 
 
+class Batches(Dataset[Any]):
+    """Gives whole batches."""
+
+    def __len__(self) -> int:
+        return COUNT // 8
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        part = slice(8 * index, 8 * index + 8)
+        return IMAGES[part], LABELS[part]
+
+
+def test_a_loader_of_ready_batches() -> None:
+    loader = DataLoader(Batches(), batch_size=None)
+    split = wrap_split(loader)
+    assert same((split.stored, split.targets), (IMAGES, LABELS))
+    assert streamed(loader).fingerprint == HELD.fingerprint
+
+
 def test_a_long_stream_is_kept_on_disk_and_removed() -> None:
     split = streamed(SizedStream(COUNT), memory=3 * BYTES)
     folder = split.rows.rows.folder  # type: ignore[attr-defined]  # spooled
@@ -169,6 +188,9 @@ def test_labels_that_a_data_set_keeps_are_not_read() -> None:
     assert split.labels is not None
     assert torch.equal(split.targets, LABELS)
     assert len(source.reads) == reads
+    wrong = Lazy()
+    wrong.targets = (LABELS + 1).tolist()  # before a transform of the targets
+    assert streamed(wrong).labels is None
 
 
 def test_another_process_gets_the_source_without_what_is_held() -> None:
