@@ -32,6 +32,12 @@ if TYPE_CHECKING:
     from autocompress.task.data import Data, Split
     from autocompress.techniques.compressed import Compressed
 
+_KEPT = 6
+"""Activations that the sequential re-solve keeps at once, in sizes of the widest."""
+
+_FEWEST = 64
+"""Samples that it needs at least."""
+
 Progress = Callable[[str, float], None]
 """Called with a short text and a fraction of 1."""
 
@@ -201,7 +207,11 @@ class Pipeline:
         if compressed.policy.student is not None or not compressed.policy.repairable:
             return compressed
         if how == "sequential":
-            images = self.data.train.sample(self.settings.sequential_images, self.settings.seed)
+            count = self._sequential_count()
+            images = self.data.train.sample(count, self.settings.seed)
+            if count < min(self.settings.sequential_images, len(self.data.train)):
+                note = f"Re-solved on {count} samples: activations of more would not fit in memory."
+                compressed = compressed.with_(notes=(*compressed.notes, note))
             try:
                 return sequential_resolve(self.model, compressed, images.inputs())
             except UnsupportedModel as error:  # says so before it changes anything
@@ -211,6 +221,18 @@ class Pipeline:
         if how in ("batch_norm", "bank_batch_norm"):
             reestimate(compressed.module, self._calibration_inputs())
         return compressed
+
+    def _sequential_count(self) -> int:
+        """Samples of the sequential re-solve: as many as asked, as far as memory allows.
+
+        It keeps a few activations of both networks for all samples; half of what was free is taken
+        to hold them.
+        """
+        from autocompress.task.memory import Memory
+
+        free = 2 * (self.data.memory or Memory.of()).limit
+        widest = max((x.positions * x.out_channels for x in self.inventory.layers), default=1)
+        return min(self.settings.sequential_images, max(_FEWEST, free // (_KEPT * 4 * widest)))
 
     def train(
         self,

@@ -21,6 +21,9 @@ from autocompress.task.calling import rebuild
 from autocompress.task.nested import batch_size, map_tensors, tensors
 from autocompress.task.split import Split
 
+_BYTES = 64_000_000
+"""Of a batch's inputs; about a hundred images of 224 pixels."""
+
 
 def module_answers(
     predict: Callable[[Any], Any], split: Split, *, batch: int = 500, limit: int | None = None
@@ -34,7 +37,7 @@ def module_answers(
         limit: only the first so many samples.
     """
     with machine_lock(exclusive=False):
-        for inputs, targets in split.batches(batch, limit=limit):
+        for inputs, targets in split.batches(_fitting(split, batch), limit=limit):
             with torch.inference_mode():
                 found = predict(inputs)
             # a copy outside of inference mode, which users' metrics may write to
@@ -68,9 +71,15 @@ def file_answers(
         machine_lock(exclusive=False),
         closing(target.open(path, threads=threads or usable_cores(), fixed=False)) as session,
     ):
-        size = _batch_of(session, batch)
+        size = _batch_of(session, _fitting(split, batch))
         for inputs, targets in split.batches(size, limit=limit):
             yield rebuild(like, _run_padded(session, inputs, size)), targets
+
+
+def _fitting(split: Split, batch: int) -> int:
+    """Samples of a batch whose inputs, and so whose activations, are not too many bytes."""
+    each = sum(part.nbytes for part in tensors(split.inputs(1)))
+    return max(1, min(batch, _BYTES // max(1, each)))
 
 
 def _as_outputs(found: Any) -> Any:
