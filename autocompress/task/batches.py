@@ -90,7 +90,7 @@ def as_tensors(value: Any) -> Any:
     """The same structure with arrays, numbers and lists of numbers as tensors."""
     if isinstance(value, np.ndarray | np.generic) and np.asarray(value).dtype.kind in "fiub":
         return torch.as_tensor(np.asarray(value))
-    if isinstance(value, list) and value and all(isinstance(v, int | float) for v in value):
+    if isinstance(value, list) and _of_numbers(value):
         return torch.as_tensor(value)
     if isinstance(value, Mapping):
         changed = {k: as_tensors(v) for k, v in value.items()}
@@ -98,6 +98,16 @@ def as_tensors(value: Any) -> Any:
     if type(value) in (tuple, list):
         return type(value)(as_tensors(v) for v in value)
     return value
+
+
+def _of_numbers(value: Any) -> bool:
+    """Whether a list, of lists of one length, holds nothing but numbers."""
+    if not isinstance(value, list) or not value:
+        return False
+    if all(isinstance(part, int | float) for part in value):
+        return True
+    alike = all(isinstance(p, list) and len(p) == len(value[0]) for p in value)
+    return alike and all(_of_numbers(part) for part in value)
 
 
 def _numeric(value: Any) -> bool:

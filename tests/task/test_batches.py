@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from autocompress.errors import InputError
-from autocompress.task.batches import Reader, collate, join, join_targets
+from autocompress.task.batches import Reader, as_tensors, collate, join, join_targets
 
 X, Y, Z = torch.arange(8.0).view(4, 2), torch.arange(4), torch.arange(4.0)
 
@@ -73,6 +73,14 @@ def test_rows_of_lists_arrays_and_numbers_become_tensors() -> None:
     assert batch["pixels"].shape == (3, 2, 2)
     assert batch["labels"].tolist() == [0, 1, 2]
     assert batch["text"] == ["a"] * 3
+
+
+def test_lists_of_numbers_are_tensors_and_lists_of_tensors_stay() -> None:
+    found = as_tensors({"a": [[1, 2], [3, 4]], "b": [X, Z], "c": [[1], [2, 3]], "d": ["a"]})
+    assert found["a"].tolist() == [[1, 2], [3, 4]]
+    assert found["b"][0] is X
+    assert [part.tolist() for part in found["c"]] == [[1], [2, 3]]
+    assert found["d"] == ["a"]
 
 
 def test_texts_of_unlike_length_are_padded_by_their_mask() -> None:
