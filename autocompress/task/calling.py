@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from autocompress.errors import InputError
 from autocompress.task.nested import named_tensors, tensors, with_tensors
 
-CACHES = ("past_key_values", "cache_params", "mems", "past_buckets_states")
+CACHES = ("past_key_values", "cache", "cache_params", "mems", "past_buckets_states")
 """What language models answer for their next call only; no part of what they say."""
 
 
@@ -69,7 +69,7 @@ def call_flat(module: nn.Module, inputs: Any) -> list[Tensor]:
 def without_caches(answer: Any) -> Any:
     """An answer without what is kept for a next call."""
     if isinstance(answer, Mapping):
-        if not any(name in answer for name in CACHES):
+        if not any(name in CACHES for name in answer.keys()):  # noqa: SIM118 - asks for no part
             return answer
         kept = {name: part for name, part in answer.items() if name not in CACHES}
         return type(answer)(**kept) if dataclasses.is_dataclass(answer) else type(answer)(kept)  # type: ignore[call-arg]  # mappings take a dictionary

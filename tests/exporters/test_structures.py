@@ -22,6 +22,7 @@ from autocompress.exporters.onnx_graph import Exporter, float_graph
 from autocompress.exporters.write import export
 from autocompress.measure.accuracy import file_accuracy
 from autocompress.measure.answers import file_answers, module_answers
+from autocompress.measure.saturation import settled
 from autocompress.model.cost import count_macs
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.policy import LayerPolicy, Policy
@@ -82,6 +83,7 @@ WORDS = {
     "rest": {"dense": torch.randn(12, 4, generator=torch.Generator().manual_seed(2))},
 }
 ORT = get_target("onnxruntime")
+SETTINGS = settled(CompressionSettings(), ORT)
 
 
 def heads(name: str) -> nn.Module:
@@ -96,7 +98,7 @@ def words() -> nn.Module:
 
 def compressed_of(model: nn.Module, split: Split, **layer: Any) -> Compressed:
     inventory = take_inventory(model, split.inputs(2))
-    bank = LayerBank.build(model, inventory, split, CompressionSettings())
+    bank = LayerBank.build(model, inventory, split, SETTINGS)
     names = [x.name for x in inventory.layers if x.kind in ("conv", "linear")]
     if "prune_ratio" in layer:
         names = [n for g in inventory.channel_groups if not g.residual for n in g.producers]
@@ -131,16 +133,21 @@ def test_outputs_come_back_built_as_the_model_builds_them(
         assert len(labels) == batch_size(one)
 
 
-@pytest.mark.parametrize("exporter", ["torchscript", "dynamo"])
-def test_names_in_a_file_are_those_of_the_structure(exporter: Exporter) -> None:
+def test_names_in_a_file_are_those_of_the_structure() -> None:
     for name, wanted in (("nested", ["heads.0", "logits"]), ("tuple", ["output", "output_1"])):
-        graph = float_graph(heads(name), IMAGES[:1], exporter)
+        graph = float_graph(heads(name), IMAGES[:1])
         assert [o.name for o in graph.graph.output] == wanted
         assert {"a#0/Conv", "b#0/Conv"} <= {n.name for n in graph.graph.node}
         check_graph(heads(name), graph, IMAGES[:3])
-    graph = float_graph(words(), take(WORDS, slice(0, 1)), exporter)
+
+
+@pytest.mark.parametrize("exporter", ["torchscript", "dynamo"])
+def test_both_exporters_take_keywords_and_dictionaries(exporter: Exporter) -> None:
+    model = words()
+    graph = float_graph(model, take(WORDS, slice(0, 1)), exporter)
     assert [i.name for i in graph.graph.input] == ["ids", "rest.dense"]
-    check_graph(words(), graph, WORDS)
+    assert {"a#0/MatMul", "b#0/Gemm"} <= {n.name for n in graph.graph.node}
+    check_graph(model, graph, WORDS)
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2"])

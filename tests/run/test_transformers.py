@@ -20,6 +20,7 @@ from autocompress.build.bank import LayerBank
 from autocompress.build.calibrate import calibrate
 from autocompress.exporters.write import export
 from autocompress.measure.answers import file_answers
+from autocompress.measure.saturation import settled
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.settings import CompressionSettings
@@ -32,6 +33,7 @@ from autocompress.techniques.quantize import simulate
 transformers = pytest.importorskip("transformers")
 
 COUNT, LENGTH, WORDS = 24, 6, 40
+SETTINGS = settled(CompressionSettings(), get_target("onnxruntime"))
 
 
 def text(labels: str) -> list[dict[str, Any]]:
@@ -117,7 +119,7 @@ def made(name: str) -> tuple[nn.Module, Data, LayerBank]:
         nn.init.normal_(parameter, 0.1 if parameter.dim() == 1 else 0.0, 0.3)
     data = Data.wrap({"train": rows()}).fitted(module)
     inventory = take_inventory(module, data.train.inputs(2))
-    return module, data, LayerBank.build(module, inventory, data.train, CompressionSettings())
+    return module, data, LayerBank.build(module, inventory, data.train, SETTINGS)
 
 
 def read_back(compressed: Any, data: Data, model: nn.Module, path: Path) -> Any:
@@ -152,11 +154,11 @@ def test_what_is_answered_comes_back_from_the_file(name: str, tmp_path: Path) ->
 @torch.no_grad()
 def test_a_pruned_mlp_is_a_masked_one(name: str) -> None:
     model, data, bank = made(name)
-    policy = pruned_policy(bank)
+    groups = [g for g in bank.inventory.channel_groups if g.channels == 24]
+    assert len(groups) == 2
+    policy = Policy({group.name: LayerPolicy(prune_ratio=0.5) for group in groups})
     small = bank.stitch(policy, solve=False).module
     masked = copy.deepcopy(model)
-    groups = [g for g in bank.inventory.channel_groups if g.name in policy.layers]
-    assert len(groups) >= 2
     for group in groups:
         layer, kept = masked.get_submodule(group.name), small.get_submodule(group.name)
         stays = (layer.weight[:, None] == kept.weight[None]).all(-1).any(1)
@@ -167,7 +169,7 @@ def test_a_pruned_mlp_is_a_masked_one(name: str) -> None:
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["bert, sequence", "gpt2, causal", "vit"])
 @torch.no_grad()
 def test_integers_of_the_file_are_those_that_are_simulated(name: str, tmp_path: Path) -> None:
     model, data, bank = made(name)
