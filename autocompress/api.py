@@ -6,8 +6,9 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
+from autocompress.errors import nearest
 from autocompress.policy.budget import Budget
 from autocompress.policy.recipe import Recipe
 from autocompress.policy.settings import CompressionSettings
@@ -123,6 +124,28 @@ class Result:
         return RunFolder.open(self.folder).report
 
 
+class Reading(TypedDict, total=False):
+    """How data are read; keywords of ``search`` and of ``Data.wrap``.
+
+    Args:
+        input_fn: from a batch to the model's inputs, where the batch does not say what is what.
+        target_fn: from a batch to the targets, likewise.
+        memory: budget of decoded samples, such as ``"2GB"``; by default a quarter of what the
+            machine has free.
+        length: samples to take of streams without a length, for all splits or by split.
+        groups: per sample of ``train``, what belongs together, where splits are cut from it.
+        dynamic: input name to its free axes beside the batch, e.g.
+            ``{"input_ids": {1: "sequence"}}``, or ``"auto"`` to find them.
+    """
+
+    input_fn: Callable[[Any], Any]
+    target_fn: Callable[[Any], Any]
+    memory: str | int
+    length: int | Mapping[str, int]
+    groups: Any
+    dynamic: Mapping[str, Mapping[int, str]] | str
+
+
 def search(
     model: nn.Module,
     data: Any,
@@ -140,12 +163,7 @@ def search(
     workers: int = 1,
     resume: bool = False,
     quiet: bool = False,
-    input_fn: Callable[[Any], Any] | None = None,
-    target_fn: Callable[[Any], Any] | None = None,
-    memory: str | int | None = None,
-    length: int | Mapping[str, int] | None = None,
-    groups: Any = None,
-    dynamic: Mapping[str, Mapping[int, str]] | str | None = None,
+    **reading: Unpack[Reading],
 ) -> Result:
     """Search the policies of a model under a budget; everything lands in a run's folder.
 
@@ -164,14 +182,7 @@ def search(
         executor, workers: ``local`` or ``ray``, and how many evaluations at once.
         resume: go on with the run in ``out``.
         quiet: nothing on the terminal.
-        input_fn: from a batch to the model's inputs, where the batch does not say what is what.
-        target_fn: from a batch to the targets, likewise.
-        memory: budget of decoded samples, such as ``"2GB"``; by default a quarter of what the
-            machine has free.
-        length: samples to take of streams without a length, for all splits or by split.
-        groups: per sample of ``train``, what belongs together, where splits are cut from it.
-        dynamic: input name to its free axes beside the batch, e.g.
-            ``{"input_ids": {1: "sequence"}}``, or ``"auto"`` to find them.
+        **reading: how the data are read, where they do not say it themselves; see ``Reading``.
 
     Raises:
         InputError: anything that cannot be used, before an existing run is touched.
@@ -179,32 +190,38 @@ def search(
     """
     from autocompress.run.session import run_study
 
-    searching, sampler = dict(search or {}), None
-    if not isinstance(searching.get("sampler", ""), str):
-        sampler = searching["sampler"]
-        searching["sampler"] = type(sampler).__name__
-    sections = {
-        "data": {"memory": memory, "length": length, "dynamic": dynamic},
-        "target": target or {},
-        "space": space,
-        "search": searching,
-        "recovery": recovery or {},
-        "settings": settings or {},
-        "tracking": tracking or {},
-    }
+    data, section = _described(data, reading)
+    searching, sampler = _sampler_apart(search or {})
+    sections = {"data": section, "target": target, "space": space, "search": searching}
+    sections |= {"recovery": recovery, "settings": settings, "tracking": tracking}
     more = {"max_accuracy_drop": max_accuracy_drop, "executor": executor, "workers": workers}
     study = _study(Path(out).name, budget, sections | more)
-    beside = {"input_fn": input_fn, "target_fn": target_fn, "groups": groups}
-    beside = {name: value for name, value in beside.items() if value is not None}
-    if beside:
-        from autocompress.task.data import Described
-
-        data = Described(data, beside)
     with Display(quiet) as shown:
         done = run_study(
             study, Path(out), resume=resume, model=model, data=data, sampler=sampler, watcher=shown
         )
     return Result(done.folder.root, done.summary, done.view)
+
+
+def _sampler_apart(search: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
+    """The section with its sampler's name, and the sampler where it is an object."""
+    if isinstance(search.get("sampler", ""), str):
+        return dict(search), None
+    return {**search, "sampler": type(search["sampler"]).__name__}, search["sampler"]
+
+
+def _described(data: Any, reading: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The data with what a file cannot say of them, functions and groups, and what it can."""
+    for name in reading:
+        if name not in Reading.__annotations__:
+            raise TypeError(f"search() has no {name!r}; {nearest(name, Reading.__annotations__)}")
+    section = {k: v for k, v in reading.items() if k in ("memory", "length", "dynamic")}
+    beside = {k: v for k, v in reading.items() if k not in section}
+    if not beside:
+        return data, section
+    from autocompress.task.data import Described
+
+    return Described(data, beside), section
 
 
 def _study(name: str, budget: Budget | str | None, sections: dict[str, Any]) -> StudyConfig:
@@ -218,7 +235,8 @@ def _study(name: str, budget: Budget | str | None, sections: dict[str, Any]) -> 
         "data": {"factory": GIVEN, **sections.pop("data", {})},
         "budget": [str(limit) for limit in limits.limits],
     }
-    return read_study(given | {k: _plain(v) for k, v in sections.items()}, where="the search")
+    asked = {k: _plain(v) for k, v in sections.items() if v is not None}
+    return read_study(given | asked, where="the search")
 
 
 def _plain(value: Any) -> Any:

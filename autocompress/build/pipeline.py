@@ -19,6 +19,7 @@ from autocompress.policy.inventory import Inventory
 from autocompress.policy.policy import Distill, Policy
 from autocompress.policy.settings import CompressionSettings
 from autocompress.results.trial import SEARCH, Phase
+from autocompress.task.memory import Memory
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -228,8 +229,6 @@ class Pipeline:
         It keeps a few activations of both networks for all samples; half of what was free is taken
         to hold them.
         """
-        from autocompress.task.memory import Memory
-
         free = 2 * (self.data.memory or Memory.of()).limit
         widest = max((x.positions * x.out_channels for x in self.inventory.layers), default=1)
         return min(self.settings.sequential_images, max(_FEWEST, free // (_KEPT * 4 * widest)))

@@ -97,7 +97,7 @@ class Data:
         Raises:
             InputError: there is no ``train``, or a split cannot be read.
         """
-        options = {
+        options: dict[str, Any] = {
             "input_fn": input_fn,
             "target_fn": target_fn,
             "memory": memory,
@@ -112,6 +112,11 @@ class Data:
             return source if dynamic is None else replace(source, dynamic=dynamic)
         for name, value in options.items():
             options[name] = _part(source, name) if value is None else value
+        return cls._read(source, options)
+
+    @classmethod
+    def _read(cls, source: Any, options: Mapping[str, Any]) -> Data:
+        """Read the splits, and cut those that are missing."""
         reader = Reader(options["input_fn"], options["target_fn"])
         budget = Memory.of(options["memory"])
         parts = {}
