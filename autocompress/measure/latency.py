@@ -150,7 +150,7 @@ def paired_timings(
     }
     sizes = [_size(path) for path in paths]
     # a call is one inference of each length: their mean is the latency
-    samples = replace(samples, turns=samples.turns / opened[0][1])
+    samples = replace(samples, turns=samples.turns / np.array([count for _, count in opened]))
     return [_timing(samples, i, plan, sizes, facts) for i in range(1, len(paths))]
 
 

@@ -133,12 +133,13 @@ class Data:
                 f"it where they are missing. Found {_keys(source)}"
             )
         parts, notes = cut(parts, options["groups"])
-        known = {n: v for n in _KNOWN if (v := _part(source, n)) is not None}
+        known: dict[str, Any] = {n: v for n in _KNOWN if (v := _part(source, n)) is not None}
         if options["dynamic"] is not None:
             known["dynamic"] = options["dynamic"]
         for note in notes:
             _log.info("%s", note)
-        data = cls(**parts, **known, notes=tuple(notes), memory=budget)
+        splits = (parts["train"], parts["val"], parts["test"])
+        data = cls(*splits, **known, notes=tuple(notes), memory=budget)
         data.check_apart()
         return data
 

@@ -175,7 +175,7 @@ def _ready_batches(source: Any) -> bool:
 
 def _own_length(source: Any) -> int:
     """Samples of a stream, or its batches where it gives these, as far as it knows them."""
-    dataset = source.dataset if isinstance(source, DataLoader) else source
+    dataset: Any = source.dataset if isinstance(source, DataLoader) else source
     try:
         return len(dataset)
     except TypeError:
