@@ -15,7 +15,7 @@ from autocompress.model.groups import channel_groups
 from autocompress.model.tracing_stubs import is_attention
 from autocompress.policy.inventory import Inventory, LayerSpec
 from autocompress.task.calling import call
-from autocompress.task.nested import batch_size, named_tensors, tensors
+from autocompress.task.nested import batch_size, tensors
 
 _CONV = nn.modules.conv._ConvNd
 _KINDS: tuple[tuple[type[nn.Module], str], ...] = (
@@ -97,7 +97,7 @@ def _trace_calls(model: nn.Module, example: Any) -> dict[str, tuple[nn.Module, s
     except (RuntimeError, TypeError, ValueError) as error:
         raise UnsupportedModel(
             f"The model does not run on an input of shape "
-            f"{ {n or 'input': tuple(x.shape) for n, x in named_tensors(example)} }: {error}"
+            f"{[tuple(x.shape) for x in tensors(example)]}: {error}"
         ) from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
