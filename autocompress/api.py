@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
+from autocompress.errors import nearest
 from autocompress.policy.budget import Budget
 from autocompress.policy.recipe import Recipe
 from autocompress.policy.settings import CompressionSettings
@@ -121,6 +122,28 @@ class Result:
         return RunFolder.open(self.folder).report
 
 
+class Reading(TypedDict, total=False):
+    """How data are read; keywords of ``search`` and of ``Data.wrap``.
+
+    Args:
+        input_fn: from a batch to the model's inputs, where the batch does not say what is what.
+        target_fn: from a batch to the targets, likewise.
+        memory: budget of decoded samples, such as ``"2GB"``; by default a quarter of what the
+            machine has free.
+        length: samples to take of streams without a length, for all splits or by split.
+        groups: per sample of ``train``, what belongs together, where splits are cut from it.
+        dynamic: input name to its free axes beside the batch, e.g.
+            ``{"input_ids": {1: "sequence"}}``, or ``"auto"`` to find them.
+    """
+
+    input_fn: Callable[[Any], Any]
+    target_fn: Callable[[Any], Any]
+    memory: str | int
+    length: int | Mapping[str, int]
+    groups: Any
+    dynamic: Mapping[str, Mapping[int, str]] | str
+
+
 def search(
     model: nn.Module | str | Path,
     data: Any,
@@ -139,13 +162,15 @@ def search(
     resume: bool = False,
     new_baseline: bool = False,
     quiet: bool = False,
+    **reading: Unpack[Reading],
 ) -> Result:
     """Search the policies of a model under a budget; everything lands in a run's folder.
 
     Args:
         model: trained; not changed. Or the path of an ONNX file.
-        data: anything with ``train``, ``val`` and ``test``: DataLoaders or datasets of
-            ``(input, target)``; optional ``metric``, ``loss``, ``augment``, ``classes``.
+        data: anything with ``train``, and ``val`` and ``test`` or not (they are then cut from
+            it): DataLoaders, data sets (torch's or Hugging Face's) of pairs, triples or
+            dictionaries; optional ``metric``, ``loss``, ``augment``, ``classes``.
         budget: ``Budget(latency_ms=2.0)``, ``Budget("latency<=0.5x", "size<=1MB")``, or a text.
         space: a shipped space's name, a path, or plain data.
         out: folder of the run.
@@ -159,6 +184,7 @@ def search(
             others than the run's: set its trials aside and begin with a baseline of its own,
             instead of refusing.
         quiet: nothing on the terminal.
+        **reading: how the data are read, where they do not say it themselves; see ``Reading``.
 
     Raises:
         InputError: anything that cannot be used, before an existing run is touched.
@@ -167,11 +193,12 @@ def search(
     from autocompress.run.given import as_module, given_study
     from autocompress.run.session import run_study
 
+    data, section = described(data, reading)
     searching, sampler = _with_sampler(search)
     sections = {"target": target, "space": space, "search": searching, "recovery": recovery}
     more = {"settings": settings, "tracking": tracking, "max_accuracy_drop": max_accuracy_drop}
     named = {**sections, **more, "executor": executor, "workers": workers}
-    study = given_study(Path(out).name, budget, **named)
+    study = given_study(Path(out).name, budget, data=section, **named)
     given: dict[str, Any] = {"model": as_module(model), "data": data, "sampler": sampler}
     going_on: dict[str, Any] = {"resume": resume, "new_baseline": new_baseline}
     with Display(quiet) as shown:
@@ -186,3 +213,19 @@ def _with_sampler(search: Mapping[str, Any] | None) -> tuple[dict[str, Any], Any
     if sampler is None or isinstance(sampler, str):
         return section, None
     return {**section, "sampler": type(sampler).__name__}, sampler
+
+
+def described(data: Any, reading: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The data with what a file cannot say of them, functions and groups, and what it can."""
+    for name in reading:
+        if name not in Reading.__annotations__:
+            raise TypeError(
+                f"There is no keyword {name!r}; {nearest(name, Reading.__annotations__)}"
+            )
+    section = {k: v for k, v in reading.items() if k in ("memory", "length", "dynamic")}
+    beside = {k: v for k, v in reading.items() if k not in section}
+    if not beside:
+        return data, section
+    from autocompress.task.data import Described
+
+    return Described(data, beside), section

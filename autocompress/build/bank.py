@@ -30,7 +30,7 @@ from autocompress.policy.policy import Factorization, LayerPolicy, Policy
 from autocompress.policy.registry import in_order
 from autocompress.policy.settings import CompressionSettings
 from autocompress.policy.writing import replacing
-from autocompress.task.data import Split
+from autocompress.task.data import Split, feed
 from autocompress.techniques.compressed import Compressed
 from autocompress.techniques.factorize import choose_factors
 from autocompress.techniques.moments import (
@@ -109,8 +109,8 @@ class LayerBank:
             CalibrationError: calibration inputs are empty, not finite or of the wrong shape.
         """
         sample = train.sample(settings.calibration_images, settings.seed)
-        inputs = sample.inputs()
-        check_inputs(inputs, inventory.input_shape[0])
+        inputs = feed(sample)
+        check_inputs(sample.inputs(64), inventory.input_shape)
         plan = slicing_plan(model, train.inputs(1), inventory.groups_by_name)
         groups = [g for g in inventory.channel_groups if settings.prune_residual or not g.residual]
         path = cls._path(inventory, train, settings, cache_dir)

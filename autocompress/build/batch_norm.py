@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from autocompress.techniques.moments import check_inputs
+from autocompress.task.calling import call
+from autocompress.task.nested import batch_size
+from autocompress.techniques.moments import checked_portions
 
 
 @torch.no_grad()
@@ -19,7 +21,8 @@ def reestimate(module: nn.Module, inputs: Any, *, batch: int = 128) -> None:
 
     Args:
         module: left in eval mode.
-        inputs: training inputs, batch first; batches of one sample are skipped.
+        inputs: training inputs, batch first, or a split that gives them; batches of one sample are
+            skipped.
         batch: samples per pass.
 
     References:
@@ -30,10 +33,8 @@ def reestimate(module: nn.Module, inputs: Any, *, batch: int = 128) -> None:
         for m in module.modules()
         if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats
     ]
-    check_inputs(inputs)
     if not norms:
         return
-    parts = inputs if isinstance(inputs, tuple) else (inputs,)
     momenta = [norm.momentum for norm in norms]
     module.eval()
     for norm in norms:
@@ -41,10 +42,9 @@ def reestimate(module: nn.Module, inputs: Any, *, batch: int = 128) -> None:
         norm.momentum = None  # cumulative average
         norm.train()
     try:
-        for start in range(0, len(parts[0]), batch):
-            chunk = tuple(p[start : start + batch] for p in parts)
-            if len(chunk[0]) > 1:
-                module(*chunk)
+        for part in checked_portions(inputs, batch):
+            if batch_size(part) > 1:
+                call(module, part)
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum

@@ -58,6 +58,7 @@ class Builder:
         if policy.student is not None:
             return self.pipeline.stitch(policy)
         compressed = self.pipeline.bank.stitch(policy, solve=False)
+        compressed = compressed.with_(dynamic=self.pipeline.data.dynamic)
         if not compressed.quantized:
             return compressed
         return calibrate(compressed, self.pipeline.data.train.inputs(16))

@@ -10,13 +10,17 @@ from torch import Tensor, nn
 
 from autocompress.build.ranges import tensor_ranges
 from autocompress.errors import CalibrationError
+from autocompress.exporters.agreement import check_graph
 from autocompress.exporters.onnx_graph import float_graph
 from autocompress.exporters.onnx_quantize import plan_nodes, quantized_tensors
 from autocompress.model.tied import untie
+from autocompress.task.calling import call
+from autocompress.task.data import portions
+from autocompress.task.nested import take
 from autocompress.techniques.compressed import Compressed
 from autocompress.techniques.fold import fold_batch_norms
 from autocompress.techniques.gptq import compensate
-from autocompress.techniques.moments import MatrixLayer, check_inputs, matrix_layer
+from autocompress.techniques.moments import MatrixLayer, checked_portions, matrix_layer
 from autocompress.techniques.quantize import round_weight
 
 
@@ -25,7 +29,7 @@ def calibrate(compressed: Compressed, inputs: Any) -> Compressed:
 
     Args:
         compressed: after all that changes its weights; its module is not changed.
-        inputs: calibration inputs, batch first.
+        inputs: calibration inputs, batch first, or a split that gives them.
 
     Returns:
         A copy with ranges, the folded module, and its float graph that the export will quantize.
@@ -33,16 +37,15 @@ def calibrate(compressed: Compressed, inputs: Any) -> Compressed:
     Raises:
         CalibrationError: inputs are empty, not finite, or do not fit the model.
     """
-
-    check_inputs(inputs)
-    first = tuple(p[:1] for p in inputs) if isinstance(inputs, tuple) else inputs[:1]
+    two = next(checked_portions(inputs, 2))
+    first = take(two, slice(0, 1))
     folded = fold_batch_norms(compressed.module)
     bits = {name: p.weight_bits for name, p in compressed.precisions.items()}
     # biases are corrected, and tied weights rounded, each in its own layer
     untie(folded, lambda name, key: bits.get(name, 32) if key == "weight" else (name, key))
     try:
         with torch.no_grad():
-            folded(*(first if isinstance(first, tuple) else (first,)))
+            call(folded, first)
     except (RuntimeError, IndexError, ValueError, TypeError) as error:
         raise CalibrationError(f"Calibration inputs do not fit the model: {error}") from error
     floats = {
@@ -53,7 +56,8 @@ def calibrate(compressed: Compressed, inputs: Any) -> Compressed:
         compensate(folded, compressed, inputs)
     if compressed.settings.bias_correction and not compressed.qat:
         correct_biases(folded, compressed, floats, inputs)
-    graph = float_graph(folded, first)
+    graph = float_graph(folded, first, dynamic=compressed.dynamic)
+    check_graph(folded, graph, two, dynamic=compressed.dynamic)
     plan = plan_nodes(graph, compressed)
     try:
         ranges = tensor_ranges(graph, quantized_tensors(graph, plan), inputs, compressed.settings)
@@ -94,7 +98,7 @@ def correct_biases(
         folded: batch norms folded; its biases are changed.
         compressed: says to how many bits layers are rounded.
         floats: layer name to its weight before any rounding; these layers are corrected.
-        inputs: calibration inputs; the first ``limit`` are used.
+        inputs: calibration inputs, or a split; the first ``limit`` are used.
 
     References:
         Nagel et al., Data-Free Quantization, ICCV 2019, section 4.2 (empirical form).
@@ -124,12 +128,11 @@ def correct_biases(
 
         return correct
 
-    parts = inputs if isinstance(inputs, tuple) else (inputs,)
     try:
         for name in floats:
             handles.append(folded.get_submodule(name).register_forward_pre_hook(hook(name)))
         if handles:
-            folded(*(p[:limit] for p in parts))
+            call(folded, next(portions(inputs, limit)))
     finally:
         for handle in handles:
             handle.remove()

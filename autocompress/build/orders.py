@@ -11,7 +11,13 @@ from autocompress.model.groups import SlicingPlan
 from autocompress.policy.inventory import ChannelGroup
 from autocompress.policy.settings import CompressionSettings
 from autocompress.task.data import Split
-from autocompress.techniques.importance import Consumer, l1_scores, obs_order, taylor_scores
+from autocompress.techniques.importance import (
+    Consumer,
+    l1_scores,
+    obs_order,
+    own_scores,
+    taylor_scores,
+)
 from autocompress.techniques.moments import Moments, matrix_layer
 
 
@@ -52,13 +58,21 @@ def removal_orders(
         if settings.importance == "obs":
             order = _by_error(model, group.name, plan, settings, moments)
         if order is None:
-            scores = taylor or {
-                name: l1_scores(model, (name,), size)
-                for name, size in _producers(plan, group.name).items()
-            }
+            scores = taylor or _scores(settings.importance, model, plan, group, sample)
             order = torch.argsort(_joint(plan, group.name, scores)).tolist()
         orders[group.name] = [channel for unit in order for channel in units[unit]]
     return orders
+
+
+def _scores(
+    importance: str, model: nn.Module, plan: SlicingPlan, group: ChannelGroup, sample: Split
+) -> dict[str, Tensor]:
+    """Producer to the importance of its channels: by the user's own function, or by weights."""
+    producers = _producers(plan, group.name)
+    if ":" in importance:
+        own = own_scores(importance, model, group, sample)
+        return dict.fromkeys(producers, own)
+    return {name: l1_scores(model, (name,), size) for name, size in producers.items()}
 
 
 def _producers(plan: SlicingPlan, group: str) -> dict[str, int]:

@@ -20,6 +20,7 @@ from autocompress.policy.inventory import Inventory
 from autocompress.policy.policy import Distill, Policy
 from autocompress.policy.settings import CompressionSettings
 from autocompress.results.trial import SEARCH, Phase
+from autocompress.task.memory import Memory
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,6 +35,11 @@ if TYPE_CHECKING:
     from autocompress.techniques.compressed import Compressed
 
 _log = logging.getLogger(__name__)
+_KEPT = 6
+"""Activations that the sequential re-solve keeps at once, in sizes of the widest."""
+
+_FEWEST = 64
+"""Samples that it needs at least."""
 
 Progress = Callable[[str, float], None]
 """Called with a short text and a fraction of 1."""
@@ -166,7 +172,13 @@ class Pipeline:
             compressed = self.bank.projected(compressed)
         if not compressed.quantized:
             return compressed
-        return calibrate(compressed, self.calibration().inputs())
+        return calibrate(compressed, self._calibration_inputs())
+
+    def _calibration_inputs(self) -> Any:
+        """Of ``calibration``, as one batch where they are small; read on the way otherwise."""
+        from autocompress.task.data import feed
+
+        return feed(self.calibration(), self.data.memory)
 
     def student_cost(self, name: str) -> Cost:
         """What a student costs; it is built once, and counted as it is."""
@@ -179,7 +191,7 @@ class Pipeline:
     def stitch(self, policy: Policy) -> Compressed:
         """Pruned, factorized and sparse, with the bank's weights; a few milliseconds."""
         if policy.student is None:
-            return self.bank.stitch(policy)
+            return self.bank.stitch(policy).with_(dynamic=self.data.dynamic)
         from autocompress.techniques.compressed import Compressed
 
         if policy.student not in self.students:
@@ -187,7 +199,8 @@ class Pipeline:
                 f"The study has no student {policy.student!r}; list it under "
                 "`students` of the search space."
             )
-        return Compressed(self.students[policy.student](), policy, self.settings)
+        module = self.students[policy.student]()
+        return Compressed(module, policy, self.settings, dynamic=self.data.dynamic)
 
     def reconstruct(
         self, compressed: Compressed, *, final: bool, progress: Progress | None = None
@@ -217,17 +230,32 @@ class Pipeline:
         from autocompress.build.sequential import sequential_resolve
 
         if how == "sequential":
-            images = self.data.train.sample(self.settings.sequential_images, self.settings.seed)
-            left = [n.name for n in self.inventory.layers if n.why_not("re-solve")]
+            count = self._sequential_count()
+            images = self.data.train.sample(count, self.settings.seed)
+            if count < min(self.settings.sequential_images, len(self.data.train)):
+                note = f"Re-solved on {count} samples: activations of more would not fit in memory."
+                compressed = compressed.with_(notes=(*compressed.notes, note))
             try:
+                left = [n.name for n in self.inventory.layers if n.why_not("re-solve")]
                 return sequential_resolve(self.model, compressed, images.inputs(), left)
-            except UnsupportedModel as error:
-                _log.info("Batch norms are re-estimated in place of it. %s", error)
+            except UnsupportedModel as error:  # says so before it changes anything
+                note = f"No sequential re-solve, the bank's weights instead: {error}"
+                _log.info(note)
+                compressed = compressed.with_(notes=(*compressed.notes, note))
                 how = "bank_batch_norm"
-                compressed = compressed.with_(notes=(*compressed.notes, str(error)))
         if how in ("batch_norm", "bank_batch_norm"):
-            reestimate(compressed.module, self.calibration().inputs())
+            reestimate(compressed.module, self._calibration_inputs())
         return compressed
+
+    def _sequential_count(self) -> int:
+        """Samples of the sequential re-solve: as many as asked, as far as memory allows.
+
+        It keeps a few activations of both networks for all samples; half of what was free is taken
+        to hold them.
+        """
+        free = 2 * (self.data.memory or Memory.of()).limit
+        widest = max((x.positions * x.out_channels for x in self.inventory.layers), default=1)
+        return min(self.settings.sequential_images, max(_FEWEST, free // (_KEPT * 4 * widest)))
 
     def train(
         self,

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.policy.settings import CompressionSettings
+from autocompress.task import nested
+from autocompress.task.data import portions
 from autocompress.techniques.compressed import Range
 
 _SAMPLES = 16_384
@@ -95,14 +97,13 @@ def tensor_ranges(
     Args:
         model: ``onnx.ModelProto`` with a free batch dimension.
         tensors: names of tensors in the graph.
-        inputs: one tensor or a tuple, batch first.
+        inputs: a batch as the model takes it, or a split that gives them.
         settings: how ranges are chosen.
         batch: samples per run, which bounds the memory.
     """
     import onnx
     import onnxruntime as ort
 
-    parts = [p.detach().cpu().numpy() for p in (inputs if isinstance(inputs, tuple) else (inputs,))]
     names = [i.name for i in model.graph.input]
     tensors = list(tensors)
     given = {n for n in tensors if n in names}
@@ -123,8 +124,9 @@ def tensor_ranges(
         watched.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     finders = {n: RangeFinder(settings) for n in (*given, *wanted)}
-    for start in range(0, len(parts[0]), batch):
-        feed = {n: p[start : start + batch] for n, p in zip(names, parts, strict=True)}
+    for part in portions(inputs, batch):
+        arrays = [p.numpy(force=True) for p in nested.tensors(part)]
+        feed = dict(zip(names, arrays, strict=True))
         for name in given:
             finders[name].add(feed[name])
         found = session.run(wanted, feed) if wanted else []

@@ -21,7 +21,8 @@ from autocompress.build.walk import Steps
 from autocompress.errors import UnsupportedModel
 from autocompress.policy.recovery import Schedule
 from autocompress.policy.settings import RefineConfig
-from autocompress.recover.device import Place, forward
+from autocompress.recover.device import Place
+from autocompress.task.calling import call, main_output
 from autocompress.task.data import Data, Split
 from autocompress.task.divergence import Divergence, choose_divergence
 from autocompress.task.outputs import output_kind
@@ -82,7 +83,7 @@ class Refinement:
         held = max(1, min(_CHUNK * 2, count // 8))
         images = self.data.train.sample(count, self.seed)
         every = torch.arange(count)
-        self._images, self._held = _part(images, every[held:]), _part(images, every[:held])
+        self._images, self._held = images.subset(every[held:]), images.subset(every[:held])
         original = self.place.put_module(copy.deepcopy(self.model))
         module = self.place.put_module(self._module()).requires_grad_(True)
         wanted = self._outputs(original, self._held)
@@ -90,7 +91,7 @@ class Refinement:
         divergence = choose_divergence(kind, wanted)
         best = _Best(lambda m: self._distance(m, wanted, divergence), module)
         try:
-            self._steps = Steps(self.model, self.compressed.parts)
+            self._steps = Steps(self.model, self.compressed.parts, self._images.inputs(2))
             blocks = _blocks(self._steps, self.model)
         except UnsupportedModel:
             blocks = []  # only the whole network then
@@ -200,9 +201,9 @@ class Refinement:
                 stored = augment(stored, draws)
             inputs = self.place.put(images.prepare(stored))
             with self.place.autocast():
-                found = forward(module, inputs)
+                found = main_output(call(module, inputs))
                 with torch.no_grad():
-                    wanted = forward(original, inputs)
+                    wanted = main_output(call(original, inputs))
             return divergence(wanted.float(), found.float()).mean()
 
         parameters = [p for p in module.parameters() if p.requires_grad]
@@ -245,7 +246,7 @@ class Refinement:
     def _outputs(self, module: nn.Module, images: Split) -> Tensor:
         with torch.no_grad():
             parts = [
-                forward(module, self.place.put(inputs)).float().cpu()
+                main_output(call(module, self.place.put(inputs))).float().cpu()
                 for inputs, _ in images.batches(_CHUNK)
             ]
         return torch.cat(parts)
@@ -281,11 +282,6 @@ class _Best:
         """The module with the best weights."""
         module.load_state_dict(self.state)
         return module
-
-
-def _part(split: Split, index: Tensor) -> Split:
-    stored, targets = split.take(index)
-    return Split(stored, targets, split.preprocess)
 
 
 def _order(count: int, batch: int, steps: int, seed: int) -> Iterator[Tensor]:

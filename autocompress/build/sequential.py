@@ -27,6 +27,7 @@ from autocompress.build.walk import Steps
 from autocompress.errors import UnsupportedModel
 from autocompress.model.tied import shared_parameters
 from autocompress.policy.registry import techniques
+from autocompress.task.nested import batch_size, take
 from autocompress.techniques.compressed import Compressed
 from autocompress.techniques.moments import MatrixLayer, check_inputs, matrix_layer, solvable
 
@@ -70,16 +71,16 @@ def sequential_resolve(
         ICCV 2017, section 3.2 (whole-model pruning on already pruned inputs, residual matching).
     """
     check_inputs(inputs)
-    parts = inputs if isinstance(inputs, tuple) else (inputs,)
     try:
-        steps = Steps(model, compressed.parts)
-        steps.check(compressed.module, tuple(part[:2] for part in parts))
+        two = take(inputs, slice(0, 2))
+        steps = Steps(model, compressed.parts, two)
+        steps.check(compressed.module, two)
     except UnsupportedModel as error:
         raise UnsupportedModel(
             f"The sequential re-solve runs networks step by step, but {error}. Set "
             "`settings.finish: bank_batch_norm`."
         ) from error
-    _Resolver(model, compressed, steps, left_alone).run(parts)
+    _Resolver(model, compressed, steps, left_alone).run(inputs)
     return compressed
 
 
@@ -102,15 +103,17 @@ class _Resolver:
         self.steps = steps
         self.sliced: set[fx.Node] = set()  # layers that lost outputs and are else as they were
 
-    def run(self, inputs: tuple[Tensor, ...]) -> None:
+    def run(self, inputs: Any) -> None:
         old: dict[fx.Node, list[Any]] = {}
         new: dict[fx.Node, list[Any]] = {}
-        feeds = iter([part.split(_CHUNK) for part in inputs])
-        chunks = len(inputs[0].split(_CHUNK))
+        starts = range(0, batch_size(inputs), _CHUNK)
+        fed = [self.steps.feed(take(inputs, slice(i, i + _CHUNK))) for i in starts]
+        feeds = iter(list(values) for values in zip(*fed, strict=True))
+        chunks = len(fed)
         ahead: dict[fx.Node, list[Any]] = {}
         for node in self.steps.graph.nodes:
             if node.op == "placeholder":
-                old[node] = new[node] = list(next(feeds))
+                old[node] = new[node] = next(feeds)
                 continue
             if node.op == "output":
                 break

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import operator
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from autocompress.errors import UnsupportedModel
+from autocompress.task.calling import call_flat, parameters, without_caches
 from autocompress.task.nested import tensors
 
 
@@ -31,6 +33,7 @@ class Steps:
     Args:
         model: in eval mode; not changed.
         leaves: names of the layers that stay whole.
+        example: inputs that show which arguments the forward is given.
 
     Attributes:
         graph: the steps, one per node.
@@ -40,11 +43,13 @@ class Steps:
         UnsupportedModel: torch.fx cannot trace the model's control flow.
     """
 
-    def __init__(self, model: nn.Module, leaves: Iterable[str]) -> None:
+    def __init__(self, model: nn.Module, leaves: Iterable[str], example: Any) -> None:
         # tensors that a forward computes from no input are put into the module that is traced
         self._traced = copy.deepcopy(model)
+        self._order = list(inspect.signature(model.forward).parameters)
         try:
-            self.graph = _Tracer(frozenset(leaves)).trace(self._traced)
+            _, self._left_out = parameters(model, example)
+            self.graph = _Tracer(frozenset(leaves)).trace(self._traced, self._left_out or None)
         except Exception as error:  # forwards raise whatever they do with values that are none yet
             raise UnsupportedModel(f"torch.fx cannot trace the model: {error}") from error
         self.last_uses = self._last_uses()
@@ -76,8 +81,14 @@ class Steps:
         # in-place operators would change what an earlier node holds
         return found.clone() if _in_place(node, module) and isinstance(found, Tensor) else found
 
+    def feed(self, inputs: Any) -> list[Any]:
+        """The values of the placeholders, in the order of the nodes."""
+        given, _ = parameters(self._traced, inputs)
+        known = {**self._left_out, **given}
+        return [known.get(name) for name in self._order]
+
     @torch.no_grad()
-    def check(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def check(self, module: nn.Module, inputs: Any) -> None:
         """See that a compressed network, run step by step, answers what it answers itself.
 
         The steps are those of the original: where a forward says sizes or places of channels that
@@ -91,7 +102,7 @@ class Steps:
             UnsupportedModel: it answers something else, or a step fails.
         """
         values: dict[fx.Node, Any] = {}
-        feeds = iter(inputs)
+        feeds = iter(self.feed(inputs))
         found: Any = None
         try:
             for node in self.graph.nodes:
@@ -103,7 +114,7 @@ class Steps:
                     values[node] = self.value(node, values, module)
         except (RuntimeError, IndexError, ValueError, TypeError) as error:
             raise UnsupportedModel(f"a step of the compressed model fails ({error})") from error
-        wanted, found = tensors(module(*inputs)), tensors(found)
+        wanted, found = call_flat(module, inputs), tensors(without_caches(found))
         if len(wanted) != len(found) or not all(map(_near, wanted, found)):
             raise UnsupportedModel(
                 "the compressed model, run step by step, answers something else than as a whole"

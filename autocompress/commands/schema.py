@@ -99,6 +99,8 @@ def _values(field: Mapping[str, Any]) -> str:
         return f"[{name}](#{name.lower()})"
     if "enum" in field or "const" in field:
         return ", ".join(_code(value) for value in field.get("enum", [field.get("const")]))
+    if "prefixItems" in field:
+        return f"list of {len(field['prefixItems'])}: {_values(field['prefixItems'][0])}"
     if field.get("type") == "array":
         return f"list of {_values(field['items'])}"
     if isinstance(field.get("additionalProperties"), Mapping):

@@ -14,6 +14,9 @@ from typing import Any
 
 from torch import nn
 
+from autocompress.task.calling import Flat, call_flat
+from autocompress.task.nested import with_tensors
+
 Origin = tuple[str, str]
 """A module's path, and a mark that is the same for all nodes of one call of it."""
 
@@ -45,16 +48,18 @@ class Traced(nn.Module):
 
     Args:
         model: to trace.
+        example: inputs, built as the model takes them.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, example: Any) -> None:
         super().__init__()
         self.model = model
+        self.example = example
         self.paths = {f"m{i}": path for i, (path, _) in enumerate(model.named_modules())}
 
-    def forward(self, *inputs: Any) -> Any:
-        """What the model answers."""
-        return self.model(*inputs)
+    def forward(self, *parts: Any) -> Any:
+        """The tensors of the model's answer, one after another."""
+        return tuple(call_flat(self.model, with_tensors(self.example, parts)))
 
     def named_modules(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Module]]:
         """The names under which the exporter looks modules up."""
@@ -73,7 +78,7 @@ def program_origin(program: Any, model: nn.Module) -> Callable[[Any], Origin | N
 
     Args:
         program: ``torch.export.ExportedProgram`` that the graph was made from.
-        model: the program's source; a module that it holds twice has one path.
+        model: the program's source, ``Flat`` taken off; a module that it holds twice has one path.
     """
     first = {id(module): path for path, module in model.named_modules()}
     known = {path: first[id(m)] for path, m in model.named_modules(remove_duplicate=False)}
@@ -97,8 +102,8 @@ def program_scope(node: Any) -> tuple[str, int] | None:
     if not stack:
         return None
     key, (path, _) = list(stack.items())[-1]
-    call = key.rpartition("@")[2] if "@" in key else "0"
-    return (str(path), int(call)) if call.isdecimal() else None
+    number = key.rpartition("@")[2] if "@" in key else "0"
+    return (Flat.path(str(path)), int(number)) if number.isdecimal() else None
 
 
 def name_nodes(model: Any, origin: Callable[[Any], Origin | None]) -> None:
@@ -112,7 +117,7 @@ def name_nodes(model: Any, origin: Callable[[Any], Origin | None]) -> None:
     """
     calls: dict[str, dict[str, int]] = {}
     taken: Counter[str] = Counter()
-    tensors: dict[str, str] = {}
+    renamed: dict[str, str] = {}
     fixed = {o.name for o in model.graph.output}
     for node in model.graph.node:
         path, mark = origin(node) or ("", "")
@@ -121,14 +126,14 @@ def name_nodes(model: Any, origin: Callable[[Any], Origin | None]) -> None:
         taken[name] += 1
         node.name = name if taken[name] == 1 else f"{name}_{taken[name] - 1}"
         del node.metadata_props[:]  # stack traces, with the paths of this machine
-        tensors |= {
+        renamed |= {
             output: f"{node.name}_output_{i}"
             for i, output in enumerate(node.output)
             if output and output not in fixed
         }
     for value in model.graph.initializer:
-        tensors[value.name] = value.name.removeprefix("model.")
-    _rename_tensors(model.graph, tensors)
+        renamed[value.name] = value.name.removeprefix("model.").removeprefix("flat_model.")
+    _rename_tensors(model.graph, renamed)
 
 
 def _rename_tensors(graph: Any, names: Mapping[str, str]) -> None:

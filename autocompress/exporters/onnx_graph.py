@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -14,6 +15,8 @@ from torch import nn
 
 from autocompress.errors import ExportError
 from autocompress.exporters.names import Origin, Traced, layer_of, name_nodes, program_origin
+from autocompress.task.calling import Flat, call, input_names, output_names
+from autocompress.task.nested import batch_size, concat, tensors
 
 OPSET = 18
 
@@ -31,16 +34,45 @@ _Named = tuple[Any, Callable[[Any], Origin | None]]
 _log = logging.getLogger(__name__)
 
 
-def float_graph(module: nn.Module, example: Any, exporter: Exporter = EXPORTER) -> Any:
+@dataclass(frozen=True)
+class _Signature:
+    """What a file takes and gives.
+
+    Args:
+        inputs, outputs: names, in order.
+        axes: input name to its free axes, each by its name.
+        answer: of the model, to the example.
+    """
+
+    inputs: list[str]
+    outputs: list[str]
+    axes: dict[str, dict[int, str]]
+    answer: Any
+
+    @property
+    def batched(self) -> list[str]:
+        """Outputs that have an axis at all."""
+        parts = zip(self.outputs, tensors(self.answer), strict=True)
+        return [name for name, tensor in parts if tensor.dim()]
+
+
+def float_graph(
+    module: nn.Module,
+    example: Any,
+    exporter: Exporter = EXPORTER,
+    *,
+    dynamic: Mapping[str, Mapping[int, str]] | None = None,
+) -> Any:
     """Export a folded module with a free batch dimension.
 
     Args:
         module: float, in eval mode, norms folded.
-        example: one batched input, or a tuple.
+        example: one batch of inputs, built as the model takes them.
         exporter: of torch; what it cannot export, the other one is asked for.
+        dynamic: input name to its free axes beside the batch, each by its own name.
 
     Returns:
-        An ``onnx.ModelProto`` with inputs ``input``, ``input_1``, ... and output ``output``, and
+        An ``onnx.ModelProto`` with inputs and outputs named as ``task.calling`` says, and
         canonical node names.
 
     Raises:
@@ -48,14 +80,17 @@ def float_graph(module: nn.Module, example: Any, exporter: Exporter = EXPORTER) 
     """
     from autocompress.exporters.onnx_simplify import simplify
 
-    inputs = example if isinstance(example, tuple) else (example,)
-    names = ["input", *(f"input_{i}" for i in range(1, len(inputs)))]
+    with _plain_attention(), torch.no_grad():
+        answer = call(module, example)
+    names = input_names(example)
+    axes = {name: {0: "batch", **(dynamic or {}).get(name, {})} for name in names}
+    signature = _Signature(names, output_names(answer, names), axes, answer)
     reasons = []
     for name in sorted(_EXPORTERS, key=lambda name: name != exporter):
         try:
             with _plain_attention(), warnings.catch_warnings(), torch.no_grad():
                 warnings.simplefilter("ignore")
-                graph, origin = _EXPORTERS[name](module, inputs, names)
+                graph, origin = _EXPORTERS[name](module, example, signature)
         except Exception as error:  # the exporters raise whatever they stumble on
             reasons.append(f"{name}: {type(error).__name__}: {error}")
             _log.info("The %s exporter cannot take the model: %s", name, error)
@@ -66,44 +101,64 @@ def float_graph(module: nn.Module, example: Any, exporter: Exporter = EXPORTER) 
     raise ExportError(f"The model cannot be exported to ONNX. {' '.join(reasons)}")
 
 
-def _by_torchscript(module: nn.Module, inputs: tuple[Any, ...], names: list[str]) -> _Named:
+def _by_torchscript(module: nn.Module, example: Any, signature: _Signature) -> _Named:
     """Trace the module with one input and export the trace."""
     import onnx
 
-    traced = Traced(module).eval()
+    traced = Traced(module, example).eval()
     buffer = io.BytesIO()
     torch.onnx.export(
         traced,
-        inputs,
+        tuple(tensors(example)),
         buffer,  # type: ignore[arg-type]  # torch's signature forgets buffers, its code takes them
         dynamo=False,
         opset_version=OPSET,
-        input_names=names,
-        output_names=["output"],
-        dynamic_axes={n: {0: "batch"} for n in [*names, "output"]},
+        input_names=signature.inputs,
+        output_names=signature.outputs,
+        dynamic_axes=signature.axes | {name: {0: "batch"} for name in signature.batched},
         do_constant_folding=True,
     )
     return onnx.load_model_from_string(buffer.getvalue()), traced.origin
 
 
-def _by_dynamo(module: nn.Module, inputs: tuple[Any, ...], names: list[str]) -> _Named:
+def _by_dynamo(module: nn.Module, example: Any, signature: _Signature) -> _Named:
     """Export the module as a program, and the program as a graph."""
-    if len(inputs[0]) < 2:  # a batch of one would be taken for a constant
-        inputs = tuple(torch.cat([x, x]) for x in inputs)
-    shapes = tuple({0: torch.export.Dim("batch", min=1, max=4096)} for _ in inputs)
+    flat = Flat(module, example).eval()
     program = torch.onnx.export(
-        torch.export.export(module, inputs, dynamic_shapes=shapes),
+        flat_program(flat, example, signature.axes),
         dynamo=True,
         opset_version=OPSET,
-        input_names=names,
-        output_names=["output"],
+        input_names=signature.inputs,
+        output_names=signature.outputs,
         verbose=False,
     )
     assert program is not None
     return program.model_proto, program_origin(program.exported_program, module)
 
 
-_EXPORTERS: dict[Exporter, Callable[[nn.Module, tuple[Any, ...], list[str]], _Named]] = {
+def flat_program(flat: nn.Module, example: Any, axes: Mapping[str, Mapping[int, str]]) -> Any:
+    """``torch.export`` of a module that takes tensors one after another.
+
+    Args:
+        flat: for example a ``Flat``.
+        example: inputs of its model; a batch of one is doubled, or it would be taken for a
+            constant.
+        axes: input name to its free axes, each by its name.
+    """
+    parts = tensors(example if batch_size(example) > 1 else concat([example, example]))
+    dims: dict[str, Any] = {"batch": torch.export.Dim("batch", min=1, max=4096)}
+    shapes = []
+    for name in input_names(example):
+        for axis in axes[name].values():
+            dims.setdefault(axis, torch.export.Dim.DYNAMIC)
+        shapes.append({place: dims[axis] for place, axis in axes[name].items()})
+    held = tuple(shapes)
+    return torch.export.export(
+        flat, tuple(parts), dynamic_shapes=(held,) if isinstance(flat, Flat) else held
+    )
+
+
+_EXPORTERS: dict[Exporter, Callable[[nn.Module, Any, _Signature], _Named]] = {
     "torchscript": _by_torchscript,
     "dynamo": _by_dynamo,
 }

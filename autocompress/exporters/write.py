@@ -11,6 +11,11 @@ from typing import Any
 import torch
 
 from autocompress.errors import ExportError, InputError
+from autocompress.exporters.agreement import check_graph
+from autocompress.exporters.metadata import SIZES_KEY
+from autocompress.task.calling import Flat, call, input_names, is_flat
+from autocompress.task.dynamic import sizes_of
+from autocompress.task.nested import take
 from autocompress.techniques.compressed import Compressed
 
 SUFFIXES = (".onnx", ".pt2", ".safetensors")
@@ -38,7 +43,8 @@ def export(compressed: Compressed, path: str | Path, example: Any) -> ExportedFi
         compressed: calibrated, if any layer is quantized with static activations.
         path: ends in ``.onnx``, ``.pt2`` (``torch.export``) or ``.safetensors`` (float weights of
             the compressed module, with the policy in the metadata).
-        example: one batched input, or a tuple.
+        example: one batch of inputs, built as the model takes them; of two samples or more, and of
+            two sizes where axes are free, see ``check_graph``.
 
     Raises:
         InputError: another suffix.
@@ -71,50 +77,30 @@ def _write_onnx(compressed: Compressed, path: Path, example: Any) -> None:
 
     graph = compressed.graph
     if graph is None:
-        graph = float_graph(fold_batch_norms(compressed.module), example)
-        _check(compressed, graph, example)
+        folded, one = fold_batch_norms(compressed.module), take(example, slice(0, 1))
+        graph = float_graph(folded, one, dynamic=compressed.dynamic)
+        check_graph(compressed.module, graph, example, dynamic=compressed.dynamic)
     if compressed.quantized:
         graph = quantize_graph(graph, compressed)
     share_weights(graph)
+    if compressed.dynamic:
+        entry = graph.metadata_props.add()
+        entry.key, entry.value = SIZES_KEY, json.dumps(sizes_of(example, compressed.dynamic))
     path.write_bytes(graph.SerializeToString())
 
 
-@torch.no_grad()
-def _check(compressed: Compressed, graph: Any, example: Any) -> None:
-    """Run the float graph once beside the module."""
-    import numpy as np
-    import onnxruntime as ort
-
-    inputs = example if isinstance(example, tuple) else (example,)
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = ort.InferenceSession(
-        graph.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    feed = {i.name: x.numpy() for i, x in zip(session.get_inputs(), inputs, strict=True)}
-    found = session.run(None, feed)[0]
-    wanted = compressed.module(*inputs)
-    wanted = (wanted[0] if isinstance(wanted, tuple) else wanted).numpy()
-    if not np.allclose(found, wanted, rtol=1e-3, atol=1e-3 * max(1.0, float(np.abs(wanted).max()))):
-        raise ExportError(
-            "The exported file must compute what the module computes; it differs by "
-            f"up to {np.abs(found - wanted).max():.3g}. The model may branch on its "
-            "input, which a file cannot."
-        )
-
-
 def _write_pt2(compressed: Compressed, path: Path, example: Any) -> None:
+    from autocompress.exporters.onnx_graph import flat_program
     from autocompress.techniques.quantize import in_half, simulate
 
     module = in_half(simulate(compressed)) if compressed.quantized else compressed.module
-    inputs = example if isinstance(example, tuple) else (example,)
-    if len(inputs[0]) < 2:  # a batch of one would be taken for a constant
-        inputs = tuple(torch.cat([x, x]) for x in inputs)
-    batch = torch.export.Dim("batch", min=1, max=4096)
-    shapes = tuple({0: batch} for _ in inputs)
+    module.eval()
+    names = input_names(example)
+    axes = {name: {0: "batch", **compressed.dynamic.get(name, {})} for name in names}
+    with torch.no_grad():
+        plain = is_flat(example, call(module, example))
     try:
-        program = torch.export.export(module.eval(), inputs, dynamic_shapes=shapes)
+        program = flat_program(module if plain else Flat(module, example), example, axes)
     except Exception as error:
         if not type(error).__module__.startswith("torch"):
             raise

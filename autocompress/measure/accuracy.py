@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autocompress.errors import InputError, MeasurementError
-from autocompress.measure.lock import machine_lock
-from autocompress.measure.machine import usable_cores
-from autocompress.targets.base import Session, Target
+from autocompress.measure.answers import file_answers, module_answers
+from autocompress.targets.base import Target
 from autocompress.task.data import Split
+from autocompress.task.nested import batch_size, concat, take
 from autocompress.task.outputs import hits
 
 MetricFunction = Callable[[Tensor, Tensor], float]
@@ -84,12 +83,8 @@ def accuracy(
         InputError: the metric returns something other than a finite number, or is missing where
             the outputs are numbers rather than classes.
     """
-    outputs, targets = [], []
-    with machine_lock(exclusive=False), torch.inference_mode():
-        for inputs, target in split.batches(batch, limit=limit):
-            outputs.append(torch.as_tensor(predict(inputs)))
-            targets.append(target)
-    return score(torch.cat(outputs), torch.cat(targets), metric)
+    pairs = list(module_answers(predict, split, batch=batch, limit=limit))
+    return score(concat([o for o, _ in pairs]), concat([t for _, t in pairs]), metric)
 
 
 def file_accuracy(
@@ -98,6 +93,7 @@ def file_accuracy(
     split: Split,
     metric: MetricFunction | None = None,
     *,
+    like: Any = None,
     batch: int = 250,
     limit: int | None = None,
     threads: int | None = None,
@@ -110,24 +106,19 @@ def file_accuracy(
         target: where it runs.
         path: the file.
         split, metric, limit: as in ``accuracy``.
+        like: as in ``file_answers``.
         batch: samples per call, where the file leaves the batch free.
         threads: ``None`` takes all cores of this process.
     """
-    with (
-        machine_lock(exclusive=False),
-        closing(target.open(path, threads=threads or usable_cores(), fixed=False)) as session,
-    ):
-        outputs, targets = [], []
-        size = _batch_of(session, batch)
-        for inputs, target_ in split.batches(size, limit=limit):
-            outputs.append(_run_padded(session, inputs, size))
-            targets.append(target_)
-    return score(torch.cat(outputs), torch.cat(targets), metric)
+    pairs = list(
+        file_answers(target, path, split, like=like, batch=batch, limit=limit, threads=threads)
+    )
+    return score(concat([o for o, _ in pairs]), concat([t for _, t in pairs]), metric)
 
 
-def score(outputs: Tensor, targets: Tensor, metric: MetricFunction | None = None) -> Accuracy:
+def score(outputs: Any, targets: Any, metric: MetricFunction | None = None) -> Accuracy:
     """From all outputs and targets to a value and its standard error."""
-    count = len(targets)
+    count = batch_size(targets)
     if count == 0:
         raise MeasurementError("Accuracy needs at least one sample, the split is empty.")
     if metric is None:
@@ -142,7 +133,7 @@ def score(outputs: Tensor, targets: Tensor, metric: MetricFunction | None = None
     again = []
     for _ in range(_BOOTSTRAP):
         index = torch.randint(count, (count,), generator=generator)
-        again.append(_number(metric(outputs[index], targets[index])))
+        again.append(_number(metric(take(outputs, index), take(targets, index))))
     return Accuracy(value, float(np.std(again)), count)
 
 
@@ -187,23 +178,3 @@ def _number(value: Any) -> float:
     if not np.isfinite(number):
         raise InputError(f"The metric must return a finite number, got {value!r}.")
     return number
-
-
-def _batch_of(session: Session, wanted: int) -> int:
-    """The file's own batch size where it is fixed."""
-    fixed = {spec.shape[0] for spec in session.inputs if spec.shape} - {None}
-    return min((d for d in fixed if d is not None), default=wanted)
-
-
-def _run_padded(session: Session, inputs: Any, size: int) -> Tensor:
-    parts = list(_as_arrays(inputs))
-    count = len(parts[0])
-    free = all(spec.shape[0] is None for spec in session.inputs if spec.shape)
-    if count < size and not free:
-        parts = [np.concatenate([p, np.repeat(p[-1:], size - count, axis=0)]) for p in parts]
-    return torch.from_numpy(np.asarray(session.run(parts)[0])[:count].copy())
-
-
-def _as_arrays(inputs: Any) -> Iterator[NDArray[Any]]:
-    for part in inputs if isinstance(inputs, tuple | list) else (inputs,):
-        yield part.numpy(force=True) if isinstance(part, Tensor) else np.asarray(part)

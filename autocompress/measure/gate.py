@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from autocompress.measure.lock import machine_lock
 from autocompress.policy.policy import LayerPolicy
 from autocompress.policy.registry import techniques
-from autocompress.targets.base import NodeTime, Profile, Target, random_inputs
+from autocompress.targets.base import NodeTime, Profile, Target
+from autocompress.targets.lengths import drawn_inputs
 from autocompress.targets.profile import KernelClass
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def check_file(
 ) -> list[str]:
     """Profile a file in its runtime and compare with what was promised; see ``check_promise``."""
     with machine_lock(exclusive=False), closing(target.open(path)) as session:
-        profile = session.profile(random_inputs(session.inputs, target.config.batch), runs=2)
+        profile = session.profile(drawn_inputs(session, target.config)[0], runs=2)
     return check_promise(target, profile, compressed, timing)
 
 

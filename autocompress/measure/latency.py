@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from autocompress.measure.memory import peak_memory_bytes
 from autocompress.measure.quiet import QuietSpeed
 from autocompress.measure.sampling import Plan, Sampler, Samples
 from autocompress.targets import get_target
-from autocompress.targets.base import Inputs, Target, TargetConfig, random_inputs
+from autocompress.targets.base import Inputs, Session, Target, TargetConfig
+from autocompress.targets.lengths import drawn_inputs
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,8 @@ def paired_timings(
             cpu, wall = cpu + time.process_time(), wall + time.perf_counter()
 
     with ExitStack() as stack:
-        calls = [_opened(stack, target, path, inputs, plan.seed) for path in paths]
+        opened = [_opened(stack, target, path, inputs, plan.seed) for path in paths]
+        calls = [call for call, _ in opened]
         load = load_average()
         samples = Sampler(calls, plan, quiet or QuietSpeed(), alone).run()
     facts = {
@@ -146,19 +149,30 @@ def paired_timings(
         "waited_s": samples.waited_s,
     }
     sizes = [_size(path) for path in paths]
+    # a call is one inference of each length: their mean is the latency
+    samples = replace(samples, turns=samples.turns / np.array([count for _, count in opened]))
     return [_timing(samples, i, plan, sizes, facts) for i in range(1, len(paths))]
 
 
 def _opened(
     stack: ExitStack, target: Target, path: Path, inputs: Inputs | None, seed: int
-) -> Callable[[], object]:
-    """A call that runs a file once; the stack closes it."""
+) -> tuple[Callable[[], object], int]:
+    """A call that runs a file, once for each length, and how many these are.
+
+    The stack closes the file.
+    """
     with machine_lock(exclusive=False):
         session = stack.enter_context(closing(target.open(path)))
-        fed = inputs
-        if fed is None:
-            fed = random_inputs(session.inputs, target.config.batch, seed)
-        return session.prepare(fed)
+        fed = [inputs] if inputs is not None else drawn_inputs(session, target.config, seed)
+        if len(fed) == 1:
+            return session.prepare(fed[0]), 1
+        return partial(_run_all, session, fed), len(fed)
+
+
+def _run_all(session: Session, fed: Sequence[Inputs]) -> None:
+    """One inference of each; ``prepare`` may hold one only."""
+    for one in fed:
+        session.run(one)
 
 
 def bench(

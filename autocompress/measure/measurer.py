@@ -62,8 +62,18 @@ class Measurer:
 
     @cached_property
     def example(self) -> Any:
-        """One batched input, for tracing and export."""
-        return self.pipeline.data.train.inputs(1)
+        """Inputs of two samples, for tracing, export and its check."""
+        return self.pipeline.data.train.inputs(2)
+
+    @cached_property
+    def answer(self) -> Any:
+        """What the uncompressed model answers; files' outputs are built like it."""
+        import torch
+
+        from autocompress.task.calling import call
+
+        with torch.inference_mode():
+            return call(self.pipeline.model, self.example)
 
     @cached_property
     def baseline_file(self) -> Path:
@@ -183,7 +193,7 @@ class Measurer:
         from autocompress.measure.accuracy import file_accuracy
 
         data = self.pipeline.data
-        return file_accuracy(self.target, path, getattr(data, split), data.metric)
+        return file_accuracy(self.target, path, getattr(data, split), data.metric, like=self.answer)
 
     def memory(self, path: Path) -> dict[str, float]:
         """The peak memory of a file, where the system tells it."""

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from autocompress.errors import MeasurementError
 from autocompress.targets import get_target
-from autocompress.targets.base import TargetConfig, random_inputs
+from autocompress.targets.base import TargetConfig
+from autocompress.targets.lengths import drawn_inputs
 
 _STATUS = Path("/proc/self/status")
 _RUNS = 3
@@ -58,7 +59,7 @@ def main(asked: str) -> None:
     target = get_target(request["target"])
     before = _resident("VmRSS")
     with closing(target.open(Path(request["path"]))) as session:
-        run = session.prepare(random_inputs(session.inputs, target.config.batch))
+        run = session.prepare(drawn_inputs(session, target.config)[-1])
         for _ in range(_RUNS):
             run()
         print(max(0, _resident("VmHWM") - before))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,8 +15,9 @@ from autocompress.build.pipeline import Pipeline
 from autocompress.measure.lock import machine_lock
 from autocompress.policy.policy import Policy
 from autocompress.policy.recovery import Schedule
-from autocompress.recover.device import Place, forward
+from autocompress.recover.device import Place
 from autocompress.results.screened import Screened
+from autocompress.task.calling import call
 from autocompress.task.data import Split
 from autocompress.task.divergence import Divergence, choose_divergence
 from autocompress.task.outputs import OutputKind, output_kind
@@ -68,7 +70,7 @@ class Screening:
     def _kind(self) -> OutputKind:
         train = self.pipeline.data.train
         with torch.inference_mode():
-            return output_kind(forward(self.pipeline.model, train.inputs(2)), train.targets)
+            return output_kind(call(self.pipeline.model, train.inputs(2)), train.targets)
 
     def _outputs(self, module: nn.Module, count: int) -> Tensor:
         """``(count, ...)`` of a module on the first inputs, in float32.
@@ -78,9 +80,10 @@ class Screening:
         """
         place = Place.of(Schedule(device="cpu"))
         with torch.inference_mode(), place.autocast():
-            parts = [forward(module, self._inputs.prepare(part)) for part in self._chunks(count)]
+            parts = [call(module, self._inputs.prepare(part)) for part in self._chunks(count)]
         return torch.cat(parts).float()
 
-    def _chunks(self, count: int, size: int = 256) -> list[Any]:
+    def _chunks(self, count: int, size: int = 256) -> Iterator[Any]:
         even = math.ceil(count / math.ceil(count / size))  # no last one of a single image
-        return [self._inputs.take(slice(i, min(i + even, count)))[0] for i in range(0, count, even)]
+        for i in range(0, count, even):
+            yield self._inputs.take(slice(i, min(i + even, count)))[0]

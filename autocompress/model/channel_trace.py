@@ -17,6 +17,7 @@ from autocompress.model.follow import Follower
 from autocompress.model.labels import Atoms, Labels, along, compact
 from autocompress.model.layer_labels import LAYERS, Axis, LayerLabels, is_layer
 from autocompress.model.tracing_stubs import RECURRENT, is_attention
+from autocompress.task.calling import call
 from autocompress.task.nested import tensors
 
 
@@ -58,19 +59,19 @@ class ChannelTrace:
     mixed: list[tuple[Tensor, str]] = field(default_factory=list)
 
 
-def trace_channels(model: nn.Module, args: tuple[Any, ...]) -> ChannelTrace:
+def trace_channels(model: nn.Module, inputs: Any) -> ChannelTrace:
     """Run a model once and follow its channels.
 
     Args:
         model: in eval mode; not changed.
-        args: its inputs, of one or two samples.
+        inputs: of one or two samples.
     """
     run = _Run(model)
-    for tensor in tensors(args):
+    for tensor in tensors(inputs):
         if tensor.is_floating_point():
             run.follower.put(tensor, Follower.one(tensor, run.atoms.held("the model's inputs")))
     with run.watched(), torch.no_grad():
-        outputs = model(*args)
+        outputs = call(model, inputs)
     for tensor in tensors(outputs):
         run.follower.hold(run.follower.get(tensor), "these are the model's outputs")
     run.layers.hold_leaked()

@@ -15,6 +15,8 @@ from autocompress.policy.inventory import Inventory, LayerSpec
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.registry import techniques
 from autocompress.policy.settings import CompressionSettings
+from autocompress.task.calling import Flat
+from autocompress.task.nested import take, tensors
 
 CONTAINER_BYTES = 2048
 """What an ONNX file spends beside the weights: the graph's own text, roughly."""
@@ -165,22 +167,24 @@ def count_macs(model: nn.Module, example: Any) -> MacCount:
 
     Args:
         model: in eval mode; not changed.
-        example: one batched input, or a tuple; only the first sample is used.
+        example: one batch of inputs; only the first sample is used.
     """
     import logging
 
     from fvcore.nn import FlopCountAnalysis
 
     logging.getLogger("fvcore").setLevel(logging.ERROR)
-    inputs = tuple(x[:1] for x in (example if isinstance(example, tuple) else (example,)))
-    analysis = FlopCountAnalysis(model, inputs)
+    first = take(example, slice(0, 1))
+    flat = Flat(model, first)
+    analysis = FlopCountAnalysis(flat, tuple(tensors(first)))
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     analysis.tracer_warnings("none")
     leaves = {n for n, m in model.named_modules() if not list(m.children())}
-    per_layer = {n: int(c) for n, c in analysis.by_module().items() if n in leaves and c}
+    counted = {flat.path(n): int(c) for n, c in analysis.by_module().items()}
+    per_layer = {n: c for n, c in counted.items() if n in leaves and c}
     return MacCount(
         int(analysis.total()),
         per_layer,
         dict(analysis.unsupported_ops()),
-        tuple(sorted(analysis.uncalled_modules())),
+        tuple(sorted(flat.path(n) for n in analysis.uncalled_modules())),
     )

@@ -70,20 +70,20 @@ def channel_groups(model: nn.Module, example: Any) -> tuple[tuple[ChannelGroup, 
 
     Args:
         model: in eval mode; not changed.
-        example: one batched input, or a tuple of them.
+        example: one batch of inputs, built as the model takes them.
 
     Returns:
         The groups in network order, and how to slice them. Groups that hold the model's outputs,
         or cannot be cut, are left out; the plan says why.
     """
-    args = first_samples(example if isinstance(example, tuple) else (example,), 1)
+    inputs = first_samples(example, 1)
     try:
-        groups, plan = _untried(model, args)
+        groups, plan = _untried(model, inputs)
     # whatever a model does that cannot be followed, the rest of compression works without groups
     except Exception as error:
         reason = f"its channels cannot be followed ({type(error).__name__}: {error})"
         return (), SlicingPlan({}, {}, {WHOLE: reason}, {WHOLE: ()})
-    failed, needed = try_groups(model, args, plan)
+    failed, needed = try_groups(model, inputs, plan)
     return _without(groups, plan, failed, needed)
 
 
@@ -97,17 +97,15 @@ def slicing_plan(model: nn.Module, example: Any, groups: Collection[str]) -> Sli
     """
     if not groups:
         return SlicingPlan({}, {})
-    args = first_samples(example if isinstance(example, tuple) else (example,), 1)
-    found, plan = _untried(model, args)
+    inputs = first_samples(example, 1)
+    found, plan = _untried(model, inputs)
     others = {group.name: "" for group in found if group.name not in groups}
     _, plan = _without(found, plan, others, None)
-    return replace(plan, needed=needed_calls(model, args, plan))
+    return replace(plan, needed=needed_calls(model, inputs, plan))
 
 
-def _untried(
-    model: nn.Module, args: tuple[Any, ...]
-) -> tuple[tuple[ChannelGroup, ...], SlicingPlan]:
-    trace = trace_channels(model, args)
+def _untried(model: nn.Module, inputs: Any) -> tuple[tuple[ChannelGroup, ...], SlicingPlan]:
+    trace = trace_channels(model, inputs)
     grouped = group_channels(trace)
     heads = {
         name: found

@@ -15,7 +15,8 @@ from autocompress.model.specs import Calls, layer_spec, listed, untied
 from autocompress.model.tracing_stubs import is_attention
 from autocompress.model.usage import uses_elsewhere
 from autocompress.policy.inventory import Inventory, LayerSpec, LeftAlone
-from autocompress.task.nested import tensors
+from autocompress.task.calling import call
+from autocompress.task.nested import batch_size, tensors
 
 
 def take_inventory(model: nn.Module, example: Any) -> Inventory:
@@ -23,7 +24,7 @@ def take_inventory(model: nn.Module, example: Any) -> Inventory:
 
     Args:
         model: in eval mode; not changed.
-        example: one batched input ``(N, ...)``, or a tuple of inputs.
+        example: one batch of inputs ``(N, ...)``: a tensor, a tuple, a mapping (keywords), nested.
 
     Returns:
         Layers in the order in which they run, channel groups, and fingerprints.
@@ -31,11 +32,10 @@ def take_inventory(model: nn.Module, example: Any) -> Inventory:
     Raises:
         UnsupportedModel: the model cannot be run on the example, or has no layer to compress.
     """
-    inputs = example if isinstance(example, tuple) else (example,)
     training = model.training
     model.eval()
     try:
-        calls = _trace_calls(model, inputs)
+        calls = _trace_calls(model, example)
         groups, plan = channel_groups(model, example)
     finally:
         model.train(training)
@@ -52,7 +52,7 @@ def take_inventory(model: nn.Module, example: Any) -> Inventory:
             "layer that runs on this input."
         )
     architecture, weights = fingerprint(model)
-    shapes = tuple(tuple(x.shape[1:]) for x in tensors(inputs))
+    shapes = tuple(tuple(x.shape[1:]) for x in tensors(example))
     reading = {name for group in groups for name, _ in group.spans}
     macs = {x.name: x.macs for x in layers if x.name not in reading and x.out_group is None}
     alone = tuple(
@@ -79,7 +79,7 @@ def _specs(calls: dict[str, Calls]) -> list[LayerSpec]:
     return specs
 
 
-def _trace_calls(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, Calls]:
+def _trace_calls(model: nn.Module, example: Any) -> dict[str, Calls]:
     """Every layer that runs, in the order in which they run first, and how they ran."""
     shapes: dict[str, list[Any]] = {}
     modules: dict[str, nn.Module] = {}
@@ -111,17 +111,17 @@ def _trace_calls(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, Calls]:
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with torch.no_grad(), uses_elsewhere(owners) as elsewhere:
-            model(*inputs)
+            call(model, example)
     except (RuntimeError, TypeError, ValueError) as error:
         raise UnsupportedModel(
             f"The model does not run on an input of shape "
-            f"{[tuple(x.shape) for x in tensors(inputs)]}: {error}"
+            f"{[tuple(x.shape) for x in tensors(example)]}: {error}"
         ) from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
         for handle in handles:
             handle.remove()
-    batch = len(tensors(inputs)[0])
+    batch = batch_size(example)
     return {
         name: Calls(modules[name], tuple(found), batch, _used_by(modules[name], elsewhere))
         for name, found in shapes.items()

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.policy.registry import builtin
+from autocompress.task.calling import call_flat
 from autocompress.task.nested import map_tensors, tensors
 
 if TYPE_CHECKING:
@@ -34,29 +35,27 @@ _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
 Gone = Mapping[str, Sequence[int]]
 
 
-def first_samples(args: tuple[Any, ...], count: int) -> tuple[Any, ...]:
+def first_samples(inputs: Any, count: int) -> Any:
     """The first samples of a batch; tensors without the batch's axis stay whole."""
-    found = tensors(args)
+    found = tensors(inputs)
     batch = len(found[0]) if found and found[0].dim() else 0
 
     def cut(tensor: Tensor) -> Tensor:
         return tensor[:count] if tensor.dim() and len(tensor) == batch > count else tensor
 
-    return tuple(map_tensors(cut, part) for part in args)
+    return map_tensors(cut, inputs)
 
 
 Calls = frozenset[tuple[str, int]]
 """Modules and numbers of calls in their forward, see ``model.call_sites``."""
 
 
-def try_groups(
-    model: nn.Module, args: tuple[Any, ...], plan: SlicingPlan
-) -> tuple[dict[str, str], Calls]:
+def try_groups(model: nn.Module, inputs: Any, plan: SlicingPlan) -> tuple[dict[str, str], Calls]:
     """Cut every group of a plan once.
 
     Args:
         model: in eval mode; not changed.
-        args: inputs, a few samples.
+        inputs: a few samples.
         plan: how groups are cut.
 
     Returns:
@@ -65,7 +64,7 @@ def try_groups(
     if not plan.members:
         return {}, frozenset()
     try:
-        trial = _Trial(model, args, plan)
+        trial = _Trial(model, inputs, plan)
     except Exception as error:
         reason = f"a copy of the model does not run ({type(error).__name__}: {error})"
         return dict.fromkeys(plan.members, reason), frozenset()
@@ -73,9 +72,9 @@ def try_groups(
     return trial.failed, trial.corrected
 
 
-def needed_calls(model: nn.Module, args: tuple[Any, ...], plan: SlicingPlan) -> Calls:
+def needed_calls(model: nn.Module, inputs: Any, plan: SlicingPlan) -> Calls:
     """The calls that must be corrected where all groups of a plan are cut."""
-    trial = _Trial(model, args, plan)
+    trial = _Trial(model, inputs, plan)
     for draw in range(trial.draws):
         trial.cut(list(plan.members), draw)
     return trial.corrected
@@ -84,7 +83,7 @@ def needed_calls(model: nn.Module, args: tuple[Any, ...], plan: SlicingPlan) -> 
 class _Trial:
     """The copy of a model on which groups are tried."""
 
-    def __init__(self, model: nn.Module, args: tuple[Any, ...], plan: SlicingPlan) -> None:
+    def __init__(self, model: nn.Module, inputs: Any, plan: SlicingPlan) -> None:
         self.plan = plan
         self.failed: dict[str, str] = {}
         self.corrected: Calls = frozenset()
@@ -98,7 +97,7 @@ class _Trial:
             # one sample more than was followed: sizes must not hold the batch's
             for more in (1, 0):
                 convert = partial(_batch, dtype=dtype, more=more)
-                self._args = tuple(map_tensors(convert, part) for part in args)
+                self._inputs = map_tensors(convert, inputs)
                 try:
                     self._answers(self._model)
                     return
@@ -180,7 +179,7 @@ class _Trial:
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=()):
                 torch.manual_seed(0)
-                return tensors(model(*self._args))
+                return call_flat(model, self._inputs)
         finally:
             torch.backends.mha.set_fastpath_enabled(fast)
 

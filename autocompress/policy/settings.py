@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
+from autocompress.policy.hooks import path_of
 from autocompress.policy.section import Section
 
 
@@ -38,7 +39,10 @@ class CompressionSettings(Section):
 
     Args:
         importance: which channels go first: ``l1`` (smallest weights), ``taylor`` (gradient times
-            weight), ``obs`` (least growth of the consumer's least-squares error; the default).
+            weight), ``obs`` (least growth of the consumer's least-squares error; the default), or
+            a function of yours as ``package.module:function``: from the model, the layers that
+            make the channels, their number and a sample of the data to one score per channel, the
+            lowest to go first.
         reconstruction: what repairs the layers after pruning or factorizing, without training:
             ``none``, ``batch_norm`` (statistics re-estimated), ``bank`` (consumers re-solved by
             least squares, from the bank), ``bank_batch_norm`` (both), ``sequential`` (block after
@@ -66,7 +70,10 @@ class CompressionSettings(Section):
         seed: of every random draw in calibration.
     """
 
-    importance: Literal["l1", "taylor", "obs"] = "obs"
+    importance: Annotated[
+        Literal["l1", "taylor", "obs"] | Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")],
+        BeforeValidator(lambda given: path_of(given) if callable(given) else given),
+    ] = "obs"
     reconstruction: Literal["none", "batch_norm", "bank", "bank_batch_norm", "sequential"] = (
         "bank_batch_norm"
     )

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,9 +17,10 @@ from pydantic import (
     model_serializer,
 )
 
-from autocompress.errors import InputError, nearest
+from autocompress.errors import InputError
 from autocompress.policy.flat import fold, only_folded
 from autocompress.policy.inventory import Inventory, LayerSpec
+from autocompress.policy.patterns import check_found, matches, within
 from autocompress.policy.policy import ActivationScaling, Factorization, LayerPolicy
 from autocompress.policy.reading import read_mapping
 from autocompress.policy.registry import added_fields, techniques
@@ -28,14 +28,19 @@ from autocompress.policy.section import OneOrMore, Section
 from autocompress.policy.space import Choice, Space
 from autocompress.policy.technique import Technique
 
+Share = Annotated[float, Field(ge=0, le=1)]
+
 
 class Rule(Section):
     """What may be done to the layers that match; a single value stands for a list of one.
 
     Args:
-        match: glob patterns on layer names; every pattern must match a layer.
+        match: patterns on layer names, globs or regular expressions (``re:`` before them); every
+            pattern must match a layer.
         kinds: layer kinds that the rule speaks of; empty means all.
-        exclude: glob patterns of layers that it leaves alone.
+        depth: how deep in the network layers lie that the rule speaks of, from 0 (the first) to
+            1 (the last that runs): ``[0.5, 1]`` is the second half.
+        exclude: patterns of layers that it leaves alone.
         prune_ratio, sparsity, pattern, rank_ratio: values to search; one value is fixed.
         weight_bits, activation_bits: values to search; combined to every valid pair.
         weight_only: whether integer weights may also stand beside float activations where 8-bit
@@ -49,6 +54,7 @@ class Rule(Section):
 
     match: OneOrMore[str] = ("*",)
     kinds: OneOrMore[str] = ()
+    depth: tuple[Share, Share] = (0.0, 1.0)
     exclude: OneOrMore[str] = ()
     prune_ratio: OneOrMore[Annotated[float, Field(ge=0, lt=1)]] = (0.0,)
     sparsity: OneOrMore[Annotated[float, Field(ge=0, lt=1)]] = (0.0,)
@@ -84,12 +90,18 @@ class Rule(Section):
         values = getattr(self, name)
         return values if isinstance(values, tuple) else (values,)
 
-    def applies_to(self, layer: LayerSpec) -> bool:
-        """Whether the rule speaks of this layer."""
+    def applies_to(self, layer: LayerSpec, depth: float = 0.5) -> bool:
+        """Whether the rule speaks of this layer.
+
+        Args:
+            layer: of the model.
+            depth: where it lies, from 0 to 1.
+        """
         return (
-            any(fnmatch.fnmatchcase(layer.name, p) for p in self.match)
+            any(matches(p, layer.name) for p in self.match)
             and (not self.kinds or layer.kind in self.kinds)
-            and not any(fnmatch.fnmatchcase(layer.name, p) for p in self.exclude)
+            and self.depth[0] <= depth <= self.depth[1]
+            and not any(matches(p, layer.name) for p in self.exclude)
         )
 
 
@@ -105,6 +117,8 @@ class SpaceConfig(Section):
     Args:
         name: for people.
         rules: later rules override earlier ones, layer by layer, whole.
+        only: patterns of layers, or of modules that they lie in (``backbone``); all others are
+            left alone. Empty means the whole model.
         prune_residual: whether residual streams may lose channels.
         distill: values to search; ``true`` stands for the default distillation.
         students: names of architectures that may take the model's place.
@@ -112,6 +126,7 @@ class SpaceConfig(Section):
 
     name: str = "custom"
     rules: Annotated[tuple[Rule, ...], BeforeValidator(_fold_each)]
+    only: OneOrMore[str] = ()
     prune_residual: bool = False
     distill: OneOrMore[bool] = (False,)
     students: OneOrMore[str] = ()
@@ -147,6 +162,8 @@ class _Binder:
         self.config = config
         self.inventory = inventory
         self.multiple = multiple
+        last = max(1, len(inventory.layers) - 1)
+        self.depths = {layer.name: i / last for i, layer in enumerate(inventory.layers)}
 
     def space(self) -> Space:
         self._check_patterns()
@@ -165,20 +182,18 @@ class _Binder:
         return Space(tuple(choices), self.inventory)
 
     def _check_patterns(self) -> None:
-        names = list(self.inventory.by_name)
+        names, where = list(self.inventory.by_name), f"the search space {self.config.name!r}"
         for rule in self.config.rules:
-            for pattern in (*rule.match, *rule.exclude):
-                if not fnmatch.filter(names, pattern):
-                    raise InputError(
-                        f"The pattern {pattern!r} of the search space "
-                        f"{self.config.name!r} matches no layer; "
-                        f"{nearest(pattern.replace('*', ''), names)}"
-                    )
+            check_found((*rule.match, *rule.exclude), names, where, deep=False)
+        check_found(self.config.only, names, where, deep=True)
 
     def _rule(self, layer: LayerSpec) -> Rule | None:
+        only = self.config.only
+        if only and not any(within(pattern, layer.name) for pattern in only):
+            return None
         found = None
         for rule in self.config.rules:
-            if rule.applies_to(layer):
+            if rule.applies_to(layer, self.depths[layer.name]):
                 found = rule
         return found
 

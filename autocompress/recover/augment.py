@@ -18,6 +18,7 @@ from torch import Tensor
 from autocompress.errors import InputError, nearest
 from autocompress.policy.recovery import Augmentation
 from autocompress.recover._torchvision import torchvision
+from autocompress.task.nested import take
 
 MIXING = ("cutmix", "mixup")
 NAMES: tuple[str, ...] = get_args(Augmentation)
@@ -141,11 +142,11 @@ class Mixed:
     """
 
     inputs: Any
-    targets: Tensor
-    others: Tensor
+    targets: Any
+    others: Any
     keep: float
 
-    def loss(self, criterion: Callable[[Tensor, Tensor], Tensor], outputs: Tensor) -> Tensor:
+    def loss(self, criterion: Callable[[Any, Any], Tensor], outputs: Any) -> Tensor:
         """The criterion towards both targets, weighted."""
         if self.keep == 1.0:
             return criterion(outputs, self.targets)
@@ -153,7 +154,7 @@ class Mixed:
         return self.keep * first + (1 - self.keep) * second
 
 
-def mix(inputs: Any, targets: Tensor, names: Sequence[str], generator: torch.Generator) -> Mixed:
+def mix(inputs: Any, targets: Any, names: Sequence[str], generator: torch.Generator) -> Mixed:
     """Mix a batch with a shuffled copy of itself by one of the named ways.
 
     Args:
@@ -174,8 +175,8 @@ def mix(inputs: Any, targets: Tensor, names: Sequence[str], generator: torch.Gen
             "Leave them out of `augment` for models with several inputs."
         )
     name = names[int(torch.randint(len(names), (1,), generator=generator))]
-    order = torch.randperm(len(targets), generator=generator).to(targets.device)
-    others = targets[order]
+    order = torch.randperm(len(inputs), generator=generator).to(inputs.device)
+    others = take(targets, order)
     if name == "mixup":
         keep = _beta(0.2, generator)
         return Mixed(torch.lerp(inputs[order], inputs, keep), targets, others, keep)

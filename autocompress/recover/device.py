@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from autocompress.errors import TargetUnavailable
 from autocompress.policy.recovery import Schedule
+from autocompress.task.nested import map_tensors
 
 
 @dataclass(frozen=True)
@@ -56,20 +57,18 @@ class Place:
         return module.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack memory_format here
 
     def put(self, inputs: Any) -> Any:
-        """Move a tensor or a tuple of them; images become channels-last."""
-        if isinstance(inputs, tuple | list):
-            return tuple(self.put(part) for part in inputs)
-        if not isinstance(inputs, Tensor):
-            return inputs
-        inputs = inputs.to(self.device, non_blocking=True)
-        if inputs.dim() == 4 and inputs.is_floating_point():
-            return inputs.contiguous(memory_format=torch.channels_last)
-        return inputs
+        """Move every tensor of a structure; images become channels-last."""
+        return map_tensors(self._put, inputs)
 
+    def move(self, value: Any) -> Any:
+        """Move every tensor of a structure, in the order in which it lies in memory."""
+        return map_tensors(lambda part: part.to(self.device, non_blocking=True), value)
 
-def forward(module: nn.Module, inputs: Any) -> Any:
-    """Call a module on one input, or on several given as a tuple."""
-    return module(*inputs) if isinstance(inputs, tuple) else module(inputs)
+    def _put(self, part: Tensor) -> Tensor:
+        part = part.to(self.device, non_blocking=True)
+        if part.dim() == 4 and part.is_floating_point():
+            return part.contiguous(memory_format=torch.channels_last)
+        return part
 
 
 def _auto_bf16(schedule: Schedule, device: torch.device) -> bool:

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from autocompress.errors import InputError
 from autocompress.policy.policy import Distill
 from autocompress.policy.recovery import DistillationConfig
-from autocompress.recover.device import Place, forward
+from autocompress.recover.device import Place
 from autocompress.recover.features import (
     Recorder,
     attention_loss,
@@ -30,6 +30,7 @@ from autocompress.recover.features import (
     projection,
 )
 from autocompress.recover.teachers import TeacherCache, Weights, frozen, teacher_weights
+from autocompress.task.calling import call
 from autocompress.task.data import Data
 from autocompress.task.outputs import OutputKind, class_logits, output_kind
 
@@ -227,7 +228,7 @@ class Teaching:
             return known.to(self.place.device)
         seen = inputs if self.view is None else self.place.put(self.view(stored))
         with torch.no_grad(), self.place.autocast():
-            found: Tensor = forward(self.teachers[index], seen).float()
+            found: Tensor = call(self.teachers[index], seen).float()
         if self._caches:
             self._caches[index].put(batch, found)
         return found

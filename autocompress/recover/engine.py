@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +22,13 @@ from autocompress.errors import InputError, TrainingDiverged
 from autocompress.policy.recovery import Schedule
 from autocompress.recover.augment import Augment, mix
 from autocompress.recover.checkpoint import load_checkpoint, save_checkpoint
-from autocompress.recover.device import Place, forward
+from autocompress.recover.device import Place
 from autocompress.recover.optimizer import make_optimizer
+from autocompress.task.calling import call
 from autocompress.task.data import Data, Split
+from autocompress.task.nested import tensors
 from autocompress.task.outputs import label_loss, output_kind
+from autocompress.task.streamed import StreamedSplit
 
 if TYPE_CHECKING:
     from autocompress.recover.distill import Distillation, Teaching
@@ -186,14 +189,14 @@ class Trainer:
 
     def _one_step(self, draw: int, number: int, index: Tensor) -> None:
         generator = stream(self.seed, "augment", draw, number)
-        stored, targets = self.train.take(index.to(self.train.targets.device))
+        stored, targets = self.train.take(index.to(self.train.device))
         if self.augment is not None:
             stored = self.augment(stored, generator)
         inputs = self.place.put(self.train.prepare(stored))
-        mixed = mix(inputs, targets.to(self.place.device), self.mixing, generator)
+        mixed = mix(inputs, self.place.move(targets), self.mixing, generator)
         torch.manual_seed(stream_seed(self.seed, "dropout", self.step))
         with self.place.autocast():
-            outputs = forward(self.module, mixed.inputs)
+            outputs = call(self.module, mixed.inputs)
         outputs = outputs.float()
         loss = mixed.loss(self._criterion, outputs)
         if self.teaching is not None:
@@ -298,7 +301,8 @@ def _augmentation(
         return data.augment, getattr(data.augment, "mixing", ())
     if not schedule.augment:
         return None, ()
-    if not isinstance(data.train.stored, Tensor):
+    stored, _ = data.train.take(slice(0, 1))
+    if not isinstance(stored, Tensor):
         raise InputError(
             "The named augmentations change one tensor of images, but each sample of "
             f"{data.name!r} has several stored inputs. Set `augment: []`, or give the data an "
@@ -306,20 +310,18 @@ def _augmentation(
         )
     padding = getattr(data.augment, "padding", None)
     if padding is None:
-        padding = max(1, data.train.stored.shape[-1] // 8)
+        padding = max(1, stored.shape[-1] // 8)
     return Augment(schedule.augment, padding), Augment(schedule.augment).mixing
 
 
 def _on_device(split: Split, place: Place) -> Split:
     """The split with its stored inputs on the device, where they fit in half of its memory."""
-    if place.device.type != "cuda":
+    if place.device.type != "cuda" or isinstance(split, StreamedSplit):
         return split
-    parts = split.stored if isinstance(split.stored, tuple) else (split.stored,)
+    parts = tensors(split.stored)
     free, _ = torch.cuda.mem_get_info(place.device)
     # one number per sample means samples that are read from disk when they are needed
     lazy = any(part.dim() < 2 for part in parts)
     if lazy or sum(part.nbytes for part in parts) > free / 2:
         return split
-    moved: Any = tuple(part.to(place.device) for part in parts)
-    stored = moved if isinstance(split.stored, tuple) else moved[0]
-    return Split(stored, split.targets.to(place.device), split.preprocess)
+    return Split(place.move(split.stored), place.move(split.targets), split.preprocess)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.errors import InputError
-from autocompress.recover.device import forward
+from autocompress.task.calling import call
 
 Size = tuple[int, ...]
 """Positions of a feature map: ``(H, W)`` of images, ``(T,)`` of sequences."""
@@ -62,7 +62,7 @@ def find_taps(module: nn.Module, inputs: Any) -> dict[Size, Tap]:
         watch(name)
     try:
         with torch.no_grad():
-            forward(module, inputs)
+            call(module, inputs)
     finally:
         for handle in handles:
             handle.remove()

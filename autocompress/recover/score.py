@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autocompress.recover.device import Place, forward
+from autocompress.recover.device import Place
+from autocompress.task.calling import call
 from autocompress.task.data import Split
 from autocompress.task.outputs import hits
 
@@ -44,7 +45,7 @@ def score(
             for start in range(0, len(split), batch):
                 stored, wanted = split.take(slice(start, start + batch))
                 prepared = split.prepare(stored) if view is None else view(stored)
-                outputs.append(forward(module, place.put(prepared)).float().cpu())
+                outputs.append(call(module, place.put(prepared)).float().cpu())
                 targets.append(wanted.cpu())
     finally:
         module.train(training)

@@ -222,40 +222,38 @@ def _load_teacher(section: ModelSection) -> nn.Module:
     return prepare(load_model(resolve_variables(section.model_dump()))).model
 
 
-def load_data(section: dict[str, Any]) -> Data:
-    """Call a data factory."""
+def load_data(section: dict[str, Any], given: Any = None) -> Data:
+    """Call a data factory, or take data that were handed over, and make splits of them.
+
+    Args:
+        section: of the study, with variables resolved.
+        given: takes the place of what the factory returns.
+    """
     from autocompress.task.data import Data
 
-    return Data.wrap(import_factory(section["factory"])(**section.get("args", {})))
+    source = given
+    if source is None:
+        source = import_factory(section["factory"])(**section.get("args", {}))
+    options = {name: section.get(name) for name in ("memory", "length", "dynamic")}
+    for name in ("input_fn", "target_fn"):
+        path = section.get(name)
+        options[name] = import_factory(path) if path else None
+    return Data.wrap(source, **options)
 
 
-@dataclass(frozen=True)
-class _Float32:
-    """Turns inputs of other number types into float32, after what a split does itself."""
+def _with_axes(data: Data, model: nn.Module) -> Data:
+    """The data with the free axes of their inputs: checked as they were said, or found."""
+    from autocompress.exporters.axes import find_axes
+    from autocompress.task.dynamic import AUTO, read_axes
 
-    before: Callable[[Any], Any] | None
-
-    def __call__(self, stored: Any) -> Any:
-        from autocompress.task.nested import map_tensors
-
-        value = stored if self.before is None else self.before(stored)
-        return map_tensors(lambda x: x.float() if x.is_floating_point() else x, value)
-
-
-def in_float32(data: Data) -> Data:
-    """The same data, inputs of double or half precision as float32, which prepared models take."""
-    import torch
-
-    from autocompress.task.nested import tensors
-
-    kinds = {x.dtype for x in tensors(data.train.inputs(1)) if x.is_floating_point()}
-    if kinds <= {torch.float32}:
-        return data
-    splits = {
-        name: replace(split, preprocess=_Float32(split.preprocess))
-        for name, split in (("train", data.train), ("val", data.val), ("test", data.test))
-    }
-    return replace(data, **splits)
+    if not data.dynamic:
+        return replace(data, dynamic={})
+    if data.dynamic != AUTO:
+        return replace(data, dynamic=read_axes(data.dynamic, data.train.inputs(1)))
+    axes, notes = find_axes(model, data.train.inputs(2))
+    found = ", ".join(f"{name} {dict(own)}" for name, own in axes.items()) or "none"
+    notes = [f"Free axes beside the batch: {found}.", *notes]
+    return replace(data, dynamic=axes, notes=(*data.notes, *notes))
 
 
 def assemble(
@@ -281,23 +279,26 @@ def assemble(
     from autocompress.model.inventory import take_inventory
     from autocompress.model.prepare import prepare
     from autocompress.targets import get_target
-    from autocompress.task.data import Data
+    from autocompress.task.calling import without_cache
 
     plain = resolve_variables(study.model_dump(mode="json"))
     target = get_target(plain["target"])  # an absent runtime is said before anything is loaded
     for technique in techniques():
         technique.check_target(target, study.settings)
     progress("data", 0.0)
-    given_data = data
-    data = in_float32(Data.wrap(data) if data is not None else load_data(plain["data"]))
+    given_data, data = data, load_data(plain["data"], data)
     progress("model", 0.0)
     prepared = prepare(load_model(plain["model"]) if model is None else model)
     for note in prepared.notes:
         _log.info(note)
     given = (None if model is None else prepared.model, given_data)
     model = prepared.model
+    data = data.fitted(without_cache(model)).in_float32()
     if study.baseline is not None:
         model = _train_baseline(study, model, data, progress)
+    data = _with_axes(data, model)
+    for note in data.notes:
+        progress(f"data: {note}", 0.0)
     inventory = take_inventory(model, data.train.inputs(1))
     if inventory.cannot_prune:
         _log.info(inventory.cannot_prune)

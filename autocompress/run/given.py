@@ -28,7 +28,7 @@ def given_study(name: str, budget: Budget | str | None, **sections: Any) -> Stud
     given = {
         "name": name,
         "model": {"factory": GIVEN},
-        "data": {"factory": GIVEN},
+        "data": {"factory": GIVEN, **sections.pop("data", {})},
         "budget": [str(limit) for limit in limits.limits],
     }
     said = {k: _plain(v) for k, v in sections.items() if v is not None}

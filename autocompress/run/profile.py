@@ -105,12 +105,12 @@ def operator_times(evaluator: StudyEvaluator) -> dict[str, float]:
     from contextlib import closing
 
     from autocompress.exporters.names import layer_of
-    from autocompress.targets.base import random_inputs
+    from autocompress.targets.lengths import drawn_inputs
 
     measurer = evaluator.measurer
     target, names = measurer.target, set(measurer.pipeline.inventory.by_name)
     with closing(target.open(measurer.baseline_file)) as session:
-        profile = session.profile(random_inputs(session.inputs, target.config.batch))
+        profile = session.profile(drawn_inputs(session, target.config)[0])
     found: dict[str, float] = {}
     for node in profile.nodes:
         layer = layer_of(node.name)

@@ -141,7 +141,7 @@ def apply(
         parts, same = open_recipe(recipe, model, checkpoint, data=data, folder=Path(scratch))
         compressed = rebuild(recipe, parts, same, recipe_path.parent)
         output.parent.mkdir(parents=True, exist_ok=True)
-        written = write(compressed, output, parts.data.train.inputs(1))
+        written = write(compressed, output, parts.data.train.inputs(2))
     note = (
         ""
         if same

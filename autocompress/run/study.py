@@ -45,10 +45,23 @@ class DataSection(Section):
         factory: ``package.module:function`` that returns an ``autocompress.Data`` or anything
             with the three splits.
         args: keyword arguments of the factory.
+        input_fn: ``package.module:function`` from a batch to the model's inputs, where a batch
+            does not say what is what.
+        target_fn: the same for the targets.
+        memory: budget of decoded samples, such as ``2GB``; ``null`` is
+            ``AUTOCOMPRESS_DATA_MEMORY``, or a quarter of what the machine has free.
+        length: samples to take of streams without a length, for all splits or by split.
+        dynamic: input name to its free axes beside the batch, e.g. ``{input_ids: {1: sequence}}``,
+            or ``auto`` to find them.
     """
 
     factory: str
     args: dict[str, Any] = Field(default_factory=dict)
+    input_fn: str | None = None
+    target_fn: str | None = None
+    memory: str | int | None = None
+    length: int | dict[str, int] | None = None
+    dynamic: Literal["auto"] | dict[str, dict[int, str]] | None = None
 
 
 class BaselineSection(Section):

@@ -48,11 +48,24 @@ WARM_UP = 5
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """One input of an exported file; a dimension of ``None`` is free."""
+    """One input of an exported file; a dimension of ``None`` is free.
+
+    Args:
+        name, shape, dtype: of the input.
+        axes: names of its axes where the file has them, as many as dimensions.
+    """
 
     name: str
     shape: tuple[int | None, ...]
     dtype: str
+    axes: tuple[str | None, ...] = ()
+
+    @property
+    def free_axes(self) -> dict[str, int]:
+        """Name to place of the free axes beside the batch."""
+        names = self.axes or (None,) * len(self.shape)
+        free = [i for i, size in enumerate(self.shape) if i and size is None]
+        return {names[i] or f"{self.name}_{i}": i for i in free}
 
 
 class Session(ABC):
@@ -61,10 +74,12 @@ class Session(ABC):
     Attributes:
         file: for messages.
         inputs: what it takes.
+        sizes: axis name to the size that the file was exported with, of its free axes.
     """
 
     file: Path
     inputs: tuple[TensorSpec, ...]
+    sizes: Mapping[str, int] = {}
 
     @property
     @abstractmethod
@@ -286,7 +301,7 @@ class Target(ABC):
         Args:
             compressed: calibrated, if any layer is quantized with static activations.
             path: with the target's suffix.
-            example: one batched input, or a tuple.
+            example: inputs of two samples or more, built as the model takes them.
 
         Raises:
             ExportError: the file does not do what the module does.
@@ -304,7 +319,10 @@ class Target(ABC):
 
     def describe(self) -> dict[str, Any]:
         """Runtime, version, device, threads, batch, ...: JSON-able, for every record."""
+        # what is not asked for is left out, so that records of earlier versions read the same
+        lengths = self.config.model_dump(mode="json")["lengths"]
         return {
+            **({} if lengths is None else {"lengths": lengths}),
             "runtime": self.name,
             "version": self.version,
             "device": self.config.device,
@@ -318,32 +336,47 @@ class Target(ABC):
         return {}
 
 
-def random_inputs(specs: Sequence[TensorSpec], batch: int = 1, seed: int = 0) -> list[Array]:
-    """Inputs that fit: standard normal floats, small non-negative integers.
+def random_inputs(
+    specs: Sequence[TensorSpec],
+    batch: int = 1,
+    seed: int = 0,
+    sizes: Mapping[str, int] | None = None,
+) -> list[Array]:
+    """Inputs that fit: standard normal floats, small non-negative integers, masks of ones.
 
     Args:
         specs: what the session takes; a free first dimension becomes ``batch``.
         batch: samples.
         seed: of the draw.
+        sizes: axis name to size, of other free dimensions.
 
     Raises:
-        InputError: a dimension other than the first is free.
+        InputError: a dimension other than the first is free, and nothing tells its size.
     """
     rng = np.random.default_rng(seed)
     out = []
     for spec in specs:
-        shape = tuple(batch if i == 0 and d is None else d for i, d in enumerate(spec.shape))
-        if None in shape:
-            raise InputError(
-                f"Only the batch dimension of an input may be free, {spec.name!r} has shape "
-                f"{spec.shape}. Export it with fixed sizes, or pass inputs yourself."
-            )
-        size = tuple(int(d) for d in shape if d is not None)
+        size = _size(spec, batch, sizes or {})
         dtype = np.dtype(spec.dtype)
         if dtype.kind == "f":
             out.append(rng.standard_normal(size).astype(dtype))
-        elif dtype.kind == "b":
+        elif dtype.kind == "b" or spec.name.endswith("mask"):
             out.append(np.ones(size, dtype))
         else:
             out.append(rng.integers(0, 2, size).astype(dtype))
     return out
+
+
+def _size(spec: TensorSpec, batch: int, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """Every dimension of an input."""
+    free = {place: name for name, place in spec.free_axes.items()}
+    found = [batch if i == 0 and d is None else d for i, d in enumerate(spec.shape)]
+    for place, name in free.items():
+        if name not in sizes:
+            raise InputError(
+                f"The input {spec.name!r} has shape {spec.shape}, and nothing tells how long its "
+                f"axis {place} ({name}) is. Give `target: {{lengths: 128}}`, export it with fixed "
+                "sizes, or pass inputs yourself."
+            )
+        found[place] = sizes[name]
+    return tuple(int(d) for d in found if d is not None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field
 
@@ -13,6 +13,10 @@ from autocompress.targets import registry
 
 #: once fields of every runtime; files of that time may say that they ask for nothing
 _FORMER = {"providers": None, "compile": False}
+
+
+Length = Annotated[int, Field(ge=1)]
+Lengths = Length | tuple[Length, ...] | dict[Length, Annotated[float, Field(ge=0)]]
 
 
 class TargetConfig(Section):
@@ -25,6 +29,9 @@ class TargetConfig(Section):
         threads: of one inference.
         batch: samples per inference, for latency.
         device: ``cpu``, ``cuda``, ``mps``, with an optional index.
+        lengths: of axes that are free in the file, such as a text's length: one, several (one
+            inference of each; the latency is their mean), shares by length (``{16: 0.7, 128:
+            0.3}``), or one of these by axis name. By default the size of the export.
         table: a ``table.json`` written by the packed runner on another device; latency is then
             predicted from it, and the runtime here only judges accuracy.
     """
@@ -33,6 +40,7 @@ class TargetConfig(Section):
     threads: int = Field(1, ge=1)
     batch: int = Field(1, ge=1)
     device: str = "cpu"
+    lengths: Lengths | dict[str, Lengths] | None = None
     table: Path | None = None
 
     @classmethod

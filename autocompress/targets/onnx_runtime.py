@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from autocompress.errors import InputError, TargetUnavailable
+from autocompress.exporters.metadata import SIZES_KEY
 from autocompress.targets.base import (
     WARM_UP,
     Array,
@@ -173,9 +174,12 @@ class OnnxRuntimeSession(Session):
                 i.name,
                 tuple(d if isinstance(d, int) else None for d in i.shape),
                 _DTYPES.get(i.type[7:-1], i.type[7:-1]),
+                tuple(d if isinstance(d, str) else None for d in i.shape),
             )
             for i in self._session.get_inputs()
         )
+        said = self._session.get_modelmeta().custom_metadata_map.get(SIZES_KEY)
+        self.sizes = json.loads(said) if said else {}
 
     def _make(self, profile_prefix: str | None) -> Any:
         import onnxruntime
@@ -241,6 +245,15 @@ def _free_batch_names(file: Path) -> tuple[str, ...]:
         if value.name not in own and dims and dims[0].dim_param:
             names.append(dims[0].dim_param)
     return tuple(dict.fromkeys(names))
+
+
+def file_sizes(file: Path) -> dict[str, int]:
+    """Axis name to the size that a file was exported with, of its free axes."""
+    import onnx
+
+    held = {p.key: p.value for p in onnx.load(str(file), load_external_data=False).metadata_props}
+    found: dict[str, int] = json.loads(held.get(SIZES_KEY, "{}"))
+    return found
 
 
 def makers(file: Path) -> dict[str, str]:

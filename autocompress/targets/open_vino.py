@@ -21,7 +21,7 @@ from autocompress.targets.base import (
     TargetConfig,
     TensorSpec,
 )
-from autocompress.targets.onnx_runtime import makers
+from autocompress.targets.onnx_runtime import file_sizes, makers
 from autocompress.targets.profile import KernelClass, NodeTime, Profile, kernel_class
 
 #: biases and scales are split off and merged again, which leaves marks in the names
@@ -123,6 +123,7 @@ class OpenVinoSession(Session):
             self._request: Any = self._compile(False)
         except RuntimeError as error:
             raise InputError(f"OpenVINO cannot open {file.name}: {_last_line(error)}") from None
+        self.sizes = file_sizes(file)
         self.inputs = tuple(
             TensorSpec(
                 port.any_name,

@@ -1,137 +1,37 @@
-"""The three splits of a data set, as every other room sees them.
+"""The three splits of a data set, as every other room sees them, from whatever a user has.
 
-Images stay in memory as they are stored (``uint8`` where possible); a split turns a batch of them
-into what the model takes. Any user's ``Dataset`` or ``DataLoader`` is wrapped to the same surface.
+``split.py`` says what a split is, ``wrapping.py`` makes one of any source, ``cutting.py`` fills in
+the splits that are missing.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+import logging
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor, nn
 
-from autocompress.errors import InputError
+from autocompress.errors import InputError, nearest
+from autocompress.task.batches import Reader
+from autocompress.task.calling import Selection
+from autocompress.task.cutting import cut
+from autocompress.task.memory import Memory
+from autocompress.task.nested import map_tensors, tensors
+from autocompress.task.split import Inputs, Split, counted, feed, portions
+from autocompress.task.wrapping import wrap_split
 
-Inputs = Any
-"""A tensor, or a tuple of tensors for models with several inputs; the batch comes first."""
+__all__ = ["Data", "Inputs", "Split", "counted", "feed", "portions"]
 
+NAMES = {"train": ("train",), "val": ("val", "validation", "valid", "dev"), "test": ("test",)}
+"""What the three splits may be called, ours first."""
 
-@dataclass
-class Split:
-    """One split, held in memory.
-
-    Args:
-        stored: tensor ``(N, ...)`` of stored inputs (``uint8`` images ``(N, C, H, W)``, token
-            ids, sequences), or a tuple of such tensors for several inputs.
-        targets: tensor ``(N,)`` of class indices, or any tensor with ``N`` first.
-        preprocess: from a batch of stored inputs to the model's inputs; ``None`` leaves them.
-    """
-
-    stored: Tensor | tuple[Tensor, ...]
-    targets: Tensor
-    preprocess: Callable[[Any], Any] | None = None
-
-    def __post_init__(self) -> None:
-        sizes = {len(t) for t in self._all_stored()} | {len(self.targets)}
-        if len(sizes) != 1:
-            raise InputError(f"A split needs as many targets as inputs, got sizes {sorted(sizes)}.")
-
-    def _all_stored(self) -> tuple[Tensor, ...]:
-        return self.stored if isinstance(self.stored, tuple) else (self.stored,)
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def take(self, index: Tensor | slice) -> tuple[Any, Tensor]:
-        """Stored inputs and targets at some indices, not preprocessed."""
-        parts = tuple(t[index] for t in self._all_stored())
-        return (parts if isinstance(self.stored, tuple) else parts[0]), self.targets[index]
-
-    def prepare(self, stored: Any) -> Inputs:
-        """From stored inputs to the model's inputs."""
-        return self.preprocess(stored) if self.preprocess is not None else stored
-
-    def batches(
-        self, size: int, *, generator: torch.Generator | None = None, limit: int | None = None
-    ) -> Iterator[tuple[Inputs, Tensor]]:
-        """Preprocessed batches, in order, or shuffled when a generator is given.
-
-        Args:
-            size: samples per batch; the last one may be smaller.
-            generator: source of the shuffle; ``None`` keeps the stored order.
-            limit: at most this many samples.
-        """
-        count = len(self) if limit is None else min(limit, len(self))
-        order = (
-            torch.randperm(len(self), generator=generator)[:count]
-            if generator is not None
-            else torch.arange(count)
-        )
-        for start in range(0, count, size):
-            stored, targets = self.take(order[start : start + size])
-            yield self.prepare(stored), targets
-
-    def sample(self, count: int, seed: int = 0) -> Split:
-        """A random subset without replacement, the same for the same seed."""
-        generator = torch.Generator().manual_seed(seed)
-        index = torch.randperm(len(self), generator=generator)[: min(count, len(self))]
-        stored, targets = self.take(index)
-        return Split(stored, targets, self.preprocess)
-
-    def inputs(self, count: int | None = None) -> Inputs:
-        """The first ``count`` samples (all by default) as one preprocessed batch."""
-        stored, _ = self.take(slice(0, count))
-        return self.prepare(stored)
-
-    @property
-    def fingerprint(self) -> str:
-        """Digest of sizes and a spread of the content."""
-        digest = hashlib.sha256()
-        step = max(1, len(self) // 256)
-        for tensor in (*self._all_stored(), self.targets):
-            digest.update(str((tuple(tensor.shape), str(tensor.dtype))).encode())
-            digest.update(tensor[::step].contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
-
-    @classmethod
-    def wrap(cls, source: Any, *, limit: int | None = None) -> Split:
-        """Hold any ``Split``, ``(inputs, targets)`` pair, ``Dataset`` or ``DataLoader`` in memory.
-
-        Raises:
-            InputError: the source yields something other than ``(input, target)`` pairs.
-        """
-        if isinstance(source, Split):
-            return source
-        if isinstance(source, tuple) and len(source) == 2:
-            return cls(source[0], torch.as_tensor(source[1]))
-        if not isinstance(source, DataLoader):
-            if not isinstance(source, Dataset) and not hasattr(source, "__getitem__"):
-                raise InputError(
-                    "A split must be a Dataset or DataLoader of (input, target), got "
-                    f"{type(source).__name__}."
-                )
-            source = DataLoader(source, batch_size=256)
-        inputs: list[Any] = []
-        targets: list[Tensor] = []
-        for batch in source:
-            if not isinstance(batch, list | tuple) or len(batch) < 2:
-                raise InputError(f"A split must yield (input, target), got {type(batch).__name__}.")
-            inputs.append(batch[0] if len(batch) == 2 else tuple(batch[:-1]))
-            targets.append(torch.as_tensor(batch[-1]))
-            if limit is not None and sum(len(t) for t in targets) >= limit:
-                break
-        if not inputs:
-            raise InputError("A split is empty.")
-        if isinstance(inputs[0], list | tuple):
-            stored: Any = tuple(torch.cat(parts) for parts in zip(*inputs, strict=True))
-        else:
-            stored = torch.cat(inputs)
-        return cls(stored, torch.cat(targets))
+_KNOWN = ("classes", "metric", "loss", "augment", "name", "dynamic", "extra")
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -149,6 +49,10 @@ class Data:
             one logit for targets 0 and 1 has too, and other single numbers do not.
         loss: from outputs and targets to a scalar; ``None`` is ``outputs.label_loss``.
         name: for people and for the report.
+        dynamic: input name to its free axes beside the batch, each by its own name, or ``auto``
+            where they are to be found; see ``task.dynamic``.
+        notes: what was made of the source, for people: splits that were cut, for example.
+        memory: the budget of decoded samples; ``None`` is ``Memory.of()``.
     """
 
     train: Split
@@ -160,30 +64,173 @@ class Data:
     loss: Callable[[Tensor, Tensor], Tensor] | None = None
     name: str = "data"
     extra: dict[str, Any] = field(default_factory=dict)
+    dynamic: Any = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    memory: Memory | None = None
 
     @classmethod
-    def wrap(cls, source: Any) -> Data:
-        """Take anything with ``train``, ``val`` and ``test`` (attributes or keys)."""
+    def wrap(
+        cls,
+        source: Any,
+        *,
+        input_fn: Callable[[Any], Any] | None = None,
+        target_fn: Callable[[Any], Any] | None = None,
+        memory: str | int | None = None,
+        length: int | Mapping[str, int] | None = None,
+        groups: Any = None,
+        dynamic: Any = None,
+    ) -> Data:
+        """Take anything with ``train``, and with ``val`` and ``test`` or not (attributes or keys).
+
+        What is missing is cut from ``train``; see ``cutting.cut``. Every keyword may also stand
+        in the source, as an attribute or key.
+
+        Args:
+            source: splits as ``wrap_split`` takes them.
+            input_fn: from a batch to the model's inputs, where a batch does not say.
+            target_fn: from a batch to the targets, likewise.
+            memory: budget of decoded samples, ``"2GB"``; see ``Memory.of``.
+            length: samples to take of streams, for all splits or by split.
+            groups: per sample of ``train``, what belongs together (a speaker, a patient); no group
+                is cut apart.
+            dynamic: see the class.
+
+        Raises:
+            InputError: there is no ``train``, or a split cannot be read.
+        """
+        options: dict[str, Any] = {
+            "input_fn": input_fn,
+            "target_fn": target_fn,
+            "memory": memory,
+            "length": length,
+            "groups": groups,
+            "dynamic": dynamic,
+        }
+        if isinstance(source, Described):
+            said = {name: value for name, value in options.items() if value is not None}
+            return cls.wrap(source.data, **{**source.options, **said})
         if isinstance(source, Data):
-            return source
-        parts: dict[str, Split] = {}
-        for name in ("train", "val", "test"):
-            part = source.get(name) if isinstance(source, dict) else getattr(source, name, None)
-            if part is None:
-                raise InputError(
-                    f"The data need a `{name}` split (attribute or key); the three "
-                    "splits keep the result honest."
+            return source if dynamic is None else replace(source, dynamic=dynamic)
+        for name, value in options.items():
+            options[name] = _part(source, name) if value is None else value
+        return cls._read(source, options)
+
+    @classmethod
+    def _read(cls, source: Any, options: Mapping[str, Any]) -> Data:
+        """Read the splits, and cut those that are missing."""
+        reader = Reader(options["input_fn"], options["target_fn"])
+        budget = Memory.of(options["memory"])
+        parts = {}
+        # train last: it is the largest, and streams where the others leave it no room
+        for name in ("val", "test", "train"):
+            given = next((p for n in NAMES[name] if (p := _part(source, n)) is not None), None)
+            if given is not None:
+                lengths = options["length"]
+                own = lengths.get(name) if isinstance(lengths, Mapping) else lengths
+                parts[name] = _named(name, given, reader, budget, own)
+        if "train" not in parts:
+            raise InputError(
+                "The data need a `train` split (attribute or key); `val` and `test` are cut from "
+                f"it where they are missing. Found {_keys(source)}"
+            )
+        parts, notes = cut(parts, options["groups"])
+        known: dict[str, Any] = {n: v for n in _KNOWN if (v := _part(source, n)) is not None}
+        if options["dynamic"] is not None:
+            known["dynamic"] = options["dynamic"]
+        for note in notes:
+            _log.info("%s", note)
+        splits = (parts["train"], parts["val"], parts["test"])
+        data = cls(*splits, **known, notes=tuple(notes), memory=budget)
+        data.check_apart()
+        return data
+
+    def check_apart(self) -> None:
+        """Warn where what is judged on was trained on."""
+        for name, other in (("val", "train"), ("test", "train"), ("test", "val")):
+            first, second = getattr(self, name), getattr(self, other)
+            if len(first) == len(second) and first.fingerprint == second.fingerprint:
+                warnings.warn(
+                    f"The `{name}` split holds the same samples as `{other}`: what is found will "
+                    "look better than it is. Leave it out, and it is cut from `train`.",
+                    stacklevel=3,
                 )
-            parts[name] = Split.wrap(part)
-        known: dict[str, Any] = {}
-        for name in ("classes", "metric", "loss", "augment", "name"):
-            value = source.get(name) if isinstance(source, dict) else getattr(source, name, None)
-            if value is not None:
-                known[name] = value
-        return cls(parts["train"], parts["val"], parts["test"], **known)
+
+    def fitted(self, model: nn.Module) -> Data:
+        """The same data with inputs as a model's ``forward`` names them.
+
+        Columns that the model does not take are left out, as Hugging Face's trainer does; where it
+        takes none of them and there is one, it goes in by position.
+
+        Raises:
+            InputError: none of several columns is a parameter of the model.
+        """
+        selection = Selection.of(model, self.train.inputs(1))
+        if selection is None:
+            return self
+        splits = {
+            name: (split := getattr(self, name)).prepared_by(
+                replace(selection, before=split.preprocess)
+            )
+            for name in ("train", "val", "test")
+        }
+        return replace(self, **splits, notes=(*self.notes, *selection.notes))
+
+    def in_float32(self) -> Data:
+        """The same data, inputs of double or half precision as float32, as prepared models are."""
+        kinds = {x.dtype for x in tensors(self.train.inputs(1)) if x.is_floating_point()}
+        if kinds <= {torch.float32}:
+            return self
+        splits = {
+            name: (split := getattr(self, name)).prepared_by(_Float32(split.preprocess))
+            for name in ("train", "val", "test")
+        }
+        return replace(self, **splits)
 
     @property
     def fingerprint(self) -> str:
         """Digest of all three splits."""
         parts = "".join(s.fingerprint for s in (self.train, self.val, self.test))
         return hashlib.sha256(parts.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class _Float32:
+    """Turns inputs of other number types into float32, after what a split does itself."""
+
+    before: Callable[[Any], Any] | None
+
+    def __call__(self, stored: Any) -> Any:
+        value = stored if self.before is None else self.before(stored)
+        return map_tensors(lambda x: x.float() if x.is_floating_point() else x, value)
+
+
+@dataclass(frozen=True)
+class Described:
+    """A source with what was said about it in a call; picklable if both are.
+
+    Args:
+        data: anything that ``Data.wrap`` takes.
+        options: keywords of ``Data.wrap``.
+    """
+
+    data: Any
+    options: dict[str, Any]
+
+
+def _part(source: Any, name: str) -> Any:
+    """A key of a mapping, or an attribute of anything else."""
+    return source.get(name) if isinstance(source, Mapping) else getattr(source, name, None)
+
+
+def _keys(source: Any) -> str:
+    if isinstance(source, Mapping):
+        return f"the keys {list(source)}; {nearest('train', map(str, source))}"
+    return f"a {type(source).__name__} without it."
+
+
+def _named(name: str, given: Any, reader: Reader, memory: Memory, length: int | None) -> Split:
+    """One split; what is wrong with it is said with its name."""
+    try:
+        return wrap_split(given, reader=reader, memory=memory, length=length)
+    except InputError as error:
+        raise InputError(f"The `{name}` split: {error}") from None

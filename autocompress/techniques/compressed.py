@@ -65,6 +65,7 @@ class Compressed:
         folded: what calibration made of the module: batch norms folded, weights rounded with
             error compensation, biases corrected.
         graph: the float ONNX graph of ``folded``, which the ranges belong to.
+        dynamic: input name to its free axes beside the batch, each by its own name.
     """
 
     module: nn.Module
@@ -77,6 +78,7 @@ class Compressed:
     qat: bool = False
     folded: nn.Module | None = None
     graph: Any = None
+    dynamic: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
 
     @property
     def quantized(self) -> bool:

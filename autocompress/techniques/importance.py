@@ -8,7 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autocompress.errors import InputError
 from autocompress.model.usage import outputs_first
+from autocompress.policy.hooks import load
+from autocompress.policy.inventory import ChannelGroup
+from autocompress.task.calling import call
+from autocompress.task.data import Split
 from autocompress.task.outputs import label_loss, output_kind
 
 _DOUBLE = 1300
@@ -47,13 +52,12 @@ def taylor_scores(
         Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019, eq. 8.
     """
     needs = {p: p.requires_grad for p in model.parameters()}
-    parts = inputs if isinstance(inputs, tuple) else (inputs,)
     scores: dict[str, Tensor] = {}
     try:
         for parameter in needs:
             parameter.requires_grad_(True)
         with torch.enable_grad():
-            outputs = model(*parts)
+            outputs = call(model, inputs)
             if loss is None:
                 found = label_loss(outputs, targets, output_kind(outputs, targets))
             else:
@@ -70,6 +74,28 @@ def taylor_scores(
             parameter.requires_grad_(before)
             parameter.grad = None
     return scores
+
+
+def own_scores(name: str, model: nn.Module, group: ChannelGroup, sample: Split) -> Tensor:
+    """One score per channel by a function of the user; the lowest go first.
+
+    Args:
+        name: ``package.module:function``; it takes the model, the names of the group's producers,
+            how many channels there are, and the sample.
+        model: in eval mode.
+        group: of channels.
+        sample: inputs and targets of the training data.
+
+    Raises:
+        InputError: no such function, or something other than one finite number per channel.
+    """
+    scores = torch.as_tensor(load(name)(model, group.producers, group.channels, sample)).detach()
+    if scores.shape != (group.channels,) or not bool(torch.isfinite(scores.float()).all()):
+        raise InputError(
+            f"The importance {name!r} must give {group.channels} finite numbers for the channels "
+            f"of {group.name!r}, got shape {tuple(scores.shape)}."
+        )
+    return scores.float()
 
 
 def _gradient_products(weight: nn.Parameter) -> Tensor:

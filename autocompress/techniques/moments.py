@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -13,6 +13,9 @@ from torch.nn import functional as F
 
 from autocompress.errors import CalibrationError
 from autocompress.model.usage import CONV, inherited, paddings, product, usage
+from autocompress.task.calling import call
+from autocompress.task.data import counted, portions
+from autocompress.task.nested import tensors
 
 MatrixLayer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 """Layers that multiply rows of their inputs with one weight matrix per group."""
@@ -138,28 +141,51 @@ class Moments:
         return self.second.shape[-1] - 1
 
 
-def check_inputs(inputs: Any, example_shape: tuple[int, ...] | None = None) -> None:
+def check_inputs(inputs: Any, shapes: Sequence[tuple[int, ...]] | None = None) -> None:
     """Refuse calibration inputs that cannot calibrate.
+
+    Args:
+        inputs: a batch.
+        shapes: of one sample of each tensor, in order; ``None`` leaves them open.
 
     Raises:
         CalibrationError: empty, not finite, or of the wrong shape.
     """
-    for tensor in inputs if isinstance(inputs, tuple) else (inputs,):
-        if not isinstance(tensor, Tensor) or tensor.numel() == 0:
-            raise CalibrationError(
-                "Calibration needs at least one input, got none. Give the train "
-                "split more samples or raise `settings.calibration_images`."
-            )
+    parts = tensors(inputs)
+    if not parts or any(tensor.numel() == 0 for tensor in parts):
+        raise CalibrationError(
+            "Calibration needs at least one input, got none. Give the train "
+            "split more samples or raise `settings.calibration_images`."
+        )
+    for number, tensor in enumerate(parts):
+        shape = None if shapes is None else shapes[number]
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise CalibrationError(
                 "Calibration inputs must be finite, found NaN or infinity. "
                 "Check the data's preprocessing."
             )
-        if example_shape is not None and tuple(tensor.shape[1:]) != tuple(example_shape):
+        if shape is not None and tuple(tensor.shape[1:]) != tuple(shape):
             raise CalibrationError(
-                f"Calibration inputs must have the shape {example_shape} per "
+                f"Calibration inputs must have the shape {tuple(shape)} per "
                 f"sample, got {tuple(tensor.shape[1:])}."
             )
+
+
+def checked_portions(inputs: Any, size: int) -> Iterator[Any]:
+    """Calibration inputs, so many at a time.
+
+    Args:
+        inputs: a batch, or a split that gives them.
+        size: samples of one portion.
+
+    Raises:
+        CalibrationError: as in ``check_inputs``.
+    """
+    if counted(inputs) == 0:
+        check_inputs(())
+    for part in portions(inputs, size):
+        check_inputs(part)
+        yield part
 
 
 @torch.no_grad()
@@ -171,17 +197,15 @@ def input_moments(
     Args:
         model: in eval mode; not changed.
         layers: names of solvable layers.
-        inputs: calibration inputs, batch first.
+        inputs: calibration inputs, batch first, or a split that gives them.
         chunk: samples per pass, which bounds the memory.
         seed: of the choice of positions in large feature maps.
 
     Returns:
         Layer name to moments, float32.
     """
-    check_inputs(inputs)
     generator = torch.Generator().manual_seed(seed)
-    parts = inputs if isinstance(inputs, tuple) else (inputs,)
-    count = len(parts[0])
+    count = counted(inputs)
     sums: dict[str, Tensor] = {}
     seen: dict[str, int] = {}
 
@@ -202,8 +226,8 @@ def input_moments(
 
     handles = [model.get_submodule(n).register_forward_pre_hook(note(n)) for n in layers]
     try:
-        for start in range(0, count, chunk):
-            model(*(p[start : start + chunk] for p in parts))
+        for part in checked_portions(inputs, chunk):
+            call(model, part)
     finally:
         for handle in handles:
             handle.remove()

@@ -120,6 +120,16 @@ class QuantizedLayer(nn.Module):
         self.register_buffer("low", torch.tensor(fixed.low if fixed else 0.0))
         self.register_buffer("high", torch.tensor(fixed.high if fixed else 0.0))
 
+    @property
+    def weight(self) -> Tensor:
+        """The layer's; models ask for its type or device."""
+        return self.layer.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The layer's."""
+        return self.layer.bias
+
     def forward(self, x: Tensor) -> Tensor:
         """Like the layer's own."""
         numbers = x.is_floating_point()  # an embedding reads positions in its table

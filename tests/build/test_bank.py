@@ -301,7 +301,7 @@ def test_a_cached_bank_stitches_the_same(tmp_path: Path) -> None:
 )
 def test_bad_calibration_data_is_a_clear_error(inputs: torch.Tensor, text: str) -> None:
     with pytest.raises(CalibrationError, match=text):
-        check_inputs(inputs, (3, 8, 8))
+        check_inputs(inputs, [(3, 8, 8)])
     model = make("plain")
     inventory = take_inventory(model, example("plain"))
     split = Split(inputs, torch.zeros(len(inputs), dtype=torch.int64))

@@ -62,7 +62,7 @@ def test_blocks_run_one_after_another_are_the_network(name: str) -> None:
             return seen[node.name]
 
     Noting(torch.fx.symbolic_trace(model)).run(inputs)
-    steps = Steps(model, [])
+    steps = Steps(model, [], inputs)
     blocks = _blocks(steps, model)
     assert blocks
     value: Any = inputs
@@ -74,7 +74,7 @@ def test_blocks_run_one_after_another_are_the_network(name: str) -> None:
 
 def test_residual_blocks_are_cut_at_the_stream() -> None:
     model = make("residual")
-    ends = [str(b.nodes[-1].name) for b in _blocks(Steps(model, []), model)]
+    ends = [str(b.nodes[-1].name) for b in _blocks(Steps(model, [], example("residual")), model)]
     # behind the stem, the first block, and the second one, which pools; the head is the rest
     assert [end.partition("_")[0] for end in ends] == ["relu", "relu", "mean"]
 

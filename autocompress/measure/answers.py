@@ -1,0 +1,103 @@
+"""What a model, or an exported file of it, answers on a split: one batch after another.
+
+Outputs come built as the model builds them, from a module and from a file alike, so that a metric
+sees the same. Nothing is kept here: who needs all outputs at once joins them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from autocompress.measure.lock import machine_lock
+from autocompress.measure.machine import usable_cores
+from autocompress.targets.base import Session, Target
+from autocompress.task.calling import rebuild
+from autocompress.task.nested import batch_size, map_tensors, tensors
+from autocompress.task.split import Split
+
+_BYTES = 64_000_000
+"""Of a batch's inputs; about a hundred images of 224 pixels."""
+
+
+def module_answers(
+    predict: Callable[[Any], Any], split: Split, *, batch: int = 500, limit: int | None = None
+) -> Iterator[tuple[Any, Any]]:
+    """Outputs and targets of a model, batch by batch.
+
+    Args:
+        predict: from a batch of prepared inputs to outputs, e.g. ``partial(call, module)``.
+        split: inputs and targets, in memory or streamed.
+        batch: samples per call.
+        limit: only the first so many samples.
+    """
+    with machine_lock(exclusive=False):
+        for inputs, targets in split.batches(_fitting(split, batch), limit=limit):
+            with torch.inference_mode():
+                found = predict(inputs)
+            # a copy outside of inference mode, which users' metrics may write to
+            yield map_tensors(torch.clone, _as_outputs(found)), targets
+
+
+def file_answers(
+    target: Target,
+    path: str | Path,
+    split: Split,
+    *,
+    like: Any = None,
+    batch: int = 250,
+    limit: int | None = None,
+    threads: int | None = None,
+) -> Iterator[tuple[Any, Any]]:
+    """Outputs and targets of an exported file in its runtime, batch by batch, on all cores.
+
+    A file whose batch is fixed is fed in batches of that size; the last one is padded.
+
+    Args:
+        target: where it runs.
+        path: the file.
+        split, limit: as in ``module_answers``.
+        like: what the model itself answers to any inputs: outputs are built like it. ``None``
+            gives the one output, or a tuple of several.
+        batch: samples per call, where the file leaves the batch free.
+        threads: ``None`` takes all cores of this process.
+    """
+    with (
+        machine_lock(exclusive=False),
+        closing(target.open(path, threads=threads or usable_cores(), fixed=False)) as session,
+    ):
+        size = _batch_of(session, _fitting(split, batch))
+        for inputs, targets in split.batches(size, limit=limit):
+            yield rebuild(like, _run_padded(session, inputs, size)), targets
+
+
+def _fitting(split: Split, batch: int) -> int:
+    """Samples of a batch whose inputs, and so whose activations, are not too many bytes."""
+    each = sum(part.nbytes for part in tensors(split.inputs(1)))
+    return max(1, min(batch, _BYTES // max(1, each)))
+
+
+def _as_outputs(found: Any) -> Any:
+    return found if tensors(found) else torch.as_tensor(found)
+
+
+def _batch_of(session: Session, wanted: int) -> int:
+    """The file's own batch size where it is fixed."""
+    fixed = {spec.shape[0] for spec in session.inputs if spec.shape} - {None}
+    return min((d for d in fixed if d is not None), default=wanted)
+
+
+def _run_padded(session: Session, inputs: Any, size: int) -> list[Any]:
+    """The file's outputs on a batch that may be smaller than it takes."""
+    parts = [part.numpy(force=True) for part in tensors(inputs)]
+    count = batch_size(inputs)
+    free = all(spec.shape[0] is None for spec in session.inputs if spec.shape)
+    if count < size and not free:
+        parts = [np.concatenate([p, np.repeat(p[-1:], size - count, axis=0)]) for p in parts]
+    found = [np.asarray(part) for part in session.run(parts)]
+    return [part[:count].copy() if part.ndim else part for part in found]

@@ -1,0 +1,239 @@
+"""Calling a model: how inputs go in, what of its answer counts, and under which names.
+
+A tuple of inputs goes in by position, a mapping by keyword, anything else as the one argument. A
+list is one argument too: a model that takes several in a list is given ``([a, b],)`` or ``[a, b]``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autocompress.errors import InputError
+from autocompress.task.nested import named_tensors, tensors, with_tensors
+
+CACHES = ("past_key_values", "cache", "cache_params", "mems", "past_buckets_states")
+"""What language models answer for their next call only; no part of what they say."""
+
+
+def arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Inputs as positional and keyword arguments."""
+    if isinstance(inputs, Mapping):
+        return (), {str(name): value for name, value in inputs.items()}
+    if isinstance(inputs, tuple) and not hasattr(inputs, "_fields"):
+        return inputs, {}
+    return (inputs,), {}
+
+
+def parameters(module: nn.Module, inputs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Parameters of a module's forward that the inputs set, and the defaults of the others.
+
+    Raises:
+        TypeError: inputs that do not fit, or a forward that takes any number of them.
+    """
+    args, kwargs = arguments(inputs)
+    signature = inspect.signature(module.forward)
+    given = signature.bind(*args, **kwargs).arguments
+    if any(signature.parameters[n].kind is inspect.Parameter.VAR_POSITIONAL for n in given):
+        raise TypeError("its forward takes any number of inputs")
+    left_out = {
+        name: parameter.default
+        for name, parameter in signature.parameters.items()
+        if name not in given and parameter.default is not inspect.Parameter.empty
+    }
+    return dict(given), left_out
+
+
+def call(module: nn.Module, inputs: Any) -> Any:
+    """What a module answers, built as it built it, without caches for a next call.
+
+    Args:
+        module: takes the inputs.
+        inputs: a tensor, a tuple (by position), a mapping (by keyword), nested.
+    """
+    args, kwargs = arguments(inputs)
+    return without_caches(module(*args, **kwargs))
+
+
+def call_flat(module: nn.Module, inputs: Any) -> list[Tensor]:
+    """The tensors of a module's answer, one after another."""
+    return tensors(call(module, inputs))
+
+
+def without_caches(answer: Any) -> Any:
+    """An answer without what is kept for a next call."""
+    if isinstance(answer, Mapping):
+        if not any(name in CACHES for name in answer.keys()):  # noqa: SIM118 - asks for no part
+            return answer
+        kept = {name: part for name, part in answer.items() if name not in CACHES}
+        return type(answer)(**kept) if dataclasses.is_dataclass(answer) else type(answer)(kept)  # type: ignore[call-arg]  # mappings take a dictionary
+    if dataclasses.is_dataclass(answer) and not isinstance(answer, type):
+        held = {f.name for f in dataclasses.fields(answer)}
+        return dataclasses.replace(answer, **{name: None for name in CACHES if name in held})
+    return answer
+
+
+def main_output(answer: Any) -> Tensor:
+    """The one tensor that stands for an answer where only one can: its ``logits``, or its first.
+
+    Args:
+        answer: of a model; of several tensors, the first of floats counts where none is named so.
+
+    Raises:
+        InputError: an answer without a tensor.
+    """
+    found = named_tensors(answer)
+    if not found:
+        raise InputError(
+            f"A model must answer with at least one tensor, got {type(answer).__name__}."
+        )
+    named = [tensor for name, tensor in found if name.rpartition(".")[2] == "logits"]
+    floats = [tensor for _, tensor in found if tensor.is_floating_point()]
+    return (named or floats or [tensor for _, tensor in found])[0]
+
+
+def input_names(inputs: Any) -> list[str]:
+    """Names of a model's inputs in a file: keywords, or ``input``, ``input_1``, ... by position."""
+    return _names(inputs, "input")
+
+
+def output_names(answer: Any, taken: Sequence[str] = ()) -> list[str]:
+    """Names of a model's outputs in a file: keys and fields, or ``output``, ``output_1``, ...
+
+    Args:
+        answer: of the model.
+        taken: names of the inputs, which no output may have.
+    """
+    return [f"{name}_out" if name in taken else name for name in _names(answer, "output")]
+
+
+def _names(value: Any, word: str) -> list[str]:
+    names = []
+    for path, _ in named_tensors(value):
+        first, dot, rest = path.partition(".")
+        if not first or first.isdecimal():
+            first = word if first in ("", "0") else f"{word}_{first}"
+        names.append(f"{first}{dot}{rest}")
+    return names
+
+
+def rebuild(like: Any, found: Sequence[Any]) -> Any:
+    """An answer from the outputs of an exported file.
+
+    Args:
+        like: what the model answers, for the way in which it is built; ``None`` gives the first
+            output alone, or a tuple of several.
+        found: arrays or tensors, in the file's order.
+
+    Raises:
+        InputError: another number of outputs than the answer holds.
+    """
+    parts = [torch.as_tensor(part) for part in found]
+    if like is None:
+        return parts[0] if len(parts) == 1 else tuple(parts)
+    return with_tensors(like, parts)
+
+
+class Flat(nn.Module):
+    """A model that takes and gives tensors one after another, in the order of ``tensors``.
+
+    Args:
+        model: called as it wants to be.
+        example: inputs that show how.
+    """
+
+    def __init__(self, model: nn.Module, example: Any) -> None:
+        super().__init__()
+        self.flat_model = model
+        self.example = example
+
+    @staticmethod
+    def path(name: str) -> str:
+        """A module's own path, from the path that it has in here."""
+        return name.removeprefix("flat_model").removeprefix(".")
+
+    def forward(self, *parts: Tensor) -> tuple[Tensor, ...]:
+        """The tensors of the model's answer."""
+        return tuple(call_flat(self.flat_model, with_tensors(self.example, parts)))
+
+
+def is_flat(inputs: Any, answer: Any) -> bool:
+    """Whether tensors go in by position and a tensor, or several in a row, come out."""
+    return all(
+        isinstance(value, Tensor)
+        or (type(value) in (tuple, list) and all(isinstance(v, Tensor) for v in value))
+        for value in (inputs, answer)
+    ) and not isinstance(inputs, list)
+
+
+def without_cache(model: nn.Module) -> nn.Module:
+    """Tell a language model to keep nothing for a next call, in place.
+
+    Args:
+        model: a copy of the user's; configured by ``config.use_cache``, as Hugging Face's are.
+    """
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if getattr(config, "use_cache", False) is True:
+            config.use_cache = False  # type: ignore[union-attr]  # it has the attribute
+    return model
+
+
+@dataclass(frozen=True)
+class Selection:
+    """From the columns of a data set to those that a model takes; picklable.
+
+    Args:
+        names: columns that are kept; ``None`` hands over the only one by position.
+        before: from stored inputs to columns; ``None`` leaves them.
+        dropped: columns that the model does not take.
+    """
+
+    names: tuple[str, ...] | None
+    before: Callable[[Any], Any] | None = None
+    dropped: tuple[str, ...] = ()
+
+    def __call__(self, stored: Any) -> Any:
+        """The model's inputs."""
+        columns = stored if self.before is None else self.before(stored)
+        if self.names is None:
+            return next(iter(columns.values()))
+        return {name: columns[name] for name in self.names}
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What people should know."""
+        if not self.dropped:
+            return ()
+        return (f"Columns that the model does not take were left out: {', '.join(self.dropped)}.",)
+
+    @classmethod
+    def of(cls, model: nn.Module, inputs: Any) -> Selection | None:
+        """What a model takes of the inputs; ``None`` where that is all of them.
+
+        Raises:
+            InputError: none of several columns is a parameter of the model.
+        """
+        if not isinstance(inputs, Mapping):
+            return None
+        parameters = inspect.signature(model.forward).parameters
+        kept = tuple(name for name in inputs if name in parameters)
+        if len(kept) == len(inputs):
+            return None
+        if kept:
+            return cls(kept, dropped=tuple(str(n) for n in inputs if n not in parameters))
+        if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+            return None
+        if len(inputs) == 1:
+            return cls(None)
+        raise InputError(
+            f"The model's forward takes {', '.join(parameters)}; a batch of the data has "
+            f"{', '.join(map(str, inputs))}. Rename the columns, or give `input_fn`, e.g. "
+            "`input_fn=lambda batch: (batch['a'], batch['b'])` to hand them over by position."
+        )

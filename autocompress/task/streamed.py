@@ -1,0 +1,233 @@
+"""A split whose samples are read when they are needed, and kept as far as memory allows."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from autocompress.errors import InputError
+from autocompress.task.batches import TARGET_KEYS, Reader, join, join_targets
+from autocompress.task.memory import Memory
+from autocompress.task.nested import map_tensors, take, tensors
+from autocompress.task.split import Split, class_indices
+
+Row = tuple[Any, Any]
+"""Stored inputs and targets of a batch, for example of one sample."""
+
+
+class Rows(Protocol):
+    """Where samples come from."""
+
+    def __len__(self) -> int:
+        """Samples."""
+
+    def read(self, places: Sequence[int]) -> Row:
+        """Samples at some places, in their order."""
+
+
+class DatasetRows:
+    """Samples of a data set with ``__len__`` and ``__getitem__``.
+
+    Args:
+        dataset: gives one sample at a time.
+        collate: from a list of samples to a batch.
+        reader: takes the batch apart.
+        order: which samples of the data set, in which order; ``None`` takes all.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        collate: Callable[[list[Any]], Any],
+        reader: Reader,
+        order: Sequence[int] | None = None,
+    ) -> None:
+        self.dataset, self.collate, self.reader, self.order = dataset, collate, reader, order
+
+    def __len__(self) -> int:
+        return len(self.dataset) if self.order is None else len(self.order)
+
+    def read(self, places: Sequence[int]) -> Row:
+        """See ``Rows``."""
+        order = self.order
+        chosen = places if order is None else [order[place] for place in places]
+        return self.reader(self.collate([self.dataset[int(i)] for i in chosen]))
+
+
+class CachedRows:
+    """Rows that keep what they have read, until the budget is used up.
+
+    Nothing is let go again: a split is read from one end to the other, again and again, and what
+    was read last is then what is needed last.
+
+    Args:
+        rows: read from.
+        memory: the budget, shared with others.
+    """
+
+    def __init__(self, rows: Rows, memory: Memory) -> None:
+        self.rows, self.memory = rows, memory
+        self.held: dict[int, Row] = {}
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process gets: it reads for itself."""
+        return {"rows": self.rows, "memory": Memory(self.memory.limit), "held": {}}
+
+    def read(self, places: Sequence[int]) -> Row:
+        """See ``Rows``."""
+        missing = [place for place in dict.fromkeys(places) if place not in self.held]
+        if not missing:
+            return _joined([self.held[place] for place in places])
+        read = self.rows.read(missing)
+        size = sum(part.nbytes for part in (*tensors(read[0]), *tensors(read[1])))
+        each = size // len(missing)
+        fresh: dict[int, Row] = {}
+        for i, place in enumerate(missing):
+            row = (take(read[0], slice(i, i + 1)), take(read[1], slice(i, i + 1)))
+            if self.memory.reserve(each):
+                # a view would keep the whole batch in memory
+                row = self.held[place] = (_copied(row[0]), _copied(row[1]))
+            fresh[place] = row
+        if missing == list(places):
+            return read
+        return _joined([fresh.get(place) or self.held[place] for place in places])
+
+
+def _copied(value: Any) -> Any:
+    return map_tensors(lambda part: part.clone(), value)
+
+
+def _joined(rows: Sequence[Row]) -> Row:
+    return join([row[0] for row in rows]), join_targets([row[1] for row in rows])
+
+
+class StreamedSplit(Split):
+    """One split, read when it is needed.
+
+    Args:
+        rows: where samples come from.
+        preprocess: from a batch of stored inputs to the model's inputs; ``None`` leaves them.
+        index: places of the rows that belong to the split, in order; ``None`` takes all.
+        labels: class indices of all rows, where they are known without reading them.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        preprocess: Callable[[Any], Any] | None = None,
+        *,
+        index: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> None:
+        self.rows, self.preprocess, self.index = rows, preprocess, index
+        self._labels = labels
+        self._fingerprint: str | None = None
+        self._targets: Any = None
+
+    def __len__(self) -> int:
+        return len(self.rows) if self.index is None else len(self.index)
+
+    def __repr__(self) -> str:
+        return f"StreamedSplit({len(self)} samples)"
+
+    @property
+    def device(self) -> torch.device:
+        """Where samples are put together."""
+        return torch.device("cpu")
+
+    @property
+    def labels(self) -> Tensor | None:
+        """Class indices, where they are known without reading everything."""
+        if self._labels is None:
+            return None
+        return self._labels if self.index is None else self._labels[self.index]
+
+    @property
+    def stored(self) -> Any:
+        """Refused: nothing holds all of it.
+
+        Raises:
+            InputError: always; ``batches``, ``take`` and ``sample`` read a part.
+        """
+        raise InputError(
+            "This split is streamed and never in memory as a whole: use `batches`, `take` or "
+            "`sample`."
+        )
+
+    @property
+    def targets(self) -> Any:
+        """The targets of all samples: labels that are known, or read once and kept."""
+        if self._targets is None:
+            known = self.labels
+            if known is not None:
+                self._targets = known
+            else:
+                parts = [self.take(slice(i, i + 256))[1] for i in range(0, len(self), 256)]
+                self._targets = join_targets(parts)
+        return self._targets
+
+    def take(self, index: Tensor | slice) -> tuple[Any, Any]:
+        """Stored inputs and targets at some indices, read now or earlier; not preprocessed."""
+        places = torch.arange(len(self))[index] if self.index is None else self.index[index]
+        return self.rows.read(places.tolist())
+
+    def subset(self, index: Tensor) -> Split:
+        """The samples at some indices; read when they are needed, and kept for all."""
+        places = index if self.index is None else self.index[index]
+        return StreamedSplit(self.rows, self.preprocess, index=places, labels=self._labels)
+
+    def prepared_by(self, preprocess: Callable[[Any], Any]) -> Split:
+        """The same samples with another way to the model's inputs."""
+        return StreamedSplit(self.rows, preprocess, index=self.index, labels=self._labels)
+
+    @property
+    def fingerprint(self) -> str:
+        """The digest that the same samples have in memory; reads some hundred of them once."""
+        if self._fingerprint is None:
+            step = max(1, len(self) // 256)
+            spread = torch.arange(0, len(self), step)
+            parts: list[list[Tensor]] = []
+            for some in spread.split(32):
+                stored, targets = self.take(some)
+                parts.append([*tensors(stored), *tensors(targets)])
+            digest = hashlib.sha256()
+            for column in zip(*parts, strict=True):
+                shape = (len(self), *column[0].shape[1:])
+                digest.update(str((shape, str(column[0].dtype))).encode())
+                for tensor in column:
+                    digest.update(tensor.contiguous().numpy().tobytes())
+            self._fingerprint = digest.hexdigest()[:16]
+        return self._fingerprint
+
+
+def known_labels(rows: DatasetRows, first: Any) -> Tensor | None:
+    """Class indices that a data set keeps beside its samples, so that nothing else is read.
+
+    As ``targets`` or ``labels`` (torchvision's), or as a column (Hugging Face's).
+
+    Args:
+        rows: of the whole data set.
+        first: the targets of its first sample, which the labels must begin with.
+    """
+    dataset = rows.dataset
+    columns = [key for key in TARGET_KEYS if key in (getattr(dataset, "column_names", None) or ())]
+    for found in (
+        getattr(dataset, "targets", None),
+        getattr(dataset, "labels", None),
+        dataset[columns[0]] if columns else None,
+    ):
+        array = np.asarray(found)
+        if array.dtype.kind not in "iu" or array.shape != (len(dataset),):
+            continue  # texts, dictionaries, numbers: no indices
+        labels = class_indices(torch.from_numpy(array))
+        if labels is not None and isinstance(first, Tensor) and labels[:1].equal(first.long()):
+            return labels if rows.order is None else labels[torch.as_tensor(rows.order)]
+    return None

@@ -1,0 +1,285 @@
+"""From anything that gives samples to a split: held in memory where it fits, streamed otherwise."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import (
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    TensorDataset,
+    default_collate,
+)
+
+from autocompress.errors import InputError
+from autocompress.task.batches import Reader, as_tensors, collate, join, join_targets
+from autocompress.task.memory import Memory
+from autocompress.task.nested import batch_size, map_tensors, take, tensors, with_tensors
+from autocompress.task.split import Split
+from autocompress.task.streamed import CachedRows, DatasetRows, Row, StreamedSplit, known_labels
+
+_CHUNK = 256
+
+
+def wrap_split(
+    source: Any,
+    *,
+    reader: Reader | None = None,
+    memory: Memory | None = None,
+    length: int | None = None,
+    limit: int | None = None,
+) -> Split:
+    """Any source of samples as a split.
+
+    What lies in memory is taken as it is, without a copy. What fits into the budget is read once.
+    The rest is read when it is needed, and kept as far as the budget goes.
+
+    Args:
+        source: a ``Split``, an ``(inputs, targets)`` pair, a ``DataLoader``, a data set with
+            ``__len__`` and ``__getitem__`` (torch's, Hugging Face's), or an ``IterableDataset``.
+        reader: takes a batch apart.
+        memory: the budget.
+        length: samples to take of a stream.
+        limit: samples to take of anything.
+
+    Raises:
+        InputError: no such source, one that is empty or does not say what is what, or a stream
+            without a length.
+    """
+    memory, reader = memory or Memory.of(), reader or Reader()
+    if isinstance(source, Split):
+        return source if limit is None else source.subset(torch.arange(min(limit, len(source))))
+    if isinstance(source, tuple) and len(source) == 2:
+        return Split(_in_memory(source[0]), _in_memory(source[1]))
+    most = min((n for n in (length, limit) if n is not None), default=None)
+    rows = _rows(source, reader)
+    if rows is None:
+        return _stream(source, reader, memory, most)
+    if most is not None and most < len(rows):
+        rows.order = list(range(most)) if rows.order is None else list(rows.order[:most])
+    if len(rows) == 0:
+        raise InputError("A split is empty.")
+    held = _held(rows)
+    if held is not None:
+        return Split(*held)
+    first = rows.read([0])
+    if memory.reserve(_size(first) * len(rows)):
+        places = range(len(rows))
+        return _all([rows.read(places[i : i + _CHUNK]) for i in range(0, len(rows), _CHUNK)])
+    labels = known_labels(rows, first[1])
+    return StreamedSplit(CachedRows(rows, memory), labels=labels)
+
+
+def _in_memory(value: Any) -> Any:
+    """A part of an ``(inputs, targets)`` pair as tensors; arrays share their memory."""
+    value = as_tensors(value)
+    return value if tensors(value) else torch.as_tensor(value)
+
+
+def _rows(source: Any, reader: Reader) -> DatasetRows | None:
+    """Rows by place, where the source has places."""
+    if isinstance(source, DataLoader):
+        if isinstance(source.dataset, IterableDataset) or source.batch_sampler is None:
+            return None
+        if not hasattr(source.dataset, "__getitem__"):
+            return None
+        own = source.collate_fn
+        chosen = collate if own is default_collate else own  # ours does what torch's does, and more
+        return DatasetRows(source.dataset, chosen, reader, _order(source))
+    sized = hasattr(source, "__getitem__") and hasattr(source, "__len__")
+    if sized and not isinstance(source, Mapping | str | IterableDataset):
+        return DatasetRows(source, collate, reader)
+    return None
+
+
+def _order(loader: DataLoader[Any]) -> list[int] | None:
+    """Which samples a loader gives: all of them in the data set's order, unless it chooses."""
+    if type(loader.sampler) in (SequentialSampler, RandomSampler):
+        plain = not getattr(loader.sampler, "replacement", False)
+        whole = getattr(loader.sampler, "num_samples", len(loader.dataset)) == len(loader.dataset)  # type: ignore[arg-type]  # it has a length
+        if plain and whole and type(loader.batch_sampler).__module__.startswith("torch."):
+            return None
+    return [int(i) for batch in loader.batch_sampler for i in batch]  # type: ignore[union-attr]  # one with batches
+
+
+def _held(rows: DatasetRows) -> Row | None:
+    """Inputs and targets of a data set whose tensors lie in memory, without a copy."""
+    if rows.collate is not collate:
+        return None
+    dataset, index = rows.dataset, rows.order
+    if isinstance(dataset, Subset) and type(dataset.dataset) is TensorDataset:
+        inner = [int(i) for i in dataset.indices]
+        index = inner if index is None else [inner[i] for i in index]
+        dataset = dataset.dataset
+    if type(dataset) is not TensorDataset:
+        return None
+    parts: Any = dataset.tensors
+    if index is not None:
+        parts = tuple(part[torch.as_tensor(index)] for part in parts)
+    return rows.reader(list(parts))
+
+
+def _size(row: Row) -> int:
+    return sum(part.nbytes for part in (*tensors(row[0]), *tensors(row[1])))
+
+
+def _all(batches: Sequence[Row]) -> Split:
+    return Split(join([b[0] for b in batches]), join_targets([b[1] for b in batches]))
+
+
+def _stream(source: Any, reader: Reader, memory: Memory, length: int | None) -> Split:
+    """Samples of a source that can only be read from its start."""
+    if isinstance(source, Mapping | str) or not hasattr(source, "__iter__"):
+        raise InputError(
+            "A split must be a Dataset or DataLoader of (input, target), got "
+            f"{type(source).__name__}."
+        )
+    batches = _batches(source, reader)
+    exact = length is not None or not _ready_batches(source)
+    first = next(batches, None) if length is not None or _own_length(source) else None
+    if first is None:
+        raise InputError("A split is empty.")
+    if length is None:  # a data set of batches tells how many these are
+        length = _own_length(source) * (1 if exact else batch_size(first[1]))
+    each = _size(first) // batch_size(first[1])
+    found: Iterator[Row] = chain([first], batches)
+    if exact:
+        found = _first(found, length)
+    if memory.reserve(each * length):
+        split = _all(list(found))
+    else:
+        split = StreamedSplit(CachedRows(_spool(found, length, each * length), memory))
+    if exact and len(split) < length:
+        raise InputError(
+            f"A stream of {length} samples ended after {len(split)}. Give the `length` that it has."
+        )
+    return split
+
+
+def _ready_batches(source: Any) -> bool:
+    """Whether a loader's data set gives whole batches."""
+    return isinstance(source, DataLoader) and source.batch_size is None
+
+
+def _own_length(source: Any) -> int:
+    """Samples of a stream, or its batches where it gives these, as far as it knows them."""
+    dataset: Any = source.dataset if isinstance(source, DataLoader) else source
+    try:
+        return len(dataset)
+    except TypeError:
+        raise InputError(
+            f"{type(dataset).__name__} is a stream without a length: it may never end. Give "
+            "`length`, the number of samples to take of it, e.g. `length={'train': 50_000}`."
+        ) from None
+
+
+def _batches(source: Any, reader: Reader) -> Iterator[Row]:
+    if isinstance(source, DataLoader):
+        for batch in source:
+            yield reader(batch)
+        return
+    samples = iter(source)
+    while some := list(islice(samples, _CHUNK)):
+        yield reader(collate(some))
+
+
+def _first(batches: Iterator[Row], length: int) -> Iterator[Row]:
+    """The first so many samples."""
+    left = length
+    for inputs, targets in batches:
+        count = batch_size(targets)
+        yield take(inputs, slice(0, left)), take(targets, slice(0, left))
+        left -= count
+        if left <= 0:
+            return
+
+
+class SpooledRows:
+    """Rows of a stream, written to disk once so that they can be read in any order.
+
+    Args:
+        folder: with a file per tensor; removed when nothing reads it any more.
+        like: one row, which says how a batch is built.
+        count: rows.
+    """
+
+    def __init__(self, folder: Path, like: Row, count: int) -> None:
+        self.folder, self.like, self.count = folder, like, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def read(self, places: Sequence[int]) -> Row:
+        """See ``Rows``."""
+        parts = []
+        for number, tensor in enumerate((*tensors(self.like[0]), *tensors(self.like[1]))):
+            # opened each time: pages that stay mapped would count as this process's memory
+            file = np.memmap(
+                self.folder / str(number),
+                dtype=tensor.numpy().dtype,
+                mode="r",
+                shape=(self.count, *tensor.shape[1:]),
+            )
+            parts.append(torch.from_numpy(np.array(file[list(places)])))
+            del file
+        split = len(tensors(self.like[0]))
+        return with_tensors(self.like[0], parts[:split]), with_tensors(self.like[1], parts[split:])
+
+
+def _spool(batches: Iterator[Row], length: int, size: int) -> SpooledRows:
+    """Write a stream to disk."""
+    folder = Path(tempfile.mkdtemp(prefix="autocompress-stream-"))
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        folder.rmdir()
+        raise InputError(
+            f"A stream of {length} samples takes {size / 1e9:.1f} GB, and {folder.parent} has "
+            f"{free / 1e9:.1f} GB left. Give a smaller `length`, more `memory`, or another TMPDIR."
+        )
+    like: Row | None = None
+    shapes: list[Any] = []
+    count = 0
+    files: list[Any] = []
+    try:
+        for inputs, targets in batches:
+            parts = [*tensors(inputs), *tensors(targets)]
+            found = [(tuple(part.shape[1:]), part.dtype) for part in parts]
+            if like is None:
+                shapes = found
+                like = _rows_like(inputs), _rows_like(targets)
+                files = [(folder / str(i)).open("wb") for i in range(len(parts))]
+            elif found != shapes:
+                raise InputError(
+                    f"Samples of a stream that is kept on disk must be alike, found {shapes} and "
+                    f"{found}. Pad or resize them in the data set or its `collate_fn`."
+                )
+            for file, part in zip(files, parts, strict=True):
+                part.contiguous().numpy().tofile(file)
+            count += batch_size(targets)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    finally:
+        for file in files:
+            file.close()
+    assert like is not None
+    rows = SpooledRows(folder, like, count)
+    weakref.finalize(rows, shutil.rmtree, str(folder), ignore_errors=True)
+    return rows
+
+
+def _rows_like(value: Any) -> Any:
+    first: Callable[[Tensor], Tensor] = lambda part: part[:1].clone()  # noqa: E731 - typed
+    return map_tensors(first, value)
