@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from autocompress.run.study import StudyConfig
+    from autocompress.task.task import Task
     from autocompress.track.view import RunView
 
 
@@ -106,10 +107,10 @@ class Result:
 
     @property
     def best(self) -> Answer:
-        """The answer: the most accurate trial within the budget, or the cheapest within the drop.
+        """The answer: the best trial within the budget, or the cheapest within the drop.
 
         Raises:
-            InputError: no policy met the budget, or none keeps to ``max_accuracy_drop``; the
+            InputError: no policy met the budget, or none keeps to the largest drop; the
                 message says which, and ``summary`` shows the nearest.
         """
         trial = self.view.decision.answer()
@@ -135,7 +136,9 @@ def search(
     recovery: Mapping[str, Any] | None = None,
     settings: CompressionSettings | Mapping[str, Any] | None = None,
     tracking: Mapping[str, Any] | None = None,
+    task: Task | str | Mapping[str, Any] | None = None,
     max_accuracy_drop: float | None = None,
+    max_quality_drop: str | float | None = None,
     executor: str = "local",
     workers: int = 1,
     resume: bool = False,
@@ -146,14 +149,16 @@ def search(
     Args:
         model: trained; not changed.
         data: anything with ``train``, ``val`` and ``test``: DataLoaders or datasets of
-            ``(input, target)``; optional ``metric``, ``loss``, ``augment``, ``classes``.
+            ``(input, target)``; optional ``task``, ``metric``, ``loss``, ``augment``.
         budget: ``Budget(latency_ms=2.0)``, ``Budget("latency<=0.5x", "size<=1MB")``, or a text.
         space: a shipped space's name, a path, or plain data.
         out: folder of the run.
         target, search, recovery, settings, tracking: sections of a study file, e.g.
             ``search={"trials": 100, "timeout_s": 600}``, ``recovery={"epochs": 3}``. The
             ``sampler`` of the search may be an ``optuna.samplers.BaseSampler`` itself.
+        task: a ``Task``, or a ready-made one's name (``"regression"``); see ``docs/tasks.md``.
         max_accuracy_drop: in points; the cheapest policy that keeps to it is the answer.
+        max_quality_drop: the same for any task: in the metric's unit, or a share (``"2%"``).
         executor, workers: ``local`` or ``ray``, and how many evaluations at once.
         resume: go on with the run in ``out``.
         quiet: nothing on the terminal.
@@ -164,36 +169,56 @@ def search(
     """
     from autocompress.run.session import run_study
 
+    searching, sampler = _named_sampler(search)
+    parts = {"target": target, "recovery": recovery, "settings": settings, "tracking": tracking}
+    sections = {
+        **{name: part or {} for name, part in parts.items()},
+        "space": space,
+        "search": searching,
+        "executor": executor,
+        "workers": workers,
+    }
+    drops = {"max_accuracy_drop": max_accuracy_drop, "max_quality_drop": max_quality_drop}
+    study, data = _study(Path(out).name, budget, sections | drops, task), _with_task(data, task)
+    given = {"model": model, "data": data, "sampler": sampler}
+    with Display(quiet) as shown:
+        done = run_study(study, Path(out), resume=resume, watcher=shown, **given)
+    return Result(done.folder.root, done.summary, done.view)
+
+
+def _named_sampler(search: Mapping[str, Any] | None) -> tuple[dict[str, Any], Any]:
+    """The section with its sampler's name, and the sampler where it is an object."""
     searching, sampler = dict(search or {}), None
     if not isinstance(searching.get("sampler", ""), str):
         sampler = searching["sampler"]
         searching["sampler"] = type(sampler).__name__
-    sections = {
-        "target": target or {},
-        "space": space,
-        "search": searching,
-        "recovery": recovery or {},
-        "settings": settings or {},
-        "tracking": tracking or {},
-    }
-    more = {"max_accuracy_drop": max_accuracy_drop, "executor": executor, "workers": workers}
-    study = _study(Path(out).name, budget, sections | more)
-    with Display(quiet) as shown:
-        done = run_study(
-            study, Path(out), resume=resume, model=model, data=data, sampler=sampler, watcher=shown
-        )
-    return Result(done.folder.root, done.summary, done.view)
+    return searching, sampler
 
 
-def _study(name: str, budget: Budget | str | None, sections: Mapping[str, Any]) -> StudyConfig:
+def _with_task(data: Any, task: Any) -> Any:
+    """The data with a task at hand; the given ones are not changed."""
+    if task is None or isinstance(task, str | Mapping):  # the study names it
+        return data
+    from dataclasses import replace
+
+    from autocompress.run.tasks import make_task
+    from autocompress.task.data import Data
+
+    return replace(Data.wrap(data), task=make_task(task))
+
+
+def _study(
+    name: str, budget: Budget | str | None, sections: Mapping[str, Any], task: Any = None
+) -> StudyConfig:
     """The study that a call describes, checked like a file."""
     from autocompress.run.study import GIVEN, read_study
 
+    named = task if isinstance(task, str) else dict(task) if isinstance(task, Mapping) else None
     limits = Budget(budget) if isinstance(budget, str) else (budget or Budget())
     given = {
         "name": name,
         "model": {"factory": GIVEN},
-        "data": {"factory": GIVEN},
+        "data": {"factory": GIVEN, "task": named},
         "budget": [str(limit) for limit in limits.limits],
     }
     return read_study(given | {k: _plain(v) for k, v in sections.items()}, where="the search")

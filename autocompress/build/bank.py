@@ -28,6 +28,7 @@ from autocompress.policy.policy import Factorization, Policy
 from autocompress.policy.registry import in_order
 from autocompress.policy.settings import CompressionSettings
 from autocompress.task.data import Split
+from autocompress.task.task import Loss
 from autocompress.techniques.compressed import Compressed
 from autocompress.techniques.factorize import choose_factors
 from autocompress.techniques.importance import Consumer, l1_scores, obs_order, taylor_scores
@@ -96,6 +97,7 @@ class LayerBank:
         settings: CompressionSettings,
         cache_dir: Path | None = None,
         progress: Progress = _silent,
+        loss: Loss | None = None,
     ) -> LayerBank:
         """Compute the bank, or read it from the cache.
 
@@ -106,6 +108,7 @@ class LayerBank:
             settings: importance, calibration images, ridge, seed.
             cache_dir: folder of the cache; ``None`` keeps nothing.
             progress: told the layer at work.
+            loss: for ``taylor``; another one needs a cache of its own.
 
         Raises:
             CalibrationError: calibration inputs are empty, not finite or of the wrong shape.
@@ -126,7 +129,7 @@ class LayerBank:
         ]
         progress("input moments", 0.0)
         moments = input_moments(model, names, inputs, seed=settings.seed)
-        orders = _orders(model, groups, plan, settings, moments, sample, progress)
+        orders = _orders(model, groups, plan, settings, moments, sample, progress, loss)
         progress("factors", 1.0)
         factors = choose_factors(model, inventory, moments)
         if path is not None:
@@ -287,6 +290,7 @@ def _orders(
     moments: Mapping[str, Moments],
     sample: Split,
     progress: Progress,
+    loss: Loss | None,
 ) -> dict[str, list[int]]:
     """One order of removal per group."""
     taylor: dict[str, Tensor] = {}
@@ -298,6 +302,7 @@ def _orders(
             {g.name: g.channels for g in groups},
             sample.prepare(stored),
             targets,
+            loss,
         )
     orders = {}
     for done, group in enumerate(groups):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from autocompress.build.state import load_state
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from autocompress.policy.recovery import Schedule
     from autocompress.recover.distill import Distillation
     from autocompress.task.data import Data, Split
+    from autocompress.task.task import Task
     from autocompress.techniques.compressed import Compressed
 
 Progress = Callable[[str, float], None]
@@ -77,6 +79,19 @@ class Pipeline:
     distillation: Callable[[Policy], Distillation] | None = None
     students: dict[str, Callable[[], nn.Module]] = field(default_factory=dict)
     _student_costs: dict[str, Cost] = field(default_factory=dict)
+
+    @cached_property
+    def task(self) -> Task:
+        """What the model is for; where the data do not say, what the kind of outputs implies."""
+        import torch
+
+        from autocompress.recover.device import forward
+        from autocompress.task.settle import implied
+
+        if self.data.task is not None:
+            return self.data.task
+        with torch.inference_mode():
+            return implied(self.data, forward(self.model, self.data.train.inputs(2)))
 
     @property
     def identity(self) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Accuracy with its standard error, and paired comparison on the same samples."""
+"""What a task says of a model on a split; top-1 accuracy, and comparison on the same samples."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from autocompress.measure.lock import machine_lock
 from autocompress.measure.machine import usable_cores
 from autocompress.targets.base import Session, Target
 from autocompress.task.data import Split
+from autocompress.task.metrics import Meter, TaskMetric
 from autocompress.task.outputs import hits
+from autocompress.task.task import Result, Task
 
 MetricFunction = Callable[[Tensor, Tensor], float]
 """From outputs and targets of many samples to a number where more is better."""
-
-_BOOTSTRAP = 200
 
 
 @dataclass(frozen=True)
@@ -84,12 +84,13 @@ def accuracy(
         InputError: the metric returns something other than a finite number, or is missing where
             the outputs are numbers rather than classes.
     """
-    outputs, targets = [], []
+    meter = _meter(metric)
+    count = 0
     with machine_lock(exclusive=False), torch.inference_mode():
         for inputs, target in split.batches(batch, limit=limit):
-            outputs.append(torch.as_tensor(predict(inputs)))
-            targets.append(target)
-    return score(torch.cat(outputs), torch.cat(targets), metric)
+            meter.update(torch.as_tensor(predict(inputs)), target)
+            count += len(target)
+    return _accuracy(meter, count)
 
 
 def file_accuracy(
@@ -113,37 +114,80 @@ def file_accuracy(
         batch: samples per call, where the file leaves the batch free.
         threads: ``None`` takes all cores of this process.
     """
+    meter, count = _meter(metric), 0
+    for outputs, targets in _answers(target, path, split, batch, limit, threads):
+        meter.update(outputs, targets)
+        count += len(targets)
+    return _accuracy(meter, count)
+
+
+def file_quality(
+    target: Target,
+    path: str | Path,
+    split: Split,
+    task: Task,
+    *,
+    batch: int = 250,
+    threads: int | None = None,
+) -> Result:
+    """All figures of a task for an exported file, in its runtime.
+
+    A metric that fails is left out, with the reason; the others stand.
+
+    Args:
+        target: where it runs.
+        path: the file.
+        split: inputs and targets.
+        task: says what is measured.
+        batch, threads: as in ``file_accuracy``.
+
+    Raises:
+        MeasurementError: the split is empty.
+    """
+    judge = task.judge()
+    for outputs, targets in _answers(target, path, split, batch, None, threads):
+        judge.update(outputs, targets)
+    if not judge.count:
+        raise MeasurementError("A quality needs at least one sample, the split is empty.")
+    return judge.result()
+
+
+def _answers(
+    target: Target,
+    path: str | Path,
+    split: Split,
+    batch: int,
+    limit: int | None,
+    threads: int | None,
+) -> Iterator[tuple[Any, Any]]:
+    """Outputs of an exported file, and the targets, batch by batch."""
     with (
         machine_lock(exclusive=False),
         closing(target.open(path, threads=threads or usable_cores(), fixed=False)) as session,
     ):
-        outputs, targets = [], []
         size = _batch_of(session, batch)
-        for inputs, target_ in split.batches(size, limit=limit):
-            outputs.append(_run_padded(session, inputs, size))
-            targets.append(target_)
-    return score(torch.cat(outputs), torch.cat(targets), metric)
+        for inputs, targets in split.batches(size, limit=limit):
+            yield _run_padded(session, inputs, size), targets
 
 
 def score(outputs: Tensor, targets: Tensor, metric: MetricFunction | None = None) -> Accuracy:
     """From all outputs and targets to a value and its standard error."""
-    count = len(targets)
+    meter = _meter(metric)
+    meter.update(outputs, targets)
+    return _accuracy(meter, len(targets))
+
+
+def _meter(metric: MetricFunction | None) -> Meter:
+    """Top-1 accuracy, or the user's function."""
+    return TaskMetric("metric", "", "maximize", metric or hits).meter()
+
+
+def _accuracy(meter: Meter, count: int) -> Accuracy:
     if count == 0:
         raise MeasurementError("Accuracy needs at least one sample, the split is empty.")
-    if metric is None:
-        right = hits(outputs, targets)
-        each = right.reshape(count, -1).float().mean(1)
-        value = float(each.mean())
-        spread = float(each.std(unbiased=False)) if right.ndim > 1 else (value * (1 - value)) ** 0.5
-        correct = right.numpy(force=True) if right.ndim == 1 else None
-        return Accuracy(value, spread / count**0.5, count, correct)
-    value = _number(metric(outputs, targets))
-    generator = torch.Generator().manual_seed(0)
-    again = []
-    for _ in range(_BOOTSTRAP):
-        index = torch.randint(count, (count,), generator=generator)
-        again.append(_number(metric(outputs[index], targets[index])))
-    return Accuracy(value, float(np.std(again)), count)
+    found = meter.result()
+    right = found.each if found.each is not None and found.each.dtype == bool else None
+    return Accuracy(found.value, found.stderr or 0.0, count, right)
 
 
 def paired(first: Accuracy, second: Accuracy, *, resamples: int = 2000, seed: int = 0) -> Paired:
@@ -180,13 +224,6 @@ def paired(first: Accuracy, second: Accuracy, *, resamples: int = 2000, seed: in
     )
     low, high = np.percentile((draws[:, 0] - draws[:, 1]) / count, [2.5, 97.5])
     return Paired((gain - loss) / count, float(low), float(high), p_value, gain, loss)
-
-
-def _number(value: Any) -> float:
-    number = float(value)
-    if not np.isfinite(number):
-        raise InputError(f"The metric must return a finite number, got {value!r}.")
-    return number
 
 
 def _batch_of(session: Session, wanted: int) -> int:

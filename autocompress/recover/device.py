@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from autocompress.errors import TargetUnavailable
 from autocompress.policy.recovery import Schedule
+from autocompress.task.nested import map_tensors
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,11 @@ class Place:
 def forward(module: nn.Module, inputs: Any) -> Any:
     """Call a module on one input, or on several given as a tuple."""
     return module(*inputs) if isinstance(inputs, tuple) else module(inputs)
+
+
+def in_float(outputs: Any) -> Any:
+    """Outputs with their numbers in float32, whatever they were computed in."""
+    return map_tensors(lambda t: t.float() if t.is_floating_point() else t, outputs)
 
 
 def _auto_bf16(schedule: Schedule, device: torch.device) -> bool:

@@ -18,7 +18,7 @@ from autocompress.policy.space import Space
 from autocompress.results.metric import Measurement
 from autocompress.run.evaluator import make_evaluator
 from autocompress.run.study import StudyConfig, import_factory, read_study, resolve_variables
-from autocompress.workloads.cache import cache_folder
+from autocompress.workloads.cache import cache_folder, digest
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from autocompress.measure.latency_model import LatencyModel
     from autocompress.run.evaluator import StudyEvaluator
     from autocompress.task.data import Data
+    from autocompress.task.task import Task
+
+_CLASSES = ("classification", "binary classification")
+"""Tasks whose loss is that of earlier versions, so that what these kept is still good."""
 
 
 def silent(text: str, fraction: float) -> None:
@@ -155,9 +159,23 @@ class Assembly:
             self.inventory,
             self.data.train,
             self.study.settings,
-            cache_folder() / "banks",
+            self._bank_folder,
             lambda text, done: self.progress(f"layer bank: {text}", done),
+            None if self.task.name in _CLASSES else self.task.criterion,
         )
+
+    @property
+    def task(self) -> Task:
+        """What the model is for."""
+        assert self.data.task is not None  # `assemble` settled it
+        return self.data.task
+
+    @property
+    def _bank_folder(self) -> Path:
+        """Where layer banks are cached; orders that another loss gave lie apart."""
+        folder = cache_folder() / "banks"
+        plain = self.task.name in _CLASSES or self.study.settings.importance != "taylor"
+        return folder if plain else folder / digest(str(self.task))
 
     def _make_pipeline(self) -> Pipeline:
         self.inventory = self.bank.inventory
@@ -254,6 +272,7 @@ def assemble(
     """
     from autocompress.measure.saturation import settled
     from autocompress.model.inventory import take_inventory
+    from autocompress.run.tasks import asked_of, settled_data
     from autocompress.targets import get_target
     from autocompress.task.data import Data
 
@@ -270,6 +289,7 @@ def assemble(
     data = Data.wrap(data) if data is not None else load_data(plain["data"])
     progress("model", 0.0)
     model = copy.deepcopy(model).eval() if model is not None else load_model(plain["model"])
+    data = settled_data(study, plain["data"].get("task"), model, data)
     if study.baseline is not None:
         model = _train_baseline(study, model, data, progress)
     inventory = take_inventory(model, data.train.inputs(1))
@@ -278,7 +298,7 @@ def assemble(
     config = study.space_config()
     if config.prune_residual:
         settings = settings.model_copy(update={"prune_residual": True})
-    study = study.model_copy(update={"settings": settings})
+    study = study.model_copy(update={"settings": settings, **asked_of(study, data.task)})
     parts = Assembly(study, model, data, inventory, folder, progress, given)
     parts.bind()  # a pattern that fits nothing is said before anything is computed
     return parts

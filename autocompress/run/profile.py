@@ -48,6 +48,7 @@ def profile(study: StudyConfig, export_kernels: Path | None, progress: Progress)
     return {
         "study": study.name,
         "baseline": dict(baseline.values),
+        "quality": baseline.quality.as_dict(),
         "layers": rows,
         "groups": groups,
         "fvcore": counted,

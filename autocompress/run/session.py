@@ -22,7 +22,7 @@ from autocompress.mlflow.sink import MlflowSink
 from autocompress.report.html import write_report
 from autocompress.report.tables import write_summary
 from autocompress.results.answer import decide, judged
-from autocompress.results.metric import Measurement, metric
+from autocompress.results.metric import ACCURACY, Measurement, Metric, objectives
 from autocompress.results.trial import Trial, TrialState
 from autocompress.run.feasibility import check_formula_budget, check_latency_budget
 from autocompress.run.study import StudyConfig
@@ -148,7 +148,29 @@ def _known_baseline(folder: RunFolder, parts: Assembly) -> Measurement | None:
             f"The run in {folder.root} was made on another model or other weights; "
             "choose another folder with --out."
         )
+    _call_alike(before.quality, folder, parts)
     return before
+
+
+def _call_alike(quality: Metric, folder: RunFolder, parts: Assembly) -> None:
+    """Go on judging by what the run was judged by.
+
+    Raises:
+        InputError: that is another metric.
+    """
+    from autocompress.task.settle import renamed
+
+    task = parts.task
+    if quality == task.quality:
+        return
+    if quality == ACCURACY and parts.data.metric is not None and task.quality.goal == quality.goal:
+        # earlier versions called the metric of the data accuracy, whatever it was
+        parts.data.task = renamed(task, quality)
+        return
+    raise InputError(
+        f"The run in {folder.root} was judged by {quality.title} ({quality.goal}), and this study "
+        f"is by {task.quality.title} ({task.quality.goal}); choose another folder with --out."
+    )
 
 
 def _phases(
@@ -227,6 +249,7 @@ def _answer(context: Context, study: StudyConfig) -> Trial | None:
         context.objectives,
         study.limits(),
         study.max_accuracy_drop,
+        study.max_quality_drop,
     ).best
 
 
@@ -239,7 +262,7 @@ def _mlflow(parts: Assembly, journal: Journal) -> MlflowSink | None:
         parts.evaluator.baseline,
         experiment=tracking.experiment or parts.study.name,
         uri=tracking.uri,
-        objectives=tuple(metric(n) for n in parts.study.search.objectives),
+        objectives=objectives(parts.study.search.objectives, parts.evaluator.baseline.metrics),
         layers=[layer.name for layer in parts.inventory.layers],
         say=logging.getLogger("autocompress.mlflow").warning,
         gate=lambda: machine_lock(exclusive=False),
@@ -263,7 +286,7 @@ def _finish(
         baselines=baselines,
         layers=tuple(layer.name for layer in parts.inventory.layers),
         budget=study.limits(),
-        objectives=tuple(metric(n) for n in study.search.objectives),
+        objectives=objectives(study.search.objectives, parts.evaluator.baseline.metrics),
     )
     _forget_answer(folder, parts.evaluator.measurer.target.suffix)
     model = _keep_models(folder, parts, view)

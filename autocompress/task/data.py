@@ -9,13 +9,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from autocompress.errors import InputError
+
+if TYPE_CHECKING:
+    from autocompress.task.task import Task
 
 Inputs = Any
 """A tensor, or a tuple of tensors for models with several inputs; the batch comes first."""
@@ -148,6 +151,8 @@ class Data:
         metric: from outputs and targets to a number where more is better; ``None`` is top-1, which
             one logit for targets 0 and 1 has too, and other single numbers do not.
         loss: from outputs and targets to a scalar; ``None`` is ``outputs.label_loss``.
+        task: what the model is for; takes the place of ``metric`` and ``loss``. ``None`` is read
+            from outputs and targets where that is certain (``settle``).
         name: for people and for the report.
     """
 
@@ -160,6 +165,7 @@ class Data:
     loss: Callable[[Tensor, Tensor], Tensor] | None = None
     name: str = "data"
     extra: dict[str, Any] = field(default_factory=dict)
+    task: Task | None = None
 
     @classmethod
     def wrap(cls, source: Any) -> Data:
@@ -176,7 +182,7 @@ class Data:
                 )
             parts[name] = Split.wrap(part)
         known: dict[str, Any] = {}
-        for name in ("classes", "metric", "loss", "augment", "name"):
+        for name in ("classes", "metric", "loss", "augment", "name", "task"):
             value = source.get(name) if isinstance(source, dict) else getattr(source, name, None)
             if value is not None:
                 known[name] = value
