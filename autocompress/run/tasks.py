@@ -30,8 +30,8 @@ def make_task(given: str | Mapping[str, Any] | Task) -> Task:
     """
     if isinstance(given, Task):
         return given
-    section = {"factory": given} if isinstance(given, str) else given
-    factory, args = str(section.get("factory")), section.get("args") or {}
+    section: Mapping[str, Any] = {"factory": given} if isinstance(given, str) else given
+    factory, args = str(section.get("factory")), dict(section.get("args") or {})
     made = ready(factory, **args) if ":" not in factory else import_factory(factory)(**args)
     if not isinstance(made, Task):
         raise InputError(f"{factory} must return an autocompress.Task, got {type(made).__name__}.")

@@ -7,6 +7,7 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -159,7 +160,10 @@ class _Accumulated:
     def result(self) -> Score:
         value = number(self.name, self.whole.compute())
         each = [g for g, seen in zip(self.groups, self.seen, strict=True) if seen]
-        return Score(value, _spread([lambda g=g: number(self.name, g.compute()) for g in each]))
+        return Score(value, _spread([partial(self._value, group) for group in each]))
+
+    def _value(self, group: Any) -> float:
+        return number(self.name, group.compute())
 
 
 class _Averaged:

@@ -191,7 +191,7 @@ class Judge:
         self.count += batch_size(targets)
         for name, meter in self._meters.items():
             if name not in self._problems:
-                self._try(name, lambda meter=meter: meter.update(outputs, targets))
+                self._try(name, partial(meter.update, outputs, targets))
         if self.task.correct is not None:
             self._correct.append(torch.as_tensor(self.task.correct(outputs, targets)).cpu())
 
