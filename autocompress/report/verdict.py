@@ -119,6 +119,7 @@ def _no_answer(view: RunView) -> Verdict:
     sentences = (
         f"The nearest found is trial {near.number}: {'; '.join(off)}.",
         _answer(view, near),
+        *_untold(view, near),
         *_given_up(view, None),
         *_waited(view),
         decision.remedy,

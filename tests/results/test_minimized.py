@@ -29,7 +29,7 @@ from autocompress.results.metric import (
     Metric,
     objectives,
 )
-from autocompress.results.trial import Trial
+from autocompress.results.trial import Phase, Trial
 from autocompress.run.replay import compare_claims
 from autocompress.track.view import RunView
 
@@ -216,3 +216,14 @@ def test_a_loss_that_cannot_be_allowed_is_refused(text: str) -> None:
 def test_allowances_are_absolute_or_a_share() -> None:
     assert Allowance.parse("2%").of(-30.0) == pytest.approx(0.6)
     assert Allowance.parse(0.3).of(30.0) == Allowance.parse("0.3").of(1.0) == 0.3
+
+
+def test_a_quality_that_test_cannot_tell_is_said_with_or_without_an_answer() -> None:
+    context = {"split": "test", "problems": ["The metric 'mse' failed: no positives"]}
+    told = Measurement({"latency_ms": 0.8, "macs": 50.0}, {}, context, (MSE,))
+    check = replace(NEAR, number=9, measurement=told, phase=Phase("verify"), parent=NEAR.number)
+    for most in (0.5, 0.001):
+        seen = view(NEAR, check, max_quality_drop=most)
+        assert (seen.best is None) == (most < 0.01)
+        assert "The metric 'mse' failed: no positives" in " ".join(verdict(seen).sentences)
+        assert json.loads(json.dumps(summary_json(seen)))["trials"][-1]["mse"] is None
