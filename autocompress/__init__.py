@@ -24,6 +24,8 @@ from autocompress.results.trial import Trial
 
 if TYPE_CHECKING:
     from autocompress.task.data import Data, Split
+    from autocompress.task.metrics import TaskMetric
+    from autocompress.task.task import Task
 
     __version__: str
 
@@ -42,6 +44,8 @@ __all__ = [
     "Result",
     "SpaceConfig",
     "Split",
+    "Task",
+    "TaskMetric",
     "Trial",
     "__version__",
     "apply",
@@ -67,4 +71,12 @@ def __getattr__(name: str) -> Any:
         from autocompress.task import data
 
         return getattr(data, name)
+    if name == "Task":
+        from autocompress.task.task import Task
+
+        return Task
+    if name == "TaskMetric":
+        from autocompress.task.metrics import TaskMetric
+
+        return TaskMetric
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

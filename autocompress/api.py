@@ -21,6 +21,7 @@ from autocompress.track.folder import RunFolder
 if TYPE_CHECKING:
     from torch import nn
 
+    from autocompress.task.task import Task
     from autocompress.track.view import RunView
 
 
@@ -105,10 +106,10 @@ class Result:
 
     @property
     def best(self) -> Answer:
-        """The answer: the most accurate trial within the budget, or the cheapest within the drop.
+        """The answer: the best trial within the budget, or the cheapest within the drop.
 
         Raises:
-            InputError: no policy met the budget, or none keeps to ``max_accuracy_drop``; the
+            InputError: no policy met the budget, or none keeps to the largest drop; the
                 message says which, and ``summary`` shows the nearest.
         """
         trial = self.view.decision.answer()
@@ -156,7 +157,9 @@ def search(
     recovery: Mapping[str, Any] | None = None,
     settings: CompressionSettings | Mapping[str, Any] | None = None,
     tracking: Mapping[str, Any] | None = None,
+    task: Task | str | Mapping[str, Any] | None = None,
     max_accuracy_drop: float | None = None,
+    max_quality_drop: str | float | None = None,
     executor: str = "local",
     workers: int = 1,
     resume: bool = False,
@@ -170,14 +173,16 @@ def search(
         model: trained; not changed. Or the path of an ONNX file.
         data: anything with ``train``, and ``val`` and ``test`` or not (they are then cut from
             it): DataLoaders, data sets (torch's or Hugging Face's) of pairs, triples or
-            dictionaries; optional ``metric``, ``loss``, ``augment``, ``classes``.
+            dictionaries; optional ``task``, ``metric``, ``loss``, ``augment``.
         budget: ``Budget(latency_ms=2.0)``, ``Budget("latency<=0.5x", "size<=1MB")``, or a text.
         space: a shipped space's name, a path, or plain data.
         out: folder of the run.
         target, search, recovery, settings, tracking: sections of a study file, e.g.
             ``search={"trials": 100, "timeout_s": 600}``, ``recovery={"epochs": 3}``. The
             ``sampler`` of the search may be an ``optuna.samplers.BaseSampler`` itself.
+        task: a ``Task``, or a ready-made one's name (``"regression"``); see ``docs/tasks.md``.
         max_accuracy_drop: in points; the cheapest policy that keeps to it is the answer.
+        max_quality_drop: the same for any task: in the metric's unit, or a share (``"2%"``).
         executor, workers: ``local`` or ``ray``, and how many evaluations at once.
         resume: go on with the run in ``out``.
         new_baseline: with ``resume``, where the model, the data, the target or the settings are
@@ -190,15 +195,16 @@ def search(
         InputError: anything that cannot be used, before an existing run is touched.
         InfeasibleBudget: not even the cheapest policy meets the budget.
     """
-    from autocompress.run.given import as_module, given_study
+    from autocompress.run.given import as_module, given_study, with_task
     from autocompress.run.session import run_study
 
     data, section = described(data, reading)
     searching, sampler = _with_sampler(search)
-    sections = {"target": target, "space": space, "search": searching, "recovery": recovery}
-    more = {"settings": settings, "tracking": tracking, "max_accuracy_drop": max_accuracy_drop}
-    named = {**sections, **more, "executor": executor, "workers": workers}
-    study = given_study(Path(out).name, budget, data=section, **named)
+    sections: dict[str, Any] = {"target": target, "space": space, "search": searching}
+    sections |= {"recovery": recovery, "settings": settings, "tracking": tracking}
+    drops = {"max_accuracy_drop": max_accuracy_drop, "max_quality_drop": max_quality_drop}
+    named = {**sections, **drops, "executor": executor, "workers": workers, "data": section}
+    study, data = given_study(Path(out).name, budget, task, **named), with_task(data, task)
     given: dict[str, Any] = {"model": as_module(model), "data": data, "sampler": sampler}
     going_on: dict[str, Any] = {"resume": resume, "new_baseline": new_baseline}
     with Display(quiet) as shown:

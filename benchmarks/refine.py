@@ -24,6 +24,7 @@ from autocompress.measure.accuracy import accuracy
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.settings import CompressionSettings, RefineConfig
+from autocompress.task.ready import ready
 from autocompress.workloads.data import image_folder
 from autocompress.workloads.models import load_weights, resnet20, resnet56
 
@@ -37,6 +38,7 @@ def measure(network: str, keeps: list[float], config: RefineConfig, limit: int) 
     model = load_weights(NETWORKS[network](), str(weights)).eval()
     data = image_folder(str(Path(os.environ["AUTOCOMPRESS_DATA"]) / "cifar10"))
     settings = CompressionSettings(finish="refine", refine=config)
+    task = ready("classification")
     inventory = take_inventory(model, data.train.inputs(1))
     begin = time.perf_counter()
     bank = LayerBank.build(model, inventory, data.train, settings)
@@ -61,7 +63,7 @@ def measure(network: str, keeps: list[float], config: RefineConfig, limit: int) 
             changes = {"blocks": {"steps": 0}, "whole": {"block_steps": 0}, "both": {}}[way]
             begin = time.perf_counter()
             own = config.model_copy(update=changes)
-            done = Refinement(model, solved, data, own, settings.seed).run()
+            done = Refinement(model, solved, data, task, own, settings.seed).run()
             row[f"{way}_s"] = round(time.perf_counter() - begin, 1)
             row[way] = score(done.module, data, limit)
             sys.stderr.write(f"keep {keep}: {way} {row[way]} in {row[f'{way}_s']} s\n")

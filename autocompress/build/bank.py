@@ -31,6 +31,7 @@ from autocompress.policy.registry import in_order
 from autocompress.policy.settings import CompressionSettings
 from autocompress.policy.writing import replacing
 from autocompress.task.data import Split, feed
+from autocompress.task.task import Loss
 from autocompress.techniques.compressed import Compressed
 from autocompress.techniques.factorize import choose_factors
 from autocompress.techniques.moments import (
@@ -94,6 +95,7 @@ class LayerBank:
         settings: CompressionSettings,
         cache_dir: Path | None = None,
         progress: Progress = _silent,
+        loss: Loss | None = None,
     ) -> LayerBank:
         """Compute the bank, or read it from the cache.
 
@@ -104,6 +106,7 @@ class LayerBank:
             settings: importance, calibration images, ridge, seed.
             cache_dir: folder of the cache; ``None`` keeps nothing.
             progress: told the layer at work.
+            loss: for ``taylor``; another one needs a cache of its own.
 
         Raises:
             CalibrationError: calibration inputs are empty, not finite or of the wrong shape.
@@ -126,7 +129,7 @@ class LayerBank:
         ]
         progress("input moments", 0.0)
         moments = input_moments(model, names, inputs, seed=settings.seed)
-        orders = removal_orders(model, groups, plan, settings, moments, sample, progress)
+        orders = removal_orders(model, groups, plan, settings, moments, sample, progress, loss)
         progress("factors", 1.0)
         factors = choose_factors(model, inventory, moments)
         if path is not None:

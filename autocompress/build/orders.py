@@ -11,6 +11,7 @@ from autocompress.model.groups import SlicingPlan
 from autocompress.policy.inventory import ChannelGroup
 from autocompress.policy.settings import CompressionSettings
 from autocompress.task.data import Split
+from autocompress.task.task import Loss
 from autocompress.techniques.importance import (
     Consumer,
     l1_scores,
@@ -29,6 +30,7 @@ def removal_orders(
     moments: Mapping[str, Moments],
     sample: Split,
     progress: Callable[[str, float], None],
+    loss: Loss | None = None,
 ) -> dict[str, list[int]]:
     """Rank the channels of every group.
 
@@ -40,6 +42,7 @@ def removal_orders(
         moments: of layers' inputs.
         sample: inputs, and targets for ``taylor``.
         progress: told the group at work, and the fraction that is done.
+        loss: from outputs and targets, for ``taylor``; ``None`` is that of classes.
 
     Returns:
         Group name to all its channels, the first to go first.
@@ -49,7 +52,9 @@ def removal_orders(
     if settings.importance == "taylor":
         stored, targets = sample.take(slice(None))
         inputs = sample.prepare(stored)
-        taylor = taylor_scores(model, {n: (n,) for n in producers}, producers, inputs, targets)
+        taylor = taylor_scores(
+            model, {n: (n,) for n in producers}, producers, inputs, targets, loss
+        )
     orders = {}
     for done, group in enumerate(groups):
         progress(group.name, done / max(1, len(groups)))

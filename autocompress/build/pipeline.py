@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from autocompress.build.state import load_state
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from autocompress.policy.recovery import Schedule
     from autocompress.recover.distill import Distillation
     from autocompress.task.data import Data, Split
+    from autocompress.task.task import Task
     from autocompress.techniques.compressed import Compressed
 
 _log = logging.getLogger(__name__)
@@ -95,6 +97,19 @@ class Pipeline:
     distillation: Callable[[Policy], Distillation] | None = None
     students: dict[str, Callable[[], nn.Module]] = field(default_factory=dict)
     _student_costs: dict[str, Cost] = field(default_factory=dict)
+
+    @cached_property
+    def task(self) -> Task:
+        """What the model is for; where the data do not say, what the kind of outputs implies."""
+        import torch
+
+        from autocompress.task.calling import call
+        from autocompress.task.settle import implied
+
+        if self.data.task is not None:
+            return self.data.task
+        with torch.inference_mode():
+            return implied(self.data, call(self.model, self.data.train.inputs(2)))
 
     @property
     def identity(self) -> dict[str, str]:
@@ -222,7 +237,9 @@ class Pipeline:
         from autocompress.build.refine import Refinement
 
         config, seed = self.settings.refine, self.settings.seed
-        return Refinement(self.model, compressed, self.data, config, seed, progress).run()
+        return Refinement(
+            self.model, compressed, self.data, self.task, config, seed, progress
+        ).run()
 
     def _repaired(self, compressed: Compressed, how: str) -> Compressed:
         """Re-solved layer by layer, or batch norms re-estimated."""

@@ -21,11 +21,12 @@ from autocompress.build.walk import Steps
 from autocompress.errors import UnsupportedModel
 from autocompress.policy.recovery import Schedule
 from autocompress.policy.settings import RefineConfig
-from autocompress.recover.device import Place
-from autocompress.task.calling import call, main_output
+from autocompress.recover.device import Place, in_float
+from autocompress.task.calling import call
 from autocompress.task.data import Data, Split
-from autocompress.task.divergence import Divergence, choose_divergence
-from autocompress.task.outputs import output_kind
+from autocompress.task.divergence import Divergence
+from autocompress.task.nested import concat, map_tensors
+from autocompress.task.task import Task
 from autocompress.techniques.compressed import Compressed
 from autocompress.techniques.quantize import QuantizedLayer, trainable, trained
 
@@ -56,7 +57,8 @@ class Refinement:
     Args:
         model: uncompressed, in eval mode; not changed.
         compressed: as reconstructed; not changed.
-        data: unlabelled: only inputs of the train split are read.
+        data: only inputs of the train split are read; of targets, where a position has none.
+        task: its divergence is what the whole network comes nearer by.
         config: images, steps, limits.
         seed: of the order and of the augmentation.
         progress: told what is going on.
@@ -65,6 +67,7 @@ class Refinement:
     model: nn.Module
     compressed: Compressed
     data: Data
+    task: Task
     config: RefineConfig
     seed: int = 0
     progress: Progress | None = None
@@ -87,8 +90,7 @@ class Refinement:
         original = self.place.put_module(copy.deepcopy(self.model))
         module = self.place.put_module(self._module()).requires_grad_(True)
         wanted = self._outputs(original, self._held)
-        kind = output_kind(wanted, self.data.train.targets)
-        divergence = choose_divergence(kind, wanted)
+        divergence = self.task.compared.fitted(wanted)
         best = _Best(lambda m: self._distance(m, wanted, divergence), module)
         try:
             self._steps = Steps(self.model, self.compressed.parts, self._images.inputs(2))
@@ -196,15 +198,16 @@ class Refinement:
         augment = self.data.augment if config.augment else None
 
         def loss(index: Tensor) -> Tensor:
-            stored, _ = images.take(index)
+            stored, targets = images.take(index)
             if augment is not None:
                 stored = augment(stored, draws)
             inputs = self.place.put(images.prepare(stored))
             with self.place.autocast():
-                found = main_output(call(module, inputs))
+                found = call(module, inputs)
                 with torch.no_grad():
-                    wanted = main_output(call(original, inputs))
-            return divergence(wanted.float(), found.float()).mean()
+                    wanted = call(original, inputs)
+            wanted, found, targets = in_float(wanted), in_float(found), self.place.move(targets)
+            return divergence(wanted, found, targets).mean()
 
         parameters = [p for p in module.parameters() if p.requires_grad]
         self._descend(
@@ -243,17 +246,18 @@ class Refinement:
                 if tell:
                     self._tell("whole network", 0.5 + done / 2)
 
-    def _outputs(self, module: nn.Module, images: Split) -> Tensor:
+    def _outputs(self, module: nn.Module, images: Split) -> Any:
         with torch.no_grad():
             parts = [
-                main_output(call(module, self.place.put(inputs))).float().cpu()
+                in_float(call(module, self.place.put(inputs)))
                 for inputs, _ in images.batches(_CHUNK)
             ]
-        return torch.cat(parts)
+        return map_tensors(Tensor.cpu, concat(parts))
 
-    def _distance(self, module: nn.Module, wanted: Tensor, divergence: Divergence) -> float:
+    def _distance(self, module: nn.Module, wanted: Any, divergence: Divergence) -> float:
         """Mean divergence on the samples that were held back."""
-        return float(divergence(wanted, self._outputs(module, self._held)).mean())
+        _, targets = self._held.take(slice(None))
+        return float(divergence(wanted, self._outputs(module, self._held), targets).mean())
 
     def _tell(self, what: str, done: float) -> None:
         if self.progress is not None:

@@ -7,12 +7,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from autocompress.results.metric import Metric
+
 
 def show_profile(found: dict[str, Any], console: Console) -> None:
     """A table of layers, then the groups."""
-    base = found["baseline"]
+    base, quality = found["baseline"], Metric(**found["quality"])
     console.print(
-        f"[bold]{found['study']}[/bold]: accuracy {base['accuracy']:.2%}, "
+        f"[bold]{found['study']}[/bold]: {quality.name} {quality.text(base[quality.name])}, "
         f"{base['latency_ms']:.3f} ms, {base['macs'] / 1e6:,.1f} M MACs, "
         f"{base['params'] / 1e3:,.0f} k params, {base['size_bytes'] / 1e3:,.0f} kB"
     )
@@ -84,13 +86,15 @@ def _number(value: float | None) -> str:
 def show_evaluation(found: dict[str, Any], console: Console) -> None:
     """The policy beside the uncompressed model."""
     trial, base = found["trial"], found["baseline"]
-    table = Table("", "accuracy", "latency ms", "MACs M", "params k", "file kB")
+    quality = Metric(**found["quality"])
+    name = quality.name
+    table = Table("", name, "latency ms", "MACs M", "params k", "file kB")
     for column in table.columns[1:]:
         column.justify = "right"
-    for name, row in (("uncompressed", base), ("policy", trial)):
+    for label, row in (("uncompressed", base), ("policy", trial)):
         table.add_row(
-            name,
-            f"{row['accuracy']:.2%}",
+            label,
+            quality.text(row[name]),
             f"{row['latency_ms']:.3f}",
             f"{row['macs'] / 1e6:.2f}",
             f"{row['params'] / 1e3:.1f}",
@@ -98,8 +102,8 @@ def show_evaluation(found: dict[str, Any], console: Console) -> None:
         )
     console.print(table)
     console.print(
-        f"{1 / trial['latency_ratio']:.2f} times as fast, accuracy "
-        f"{100 * (trial['accuracy'] - base['accuracy']):+.2f} points; "
+        f"{1 / trial['latency_ratio']:.2f} times as fast, {name} "
+        f"{quality.gap(quality.shown(trial[name] - base[name]))}; "
         + ("within" if trial["feasible"] else "[yellow]over[/yellow]")
         + f" the budget ({found['budget']})."
     )

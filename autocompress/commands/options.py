@@ -49,7 +49,17 @@ BudgetLimits = Annotated[
 ]
 MaxAccuracyDrop = Annotated[
     float | None,
-    typer.Option(help="In points: the fastest policy that loses no more is the answer."),
+    typer.Option(
+        help="In points of a classification's accuracy: the fastest policy that loses no more is "
+        "the answer."
+    ),
+]
+MaxQualityDrop = Annotated[
+    str | None,
+    typer.Option(
+        help="The same for any task: in the metric's unit (0.3), or a share of the uncompressed "
+        "model's value (2%)."
+    ),
 ]
 Trials = Annotated[int | None, typer.Option(min=1, help="Trials of the search phase.")]
 Timeout = Annotated[

@@ -25,6 +25,7 @@ def overrides(
     latency_ms: float | None = None,
     budget: list[str] | None = None,
     max_accuracy_drop: float | None = None,
+    max_quality_drop: str | None = None,
     trials: int | None = None,
     timeout: str | None = None,
     sampler: str | None = None,
@@ -36,6 +37,7 @@ def overrides(
     """Lay the command line's options over a study."""
     changes: dict[str, Any] = {
         "max_accuracy_drop": max_accuracy_drop,
+        "max_quality_drop": max_quality_drop,
         "workers": workers,
         "executor": executor,
         "ray_address": ray_address,

@@ -7,6 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from autocompress.results.metric import Metric
+
 
 def show_export(found: dict[str, Any], console: Console) -> None:
     """Which trial, and what to do with its recipe."""
@@ -26,7 +28,9 @@ def show_applied(found: dict[str, Any], console: Console) -> None:
 def show_verification(found: dict[str, Any], console: Console) -> None:
     """What was found beside what is claimed, and the verdict."""
     table = Table("", "found", "claimed")
-    table.add_row("accuracy", f"{found['accuracy']:.2%}", f"{found['claimed_accuracy']:.2%}")
+    quality = Metric(**found["quality"])
+    name = quality.name
+    table.add_row(name, quality.text(found[name]), quality.text(found[f"claimed_{name}"]))
     table.add_row(
         "latency / uncompressed",
         f"{found['latency_ratio']:.3f}",
@@ -34,9 +38,7 @@ def show_verification(found: dict[str, Any], console: Console) -> None:
     )
     console.print(table)
     if not found["same_weights"]:
-        console.print(
-            "These are other weights than the recipe's; accuracy is not claimed for them."
-        )
+        console.print(f"These are other weights than the recipe's; {name} is not claimed for them.")
     for reason in found["reasons"]:
         console.print(f"[red]{reason}[/red]")
     console.print(

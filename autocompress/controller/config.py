@@ -17,7 +17,8 @@ class SearchConfig(Section):
         trials: evaluations of the search phase; ``null`` leaves the end to the clock.
         timeout_s: seconds of the search phase; ``null`` leaves the end to the count.
         seed: of everything random.
-        objectives: accuracy, then the cost that the front trades it for.
+        objectives: ``quality``, the first metric of the task (accuracy of a classification), then
+            the cost that the front trades it for.
         seeds: begin with uniform policies and all-int8 (and the solver's, if guided).
         screen_images: training inputs that a proposal is screened on at most.
         candidates: proposals that are screened for each trial that is evaluated.
@@ -30,7 +31,7 @@ class SearchConfig(Section):
     trials: int | None = Field(60, ge=1)
     timeout_s: float | None = Field(None, gt=0)
     seed: int = 0
-    objectives: tuple[str, ...] = ("accuracy", "latency_ms")
+    objectives: tuple[str, ...] = ("quality", "latency_ms")
     seeds: bool = True
     screen_images: int = Field(256, ge=16)
     candidates: int = Field(6, ge=1)

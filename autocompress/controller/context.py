@@ -15,7 +15,7 @@ from autocompress.controller.stop import StopFlag
 from autocompress.policy.budget import Budget
 from autocompress.policy.space import Assignment, Space
 from autocompress.results.front import reference_point
-from autocompress.results.metric import Measurement, metric
+from autocompress.results.metric import Measurement, objectives
 from autocompress.results.screened import Screened
 from autocompress.results.trial import Trial, TrialState, waiting_share
 
@@ -51,7 +51,7 @@ class Context:
         earlier: Sequence[Trial],
         screened: MutableMapping[tuple[str, int], Screened] | None,
     ) -> None:
-        self.objectives = tuple(metric(n) for n in self.config.objectives)
+        self.objectives = objectives(self.config.objectives, self.evaluator.baseline.metrics)
         self.cost = self.config.objectives[1] if len(self.objectives) > 1 else "macs"
         self.ledger = Ledger(self.objectives, sinks, self.evaluator.observe, earlier)
         self.screener = Screener(self.space, self.evaluator, self.config.screen_images, screened)
@@ -92,9 +92,13 @@ class Context:
             return
         front = self.ledger.front()
         reference = reference_point(self.feasibility.baseline, self.objectives)
-        best = max((t.measurement["accuracy"] for t in front if t.measurement), default=None)
+        quality = self.feasibility.baseline.quality
+        scores = (t.measurement.score for t in front if t.measurement)
+        best = min(scores, key=quality.loss, default=None)
         volume, waiting = front.hypervolume(reference), waiting_share(self.ledger.trials)
-        self.progress(SearchProgress(phase, done, total, best, volume, left, waiting, trial))
+        self.progress(
+            SearchProgress(phase, done, total, best, volume, left, waiting, trial, quality)
+        )
 
     def run_jobs(self, jobs: Iterable[Job], phase: str) -> list[Trial]:
         """Evaluate some jobs, as many at once as there is room for; stops when asked to."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from autocompress.results.front import ParetoFront, as_losses, dominated_volume
+from autocompress.results.metric import Goal
 
 _POINTS = 9
 """Of the Gauss-Hermite rule over a normal distribution."""
@@ -14,48 +15,57 @@ _ANCHOR = 1e6
 """Weight of the uncompressed model, which the staircase goes through."""
 
 
-class AccuracyForecast:
-    """Accuracy of a policy from the KL divergence that it was screened at.
+class QualityForecast:
+    """Quality of a policy from the divergence that it was screened at.
 
-    A falling staircase through what was seen (isotonic regression, Barlow et al. 1972), straight
-    lines between its steps; at no divergence it stands at the uncompressed accuracy.
+    A staircase that only gets worse, through what was seen (isotonic regression, Barlow et al.
+    1972), straight lines between its steps; at no divergence it stands at the uncompressed quality.
 
     Args:
-        seen: pairs of divergence, in nats, and accuracy.
-        baseline: accuracy of the uncompressed model.
-        noise: standard error of an accuracy, the least that a forecast is uncertain by.
+        seen: pairs of divergence, in nats, and quality.
+        baseline: quality of the uncompressed model.
+        noise: standard error of a quality, the least that a forecast is uncertain by.
+        goal: whether more or less of the quality is better.
     """
 
-    def __init__(self, seen: Sequence[tuple[float, float]], baseline: float, noise: float) -> None:
+    def __init__(
+        self,
+        seen: Sequence[tuple[float, float]],
+        baseline: float,
+        noise: float,
+        goal: Goal = "maximize",
+    ) -> None:
         from scipy.optimize import isotonic_regression
 
         pairs = sorted(seen)
         self._kl = np.array([0.0, *(kl for kl, _ in pairs)])
-        accuracy = np.array([baseline, *(a for _, a in pairs)])
+        quality = np.array([baseline, *(q for _, q in pairs)])
         weights = np.array([_ANCHOR, *([1.0] * len(pairs))])
-        self._accuracy = isotonic_regression(accuracy, weights=weights, increasing=False).x
-        left = accuracy[1:] - self._accuracy[1:]
+        self._quality = isotonic_regression(
+            quality, weights=weights, increasing=goal == "minimize"
+        ).x
+        left = quality[1:] - self._quality[1:]
         rms = float(np.sqrt(np.mean(left**2))) if len(left) else 0.0
         self.sigma = max(noise, rms)
 
     def __call__(self, kl: float) -> float:
-        """The accuracy to expect."""
-        return float(np.interp(kl, self._kl, self._accuracy))
+        """The quality to expect."""
+        return float(np.interp(kl, self._kl, self._quality))
 
 
 def expected_improvement(
     front: ParetoFront,
     reference: Sequence[float],
-    accuracy: float,
+    quality: float,
     sigma: float,
     costs: Mapping[str, float],
 ) -> float:
-    """Expected hypervolume improvement of a policy of uncertain accuracy and known costs.
+    """Expected hypervolume improvement of a policy of uncertain quality and known costs.
 
     Args:
         front: what is there.
         reference: as for ``ParetoFront.hypervolume``.
-        accuracy, sigma: mean and standard deviation of the first objective.
+        quality, sigma: mean and standard deviation of the first objective.
         costs: the other objectives by name.
 
     References:
@@ -71,6 +81,6 @@ def expected_improvement(
     nodes, weights = hermegauss(_POINTS)
     total = 0.0
     for node, weight in zip(nodes, weights / weights.sum(), strict=True):
-        point = as_losses([accuracy + node * sigma, *rest], front.objectives)
+        point = as_losses([quality + node * sigma, *rest], front.objectives)
         total += weight * (dominated_volume(np.concatenate([known, point[None]]), limit) - before)
     return float(total)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from autocompress.errors import InputError
 from autocompress.policy.space import Assignment, Space
 from autocompress.results.front import ParetoFront
-from autocompress.results.metric import Metric
+from autocompress.results.metric import Measurement, Metric
 from autocompress.results.trial import Trial, TrialState
 
 if TYPE_CHECKING:
@@ -47,9 +47,12 @@ class OptunaController:
         sampler: ``tpe``, ``nsga2``, ``gp`` or ``random``, or any sampler of Optuna's as an object.
             It has a seed of its own and is never started over. One that reads constraints (upper
             bounds of 0) gets them. One that takes a single objective only is told a score to
-            maximize instead: accuracy less what is over the budget, as shares added up.
+            maximize instead: quality (the more the better, in tenths of what makes a model useless,
+            see ``Metric.useless``; accuracy as it is) less what is over the budget, as shares added
+            up.
         seed: of a sampler by name.
         trials: planned; only ``gp`` cares.
+        baseline: the uncompressed model; what a quality is worth is told from it.
 
     Raises:
         InputError: ``gp`` on a space or a number of trials that it cannot afford.
@@ -62,6 +65,7 @@ class OptunaController:
         sampler: str | BaseSampler,
         seed: int,
         trials: int | None = None,
+        baseline: Measurement | None = None,
     ) -> None:
         import optuna
 
@@ -69,6 +73,7 @@ class OptunaController:
         self.objectives = tuple(objectives)
         self.sampler = sampler
         self.seed = seed
+        self._worth, self._worst = _worth(self.objectives[0], baseline)
         if sampler == "gp" and (len(space.choices) > _GP_PARAMETERS or (trials or 0) > _GP_TRIALS):
             raise InputError(
                 f"The sampler `gp` takes minutes per trial beyond {_GP_PARAMETERS} "
@@ -116,7 +121,7 @@ class OptunaController:
             assignment: ``None`` for a policy outside the space, which teaches nothing.
             trial: over the budget by estimate (``REJECTED``) it is told as pruned with its
                 constraints, except to samplers that learn from complete trials only (NSGA-II, and
-                those of one objective): they are given the estimate with an accuracy of zero.
+                those of one objective): they are given the estimate with the worst quality.
         """
         if assignment is None:
             return
@@ -159,10 +164,13 @@ class OptunaController:
         rejected = trial.state is TrialState.REJECTED
         if not rejected and any(m.name not in measured for m in self.objectives):
             return None
-        values = [float(measured.get(m.name, 0.0) or 0.0) for m in self.objectives]
+        quality, *costs = self.objectives
+        values = [float(measured.get(quality.name, self._worst))]  # type: ignore[arg-type]  # a default is given
+        values += [float(measured.get(m.name, 0.0) or 0.0) for m in costs]
         pruned = rejected and not self._generation_key and not self._scored
         if self._scored:
-            values = [values[0] - sum(max(0.0, v) for v in trial.violations.values())]
+            over = sum(max(0.0, v) for v in trial.violations.values())
+            values = [-quality.loss(values[0]) / self._worth - over]
         return optuna.trial.create_trial(
             state=self._state("PRUNED" if pruned else "COMPLETE"),
             values=None if pruned else values,
@@ -247,3 +255,15 @@ class OptunaController:
         import optuna
 
         return optuna.trial.TrialState[name]
+
+
+def _worth(quality: Metric, baseline: Measurement | None) -> tuple[float, float]:
+    """How much quality weighs as much as a limit that is exceeded by all of it, and the worst.
+
+    For fractions that is all of it, and nothing (or, of an error rate, all).
+    """
+    if quality.fraction or baseline is None or quality.name not in baseline:
+        return 1.0, 0.0 if quality.goal == "maximize" else 1.0
+    base = baseline[quality.name]
+    worst = quality.useless(base, 10.0)
+    return abs(worst - base), worst

@@ -82,7 +82,7 @@ def run_recovery(context: Context, plan: RecoveryConfig) -> None:
     """Fine-tune the best of each cost band; the next rung opens while the order is in doubt.
 
     Without epochs nothing is trained, but the candidates are finished. Each rung trains from the
-    stitched model for twice the epochs of the one before, annealed to zero, so that accuracies of
+    stitched model for twice the epochs of the one before, annealed to zero, so that qualities of
     one rung can be compared. Who goes on, and how many: ``search.promotion.promoted``.
     """
     if plan.epochs <= 0:
@@ -106,7 +106,7 @@ FINISHED = Phase("recover", 0.0, 1)
 
 
 def run_finish(context: Context, plan: RecoveryConfig) -> None:
-    """Finish the most accurate trials within the budget without training, and score them on val.
+    """Finish the best trials within the budget without training, and score them on val.
 
     The search scores policies by a quick reconstruction; the thorough one changes their order, so
     that the answer is chosen among finished ones. Policies that only set bits are as good as they
@@ -124,7 +124,7 @@ def run_finish(context: Context, plan: RecoveryConfig) -> None:
 
 
 def candidates(context: Context, count: int) -> list[Trial]:
-    """Trials worth training: the most accurate within the budget, then the best per cost band.
+    """Trials worth training: the best within the budget, then the best per cost band.
 
     Bands split the feasible costs evenly; without a feasible trial the nearest to the budget are
     taken, since training does not change their cost but shows what they would reach. Untrained
@@ -172,10 +172,10 @@ def _recover(
 
 
 def _untrained(context: Context, done: Sequence[Trial]) -> dict[int, float]:
-    """Trial number to the accuracy that the search found for the policy without training."""
+    """Trial number to the quality that the search found for the policy without training."""
     searched = {t.number: t.measurement for t in context.ledger.trials if t.phase == SEARCH}
     parents = {t.number: searched.get(t.parent) for t in done if t.parent is not None}
-    return {number: m["accuracy"] for number, m in parents.items() if m is not None}
+    return {number: m.score for number, m in parents.items() if m is not None}
 
 
 def run_verify(context: Context, choose: Callable[[], Trial | None]) -> Trial | None:

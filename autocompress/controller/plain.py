@@ -28,7 +28,12 @@ class PlainProposer:
         config = context.config
         self.origin = origin or str(sampler)
         self.controller = OptunaController(
-            context.space, context.objectives, sampler, config.seed, config.trials
+            context.space,
+            context.objectives,
+            sampler,
+            config.seed,
+            config.trials,
+            context.feasibility.baseline,
         )
         self.queue = deque(ladders(context.space) if config.seeds else ())
 

@@ -33,22 +33,21 @@ def by_band(ranked: Sequence[Trial], cost: str, count: int) -> list[Trial]:
     return chosen + [t for t in ranked if t not in chosen][: count - len(chosen)]
 
 
-def lower_bound(trial: Trial) -> float:
-    """Accuracy less 1.64 standard errors."""
+def worst_case(trial: Trial) -> float:
+    """The quality as a loss (less is better), plus 1.64 standard errors."""
     assert trial.measurement is not None
-    return trial.measurement["accuracy"] - ONE_SIDED_95 * trial.measurement.spread.get(
-        "accuracy", 0.0
-    )
+    found = trial.measurement
+    return found.quality.loss(found.score) + ONE_SIDED_95 * found.score_error
 
 
 def in_doubt(done: Sequence[Trial]) -> list[Trial]:
-    """Feasible trials that may still be the best, the highest lower bound first.
+    """Feasible trials that may still be the best, the least worst case first.
 
     A trial is out when the leader is ahead of it by more than 1.64 standard errors of their
-    difference, on the same images where both records hold each answer.
+    difference, on the same samples where both records hold each of them.
     """
     usable = [t for t in done if t.feasible and t.measurement is not None]
-    usable.sort(key=lambda t: (-lower_bound(t), t.number))
+    usable.sort(key=lambda t: (worst_case(t), t.number))
     if not usable:
         return []
     lead = usable[0].measurement
@@ -57,7 +56,7 @@ def in_doubt(done: Sequence[Trial]) -> list[Trial]:
     for trial in usable[1:]:
         assert trial.measurement is not None
         gap = difference(lead, trial.measurement)
-        if gap.points <= ONE_SIDED_95 * gap.stderr:
+        if gap.gain <= ONE_SIDED_95 * gap.stderr:
             left.append(trial)
     return left
 
@@ -65,13 +64,13 @@ def in_doubt(done: Sequence[Trial]) -> list[Trial]:
 def promoted(done: Sequence[Trial], before: Mapping[int, float], cost: str) -> list[Trial]:
     """Trials of a rung that the next one trains for twice as long.
 
-    How many depends on how well untrained accuracy foretold the trained one: with a rank
+    How many depends on how well untrained quality foretold the trained one: with a rank
     correlation of 1 half of the rung goes on, as in successive halving; with none, or where three
     pairs are not at hand, all that are still in doubt.
 
     Args:
         done: the rung's trials.
-        before: trial number to the untrained accuracy of its policy.
+        before: trial number to the untrained quality of its policy.
         cost: metric whose bands are all to be kept where the number allows it.
 
     Returns:
@@ -85,7 +84,7 @@ def promoted(done: Sequence[Trial], before: Mapping[int, float], cost: str) -> l
     if len(doubtful) < 2:
         return doubtful
     pairs = [
-        (before[t.number], t.measurement["accuracy"])
+        (before[t.number], t.measurement.score)
         for t in done
         if t.number in before and t.measurement is not None
     ]

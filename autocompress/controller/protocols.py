@@ -32,7 +32,7 @@ class Evaluator(Protocol):
         """KL to the uncompressed model on the first ``images`` screening inputs, zero-shot."""
 
     def evaluate(self, policy: Policy, phase: Phase, seed: int) -> Measurement:
-        """Build, export, measure. Accuracy on val, or on test in the ``verify`` phase."""
+        """Build, export, measure. Quality on val, or on test in the ``verify`` phase."""
 
     def observe(self, trial: Trial) -> None:
         """Learn from a complete trial, so that later estimates are better.

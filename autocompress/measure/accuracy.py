@@ -1,14 +1,13 @@
-"""Accuracy with its standard error, and paired comparison on the same samples."""
+"""What a task says of a model on a split; top-1 accuracy, and comparison on the same samples."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -16,13 +15,13 @@ from autocompress.errors import InputError, MeasurementError
 from autocompress.measure.answers import file_answers, module_answers
 from autocompress.targets.base import Target
 from autocompress.task.data import Split
-from autocompress.task.nested import batch_size, concat, take
+from autocompress.task.metrics import Meter, TaskMetric
+from autocompress.task.nested import batch_size
 from autocompress.task.outputs import hits
+from autocompress.task.task import Result, Task
 
 MetricFunction = Callable[[Tensor, Tensor], float]
 """From outputs and targets of many samples to a number where more is better."""
-
-_BOOTSTRAP = 200
 
 
 @dataclass(frozen=True)
@@ -83,8 +82,7 @@ def accuracy(
         InputError: the metric returns something other than a finite number, or is missing where
             the outputs are numbers rather than classes.
     """
-    pairs = list(module_answers(predict, split, batch=batch, limit=limit))
-    return score(concat([o for o, _ in pairs]), concat([t for _, t in pairs]), metric)
+    return _scored(module_answers(predict, split, batch=batch, limit=limit), metric)
 
 
 def file_accuracy(
@@ -110,31 +108,64 @@ def file_accuracy(
         batch: samples per call, where the file leaves the batch free.
         threads: ``None`` takes all cores of this process.
     """
-    pairs = list(
-        file_answers(target, path, split, like=like, batch=batch, limit=limit, threads=threads)
+    answers = file_answers(
+        target, path, split, like=like, batch=batch, limit=limit, threads=threads
     )
-    return score(concat([o for o, _ in pairs]), concat([t for _, t in pairs]), metric)
+    return _scored(answers, metric)
+
+
+def file_quality(
+    target: Target,
+    path: str | Path,
+    split: Split,
+    task: Task,
+    *,
+    like: Any = None,
+    batch: int = 250,
+    threads: int | None = None,
+) -> Result:
+    """All figures of a task for an exported file, in its runtime.
+
+    A metric that fails is left out, with the reason; the others stand.
+
+    Args:
+        target: where it runs.
+        path: the file.
+        split: inputs and targets.
+        task: says what is measured.
+        like: as in ``file_answers``.
+        batch, threads: as in ``file_accuracy``.
+
+    Raises:
+        MeasurementError: the split is empty.
+    """
+    judge = task.judge()
+    for outputs, targets in file_answers(
+        target, path, split, like=like, batch=batch, threads=threads
+    ):
+        judge.update(outputs, targets)
+    if not judge.count:
+        raise MeasurementError("A quality needs at least one sample, the split is empty.")
+    return judge.result()
 
 
 def score(outputs: Any, targets: Any, metric: MetricFunction | None = None) -> Accuracy:
     """From all outputs and targets to a value and its standard error."""
-    count = batch_size(targets)
+    return _scored([(outputs, targets)], metric)
+
+
+def _scored(answers: Iterable[tuple[Any, Any]], metric: MetricFunction | None) -> Accuracy:
+    """Top-1 accuracy, or the user's function, of answers that come batch by batch."""
+    meter: Meter = TaskMetric("metric", "", "maximize", metric or hits).meter()
+    count = 0
+    for outputs, targets in answers:
+        meter.update(outputs, targets)
+        count += batch_size(targets)
     if count == 0:
         raise MeasurementError("Accuracy needs at least one sample, the split is empty.")
-    if metric is None:
-        right = hits(outputs, targets)
-        each = right.reshape(count, -1).float().mean(1)
-        value = float(each.mean())
-        spread = float(each.std(unbiased=False)) if right.ndim > 1 else (value * (1 - value)) ** 0.5
-        correct = right.numpy(force=True) if right.ndim == 1 else None
-        return Accuracy(value, spread / count**0.5, count, correct)
-    value = _number(metric(outputs, targets))
-    generator = torch.Generator().manual_seed(0)
-    again = []
-    for _ in range(_BOOTSTRAP):
-        index = torch.randint(count, (count,), generator=generator)
-        again.append(_number(metric(take(outputs, index), take(targets, index))))
-    return Accuracy(value, float(np.std(again)), count)
+    found = meter.result()
+    right = found.each if found.each is not None and found.each.dtype == bool else None
+    return Accuracy(found.value, found.stderr or 0.0, count, right)
 
 
 def paired(first: Accuracy, second: Accuracy, *, resamples: int = 2000, seed: int = 0) -> Paired:
@@ -171,10 +202,3 @@ def paired(first: Accuracy, second: Accuracy, *, resamples: int = 2000, seed: in
     )
     low, high = np.percentile((draws[:, 0] - draws[:, 1]) / count, [2.5, 97.5])
     return Paired((gain - loss) / count, float(low), float(high), p_value, gain, loss)
-
-
-def _number(value: Any) -> float:
-    number = float(value)
-    if not np.isfinite(number):
-        raise InputError(f"The metric must return a finite number, got {value!r}.")
-    return number

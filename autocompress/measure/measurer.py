@@ -9,19 +9,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from autocompress.errors import InputError
 from autocompress.measure.lock import machine_lock
 from autocompress.measure.quiet import QuietSpeed
 from autocompress.measure.saturation import overflow_problems, products_overflow
 from autocompress.policy.policy import Policy
-from autocompress.results.difference import HITS, pack_hits
+from autocompress.results.difference import HITS, SCORES, pack_hits, pack_scores
 from autocompress.results.metric import Measurement
 
 if TYPE_CHECKING:
     from autocompress.build.pipeline import Pipeline
-    from autocompress.measure.accuracy import Accuracy
     from autocompress.measure.latency import Timing
     from autocompress.model.cost import Cost
     from autocompress.targets.base import Target
+    from autocompress.task.task import Result
     from autocompress.techniques.compressed import Compressed
 
 
@@ -99,13 +100,20 @@ class Measurer:
 
     @cached_property
     def baseline_test(self) -> Measurement:
-        """The uncompressed model with its accuracy on the test split; for the last phase only."""
-        accuracy = self.score(self.baseline_file, "test")
-        val = self.baseline
+        """The uncompressed model with its quality on the test split; for the last phase only.
+
+        A quality that cannot be told there is missing, with the reason among the problems.
+        """
+        result, val = self.score(self.baseline_file, "test"), self.baseline
+        names = {m.name for m in val.metrics}
+        values = {n: v for n, v in val.values.items() if n not in names}
+        spread = {n: v for n, v in val.spread.items() if n not in names}
+        context = {k: v for k, v in val.context.items() if k not in (HITS, SCORES)}
         return Measurement(
-            {**val.values, "accuracy": accuracy.value},
-            {**val.spread, "accuracy": accuracy.stderr},
-            {**val.context, "split": "test", "images": accuracy.images},
+            {**values, **_values(result)},
+            {**spread, **_errors(result)},
+            {**context, **_samples(result), "split": "test", "problems": list(result.problems)},
+            val.metrics,
         )
 
     def set_baseline(self, baseline: Measurement) -> None:
@@ -158,7 +166,7 @@ class Measurer:
         timing = self.timing(path, max_seconds=3.0)
         timed = time.perf_counter()
         with machine_lock(exclusive=False):
-            accuracy = self.score(path, split)
+            result = self.score(path, split)
         context |= {
             "split": split,
             "export_s": exported - start,
@@ -171,6 +179,7 @@ class Measurer:
                     self.target, path, compressed, timing if self.other_device is None else None
                 ),
                 *overflow_problems(compressed, compressed.quantized and self._overflows),
+                *result.problems,
             ],
             "notes": [*compressed.notes, *timing.notes],
         }
@@ -178,7 +187,7 @@ class Measurer:
         # raw milliseconds of a drifting machine would not. Both stand in the context.
         latency = self._latency(policy, timing.ratio * self.baseline["latency_ms"], timing.iqr_ms)
         memory = self.memory(path) if self.measure_memory or split == "test" else {}
-        return self._measurement(policy, path, accuracy, latency, memory, context)
+        return self._measurement(policy, path, result, latency, memory, context)
 
     @cached_property
     def _overflows(self) -> bool:
@@ -188,12 +197,23 @@ class Measurer:
         """A latency measured here with its spread, or the other device's predicted one."""
         return (ms, spread) if self.other_device is None else self.other_device.predict(policy)
 
-    def score(self, path: Path, split: str) -> Accuracy:
-        """A file's quality on one split, in the target runtime."""
-        from autocompress.measure.accuracy import file_accuracy
+    def score(self, path: Path, split: str) -> Result:
+        """What the task says of a file on one split, in the target runtime.
 
-        data = self.pipeline.data
-        return file_accuracy(self.target, path, getattr(data, split), data.metric, like=self.answer)
+        Raises:
+            InputError: the quality cannot be told on val, without which nothing can be compared.
+        """
+        from autocompress.measure.accuracy import file_quality
+
+        task = self.pipeline.task
+        own = getattr(self.pipeline.data, split)
+        found = file_quality(self.target, path, own, task, like=self.answer)
+        if split == "val" and task.quality.name not in found.scores:
+            raise InputError(
+                f"The quality cannot be told on val, so that nothing can be compared: "
+                f"{' '.join(found.problems)}"
+            )
+        return found
 
     def memory(self, path: Path) -> dict[str, float]:
         """The peak memory of a file, where the system tells it."""
@@ -206,17 +226,15 @@ class Measurer:
         self,
         policy: Policy,
         path: Path,
-        accuracy: Accuracy,
+        result: Result,
         latency: tuple[float, float],
         memory: dict[str, float],
         context: dict[str, Any],
     ) -> Measurement:
         table = {} if self.other_device is None else {"table": dict(self.other_device.facts)}
-        if accuracy.correct is not None:
-            context = {**context, HITS: pack_hits(accuracy.correct)}
         cost = self.cost(policy)
         values = {
-            "accuracy": accuracy.value,
+            **_values(result),
             "latency_ms": latency[0],
             "macs": float(cost.macs),
             "params": float(cost.params),
@@ -226,6 +244,26 @@ class Measurer:
         }
         return Measurement(
             values,
-            {"accuracy": accuracy.stderr, "latency_ms": latency[1]},
-            {"target": {**self.target.describe(), **table}, "images": accuracy.images, **context},
+            {**_errors(result), "latency_ms": latency[1]},
+            {"target": {**self.target.describe(), **table}, **_samples(result), **context},
+            self.pipeline.task.figures,
         )
+
+
+def _values(result: Result) -> dict[str, float]:
+    return {name: score.value for name, score in result.scores.items()}
+
+
+def _errors(result: Result) -> dict[str, float]:
+    return {n: score.stderr for n, score in result.scores.items() if score.stderr is not None}
+
+
+def _samples(result: Result) -> dict[str, Any]:
+    """How many samples, and what came of each where the quality is told per sample."""
+    quality = next(iter(result.scores.values()), None)
+    found: dict[str, Any] = {"images": result.count}
+    if quality is None or quality.each is None:
+        return found
+    if quality.each.dtype == bool:
+        return {**found, HITS: pack_hits(quality.each)}
+    return {**found, SCORES: pack_scores(quality.each)}

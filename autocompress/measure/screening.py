@@ -9,23 +9,23 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from autocompress.build.pipeline import Pipeline
 from autocompress.measure.lock import machine_lock
 from autocompress.policy.policy import Policy
 from autocompress.policy.recovery import Schedule
-from autocompress.recover.device import Place
+from autocompress.recover.device import Place, in_float
 from autocompress.results.screened import Screened
 from autocompress.task.calling import call
 from autocompress.task.data import Split
-from autocompress.task.divergence import Divergence, choose_divergence
-from autocompress.task.outputs import OutputKind, output_kind
+from autocompress.task.divergence import Divergence
+from autocompress.task.nested import concat, take
 
 
 @dataclass
 class Screening:
-    """Divergence of policies on training inputs; nothing is exported, no validation image is seen.
+    """Divergence of policies on training inputs; nothing is exported, no validation sample is seen.
 
     Args:
         pipeline: builds the compressed models.
@@ -37,10 +37,11 @@ class Screening:
 
     def __call__(self, policy: Policy, images: int) -> Screened:
         """Mean divergence in nats from the uncompressed outputs, on the first ``images``."""
-        count = min(images, len(self._reference))
+        count = min(images, len(self._inputs))
         with machine_lock(exclusive=False), torch.inference_mode():
             outputs = self._outputs(self.pipeline.rough(policy), count)
-            each = self._divergence(self._reference[:count], outputs)
+            reference = take(self._reference, slice(0, count))
+            each = self._divergence(reference, outputs, self._targets(count))
         spread = float(each.std() / max(1, count) ** 0.5) if count > 1 else 0.0
         return Screened(float(each.mean()), spread, count)
 
@@ -50,7 +51,8 @@ class Screening:
         settings = self.pipeline.settings.model_dump(mode="json")
         found = {**self.pipeline.identity, "settings": settings, "inputs": self.images}
         # files that say nothing of it hold divergences between classes
-        return found if self._kind == "classes" else {**found, "outputs": self._kind}
+        name = self.pipeline.task.compared.name
+        return found if name == "classes" else {**found, "outputs": name}
 
     @cached_property
     def _inputs(self) -> Split:
@@ -58,21 +60,19 @@ class Screening:
         return self.pipeline.data.train.sample(self.images, self.pipeline.settings.seed + 1)
 
     @cached_property
-    def _reference(self) -> Tensor:
+    def _reference(self) -> Any:
         """Outputs of the uncompressed model on all inputs."""
         return self._outputs(self.pipeline.model, len(self._inputs))
 
     @cached_property
     def _divergence(self) -> Divergence:
-        return choose_divergence(self._kind, self._reference)
+        return self.pipeline.task.compared.fitted(self._reference)
 
-    @cached_property
-    def _kind(self) -> OutputKind:
-        train = self.pipeline.data.train
-        with torch.inference_mode():
-            return output_kind(call(self.pipeline.model, train.inputs(2)), train.targets)
+    def _targets(self, count: int) -> Any:
+        """Of the inputs, for positions without one; what they are is not looked at."""
+        return self._inputs.take(slice(0, count))[1]
 
-    def _outputs(self, module: nn.Module, count: int) -> Tensor:
+    def _outputs(self, module: nn.Module, count: int) -> Any:
         """``(count, ...)`` of a module on the first inputs, in float32.
 
         In bfloat16 where the processor has instructions for it: half the time, while divergences
@@ -81,7 +81,7 @@ class Screening:
         place = Place.of(Schedule(device="cpu"))
         with torch.inference_mode(), place.autocast():
             parts = [call(module, self._inputs.prepare(part)) for part in self._chunks(count)]
-        return torch.cat(parts).float()
+        return in_float(concat(parts))
 
     def _chunks(self, count: int, size: int = 256) -> Iterator[Any]:
         even = math.ceil(count / math.ceil(count / size))  # no last one of a single image

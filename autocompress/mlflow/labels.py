@@ -70,6 +70,7 @@ def study_params(view: RunView) -> dict[str, str]:
         found[section] = part.get("factory") if isinstance(part, Mapping) else part
     space = study.get("space")
     found["space"] = space if isinstance(space, str) else None
+    found |= {f"quality.{k}": v for k, v in view.quality.as_dict().items()}
     for name, number in view.baseline.values.items():
         found[f"baseline.{name}"] = f"{number:.6g}"
     return {k: _text(v) for k, v in found.items() if v is not None}

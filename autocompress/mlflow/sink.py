@@ -33,7 +33,7 @@ class MlflowSink:
         baseline: the uncompressed model on val.
         experiment: its name; by custom the study's.
         uri: tracking URI, or ``None`` for the SQLite file beside the run.
-        objectives: accuracy first.
+        objectives: quality first.
         layers: all layers that policies may touch.
         say: takes remarks for people.
         gate: entered around every step, so that none falls into somebody's latency measurement.

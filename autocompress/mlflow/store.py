@@ -28,7 +28,7 @@ from autocompress.results.metric import ACCURACY, LATENCY, Measurement, Metric
 from autocompress.results.trial import TrialState
 from autocompress.track.folder import RunFolder
 from autocompress.track.journal import Entry, read_entries
-from autocompress.track.view import Growth, Point, RunView, value
+from autocompress.track.view import Growth, Point, RunView, score, value
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -96,7 +96,7 @@ class Recorder:
         baseline: the uncompressed model on val.
         store: where to write.
         experiment: its name; by custom the study's.
-        objectives: accuracy first.
+        objectives: quality first.
         layers: all layers that policies may touch, for means over them.
     """
 
@@ -241,8 +241,8 @@ class Recorder:
 
         now = _milliseconds(entry.finished)
         values = {"hypervolume": point.hypervolume, "front_size": float(len(self._growth.front))}
-        if point.best_accuracy is not None:
-            values["best_feasible_accuracy"] = point.best_accuracy
+        if point.best_quality is not None:
+            values[f"best_feasible_{self.objectives[0].name}"] = point.best_quality
         client.log_batch(self.parent, [Logged(k, v, now, self._step) for k, v in values.items()])
 
     def _set_tag(self, client: MlflowClient, number: int, name: str, text: str) -> None:
@@ -313,7 +313,7 @@ class Recorder:
         elif client.search_model_versions(known):
             return []
         check = view.verified(best) or best
-        figures = {"accuracy": value(check, "accuracy"), "latency_ms": value(best, "latency_ms")}
+        figures = {view.quality.name: score(check), "latency_ms": value(best, "latency_ms")}
         model = client.create_logged_model(
             self.experiment_id, name=name, source_run_id=self.parent, model_type="compressed"
         )

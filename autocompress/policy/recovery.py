@@ -100,7 +100,8 @@ class DistillationConfig(Section):
         features: ``null``, ``hint`` or ``attention``.
         feature_weight: factor of the feature term.
         teachers: models as in ``model``; empty lets the uncompressed model teach.
-        teacher_weights: one number per teacher, or ``accuracy``; ``null`` is equal.
+        teacher_weights: one number per teacher, or ``quality`` (``accuracy`` says the same);
+            ``null`` is equal.
         cached_draws: keep the teachers' outputs for so many fixed draws of augmentation; 0 draws
             anew in every epoch and asks the teachers every time.
     """
@@ -110,7 +111,7 @@ class DistillationConfig(Section):
     features: Literal["hint", "attention"] | None = None
     feature_weight: float = Field(1.0, ge=0)
     teachers: tuple[ModelSection, ...] = ()
-    teacher_weights: tuple[float, ...] | Literal["accuracy"] | None = None
+    teacher_weights: tuple[float, ...] | Literal["quality", "accuracy"] | None = None
     cached_draws: int = Field(0, ge=0)
 
     @model_serializer(mode="wrap")
@@ -126,7 +127,7 @@ class DistillationConfig(Section):
 
 
 class RecoveryConfig(Section):
-    """How the best policies win accuracy back.
+    """How the best policies win quality back.
 
     Args:
         epochs: of the first rung; each further rung doubles them; 0 trains nothing: the most

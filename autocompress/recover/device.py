@@ -71,6 +71,11 @@ class Place:
         return part
 
 
+def in_float(outputs: Any) -> Any:
+    """Outputs with their numbers in float32, whatever they were computed in."""
+    return map_tensors(lambda t: t.float() if t.is_floating_point() else t, outputs)
+
+
 def _auto_bf16(schedule: Schedule, device: torch.device) -> bool:
     if schedule.precision != "auto":
         return False

@@ -2,8 +2,8 @@
 
 The loss is ``(1 - weight) * label loss + weight * tau^2 * KL(teacher || student)`` with both
 distributions softened by the temperature tau, the KL divergence summed over classes and averaged
-over samples, plus ``feature_weight`` times a loss between intermediate features. One logit counts
-as two classes; where outputs are numbers, their mean squared difference takes the KL's place.
+over samples, plus ``feature_weight`` times a loss between intermediate features. The task's own
+divergence takes the KL's place; of numbers it is their mean squared difference.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from autocompress.errors import InputError
 from autocompress.policy.policy import Distill
 from autocompress.policy.recovery import DistillationConfig
-from autocompress.recover.device import Place
+from autocompress.recover.device import Place, in_float
 from autocompress.recover.features import (
     Recorder,
     attention_loss,
@@ -32,7 +31,9 @@ from autocompress.recover.features import (
 from autocompress.recover.teachers import TeacherCache, Weights, frozen, teacher_weights
 from autocompress.task.calling import call
 from autocompress.task.data import Data
-from autocompress.task.outputs import OutputKind, class_logits, output_kind
+from autocompress.task.divergence import Divergence, SoftmaxKL
+from autocompress.task.nested import map_tensors, tensors
+from autocompress.task.settle import implied
 
 SAFE_TEMPERATURE = 2.0
 LOW_BITS_TEMPERATURE = 1.0
@@ -90,7 +91,7 @@ class Distillation:
 
         Args:
             student: in training; tapped for features until ``Teaching.close``.
-            data: for teachers weighted by accuracy, and for an example.
+            data: for the task, teachers weighted by quality, and an example.
             place: device and precision of training.
             lowest_bits: of the student's weights, for the default temperature.
             key: everything that the order and augmentation of batches depends on.
@@ -117,37 +118,35 @@ def safe_temperature(temperature: float | None, lowest_bits: int) -> float:
 
 
 def soft_loss(
-    outputs: Tensor, teacher: Tensor, temperature: float, kind: OutputKind = "classes"
+    outputs: Any,
+    teacher: Any,
+    temperature: float,
+    divergence: Divergence | None = None,
+    targets: Any = None,
 ) -> Tensor:
-    """``tau^2 * KL(teacher || student)``, summed over classes, averaged over samples.
-
-    Numbers have no temperature: their mean squared difference.
+    """The loss towards a teacher's outputs: ``tau^2 * KL(teacher || student)``, per sample.
 
     Args:
-        outputs: the student's logits ``(N, ..., classes)``, or one column.
-        teacher: the teacher's, same shape.
-        temperature: tau.
-        kind: of the outputs.
+        outputs: the student's: logits ``(N, ..., classes)``, or what the divergence is about.
+        teacher: the teacher's, of the same shapes.
+        temperature: tau; numbers have none.
+        divergence: of the task; ``None`` is that between classes.
+        targets: for positions that are to be left out.
 
     Raises:
         InputError: other shapes, or one column that is said to be classes.
-
-    References:
-        Hinton et al. 2015, section 2: tau squared keeps the gradient's size.
     """
-    if outputs.shape != teacher.shape:
+    ours, theirs = ([tuple(t.shape) for t in tensors(both)] for both in (outputs, teacher))
+    if ours != theirs:
         raise InputError(
-            f"Teacher and student must give outputs of the same shape, got {tuple(teacher.shape)} "
-            f"and {tuple(outputs.shape)}. Use a teacher of the same classes."
+            f"Teacher and student must give outputs of the same shape, got {_shapes(theirs)} "
+            f"and {_shapes(ours)}. Use a teacher of the same classes."
         )
-    if kind == "value":
-        return F.mse_loss(outputs, teacher)
-    student, wanted = (
-        F.log_softmax(class_logits(both, kind).flatten(0, -2) / temperature, dim=1)
-        for both in (outputs, teacher)
-    )
-    # "mean" would divide by the classes too
-    return temperature**2 * F.kl_div(student, wanted, reduction="batchmean", log_target=True)
+    return (divergence or SoftmaxKL()).taught(outputs, teacher, temperature, targets)
+
+
+def _shapes(shapes: list[tuple[int, ...]]) -> str:
+    return ", ".join(map(str, shapes))
 
 
 class Teaching:
@@ -166,10 +165,11 @@ class Teaching:
         self.config = distillation.config
         self.view = view
         self.place = place
-        self._targets = data.train.targets
+        self._data = data
         self.temperature = safe_temperature(self.config.temperature, lowest_bits)
         self.weights = teacher_weights(distillation.teachers, distillation.weights, data, view)
         self.teachers = [frozen(t, place) for t in distillation.teachers]
+        self._divergence: Divergence | None = None
         self.projections = nn.ModuleList()
         self._recorders: list[tuple[Recorder, Recorder]] = []
         self._caches: list[TeacherCache] = []
@@ -199,7 +199,13 @@ class Teaching:
         self.projections.to(self.place.device)
 
     def loss(
-        self, label_loss: Tensor, outputs: Tensor, inputs: Any, stored: Any, batch: Any = None
+        self,
+        label_loss: Tensor,
+        outputs: Any,
+        inputs: Any,
+        stored: Any,
+        batch: Any = None,
+        targets: Any = None,
     ) -> Tensor:
         """The whole loss of one batch.
 
@@ -209,26 +215,28 @@ class Teaching:
             inputs: what the student received.
             stored: the (augmented) stored inputs, for teachers who see something else.
             batch: names the batch for the teachers' cache.
+            targets: of the batch, for positions without one.
         """
         total = (1 - self.config.weight) * label_loss
-        kind = output_kind(outputs, self._targets)
+        if self._divergence is None:
+            self._divergence = implied(self._data, outputs).compared
         for i, weight in enumerate(self.weights):
             if weight == 0.0:
                 continue
             taught = self._ask(i, inputs, stored, batch)
-            soft = soft_loss(outputs, taught, self.temperature, kind)
+            soft = soft_loss(outputs, taught, self.temperature, self._divergence, targets)
             total = total + weight * self.config.weight * soft
             if self._recorders:
                 total = total + weight * self.config.feature_weight * self._feature_loss(i)
         return total
 
-    def _ask(self, index: int, inputs: Any, stored: Any, batch: Any) -> Tensor:
+    def _ask(self, index: int, inputs: Any, stored: Any, batch: Any) -> Any:
         known = self._caches[index].get(batch) if self._caches else None
         if known is not None:
-            return known.to(self.place.device)
+            return map_tensors(lambda t: t.to(self.place.device), known)
         seen = inputs if self.view is None else self.place.put(self.view(stored))
         with torch.no_grad(), self.place.autocast():
-            found: Tensor = call(self.teachers[index], seen).float()
+            found = in_float(call(self.teachers[index], seen))
         if self._caches:
             self._caches[index].put(batch, found)
         return found

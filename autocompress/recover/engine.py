@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +22,12 @@ from autocompress.errors import InputError, TrainingDiverged
 from autocompress.policy.recovery import Schedule
 from autocompress.recover.augment import Augment, mix
 from autocompress.recover.checkpoint import load_checkpoint, save_checkpoint
-from autocompress.recover.device import Place
+from autocompress.recover.device import Place, in_float
 from autocompress.recover.optimizer import make_optimizer
 from autocompress.task.calling import call
 from autocompress.task.data import Data, Split
 from autocompress.task.nested import tensors
-from autocompress.task.outputs import label_loss, output_kind
+from autocompress.task.settle import implied
 from autocompress.task.streamed import StreamedSplit
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Trainer:
 
     Args:
         module: moved to the schedule's device and trained; see ``result``.
-        data: the train split is read; ``data.loss`` and ``data.augment`` are used where the
+        data: the train split is read; the task's loss and ``data.augment`` are used where the
             schedule says nothing else.
         schedule: how long and how.
         seed: of order, augmentation and dropout.
@@ -85,6 +85,7 @@ class Trainer:
         identity: str = "",
     ) -> None:
         self.data, self.schedule, self.seed = data, schedule, seed
+        self.task = data.task
         self.place = Place.of(schedule)
         self.module = self.place.put_module(module)
         self.train = _on_device(data.train, self.place)
@@ -197,10 +198,11 @@ class Trainer:
         torch.manual_seed(stream_seed(self.seed, "dropout", self.step))
         with self.place.autocast():
             outputs = call(self.module, mixed.inputs)
-        outputs = outputs.float()
+        outputs = in_float(outputs)
         loss = mixed.loss(self._criterion, outputs)
         if self.teaching is not None:
-            loss = self.teaching.loss(loss, outputs, mixed.inputs, stored, (draw, number))
+            batch = (draw, number)
+            loss = self.teaching.loss(loss, outputs, mixed.inputs, stored, batch, mixed.targets)
         lr = self.schedule.lr_at(self.step, self.total)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -221,11 +223,10 @@ class Trainer:
         if self.place.device.type == "cpu" or self.step % 50 == 0:
             self._check_loss()
 
-    def _criterion(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        if self.data.loss is not None:
-            return self.data.loss(outputs, targets)
-        kind = output_kind(outputs, self.data.train.targets)
-        return label_loss(outputs, targets, kind, self.schedule.label_smoothing)
+    def _criterion(self, outputs: Any, targets: Any) -> Tensor:
+        if self.task is None:
+            self.task = implied(self.data, outputs)
+        return self.task.criterion(outputs, targets, self.schedule.label_smoothing)
 
     def _check_loss(self) -> None:
         if not math.isfinite(float(self._sum)):

@@ -51,11 +51,11 @@ def fine_tune(
     """Train a compressed model (or any module) on the train split.
 
     The given model is not changed. Weights that a sparse policy set to zero stay zero. Nothing
-    but the train split is read, except for teachers weighted by validation accuracy.
+    but the train split is read, except for teachers weighted by validation quality.
 
     Args:
         compressed: a compressed model, or a bare module.
-        data: see ``Data.wrap`` for loaders and data sets of yours; ``data.loss`` is used.
+        data: see ``Data.wrap`` for loaders and data sets of yours; their task's loss is used.
         schedule: how long and how.
         distillation: teachers, or ``None`` for labels alone.
         qat: train through fake quantization (straight-through gradients, learned ranges), so

@@ -8,16 +8,20 @@ from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from autocompress.errors import InputError
 from autocompress.recover.device import Place
 from autocompress.recover.score import score
+from autocompress.results.metric import ACCURACY
+from autocompress.task.calling import call
 from autocompress.task.data import Data
+from autocompress.task.nested import map_tensors
+from autocompress.task.settle import implied
 
-Weights = Sequence[float] | Literal["accuracy"] | None
+Weights = Sequence[float] | Literal["quality", "accuracy"] | None
 
-_CACHE: WeakKeyDictionary[nn.Module, dict[Any, Tensor]] = WeakKeyDictionary()
+_CACHE: WeakKeyDictionary[nn.Module, dict[Any, Any]] = WeakKeyDictionary()
 _SCORES: WeakKeyDictionary[nn.Module, dict[str, float]] = WeakKeyDictionary()
 
 
@@ -33,10 +37,11 @@ def teacher_weights(
 
     Args:
         teachers: at least one.
-        weights: given, one per teacher; ``"accuracy"``: in proportion to validation accuracy
-            above chance, so that a teacher who knows nothing is not heard (if none knows anything,
-            equally); ``None``: equal.
-        data: for ``"accuracy"``.
+        weights: given, one per teacher; ``"quality"``: in proportion to the quality on val, for
+            accuracy above chance, so that a teacher who knows nothing is not heard (if none knows
+            anything, equally), and for errors to their inverse; ``"accuracy"``: the same, by its
+            old name; ``None``: equal.
+        data: for ``"quality"``.
         view: from stored inputs to the teachers' inputs, where they differ from the student's.
 
     Raises:
@@ -45,10 +50,9 @@ def teacher_weights(
     if weights is None:
         return [1 / len(teachers)] * len(teachers)
     if isinstance(weights, str):
-        if weights != "accuracy":
-            raise InputError(f"`teacher_weights` must be numbers or 'accuracy', got {weights!r}.")
-        chance = 1 / max(2, data.classes) if data.metric is None and data.classes else 0.0
-        found = [max(0.0, _val_score(t, data, view) - chance) for t in teachers]
+        if weights not in ("quality", "accuracy"):
+            raise InputError(f"`teacher_weights` must be numbers or 'quality', got {weights!r}.")
+        found = [_weight(t, data, view) for t in teachers]
         if not any(found):
             return teacher_weights(teachers, None, data)
     else:
@@ -61,12 +65,20 @@ def teacher_weights(
     return [w / sum(found) for w in found]
 
 
-def _val_score(teacher: nn.Module, data: Data, view: Any) -> float:
+def _weight(teacher: nn.Module, data: Data, view: Any) -> float:
+    """How much a teacher knows, at least 0."""
+    stored, _ = data.train.take(slice(0, 2))
+    inputs = data.train.prepare(stored) if view is None else view(stored)
+    with torch.inference_mode():
+        task = implied(data, call(teacher.eval(), inputs))
     known = _SCORES.setdefault(teacher, {})
-    key = data.val.fingerprint
+    key = f"{data.val.fingerprint}|{task.quality.name}"
     if key not in known:
-        known[key] = score(teacher, data.val, data.metric, view=view)
-    return known[key]
+        known[key] = score(teacher, data.val, task, view=view)
+    if task.quality.goal == "minimize":
+        return 1 / max(known[key], 1e-12)
+    chance = 1 / max(2, data.classes) if task.quality == ACCURACY and data.classes else 0.0
+    return max(0.0, known[key] - chance)
 
 
 class TeacherCache:
@@ -84,10 +96,10 @@ class TeacherCache:
         self._kept = _CACHE.setdefault(teacher, {})
         self._key = key
 
-    def get(self, batch: Any) -> Tensor | None:
+    def get(self, batch: Any) -> Any:
         """The outputs for a batch, on the CPU, or ``None``."""
         return self._kept.get((self._key, batch))
 
-    def put(self, batch: Any, outputs: Tensor) -> None:
+    def put(self, batch: Any, outputs: Any) -> None:
         """Keep the outputs for a batch."""
-        self._kept[(self._key, batch)] = outputs.detach().to("cpu", torch.float32)
+        self._kept[(self._key, batch)] = map_tensors(lambda t: t.detach().cpu(), outputs)

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.status import Status
 
 from autocompress.controller.progress import SearchProgress
+from autocompress.results.metric import ACCURACY
 from autocompress.results.trial import MUCH_WAITING
 
 _PIPED_WIDTH = 140
@@ -77,8 +78,9 @@ class Display:
         """Show the state after a trial."""
         if self._quiet:
             return
-        best = "none yet" if state.best_accuracy is None else f"{state.best_accuracy:.2%}"
-        text = f"best in budget {best}, hypervolume {state.hypervolume:.4g}"
+        best = "none yet" if state.best_quality is None else state.quality.text(state.best_quality)
+        name = "" if state.quality == ACCURACY else f"{state.quality.name} "
+        text = f"best {name}in budget {best}, hypervolume {state.hypervolume:.4g}"
         if state.seconds_left is not None:
             text += f", {state.seconds_left:.0f} s left"
         if state.waiting >= MUCH_WAITING:

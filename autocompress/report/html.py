@@ -16,17 +16,18 @@ from autocompress.policy.registry import techniques
 from autocompress.report import plots
 from autocompress.report.tables import (
     BUILDS_DIFFER,
-    accuracy_text,
     number_text,
     origin_text,
+    quality_text,
     what,
 )
 from autocompress.report.verdict import verdict
 from autocompress.results.difference import Difference, difference
+from autocompress.results.metric import Measurement, Metric
 from autocompress.results.rank import rank_correlation
 from autocompress.results.trial import Trial, TrialState
 from autocompress.track.folder import RunFolder, write_atomically
-from autocompress.track.view import RunView, value
+from autocompress.track.view import RunView, score, value
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -65,6 +66,9 @@ def render(view: RunView) -> str:
         title=str(view.study.get("name") or Path(view.run).name or "study"),
         run=view.run,
         budget=str(view.budget),
+        quality=view.quality,
+        unit=f" {view.quality.unit}" if not view.quality.fraction else " %",
+        useless=_useless(view.quality, view.baseline),
         verdict=verdict(view),
         facts=_facts(view),
         cannot_prune=view.cannot_prune,
@@ -92,12 +96,19 @@ class Pair:
 
     Args:
         without, with_teacher: the two trials.
-        gain: accuracy that the teacher brought.
+        gain: quality with the teacher less that without.
     """
 
     without: Trial
     with_teacher: Trial
     gain: Difference
+
+    @property
+    def reading(self) -> str:
+        """What the teacher did, where noise does not hide it."""
+        if abs(self.gain.gain) <= 1.96 * self.gain.stderr:
+            return "not told apart from noise"
+        return "it helped" if self.gain.gain > 0 else "it hurt"
 
 
 def distillation_pairs(view: RunView) -> list[Pair]:
@@ -130,14 +141,22 @@ def _facts(view: RunView) -> list[tuple[str, str]]:
     return found
 
 
+def _useless(quality: Metric, baseline: Measurement) -> str:
+    """The first coordinate of the hypervolume's reference, in words."""
+    if quality.fraction and quality.margin is None:
+        side = "under" if quality.goal == "maximize" else "over"
+        return f"ten points {side} the uncompressed {quality.name}"
+    return f"{quality.name} {quality.text(quality.useless(baseline.score))}"
+
+
 def _row(view: RunView, trial: Trial) -> dict[str, Any]:
     check = view.verified(trial)
     ratio = view.ratio(trial)
     return {
         "number": trial.number,
         "mark": "chosen" if view.best is not None and view.best.number == trial.number else "",
-        "accuracy": accuracy_text(trial.measurement),
-        "test": accuracy_text(check.measurement) if check else "-",
+        "quality": quality_text(trial.measurement),
+        "test": quality_text(check.measurement) if check else "-",
         "latency": number_text("latency_ms", value(trial, "latency_ms")),
         "ratio": "-" if ratio is None else f"{ratio:.2f}",
         "macs": number_text("macs", value(trial, "macs")),
@@ -156,8 +175,8 @@ def _beside(view: RunView) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = [
         {
             "name": "uncompressed",
-            "accuracy": accuracy_text(base),
-            "test": accuracy_text(test) if test else "-",
+            "quality": quality_text(base),
+            "test": quality_text(test) if test else "-",
             "latency": number_text("latency_ms", base.get("latency_ms")),
             "ratio": "1.00",
             "macs": number_text("macs", base.get("macs")),
@@ -193,17 +212,17 @@ def _rungs(view: RunView) -> list[dict[str, Any]]:
         if trial.phase.kind != "recover":
             continue
         before = view.by_number.get(trial.parent) if trial.parent is not None else None
-        start = value(before, "accuracy") if before is not None else None
-        end = value(trial, "accuracy")
-        gain = None if start is None or end is None else f"{100 * (end - start):+.2f}"
+        start, end = score(before), score(trial)
+        shown = view.quality.shown
+        gain = None if start is None or end is None else view.quality.gap(shown(end - start))
         rows.append(
             {
                 "number": trial.number,
                 "rung": trial.phase.rung,
                 "epochs": f"{trial.phase.epochs:g}",
                 "parent": trial.parent,
-                "before": accuracy_text(before.measurement if before else None),
-                "after": accuracy_text(trial.measurement),
+                "before": quality_text(before.measurement if before else None),
+                "after": quality_text(trial.measurement),
                 "gain": gain or "-",
                 "distilled": trial.policy.distill is not None,
                 "feasible": trial.feasible,
@@ -213,13 +232,13 @@ def _rungs(view: RunView) -> list[dict[str, Any]]:
 
 
 def rung_forecasts(view: RunView) -> list[tuple[int, float, int]]:
-    """Per rung: its number, the rank correlation of untrained and trained accuracy, the pairs."""
+    """Per rung: its number, the rank correlation of untrained and trained quality, the pairs."""
     pairs: dict[int, list[tuple[float, float]]] = {}
     for trial in view.compared:
         before = view.by_number.get(trial.parent) if trial.parent is not None else None
         if trial.phase.kind != "recover" or trial.phase.epochs <= 0 or before is None:
             continue
-        start, end = value(before, "accuracy"), value(trial, "accuracy")
+        start, end = score(before), score(trial)
         if start is not None and end is not None:
             pairs.setdefault(trial.phase.rung, []).append((start, end))
     found = ((rung, rank_correlation(both), len(both)) for rung, both in sorted(pairs.items()))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from autocompress.report.tables import number_text, what
 from autocompress.results.metric import LATENCY, MACS, PARAMS, SIZE
 from autocompress.results.trial import Trial, TrialState
-from autocompress.track.view import RunView, value
+from autocompress.track.view import RunView, score, value
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -25,7 +25,7 @@ _MARKS = ("diamond", "square", "triangle-up", "pentagon", "hexagon", "star-trian
 
 
 def pareto_figure(view: RunView) -> Figure:
-    """Accuracy against the cost objective: every trial, the front, the baselines, the budget."""
+    """Quality against the cost objective: every trial, the front, the baselines, the budget."""
     from plotly.graph_objects import Figure
 
     cost = view.objectives[min(1, len(view.objectives) - 1)].name
@@ -61,8 +61,8 @@ def pareto_figure(view: RunView) -> Figure:
     _add_budget(figure, view, cost)
     figure.update_layout(
         xaxis_title=_AXES.get(cost, cost),
-        yaxis_title="accuracy on val, %",
-        yaxis_range=_accuracy_range(view),
+        yaxis_title=_title(view, " on val"),
+        yaxis_range=_quality_range(view),
         height=480,
         margin={"l": 60, "r": 15, "t": 28, "b": 50},
         legend={"orientation": "h", "y": -0.2},
@@ -72,10 +72,10 @@ def pareto_figure(view: RunView) -> Figure:
 
 
 def growth_figure(view: RunView) -> Figure:
-    """Hypervolume and best feasible accuracy over the time that the study has been running."""
+    """Hypervolume and best feasible quality over the time that the study has been running."""
     from plotly.graph_objects import Figure, Scatter
 
-    points = view.history
+    points, shown = view.history, view.quality.shown
     short = view.seconds < 180
     times = [p.elapsed_s / (1 if short else 60) for p in points]
     figure = Figure()
@@ -92,8 +92,8 @@ def growth_figure(view: RunView) -> Figure:
     figure.add_trace(
         Scatter(
             x=times,
-            y=[None if p.best_accuracy is None else 100 * p.best_accuracy for p in points],
-            name="best accuracy within the budget, %",
+            y=[None if p.best_quality is None else shown(p.best_quality) for p in points],
+            name=f"best {_title(view, ' within the budget')}",
             mode="lines",
             line={"shape": "hv", "color": GREEN, "width": 2, "dash": "dot"},
             yaxis="y2",
@@ -107,11 +107,11 @@ def growth_figure(view: RunView) -> Figure:
             "automargin": True,
         },
         yaxis2={
-            "title": {"text": "accuracy, %", "standoff": 8},
+            "title": {"text": _title(view), "standoff": 8},
             "overlaying": "y",
             "side": "right",
             "showgrid": False,
-            "tickformat": ".2f",
+            **({"tickformat": ".2f"} if view.quality.fraction else {}),
             "automargin": True,
         },
         height=340,
@@ -175,9 +175,8 @@ def _add(
 
     if not trials:
         return
-    bars = [
-        100 * (t.measurement.spread.get("accuracy", 0.0) if t.measurement else 0.0) for t in trials
-    ]
+    shown = view.quality.shown
+    bars = [shown(t.measurement.score_error if t.measurement else 0.0) for t in trials]
     more: dict[str, Any] = {}
     if errors and any(bars):
         more["error_y"] = {"type": "data", "array": bars, "thickness": 1.2, "width": 3}
@@ -186,7 +185,7 @@ def _add(
     figure.add_trace(
         Scatter(
             x=[value(t, cost) for t in trials],
-            y=[100 * (value(t, "accuracy") or 0.0) for t in trials],
+            y=[shown(score(t) or 0.0) for t in trials],
             name=name,
             mode="lines+markers" if line else "markers",
             marker={"color": color, "symbol": symbol, "size": size, "opacity": opacity},
@@ -208,7 +207,7 @@ def _add_rejected(figure: Figure, view: RunView, cost: str) -> None:
         figure.add_trace(
             Scatter(
                 x=[value(t, cost) for t in rejected],
-                y=[_accuracy_range(view)[0]] * len(rejected),
+                y=[_quality_range(view)[0]] * len(rejected),
                 name="rejected on its estimate",
                 mode="markers",
                 marker={"color": RED, "symbol": "line-ns-open", "size": 12, "opacity": 0.6},
@@ -225,7 +224,7 @@ def _add_uncompressed(figure: Figure, view: RunView, cost: str) -> None:
         figure.add_trace(
             Scatter(
                 x=[view.baseline[cost]],
-                y=[100 * view.baseline["accuracy"]],
+                y=[view.quality.shown(view.baseline.score)],
                 name="uncompressed",
                 mode="markers",
                 marker={"color": RED, "symbol": "circle-open", "size": 14, "line": {"width": 3}},
@@ -253,15 +252,25 @@ def _add_budget(figure: Figure, view: RunView, cost: str) -> None:
             )
 
 
-def _accuracy_range(view: RunView) -> tuple[float, float]:
+def _title(view: RunView, where: str = "") -> str:
+    """Name and unit of the quality."""
+    unit = "%" if view.quality.fraction else view.quality.unit
+    return f"{view.quality.name}{where}" + (f", {unit}" if unit else "")
+
+
+def _quality_range(view: RunView) -> tuple[float, float]:
     """From the worst that matters to the best: policies at chance would flatten the picture."""
+    quality = view.quality
     known = [*view.front, *view.baseline_trials.values()]
     known += [view.nearest] if view.nearest is not None else []
-    shown = [100 * (value(t, "accuracy") or 0.0) for t in known]
-    top = 100 * view.baseline["accuracy"]
-    every = sorted(100 * (value(t, "accuracy") or 0.0) for t in view.compared)
-    quarter = [every[len(every) // 4]] if every else []
-    low, high = min([*shown, *quarter, top - 2]), max([*shown, top])
+    losses = sorted(quality.loss(t.measurement.score) for t in view.compared if t.measurement)
+    base = view.baseline.score
+    matter = [quality.loss(t.measurement.score) for t in known if t.measurement]
+    matter += [quality.loss(base), quality.loss(quality.useless(base, 0.2))]
+    # all but the worst quarter
+    matter += [losses[len(losses) - 1 - len(losses) // 4]] if losses else []
+    ends = [quality.shown(-x if quality.goal == "maximize" else x) for x in matter]
+    low, high = min(ends), max(ends)
     pad = 0.06 * (high - low)
     return low - pad, high + pad
 
@@ -270,7 +279,8 @@ def _hover(trial: Trial, view: RunView) -> str:
     found = trial.measurement
     lines = [f"<b>trial {trial.number}</b> ({view.proposer(trial)}, {trial.phase.kind})"]
     if found is not None:
-        for name in ("accuracy", "latency_ms", "macs", "size_bytes"):
+        lines.append(f"{view.quality.name}: {view.quality.text(score(trial))}")
+        for name in ("latency_ms", "macs", "size_bytes"):
             if name in found:
                 lines.append(f"{name.split('_')[0]}: {number_text(name, found[name])}")
     lines.append(what(trial, view))

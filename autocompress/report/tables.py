@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autocompress.policy.registry import in_order
-from autocompress.results.metric import Measurement
+from autocompress.results.metric import ACCURACY, Measurement, Metric
 from autocompress.results.trial import Trial
 from autocompress.track.folder import RunFolder
 from autocompress.track.view import RunView, latency_ratio, policy_summary
@@ -37,7 +37,7 @@ def summary_json(view: RunView) -> dict[str, Any]:
     """
     shown = _shown(view)
     checks = [check for check in map(view.verified, shown) if check is not None]
-    names = ("accuracy", "latency_ms", "macs", "params", "size_bytes")
+    names = (view.quality.name, "latency_ms", "macs", "params", "size_bytes")
     return {
         "run": view.run,
         "baseline": {name: view.baseline.get(name) for name in names},
@@ -51,7 +51,18 @@ def summary_json(view: RunView) -> dict[str, Any]:
         "baselines": {n: trial_json(t, view.baseline) for n, t in view.baseline_trials.items()},
         "hypervolume": view.hypervolume,
         "seconds": view.seconds,
+        **_of_task(view),
     }
+
+
+def _of_task(view: RunView) -> dict[str, Any]:
+    """What a classification needs no key for: which quality it is, and how much of it may go."""
+    found: dict[str, Any] = {}
+    if view.quality != ACCURACY:
+        found["quality"] = view.quality.as_dict()
+    if view.max_quality_drop is not None:
+        found["max_quality_drop"] = view.max_quality_drop
+    return found
 
 
 def write_summary(
@@ -88,14 +99,18 @@ def _shown(view: RunView) -> list[Trial]:
 
 
 def trial_json(trial: Trial, baseline: Measurement) -> dict[str, Any]:
-    """One trial as ``--json`` prints it; ``accuracy`` is a fraction of 1."""
+    """One trial as ``--json`` prints it; ``accuracy`` is a fraction of 1.
+
+    The quality stands under its own name: ``accuracy`` of a classification.
+    """
     found = trial.measurement
+    name = baseline.quality.name
     return {
         "number": trial.number,
         "phase": trial.phase.kind,
         "origin": trial.origin,
-        "accuracy": found.get("accuracy") if found else None,
-        "accuracy_stderr": found.spread.get("accuracy") if found else None,
+        name: found.get(name) if found else None,
+        f"{name}_stderr": found.spread.get(name) if found else None,
         "latency_ms": found.get("latency_ms") if found else None,
         "latency_ratio": latency_ratio(found, baseline),
         "macs": found.get("macs") if found else None,
@@ -115,7 +130,7 @@ def front_table(view: RunView) -> Table:
         caption += f"\n{BUILDS_DIFFER}"
     table = Table(title=title, caption=caption)
     tested = any(view.verified(t) is not None for t in view.front)
-    _columns(table, ["trial", "accuracy (val)", *(["accuracy (test)"] if tested else [])])
+    _columns(table, ["trial", *quality_columns(view.quality, tested)])
     _columns(table, ["latency", "of base", "MACs", "size"])
     table.add_column("what was done")
     table.add_column("origin", style="dim")
@@ -123,10 +138,10 @@ def front_table(view: RunView) -> Table:
         table.caption = f"{view.decision.reason} The nearest is trial {view.nearest.number}."
     for trial in _shown(view):
         mark = view.best is not None and trial.number == view.best.number
-        test = [accuracy_text(_measured(view.verified(trial)))] if tested else []
+        test = [quality_text(_measured(view.verified(trial)))] if tested else []
         table.add_row(
             f"{trial.number}{' *' if mark else ''}",
-            accuracy_text(trial.measurement),
+            quality_text(trial.measurement),
             *test,
             *_cost(trial.measurement, view),
             what(trial, view),
@@ -134,9 +149,9 @@ def front_table(view: RunView) -> Table:
             style="bold green" if mark else None,
         )
     table.add_section()
-    test = [accuracy_text(view.test_baseline)] if tested else []
+    test = [quality_text(view.test_baseline)] if tested else []
     table.add_row(
-        "", accuracy_text(view.baseline), *test, *_cost(view.baseline, view), "uncompressed", ""
+        "", quality_text(view.baseline), *test, *_cost(view.baseline, view), "uncompressed", ""
     )
     return table
 
@@ -149,7 +164,7 @@ def verdict_table(view: RunView) -> Table:
     table.add_column("")
     answer = view.best or view.nearest
     tested = answer is not None and view.verified(answer) is not None
-    _columns(table, ["accuracy (val)", *(["accuracy (test)"] if tested else [])])
+    _columns(table, quality_columns(view.quality, tested))
     _columns(table, ["latency", "of base", "MACs", "size"])
     table.add_column("in budget")
 
@@ -159,8 +174,8 @@ def verdict_table(view: RunView) -> Table:
         feasible = trial.feasible if trial is not None else _within(view)
         table.add_row(
             name,
-            accuracy_text(found),
-            *([accuracy_text(on_test)] if tested else []),
+            quality_text(found),
+            *([quality_text(on_test)] if tested else []),
             *_cost(found, view),
             "yes" if feasible else "no",
             style=style or None,
@@ -192,21 +207,25 @@ def origin_text(trial: Trial, view: RunView) -> str:
     return proposer if trial.phase.kind == "search" else f"{proposer}, {trial.phase.kind}"
 
 
-def accuracy_text(found: Measurement | None) -> str:
-    """Accuracy in percent with its standard error."""
-    if found is None or "accuracy" not in found:
+def quality_columns(quality: Metric, tested: bool) -> list[str]:
+    """Titles of the columns that hold the quality; a fraction is in percent without saying so."""
+    unit = "" if quality.fraction or not quality.unit else f", {quality.unit}"
+    splits = ("val", "test") if tested else ("val",)
+    return [f"{quality.name} ({split}{unit})" for split in splits]
+
+
+def quality_text(found: Measurement | None) -> str:
+    """The quality (in percent where it is a fraction) with its standard error."""
+    if found is None:
         return "-"
-    error = found.spread.get("accuracy")
-    text = f"{100 * found['accuracy']:.2f}"
-    return text if error is None else f"{text} ± {100 * error:.2f}"
+    name = found.quality.name
+    return found.quality.plain(found.get(name), found.spread.get(name))
 
 
 def number_text(name: str, number: float | None) -> str:
     """A cost with a unit that suits its size."""
     if number is None:
         return "-"
-    if name == "accuracy":
-        return f"{100 * number:.2f} %"
     if name == "latency_ms":
         return f"{number:.3g} ms" if number < 100 else f"{number:.0f} ms"
     for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from autocompress.report.tables import number_text
-from autocompress.results.answer import drop
-from autocompress.results.difference import difference
+from autocompress.results.answer import drop, rank
+from autocompress.results.difference import Difference, difference
 from autocompress.results.trial import MUCH_WAITING, Trial, waiting_share
-from autocompress.track.view import RunView, value
+from autocompress.track.view import RunView, score, value
 
 #: two standard errors: what differs by less is not called a difference
 _CLEAR = 2.0
@@ -26,33 +26,32 @@ class Comparison:
         simple: its trial.
         found: the best trial within the budget that got as much training and is no simple way
             itself; ``None`` where there is none.
-        points: accuracy of ``found`` above ``simple``, in points; ``None`` where ``simple`` is
-            over the budget or ``found`` is missing.
-        stderr: of that, on the same images (as independent where a record does not tell them).
+        gap: quality of ``found`` less that of ``simple``, on the same samples (as independent
+            where a record does not tell them); ``None`` where ``simple`` is over the budget or
+            ``found`` is missing.
     """
 
     name: str
     simple: Trial
     found: Trial | None
-    points: float | None
-    stderr: float
+    gap: Difference | None
 
     @property
     def outcome(self) -> Literal["won", "unclear", "lost", "not in budget"]:
         """Who is ahead, and whether by more than noise."""
         if not self.simple.feasible:
             return "not in budget"
-        if self.points is None or self.points <= 0:
+        if self.gap is None or self.gap.gain <= 0:
             return "lost"
-        return "won" if self.points > _CLEAR * self.stderr else "unclear"
+        return "won" if self.gap.gain > _CLEAR * self.gap.stderr else "unclear"
 
     def __str__(self) -> str:
         name = f"{self.name} (trial {self.simple.number})"
         if self.outcome == "not in budget":
             return f"{name} does not meet the budget at all."
-        if self.found is None or self.points is None:
+        if self.found is None or self.gap is None:
             return f"{name} meets the budget, and the search has nothing to set against it."
-        gap = f"{self.points:+.2f} ± {self.stderr:.2f} points"
+        gap = str(self.gap)
         if self.outcome == "won":
             return f"The search beat {name} by {gap} (trial {self.found.number})."
         if self.outcome == "unclear":
@@ -99,6 +98,7 @@ def verdict(view: RunView) -> Verdict:
     sentences = (
         _answer(view, view.best),
         *_drop_on_test(view, view.best),
+        *_untold(view, view.best),
         *_given_up(view, view.best),
         *(str(c) for c in comparisons),
         *_waited(view),
@@ -115,10 +115,11 @@ def _no_answer(view: RunView) -> Verdict:
         f"{metric} {number_text(metric, value(near, metric))}, {_over(excess)}"
         for metric, excess in near.violations.items()
         if excess > 0
-    ] or [f"it loses {drop(near, view.baseline):.2f} points of accuracy on val"]
+    ] or [f"it loses {_amount(view, drop(near, view.baseline))} of {view.quality.name} on val"]
     sentences = (
         f"The nearest found is trial {near.number}: {'; '.join(off)}.",
         _answer(view, near),
+        *_untold(view, near),
         *_given_up(view, None),
         *_waited(view),
         decision.remedy,
@@ -128,16 +129,32 @@ def _no_answer(view: RunView) -> Verdict:
 
 def _drop_on_test(view: RunView, best: Trial) -> tuple[str, ...]:
     """Where the answer keeps to the largest drop on val, which decides, and not on test."""
-    check, test, most = view.verified(best), view.test_baseline, view.max_accuracy_drop
+    check, test, most = view.verified(best), view.test_baseline, view.most_lost
     if check is None or test is None or most is None:
+        return ()
+    if score(check) is None or view.quality.name not in test:
         return ()
     lost = drop(check, test)
     if lost <= most:
         return ()
     return (
-        f"On the test split it loses {lost:.2f} points, more than the {most:g} that were asked "
+        f"On the test split it loses {_amount(view, lost)}, more than the {most:g} that were asked "
         "for; the answer is chosen on val alone.",
     )
+
+
+def _amount(view: RunView, lost: float) -> str:
+    return view.quality.gap(lost, signed=False)
+
+
+def _untold(view: RunView, best: Trial | None) -> tuple[str, ...]:
+    """Why the quality on the test split is missing, where it is."""
+    check = view.verified(best) if best is not None else None
+    found = check.measurement if check is not None else None
+    if found is None or found.quality.name in found:
+        return ()
+    why = next((p for p in found.context.get("problems", ()) if found.quality.name in p), "")
+    return (f"On the test split {found.quality.name} could not be told. {why}".rstrip(),)
 
 
 def _over(excess: float) -> str:
@@ -146,16 +163,17 @@ def _over(excess: float) -> str:
 
 def _given_up(view: RunView, best: Trial | None) -> tuple[str, ...]:
     """What would have been the answer, had it not been measured again."""
-    least = (value(best, "accuracy") or 0.0) if best is not None else -1.0
+    quality, least = view.quality, score(best)
     found = []
     for trial in view.compared:
         assert trial.measurement is not None
         once = view.budget.violations(trial.measurement.values, view.baseline.values)
         was_within = all(v <= 0 for v in once.values())
-        if was_within and not trial.feasible and (value(trial, "accuracy") or 0.0) > least:
+        mine = trial.measurement.score
+        if was_within and not trial.feasible and (least is None or quality.better(mine, least)):
             excess = max(trial.violations.values())
             found.append(
-                f"Trial {trial.number} ({trial.measurement['accuracy']:.2%}) was within the budget "
+                f"Trial {trial.number} ({quality.text(mine)}) was within the budget "
                 f"at first, and {_over(excess)} when measured again."
             )
     return tuple(found)
@@ -177,15 +195,15 @@ def _answer(view: RunView, trial: Trial) -> str:
     assert trial.measurement is not None
     gap = difference(trial.measurement, view.baseline)
     parts = [
-        f"Trial {trial.number}: accuracy {trial.measurement['accuracy']:.2%} on val "
-        f"({gap.points:+.2f} ± {gap.stderr:.2f} points against the uncompressed model)"
+        f"Trial {trial.number}: {view.quality.name} {view.quality.text(trial.measurement.score)} "
+        f"on val ({gap} against the uncompressed model)"
     ]
     check, test = view.verified(trial), view.test_baseline
-    if check is not None and check.measurement is not None:
-        text = f"{check.measurement['accuracy']:.2%} on the test split"
-        if test:
-            gap = difference(check.measurement, test)
-            text += f" ({gap.points:+.2f} ± {gap.stderr:.2f} points)"
+    tested = score(check)
+    if check is not None and check.measurement is not None and tested is not None:
+        text = f"{view.quality.text(tested)} on the test split"
+        if test and view.quality.name in test:
+            text += f" ({difference(check.measurement, test)})"
         parts.append(text)
     ratio = view.ratio(trial)
     if ratio is not None:
@@ -207,13 +225,13 @@ def _compare(view: RunView, name: str, simple: Trial) -> Comparison:
         and t.number not in simple_ways
         and (t.phase.kind, t.phase.epochs) == (simple.phase.kind, simple.phase.epochs)
     ]
-    found = max(same, key=lambda t: (value(t, "accuracy") or 0.0, -t.number), default=None)
+    found = min(same, key=lambda t: (rank(t), t.number), default=None)
     if found is None or not simple.feasible:
-        return Comparison(name, simple, found, None, 0.0)
+        return Comparison(name, simple, found, None)
     assert found.measurement is not None
     assert simple.measurement is not None
     gap = difference(found.measurement, simple.measurement)
-    return Comparison(name, simple, found, gap.points, gap.stderr)
+    return Comparison(name, simple, found, gap)
 
 
 def _and(names: list[str]) -> str:

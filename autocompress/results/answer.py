@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from autocompress.errors import InputError
 from autocompress.policy.budget import Budget
 from autocompress.results.front import ParetoFront
-from autocompress.results.metric import ACCURACY, Measurement, Metric
+from autocompress.results.metric import Allowance, Measurement, Metric
 from autocompress.results.trial import Trial, TrialState, confirmed
 
-_ROUNDING = 1e-4
-"""Points: accuracies are shares in single precision, a drop of exactly one point is kept to."""
+_ROUNDING = 1e-6
+"""Of a fraction, or of the baseline's value: qualities are told in single precision, and a loss of
+exactly what is allowed is kept to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,19 +53,21 @@ def decide(
     objectives: Sequence[Metric],
     budget: Budget,
     max_accuracy_drop: float | None = None,
+    max_quality_drop: str | float | None = None,
 ) -> Decision:
     """Choose the answer among trials that were scored on val.
 
-    Without a largest drop it is the most accurate within the budget; with one, the cheapest that
-    keeps to it. What its verification found over the budget is over it. Accuracy on the test split
-    is shown elsewhere and decides nothing here.
+    Without a largest drop it is the best within the budget; with one, the cheapest that keeps to
+    it. What its verification found over the budget is over it. Quality on the test split is shown
+    elsewhere and decides nothing here.
 
     Args:
         trials: judged by ``budget``; of all phases.
         baseline: the uncompressed model on val.
-        objectives: accuracy first, then the cost.
+        objectives: quality first, then the cost.
         budget: for the reason's text.
-        max_accuracy_drop: in points of the uncompressed model's accuracy.
+        max_accuracy_drop: in points of the uncompressed model's accuracy; of a classification.
+        max_quality_drop: in the metric's unit, or ``"2%"`` of the uncompressed model's value.
     """
     compared = [t for t in confirmed(trials) if comparable(t, objectives)]
     front = ParetoFront.of(compared, objectives)
@@ -77,17 +80,21 @@ def decide(
             remedy="Loosen the budget, widen the search space, or search longer with --resume.",
         )
     nearest = min(front, key=rank)  # of the front, or the tables would not show it
-    if max_accuracy_drop is None:
+    most = allowed(baseline, max_accuracy_drop, max_quality_drop)
+    if most is None:
         return Decision(front, nearest)
-    best = next((t for t in front if drop(t, baseline) <= max_accuracy_drop + _ROUNDING), None)
+    quality = baseline.quality
+    most += _ROUNDING * (1.0 if quality.fraction else abs(baseline.score))
+    best = next((t for t in front if _lost(t, baseline) <= most), None)
     if best is not None:
         return Decision(front, best)
     within = f" within the budget ({budget})" if budget.limits else ""
+    asked = _asked(quality, max_accuracy_drop, max_quality_drop)
     return Decision(
         front,
         nearest=nearest,
-        reason=f"No policy{within} keeps to an accuracy drop of {max_accuracy_drop:g} points: the "
-        f"least that one loses is {drop(nearest, baseline):.2f}.",
+        reason=f"No policy{within} keeps to {asked}: the least that one loses is "
+        f"{quality.gap(drop(nearest, baseline), signed=False)}.",
         remedy="Allow a larger drop or a looser budget, train for longer (recovery.epochs), or "
         "search longer with --resume.",
     )
@@ -112,16 +119,42 @@ def comparable(trial: Trial, objectives: Sequence[Metric]) -> bool:
 
 
 def rank(trial: Trial) -> tuple[bool, float]:
-    """Sort key of complete trials: feasible ones first, the most accurate first of all.
+    """Sort key of complete trials: feasible ones first, the best quality first of all.
 
     Of those over the budget the nearest to it comes first.
     """
     if trial.feasible and trial.measurement is not None:
-        return False, -trial.measurement[ACCURACY.name]
+        return False, trial.measurement.quality.loss(trial.measurement.score)
     return True, max(trial.violations.values(), default=0.0)
 
 
 def drop(trial: Trial, baseline: Measurement) -> float:
-    """Accuracy that a measured trial loses, in points; below 0 where it gains."""
+    """Quality that a measured trial loses, as people read it: in points, or the metric's unit.
+
+    Below 0 where it gains, whichever way the metric runs.
+    """
+    return baseline.quality.shown(_lost(trial, baseline))
+
+
+def allowed(
+    baseline: Measurement,
+    max_accuracy_drop: float | None = None,
+    max_quality_drop: str | float | None = None,
+) -> float | None:
+    """The largest loss of quality that was asked for, in the metric's unit, or ``None``."""
+    if max_quality_drop is not None:
+        return Allowance.parse(max_quality_drop).of(baseline.score)
+    return None if max_accuracy_drop is None else max_accuracy_drop / 100
+
+
+def _asked(quality: Metric, accuracy: float | None, general: str | float | None) -> str:
+    if general is None:
+        return f"an {quality.name} drop of {accuracy:g} points"
+    most = Allowance.parse(general)
+    unit = "" if most.relative else f" {quality.unit}".rstrip()
+    return f"a loss of {most}{unit} of {quality.name}"
+
+
+def _lost(trial: Trial, baseline: Measurement) -> float:
     assert trial.measurement is not None
-    return 100 * (baseline[ACCURACY.name] - trial.measurement[ACCURACY.name])
+    return baseline.quality.lost(trial.measurement.score, baseline.score)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from autocompress.errors import InputError
-from autocompress.results.metric import ACCURACY, SIZE, Measurement, Metric
+from autocompress.results.metric import SIZE, Measurement, Metric
 from autocompress.results.trial import Trial, TrialState
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class ParetoFront:
 
         Args:
             trials: any trials, of phases that can be compared (one phase, or one split).
-            objectives: at least one metric; the first is accuracy by convention.
+            objectives: at least one metric; the first is the quality by convention.
             feasible_only: leave out trials that are over the budget.
         """
         usable = [
@@ -93,7 +93,7 @@ class ParetoFront:
         """One member.
 
         Args:
-            which: ``best`` and ``most-accurate``: highest accuracy; ``fastest``: least of the
+            which: ``best`` and ``most-accurate``: the best quality; ``fastest``: least of the
                 cost objective; ``smallest``: least size; ``knee``: farthest from the line between
                 the ends, on normalized axes; or a trial's number.
         """
@@ -111,7 +111,7 @@ class ParetoFront:
                 f"{', '.join(str(t.number) for t in self.trials)}."
             )
         if which in ("best", "most-accurate"):
-            return max(self.trials, key=lambda t: (_value(t, ACCURACY), -t.number))
+            return min(self.trials, key=lambda t: (_quality_loss(t), t.number))
         if which == "smallest":
             return min(self.trials, key=lambda t: _value(t, SIZE))
         if which == "fastest":
@@ -152,8 +152,17 @@ class ParetoFront:
 
 
 def reference_point(baseline: Measurement, objectives: Sequence[Metric]) -> list[float]:
-    """The fixed reference: ten points under the baseline accuracy, the baseline's own cost."""
-    return [baseline[m.name] - 0.10 if m is ACCURACY else baseline[m.name] for m in objectives]
+    """The fixed reference: a quality that is of no use (``Metric.useless``), the baseline's cost.
+
+    For accuracy that is ten points under the baseline's.
+    """
+    values = [(m, baseline[m.name]) for m in objectives]
+    return [m.useless(value) if m in baseline.metrics else value for m, value in values]
+
+
+def _quality_loss(trial: Trial) -> float:
+    assert trial.measurement is not None
+    return trial.measurement.quality.loss(trial.measurement.score)
 
 
 def _value(trial: Trial, metric: Metric) -> float:

@@ -19,7 +19,7 @@ from autocompress.policy.space import Space
 from autocompress.results.metric import Measurement
 from autocompress.run.evaluator import make_evaluator
 from autocompress.run.study import StudyConfig, import_factory, read_study, resolve_variables
-from autocompress.workloads.cache import cache_folder
+from autocompress.workloads.cache import cache_folder, digest
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from autocompress.run.evaluator import StudyEvaluator
     from autocompress.targets.base import Target
     from autocompress.task.data import Data
+    from autocompress.task.task import Task
+
+_CLASSES = ("classification", "binary classification")
+"""Tasks whose loss is that of earlier versions, so that what these kept is still good."""
 
 _log = logging.getLogger(__name__)
 
@@ -90,8 +94,9 @@ class Assembly:
             self.inventory,
             self.data.train,
             self.study.settings,
-            cache_folder() / "banks",
+            self._bank_folder,
             lambda text, done: self.progress(f"layer bank: {text}", done),
+            None if self.task.name in _CLASSES else self.task.criterion,
         )
 
     @cached_property
@@ -166,6 +171,19 @@ class Assembly:
             model,
             data,
         )
+
+    @property
+    def task(self) -> Task:
+        """What the model is for."""
+        assert self.data.task is not None  # `assemble` settled it
+        return self.data.task
+
+    @property
+    def _bank_folder(self) -> Path:
+        """Where layer banks are cached; orders that another loss gave lie apart."""
+        folder = cache_folder() / "banks"
+        plain = self.task.name in _CLASSES or self.study.settings.importance != "taylor"
+        return folder if plain else folder / digest(str(self.task))
 
     def _distillation(self) -> Callable[[Policy], Any]:
         from autocompress.recover.distill import Distillation
@@ -278,6 +296,7 @@ def assemble(
     from autocompress.measure.saturation import settled
     from autocompress.model.inventory import take_inventory
     from autocompress.model.prepare import prepare
+    from autocompress.run.tasks import asked_of, settled_data
     from autocompress.targets import get_target
     from autocompress.task.calling import without_cache
 
@@ -294,6 +313,7 @@ def assemble(
     given = (None if model is None else prepared.model, given_data)
     model = prepared.model
     data = data.fitted(without_cache(model)).in_float32()
+    data = settled_data(study, plain["data"].get("task"), model, data)
     if study.baseline is not None:
         model = _train_baseline(study, model, data, progress)
     data = _with_axes(data, model)
@@ -307,7 +327,7 @@ def assemble(
     config = study.space_config()
     if config.prune_residual:
         settings = settings.model_copy(update={"prune_residual": True})
-    study = study.model_copy(update={"settings": settings})
+    study = study.model_copy(update={"settings": settings, **asked_of(study, data.task)})
     parts = Assembly(study, model, data, inventory, folder, progress, given, prepared.notes)
     space = parts.bind()  # a pattern that fits nothing is said before anything is computed
     _warn_of_no_gain(space, type(target))

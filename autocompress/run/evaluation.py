@@ -68,8 +68,10 @@ def evaluate(
     return {
         "trial": trial_dict(found, baseline, policy, violations),
         "baseline": {
-            k: baseline[k] for k in ("accuracy", "latency_ms", "macs", "params", "size_bytes")
+            k: baseline[k]
+            for k in (baseline.quality.name, "latency_ms", "macs", "params", "size_bytes")
         },
+        "quality": baseline.quality.as_dict(),
         "budget": str(study.limits()),
         "build": "quick" if quick else "finished",
         "epochs": epochs,
@@ -81,8 +83,8 @@ def trial_dict(
 ) -> dict[str, Any]:
     """A trial as ``--json`` shows it."""
     return {
-        "accuracy": found["accuracy"],
-        "accuracy_stderr": found.spread.get("accuracy"),
+        found.quality.name: found.score,
+        f"{found.quality.name}_stderr": found.spread.get(found.quality.name),
         "latency_ms": found["latency_ms"],
         "latency_ratio": found["latency_ms"] / baseline["latency_ms"],
         "macs": found["macs"],

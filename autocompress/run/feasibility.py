@@ -203,12 +203,13 @@ def dry_run(study: StudyConfig, progress: Progress) -> dict[str, Any]:
                 progress("measuring the cheapest policies", 0.0)
                 parts.predict_latency()
                 ends = measured_ends(parts)
+        quality = parts.task.quality.name
     return {
         "study": study.model_dump(mode="json"),
         "choices": len(parts.space.choices),
         "log10_policies": parts.space.log10_size,
-        "dearest": _end(Policy(), ends.baseline_values, ends.measured),
-        "cheapest": _end(ends.cheapest, ends.cheapest_values, ends.measured),
+        "dearest": _end(Policy(), ends.baseline_values, ends.measured, quality),
+        "cheapest": _end(ends.cheapest, ends.cheapest_values, ends.measured, quality),
         "budget": list(study.budget),
         "feasible": not ends.over,
         "reason": ends.reason,
@@ -225,10 +226,12 @@ def _certainly_over(parts: Assembly, ends: Ends) -> bool:
     return all(_worst(ends.budget, v, ends.baseline_values) > 0 for v in values)
 
 
-_SHOWN = ("accuracy", "latency_ms", "macs", "params", "bops", "size_bytes", "peak_memory_bytes")
+_SHOWN = ("latency_ms", "macs", "params", "bops", "size_bytes", "peak_memory_bytes")
 
 
-def _end(policy: Policy, values: Mapping[str, float], measured: bool) -> dict[str, Any]:
+def _end(
+    policy: Policy, values: Mapping[str, float], measured: bool, quality: str
+) -> dict[str, Any]:
     """One end as ``--json`` shows it; ``null`` is what estimates do not tell."""
-    shown = {name: values.get(name) for name in _SHOWN}
+    shown = {name: values.get(name) for name in (quality, *_SHOWN)}
     return {"policy": policy.as_dict(), "measured": measured, **shown}

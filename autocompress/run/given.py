@@ -16,23 +16,39 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def given_study(name: str, budget: Budget | str | None, **sections: Any) -> StudyConfig:
+def given_study(
+    name: str, budget: Budget | str | None, task: Any = None, **sections: Any
+) -> StudyConfig:
     """The study that a call describes, checked like a file.
 
     Args:
         name: of the study.
         budget: limits; ``None`` has none.
+        task: a name or a section; an object belongs to the data, see ``with_task``.
         **sections: of a study file; ``None`` leaves one at its defaults.
     """
     limits = Budget(budget) if isinstance(budget, str) else (budget or Budget())
+    named = task if isinstance(task, str) else dict(task) if isinstance(task, Mapping) else None
     given = {
         "name": name,
         "model": {"factory": GIVEN},
-        "data": {"factory": GIVEN, **sections.pop("data", {})},
+        "data": {"factory": GIVEN, "task": named, **sections.pop("data", {})},
         "budget": [str(limit) for limit in limits.limits],
     }
     said = {k: _plain(v) for k, v in sections.items() if v is not None}
     return read_study(given | said, where="the call")
+
+
+def with_task(data: Any, task: Any) -> Any:
+    """The data with a task at hand; the given ones are not changed."""
+    if task is None or isinstance(task, str | Mapping):  # the study names it
+        return data
+    from dataclasses import replace
+
+    from autocompress.run.tasks import make_task
+    from autocompress.task.data import Data
+
+    return replace(Data.wrap(data), task=make_task(task))
 
 
 def _plain(value: Any) -> Any:

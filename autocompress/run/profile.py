@@ -60,6 +60,7 @@ def profile(
         "study": study.name,
         "notes": list(parts.notes),
         "baseline": dict(baseline.values),
+        "quality": baseline.quality.as_dict(),
         "layers": rows,
         "groups": groups,
         "cannot_prune": parts.inventory.cannot_prune,

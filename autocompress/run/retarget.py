@@ -27,7 +27,7 @@ Cost = Callable[[Trial], tuple[float, float]]
 
 
 def retarget(folder: RunFolder, view: RunView, target: str, progress: Progress) -> RunView:
-    """The same trials with their latency on another target; accuracy and size stay.
+    """The same trials with their latency on another target; quality and size stay.
 
     Args:
         folder: of the run.
@@ -74,8 +74,11 @@ def _with_latency(found: Measurement, ms: float, spread: float, target: str) -> 
     context = {k: v for k, v in found.context.items() if k != "timing"}
     if target:
         context["target"] = {"retargeted": target}
-    return Measurement(
-        {**found.values, "latency_ms": ms}, {**found.spread, "latency_ms": spread}, context
+    return replace(
+        found,
+        values={**found.values, "latency_ms": ms},
+        spread={**found.spread, "latency_ms": spread},
+        context=context,
     )
 
 

@@ -22,7 +22,7 @@ from autocompress.mlflow.sink import MlflowSink
 from autocompress.report.html import write_report
 from autocompress.report.tables import write_summary
 from autocompress.results.answer import decide, judged
-from autocompress.results.metric import metric
+from autocompress.results.metric import objectives
 from autocompress.results.trial import Trial, TrialState
 from autocompress.run.feasibility import check_formula_budget, check_latency_budget
 from autocompress.run.resuming import known_baseline
@@ -213,6 +213,7 @@ def _answer(context: Context, study: StudyConfig) -> Trial | None:
         context.objectives,
         study.limits(),
         study.max_accuracy_drop,
+        study.max_quality_drop,
     ).best
 
 
@@ -225,7 +226,7 @@ def _mlflow(parts: Assembly, journal: Journal) -> MlflowSink | None:
         parts.evaluator.baseline,
         experiment=tracking.experiment or parts.study.name,
         uri=tracking.uri,
-        objectives=tuple(metric(n) for n in parts.study.search.objectives),
+        objectives=objectives(parts.study.search.objectives, parts.evaluator.baseline.metrics),
         layers=[layer.name for layer in parts.inventory.layers],
         say=logging.getLogger("autocompress.mlflow").warning,
         gate=lambda: machine_lock(exclusive=False),
@@ -250,7 +251,7 @@ def _finish(
         layers=tuple(layer.name for layer in parts.inventory.layers),
         cannot_prune=parts.inventory.cannot_prune,
         budget=study.limits(),
-        objectives=tuple(metric(n) for n in study.search.objectives),
+        objectives=objectives(study.search.objectives, parts.evaluator.baseline.metrics),
     )
     _forget_answer(folder, parts.evaluator.measurer.target.suffix)
     model = _keep_models(folder, parts, view)

@@ -22,6 +22,7 @@ from autocompress.policy.recovery import ModelSection, RecoveryConfig, Schedule
 from autocompress.policy.section import Section
 from autocompress.policy.settings import CompressionSettings
 from autocompress.policy.space_config import SpaceConfig
+from autocompress.results.metric import Allowance
 from autocompress.targets.base import TargetConfig
 
 GIVEN = "given-in-python"
@@ -45,6 +46,10 @@ class DataSection(Section):
         factory: ``package.module:function`` that returns an ``autocompress.Data`` or anything
             with the three splits.
         args: keyword arguments of the factory.
+        task: what the model is for: a ready-made task's name (``regression``), or its ``factory``
+            and ``args``; a factory may also be ``package.module:function`` that returns an
+            ``autocompress.Task``. ``null`` takes the data's own, or reads it from the targets where
+            that is certain.
         input_fn: ``package.module:function`` from a batch to the model's inputs, where a batch
             does not say what is what.
         target_fn: the same for the targets.
@@ -62,6 +67,7 @@ class DataSection(Section):
     memory: str | int | None = None
     length: int | dict[str, int] | None = None
     dynamic: Literal["auto"] | dict[str, dict[int, str]] | None = None
+    task: str | dict[str, Any] | None = None
 
 
 class BaselineSection(Section):
@@ -69,7 +75,7 @@ class BaselineSection(Section):
 
     Args:
         schedule: as in ``recovery.schedule``.
-        patience: stop when this many epochs brought no better validation accuracy; ``null``
+        patience: stop when this many epochs brought no better validation quality; ``null``
             trains to the schedule's end.
         min_delta: a gain no larger than this does not count as better for ``patience``; in the
             metric's unit (0.004: 0.4 points of accuracy).
@@ -110,7 +116,10 @@ class StudyConfig(Section):
         space: what may be done to which layers: a shipped space's name, a file, or a space itself.
         settings: how compression is carried out, the same for every policy.
         budget: limits such as ``latency<=0.5x``, ``macs<=40%``, ``size<=1MB``.
-        max_accuracy_drop: in points; limits the answer, not the search.
+        max_accuracy_drop: in points of a classification's accuracy; limits the answer, not the
+            search.
+        max_quality_drop: the same for any task: in the metric's unit (``0.3``), or a share of the
+            uncompressed model's value (``2%``). ``null`` takes what the task says.
         search: how policies are found.
         recovery: how the best policies are trained.
         tracking: where trials are shown.
@@ -131,6 +140,7 @@ class StudyConfig(Section):
     settings: CompressionSettings = CompressionSettings()
     budget: tuple[str, ...] = ()
     max_accuracy_drop: float | None = Field(None, gt=0, le=100)
+    max_quality_drop: str | float | None = None
     search: SearchConfig = SearchConfig()
     recovery: RecoveryConfig = RecoveryConfig()
     tracking: TrackingSection = TrackingSection()
@@ -180,6 +190,10 @@ def read_study(data: Mapping[str, Any], *, where: str = "the study") -> StudyCon
     study = StudyConfig.read(dict(data), where=where)
     try:
         study.limits()
+        if study.max_quality_drop is not None:
+            Allowance.parse(study.max_quality_drop)
+            if study.max_accuracy_drop is not None:
+                raise InputError("Give `max_accuracy_drop` or `max_quality_drop`, not both.")
         if not _VARIABLE.search(repr(study.target)):
             TargetConfig.read(study.target)
     except InputError as error:

@@ -11,7 +11,7 @@ import logging
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -26,11 +26,13 @@ from autocompress.task.split import Inputs, Split, counted, feed, portions
 from autocompress.task.wrapping import wrap_split
 
 __all__ = ["Data", "Inputs", "Split", "counted", "feed", "portions"]
+if TYPE_CHECKING:
+    from autocompress.task.task import Task
 
 NAMES = {"train": ("train",), "val": ("val", "validation", "valid", "dev"), "test": ("test",)}
 """What the three splits may be called, ours first."""
 
-_KNOWN = ("classes", "metric", "loss", "augment", "name", "dynamic", "extra")
+_KNOWN = ("classes", "metric", "loss", "augment", "name", "dynamic", "extra", "task")
 _log = logging.getLogger(__name__)
 
 
@@ -48,6 +50,8 @@ class Data:
         metric: from outputs and targets to a number where more is better; ``None`` is top-1, which
             one logit for targets 0 and 1 has too, and other single numbers do not.
         loss: from outputs and targets to a scalar; ``None`` is ``outputs.label_loss``.
+        task: what the model is for; takes the place of ``metric`` and ``loss``. ``None`` is read
+            from outputs and targets where that is certain (``settle``).
         name: for people and for the report.
         dynamic: input name to its free axes beside the batch, each by its own name, or ``auto``
             where they are to be found; see ``task.dynamic``.
@@ -67,6 +71,7 @@ class Data:
     dynamic: Any = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     memory: Memory | None = None
+    task: Task | None = None
 
     @classmethod
     def wrap(

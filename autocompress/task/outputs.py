@@ -1,6 +1,6 @@
 """What a model's outputs mean, and what is right or wrong about them.
 
-A later task object may state this; until then it is read from shapes and targets, here alone.
+Where no task states this, it is read from shapes and targets, here alone.
 """
 
 from __future__ import annotations
@@ -81,22 +81,23 @@ def label_loss(
     return F.cross_entropy(logits, targets, label_smoothing=smoothing)
 
 
-def hits(outputs: Tensor, targets: Tensor) -> Tensor:
+def hits(outputs: Tensor, targets: Tensor, kind: OutputKind | None = None) -> Tensor:
     """Whether the most likely class is the target, ``(N, ...)``.
 
     Args:
         outputs: of a whole split; logits of classes, or one logit.
         targets: of the same split.
+        kind: of the outputs, where these are of one batch only.
 
     Raises:
         InputError: outputs that are numbers; only the data's own metric can judge them.
     """
-    kind = output_kind(outputs, targets)
+    kind = kind or output_kind(outputs, targets)
     if kind == "value":
         raise InputError(
             f"Outputs of shape {tuple(outputs.shape)} with targets other than 0 and 1 are numbers, "
-            "which are neither right nor wrong: there is no top-1 accuracy. Give the data a "
-            "`metric` where more is better, such as minus the mean squared error."
+            "which are neither right nor wrong: there is no top-1 accuracy. Say `task: regression` "
+            "in the study's `data`, or give the data a `metric` where more is better."
         )
     guessed = class_logits(outputs, kind).argmax(-1)
     return guessed == (targets.reshape(guessed.shape) if kind == "binary" else targets)

@@ -13,9 +13,16 @@ from autocompress.errors import InputError
 from autocompress.policy.budget import Budget
 from autocompress.policy.policy import Policy
 from autocompress.policy.registry import in_order
-from autocompress.results.answer import Decision, comparable, decide, judged, rank
+from autocompress.results.answer import Decision, allowed, comparable, decide, judged, rank
 from autocompress.results.front import ParetoFront, reference_point
-from autocompress.results.metric import ACCURACY, LATENCY, Measurement, Metric, metric
+from autocompress.results.metric import (
+    ACCURACY,
+    LATENCY,
+    QUALITY,
+    Measurement,
+    Metric,
+    objectives,
+)
 from autocompress.results.trial import Trial, TrialState, confirmed
 from autocompress.track.folder import RunFolder
 from autocompress.track.journal import Entry, read_entries
@@ -32,20 +39,20 @@ class Point:
         trial: number of that trial.
         elapsed_s: seconds that the study had been running.
         hypervolume: of the feasible front so far.
-        best_accuracy: of the feasible trials so far, a fraction of 1; ``None`` before the first.
+        best_quality: of the feasible trials so far; ``None`` before the first.
     """
 
     trial: int
     elapsed_s: float
     hypervolume: float
-    best_accuracy: float | None
+    best_quality: float | None
 
 
 class Growth:
     """Follows the feasible front trial by trial, without looking at all of them each time.
 
     Args:
-        objectives: accuracy first.
+        objectives: quality first.
         reference: of the hypervolume, one value per objective.
     """
 
@@ -54,7 +61,7 @@ class Growth:
         self.reference = tuple(reference)
         self.front = ParetoFront((), self.objectives)
         self.hypervolume = 0.0
-        self.best_accuracy: float | None = None
+        self.best_quality: float | None = None
 
     def add(self, trial: Trial, elapsed_s: float) -> Point | None:
         """Take a trial in; ``None`` where it cannot be compared with the others."""
@@ -64,10 +71,11 @@ class Growth:
             front = ParetoFront.of((*self.front.trials, trial), self.objectives)
             if front.trials != self.front.trials:
                 self.front, self.hypervolume = front, front.hypervolume(self.reference)
-            accuracy = value(trial, ACCURACY.name)
-            if accuracy is not None:
-                self.best_accuracy = max(accuracy, self.best_accuracy or 0.0)
-        return Point(trial.number, elapsed_s, self.hypervolume, self.best_accuracy)
+            quality = self.objectives[0]
+            found, best = value(trial, quality.name), self.best_quality
+            if found is not None and (best is None or quality.better(found, best)):
+                self.best_quality = found
+        return Point(trial.number, elapsed_s, self.hypervolume, self.best_quality)
 
 
 @dataclass(frozen=True)
@@ -82,9 +90,10 @@ class RunView:
         entries: finished trials with their times.
         baseline: the uncompressed model on val.
         budget: by which feasibility is judged.
-        objectives: accuracy first, then the cost that orders the front.
+        objectives: quality first, then the cost that orders the front.
         baselines: name of a simple way of compressing to the trial that shows its best.
         max_accuracy_drop: in points; the answer keeps to it.
+        max_quality_drop: the same for any quality: in its unit, or a share such as ``2%``.
         baseline_test: the uncompressed model on the test split.
         layers: names in network order; without them, those that any policy names.
         study: the resolved study.
@@ -98,6 +107,7 @@ class RunView:
     objectives: tuple[Metric, ...] = (ACCURACY, LATENCY)
     baselines: Mapping[str, int] = field(default_factory=dict)
     max_accuracy_drop: float | None = None
+    max_quality_drop: str | float | None = None
     baseline_test: Measurement | None = None
     layers: tuple[str, ...] = ()
     study: Mapping[str, Any] = field(default_factory=dict)
@@ -139,8 +149,9 @@ class RunView:
             "budget": Budget.parse([limits] if isinstance(limits, str) else limits),
             "baselines": _numbers(summary.get("baselines") or {}),
             "max_accuracy_drop": study.get("max_accuracy_drop"),
+            "max_quality_drop": study.get("max_quality_drop"),
             "layers": tuple(summary.get("layers") or ()),
-            "objectives": tuple(metric(n) for n in asked) or (ACCURACY, LATENCY),
+            "objectives": objectives(asked or (QUALITY, LATENCY.name), baseline.metrics),
             "baseline_test": folder.read_baseline("test"),
             "study": study,
             "cannot_prune": str(summary.get("cannot_prune") or ""),
@@ -180,8 +191,24 @@ class RunView:
     def decision(self) -> Decision:
         """What the run answers with, or why it has no answer."""
         return decide(
-            self.trials, self.baseline, self.objectives, self.budget, self.max_accuracy_drop
+            self.trials,
+            self.baseline,
+            self.objectives,
+            self.budget,
+            self.max_accuracy_drop,
+            self.max_quality_drop,
         )
+
+    @property
+    def quality(self) -> Metric:
+        """What the model is judged by."""
+        return self.baseline.quality
+
+    @property
+    def most_lost(self) -> float | None:
+        """The largest loss of quality that was asked for, as ``drop`` tells it, or ``None``."""
+        most = allowed(self.baseline, self.max_accuracy_drop, self.max_quality_drop)
+        return None if most is None else self.quality.shown(most)
 
     @property
     def front(self) -> ParetoFront:
@@ -363,3 +390,9 @@ def _numbers(baselines: Mapping[str, Any]) -> dict[str, int]:
         if isinstance(number, int):
             found[name] = number
     return found
+
+
+def score(trial: Trial | None) -> float | None:
+    """Quality of a trial, or ``None`` where it was not measured or could not be told."""
+    found = trial.measurement if trial is not None else None
+    return found.get(found.quality.name) if found is not None else None

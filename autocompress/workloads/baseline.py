@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -17,7 +18,10 @@ from autocompress.policy.recovery import Schedule
 from autocompress.policy.writing import replacing
 from autocompress.recover.engine import Progress, Trainer
 from autocompress.recover.score import score
+from autocompress.task.calling import call
 from autocompress.task.data import Data
+from autocompress.task.settle import implied
+from autocompress.task.task import Task
 from autocompress.workloads.cache import digest
 
 
@@ -46,8 +50,8 @@ def train_baseline(
         folder: where weights and checkpoints are kept.
         patience: ``None`` trains one round. Otherwise further rounds of the same schedule follow,
             each from the best weights so far (the given ones are the first to beat), until rounds
-            of together at least so many epochs brought no better validation accuracy. Only annealed
-            weights are compared: in the middle of a schedule accuracy swings by a point.
+            of together at least so many epochs brought no better validation quality. Only annealed
+            weights are compared: in the middle of a schedule quality swings.
         min_delta: a round that is better by no more than this counts for patience as if it were
             not; its weights are kept all the same. In the metric's unit (0.004 is 0.4 points of
             accuracy, about one standard error on 5,000 images).
@@ -62,7 +66,9 @@ def train_baseline(
         raise InputError("`baseline.patience` needs a schedule with more than 0 epochs.")
     from autocompress.model.fingerprint import fingerprint
 
-    key = digest(fingerprint(model), data.fingerprint, schedule.model_dump_json(), seed)
+    # weights that earlier versions trained are of classifications, which say nothing of their task
+    said = [] if data.task is None or "classification" in data.task.name else [data.task.name]
+    key = digest(fingerprint(model), data.fingerprint, schedule.model_dump_json(), seed, *said)
     rounds = _Rounds(model, data, schedule, Path(folder) / key, seed, progress)
     if patience is None:
         rounds.score_of(1, start=0)
@@ -98,16 +104,17 @@ class _Rounds:
     def best(self, patience: float, min_delta: float, max_rounds: int | None) -> int:
         """The round to take; trains what is missing."""
         if self.given_score == -math.inf:
-            self.given_score = score(self._copy(), self.data.val, self.data.metric)
-        winner, top, idle = 0, self.given_score, 0.0
+            self.given_score = score(self._copy(), self.data.val, self.task)
+        loss = self.task.quality.loss
+        winner, top, idle = 0, loss(self.given_score), 0.0
         for number in itertools.count(1):
             if max_rounds is not None and number > max_rounds:
                 break
             if number > 1 and idle >= patience:
                 break
-            found = self.score_of(number, start=winner)
-            idle = 0.0 if found > top + min_delta else idle + self.schedule.epochs
-            if found > top:
+            found = loss(self.score_of(number, start=winner))
+            idle = 0.0 if found < top - min_delta else idle + self.schedule.epochs
+            if found < top:
                 winner, top = number, found
         return winner
 
@@ -124,13 +131,20 @@ class _Rounds:
             identity=f"{self.stem.name}|{number}",
         )
         records = trainer.run(progress=self._tell(number), checkpoint=checkpoint)
-        found = score(trainer.result, self.data.val, self.data.metric)
+        found = score(trainer.result, self.data.val, self.task)
         _save(self._file(number), trainer.result)
         self.scores.append(found)
         self.epochs.append([asdict(r) for r in records])
         self._log()
         checkpoint.unlink(missing_ok=True)
         return found
+
+    @cached_property
+    def task(self) -> Task:
+        """What the quality of a round is."""
+        inputs, _ = next(iter(self.data.train.batches(2)))
+        with torch.inference_mode():
+            return implied(self.data, call(self._copy().eval(), inputs))
 
     def weights(self, number: int) -> nn.Module:
         """The model as it was after a round, in eval mode."""
@@ -145,7 +159,8 @@ class _Rounds:
     def _tell(self, number: int) -> Progress | None:
         if self.progress is None or number == 1:
             return self.progress
-        told, best = self.progress, max(self.given_score, *self.scores)
+        loss, told = self.task.quality.loss, self.progress
+        best = min((self.given_score, *self.scores), key=loss)
         return lambda text, done: told(f"round {number} (best {best:.4f}), {text}", done)
 
     def _file(self, number: int) -> Path:

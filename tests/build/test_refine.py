@@ -21,7 +21,7 @@ from autocompress.policy.recovery import Schedule
 from autocompress.policy.settings import CompressionSettings, RefineConfig
 from autocompress.results.trial import Phase
 from autocompress.task.data import Data, Split
-from autocompress.task.divergence import class_divergence
+from autocompress.task.divergence import SoftmaxKL
 from autocompress.techniques.compressed import Compressed
 from autocompress.techniques.quantize import QuantizedLayer, simulate
 
@@ -48,7 +48,7 @@ def half(parts: Pipeline, **more: Any) -> Policy:
 def distance(parts: Pipeline, module: nn.Module, split: Split) -> float:
     with torch.no_grad():
         wanted, found = parts.model(split.inputs()), module(split.inputs())
-    return float(class_divergence(wanted, found).mean())
+    return float(SoftmaxKL()(wanted, found).mean())
 
 
 @pytest.mark.parametrize("name", ["plain", "residual", "unet"])
@@ -129,7 +129,7 @@ def test_statistics_and_zeros_stay() -> None:
     with torch.no_grad():
         shaken.get_submodule("conv2").weight.mul_(0.7)
     moved = plain.with_(module=shaken)
-    found = Refinement(parts.model, moved, parts.data, QUICK).run().module
+    found = Refinement(parts.model, moved, parts.data, parts.task, QUICK).run().module
     for name in ("norm1", "norm2"):
         for kind in ("running_mean", "running_var"):
             was = getattr(shaken.get_submodule(name), kind)
@@ -141,7 +141,7 @@ def test_without_time_nothing_gets_worse() -> None:
     parts = pipeline("residual", seconds=1e-6)
     policy = half(parts)
     stitched = parts.reconstruct(parts.stitch(policy), final=False)
-    found = Refinement(parts.model, stitched, parts.data, parts.settings.refine).run()
+    found = Refinement(parts.model, stitched, parts.data, parts.task, parts.settings.refine).run()
     for a, b in zip(stitched.module.parameters(), found.module.parameters(), strict=True):
         assert torch.equal(a, b)
 

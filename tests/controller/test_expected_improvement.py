@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autocompress.controller.expected_improvement import AccuracyForecast, expected_improvement
+from autocompress.controller.expected_improvement import QualityForecast, expected_improvement
 from autocompress.policy.policy import Policy
 from autocompress.results.front import ParetoFront
 from autocompress.results.metric import ACCURACY, LATENCY, Measurement
@@ -42,7 +42,7 @@ def area(points: list[tuple[float, float]]) -> float:
 def test_more_divergence_never_forecasts_more(
     seen: list[tuple[float, float]], asked: list[float]
 ) -> None:
-    forecast = AccuracyForecast(seen, 0.9, 0.005)
+    forecast = QualityForecast(seen, 0.9, 0.005)
     found = [forecast(kl) for kl in sorted(asked)]
     assert all(a >= b - 1e-9 for a, b in itertools.pairwise(found))
     assert forecast.sigma >= 0.005
@@ -51,14 +51,14 @@ def test_more_divergence_never_forecasts_more(
 
 
 def test_a_falling_record_is_met_exactly_and_joined_by_straight_lines() -> None:
-    forecast = AccuracyForecast([(1.0, 0.5), (0.5, 0.8)], 0.9, 0.005)
+    forecast = QualityForecast([(1.0, 0.5), (0.5, 0.8)], 0.9, 0.005)
     assert [forecast(k) for k in (0.0, 0.5, 1.0, 9.0)] == pytest.approx([0.9, 0.8, 0.5, 0.5])
     assert forecast(0.25) == pytest.approx(0.85)
     assert forecast.sigma == 0.005
 
 
 def test_a_rise_is_pooled_and_makes_the_forecast_uncertain() -> None:
-    forecast = AccuracyForecast([(0.5, 0.7), (0.6, 0.8)], 0.9, 0.005)
+    forecast = QualityForecast([(0.5, 0.7), (0.6, 0.8)], 0.9, 0.005)
     assert forecast(0.5) == forecast(0.6) == pytest.approx(0.75)
     assert forecast.sigma == pytest.approx(0.05)
 

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from autocompress.controller.promotion import by_band, in_doubt, lower_bound, promoted
+from autocompress.controller.promotion import by_band, in_doubt, promoted, worst_case
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.results.metric import Measurement
 from autocompress.results.rank import rank_correlation
@@ -46,7 +46,7 @@ def test_who_is_clearly_behind_is_out() -> None:
 
 def test_a_surer_trial_leads() -> None:
     sure, lucky = trial(0, 0.899, stderr=0.001), trial(1, 0.900, stderr=0.01)
-    assert lower_bound(sure) > lower_bound(lucky)
+    assert worst_case(sure) < worst_case(lucky)
     assert [t.number for t in in_doubt([lucky, sure])] == [0, 1]
 
 

@@ -33,6 +33,7 @@ from autocompress.recover.finetune import fine_tune
 from autocompress.run.evaluator import StudyEvaluator, make_evaluator
 from autocompress.targets import get_target
 from autocompress.task.data import Data, Split
+from autocompress.task.divergence import GaussianKL, SigmoidKL
 from autocompress.techniques.importance import taylor_scores
 from autocompress.workloads.models import seeded
 
@@ -163,8 +164,8 @@ def test_soft_loss_of_one_logit_is_bernoullis_and_of_numbers_the_squared_differe
     torch.manual_seed(0)
     student, teacher = torch.randn(9, 1), torch.randn(9, 1)
     wanted = kl_divergence(Bernoulli(logits=teacher / 2), Bernoulli(logits=student / 2)).mean()
-    assert float(soft_loss(student, teacher, 2.0, "binary")) == pytest.approx(4 * float(wanted))
-    found = soft_loss(student, teacher, 2.0, "value")
+    assert float(soft_loss(student, teacher, 2.0, SigmoidKL())) == pytest.approx(4 * float(wanted))
+    found = soft_loss(student, teacher, 2.0, GaussianKL())
     assert float(found) == pytest.approx(float(((student - teacher) ** 2).mean()))
     with pytest.raises(InputError, match="always 1"):
         soft_loss(student, teacher, 2.0)
@@ -196,5 +197,5 @@ def test_accuracy_of_the_exported_file(tmp_path: Path) -> None:
         right = (network()(part.inputs()).flatten() > 0) == (part.targets == 1)
     assert made.baseline["accuracy"] == pytest.approx(float(right.float().mean()))
     assert 0 < float(right.float().mean()) < 1
-    with pytest.raises(InputError, match="Give the data a `metric`"):
+    with pytest.raises(InputError, match="give the data a `metric`"):
         _ = evaluator("value", tmp_path / "value").baseline

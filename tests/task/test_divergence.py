@@ -10,10 +10,17 @@ import torch
 from scipy.integrate import quad
 from scipy.stats import entropy, norm
 from torch import Tensor
-from torch.distributions import Bernoulli, kl_divergence
+from torch.distributions import Bernoulli, Normal, kl_divergence
 
 from autocompress.errors import InputError
-from autocompress.task.divergence import choose_divergence, class_divergence
+from autocompress.task.divergence import (
+    GaussianKL,
+    Heads,
+    SigmoidKL,
+    SoftmaxKL,
+    as_divergence,
+    divergence_of,
+)
 
 
 def outputs(*shape: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -26,23 +33,27 @@ def outputs(*shape: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("shape", [(7, 5), (4, 2), (3, 6, 5)])
 def test_classes_against_scipys_entropy(shape: tuple[int, ...]) -> None:
     original, compressed = outputs(*shape)
-    found = choose_divergence("classes", original)(original, compressed)
+    found = divergence_of("classes").fitted(original)(original, compressed)
     p, q = (x.double().softmax(-1).flatten(0, -2).numpy() for x in (original, compressed))
-    assert found.numpy() == pytest.approx(entropy(p, q, axis=1), rel=1e-4)
+    assert found.numpy() == pytest.approx(
+        entropy(p, q, axis=1).reshape(len(original), -1).mean(1), rel=1e-4
+    )
 
 
 @pytest.mark.parametrize("shape", [(9, 1), (9,), (4, 6, 1)])
 def test_one_logit_against_torchs_bernoulli(shape: tuple[int, ...]) -> None:
     original, compressed = outputs(*shape, seed=1)
-    found = choose_divergence("binary", original)(original, compressed)
+    found = divergence_of("binary").fitted(original)(original, compressed)
     wanted = kl_divergence(Bernoulli(logits=original), Bernoulli(logits=compressed))
-    assert found.tolist() == pytest.approx(wanted.flatten().tolist(), rel=1e-4)
+    assert found.tolist() == pytest.approx(
+        wanted.reshape(len(original), -1).mean(1).tolist(), rel=1e-4
+    )
     assert float(found.min()) > 0
 
 
 def test_numbers_against_the_integral_over_two_normal_densities() -> None:
     original, compressed = outputs(6, 1, seed=2)
-    found = choose_divergence("value", original)(original, compressed).tolist()
+    found = divergence_of("value").fitted(original)(original, compressed).tolist()
     spread = float(np.std(original.numpy()))
     for a, b, nats in zip(original.flatten(), compressed.flatten(), found, strict=True):
         p, q = norm(float(a), spread), norm(float(b), spread)
@@ -57,14 +68,101 @@ def test_numbers_against_the_integral_over_two_normal_densities() -> None:
 @pytest.mark.parametrize("kind", ["classes", "binary", "value"])
 def test_nothing_changed_is_no_divergence(kind: str) -> None:
     original, _ = outputs(5, 3 if kind == "classes" else 1)
-    assert choose_divergence(kind, original)(original, original).abs().max() < 1e-6  # type: ignore[arg-type]  # a kind
+    assert divergence_of(kind).fitted(original)(original, original).abs().max() < 1e-6  # type: ignore[arg-type]  # a kind
 
 
 def test_a_softmax_over_one_column_is_said_rather_than_zero() -> None:
     with pytest.raises(InputError, match="always 1"):
-        class_divergence(*outputs(5, 1))
+        SoftmaxKL()(*outputs(5, 1))
 
 
 def test_numbers_that_never_vary_have_no_scale() -> None:
     with pytest.raises(InputError, match="gives 3 for all of 4 inputs"):
-        choose_divergence("value", torch.full((4, 1), 3.0))
+        divergence_of("value").fitted(torch.full((4, 1), 3.0))
+
+
+def test_yes_or_no_per_column_is_the_sum_of_bernoullis() -> None:
+    original, compressed = outputs(7, 4, seed=3)
+    found = SigmoidKL()(original, compressed)
+    wanted = kl_divergence(Bernoulli(logits=original), Bernoulli(logits=compressed)).sum(1)
+    assert found.tolist() == pytest.approx(wanted.tolist(), rel=1e-6)
+
+
+def test_each_column_of_numbers_has_a_variance_of_its_own() -> None:
+    original, compressed = outputs(50, 3, seed=4)
+    scales = torch.tensor([1.0, 100.0, 1e-3], dtype=torch.float64)
+    original, compressed = original * scales, compressed * scales
+    found = GaussianKL().fitted(original)(original, compressed)
+    spread = original.std(0, correction=0)
+    wanted = kl_divergence(Normal(original, spread), Normal(compressed, spread)).sum(1)
+    assert found.tolist() == pytest.approx(wanted.tolist(), rel=1e-6)
+
+
+def test_images_have_a_variance_per_channel_and_are_averaged_over_pixels() -> None:
+    original, compressed = outputs(5, 2, 3, 3, seed=5)
+    spread = original.transpose(0, 1).flatten(1).std(1, correction=0).view(1, 2, 1, 1)
+    wanted = kl_divergence(Normal(original, spread), Normal(compressed, spread)).sum(1).mean((1, 2))
+    found = GaussianKL().fitted(original)(original, compressed)
+    assert found.tolist() == pytest.approx(wanted.tolist(), rel=1e-6)
+
+
+def test_a_column_that_never_varies_has_the_others_scale() -> None:
+    original, compressed = outputs(6, 2, seed=6)
+    original[:, 1] = 3.0
+    found = GaussianKL().fitted(original)(original, compressed)
+    assert bool(torch.isfinite(found).all())
+
+
+def test_classes_of_pixels_lie_on_axis_one() -> None:
+    original, compressed = outputs(4, 5, 3, 2, seed=7)
+    p, q = (x.softmax(1).movedim(1, -1).flatten(1, 2).numpy() for x in (original, compressed))
+    found = SoftmaxKL(axis=1)(original, compressed)
+    assert found.numpy() == pytest.approx(entropy(p, q, axis=2).mean(1), rel=1e-6)
+
+
+def test_targets_of_the_next_token_mask_the_position_before() -> None:
+    original, compressed = outputs(2, 4, 5, seed=8)
+    targets = torch.tensor([[1, 2, -100, 4], [-100, -100, -100, -100]])
+    p, q = (x.softmax(-1).numpy() for x in (original, compressed))
+    each = entropy(p, q, axis=2)
+    found = SoftmaxKL(ignore=-100, shift=True)(original, compressed, targets)
+    assert found.tolist() == pytest.approx([each[0, [0, 2]].mean(), 0.0], rel=1e-6)
+
+
+def test_heads_are_weighted_and_named() -> None:
+    (kinds, other_kinds), (sizes, other_sizes) = outputs(9, 3, seed=9), outputs(9, 1, seed=10)
+    original, compressed = (
+        {"kind": kinds, "size": sizes},
+        {"kind": other_kinds, "size": other_sizes},
+    )
+    both = Heads((SoftmaxKL("kind"), GaussianKL("size")), (2.0, 0.5)).fitted(original)
+    wanted = 2 * SoftmaxKL()(kinds, other_kinds)
+    wanted += 0.5 * GaussianKL().fitted(sizes)(sizes, other_sizes)
+    assert both(original, compressed).tolist() == pytest.approx(wanted.tolist())
+    assert "size" in both.name
+    with pytest.raises(InputError, match="no 'kinds'; they hold kind"):
+        SoftmaxKL("kinds")(original, compressed)
+    with pytest.raises(InputError, match="several tensors"):
+        SoftmaxKL()(original, compressed)
+
+
+def test_a_function_of_ones_own_may_ask_for_targets() -> None:
+    original, compressed = outputs(4, 2, seed=11)
+    whole = as_divergence(lambda a, b: (a - b).abs().mean())
+    assert whole(original, compressed).shape == (4,)
+    masked = as_divergence(lambda a, b, t: (a - b).abs().mean(1) * t)
+    found = masked(original, compressed, torch.tensor([1.0, 0.0, 0.0, 0.0]))
+    assert float(found[1:].abs().max()) == 0.0
+    with pytest.raises(InputError, match="is a function"):
+        as_divergence(3)  # type: ignore[arg-type]  # what is refused
+
+
+@pytest.mark.parametrize("tau", [1.0, 3.0])
+def test_what_is_taught_is_tau_squared_times_the_softened_divergence(tau: float) -> None:
+    teacher, student = outputs(8, 5, seed=12)
+    wanted = tau**2 * SoftmaxKL()(teacher / tau, student / tau).mean()
+    assert float(SoftmaxKL().taught(student, teacher, tau)) == pytest.approx(float(wanted))
+    flags = tau**2 * SigmoidKL()(teacher / tau, student / tau).mean() / 5  # as a mean over columns
+    assert float(SigmoidKL().taught(student, teacher, tau)) == pytest.approx(float(flags))
+    numbers = float((teacher - student).square().mean())
+    assert float(GaussianKL().taught(student, teacher, tau)) == pytest.approx(numbers)

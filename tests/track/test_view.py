@@ -102,7 +102,7 @@ def test_growth_equals_the_front_computed_anew_after_every_trial(
     for i, point in enumerate(found.history):
         within = [(a, ms) for a, ms in points[: i + 1] if ms <= 1.0]
         assert point.hypervolume == pytest.approx(staircase(within), abs=1e-9)
-        assert point.best_accuracy == (max(a for a, _ in within) if within else None)
+        assert point.best_quality == (max(a for a, _ in within) if within else None)
     assert found.hypervolume == pytest.approx(staircase([p for p in points if p[1] <= 1.0]))
     assert found.seconds == len(points)
 
@@ -235,8 +235,10 @@ def test_the_verdict_says_who_won(
     assert judged.comparisons[0].outcome == outcome
     assert words in judged.headline
     if outcome in ("won", "unclear"):
-        assert judged.comparisons[0].points == pytest.approx(100 * (found[0] - simple[0]))
-        assert judged.comparisons[0].stderr == pytest.approx(100 * math.sqrt(2) * 0.003)
+        gap = judged.comparisons[0].gap
+        assert gap is not None
+        assert gap.points == pytest.approx(100 * (found[0] - simple[0]))
+        assert gap.stderr == pytest.approx(100 * math.sqrt(2) * 0.003)
 
 
 def test_a_trained_answer_is_not_set_against_an_untrained_baseline() -> None:

@@ -40,7 +40,7 @@ class EstimatedCosts:
         return known
 
     def main(self, assignment: Assignment) -> float:
-        """The cost that the front trades accuracy for."""
+        """The cost that the front trades quality for."""
         return self(assignment)[self.metric]
 
     def forget_if_moved(self, assignment: Assignment) -> None:

@@ -59,8 +59,7 @@ class History:
         return reference_point(self.context.feasibility.baseline, self.context.objectives)
 
     def loses(self, trial: Trial) -> bool:
-        """Whether a trial's accuracy is under the uncompressed one by a standard error."""
+        """Whether a trial's quality is worse than the uncompressed one by a standard error."""
         assert trial.measurement is not None
         base = self.context.feasibility.baseline
-        noise = base.spread.get("accuracy", 0.0)
-        return trial.measurement["accuracy"] < base["accuracy"] - noise
+        return base.quality.lost(trial.measurement.score, base.score) > base.score_error

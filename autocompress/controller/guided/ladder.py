@@ -86,7 +86,7 @@ class SolverLadder:
         return max(least, min(bound, self._lossless()))
 
     def _lossless(self) -> float:
-        """Estimated cost of the cheapest policy so far that loses no accuracy: nothing above it
+        """Estimated cost of the cheapest policy so far that loses no quality: nothing above it
         is worth looking for."""
         costs = [
             self.costs.main(self.history.assignment(t))

@@ -72,7 +72,8 @@ class Neighbours:
         """Some front member that counts; without a front, the nearest to the budget."""
         if front:
             floor = self.history.reference()[0]
-            counting = [t for t in front if t.measurement and t.measurement["accuracy"] > floor]
+            better = self.context.objectives[0].better
+            counting = [t for t in front if t.measurement and better(t.measurement.score, floor)]
             return self.random.choice(counting or list(front))
         done = self.history.complete()
         return min(done, key=lambda t: max(t.violations.values(), default=0.0), default=None)

@@ -4,7 +4,7 @@ A portfolio of methods and a selector. Seeds and the solver's ladder become tria
 After that every proposal is checked against the budget by the cost estimate and screened by its KL
 divergence to the uncompressed outputs; only the best of a handful becomes a trial. Every other
 round works on the answer, the most expensive policy within the budget, as long as it loses
-accuracy; the others go where the front gains most.
+quality; the others go where the front gains most.
 """
 
 from __future__ import annotations
@@ -39,7 +39,13 @@ class GuidedProposer:
         self.history = History(context)
         self.selector = Selector(context, self.costs, self.history)
         self.sensitivity = self.selector.sensitivity
-        self.optuna = OptunaController(context.space, context.objectives, "tpe", config.seed)
+        self.optuna = OptunaController(
+            context.space,
+            context.objectives,
+            "tpe",
+            config.seed,
+            baseline=context.feasibility.baseline,
+        )
         shared = context, self.costs, self.history, self.sensitivity
         self.ladder = SolverLadder(*shared)
         self.neighbours = Neighbours(*shared, self.optuna, random.Random(config.seed))

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from autocompress.controller.context import Context
-from autocompress.controller.expected_improvement import AccuracyForecast, expected_improvement
+from autocompress.controller.expected_improvement import QualityForecast, expected_improvement
 from autocompress.controller.guided.costs import EstimatedCosts
 from autocompress.controller.guided.history import History
 from autocompress.controller.protocols import Proposal
@@ -73,11 +73,11 @@ class Selector:
         """Expected improvement by each proposal, and the share by which it is over the bounds."""
         base = self.context.feasibility.baseline
         seen = [
-            (self.divergence(self.history.assignment(t)), t.measurement["accuracy"])
+            (self.divergence(self.history.assignment(t)), t.measurement.score)
             for t in self.history.complete()
             if t.measurement
         ]
-        forecast = AccuracyForecast(seen, base["accuracy"], base.spread.get("accuracy", 0.0))
+        forecast = QualityForecast(seen, base.score, base.score_error, base.quality.goal)
         front, reference = self.history.front(), self.history.reference()
         bounds = self.context.feasibility.bounds(self.context.cost)
         gains = []
@@ -86,8 +86,8 @@ class Selector:
             over = max([0.0, *(costs.get(n, 0.0) / b - 1.0 for n, b in bounds.items())])
             gain = 0.0
             if not over and all(m.name in costs for m in front.objectives[1:]):
-                accuracy = forecast(kl)
-                gain = expected_improvement(front, reference, accuracy, forecast.sigma, costs)
+                quality = forecast(kl)
+                gain = expected_improvement(front, reference, quality, forecast.sigma, costs)
             gains.append((gain, over))
         return gains
 

@@ -1,0 +1,197 @@
+"""Which task a study has: the given one, the one that targets leave no doubt of, or none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from autocompress.errors import InputError
+from autocompress.results.metric import ACCURACY, FRACTION, METRICS, Metric
+from autocompress.task.data import Data, Split
+from autocompress.task.divergence import divergence_of
+from autocompress.task.metrics import TaskMetric
+from autocompress.task.nested import named_tensors, tensors
+from autocompress.task.outputs import OutputKind, hits, label_loss, output_kind
+from autocompress.task.pick import the_tensor
+from autocompress.task.ready import READY, binary, classification
+from autocompress.task.targets import class_targets, refuse_nan
+from autocompress.task.task import Task
+
+_LOOKED_AT = 512
+"""Targets of a streamed split that are looked at."""
+
+
+def settle(data: Data, predict: Callable[[Any], Any]) -> tuple[Task, tuple[str, ...]]:
+    """The task of a study, its targets held against the model's outputs.
+
+    Args:
+        data: three splits, with or without a ``task``, or a ``metric``.
+        predict: from a batch of inputs to the model's outputs.
+
+    Returns:
+        The task, and remarks on how targets are read.
+
+    Raises:
+        InputError: the task is not certain, or targets do not fit; the message has the remedy.
+    """
+    inputs, few = next(iter(data.train.batches(2)))
+    with torch.inference_mode():
+        outputs = predict(inputs)
+    many = first_targets(data.train, few)
+    if data.task is not None:
+        task = data.task
+    elif data.metric is not None:
+        task = implied(data, outputs)
+    else:
+        task = _certain(outputs, many, few, inputs)
+        if data.loss is not None:
+            task = replace(task, loss=data.loss, smooths=False)
+    notes: list[str] = []
+    for name in ("train", "val", "test"):
+        try:
+            notes += task.checked(outputs, first_targets(getattr(data, name), None))
+        except InputError as error:
+            raise InputError(
+                f"The targets of {name} do not fit the task ({task}): {error}"
+            ) from None
+    return task, tuple(dict.fromkeys(notes))
+
+
+def first_targets(split: Split, few: Any) -> Any:
+    """All targets of a split in memory, the first of a streamed one.
+
+    Args:
+        split: any.
+        few: what is known of the split already, where it has nothing else to give.
+    """
+    known = getattr(split, "targets", None)
+    if known is not None:
+        return known
+    found = [targets for _, targets in split.batches(_LOOKED_AT, limit=_LOOKED_AT)]
+    return found[0] if found else few
+
+
+def implied(data: Data, outputs: Any) -> Task:
+    """The task that data are trained by: their own, or what the kind of outputs implies.
+
+    Never refuses: where nothing judges numbers, asking for their quality does.
+
+    Args:
+        data: three splits.
+        outputs: of a few training samples.
+    """
+    if data.task is not None:
+        return data.task
+    found = the_tensor(outputs)
+    kind = output_kind(found, first_targets(data.train, None))
+
+    def loss(outputs: Any, targets: Tensor, smoothing: float = 0.0) -> Tensor:
+        return label_loss(the_tensor(outputs), targets, kind, smoothing)
+
+    right = TaskMetric(
+        ACCURACY.name,
+        FRACTION,
+        "maximize",
+        lambda o, t: hits(the_tensor(o), t, kind),
+        per_sample=True,
+    )
+    metric = right if data.metric is None else _named(data.metric)
+    return Task(
+        metric,
+        data.loss or loss,
+        divergence_of(kind),
+        name=_KINDS[kind],
+        smooths=data.loss is None,
+    )
+
+
+_KINDS: dict[OutputKind, str] = {
+    "classes": "classification",
+    "binary": "binary classification",
+    "value": "numbers",
+}
+
+
+def _named(function: Callable[..., Any]) -> TaskMetric:
+    """The metric of data that bring a function: more is better, and its name is the function's."""
+    name = getattr(function, "__name__", "metric")
+    if not name.isidentifier() or (name in METRICS and name != ACCURACY.name):
+        name = "metric"
+    return TaskMetric(name, FRACTION if name == ACCURACY.name else "", "maximize", function)
+
+
+def renamed(task: Task, quality: Metric) -> Task:
+    """The same task with its quality under another name, that of an earlier run."""
+    first, *others = task.measured
+    name = replace(first, name=quality.name, unit=quality.unit, margin=quality.margin)
+    return replace(task, metrics=(name, *others))
+
+
+def _certain(outputs: Any, many: Any, few: Any, inputs: Any) -> Task:
+    """The task, where integer targets in the range of the outputs leave no doubt."""
+    try:
+        found = the_tensor(outputs)
+    except InputError as error:
+        raise _unsure(f"{error}", outputs, many, "") from None
+    if not isinstance(many, Tensor):
+        raise _unsure("Targets are no single tensor.", outputs, many, "")
+    refuse_nan(many)
+    one_column = found.dim() < 2 or found.shape[-1] == 1
+    if one_column:
+        if bool(((many == 0) | (many == 1)).all()):
+            return replace(binary(), detail="(from one logit and targets 0 and 1)")
+        raise _unsure("One column of outputs is a number.", outputs, many, "regression")
+    classes, positions = found.shape[-1], tuple(found.shape[1:-1])
+    likely = _likely(found, many, few, inputs)
+    if likely:
+        raise _unsure("Several tasks have such outputs and targets.", outputs, many, likely)
+    try:
+        read, _ = class_targets(many, classes, positions)
+    except InputError as error:
+        raise _unsure(str(error), outputs, many, "") from None
+    low, high = int(read.min()), int(read.max())
+    return replace(
+        classification(),
+        detail=f"into {classes} classes (from integer targets {low} to {high})",
+    )
+
+
+def _likely(outputs: Tensor, many: Tensor, few: Any, inputs: Any) -> str:
+    """What outputs and targets look like, where that is no plain classification."""
+    if many.is_floating_point() and bool((many != many.round()).any()):
+        return "regression"
+    if many.shape[1:] == outputs.shape[1:] and not bool((many.double().sum(-1) == 1).all()):
+        return "multi_label" if bool(((many == 0) | (many == 1)).all()) else "regression"
+    if outputs.dim() < 3:
+        return ""
+    if many.shape[1:] == (*outputs.shape[2:],) and many.shape[1:] != outputs.shape[1:-1]:
+        return "segmentation"
+    if bool((many == -100).any()):
+        return "token_classification"
+    own = [t for t in tensors(inputs) if t.shape == few.shape and not t.is_floating_point()]
+    return "causal_language_model" if any(bool((t == few).all()) for t in own) else ""
+
+
+def _unsure(why: str, outputs: Any, targets: Any, likely: str) -> InputError:
+    name = likely or "NAME"
+    guess = f" They look like those of `{likely}`." if likely else ""
+    return InputError(
+        f"What the model is for is not certain: outputs {_shapes(outputs)}, targets "
+        f"{_shapes(targets)}. {why}{guess} Say it with `task: {name}` in the study's `data` "
+        f'section, or task="{name}" in Python; ready-made are {", ".join(READY)}. A metric of '
+        "your own: autocompress.Task."
+    )
+
+
+def _shapes(value: Any) -> str:
+    parts = [f"{name} {_shape(tensor)}".strip() for name, tensor in named_tensors(value)]
+    return ", ".join(parts) or type(value).__name__
+
+
+def _shape(tensor: Tensor) -> str:
+    each = "".join(f", {size}" for size in tensor.shape[1:])
+    return f"(N{each or ','}) {str(tensor.dtype).removeprefix('torch.')}"

@@ -1,0 +1,236 @@
+"""What a model is for: how it is judged, trained, and compared with its compressed versions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial, wraps
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from autocompress.errors import AutocompressError, InputError
+from autocompress.results.metric import FRACTION, Allowance, Metric
+from autocompress.task.divergence import Divergence, GaussianKL, as_divergence
+from autocompress.task.metrics import Meter, Score, TaskMetric, averaged
+from autocompress.task.nested import batch_size, map_tensors
+
+Loss = Callable[..., Tensor]
+"""From outputs and targets of a batch to a scalar."""
+Check = Callable[[Any, Any], Sequence[str]]
+"""Holds targets against outputs: gives remarks on how they are read, refuses what does not fit."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """All figures of a task on a split.
+
+    Args:
+        scores: per metric that could be told, the quality first.
+        problems: why others could not.
+        count: samples.
+        correct: ``(N,)`` the task's own per-sample correctness, where it has one.
+    """
+
+    scores: dict[str, Score]
+    problems: tuple[str, ...]
+    count: int
+    correct: Score | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a model is for.
+
+    Args:
+        metrics: one or several; the first is the quality that searches trade for cost.
+        loss: from outputs and targets of a batch to a scalar, for training and Taylor importance.
+            ``None``: policies are not trained on labels.
+        divergence: between the original's and the compressed model's outputs; a ``Divergence`` or
+            a function. ``None``: the normal distribution's, over all outputs.
+        correct: from outputs and targets of a batch to whether each sample is right, ``(N,)``;
+            without metrics its share is the quality.
+        close: how much worse than the original is good enough: ``0.3`` in the metric's unit or
+            ``"2%"`` of the original's value. The cheapest policy that keeps to it is then the
+            answer; ``max_quality_drop`` says something else for one study.
+        name: for people.
+        detail: what was found out about it, such as ``into 10 classes``.
+        check: called on a few outputs and many targets before anything runs.
+        smooths: the loss takes ``smoothing``, of labels.
+    """
+
+    metrics: TaskMetric | Sequence[TaskMetric] = ()
+    loss: Loss | None = None
+    divergence: Divergence | Callable[..., Any] | None = None
+    correct: Callable[[Any, Any], Any] | None = None
+    close: str | float | None = None
+    name: str = "own task"
+    detail: str = ""
+    check: Check | None = None
+    smooths: bool = False
+    _made: tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]] | None = field(
+        default=None, init=False, repr=False, compare=False
+    )
+
+    def __post_init__(self) -> None:
+        given = (self.metrics,) if isinstance(self.metrics, TaskMetric) else tuple(self.metrics)
+        if not given and self.correct is not None:
+            given = (TaskMetric("accuracy", FRACTION, "maximize", self.correct, per_sample=True),)
+        if not given or not all(isinstance(m, TaskMetric) for m in given):
+            raise InputError(
+                "A task needs at least one metric: `Task(TaskMetric(name, unit, goal, compute))`, "
+                "or `correct`."
+            )
+        names = [m.name for m in given]
+        if len(set(names)) != len(names):
+            raise InputError(f"The metrics of a task need names of their own, got {names}.")
+        object.__setattr__(self, "metrics", given)
+        if self.divergence is not None:
+            object.__setattr__(self, "divergence", as_divergence(self.divergence))
+        if self.close is not None:
+            Allowance.parse(self.close)
+
+    def __reduce__(self) -> Any:
+        # the functions of a ready-made task cannot be pickled, but it can be made again
+        if self._made is not None:
+            maker, args, named = self._made
+            return (partial(maker, *args, **named), ())
+        return super().__reduce__()
+
+    @property
+    def measured(self) -> tuple[TaskMetric, ...]:
+        """The metrics, the quality first."""
+        assert isinstance(self.metrics, tuple)
+        return self.metrics
+
+    @property
+    def figures(self) -> tuple[Metric, ...]:
+        """Names, units and directions of the metrics."""
+        return tuple(m.metric for m in self.measured)
+
+    @property
+    def quality(self) -> Metric:
+        """What the model is judged by."""
+        return self.measured[0].metric
+
+    @property
+    def compared(self) -> Divergence:
+        """The divergence; its scales are not told yet."""
+        return as_divergence(self.divergence) if self.divergence is not None else GaussianKL()
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.detail}".strip()
+
+    def criterion(self, outputs: Any, targets: Any, smoothing: float = 0.0) -> Tensor:
+        """The loss of a batch.
+
+        Raises:
+            InputError: the task has none.
+        """
+        if self.loss is None:
+            raise InputError(
+                f"The task ({self}) has no loss to train towards. Give it one (`Task(loss=...)`), "
+                "or train nothing: `recovery: {epochs: 0}`."
+            )
+        if self.smooths:
+            return self.loss(outputs, targets, smoothing=smoothing)
+        return self.loss(outputs, targets)
+
+    def judge(self) -> Judge:
+        """Takes outputs and targets batch by batch."""
+        return Judge(self)
+
+    def checked(self, outputs: Any, targets: Any) -> tuple[str, ...]:
+        """Hold targets against outputs.
+
+        Args:
+            outputs: of a few samples.
+            targets: of many.
+
+        Returns:
+            Remarks on how targets are read.
+
+        Raises:
+            InputError: they do not fit; the message has the remedy.
+        """
+        if self.check is None:
+            return ()
+        return tuple(note for note in self.check(outputs, targets) if note)
+
+
+def ready_made(maker: Callable[..., Task]) -> Callable[..., Task]:
+    """Let what a function makes know how it was made, so that other processes can make it too."""
+
+    @wraps(maker)
+    def made(*args: Any, **named: Any) -> Task:
+        task = maker(*args, **named)
+        object.__setattr__(task, "_made", (made, args, named))
+        return task
+
+    return made
+
+
+class Judge:
+    """The metrics of a task under way; a metric that fails fails alone.
+
+    Args:
+        task: whose metrics.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self._meters: dict[str, Meter] = {m.name: m.meter() for m in task.measured}
+        self._problems: dict[str, AutocompressError] = {}
+        self._correct: list[Tensor] = []
+        self.count = 0
+
+    def update(self, outputs: Any, targets: Any) -> None:
+        """Take a batch."""
+        outputs, targets = map_tensors(_plain, outputs), map_tensors(_plain, targets)
+        self.count += batch_size(targets)
+        for name, meter in self._meters.items():
+            if name not in self._problems:
+                self._try(name, partial(meter.update, outputs, targets))
+        if self.task.correct is not None:
+            self._correct.append(torch.as_tensor(self.task.correct(outputs, targets)).cpu())
+
+    def result(self) -> Result:
+        """What came of all batches."""
+        scores: dict[str, Score] = {}
+        for name, meter in self._meters.items():
+            if name not in self._problems:
+                found = self._try(name, meter.result)
+                if found is not None:
+                    scores[name] = found
+        correct = averaged("correct", torch.cat(self._correct)) if self._correct else None
+        problems = tuple(str(error) for error in self._problems.values())
+        return Result(scores, problems, self.count, correct)
+
+    def quality(self) -> Score:
+        """The quality.
+
+        Raises:
+            AutocompressError: it could not be told.
+        """
+        name = self.task.quality.name
+        found = self.result().scores.get(name)
+        if found is None:
+            raise self._problems[name]
+        return found
+
+    def _try(self, name: str, step: Callable[[], Any]) -> Any:
+        try:
+            return step()
+        except AutocompressError as error:
+            self._problems[name] = error
+        except Exception as error:  # a metric of the user's may raise anything
+            told = InputError(f"The metric {name!r} failed: {type(error).__name__}: {error}")
+            told.__cause__ = error
+            self._problems[name] = told
+        return None
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    found = tensor.detach().cpu()
+    return found.float() if found.dtype in (torch.float16, torch.bfloat16) else found
