@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 from autocompress.policy.technique import Field, Technique
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from autocompress.policy.inventory import ChannelGroup, LayerSpec
     from autocompress.policy.policy import LayerPolicy
     from autocompress.policy.space_config import Rule
@@ -55,7 +53,7 @@ class Prune(Technique):
         work.place_solved()
         self.cut(work.module, work.removals)
 
-    def cut(self, module: nn.Module, removals: Mapping[tuple[str, str], Sequence[int]]) -> None:
+    def cut(self, module: Any, removals: Mapping[tuple[str, str], Sequence[int]]) -> None:
         """Slice every module once.
 
         Args:
