@@ -195,8 +195,8 @@ class Follower:
                 found = list(_tensors(func(full, *rest, **kwargs)))
         else:
             found = [func([self._full(t) for t in data], *rest, **kwargs)]
-        for tensor, labels in zip(outs, found, strict=True):
-            self.put(tensor, labelled(labels, loose))
+        for tensor, moved in zip(outs, found, strict=True):
+            self.put(tensor, labelled(moved, loose))
         return True
 
     def _full(self, tensor: Tensor) -> Tensor:

@@ -113,16 +113,16 @@ def _untried(model: nn.Module, inputs: Any) -> tuple[tuple[ChannelGroup, ...], S
         if is_attention(module := model.get_submodule(name))
         and (found := _heads(name, module)) is not None
     }
-    found = grouped.groups | heads
-    names = [name for name in trace.order if name in found]
+    both = grouped.groups | heads
+    names = [name for name in trace.order if name in both]
     plan = SlicingPlan(
-        {name: found[name][1] for name in names},
-        {name: found[name][2] for name in names},
+        {name: both[name][1] for name in names},
+        {name: both[name][2] for name in names},
         grouped.skipped,
         grouped.producers,
         grouped.sites,
     )
-    return tuple(found[name][0] for name in names), plan
+    return tuple(both[name][0] for name in names), plan
 
 
 def _without(

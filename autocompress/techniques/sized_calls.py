@@ -200,7 +200,7 @@ def _split(name: str, args: Any, kwargs: Any, loss: Loss | None) -> New:
     if loss is None or loss.axis != dim:
         return None
     how = given.get("sizes", next((v for k, v in kwargs.items() if k != "dim"), None))
-    how = how if isinstance(how, int) else list(how)
+    how = how if isinstance(how, int) else list(how or ())
     gone = set(loss.gone)
     parts = getattr(torch, name)(torch.arange(loss.size), how)
     sizes = [sum(i not in gone for i in part.tolist()) for part in parts]

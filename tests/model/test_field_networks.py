@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ import torch
 from field_networks import ALONE, CASES, FOLDED, HEADS, TIED
 from masking import same_as_masked
 from small_networks import enliven
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from autocompress.model.groups import SlicingPlan, channel_groups
 from autocompress.model.inventory import take_inventory
@@ -147,3 +149,54 @@ def random_policy(inventory: Inventory, draw: random.Random) -> Policy:
             for p in g.producers
         }
     )
+
+
+class Between(nn.Module):
+    """Some function between two convolutions."""
+
+    def __init__(self, between: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+        self.third, self.between = nn.Conv2d(4, 2, 1), between
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.third(torch.relu(self.second(self.between(torch.relu(self.first(x))))))
+
+
+@pytest.mark.parametrize(
+    ("between", "reason"),
+    [
+        (lambda x: x * x.shape[1], "answers differently from the masked one"),
+        (lambda x: x + torch.ones(1, 8, 1, 1, dtype=x.dtype), "cut, the model does not run"),
+        (lambda x: torch.fft.ifft(torch.fft.fft(x)).real, "outside of any layer"),
+        (lambda x: x / x.norm(dim=1, keepdim=True), "all of them go into one"),
+    ],
+)
+def test_one_group_that_cannot_be_cut_leaves_the_others(
+    between: Callable[[Tensor], Tensor], reason: str
+) -> None:
+    groups, plan = channel_groups(Between(between).eval(), torch.randn(2, 3, 4, 4))
+    assert [g.name for g in groups] == ["second"]
+    assert reason in plan.skipped["first"]
+
+
+@pytest.mark.parametrize("mode", ["circular", "reflect"])
+def test_padding_as_a_function_comes_to_an_end(mode: str) -> None:
+    model = Between(lambda x: F.pad(x, (1, 1, 1, 1), mode=mode)).eval()
+    groups, plan = channel_groups(model, torch.randn(2, 3, 4, 4))
+    assert "second" in {g.name for g in groups}
+    same_as_masked(model, plan, torch.randn(3, 3, 4, 4), 0.5)
+
+
+def test_a_model_that_cannot_be_followed_is_still_listed() -> None:
+    def strange(x: Tensor) -> Tensor:
+        if torch.overrides._get_current_function_mode() is not None:
+            raise RuntimeError("not under a mode")
+        return x
+
+    model = Between(strange).eval()
+    inventory = take_inventory(model, torch.randn(2, 3, 4, 4))
+    assert [layer.name for layer in inventory.layers] == ["first", "second", "third"]
+    assert not inventory.channel_groups
+    assert inventory.cannot_prune.startswith("100 % of the multiply-adds cannot be pruned. all ")
+    assert "not under a mode" in inventory.cannot_prune

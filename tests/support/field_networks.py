@@ -372,7 +372,7 @@ class VisionTransformer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.patches(x).flatten(2).transpose(1, 2)
-        x = torch.cat([self.token.expand(len(x), -1, -1), x], 1) + self.positions
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.positions
         x = x + self.scale * self.attention(self.norm1(x))
         x = x + self.down(F.gelu(self.up(self.norm2(x))))
         return self.head(self.norm3(x)[:, 0])

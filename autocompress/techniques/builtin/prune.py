@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 from autocompress.policy.technique import Field, Technique
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from autocompress.measure.gate import Shown
     from autocompress.policy.inventory import ChannelGroup, LayerSpec
     from autocompress.policy.policy import LayerPolicy
@@ -82,7 +80,7 @@ class Prune(Technique):
         work.place_solved()
         self.cut(work.module, work.removals)
 
-    def cut(self, module: nn.Module, removals: Mapping[tuple[str, str], Sequence[int]]) -> None:
+    def cut(self, module: Any, removals: Mapping[tuple[str, str], Sequence[int]]) -> None:
         """Slice every module once.
 
         Args:
