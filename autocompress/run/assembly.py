@@ -262,11 +262,11 @@ def in_float32(data: Data) -> Data:
     kinds = {x.dtype for x in tensors(data.train.inputs(1)) if x.is_floating_point()}
     if kinds <= {torch.float32}:
         return data
-    splits = {
-        name: replace(split, preprocess=_Float32(split.preprocess))
-        for name, split in (("train", data.train), ("val", data.val), ("test", data.test))
-    }
-    return replace(data, **splits)
+    train, val, test = (
+        replace(split, preprocess=_Float32(split.preprocess))
+        for split in (data.train, data.val, data.test)
+    )
+    return replace(data, train=train, val=val, test=test)
 
 
 def assemble(
