@@ -66,7 +66,7 @@ def prepare(model: nn.Module) -> Prepared:
 
 def _inside(module: nn.Module) -> nn.Module | None:
     """The module in a wrapper that only says how to run it."""
-    parallel = nn.DataParallel | nn.parallel.DistributedDataParallel
+    parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel)
     inner: Any = module.module if isinstance(module, parallel) else None
     if type(module).__name__ == "OptimizedModule":  # torch._dynamo would have to be imported
         inner = getattr(module, "_orig_mod", None)
@@ -222,8 +222,9 @@ def _fold_parametrizations(module: nn.Module) -> bool:
     """Weights that torch computes from others whenever they are read."""
     if not parametrize.is_parametrized(module):
         return False
-    values = {name: getattr(module, name).detach() for name in module.parametrizations}
-    held = {name for name in values if list(module.parametrizations[name].parameters())}
+    computed: Any = module.parametrizations
+    values = {name: getattr(module, name).detach() for name in computed}
+    held = {name for name in values if list(computed[name].parameters())}
     # by hand: torch would take the properties off the class, which the user's model shares
     module.__class__ = type(module).__mro__[1]
     del module._modules["parametrizations"]

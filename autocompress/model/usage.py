@@ -234,7 +234,7 @@ def _plain(layer: Any, own: type[Any], found: Product) -> nn.Module:
     made.weight = nn.Parameter(found.weight.detach().clone())
     if found.bias is not None:
         made.bias = nn.Parameter(found.bias.detach().clone())
-    return made.train(layer.training)  # type: ignore[no-any-return]
+    return made.train(layer.training)
 
 
 def _from_conv1d(layer: Any) -> nn.Module | None:

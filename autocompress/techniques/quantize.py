@@ -173,7 +173,7 @@ class HalfLayer(nn.Module):
     def __init__(self, layer: nn.Module, kind: torch.dtype) -> None:
         super().__init__()
         self.kind = kind
-        self.usual = layer.weight.dtype
+        self.usual = layer.get_parameter("weight").dtype
         self.layer = copy.deepcopy(layer).to(kind)
 
     def forward(self, x: Tensor) -> Tensor:
