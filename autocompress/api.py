@@ -192,7 +192,12 @@ def search(
 
     data, section = _described(data, reading)
     searching, sampler = _sampler_apart(search or {})
-    sections = {"data": section, "target": target, "space": space, "search": searching}
+    sections: dict[str, Any] = {
+        "data": section,
+        "target": target,
+        "space": space,
+        "search": searching,
+    }
     sections |= {"recovery": recovery, "settings": settings, "tracking": tracking}
     more = {"max_accuracy_drop": max_accuracy_drop, "executor": executor, "workers": workers}
     study = _study(Path(out).name, budget, sections | more)
