@@ -9,12 +9,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autocompress.task.data import Data, Split
+from autocompress.task.measures import box_iou
 from autocompress.workloads.models import seeded
 from autocompress.workloads.shapes import CLASSES, SIZE, DoubleConv, shape_splits
 
 STRIDE = 8
 """Pixels between two places that may hold the middle of a box."""
 GRID = SIZE // STRIDE
+
+_LEAST = 0.05
 
 
 class Detector(nn.Module):
@@ -62,21 +65,40 @@ def detect_shapes(train: int = 1500, val: int = 200, test: int = 300, seed: int 
     return Data(*splits, classes=len(CLASSES), loss=detection_loss, name="shapes to detect")
 
 
-def find_boxes(outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Every place's box, before any is dropped.
+def find_boxes(outputs: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """What is seen on each image, surest first.
+
+    A box that overlaps a surer one of its class by half is left out, and so is one that is less
+    than 5 % sure.
 
     Args:
         outputs: of ``Detector``.
 
     Returns:
-        Boxes ``(N, places, 4)`` as left, top, right, bottom in pixels, scores ``(N, places)`` in
-        0..1 and classes ``(N, places)``.
+        Per image: boxes ``(K, 4)`` as left, top, right, bottom in pixels, scores in 0..1 and
+        classes, ``(K,)`` each.
     """
+    found = []
+    for boxes, scores, labels in zip(*every_box(outputs), strict=True):
+        order = scores.argsort(descending=True)
+        left = order[scores[order] >= _LEAST]
+        kept: list[int] = []
+        while len(left):
+            best, rest = left[0], left[1:]
+            kept.append(int(best))
+            same = labels[rest] == labels[best]
+            over = box_iou(boxes[best][None], boxes[rest])[0] >= 0.5
+            left = rest[~(same & over)]
+        found.append((boxes[kept], scores[kept], labels[kept]))
+    return found
+
+
+def every_box(outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The boxes of all places, ``(N, places, 4)``, their scores and classes ``(N, places)``."""
     rows, columns = torch.meshgrid(
         *(torch.arange(n, device=outputs.device) for n in outputs.shape[2:]), indexing="ij"
     )
-    corner = torch.stack([columns, rows])
-    middle = STRIDE * (corner + outputs[:, 1:3].sigmoid())
+    middle = STRIDE * (torch.stack([columns, rows]) + outputs[:, 1:3].sigmoid())
     half = STRIDE / 2 * outputs[:, 3:5].clamp(max=4).exp()
     boxes = torch.cat([middle - half, middle + half], 1).flatten(2).transpose(1, 2)
     likely, labels = outputs[:, 5:].flatten(2).softmax(1).max(1)

@@ -121,7 +121,7 @@ def rendered_words(train: int = 1500, val: int = 300, test: int = 500, seed: int
         seed: of the words and of how they are drawn.
 
     Returns:
-        Images ``(N, 1, 64, 224)``; targets ``(N, 8)``: numbers of characters from 1, then zeros.
+        Images ``(N, 1, 64, 224)``; targets ``(N, 8)``: numbers of characters from 1, then -1.
     """
     generator = np.random.default_rng(seed)
     words = generator.permutation(_vocabulary())
@@ -177,6 +177,6 @@ def render(word: str, generator: np.random.Generator) -> NDArray[np.uint8]:
 
 
 def spell(word: str) -> list[int]:
-    """Numbers of a word's characters from 1, filled with zeros to ``LONGEST``."""
+    """Numbers of a word's characters from 1, filled with -1 to ``LONGEST``."""
     numbers = [ALPHABET.index(character) + 1 for character in word]
-    return numbers + [0] * (LONGEST - len(numbers))
+    return numbers + [-1] * (LONGEST - len(numbers))
