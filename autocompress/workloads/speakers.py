@@ -167,6 +167,13 @@ def _recordings(files: Mapping[str, bytes]) -> dict[tuple[str, str], list[Sound]
         index = int(parts["index"])
         split = "test" if index < 5 else "val" if index < 10 else "train"
         found.setdefault((parts["speaker"], split), []).append(_read_wav(name, blob))
+    for speaker in sorted({speaker for speaker, _ in found}):
+        for split in ("train", "val", "test"):
+            if (speaker, split) not in found:
+                raise InputError(
+                    f"Speaker {speaker!r} has no recording for {split}: indices 0 to 4 are for "
+                    "test, 5 to 9 for val, the others for train."
+                )
     return found
 
 

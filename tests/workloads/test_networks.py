@@ -174,6 +174,26 @@ def test_a_tone_is_in_the_band_of_its_pitch() -> None:
         assert found[50].argmax() == filters[:, column].argmax()
 
 
+def test_recordings_that_do_not_fill_the_splits_are_refused(tmp_path: Path) -> None:
+    import wave
+
+    def record(name: str) -> None:
+        with wave.open(str(tmp_path / name), "wb") as file:
+            file.setparams((1, 2, 8000, 800, "NONE", ""))
+            file.writeframes(b"\1\2" * 800)
+
+    record("3_ann_7.wav")
+    record("3_ann_12.wav")
+    with pytest.raises(InputError, match="'ann' has no recording for test"):
+        speakers.spoken_digits(str(tmp_path))
+    record("3_ann_0.wav")
+    data = speakers.spoken_digits(str(tmp_path), repeats=2)
+    assert data.train.inputs().shape == (4, 160, 40)
+    (tmp_path / "noise.wav").write_bytes(b"")
+    with pytest.raises(InputError, match="DIGIT_SPEAKER_INDEX"):
+        speakers.spoken_digits(str(tmp_path))
+
+
 def test_resemblyzer_knows_voices() -> None:
     model = network(speakers.resemblyzer)
     data = speakers.spoken_digits(folder("fsdd"), repeats=8)
