@@ -53,31 +53,45 @@ def draw_scenes(count: int, generator: np.random.Generator) -> Scenes:
     boxes = np.zeros((count, MOST, 5), np.float32)
     boxes[:, :, 0] = -1
     for scene in range(count):
-        rough = generator.uniform(40, 215, (3, 5, 5)).repeat(13, 1).repeat(13, 2)
-        canvas = rough[:, :SIZE, :SIZE]
-        wanted, found = int(generator.integers(1, MOST + 1)), 0
-        for _ in range(4 * MOST):
+        paper = generator.uniform(40, 215, 3)
+        canvas = np.broadcast_to(paper[:, None, None], (3, SIZE, SIZE)).copy()
+        for number, (x, y, radius) in enumerate(_places(generator)):
             label = int(generator.integers(len(CLASSES)))
-            inside = _shape(label, generator)
+            inside = _shape(label, x, y, radius, generator)
             rows, columns = np.nonzero(inside)
             box = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
-            if found == wanted or pixels[scene, box[1] : box[3], box[0] : box[2]].any():
-                continue
-            canvas[:, inside] = generator.uniform(0, 255, (3, 1))
+            # at least 60 of 255 away from the background, in every color
+            away = generator.uniform(60, 120, 3) * generator.choice((-1, 1), 3)
+            canvas[:, inside] = (paper + away)[:, None]
             pixels[scene][inside] = label + 1
-            boxes[scene, found] = (label, *box)
-            found += 1
-        noisy = canvas + generator.normal(0, 20, canvas.shape)
+            boxes[scene, number] = (label, *box)
+        noisy = canvas + generator.normal(0, 15, canvas.shape)
         images[scene] = noisy.clip(0, 255).astype(np.uint8)
     return Scenes(torch.from_numpy(images), torch.from_numpy(pixels), torch.from_numpy(boxes))
 
 
-def _shape(label: int, generator: np.random.Generator) -> NDArray[np.bool_]:
+def _places(generator: np.random.Generator) -> list[tuple[float, float, float]]:
+    """Middles and radii of circles that the shapes of one image lie in, none in another."""
+    wanted = int(generator.integers(1, MOST + 1))
+    found: list[tuple[float, float, float]] = []
+    while len(found) < wanted:
+        radius = generator.uniform(8, 14)
+        x, y = generator.uniform(radius + 1, SIZE - radius - 1, 2)
+        if all((x - a) ** 2 + (y - b) ** 2 > (radius + r + 1) ** 2 for a, b, r in found):
+            found.append((x, y, radius))
+        elif generator.random() < 0.01:  # these lie so that no more fit
+            found = []
+    return found
+
+
+_ROWS, _COLUMNS = np.mgrid[:SIZE, :SIZE] + 0.5
+
+
+def _shape(
+    label: int, x: float, y: float, radius: float, generator: np.random.Generator
+) -> NDArray[np.bool_]:
     """The pixels of one shape: a circle, or a regular polygon turned at random."""
-    radius = generator.uniform(7, 14)
-    x, y = generator.uniform(radius + 1, SIZE - radius - 1, 2)
-    rows, columns = np.mgrid[:SIZE, :SIZE] + 0.5
-    across, down = columns - x, rows - y
+    across, down = _COLUMNS - x, _ROWS - y
     corners = _CORNERS.get(label)
     if corners is None:
         return across**2 + down**2 < radius**2
@@ -162,7 +176,7 @@ class UNet(nn.Module):
         return self.head(x)
 
 
-def unet(width: int = 16, seed: int = 0) -> nn.Module:
-    """A U-Net of three sizes for ``segment_shapes``; the same seed draws the same weights."""
+def unet(width: int = 8, seed: int = 0) -> nn.Module:
+    """A U-Net of four sizes for ``segment_shapes``; the same seed draws the same weights."""
     with seeded(seed):
-        return UNet((width, 2 * width, 4 * width), len(CLASSES) + 1)
+        return UNet([width * 2**level for level in range(4)], len(CLASSES) + 1)
