@@ -1,7 +1,8 @@
 """Search compression policies for a PyTorch model under a hardware budget.
 
-``search`` runs a study, ``apply`` rebuilds a model from a recipe; the rest is what goes into them
-and comes out. Importing this package loads neither torch nor Ray nor MLflow.
+``search`` runs a study, ``apply`` rebuilds a model from a recipe, ``export`` writes it;
+``evaluate``, ``profile``, ``verify`` and ``bench`` measure. The rest is what goes into them and
+comes out. Importing this package loads neither torch nor Ray nor MLflow.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from autocompress.api import Answer, Result, apply, search
+from autocompress.api import Answer, Result, search
+from autocompress.api_models import apply, bench, evaluate, export, profile, verify
 from autocompress.errors import AutocompressError
 from autocompress.policy.budget import Budget
 from autocompress.policy.policy import Distill, LayerPolicy, Policy
@@ -43,7 +45,12 @@ __all__ = [
     "Trial",
     "__version__",
     "apply",
+    "bench",
+    "evaluate",
+    "export",
+    "profile",
     "search",
+    "verify",
 ]
 
 

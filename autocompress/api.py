@@ -1,8 +1,7 @@
-"""The Python surface: run a study on objects at hand, and rebuild a model from a recipe."""
+"""The Python surface: run a study on objects at hand, and use what it found."""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,6 @@ from autocompress.track.folder import RunFolder
 if TYPE_CHECKING:
     from torch import nn
 
-    from autocompress.run.study import StudyConfig
     from autocompress.track.view import RunView
 
 
@@ -124,7 +122,7 @@ class Result:
 
 
 def search(
-    model: nn.Module,
+    model: nn.Module | str | Path,
     data: Any,
     *,
     budget: Budget | str | None = None,
@@ -139,12 +137,13 @@ def search(
     executor: str = "local",
     workers: int = 1,
     resume: bool = False,
+    new_baseline: bool = False,
     quiet: bool = False,
 ) -> Result:
     """Search the policies of a model under a budget; everything lands in a run's folder.
 
     Args:
-        model: trained; not changed.
+        model: trained; not changed. Or the path of an ONNX file.
         data: anything with ``train``, ``val`` and ``test``: DataLoaders or datasets of
             ``(input, target)``; optional ``metric``, ``loss``, ``augment``, ``classes``.
         budget: ``Budget(latency_ms=2.0)``, ``Budget("latency<=0.5x", "size<=1MB")``, or a text.
@@ -156,88 +155,34 @@ def search(
         max_accuracy_drop: in points; the cheapest policy that keeps to it is the answer.
         executor, workers: ``local`` or ``ray``, and how many evaluations at once.
         resume: go on with the run in ``out``.
+        new_baseline: with ``resume``, where the model, the data, the target or the settings are
+            others than the run's: set its trials aside and begin with a baseline of its own,
+            instead of refusing.
         quiet: nothing on the terminal.
 
     Raises:
         InputError: anything that cannot be used, before an existing run is touched.
         InfeasibleBudget: not even the cheapest policy meets the budget.
     """
+    from autocompress.run.given import as_module, given_study
     from autocompress.run.session import run_study
 
-    searching, sampler = dict(search or {}), None
-    if not isinstance(searching.get("sampler", ""), str):
-        sampler = searching["sampler"]
-        searching["sampler"] = type(sampler).__name__
-    sections = {
-        "target": target or {},
-        "space": space,
-        "search": searching,
-        "recovery": recovery or {},
-        "settings": settings or {},
-        "tracking": tracking or {},
-    }
-    more = {"max_accuracy_drop": max_accuracy_drop, "executor": executor, "workers": workers}
-    study = _study(Path(out).name, budget, sections | more)
+    searching, sampler = _with_sampler(search)
+    sections = {"target": target, "space": space, "search": searching, "recovery": recovery}
+    more = {"settings": settings, "tracking": tracking, "max_accuracy_drop": max_accuracy_drop}
+    named = {**sections, **more, "executor": executor, "workers": workers}
+    study = given_study(Path(out).name, budget, **named)
+    given: dict[str, Any] = {"model": as_module(model), "data": data, "sampler": sampler}
+    going_on: dict[str, Any] = {"resume": resume, "new_baseline": new_baseline}
     with Display(quiet) as shown:
-        done = run_study(
-            study, Path(out), resume=resume, model=model, data=data, sampler=sampler, watcher=shown
-        )
+        done = run_study(study, Path(out), watcher=shown, **going_on, **given)
     return Result(done.folder.root, done.summary, done.view)
 
 
-def _study(name: str, budget: Budget | str | None, sections: Mapping[str, Any]) -> StudyConfig:
-    """The study that a call describes, checked like a file."""
-    from autocompress.run.study import GIVEN, read_study
-
-    limits = Budget(budget) if isinstance(budget, str) else (budget or Budget())
-    given = {
-        "name": name,
-        "model": {"factory": GIVEN},
-        "data": {"factory": GIVEN},
-        "budget": [str(limit) for limit in limits.limits],
-    }
-    return read_study(given | {k: _plain(v) for k, v in sections.items()}, where="the search")
-
-
-def _plain(value: Any) -> Any:
-    """A section as a study file would hold it."""
-    if isinstance(value, SpaceConfig | CompressionSettings):
-        return value.model_dump(mode="json")
-    if isinstance(value, Mapping):
-        return dict(value)
-    return str(value) if isinstance(value, Path) else value
-
-
-def apply(
-    recipe: str | Path | Recipe | SavedRecipe,
-    model: nn.Module | None = None,
-    data: Any = None,
-) -> nn.Module:
-    """Rebuild a recipe's compressed model.
-
-    With the weights that the recipe was found on, the result is the same model, trained weights
-    included; with others of the same architecture, its policy is carried out on them anew.
-
-    Args:
-        recipe: a path, or a recipe at hand (one that carries no trained weights).
-        model: uncompressed; ``None`` takes the study's own. Not changed.
-        data: the splits; ``None`` takes the study's own.
-
-    Returns:
-        A module in eval mode, physically smaller, in float: quantized layers round their weights
-        and inputs as the exported file does. ``autocompress apply`` writes that file.
-
-    Raises:
-        InputError: another architecture, or a model or data that must be handed over.
-    """
-    from autocompress.run.replay import open_recipe, rebuild
-    from autocompress.techniques.quantize import simulate
-
-    if isinstance(recipe, SavedRecipe):
-        recipe = recipe.path
-    loaded = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
-    beside = Path() if isinstance(recipe, Recipe) else Path(recipe).parent
-    with tempfile.TemporaryDirectory() as scratch:
-        parts, same = open_recipe(loaded, model, data=data, folder=Path(scratch))
-        compressed = rebuild(loaded, parts, same, beside)
-    return simulate(compressed) if compressed.quantized else compressed.module
+def _with_sampler(search: Mapping[str, Any] | None) -> tuple[dict[str, Any], Any]:
+    """The section of the search as a file would hold it, and a sampler that is an object."""
+    section = dict(search or {})
+    sampler = section.get("sampler")
+    if sampler is None or isinstance(sampler, str):
+        return section, None
+    return {**section, "sampler": type(sampler).__name__}, sampler

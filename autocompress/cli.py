@@ -15,7 +15,15 @@ from rich.markup import escape
 import autocompress
 from autocompress.commands import inspecting, options, reading, searching
 from autocompress.commands import recipes as showing
-from autocompress.commands.options import Checkpoint, Factory, Json, RecipePath, Run, StudyName
+from autocompress.commands.options import (
+    Checkpoint,
+    DataFactory,
+    Factory,
+    Json,
+    RecipePath,
+    Run,
+    StudyName,
+)
 from autocompress.errors import AutocompressError, InfeasibleBudget, InputError
 from autocompress.report.display import Display, console
 from autocompress.report.tables import summary_json
@@ -73,6 +81,7 @@ def search(
     executor: options.Executor = None,
     ray_address: options.RayAddress = None,
     resume: options.Resume = False,
+    new_baseline: options.NewBaseline = False,
     seed: options.Seed = None,
     out: options.Out = None,
     dry_run: options.DryRun = False,
@@ -103,7 +112,7 @@ def search(
         _dry_run(config, as_json)
         return
     with Display(as_json) as shown:
-        done = run_study(config, out, resume=resume, watcher=shown)
+        done = run_study(config, out, resume=resume, new_baseline=new_baseline, watcher=shown)
     _print(done.summary, as_json, lambda console: searching.show_result(done, console))
     if not done.summary["feasible"]:
         raise typer.Exit(1)
@@ -222,12 +231,13 @@ def apply(
     ] = Path("model.onnx"),
     model: Factory = None,
     checkpoint: Checkpoint = None,
+    data: DataFactory = None,
     as_json: Json = False,
 ) -> None:
     """Rebuild the compressed model from a recipe."""
     from autocompress.run import replay
 
-    found = replay.apply(recipe, output, model, checkpoint)
+    found = replay.apply(recipe, output, model, checkpoint, data)
     _print(found, as_json, lambda console: showing.show_applied(found, console))
 
 
@@ -236,12 +246,13 @@ def verify(
     recipe: RecipePath,
     model: Factory = None,
     checkpoint: Checkpoint = None,
+    data: DataFactory = None,
     as_json: Json = False,
 ) -> None:
     """Apply a recipe in a fresh process and compare the result with what the recipe claims."""
     from autocompress.run import replay
 
-    found = replay.verify(recipe, model, checkpoint)
+    found = replay.verify(recipe, model, checkpoint, data)
     _print(found, as_json, lambda console: showing.show_verification(found, console))
     if not found["ok"]:
         raise typer.Exit(1)
@@ -263,6 +274,27 @@ def bench(
 
     found = measuring.bench(file, vs, target, threads, batch)
     _print(found, as_json, lambda console: measuring.show_bench(found, console))
+
+
+@app.command(epilog="Example: autocompress judge mine.onnx theirs.onnx --study cifar10_resnet20")
+def judge(
+    files: Annotated[list[Path], typer.Argument(metavar="FILES", help="Files for the target.")],
+    study: Annotated[
+        str, typer.Option(help="Says the data, the metric, the target and the uncompressed model.")
+    ],
+    split: Annotated[str, typer.Option(help="That they are scored on: val or test.")] = "val",
+    as_json: Json = False,
+) -> None:
+    """Score and time anyone's files beside a study's uncompressed model; check what really ran."""
+    from autocompress.commands import measuring
+    from autocompress.run.judge import judge as judge_files
+    from autocompress.run.study import load_study
+
+    if split not in ("val", "test"):
+        raise InputError(f"--split must be val or test, got {split!r}.")
+    with Display(as_json) as shown:
+        found = judge_files(load_study(study), files, shown.preparing, split=split)
+    _print(found, as_json, lambda console: measuring.show_judgement(found, console))
 
 
 @app.command()

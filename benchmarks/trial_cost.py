@@ -29,6 +29,8 @@ from autocompress.exporters.write import export
 from autocompress.measure.accuracy import file_accuracy
 from autocompress.measure.gate import check_file
 from autocompress.measure.latency import paired_timing
+from autocompress.measure.quiet import QuietSpeed
+from autocompress.measure.sampling import Plan
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.policy import Policy
 from autocompress.policy.settings import CompressionSettings
@@ -63,9 +65,15 @@ class Stopwatch:
 
 
 def one_trial(
-    watch: Stopwatch, bank: LayerBank, policy: Policy, images: Split, baseline: Path, settings: Any
+    watch: Stopwatch,
+    bank: LayerBank,
+    policy: Policy,
+    images: Split,
+    baseline: Path,
+    settings: Any,
+    quiet: QuietSpeed,
 ) -> None:
-    """The steps of a trial, in their order."""
+    """The steps of a trial, in their order; ``quiet`` learns from trial to trial, as in a study."""
     target = get_target("onnxruntime")
     path = baseline.with_name("trial.onnx")
     with watch.step("stitch"):
@@ -81,7 +89,7 @@ def one_trial(
     with watch.step("score"):
         file_accuracy(target, path, images)
     with watch.step("time"):
-        timing = paired_timing(target, path, baseline)
+        timing = paired_timing(target, path, baseline, plan=Plan(max_seconds=3.0), quiet=quiet)
     with watch.step("gate"):
         check_file(target, path, compressed, timing)
 
@@ -96,7 +104,7 @@ def measure(name: str, policies: int, count: int) -> dict[str, Any]:
     inventory = take_inventory(model, images.inputs(1))
     space = SpaceConfig.read({"rules": [_RULE]}).bind(inventory)
     rng = np.random.default_rng(0)
-    watch = Stopwatch()
+    watch, quiet = Stopwatch(), QuietSpeed()
     with tempfile.TemporaryDirectory() as folder:
         begin = time.perf_counter()
         bank = LayerBank.build(model, inventory, images, settings)
@@ -105,7 +113,7 @@ def measure(name: str, policies: int, count: int) -> dict[str, Any]:
         export(bank.stitch(Policy()), baseline, images.inputs(1))
         for _ in range(policies):
             drawn = space.decode([int(rng.integers(len(c.levels))) for c in space.choices])
-            one_trial(watch, bank, Policy(drawn.layers), images, baseline, settings)
+            one_trial(watch, bank, Policy(drawn.layers), images, baseline, settings, quiet)
     steps = {f"{step}_s": median(times) for step, times in watch.times.items()}
     return {
         "network": name,

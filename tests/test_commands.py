@@ -63,7 +63,7 @@ def test_macs_of_the_answer_are_those_of_the_rebuilt_model(
 ) -> None:
     import torch
 
-    from autocompress.api import apply
+    from autocompress.api_models import apply
     from autocompress.model.cost import count_macs
     from autocompress.workloads.data import digits
 

@@ -50,6 +50,15 @@ def student_cost(module: nn.Module, example: Any, settings: CompressionSettings)
     return policy_cost(take_inventory(module, example), Policy(), settings)
 
 
+def identity(inventory: Inventory, data: Data) -> dict[str, str]:
+    """Fingerprints of a model and its data: what recipes and runs are held to."""
+    return {
+        "architecture": inventory.architecture,
+        "weights": inventory.weights,
+        "data": data.fingerprint,
+    }
+
+
 @dataclass
 class Pipeline:
     """Everything that building a compressed model needs, the policy aside.
@@ -81,11 +90,7 @@ class Pipeline:
     @property
     def identity(self) -> dict[str, str]:
         """Fingerprints of the model and the data, for recipes."""
-        return {
-            "architecture": self.inventory.architecture,
-            "weights": self.inventory.weights,
-            "data": self.data.fingerprint,
-        }
+        return identity(self.inventory, self.data)
 
     def calibration(self) -> Split:
         """The training inputs that ranges, moments and statistics are taken from."""

@@ -54,6 +54,35 @@ def show_bench(found: dict[str, Any], console: Console) -> None:
         )
 
 
+def show_judgement(found: dict[str, Any], console: Console) -> None:
+    """A table of the files beside the uncompressed model, then what is wrong with each."""
+    table = Table("file", f"accuracy ({found['split']})", "ms", "of base", "size kB", "worth it")
+    for column in table.columns[1:5]:
+        column.justify = "right"
+    base = found["baseline"]
+    table.add_row(
+        "uncompressed",
+        f"{base['accuracy']:.2%}",
+        f"{base['latency_ms']:.3f}",
+        "",
+        f"{base['size_bytes'] / 1e3:,.1f}",
+        "",
+    )
+    for row in found["files"]:
+        table.add_row(
+            escape(row["file"]),
+            f"{row['accuracy']:.2%}",
+            f"{row['latency_ms']:.3f}",
+            f"{row['ratio_low']:.3f} to {row['ratio_high']:.3f}",
+            f"{row['size_bytes'] / 1e3:,.1f}",
+            "yes" if row["worth_shipping"] else f"no: {escape(row['beaten_by'][0])} beats it",
+        )
+    console.print(table)
+    for row in found["files"]:
+        for text in (*row["problems"], *row["notes"]):
+            console.print(f"[yellow]{escape(row['file'])}: {escape(text)}[/yellow]")
+
+
 def targets() -> dict[str, Any]:
     """What can be measured on this machine."""
     from autocompress.targets import available_targets

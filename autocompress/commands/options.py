@@ -29,6 +29,11 @@ Checkpoint = Annotated[
     ),
 ]
 
+DataFactory = Annotated[
+    str | None,
+    typer.Option("--data", metavar="PKG.MOD:FN", help="Its data, for a recipe found in Python."),
+]
+
 LatencyMs = Annotated[
     float | None,
     typer.Option(
@@ -59,6 +64,14 @@ Executor = Annotated[str | None, typer.Option(help="local or ray.")]
 RayAddress = Annotated[str | None, typer.Option(help="A running Ray cluster.")]
 Resume = Annotated[
     bool, typer.Option(help="Go on with the run in --out; finished trials are not repeated.")
+]
+NewBaseline = Annotated[
+    bool,
+    typer.Option(
+        "--new-baseline",
+        help="With --resume, where model, data, target or settings have changed: set the run's "
+        "trials aside and measure the uncompressed model anew.",
+    ),
 ]
 Seed = Annotated[int | None, typer.Option(help="Of everything random.")]
 Out = Annotated[Path | None, typer.Option(help="Folder of the run [runs/NAME].")]

@@ -71,16 +71,16 @@ class Measurer:
         return self._measurement(
             policy,
             path,
-            self._accuracy(path, "val"),
+            self.score(path, "val"),
             self._latency(policy, timing.baseline_ms, timing.baseline_iqr_ms),
-            self._memory(path),
+            self.memory(path),
             {"timing": timing.as_dict(), "split": "val", "identity": self.pipeline.identity},
         )
 
     @cached_property
     def baseline_test(self) -> Measurement:
         """The uncompressed model with its accuracy on the test split; for the last phase only."""
-        accuracy = self._accuracy(self.baseline_file, "test")
+        accuracy = self.score(self.baseline_file, "test")
         val = self.baseline
         return Measurement(
             {**val.values, "accuracy": accuracy.value},
@@ -138,7 +138,7 @@ class Measurer:
         timing = self.timing(path, max_seconds=3.0)
         timed = time.perf_counter()
         with machine_lock(exclusive=False):
-            accuracy = self._accuracy(path, split)
+            accuracy = self.score(path, split)
         context |= {
             "split": split,
             "export_s": exported - start,
@@ -157,7 +157,7 @@ class Measurer:
         # The ratio of an interleaved run carries over to the study's one baseline figure; the
         # raw milliseconds of a drifting machine would not. Both stand in the context.
         latency = self._latency(policy, timing.ratio * self.baseline["latency_ms"], timing.iqr_ms)
-        memory = self._memory(path) if self.measure_memory or split == "test" else {}
+        memory = self.memory(path) if self.measure_memory or split == "test" else {}
         return self._measurement(policy, path, accuracy, latency, memory, context)
 
     @cached_property
@@ -168,13 +168,14 @@ class Measurer:
         """A latency measured here with its spread, or the other device's predicted one."""
         return (ms, spread) if self.other_device is None else self.other_device.predict(policy)
 
-    def _accuracy(self, path: Path, split: str) -> Accuracy:
+    def score(self, path: Path, split: str) -> Accuracy:
+        """A file's quality on one split, in the target runtime."""
         from autocompress.measure.accuracy import file_accuracy
 
         data = self.pipeline.data
         return file_accuracy(self.target, path, getattr(data, split), data.metric)
 
-    def _memory(self, path: Path) -> dict[str, float]:
+    def memory(self, path: Path) -> dict[str, float]:
         """The peak memory of a file, where the system tells it."""
         from autocompress.measure.memory import peak_memory_bytes
 

@@ -9,7 +9,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autocompress.build.pipeline import Pipeline
+from autocompress.build.pipeline import Pipeline, identity
 from autocompress.errors import InputError
 from autocompress.policy.inventory import Inventory
 from autocompress.policy.policy import Policy
@@ -82,6 +82,11 @@ class Assembly:
             self._parts["bank"] = self._make_bank()
         bank: LayerBank = self._parts["bank"]
         return bank
+
+    @cached_property
+    def identity(self) -> dict[str, str]:
+        """Fingerprints of the model and the data, for recipes and for runs that go on."""
+        return identity(self.inventory, self.data)
 
     @property
     def pipeline(self) -> Pipeline:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,23 +22,25 @@ if TYPE_CHECKING:
 
 def evaluate(
     study: StudyConfig,
-    policy_file: Path | None,
-    uniform: str | None,
+    policy: Path | Policy | None,
+    uniform: str | Mapping[str, Any] | None,
     progress: Progress,
     *,
     epochs: float = 0.0,
     quick: bool = False,
+    given: tuple[Any, Any] = (None, None),
 ) -> dict[str, Any]:
     """Measure one policy, built as a study would hand it over.
 
     Args:
         study: as read.
-        policy_file: a policy or a recipe; or else
+        policy: itself, or the file of a policy or recipe; or else
         uniform: values for every layer that the space may touch, ``prune_ratio=0.5,...``.
         progress: told what is going on.
         epochs: of fine-tuning.
         quick: the quick reconstruction by which the search scores its trials, instead of the
             thorough one (``settings.finish``) that ends a study.
+        given: model and data in place of the study's factories.
 
     Raises:
         InputError: no such policy or layer, or training asked of the quick build.
@@ -50,12 +53,13 @@ def evaluate(
             f"{epochs:g}. Leave one of them out."
         )
     with tempfile.TemporaryDirectory() as scratch:
-        parts = assemble(study, Path(scratch), progress=progress)
+        model, data = given
+        parts = assemble(study, Path(scratch), model=model, data=data, progress=progress)
         if uniform is not None:
             policy = parts.space.decode(parts.space.uniform(**read_uniform(uniform)))
         else:
-            assert policy_file is not None
-            policy = read_policy(policy_file, parts)
+            assert policy is not None
+            policy = read_policy(policy, parts)
         progress("measuring", 0.5)
         phase = SEARCH if quick else Phase("recover", epochs, 1)
         found = parts.evaluator.evaluate(policy, phase, 0)
@@ -91,28 +95,39 @@ def trial_dict(
     }
 
 
-def read_uniform(text: str) -> dict[str, Any]:
-    """Read ``prune_ratio=0.5,weight_bits=8``; bits of activations follow those of weights."""
-    values: dict[str, Any] = {}
-    for part in text.split(","):
-        key, separator, value = part.strip().partition("=")
-        if not separator:
-            raise InputError(f"--uniform reads like prune_ratio=0.5,weight_bits=8, got {text!r}.")
+def read_uniform(given: str | Mapping[str, Any]) -> dict[str, Any]:
+    """Check values, or read ``prune_ratio=0.5,weight_bits=8``.
+
+    Bits of activations follow those of weights.
+    """
+    values = _parsed(given) if isinstance(given, str) else dict(given)
+    for key, value in values.items():
         if key not in field_names():
             raise InputError(no_field(key))
-        values[key] = read_value(value)
         field = next(f for t in techniques() for f in t.fields if f.name == key)
-        if not field.allows(values[key]):  # the nearest level of a word would be no change at all
+        if not field.allows(value):  # the nearest level of a word would be no change at all
             raise InputError(f"--uniform: `{key}` must be {field.must}, got {value!r}.")
     for technique in techniques():
         values = {**technique.followed(values), **values}
     return values
 
 
-def read_policy(path: Path, parts: Assembly) -> Policy:
-    """A policy from its own file or from a recipe; every layer must exist."""
-    data = read_mapping(path, "policy")
-    policy = Policy.read(data.get("policy", data), where=str(path))
+def _parsed(text: str) -> dict[str, Any]:
+    found = {}
+    for part in text.split(","):
+        key, separator, value = part.strip().partition("=")
+        if not separator:
+            raise InputError(f"--uniform reads like prune_ratio=0.5,weight_bits=8, got {text!r}.")
+        found[key] = read_value(value)
+    return found
+
+
+def read_policy(given: Path | Policy, parts: Assembly) -> Policy:
+    """A policy, or one from its own file or from a recipe; every layer must exist."""
+    policy = given
+    if not isinstance(policy, Policy):
+        data = read_mapping(policy, "policy")
+        policy = Policy.read(data.get("policy", data), where=str(given))
     for name in policy.layers:
         parts.inventory.layer(name)
     return policy

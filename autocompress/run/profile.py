@@ -15,18 +15,26 @@ if TYPE_CHECKING:
     from autocompress.run.evaluator import StudyEvaluator
 
 
-def profile(study: StudyConfig, export_kernels: Path | None, progress: Progress) -> dict[str, Any]:
+def profile(
+    study: StudyConfig,
+    export_kernels: Path | None,
+    progress: Progress,
+    *,
+    given: tuple[Any, Any] = (None, None),
+) -> dict[str, Any]:
     """Per layer: MACs, params, latency, sensitivity; and the groups that prune together.
 
     Args:
         study: as read.
         export_kernels: also pack the kernel models for another device into this zip.
         progress: told what is going on.
+        given: model and data in place of the study's factories.
     """
     from autocompress.run.assembly import assemble
 
     with tempfile.TemporaryDirectory() as scratch:
-        parts = assemble(study, Path(scratch), progress=progress)
+        model, data = given
+        parts = assemble(study, Path(scratch), model=model, data=data, progress=progress)
         evaluator = parts.evaluator
         baseline = evaluator.baseline
         operators = operator_times(evaluator)

@@ -40,7 +40,7 @@ def open_recipe(
         recipe: as loaded.
         model: ``package.module:factory``, a module, or ``None`` for the study's own.
         checkpoint: weights for the factory's model.
-        data: splits in place of the study's.
+        data: ``package.module:factory`` or splits, in place of the study's.
         folder: for files of evaluations.
 
     Returns:
@@ -51,18 +51,22 @@ def open_recipe(
     """
     from autocompress.run.assembly import assemble
 
-    study = _study_of(recipe, model, checkpoint)
+    study = _study_of(recipe, model, checkpoint, data)
     if isinstance(model, str) or checkpoint is not None:
         model = None
+    if isinstance(data, str):
+        data = None
     if model is None and study.model.factory == GIVEN:
         raise InputError(
             "This recipe was found on a model handed over in Python; name one with "
-            "--model package.module:factory --checkpoint weights.safetensors."
+            "--model package.module:factory --checkpoint weights.safetensors, or call "
+            "`autocompress.apply(recipe, model, data)`."
         )
     if data is None and study.data.factory == GIVEN:
         raise InputError(
-            "This recipe was found on data handed over in Python; call "
-            "`autocompress.apply(recipe, model, data)` instead."
+            "This recipe was found on data handed over in Python; name a function that returns "
+            "them with --data package.module:factory, or call "
+            "`autocompress.apply(recipe, model, data)`."
         )
     parts = assemble(study, folder, model=model, data=data)
     if parts.inventory.architecture != recipe.model.architecture:
@@ -74,16 +78,18 @@ def open_recipe(
     return parts, parts.inventory.weights == recipe.model.weights
 
 
-def _study_of(recipe: Recipe, model: Any, checkpoint: str | None) -> StudyConfig:
-    """The recipe's study, with the model that was named in place of its own."""
+def _study_of(recipe: Recipe, model: Any, checkpoint: str | None, data: Any) -> StudyConfig:
+    """The recipe's study, with the model and the data that were named in place of its own."""
     study = read_study(recipe.study, where="the recipe's study")
-    if not isinstance(model, str) and checkpoint is None:
-        return study
-    changes: dict[str, Any] = {"checkpoint": checkpoint}
+    plain = study.model_dump()
+    if isinstance(data, str):
+        plain["data"] = {"factory": data}
+    if isinstance(model, str) or checkpoint is not None:
+        plain["baseline"] = None
+        plain["model"]["checkpoint"] = checkpoint
     if isinstance(model, str):
-        changes.update(factory=model, args={})
-    data = study.model_dump()
-    return StudyConfig(**{**data, "baseline": None, "model": {**data["model"], **changes}})
+        plain["model"].update(factory=model, args={})
+    return StudyConfig(**plain)
 
 
 def _nearest_layer(recipe: Recipe, parts: Assembly) -> str:
@@ -119,7 +125,11 @@ def _phase(recipe: Recipe) -> Phase:
 
 
 def apply(
-    recipe_path: Path, output: Path, model: str | None, checkpoint: str | None
+    recipe_path: Path,
+    output: Path,
+    model: str | None,
+    checkpoint: str | None,
+    data: str | None = None,
 ) -> dict[str, Any]:
     """Rebuild the compressed model of a recipe and write it."""
     from autocompress.exporters.write import export as write
@@ -128,7 +138,7 @@ def apply(
         raise InputError(f"-o must end in .onnx, .pt2 or .safetensors, got {output.name!r}.")
     recipe = Recipe.load(recipe_path)
     with tempfile.TemporaryDirectory() as scratch:
-        parts, same = open_recipe(recipe, model, checkpoint, folder=Path(scratch))
+        parts, same = open_recipe(recipe, model, checkpoint, data=data, folder=Path(scratch))
         compressed = rebuild(recipe, parts, same, recipe_path.parent)
         output.parent.mkdir(parents=True, exist_ok=True)
         written = write(compressed, output, parts.data.train.inputs(1))
@@ -148,10 +158,12 @@ def apply(
     }
 
 
-def verify(recipe_path: Path, model: str | None, checkpoint: str | None) -> dict[str, Any]:
+def verify(
+    recipe_path: Path, model: str | None, checkpoint: str | None, data: str | None = None
+) -> dict[str, Any]:
     """Check a recipe in a fresh process."""
     Recipe.load(recipe_path)  # a bad file is said at once, from here
-    arguments = json.dumps([str(recipe_path), model, checkpoint])
+    arguments = json.dumps([str(recipe_path), model, checkpoint, data])
     done = subprocess.run(
         [sys.executable, "-m", "autocompress.run.verify_worker", arguments],
         stdout=subprocess.PIPE,
@@ -170,11 +182,18 @@ def verify(recipe_path: Path, model: str | None, checkpoint: str | None) -> dict
     return found
 
 
-def check(recipe_path: Path, model: str | None, checkpoint: str | None) -> dict[str, Any]:
-    """Apply a recipe, measure it on its split beside the uncompressed model, and compare."""
+def check(
+    recipe_path: Path, model: Any, checkpoint: str | None, *, data: Any = None
+) -> dict[str, Any]:
+    """Apply a recipe, measure it on its split beside the uncompressed model, and compare.
+
+    Args:
+        recipe_path: of the recipe.
+        model, checkpoint, data: as for ``open_recipe``.
+    """
     recipe = Recipe.load(recipe_path)
     with tempfile.TemporaryDirectory() as scratch:
-        parts, same = open_recipe(recipe, model, checkpoint, folder=Path(scratch))
+        parts, same = open_recipe(recipe, model, checkpoint, data=data, folder=Path(scratch))
         evaluator = parts.evaluator
         compressed = rebuild(recipe, parts, same, recipe_path.parent)
         found = evaluator.measurer.measure(compressed, recipe.recovery.get("split", "val"))

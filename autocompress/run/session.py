@@ -22,9 +22,10 @@ from autocompress.mlflow.sink import MlflowSink
 from autocompress.report.html import write_report
 from autocompress.report.tables import write_summary
 from autocompress.results.answer import decide, judged
-from autocompress.results.metric import Measurement, metric
+from autocompress.results.metric import metric
 from autocompress.results.trial import Trial, TrialState
 from autocompress.run.feasibility import check_formula_budget, check_latency_budget
+from autocompress.run.resuming import known_baseline
 from autocompress.run.study import StudyConfig
 from autocompress.track.folder import RunFolder
 from autocompress.track.journal import Journal
@@ -71,6 +72,7 @@ def run_study(
     out: Path | None = None,
     *,
     resume: bool = False,
+    new_baseline: bool = False,
     model: Any = None,
     data: Any = None,
     sampler: BaseSampler | None = None,
@@ -82,6 +84,7 @@ def run_study(
         study: as read.
         out: folder of the run; ``runs/NAME`` by default.
         resume: take up the run in that folder; finished trials are not repeated.
+        new_baseline: set them aside where model, data, target or settings are others by now.
         model, data: objects in place of the study's factories.
         sampler: one of Optuna's, in place of the study's.
         watcher: told how far it is.
@@ -98,12 +101,16 @@ def run_study(
     preparing = silent if watcher is None else watcher.preparing
     config = study.search
     root = out or Path("runs") / study.name
+    if new_baseline and not resume:
+        raise InputError("--new-baseline is for a run that goes on; give --resume too.")
     if not resume and RunFolder(root).is_run:
         RunFolder.create(root)  # says that there is a run
     with _nothing_left_behind(root):
         parts = assemble(study, root / "models", model=model, data=data, progress=preparing)
         check_formula_budget(parts)
-        before = _known_baseline(RunFolder(root), parts) if resume else None
+        before = None
+        if resume:
+            before = known_baseline(RunFolder(root), parts, new_baseline=new_baseline)
         if before is not None:
             parts.evaluator.measurer.set_baseline(before)
         preparing("latency table", 0.0)
@@ -128,27 +135,6 @@ def _nothing_left_behind(root: Path) -> Iterator[None]:
         if not existed:
             shutil.rmtree(root, ignore_errors=True)
         raise
-
-
-def _known_baseline(folder: RunFolder, parts: Assembly) -> Measurement | None:
-    """The uncompressed model as the run that goes on measured it.
-
-    Raises:
-        InputError: that run was made on another model or other weights.
-    """
-    before = folder.read_baseline() if folder.is_run else None
-    if before is None:
-        return None
-    inventory, known = parts.inventory, before.context.get("identity", {})
-    if known and (known["architecture"], known["weights"]) != (
-        inventory.architecture,
-        inventory.weights,
-    ):
-        raise InputError(
-            f"The run in {folder.root} was made on another model or other weights; "
-            "choose another folder with --out."
-        )
-    return before
 
 
 def _phases(

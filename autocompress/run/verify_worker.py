@@ -14,11 +14,12 @@ def main(arguments: str) -> int:
     """Check a recipe.
 
     Args:
-        arguments: JSON list of the recipe's path, a model factory or null, a checkpoint or null.
+        arguments: JSON list of the recipe's path, a model factory, a checkpoint and a data
+            factory; null stands for the study's own.
     """
-    recipe, model, checkpoint = json.loads(arguments)
+    recipe, model, checkpoint, data = json.loads(arguments)
     try:
-        found = check(Path(recipe), model, checkpoint)
+        found = check(Path(recipe), model, checkpoint, data=data)
     except AutocompressError as error:
         found = {"error": str(error), "exit_code": error.exit_code}
     sys.stdout.write(json.dumps(found) + "\n")

@@ -211,12 +211,17 @@ def trained(module: nn.Module, compressed: Compressed) -> Compressed:
         module: from ``trainable``, after training; not changed.
         compressed: what it was made from.
     """
+    return compressed.with_weights(unwrapped(module).eval(), qat=True)
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """A copy whose simulated layers are plain ones again, with the float weights they have now."""
     plain = copy.deepcopy(module)
     for name, found in list(plain.named_modules()):
         if isinstance(found, QuantizedLayer):
             owner, _, child = name.rpartition(".")
             setattr(plain.get_submodule(owner), child, found.layer)
-    return compressed.with_weights(plain.eval(), qat=True)
+    return plain
 
 
 def _wrap(

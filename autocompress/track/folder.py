@@ -141,6 +141,20 @@ class RunFolder:
             return []
         return [run for run in (cls(p) for p in sorted(root.iterdir()) if p.is_dir()) if run.is_run]
 
+    def set_aside(self) -> Path:
+        """Move all that the run holds into ``earlier/N``, so that another can begin in its place.
+
+        Returns:
+            Where it lies now.
+        """
+        earlier = self.root / "earlier"
+        place = earlier / str(1 + sum(1 for _ in earlier.glob("*")))
+        place.mkdir(parents=True)
+        for path in sorted(self.root.iterdir()):
+            if path not in (earlier, self.lock):
+                os.replace(path, place / path.name)
+        return place
+
     def identity(self) -> str:
         """A name that no other run has, not even a later one in the same folder; made once."""
         path = self.root / "run.json"

@@ -1,0 +1,198 @@
+"""The Python surface beside ``search``: rebuild, export, measure and check one model."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autocompress.api import SavedRecipe
+from autocompress.errors import InputError
+from autocompress.policy.budget import Budget
+from autocompress.policy.policy import Policy
+from autocompress.policy.recipe import Recipe
+from autocompress.policy.settings import CompressionSettings
+from autocompress.policy.space_config import SpaceConfig
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def apply(
+    recipe: str | Path | Recipe | SavedRecipe,
+    model: nn.Module | str | Path | None = None,
+    data: Any = None,
+) -> nn.Module:
+    """Rebuild a recipe's compressed model.
+
+    With the weights that the recipe was found on, the result is the same model, trained weights
+    included; with others of the same architecture, its policy is carried out on them anew.
+
+    Args:
+        recipe: a path, or a recipe at hand (one that carries no trained weights).
+        model: uncompressed; ``None`` takes the study's own. Not changed.
+        data: the splits; ``None`` takes the study's own.
+
+    Returns:
+        A module in eval mode, physically smaller, in float: quantized layers round their weights
+        and inputs as the exported file does. It can be trained further; ``export`` writes it.
+
+    Raises:
+        InputError: another architecture, or a model or data that must be handed over.
+    """
+    from autocompress.exporters.again import handed_out
+    from autocompress.run.given import as_module
+    from autocompress.run.replay import open_recipe, rebuild
+
+    if isinstance(recipe, SavedRecipe):
+        recipe = recipe.path
+    loaded = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
+    beside = Path() if isinstance(recipe, Recipe) else Path(recipe).parent
+    given = None if model is None else as_module(model)
+    with tempfile.TemporaryDirectory() as scratch:
+        parts, same = open_recipe(loaded, given, data=data, folder=Path(scratch))
+        compressed = rebuild(loaded, parts, same, beside)
+        return handed_out(compressed, parts.data.train.inputs(1))
+
+
+def export(module: nn.Module, path: str | Path, *, example: Any = None) -> Path:
+    """Write a module that ``apply`` gave, also after it was trained further, as a file to ship.
+
+    Args:
+        module: from ``apply``; layers in 8 bits become integer operators. Any other module is
+            written in float. Not changed.
+        path: ends in ``.onnx``, ``.pt2`` or ``.safetensors``.
+        example: one batched input; needed for a module that ``apply`` did not give.
+
+    Returns:
+        The path.
+
+    Raises:
+        InputError: no example, or another suffix.
+        ExportError: what no exporter takes, or a module whose layers were exchanged.
+    """
+    from autocompress.exporters.again import export_module
+
+    return export_module(module, path, example).path
+
+
+def evaluate(
+    model: nn.Module | str | Path,
+    data: Any,
+    policy: Policy | Mapping[str, Any] | None = None,
+    *,
+    uniform: Mapping[str, Any] | None = None,
+    budget: Budget | str | None = None,
+    space: str | Path | Mapping[str, Any] | SpaceConfig = "joint",
+    target: Mapping[str, Any] | None = None,
+    recovery: Mapping[str, Any] | None = None,
+    settings: CompressionSettings | Mapping[str, Any] | None = None,
+    epochs: float = 0.0,
+    quick: bool = False,
+) -> dict[str, Any]:
+    """Measure one policy, built as a study would hand it over: what would happen if.
+
+    Args:
+        model, data: as for ``search``.
+        policy: what to do with which layer; or else
+        uniform: the same values for every layer that the space may touch, for example
+            ``{"prune_ratio": 0.5, "weight_bits": 8}``; with neither, the uncompressed model.
+        budget, space, target, recovery, settings: as for ``search``.
+        epochs: of fine-tuning.
+        quick: build it as the search does for its trials.
+
+    Returns:
+        What ``autocompress evaluate --json`` prints.
+    """
+    from autocompress.run import evaluation
+    from autocompress.run.assembly import silent
+    from autocompress.run.given import as_module, given_study
+
+    if policy is not None and uniform is not None:
+        raise InputError("Give either `policy` or `uniform`, got both.")
+    chosen = policy if isinstance(policy, Policy) else Policy.read(policy or {}, where="`policy`")
+    study = given_study(
+        "evaluate",
+        budget,
+        space=space,
+        target=target,
+        recovery=recovery,
+        settings=settings,
+    )
+    return evaluation.evaluate(
+        study,
+        chosen if uniform is None else None,
+        uniform,
+        silent,
+        epochs=epochs,
+        quick=quick,
+        given=(as_module(model), data),
+    )
+
+
+def profile(
+    model: nn.Module | str | Path,
+    data: Any,
+    *,
+    space: str | Path | Mapping[str, Any] | SpaceConfig = "joint",
+    target: Mapping[str, Any] | None = None,
+    settings: CompressionSettings | Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What a model is made of: per layer its costs and its sensitivity, and what prunes together.
+
+    Args:
+        model, data, space, target, settings: as for ``search``.
+
+    Returns:
+        What ``autocompress profile --json`` prints.
+    """
+    from autocompress.run import profile as profiling
+    from autocompress.run.assembly import silent
+    from autocompress.run.given import as_module, given_study
+
+    study = given_study("profile", None, space=space, target=target, settings=settings)
+    return profiling.profile(study, None, silent, given=(as_module(model), data))
+
+
+def verify(
+    recipe: str | Path | SavedRecipe,
+    model: nn.Module | str | Path | None = None,
+    data: Any = None,
+) -> dict[str, Any]:
+    """Apply a recipe, measure it, and compare with what it claims.
+
+    Args:
+        recipe: a path.
+        model, data: objects in place of the study's own. Without them it runs in a fresh process,
+            as ``autocompress verify`` does.
+
+    Returns:
+        What ``autocompress verify --json`` prints; ``ok`` says whether the recipe holds.
+    """
+    from autocompress.run import replay
+    from autocompress.run.given import as_module
+
+    path = recipe.path if isinstance(recipe, SavedRecipe) else Path(recipe)
+    if model is None and data is None:
+        return replay.verify(path, None, None)
+    given = None if model is None else as_module(model)
+    return replay.check(path, given, None, data=data)
+
+
+def bench(
+    a: str | Path, b: str | Path | None = None, *, target: Mapping[str, Any] | str = "onnxruntime"
+) -> dict[str, Any]:
+    """Latency of an exported file, or of two interleaved.
+
+    Args:
+        a: an exported file.
+        b: what to compare it with; ``ratio`` is then time of ``a`` / time of ``b``.
+        target: a runtime's name, or a study's target section.
+
+    Returns:
+        What ``autocompress bench --json`` prints.
+    """
+    from autocompress.measure import latency
+
+    return latency.bench(a, b, target)

@@ -1,0 +1,82 @@
+"""What a run that goes on must have in common with the one that began it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from autocompress.errors import InputError
+from autocompress.results.metric import Measurement
+from autocompress.run.study import resolve_variables
+from autocompress.targets.base import TargetConfig
+from autocompress.track.folder import RunFolder
+
+if TYPE_CHECKING:
+    from autocompress.run.assembly import Assembly
+
+_IDENTITY = {"architecture": "another model", "weights": "other weights", "data": "other data"}
+
+
+def known_baseline(
+    folder: RunFolder, parts: Assembly, *, new_baseline: bool = False
+) -> Measurement | None:
+    """The uncompressed model as the run that goes on measured it.
+
+    Args:
+        folder: of the run.
+        parts: of the study that is to go on.
+        new_baseline: set that run's trials aside where the two cannot be mixed.
+
+    Returns:
+        ``None`` where there is no earlier measurement to go on from.
+
+    Raises:
+        InputError: that run was made on another model, other data, for another target or with other
+            settings, and ``new_baseline`` is not set.
+    """
+    before = folder.read_baseline() if folder.is_run else None
+    if before is None:
+        return None
+    changed = differences(before, folder.read_study(), parts)
+    if not changed:
+        return before
+    if not new_baseline:
+        raise InputError(
+            f"The run in {folder.root} was made on {'; '.join(changed)}. Its trials cannot stand "
+            "beside new ones. Choose another folder with --out, or set them aside and begin with a "
+            "new baseline: --resume --new-baseline."
+        )
+    folder.set_aside()
+    return None
+
+
+def differences(before: Measurement, study: dict[str, Any], parts: Assembly) -> list[str]:
+    """In what a run differs from a study so that their trials cannot be compared.
+
+    Args:
+        before: its uncompressed model.
+        study: its resolved study, as plain data; runs of earlier versions may say less, and
+            nothing is compared of which they say nothing.
+        parts: of the study that is to go on.
+    """
+    known, now = before.context.get("identity", {}), parts.identity
+    found = [text for key, text in _IDENTITY.items() if known.get(key, now[key]) != now[key]]
+    found = found[:1] if found[:1] == ["another model"] else found
+    if "target" in study:
+        old, new = (_target(t) for t in (study["target"], parts.study.target))
+        found += [
+            f"another target ({key} {old.get(key)!r}, now {new.get(key)!r})"
+            for key in sorted({*old, *new})
+            if old.get(key) != new.get(key)
+        ]
+    settings = parts.study.settings.model_dump(mode="json")
+    found += [
+        f"other settings ({key} {value!r}, now {settings[key]!r})"
+        for key, value in study.get("settings", {}).items()
+        if key in settings and settings[key] != value
+    ]
+    return found
+
+
+def _target(section: dict[str, Any]) -> dict[str, Any]:
+    """A target section with its defaults."""
+    return TargetConfig.read(resolve_variables(section)).model_dump(mode="json")

@@ -1,0 +1,144 @@
+"""An ONNX file as the model of a study, through the library ``onnx2torch``."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from autocompress.errors import InputError
+
+_INTEGER = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulNBits")
+_FREE = 32
+"""Size of a free axis, other than the batch, in the check of the conversion."""
+
+
+def onnx_model(path: str) -> nn.Module:
+    """A file's network as a module: its layers can be pruned, factorized and quantized again.
+
+    Convolutions, linear layers and products with constant matrices become layers of ``torch.nn``,
+    named after the file's nodes. The module is compared with the file once, on random inputs in a
+    batch of two.
+
+    Args:
+        path: an ONNX file in float, its batch free.
+
+    Raises:
+        InputError: no such file, one that is quantized already, has a fixed batch, or an operator
+            that cannot be converted.
+    """
+    try:
+        import onnx2torch
+    except ImportError:
+        raise InputError(
+            "An ONNX file as the model needs onnx2torch: pip install 'autocompress[onnx]'."
+        ) from None
+    graph = _load(path)
+    try:
+        module = onnx2torch.convert(graph)
+    except NotImplementedError as error:
+        raise InputError(
+            f"{path} has an operator that cannot become a layer: {error}. Give the torch model "
+            "that it was exported from."
+        ) from None
+    _settle(module)
+    module.eval()
+    _compare(module, path, graph)
+    return module
+
+
+def _load(path: str) -> Any:
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    if not Path(path).is_file():
+        raise InputError(f"There is no file {path}.")
+    try:
+        graph = onnx.load(path)
+    except (DecodeError, onnx.checker.ValidationError, OSError) as error:
+        raise InputError(f"{path} is no ONNX file: {error}") from None
+    kinds = {node.op_type for node in graph.graph.node}
+    integers = sorted(k for k in kinds if k in _INTEGER or k.startswith("QLinear"))
+    if integers:
+        raise InputError(
+            f"{path} is quantized already ({', '.join(integers)}). Give the float file: a study "
+            "chooses the bits of each layer itself."
+        )
+    return graph
+
+
+def _settle(module: fx.GraphModule) -> None:
+    """Give every part a plain name, and every product with a constant matrix a linear layer."""
+    parts: dict[fx.Node, nn.Module] = {}
+    taken: set[str] = set()
+    for node in list(module.graph.nodes):
+        if node.op != "call_module":
+            continue
+        part = module.get_submodule(node.target)
+        weight = _constant(module, node.args[1]) if _is_product(part, node) else None
+        if weight is not None and weight.dim() == 2:
+            part = nn.Linear(weight.shape[0], weight.shape[1], bias=False)
+            part.weight = nn.Parameter(weight.t().contiguous())
+            node.args = node.args[:1]
+        parts[node] = part
+    for name in {str(node.target) for node in parts}:
+        module.delete_submodule(name)
+    for node, part in parts.items():
+        # a dot would stand for a part of a part, a number sign for a call
+        name = plain = re.sub(r"\W+", "_", str(node.target)).strip("_") or "node"
+        while name in taken:
+            name = f"{plain}_{len(taken)}"
+        taken.add(name)
+        module.add_submodule(name, part)
+        node.target = name
+    module.graph.eliminate_dead_code()
+    module.graph.lint()
+    module.recompile()
+
+
+def _is_product(part: nn.Module, node: fx.Node) -> bool:
+    return type(part).__name__ == "OnnxMatMul" and len(node.args) == 2
+
+
+def _constant(module: fx.GraphModule, value: Any) -> Tensor | None:
+    """The tensor behind an argument that is an initializer of the file."""
+    if not isinstance(value, fx.Node) or value.op != "get_attr":
+        return None
+    found: Any = module
+    for part in str(value.target).split("."):
+        found = getattr(found, part)
+    return found.detach() if isinstance(found, Tensor) else None
+
+
+@torch.no_grad()
+def _compare(module: nn.Module, path: str, graph: Any) -> None:
+    """Refuse a conversion that computes something else than the file."""
+    import numpy as np
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    inputs = []
+    for spec in session.get_inputs():
+        first, *rest = spec.shape
+        if isinstance(first, int) and first != 2:
+            raise InputError(
+                f"{path} takes batches of exactly {first}. Export it with a free batch: "
+                "torch.onnx.export(..., dynamic_axes={name: {0: 'batch'}})."
+            )
+        shape = (2, *(d if isinstance(d, int) else _FREE for d in rest))
+        floats = spec.type in ("tensor(float)", "tensor(double)", "tensor(float16)")
+        inputs.append(torch.randn(shape) if floats else torch.randint(2, shape))
+    feed = {s.name: x.numpy() for s, x in zip(session.get_inputs(), inputs, strict=True)}
+    wanted = session.run(None, feed)[0]
+    found = module(*inputs)
+    found = (found[0] if isinstance(found, tuple | list) else found).numpy()
+    if found.shape != wanted.shape or not np.allclose(found, wanted, rtol=1e-3, atol=1e-4):
+        raise InputError(
+            f"{path} cannot be used: what onnx2torch makes of it computes something else. Give the "
+            "torch model that it was exported from."
+        )
