@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autocompress.task.data import Data, Split
+from autocompress.task.divergence import SigmoidKL, SoftmaxKL
 from autocompress.task.measures import box_iou
+from autocompress.task.ready_sets import detection
 from autocompress.workloads.models import seeded
 from autocompress.workloads.shapes import CLASSES, SIZE, DoubleConv, shape_splits
 
@@ -62,7 +64,8 @@ def detect_shapes(train: int = 1500, val: int = 200, test: int = 300, seed: int 
     """
     scenes, normalize = shape_splits((train, val, test), seed)
     splits = [Split(s.images, s.boxes, n) for s, n in zip(scenes, normalize, strict=True)]
-    return Data(*splits, classes=len(CLASSES), loss=detection_loss, name="shapes to detect")
+    task = detection(find_boxes, detection_loss, detection_divergence, overlaps=(0.5,))
+    return Data(*splits, name="shapes to detect", task=task)
 
 
 def find_boxes(outputs: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -103,6 +106,24 @@ def every_box(outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     boxes = torch.cat([middle - half, middle + half], 1).flatten(2).transpose(1, 2)
     likely, labels = outputs[:, 5:].flatten(2).softmax(1).max(1)
     return boxes, outputs[:, 0].flatten(1).sigmoid() * likely, labels
+
+
+def detection_divergence(original: Tensor, compressed: Tensor) -> Tensor:
+    """Nats per image: of a shape at every place; of its box and class as far as there is one.
+
+    Boxes count as normal distributions of a standard deviation of a tenth of a cell, or of size.
+
+    Args:
+        original, compressed: outputs of ``Detector``.
+    """
+    sure = original[:, 0].sigmoid()
+    shape = SigmoidKL()(original[:, 0].flatten(1), compressed[:, 0].flatten(1))
+    label = SoftmaxKL()(
+        *(o[:, 5:].permute(0, 2, 3, 1).flatten(0, 2) for o in (original, compressed))
+    )
+    first, second = (torch.cat([o[:, 1:3].sigmoid(), o[:, 3:5]], 1) for o in (original, compressed))
+    box = ((first - second) / 0.1).square().sum(1) / 2
+    return shape + (sure * (label.view_as(sure) + box)).flatten(1).sum(1)
 
 
 def detection_loss(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from autocompress.task.data import Data, Split
+from autocompress.task.ready_sets import ctc
 from autocompress.workloads.data import Normalize
 from autocompress.workloads.models import load_state
 from autocompress.workloads.packaged import packaged_weights
@@ -132,7 +133,7 @@ def rendered_words(train: int = 1500, val: int = 300, test: int = 500, seed: int
         images = np.stack([render(word, generator) for word in chosen])
         targets = torch.tensor([spell(word) for word in chosen])
         splits.append(Split(torch.from_numpy(images), targets, Normalize((0.5,), (0.5,))))
-    return Data(*splits, classes=len(ALPHABET) + 1, name="rendered words")
+    return Data(*splits, name="rendered words", task=ctc())
 
 
 def _vocabulary() -> list[str]:

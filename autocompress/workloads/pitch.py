@@ -18,7 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autocompress.errors import InputError, nearest
+from autocompress.results.metric import FRACTION
 from autocompress.task.data import Data, Split
+from autocompress.task.divergence import SigmoidKL
+from autocompress.task.metrics import TaskMetric
+from autocompress.task.task import Task
 from autocompress.workloads.models import load_state
 from autocompress.workloads.packaged import packaged_weights
 
@@ -91,7 +95,13 @@ def tones(train: int = 2000, val: int = 500, test: int = 1000, seed: int = 0) ->
     for place, count in enumerate((train, val, test)):
         sounds, cents = synthesize(count, np.random.default_rng((seed, place)))
         splits.append(Split(torch.from_numpy(sounds).float(), torch.from_numpy(cents).float()))
-    return Data(*splits, classes=BINS, loss=pitch_loss, metric=pitch_accuracy, name="tones")
+    return Data(*splits, name="tones", task=pitch_task())
+
+
+def pitch_task() -> Task:
+    """Pitches; judged by the share that is right to half a semitone."""
+    right = TaskMetric("pitch_accuracy", FRACTION, "max", within_50_cents, per_sample=True)
+    return Task(right, pitch_loss, SigmoidKL(), name="pitch")
 
 
 def synthesize(count: int, generator: np.random.Generator) -> tuple[Numbers, Numbers]:
@@ -150,11 +160,6 @@ def within_50_cents(outputs: Tensor, targets: Tensor) -> Tensor:
         targets: cents above 10 Hz ``(N,)``.
     """
     return (found_pitch(outputs) - targets).abs() <= 50
-
-
-def pitch_accuracy(outputs: Tensor, targets: Tensor) -> float:
-    """Share of pitches that are right to half a semitone."""
-    return float(within_50_cents(outputs, targets).float().mean())
 
 
 def pitch_loss(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from autocompress.task.data import Data, Split
+from autocompress.task.ready import segmentation
 from autocompress.workloads.data import Normalize
 from autocompress.workloads.models import seeded
 
@@ -121,7 +122,7 @@ def segment_shapes(train: int = 1000, val: int = 200, test: int = 300, seed: int
     """
     scenes, normalize = shape_splits((train, val, test), seed)
     splits = [Split(s.images, s.pixels, n) for s, n in zip(scenes, normalize, strict=True)]
-    return Data(*splits, classes=len(CLASSES) + 1, name="shapes to segment")
+    return Data(*splits, name="shapes to segment", task=segmentation())
 
 
 class DoubleConv(nn.Sequential):

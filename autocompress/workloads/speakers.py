@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from autocompress.errors import InputError
 from autocompress.task.data import Data, Split
+from autocompress.task.ready_sets import embedding
 from autocompress.workloads.models import load_state
 from autocompress.workloads.packaged import packaged_weights, read_files
 
@@ -101,7 +102,7 @@ def spoken_digits(root: str, seconds: float = 1.6, repeats: int = 100, seed: int
                 targets.append(number)
         splits.append(Split(torch.from_numpy(np.stack(stored)), torch.tensor(targets)))
     train, val, test = splits
-    return Data(train, val, test, classes=len(speakers), name="spoken digits")
+    return Data(train, val, test, name="spoken digits", task=embedding())
 
 
 def utterance(digits: Sequence[Sound], length: int, generator: np.random.Generator) -> Sound:

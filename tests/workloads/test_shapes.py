@@ -76,6 +76,21 @@ def test_the_loss_is_least_at_the_truth() -> None:
         assert detector.detection_loss(moved, boxes) > least + 0.1
 
 
+def test_the_divergence_is_nil_at_the_same_outputs_and_grows_with_what_is_seen() -> None:
+    boxes = scenes().boxes
+    outputs = spoken(boxes)
+    assert detector.detection_divergence(outputs, outputs).abs().max() < 1e-4
+    lost = outputs.clone()
+    lost[:, 0] = -20.0  # nothing is seen any more: 20 nats a shape
+    counts = (boxes[..., 0] >= 0).sum(1)
+    found = detector.detection_divergence(outputs, lost)
+    torch.testing.assert_close(found, 20.0 * counts, rtol=0.01, atol=0.1)
+    moved = outputs.clone()
+    moved[:, 3] += 0.1  # wider by one standard deviation: half a nat a shape
+    found = detector.detection_divergence(outputs, moved)
+    torch.testing.assert_close(found, 0.5 * counts, rtol=0.01, atol=0.01)
+
+
 def test_of_two_boxes_that_overlap_the_surer_stays() -> None:
     """Middles in two cells, an overlap of 15 x 15 pixels of 16 x 16."""
     both = torch.tensor([[[1.0, 8, 8, 24, 24], [1, 7, 7, 23, 23]]])
