@@ -116,12 +116,11 @@ def detection_divergence(original: Tensor, compressed: Tensor) -> Tensor:
     Args:
         original, compressed: outputs of ``Detector``.
     """
+    both = (original, compressed)
     sure = original[:, 0].sigmoid()
-    shape = SigmoidKL()(original[:, 0].flatten(1), compressed[:, 0].flatten(1))
-    label = SoftmaxKL()(
-        *(o[:, 5:].permute(0, 2, 3, 1).flatten(0, 2) for o in (original, compressed))
-    )
-    first, second = (torch.cat([o[:, 1:3].sigmoid(), o[:, 3:5]], 1) for o in (original, compressed))
+    shape = SigmoidKL()(*(o[:, 0].flatten(1) for o in both))
+    label = SoftmaxKL()(*(o[:, 5:].permute(0, 2, 3, 1).flatten(0, 2) for o in both))
+    first, second = (torch.cat([o[:, 1:3].sigmoid(), o[:, 3:5]], 1) for o in both)
     box = ((first - second) / 0.1).square().sum(1) / 2
     return shape + (sure * (label.view_as(sure) + box)).flatten(1).sum(1)
 
