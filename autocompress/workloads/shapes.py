@@ -78,7 +78,7 @@ def _places(generator: np.random.Generator) -> list[tuple[float, float, float]]:
     while len(found) < wanted:
         radius = generator.uniform(8, 14)
         x, y = generator.uniform(radius + 1, SIZE - radius - 1, 2)
-        if all((x - a) ** 2 + (y - b) ** 2 > (radius + r + 1) ** 2 for a, b, r in found):
+        if all((x - a) ** 2 + (y - b) ** 2 > (radius + r + 2) ** 2 for a, b, r in found):
             found.append((x, y, radius))
         elif generator.random() < 0.01:  # these lie so that no more fit
             found = []
