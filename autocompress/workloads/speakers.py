@@ -102,7 +102,7 @@ def spoken_digits(root: str, seconds: float = 1.6, repeats: int = 100, seed: int
                 targets.append(number)
         splits.append(Split(torch.from_numpy(np.stack(stored)), torch.tensor(targets)))
     train, val, test = splits
-    return Data(train, val, test, name="spoken digits", task=embedding())
+    return Data(train, val, test, name="spoken digits", task=embedding("equal_error_rate"))
 
 
 def utterance(digits: Sequence[Sound], length: int, generator: np.random.Generator) -> Sound:
