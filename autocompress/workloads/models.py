@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -174,23 +174,36 @@ def load_weights(model: nn.Module, path: str) -> nn.Module:
             f"There is no checkpoint at {file}. Set AUTOCOMPRESS_WEIGHTS to the "
             "folder that holds it, or correct `model.checkpoint` in the study."
         )
-    state = _read_state(file)
+    return load_state(model, _read_state(file), file.name)
+
+
+def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> nn.Module:
+    """Load a state dict into the model, cast to its own dtypes.
+
+    Args:
+        model: changed in place.
+        state: all of the model's tensors by name.
+        source: file or package of the state, for errors.
+
+    Raises:
+        InputError: the state of another architecture.
+    """
     own = model.state_dict()
     for name, tensor in state.items():
         if name not in own:
             raise InputError(
-                f"{file.name} is the checkpoint of another architecture: it has "
+                f"{source} is the checkpoint of another architecture: it has "
                 f"{name!r}, the model has not; {nearest(name, own)}"
             )
         if own[name].shape != tensor.shape:
             raise InputError(
-                f"{file.name} is the checkpoint of another architecture: {name!r} has "
+                f"{source} is the checkpoint of another architecture: {name!r} has "
                 f"shape {tuple(tensor.shape)}, the model's {tuple(own[name].shape)}."
             )
     missing = [n for n in own if n not in state and not n.endswith("num_batches_tracked")]
     if missing:
         raise InputError(
-            f"{file.name} is the checkpoint of another architecture: the model's "
+            f"{source} is the checkpoint of another architecture: the model's "
             f"{missing[0]!r} is not in it ({len(missing)} tensors are missing)."
         )
     model.load_state_dict({n: t.to(own[n].dtype) for n, t in state.items()}, strict=False)

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -29,7 +30,9 @@ from autocompress.model.inventory import take_inventory
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.settings import CompressionSettings
 from autocompress.targets import get_target
+from autocompress.task.calling import call, input_names, main_output
 from autocompress.task.data import Split
+from autocompress.task.nested import batch_size, take, tensors
 from autocompress.techniques.compressed import Compressed
 from autocompress.workloads import imagenet  # noqa: F401  (declares what torchvision wants)
 from autocompress.workloads.models import resnet20, seeded
@@ -78,6 +81,24 @@ def _torchvision(name: str, **options: object) -> Callable[[], nn.Module]:
     return build
 
 
+def _timm(name: str, **options: object) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        import timm
+
+        return timm.create_model(name, num_classes=10, **options)
+
+    return build
+
+
+def _transformers(name: str, config: str, **options: object) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        import transformers
+
+        return getattr(transformers, name)(getattr(transformers, config)(**options))
+
+    return build
+
+
 @dataclass(frozen=True)
 class Entry:
     """One network of the zoo.
@@ -87,12 +108,62 @@ class Entry:
         shape: of one input.
         words: size of the vocabulary where inputs are tokens, 0 where they are real.
         small: whether all of its row is found within seconds.
+        keywords: how inputs are named, where they go in by keyword: the tokens or images first,
+            then a mask of ones.
+        package: that the network comes from, and that need not be installed.
     """
 
     build: Callable[[], nn.Module]
     shape: tuple[int, ...] = (3, 64, 64)
     words: int = 0
     small: bool = False
+    keywords: tuple[str, ...] = ()
+    package: str = ""
+
+
+def _of_packages() -> dict[str, Entry]:
+    """Networks of timm and transformers, from a configuration."""
+    wide = {"vocab_size": 1000, "num_hidden_layers": 2, "hidden_size": 64}
+    heads, inner = {"num_attention_heads": 4}, {"intermediate_size": 128}
+    gpt2 = {"vocab_size": 1000, "n_layer": 2, "n_embd": 64, "n_head": 4}
+    distilbert = {"vocab_size": 1000, "n_layers": 2, "dim": 64, "n_heads": 4, "hidden_dim": 128}
+    llama = {**wide, **heads, **inner, "num_key_value_heads": 2}
+    image = {"image_size": 64, "patch_size": 16, **heads, **inner}
+    text = ("input_ids", "attention_mask")
+    images = {
+        "timm vit_tiny_patch16_224": _timm("vit_tiny_patch16_224", img_size=64),
+        "timm convnext_atto": _timm("convnext_atto"),
+        "timm efficientnet_b0": _timm("efficientnet_b0"),
+        "timm tf_efficientnet_lite0": _timm("tf_efficientnet_lite0"),
+        "timm regnety_002": _timm("regnety_002"),
+    }
+    vit = _transformers(
+        "ViTForImageClassification", "ViTConfig", hidden_size=64, num_hidden_layers=2, **image
+    )
+    texts = {
+        "transformers BERT": ("BertForSequenceClassification", "BertConfig", wide | heads | inner),
+        "transformers DistilBERT": (
+            "DistilBertForSequenceClassification",
+            "DistilBertConfig",
+            distilbert,
+        ),
+        "transformers GPT-2": ("GPT2LMHeadModel", "GPT2Config", gpt2),
+        "transformers Llama": ("LlamaForCausalLM", "LlamaConfig", llama),
+    }
+    return {
+        **{name: Entry(build, package="timm") for name, build in images.items()},
+        "transformers ViT": Entry(vit, keywords=("pixel_values",), package="transformers"),
+        **{
+            name: Entry(
+                _transformers(kind, config, **options),
+                (24,),
+                1000,
+                keywords=text,
+                package="transformers",
+            )
+            for name, (kind, config, options) in texts.items()
+        },
+    }
 
 
 ZOO: dict[str, Entry] = {
@@ -114,6 +185,7 @@ ZOO: dict[str, Entry] = {
     ),
     "GRU classifier": Entry(lambda: RecurrentClassifier(nn.GRU), (28, 28), small=True),
     "nn.TransformerEncoder": Entry(TextEncoder, (24,), words=1000, small=True),
+    **_of_packages(),
 }
 
 
@@ -130,17 +202,35 @@ def network(name: str) -> nn.Module:
                 if not parameter.any():  # some heads start at zero, and then answer nothing
                     parameter.normal_(std=0.02)
             model.train()
-            model(calibration(name, 16))
+            call(model, calibration(name, 16))
+        if entry.package:
+            train_shortly(model, calibration(name, 16))
     return model.eval()
 
 
-def calibration(name: str, count: int = 16) -> Tensor:
+def train_shortly(model: nn.Module, inputs: Any, steps: int = 5) -> None:
+    """A few steps towards classes drawn at random."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for _ in range(steps):
+        logits = main_output(call(model, inputs)).flatten(0, -2)
+        targets = torch.arange(len(logits)) % logits.shape[-1]
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(logits, targets).backward()
+        optimizer.step()
+
+
+def calibration(name: str, count: int = 16) -> Any:
     """Inputs of the right kind."""
     entry = ZOO[name]
     generator = torch.Generator().manual_seed(1)
     if entry.words:
-        return torch.randint(entry.words, (count, *entry.shape), generator=generator)
-    return torch.randn(count, *entry.shape, generator=generator)
+        inputs = torch.randint(entry.words, (count, *entry.shape), generator=generator)
+    else:
+        inputs = torch.randn(count, *entry.shape, generator=generator)
+    if not entry.keywords:
+        return inputs
+    parts = (inputs, torch.ones_like(inputs))
+    return dict(zip(entry.keywords, parts, strict=False))
 
 
 COLUMNS = ("prunes", "quantizes", "factorizes", "exports", "runs")
@@ -155,10 +245,12 @@ class Row:
 
     def __init__(self, name: str) -> None:
         self.model, self.inputs = network(name), calibration(name)
-        self.inventory = take_inventory(self.model, self.inputs[:1])
+        self.package = ZOO[name].package
+        self.inventory = take_inventory(self.model, self._first(1))
         settings = CompressionSettings(calibration_images=16, importance="l1")
         self.settings = settled(settings, get_target("onnxruntime"))
-        images = Split(self.inputs, torch.zeros(len(self.inputs), dtype=torch.long))
+        count = batch_size(self.inputs)
+        images = Split(self.inputs, torch.zeros(count, dtype=torch.long))
         self.bank = LayerBank.build(self.model, self.inventory, images, self.settings)
         groups = [g for g in self.inventory.channel_groups if not g.residual]
         self.prunable = {p for g in groups for p in g.producers}
@@ -168,6 +260,9 @@ class Row:
             if layer.quantizable and layer.kind != "embedding"
         }
         self.low_rank = {layer.name for layer in self.inventory.layers if layer.factorizable}
+
+    def _first(self, count: int) -> Any:
+        return take(self.inputs, slice(0, count))
 
     def cells(self, folder: Path) -> dict[str, str]:
         """What the row says, each cell after its checks."""
@@ -220,30 +315,39 @@ class Row:
         torch.backends.mha.set_fastpath_enabled(False)
         exact = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
         with torch.no_grad(), exact, counter:
-            made.module(self.inputs[:1])
+            call(made.module, self._first(1))
         torch.backends.mha.set_fastpath_enabled(fused)
         formula = policy_cost(self.inventory, made.policy, self.settings).macs
-        assert formula == counter.get_total_flops() // 2
+        assert formula == (counter.get_total_flops() - self._between(counter)) // 2
 
-    def _file_answers(self, path: Path, inputs: Tensor) -> np.ndarray:
+    def _between(self, counter: FlopCounterMode) -> int:
+        """Of products between activations, which belong to no layer of these packages."""
+        if not self.package:
+            return 0
+        counts = counter.get_flop_counts()["Global"]
+        return sum(n for op, n in counts.items() if "bmm" in str(op))
+
+    def _file_answers(self, path: Path, inputs: Any) -> np.ndarray:
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.optimized_model_filepath = str(path.with_suffix(".optimized"))
         session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        return np.asarray(session.run(None, {"input": inputs.numpy()})[0])
+        fed = {n: t.numpy() for n, t in zip(input_names(inputs), tensors(inputs), strict=True)}
+        taken = {x.name for x in session.get_inputs()}
+        return np.asarray(session.run(None, {n: t for n, t in fed.items() if n in taken})[0])
 
     def _same_in_file(self, made: Compressed, path: Path) -> None:
         """The runtime computes what the module computes."""
-        export(made, path, self.inputs[:1])
+        export(made, path, self._first(2))
         with torch.no_grad():
-            wanted = made.module(self.inputs).numpy()
+            wanted = main_output(call(made.module, self.inputs)).numpy()
         found = self._file_answers(path, self.inputs)
         np.testing.assert_allclose(found, wanted, rtol=1e-2, atol=1e-3 * np.abs(wanted).max())
 
     def _integer_kernels(self, made: Compressed, path: Path) -> None:
         """No float kernel multiplies with a stored weight, but for layers that stay float."""
-        export(made, path, self.inputs[:1])
-        self._file_answers(path, self.inputs[:1])
+        export(made, path, self._first(2))
+        self._file_answers(path, self._first(1))
         graph = onnx.load(path.with_suffix(".optimized")).graph
         stored = {tensor.name for tensor in graph.initializer}
         kinds = ("Conv", "FusedConv", "Gemm", "MatMul", "LSTM", "GRU")
@@ -256,15 +360,15 @@ class Row:
         made = calibrate(made, self.inputs)
         written = []
         for suffix in (".onnx", ".pt2", ".safetensors"):
-            export(made, folder / f"all{suffix}", self.inputs[:1])
+            export(made, folder / f"all{suffix}", self._first(2))
             written.append(suffix)
         return written
 
     def _runs(self, made: Compressed, path: Path) -> None:
         """Three inputs at once: right in shape, and near the float module's answers."""
         with torch.no_grad():
-            wanted = made.module(self.inputs[:3]).numpy()
-        found = self._file_answers(path, self.inputs[:3])
+            wanted = main_output(call(made.module, self._first(3))).numpy()
+        found = self._file_answers(path, self._first(3))
         assert found.shape == wanted.shape
         cosine = (found * wanted).sum() / np.linalg.norm(found) / np.linalg.norm(wanted)
         assert cosine > 0.98
