@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from autocompress.errors import InputError
+from autocompress.results.metric import Metric
 from autocompress.targets.base import Availability
 
 
@@ -56,13 +57,15 @@ def show_bench(found: dict[str, Any], console: Console) -> None:
 
 def show_judgement(found: dict[str, Any], console: Console) -> None:
     """A table of the files beside the uncompressed model, then what is wrong with each."""
-    table = Table("file", f"accuracy ({found['split']})", "ms", "of base", "size kB", "worth it")
+    quality = Metric(**found["quality"])
+    named = f"{quality.title} on {found['split']}"
+    table = Table("file", named, "ms", "of base", "size kB", "worth it")
     for column in table.columns[1:5]:
         column.justify = "right"
     base = found["baseline"]
     table.add_row(
         "uncompressed",
-        f"{base['accuracy']:.2%}",
+        quality.text(base.get(quality.name)),
         f"{base['latency_ms']:.3f}",
         "",
         f"{base['size_bytes'] / 1e3:,.1f}",
@@ -71,7 +74,7 @@ def show_judgement(found: dict[str, Any], console: Console) -> None:
     for row in found["files"]:
         table.add_row(
             escape(row["file"]),
-            f"{row['accuracy']:.2%}",
+            quality.text(row.get(quality.name)),
             f"{row['latency_ms']:.3f}",
             f"{row['ratio_low']:.3f} to {row['ratio_high']:.3f}",
             f"{row['size_bytes'] / 1e3:,.1f}",

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autocompress.errors import InputError
+from autocompress.results.metric import Metric
 from autocompress.run.study import StudyConfig
 
 if TYPE_CHECKING:
     from autocompress.build.pipeline import Progress
-    from autocompress.measure.accuracy import Accuracy
     from autocompress.run.evaluator import StudyEvaluator
+    from autocompress.task.task import Result
 
 
 def judge(
@@ -43,18 +44,27 @@ def judge(
         for i, file in enumerate(files):
             progress(f"measuring {file.name}", i / len(files))
             rows.append(_row(evaluator, file, split, base))
-    baseline = evaluator.baseline
-    shown = {
-        "accuracy": base.value,
-        "accuracy_stderr": base.stderr,
-        "latency_ms": baseline["latency_ms"],
-        "size_bytes": baseline["size_bytes"],
+    quality = parts.task.quality
+    shown = {**_scores(base), "latency_ms": evaluator.baseline["latency_ms"]}
+    shown["size_bytes"] = evaluator.baseline["size_bytes"]
+    return {
+        "study": study.name,
+        "split": split,
+        "quality": quality.as_dict(),
+        "baseline": shown,
+        "files": _worth(rows, shown, quality),
     }
-    return {"study": study.name, "split": split, "baseline": shown, "files": _worth(rows, shown)}
 
 
-def _row(evaluator: StudyEvaluator, file: Path, split: str, base: Accuracy) -> dict[str, Any]:
-    from autocompress.measure.accuracy import paired
+def _scores(result: Result) -> dict[str, Any]:
+    """Every figure that could be told, with its standard error."""
+    found: dict[str, Any] = {}
+    for name, score in result.scores.items():
+        found |= {name: score.value, f"{name}_stderr": score.stderr}
+    return found
+
+
+def _row(evaluator: StudyEvaluator, file: Path, split: str, base: Result) -> dict[str, Any]:
     from autocompress.measure.gate import check_file
 
     measurer = evaluator.measurer
@@ -62,35 +72,55 @@ def _row(evaluator: StudyEvaluator, file: Path, split: str, base: Accuracy) -> d
     found = measurer.score(file, split)
     row = {
         "file": str(file),
-        "accuracy": found.value,
-        "accuracy_stderr": found.stderr,
+        **_scores(found),
         "latency_ms": timing.ratio * evaluator.baseline["latency_ms"],
         "latency_ratio": timing.ratio,
         "ratio_low": timing.ratio_low,
         "ratio_high": timing.ratio_high,
         "size_bytes": timing.size_bytes,
         **measurer.memory(file),
-        "problems": check_file(measurer.target, file, timing=timing),
+        "problems": [*found.problems, *check_file(measurer.target, file, timing=timing)],
         "notes": list(timing.notes),
     }
-    if found.correct is not None and base.correct is not None:
-        compared = paired(found, base)
-        row["accuracy_difference"] = compared.difference
-        row["accuracy_low"], row["accuracy_high"] = compared.low, compared.high
-    return row
+    return row | _difference(evaluator.measurer.pipeline.task.quality.name, found, base)
 
 
-def _worth(rows: list[dict[str, Any]], baseline: dict[str, Any]) -> list[dict[str, Any]]:
-    """Say of each file which ones are as accurate and faster by more than noise.
+def _difference(name: str, found: Result, base: Result) -> dict[str, Any]:
+    """The quality beside the uncompressed model's on the same samples, where each has one."""
+    from autocompress.measure.accuracy import Accuracy, paired
+
+    both = [result.scores.get(name) for result in (found, base)]
+    if any(s is None or s.each is None or s.each.dtype != bool for s in both):
+        return {}
+    first, second = (
+        Accuracy(s.value, s.stderr or 0.0, len(s.each), s.each)
+        for s in both
+        if s is not None and s.each is not None
+    )
+    compared = paired(first, second)
+    return {
+        f"{name}_difference": compared.difference,
+        f"{name}_low": compared.low,
+        f"{name}_high": compared.high,
+    }
+
+
+def _worth(
+    rows: list[dict[str, Any]], baseline: dict[str, Any], quality: Metric
+) -> list[dict[str, Any]]:
+    """Say of each file which ones are as good and faster by more than noise.
 
     One that none beats, the uncompressed model included, is worth shipping.
     """
     uncompressed = {**baseline, "file": "uncompressed", "ratio_low": 1.0, "ratio_high": 1.0}
+    name = quality.name
     for row in rows:
         row["beaten_by"] = [
             other["file"]
             for other in (uncompressed, *rows)
-            if other["accuracy"] >= row["accuracy"] and other["ratio_high"] < row["ratio_low"]
+            if name in other
+            and not (name in row and quality.better(row[name], other[name]))
+            and other["ratio_high"] < row["ratio_low"]
         ]
         row["worth_shipping"] = not row["beaten_by"]
     return rows
