@@ -171,29 +171,24 @@ def search(
 
     Args:
         model: trained; not changed. Or the path of an ONNX file.
-        data: anything with ``train``, and ``val`` and ``test`` or not (they are then cut from
-            it): DataLoaders, data sets (torch's or Hugging Face's) of pairs, triples or
-            dictionaries; optional ``task``, ``metric``, ``loss``, ``augment``.
+        data: anything with ``train`` (``val`` and ``test`` are cut from it where missing): loaders,
+            data sets (torch's or Hugging Face's) of pairs, triples or dictionaries.
         budget: ``Budget(latency_ms=2.0)``, ``Budget("latency<=0.5x", "size<=1MB")``, or a text.
         space: a shipped space's name, a path, or plain data.
         out: folder of the run.
-        target, search, recovery, settings, tracking: sections of a study file, e.g.
-            ``search={"trials": 100, "timeout_s": 600}``, ``recovery={"epochs": 3}``. The
-            ``sampler`` of the search may be an ``optuna.samplers.BaseSampler`` itself.
+        target, search, recovery, settings, tracking: sections of a study file;
+            ``search={"trials": 100}``. Its ``sampler`` may be an ``optuna.samplers.BaseSampler``.
         task: a ``Task``, or a ready-made one's name (``"regression"``); see ``docs/tasks.md``.
         max_accuracy_drop: in points; the cheapest policy that keeps to it is the answer.
         max_quality_drop: the same for any task: in the metric's unit, or a share (``"2%"``).
         executor, workers: ``local`` or ``ray``, and how many evaluations at once.
         resume: go on with the run in ``out``.
-        new_baseline: with ``resume``, where the model, the data, the target or the settings are
-            others than the run's: set its trials aside and begin with a baseline of its own,
-            instead of refusing.
+        new_baseline: with ``resume``, set trials of another model, data, target or settings aside.
         quiet: nothing on the terminal.
         **reading: how the data are read, where they do not say it themselves; see ``Reading``.
 
     Raises:
-        InputError: anything that cannot be used, before an existing run is touched.
-        InfeasibleBudget: not even the cheapest policy meets the budget.
+        InputError: anything that cannot be used; InfeasibleBudget: nothing meets the budget.
     """
     from autocompress.run.given import as_module, given_study, with_task
     from autocompress.run.session import run_study
@@ -206,9 +201,9 @@ def search(
     named = {**sections, **drops, "executor": executor, "workers": workers, "data": section}
     study, data = given_study(Path(out).name, budget, task, **named), with_task(data, task)
     given: dict[str, Any] = {"model": as_module(model), "data": data, "sampler": sampler}
-    going_on: dict[str, Any] = {"resume": resume, "new_baseline": new_baseline}
+    given |= {"resume": resume, "new_baseline": new_baseline}
     with Display(quiet) as shown:
-        done = run_study(study, Path(out), watcher=shown, **going_on, **given)
+        done = run_study(study, Path(out), watcher=shown, **given)
     return Result(done.folder.root, done.summary, done.view)
 
 
