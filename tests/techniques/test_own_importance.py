@@ -16,10 +16,11 @@ from autocompress.policy.settings import CompressionSettings
 from autocompress.task.data import Split
 
 
-def by_bias(model: nn.Module, producers: Sequence[str], channels: int, sample: Split) -> Tensor:
-    """The channels with the largest bias stay."""
+def by_sum(model: nn.Module, producers: Sequence[str], channels: int, sample: Split) -> Tensor:
+    """The channels with the largest sum of weights stay."""
     assert len(sample) > 0
-    return sum(model.get_submodule(name).bias for name in producers)  # type: ignore[return-value]  # tensors
+    weights = (model.get_parameter(f"{name}.weight") for name in producers)
+    return torch.stack([weight.flatten(1).sum(1) for weight in weights]).sum(0)
 
 
 def too_few(model: nn.Module, producers: Sequence[str], channels: int, sample: Split) -> Tensor:
@@ -34,10 +35,10 @@ def bank_of(function: object) -> LayerBank:
 
 
 def test_the_lowest_score_goes_first() -> None:
-    bank = bank_of(by_bias)
+    bank = bank_of(by_sum)
     group = bank.inventory.groups_by_name["conv3"]
-    bias = by_bias(bank.model, group.producers, group.channels, data("residual").train)
-    assert bank.orders["conv3"] == torch.argsort(bias).tolist()
+    scores = by_sum(bank.model, group.producers, group.channels, data("residual").train)
+    assert bank.orders["conv3"] == torch.argsort(scores).tolist()
 
 
 def test_scores_that_do_not_fit_are_refused() -> None:
