@@ -19,7 +19,6 @@ HEAVY = {
         "numpy",
         "torch",
         "torchvision",
-        "torch_pruning",
         "tensorly",
         "fvcore",
         "scipy",

@@ -61,7 +61,7 @@ def environment() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
     found = {"python": platform.python_version(), "machine": platform.machine()}
-    for package in ("autocompress", "torch", "onnx", "onnxruntime", "optuna", "torch-pruning"):
+    for package in ("autocompress", "torch", "onnx", "onnxruntime", "optuna"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
