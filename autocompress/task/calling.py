@@ -79,25 +79,6 @@ def without_caches(answer: Any) -> Any:
     return answer
 
 
-def main_output(answer: Any) -> Tensor:
-    """The one tensor that stands for an answer where only one can: its ``logits``, or its first.
-
-    Args:
-        answer: of a model; of several tensors, the first of floats counts where none is named so.
-
-    Raises:
-        InputError: an answer without a tensor.
-    """
-    found = named_tensors(answer)
-    if not found:
-        raise InputError(
-            f"A model must answer with at least one tensor, got {type(answer).__name__}."
-        )
-    named = [tensor for name, tensor in found if name.rpartition(".")[2] == "logits"]
-    floats = [tensor for _, tensor in found if tensor.is_floating_point()]
-    return (named or floats or [tensor for _, tensor in found])[0]
-
-
 def input_names(inputs: Any) -> list[str]:
     """Names of a model's inputs in a file: keywords, or ``input``, ``input_1``, ... by position."""
     return _names(inputs, "input")

@@ -30,7 +30,7 @@ from autocompress.model.inventory import take_inventory
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.settings import CompressionSettings
 from autocompress.targets import get_target
-from autocompress.task.calling import call, input_names, main_output
+from autocompress.task.calling import call, input_names
 from autocompress.task.data import Split
 from autocompress.task.nested import batch_size, take, tensors
 from autocompress.techniques.compressed import Compressed
@@ -212,7 +212,7 @@ def train_shortly(model: nn.Module, inputs: Any, steps: int = 5) -> None:
     """A few steps towards classes drawn at random."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for _ in range(steps):
-        logits = main_output(call(model, inputs)).flatten(0, -2)
+        logits = tensors(call(model, inputs))[0].flatten(0, -2)
         targets = torch.arange(len(logits)) % logits.shape[-1]
         optimizer.zero_grad()
         nn.functional.cross_entropy(logits, targets).backward()
@@ -340,7 +340,7 @@ class Row:
         """The runtime computes what the module computes."""
         export(made, path, self._first(2))
         with torch.no_grad():
-            wanted = main_output(call(made.module, self.inputs)).numpy()
+            wanted = tensors(call(made.module, self.inputs))[0].numpy()
         found = self._file_answers(path, self.inputs)
         np.testing.assert_allclose(found, wanted, rtol=1e-2, atol=1e-3 * np.abs(wanted).max())
 
@@ -367,7 +367,7 @@ class Row:
     def _runs(self, made: Compressed, path: Path) -> None:
         """Three inputs at once: right in shape, and near the float module's answers."""
         with torch.no_grad():
-            wanted = main_output(call(made.module, self._first(3))).numpy()
+            wanted = tensors(call(made.module, self._first(3)))[0].numpy()
         found = self._file_answers(path, self._first(3))
         assert found.shape == wanted.shape
         cosine = (found * wanted).sum() / np.linalg.norm(found) / np.linalg.norm(wanted)

@@ -17,7 +17,6 @@ from autocompress.task.calling import (
     Selection,
     call,
     input_names,
-    main_output,
     output_names,
     rebuild,
     without_cache,
@@ -76,16 +75,6 @@ def test_names_of_inputs_and_outputs() -> None:
     assert output_names(A) == ["output"]
     assert output_names({"logits": A, "heads": (A, B)}) == ["logits", "heads.0", "heads.1"]
     assert output_names({"ids": A, "logits": B}, ["ids"]) == ["ids_out", "logits"]
-
-
-def test_the_one_tensor_that_stands_for_an_answer() -> None:
-    numbers = torch.arange(3)
-    assert main_output(A) is A
-    assert main_output((numbers, A, B)) is A
-    assert main_output({"aux": A, "logits": B}) is B
-    assert main_output({"ids": numbers}) is numbers
-    with pytest.raises(InputError, match="at least one tensor"):
-        main_output({"text": "none"})
 
 
 def test_an_answer_is_rebuilt_from_arrays() -> None:
