@@ -128,7 +128,8 @@ class QuantizedLayer(nn.Module):
     @property
     def bias(self) -> Tensor | None:
         """The layer's."""
-        return self.layer.bias
+        bias: Tensor | None = getattr(self.layer, "bias", None)
+        return bias
 
     def forward(self, x: Tensor) -> Tensor:
         """Like the layer's own."""

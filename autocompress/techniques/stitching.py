@@ -83,7 +83,8 @@ class Stitching:
         names = [f.name for t in steps[: steps.index(technique) + 1] for f in t.fields]
         key: list[Hashable] = [layer, *(self.policy[layer].value(name) for name in names)]
         key += [tuple(self.removals.get((layer, side), ())) for side in ("in", "out")]
-        return copy.deepcopy(self.memo(tuple(key), make))
+        factors: nn.Sequential = copy.deepcopy(self.memo(tuple(key), make))
+        return factors
 
     def replace(self, name: str, factors: nn.Sequential) -> None:
         """Let modules that run one after another stand in a layer's place."""

@@ -65,7 +65,8 @@ def detect_shapes(train: int = 1500, val: int = 200, test: int = 300, seed: int 
     scenes, normalize = shape_splits((train, val, test), seed)
     splits = [Split(s.images, s.boxes, n) for s, n in zip(scenes, normalize, strict=True)]
     task = detection(find_boxes, detection_loss, detection_divergence, overlaps=(0.5,))
-    return Data(*splits, name="shapes to detect", task=task)
+    first, second, third = splits
+    return Data(first, second, third, name="shapes to detect", task=task)
 
 
 def find_boxes(outputs: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:

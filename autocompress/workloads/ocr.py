@@ -133,7 +133,8 @@ def rendered_words(train: int = 1500, val: int = 300, test: int = 500, seed: int
         images = np.stack([render(word, generator) for word in chosen])
         targets = torch.tensor([spell(word) for word in chosen])
         splits.append(Split(torch.from_numpy(images), targets, Normalize((0.5,), (0.5,))))
-    return Data(*splits, name="rendered words", task=ctc())
+    first, second, third = splits
+    return Data(first, second, third, name="rendered words", task=ctc())
 
 
 def _vocabulary() -> list[str]:

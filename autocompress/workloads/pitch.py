@@ -95,7 +95,8 @@ def tones(train: int = 2000, val: int = 500, test: int = 1000, seed: int = 0) ->
     for place, count in enumerate((train, val, test)):
         sounds, cents = synthesize(count, np.random.default_rng((seed, place)))
         splits.append(Split(torch.from_numpy(sounds).float(), torch.from_numpy(cents).float()))
-    return Data(*splits, name="tones", task=pitch_task())
+    first, second, third = splits
+    return Data(first, second, third, name="tones", task=pitch_task())
 
 
 def pitch_task() -> Task:

@@ -122,7 +122,8 @@ def segment_shapes(train: int = 1000, val: int = 200, test: int = 300, seed: int
     """
     scenes, normalize = shape_splits((train, val, test), seed)
     splits = [Split(s.images, s.pixels, n) for s, n in zip(scenes, normalize, strict=True)]
-    return Data(*splits, name="shapes to segment", task=segmentation())
+    first, second, third = splits
+    return Data(first, second, third, name="shapes to segment", task=segmentation())
 
 
 class DoubleConv(nn.Sequential):
