@@ -42,8 +42,8 @@ class Stitching:
     removals: Mapping[tuple[str, str], list[int]] = field(default_factory=dict)
     moments: Callable[[str], Tensor | None] = lambda name: None
     place_solved: Callable[[], None] = lambda: None
-    memo: Callable[[tuple[Hashable, ...], Callable[[], nn.Module]], nn.Module] = lambda key, make: (
-        make()
+    memo: Callable[[tuple[Hashable, ...], Callable[[], nn.Sequential]], nn.Sequential] = (
+        lambda key, make: make()
     )
     parts: dict[str, tuple[str, ...]] = field(default_factory=dict)
     precisions: dict[str, Precision] = field(default_factory=dict)
@@ -83,8 +83,7 @@ class Stitching:
         names = [f.name for t in steps[: steps.index(technique) + 1] for f in t.fields]
         key: list[Hashable] = [layer, *(self.policy[layer].value(name) for name in names)]
         key += [tuple(self.removals.get((layer, side), ())) for side in ("in", "out")]
-        factors: nn.Sequential = copy.deepcopy(self.memo(tuple(key), make))
-        return factors
+        return copy.deepcopy(self.memo(tuple(key), make))
 
     def replace(self, name: str, factors: nn.Sequential) -> None:
         """Let modules that run one after another stand in a layer's place."""
