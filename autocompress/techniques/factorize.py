@@ -20,9 +20,24 @@ _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 METHODS: tuple[Factorization, ...] = ("svd", "spatial", "tucker2")
 
 
+class Factors(nn.Sequential):
+    """Small layers one after another in the place of a large one.
+
+    Models that ask the large layer's weight for its type or device (as transformers' ViT does)
+    are given the first small one's.
+    """
+
+    @property
+    def weight(self) -> Tensor:
+        """Of the first layer."""
+        first = self[0]
+        assert isinstance(first.weight, Tensor)
+        return first.weight
+
+
 def factorize(
     layer: nn.Module, spec: LayerSpec, policy: LayerPolicy, moments: Tensor | None = None
-) -> nn.Sequential:
+) -> Factors:
     """Factors of a layer at the rank that its policy gives.
 
     Args:
@@ -63,7 +78,7 @@ def factorize(
         return _tucker(layer, ranks)
     first, second = output_svd(layer.weight.flatten(1), ranks[0], moments)
     first = first.view(ranks[0], *layer.weight.shape[1:])
-    return nn.Sequential(*split(layer, first, second, half)).train(layer.training)
+    return Factors(*split(layer, first, second, half)).train(layer.training)
 
 
 def choose_factors(
@@ -193,7 +208,7 @@ def _columns(layer: nn.Conv2d, moments: Tensor | None) -> tuple[Tensor, Tensor |
     return matrix, seen
 
 
-def _spatial(layer: nn.Conv2d, rank: int, moments: Tensor | None) -> nn.Sequential:
+def _spatial(layer: nn.Conv2d, rank: int, moments: Tensor | None) -> Factors:
     """A column filter, then a row filter (Jaderberg et al., BMVC 2014, scheme 2)."""
     outputs, inputs, height, width = layer.weight.shape
     matrix, seen = _columns(layer, moments)
@@ -224,10 +239,10 @@ def _spatial(layer: nn.Conv2d, rank: int, moments: Tensor | None) -> nn.Sequenti
         padding=across,
         dilation=(1, layer.dilation[1]),
     )
-    return nn.Sequential(column, row).train(layer.training)
+    return Factors(column, row).train(layer.training)
 
 
-def _tucker(layer: nn.Conv2d, ranks: tuple[int, ...]) -> nn.Sequential:
+def _tucker(layer: nn.Conv2d, ranks: tuple[int, ...]) -> Factors:
     """Channel factors on both sides of a thin core (Kim et al., ICLR 2016)."""
     import tensorly as tl
     from tensorly.decomposition import partial_tucker
@@ -243,4 +258,4 @@ def _tucker(layer: nn.Conv2d, ranks: tuple[int, ...]) -> nn.Sequential:
         like(layer, middle, None, in_channels=ranks[0], out_channels=ranks[1]),
         plain_conv(layer, outer[..., None, None], layer.bias),
     ]
-    return nn.Sequential(*parts).train(layer.training)
+    return Factors(*parts).train(layer.training)

@@ -91,6 +91,16 @@ def test_shapes_macs_and_params_are_the_formula(method: str, stride: int) -> Non
 
 
 @pytest.mark.parametrize("method", ["svd", "spatial", "tucker2"])
+def test_models_may_ask_a_factorized_layer_for_the_type_of_its_weight(method: str) -> None:
+    """As transformers' ViT does before it calls the layer."""
+    layer, spec = conv(1)
+    model = nn.Sequential(layer)
+    model[0] = factorize(layer, spec, LayerPolicy(rank_ratio=0.5, factorization=method))
+    assert model[0].weight.dtype is layer.weight.dtype
+    assert "0.weight" not in model.state_dict()
+
+
+@pytest.mark.parametrize("method", ["svd", "spatial", "tucker2"])
 def test_one_more_rank_than_break_even_costs_more_than_dense(method: str) -> None:
     _, spec = conv(2)
     edge = break_even_rank(spec, 12, 16, method)
