@@ -86,6 +86,15 @@ def _nobody_waits_for_a_quiet_machine() -> Iterator[None]:
         yield
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that run whole studies first, so that several processes end at about the same time."""
+
+    def short(item: pytest.Item) -> bool:
+        return not any(mark.args and mark.args[0] >= 600 for mark in item.iter_markers("timeout"))
+
+    items.sort(key=short)
+
+
 # a busy machine may take its time over an example; how long says nothing about right or wrong
 settings.register_profile("any-machine", deadline=None)
 settings.load_profile("any-machine")

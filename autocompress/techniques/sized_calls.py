@@ -6,6 +6,7 @@ there. A pruned model keeps its forward, and these calls are corrected while it 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -202,9 +203,23 @@ def _split(name: str, args: Any, kwargs: Any, loss: Loss | None) -> New:
     how = given.get("sizes", next((v for k, v in kwargs.items() if k != "dim"), None))
     how = how if isinstance(how, int) else list(how or ())
     gone = set(loss.gone)
-    parts = getattr(torch, name)(torch.arange(loss.size), how)
-    sizes = [sum(i not in gone for i in part.tolist()) for part in parts]
+    sizes = [sum(i not in gone for i in part) for part in _parts(name, loss.size, how)]
     return lambda: torch.split(x, sizes, dim)
+
+
+def _parts(name: str, size: int, how: int | list[int]) -> list[range]:
+    """The places of each part, in plain numbers, which ``torch.export`` can trace through."""
+    if isinstance(how, int) and name == "tensor_split":
+        small, longer = divmod(size, how)
+        ends = [(i + 1) * small + min(i + 1, longer) for i in range(how)]
+    elif isinstance(how, int):
+        step = -(-size // how) if name.endswith("chunk") else how
+        ends = [min(start + step, size) for start in range(0, size, step)]
+    elif name == "tensor_split":
+        ends = [*(min(end, size) for end in how), size]
+    else:
+        ends = list(itertools.accumulate(how))
+    return [range(start, end) for start, end in itertools.pairwise([0, *ends])]
 
 
 def _taken(name: str, args: Any, loss: Loss | None) -> New:
@@ -220,14 +235,21 @@ def _taken(name: str, args: Any, loss: Loss | None) -> New:
     at = _place_of(index, loss.axis, x.dim())
     if at is None:
         return None
-    left = torch.ones(loss.size, dtype=torch.bool)
-    left[list(loss.gone)] = False
-    now = left.cumsum(0) - 1
+    if isinstance(index[at], int | slice):  # in plain numbers, which `torch.export` can trace
+        gone = set(loss.gone)
+        left = {old: new for new, old in enumerate(i for i in range(loss.size) if i not in gone)}
+        asked = range(loss.size)[index[at]]
+        plain: Any = (
+            left[asked]
+            if isinstance(asked, int)
+            else _as_slice([left[i] for i in asked if i in left])
+        )
+        return lambda: x[(*index[:at], plain, *index[at + 1 :])]
+    stays = torch.ones(loss.size, dtype=torch.bool)
+    stays[list(loss.gone)] = False
+    now = stays.cumsum(0) - 1
     places = torch.arange(loss.size)[index[at]]
-    if places.dim() == 0:
-        new: Any = int(now[places])
-    else:
-        new = _as_slice(now[places[left[places]]])
+    new: Any = int(now[places]) if places.dim() == 0 else now[places[stays[places]]]
     return lambda: x[(*index[:at], new, *index[at + 1 :])]
 
 
@@ -247,8 +269,8 @@ def _place_of(index: tuple[Any, ...], axis: int, dims: int) -> int | None:
     return None
 
 
-def _as_slice(places: Tensor) -> Any:
+def _as_slice(places: list[int]) -> Any:
     """Places as a slice where they follow one another."""
-    if len(places) and bool((places.diff() == 1).all()):
-        return slice(int(places[0]), int(places[-1]) + 1)
+    if places and places == list(range(places[0], places[0] + len(places))):
+        return slice(places[0], places[-1] + 1)
     return places

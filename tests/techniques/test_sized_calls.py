@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from autocompress.model.groups import channel_groups
 from autocompress.techniques.prune import remove
-from autocompress.techniques.sized_calls import CorrectedForward
+from autocompress.techniques.sized_calls import CorrectedForward, _parts
 
 
 def cut(name: str) -> tuple[nn.Module, Tensor]:
@@ -60,3 +60,19 @@ def test_modules_that_say_no_sizes_stay_as_they_are() -> None:
     for name in ("inner scale", "u-net", "volume"):
         model, _ = cut(name)
         assert not any("forward" in vars(module) for module in model.modules()), name
+
+
+@pytest.mark.parametrize("name", ["chunk", "unsafe_chunk", "split", "tensor_split"])
+@pytest.mark.parametrize("size", [1, 5, 6, 12])
+@pytest.mark.parametrize("how", [1, 2, 3, 4, 7])
+def test_parts_are_those_of_torch(name: str, size: int, how: int) -> None:
+    wanted = [part.tolist() for part in getattr(torch, name)(torch.arange(size), how)]
+    assert [list(part) for part in _parts(name, size, how)] == wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "how"), [("split", [2, 0, 4]), ("split_with_sizes", [1, 5]), ("tensor_split", [2, 9])]
+)
+def test_listed_parts_are_those_of_torch(name: str, how: list[int]) -> None:
+    wanted = [part.tolist() for part in getattr(torch, name)(torch.arange(6), how)]
+    assert [list(part) for part in _parts(name, 6, how)] == wanted
