@@ -121,7 +121,7 @@ def judge(name: str, data: Data, ways: list[str], limit: int | None) -> list[dic
             target = get_target(runtime)
             base = Path(folder) / f"float{target.suffix}"
             export(Compressed(model, Policy(), CompressionSettings()), base, data.train.inputs(1))
-            found = score(file_outputs(target, base, data.val, limit), targets)
+            found = score([(file_outputs(target, base, data.val, limit), targets)])
             floats[runtime] = target, base, found
             rows.append({"network": name, "way": f"float, {runtime}", **_accuracy(found)})
         for way in ways:
@@ -131,7 +131,7 @@ def judge(name: str, data: Data, ways: list[str], limit: int | None) -> list[dic
             written = export(compressed, path, data.train.inputs(1))
             outputs = file_outputs(target, path, data.val, limit)
             simulated = module_outputs(simulate(compressed), data.val, limit)
-            found = score(outputs, targets)
+            found = score([(outputs, targets)])
             difference = paired(found, float_score)
             timing = paired_timing(target, path, base)
             row = {

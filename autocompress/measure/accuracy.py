@@ -82,7 +82,7 @@ def accuracy(
         InputError: the metric returns something other than a finite number, or is missing where
             the outputs are numbers rather than classes.
     """
-    return _scored(module_answers(predict, split, batch=batch, limit=limit), metric)
+    return score(module_answers(predict, split, batch=batch, limit=limit), metric)
 
 
 def file_accuracy(
@@ -111,7 +111,7 @@ def file_accuracy(
     answers = file_answers(
         target, path, split, like=like, batch=batch, limit=limit, threads=threads
     )
-    return _scored(answers, metric)
+    return score(answers, metric)
 
 
 def file_quality(
@@ -149,13 +149,8 @@ def file_quality(
     return judge.result()
 
 
-def score(outputs: Any, targets: Any, metric: MetricFunction | None = None) -> Accuracy:
-    """From all outputs and targets to a value and its standard error."""
-    return _scored([(outputs, targets)], metric)
-
-
-def _scored(answers: Iterable[tuple[Any, Any]], metric: MetricFunction | None) -> Accuracy:
-    """Top-1 accuracy, or the user's function, of answers that come batch by batch."""
+def score(answers: Iterable[tuple[Any, Any]], metric: MetricFunction | None = None) -> Accuracy:
+    """Top-1 accuracy, or the user's function, of outputs and targets that come batch by batch."""
     meter: Meter = TaskMetric("metric", "", "maximize", metric or hits).meter()
     count = 0
     for outputs, targets in answers:

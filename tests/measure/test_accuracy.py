@@ -26,7 +26,7 @@ def outcomes(only_first: int, only_second: int, both: int, neither: int) -> list
 
 def test_top_1_by_hand() -> None:
     outputs = torch.tensor([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7], [0.6, 0.4]])
-    found = score(outputs, torch.tensor([1, 0, 0, 1]))
+    found = score([(outputs, torch.tensor([1, 0, 0, 1]))])
     assert found.value == 0.5
     assert found.stderr == pytest.approx((0.5 * 0.5 / 4) ** 0.5)
     assert found.correct is not None
@@ -37,7 +37,7 @@ def test_per_position_accuracy_counts_samples_not_positions() -> None:
     """Two samples of four positions: 3/4 and 1/4 right; the spread is that between samples."""
     targets = torch.tensor([[0, 0, 0, 0], [0, 0, 0, 0]])
     guessed = torch.tensor([[0, 0, 0, 1], [1, 1, 1, 0]])
-    found = score(nn.functional.one_hot(guessed, 2).float(), targets)
+    found = score([(nn.functional.one_hot(guessed, 2).float(), targets)])
     assert found.value == 0.5
     assert found.stderr == pytest.approx(np.std([0.75, 0.25]) / 2**0.5)
     assert found.images == 2
@@ -45,7 +45,7 @@ def test_per_position_accuracy_counts_samples_not_positions() -> None:
 
 def test_the_bootstrap_error_of_a_users_metric_is_that_of_the_mean() -> None:
     outputs = torch.randn(400, 1, generator=torch.Generator().manual_seed(1))
-    found = score(outputs, torch.zeros(400, 1), lambda o, t: float(-((o - t) ** 2).mean()))
+    found = score([(outputs, torch.zeros(400, 1))], lambda o, t: float(-((o - t) ** 2).mean()))
     each = -(outputs**2).flatten().numpy()
     assert found.value == pytest.approx(float(each.mean()))
     # 200 replications know a standard deviation to about 5 %
@@ -55,9 +55,9 @@ def test_the_bootstrap_error_of_a_users_metric_is_that_of_the_mean() -> None:
 
 def test_a_metric_must_be_a_number() -> None:
     with pytest.raises(InputError, match="finite"):
-        score(torch.zeros(3, 2), torch.zeros(3), lambda o, t: float("nan"))
+        score([(torch.zeros(3, 2), torch.zeros(3))], lambda o, t: float("nan"))
     with pytest.raises(MeasurementError, match="empty"):
-        score(torch.zeros(0, 2), torch.zeros(0))
+        score([(torch.zeros(0, 2), torch.zeros(0))])
 
 
 @pytest.mark.parametrize(("gain", "loss"), [(12, 4), (0, 7), (9, 9), (1, 0)])
