@@ -110,8 +110,14 @@ def _trace_calls(model: nn.Module, example: Any) -> dict[str, Calls]:
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.no_grad(), uses_elsewhere(owners) as elsewhere:
-            call(model, example)
+        with torch.no_grad():
+            try:
+                with uses_elsewhere(owners) as elsewhere:
+                    call(model, example)
+            except Exception:  # a model may not bear being watched; its channels stay then
+                shapes.clear()
+                elsewhere = {}
+                call(model, example)
     except (RuntimeError, TypeError, ValueError) as error:
         raise UnsupportedModel(
             f"The model does not run on an input of shape "

@@ -205,7 +205,7 @@ def test_borders_behind_a_concatenation_are_those_of_each_producer() -> None:
         *(("image", b) for b in ("left", "right")),
         *((a, "third") for a in ("left", "right")),
         *((a, "depth") for a in ("left", "right", "third")),
-        *(("depth", "point"), ("side", "head")),
+        *(("depth", "point"), ("point", "head"), ("side", "head")),
     }
     int8 = LayerPolicy(weight_bits=8, activation_bits=8)
     row = plan.row(Policy({"left": int8, "third": int8}), lambda k: 1.0, 1 << 20)

@@ -54,6 +54,8 @@ def tensors(module: nn.Module) -> tuple[int, int]:
         return inputs, rows // gates * (1 + module.bidirectional)
     if isinstance(module, nn.Embedding):
         return module.num_embeddings, module.embedding_dim
+    if isinstance(module, nn.ConvTranspose2d):
+        return len(module.weight), module.weight.shape[1] * module.groups
     if isinstance(module, nn.Conv2d):
         return module.weight.shape[1] * module.groups, len(module.weight)
     if isinstance(module, nn.Linear):

@@ -198,6 +198,6 @@ def test_a_forward_that_was_corrected_is_not_solved_by_the_steps_of_the_old() ->
     remove(module, {("conv", "out"): [0, 1], ("head", "in"): [0, 1]})
     module.forward = lambda x: module.head(torch.relu(module.conv(x))[:, :2].mean((2, 3)))
     before = {n: t.clone() for n, t in module.state_dict().items()}
-    with pytest.raises(UnsupportedModel, match="a step fails"):
+    with pytest.raises(UnsupportedModel, match="step of the compressed model fails"):
         sequential_resolve(model, compressed, example("plain", 8))
     assert all(torch.equal(t, before[n]) for n, t in module.state_dict().items())

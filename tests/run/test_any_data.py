@@ -90,12 +90,12 @@ def test_rows_go_all_the_way_to_a_measured_file(
     measurer = parts.evaluator.measurer
     path = measurer.file("trial")
     measurer.export(compressed, path)
-    accuracy = measurer._accuracy(path, "val")
+    result = measurer.score(path, "val")
     inputs, targets = next(iter(parts.data.val.batches(100)))
     with torch.no_grad():
         exact = right(call(parts.model, inputs), targets)
-    assert accuracy.images == len(targets)
-    assert accuracy.value == pytest.approx(exact, abs=0.11)
+    assert result.count == len(targets)
+    assert result.scores[parts.task.quality.name].value == pytest.approx(exact, abs=0.11)
     with closing(measurer.target.open(path)) as session:
         assert session.sizes == {"sequence": 7}
 

@@ -214,5 +214,5 @@ def test_a_run_is_not_continued_under_another_metric(run: Finished) -> None:
         "factory": "small_tasks:numbers",
         "task": {"factory": "regression", "args": {"metric": "mae"}},
     }
-    with pytest.raises(InputError, match=r"judged by mse .*by mae"):
+    with pytest.raises(InputError, match=r"another metric \(mse, .*now mae"):
         run_study(study("numbers", "regressor", data), run.folder.root, resume=True)

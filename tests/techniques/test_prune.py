@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from importlib import import_module
 
 import pytest
 import torch
@@ -168,13 +167,3 @@ def test_nothing_may_be_left_without_channels() -> None:
 def test_a_layer_that_the_model_lacks_is_named_with_the_nearest(bank: Build) -> None:
     with pytest.raises(InputError, match="conv1"):
         bank("plain").stitch(Policy({"conv1x": LayerPolicy(prune_ratio=0.5)}))
-
-
-def test_who_slices_in_place_of_the_graph_exists() -> None:
-    from autocompress.model.tracing_stubs import _sizes
-
-    sizes = _sizes(lambda layer: 1, lambda layer: 2)
-    for prune in (sizes.prune_out_channels, sizes.prune_in_channels):
-        with pytest.raises(NotImplementedError) as raised:
-            prune(nn.Linear(1, 1), [0])
-        assert hasattr(import_module(str(raised.value).split()[0]), "remove")
