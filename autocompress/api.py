@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
-from autocompress.errors import nearest
 from autocompress.policy.budget import Budget
 from autocompress.policy.recipe import Recipe
 from autocompress.policy.settings import CompressionSettings
@@ -16,6 +15,7 @@ from autocompress.report.display import Display
 from autocompress.results.front import ParetoFront
 from autocompress.results.metric import Measurement
 from autocompress.results.trial import Trial
+from autocompress.run.reading import Reading, file_part
 from autocompress.track.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -123,28 +123,6 @@ class Result:
         return RunFolder.open(self.folder).report
 
 
-class Reading(TypedDict, total=False):
-    """How data are read; keywords of ``search`` and of ``Data.wrap``.
-
-    Args:
-        input_fn: from a batch to the model's inputs, where the batch does not say what is what.
-        target_fn: from a batch to the targets, likewise.
-        memory: budget of decoded samples, such as ``"2GB"``; by default a quarter of what the
-            machine has free.
-        length: samples to take of streams without a length, for all splits or by split.
-        groups: per sample of ``train``, what belongs together, where splits are cut from it.
-        dynamic: input name to its free axes beside the batch, e.g.
-            ``{"input_ids": {1: "sequence"}}``, or ``"auto"`` to find them.
-    """
-
-    input_fn: Callable[[Any], Any]
-    target_fn: Callable[[Any], Any]
-    memory: str | int
-    length: int | Mapping[str, int]
-    groups: Any
-    dynamic: Mapping[str, Mapping[int, str]] | str
-
-
 def search(
     model: nn.Module | str | Path,
     data: Any,
@@ -190,17 +168,17 @@ def search(
     Raises:
         InputError: anything that cannot be used; InfeasibleBudget: nothing meets the budget.
     """
-    from autocompress.run.given import as_module, given_study, with_task
+    from autocompress.run.given import as_module, given_study, told
     from autocompress.run.session import run_study
 
-    data, section = described(data, reading)
     searching, sampler = _with_sampler(search)
     sections: dict[str, Any] = {"target": target, "space": space, "search": searching}
     sections |= {"recovery": recovery, "settings": settings, "tracking": tracking}
     drops = {"max_accuracy_drop": max_accuracy_drop, "max_quality_drop": max_quality_drop}
-    named = {**sections, **drops, "executor": executor, "workers": workers, "data": section}
-    study, data = given_study(Path(out).name, budget, task, **named), with_task(data, task)
-    given: dict[str, Any] = {"model": as_module(model), "data": data, "sampler": sampler}
+    named = {**sections, **drops, "executor": executor, "workers": workers}
+    study = given_study(Path(out).name, budget, task, data=file_part(reading), **named)
+    given: dict[str, Any] = {"model": as_module(model), "data": told(data, task, reading)}
+    given["sampler"] = sampler
     given |= {"resume": resume, "new_baseline": new_baseline}
     with Display(quiet) as shown:
         done = run_study(study, Path(out), watcher=shown, **given)
@@ -214,19 +192,3 @@ def _with_sampler(search: Mapping[str, Any] | None) -> tuple[dict[str, Any], Any
     if sampler is None or isinstance(sampler, str):
         return section, None
     return {**section, "sampler": type(sampler).__name__}, sampler
-
-
-def described(data: Any, reading: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The data with what a file cannot say of them, functions and groups, and what it can."""
-    for name in reading:
-        if name not in Reading.__annotations__:
-            raise TypeError(
-                f"There is no keyword {name!r}; {nearest(name, Reading.__annotations__)}"
-            )
-    section = {k: v for k, v in reading.items() if k in ("memory", "length", "dynamic")}
-    beside = {k: v for k, v in reading.items() if k not in section}
-    if not beside:
-        return data, section
-    from autocompress.task.data import Described
-
-    return Described(data, beside), section

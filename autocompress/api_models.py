@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from autocompress.api import SavedRecipe
 from autocompress.errors import InputError
@@ -14,6 +14,7 @@ from autocompress.policy.policy import Policy
 from autocompress.policy.recipe import Recipe
 from autocompress.policy.settings import CompressionSettings
 from autocompress.policy.space_config import SpaceConfig
+from autocompress.run.reading import Reading, file_part
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,6 +24,9 @@ def apply(
     recipe: str | Path | Recipe | SavedRecipe,
     model: nn.Module | str | Path | None = None,
     data: Any = None,
+    *,
+    task: Any = None,
+    **reading: Unpack[Reading],
 ) -> nn.Module:
     """Rebuild a recipe's compressed model.
 
@@ -33,6 +37,8 @@ def apply(
         recipe: a path, or a recipe at hand (one that carries no trained weights).
         model: uncompressed; ``None`` takes the study's own. Not changed.
         data: the splits; ``None`` takes the study's own.
+        task: what the model is for, where the study or the data do not say it by a name.
+        **reading: how the data are read; as for ``search``.
 
     Returns:
         A module in eval mode, physically smaller, in float: quantized layers round their weights
@@ -51,7 +57,8 @@ def apply(
     beside = Path() if isinstance(recipe, Recipe) else Path(recipe).parent
     given = None if model is None else as_module(model)
     with tempfile.TemporaryDirectory() as scratch:
-        parts, same = open_recipe(loaded, given, data=data, folder=Path(scratch))
+        told = _told(data, task, reading)
+        parts, same = open_recipe(loaded, given, data=told, folder=Path(scratch))
         compressed = rebuild(loaded, parts, same, beside)
         return handed_out(compressed, parts.data.train.inputs(1))
 
@@ -88,8 +95,10 @@ def evaluate(
     target: Mapping[str, Any] | None = None,
     recovery: Mapping[str, Any] | None = None,
     settings: CompressionSettings | Mapping[str, Any] | None = None,
+    task: Any = None,
     epochs: float = 0.0,
     quick: bool = False,
+    **reading: Unpack[Reading],
 ) -> dict[str, Any]:
     """Measure one policy, built as a study would hand it over: what would happen if.
 
@@ -98,9 +107,10 @@ def evaluate(
         policy: what to do with which layer; or else
         uniform: the same values for every layer that the space may touch, for example
             ``{"prune_ratio": 0.5, "weight_bits": 8}``; with neither, the uncompressed model.
-        budget, space, target, recovery, settings: as for ``search``.
+        budget, space, target, recovery, settings, task: as for ``search``.
         epochs: of fine-tuning.
         quick: build it as the search does for its trials.
+        **reading: how the data are read; as for ``search``.
 
     Returns:
         What ``autocompress evaluate --json`` prints.
@@ -115,6 +125,8 @@ def evaluate(
     study = given_study(
         "evaluate",
         budget,
+        task,
+        data=file_part(reading),
         space=space,
         target=target,
         recovery=recovery,
@@ -127,7 +139,7 @@ def evaluate(
         silent,
         epochs=epochs,
         quick=quick,
-        given=(as_module(model), data),
+        given=(as_module(model), _told(data, task, reading)),
     )
 
 
@@ -138,11 +150,14 @@ def profile(
     space: str | Path | Mapping[str, Any] | SpaceConfig = "joint",
     target: Mapping[str, Any] | None = None,
     settings: CompressionSettings | Mapping[str, Any] | None = None,
+    task: Any = None,
+    **reading: Unpack[Reading],
 ) -> dict[str, Any]:
     """What a model is made of: per layer its costs and its sensitivity, and what prunes together.
 
     Args:
-        model, data, space, target, settings: as for ``search``.
+        model, data, space, target, settings, task: as for ``search``.
+        **reading: how the data are read; as for ``search``.
 
     Returns:
         What ``autocompress profile --json`` prints.
@@ -151,14 +166,19 @@ def profile(
     from autocompress.run.assembly import silent
     from autocompress.run.given import as_module, given_study
 
-    study = given_study("profile", None, space=space, target=target, settings=settings)
-    return profiling.profile(study, None, silent, given=(as_module(model), data))
+    parts = {"data": file_part(reading), "space": space, "target": target, "settings": settings}
+    study = given_study("profile", None, task, **parts)
+    given = (as_module(model), _told(data, task, reading))
+    return profiling.profile(study, None, silent, given=given)
 
 
 def verify(
     recipe: str | Path | SavedRecipe,
     model: nn.Module | str | Path | None = None,
     data: Any = None,
+    *,
+    task: Any = None,
+    **reading: Unpack[Reading],
 ) -> dict[str, Any]:
     """Apply a recipe, measure it, and compare with what it claims.
 
@@ -166,6 +186,7 @@ def verify(
         recipe: a path.
         model, data: objects in place of the study's own. Without them it runs in a fresh process,
             as ``autocompress verify`` does.
+        task, **reading: as for ``apply``.
 
     Returns:
         What ``autocompress verify --json`` prints; ``ok`` says whether the recipe holds.
@@ -177,7 +198,14 @@ def verify(
     if model is None and data is None:
         return replay.verify(path, None, None)
     given = None if model is None else as_module(model)
-    return replay.check(path, given, None, data=data)
+    return replay.check(path, given, None, data=_told(data, task, reading))
+
+
+def _told(data: Any, task: Any, reading: Mapping[str, Any]) -> Any:
+    """Data that were handed over, with what was said of them."""
+    from autocompress.run.given import told
+
+    return None if data is None else told(data, task, reading)
 
 
 def bench(

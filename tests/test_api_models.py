@@ -324,3 +324,24 @@ def test_files_are_judged_beside_the_uncompressed_model(
     assert guess["accuracy_high"] < 0
     assert np.isfinite([pruned["latency_ms"], pruned["ratio_low"], pruned["ratio_high"]]).all()
     call(place, "judge none.onnx --study study.yaml", check=2)
+
+
+def test_task_and_reading_are_said_here_too(tmp_path: Path) -> None:
+    """A model of numbers on batches that do not say what is what; nothing of it is in a file."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2)).eval()
+    rows = [{"left": torch.randn(4), "right": torch.randn(2)} for _ in range(80)]
+    reading: dict[str, Any] = {
+        "input_fn": lambda batch: batch["left"],
+        "target_fn": lambda batch: batch["right"],
+    }
+    found = ac.evaluate(
+        net, {"train": rows}, uniform={"prune_ratio": 0.5}, task="regression", **reading
+    )
+    assert found["quality"] == {"name": "mse", "unit": "", "goal": "minimize"}
+    assert found["trial"]["mse"] > 0
+    task = ac.Task(ac.TaskMetric("gap", "m", "min", lambda o, t: float((o - t).abs().mean())))
+    shown = ac.profile(net, {"train": rows}, task=task, **reading)
+    assert set(shown["baseline"]) > {"gap", "macs"}
+    with pytest.raises(TypeError, match="target_fn"):
+        ac.evaluate(net, {"train": rows}, task="regression", targets_fn=len)  # type: ignore[call-arg]

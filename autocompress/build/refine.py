@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 from autocompress.build.walk import Steps
 from autocompress.errors import UnsupportedModel
 from autocompress.policy.recovery import Schedule
+from autocompress.policy.registry import sets_weights
 from autocompress.policy.settings import RefineConfig
 from autocompress.recover.device import Place, in_float
 from autocompress.task.calling import call
@@ -107,7 +108,7 @@ class Refinement:
 
     @property
     def _sparse(self) -> bool:
-        return any(p.sparsity > 0 for p in self.compressed.policy.layers.values())
+        return any(map(sets_weights, self.compressed.policy.layers.values()))
 
     def _module(self) -> nn.Module:
         """What is trained: through its rounding, where layers are quantized."""

@@ -26,7 +26,7 @@ from autocompress.build.solve import (
 from autocompress.build.walk import Steps
 from autocompress.errors import UnsupportedModel
 from autocompress.model.tied import shared_parameters
-from autocompress.policy.registry import techniques
+from autocompress.policy.registry import sets_weights
 from autocompress.task.nested import batch_size, take
 from autocompress.techniques.compressed import Compressed
 from autocompress.techniques.moments import MatrixLayer, check_inputs, matrix_layer, solvable
@@ -161,7 +161,7 @@ class _Resolver:
         wanted = self._wanted(target, node, old, new, ahead, chunks)
         fed = [self._front(name, x) for x in new[_source(node)]]
         zeros = None
-        if self.compressed.policy[name].sparsity > 0:
+        if sets_weights(self.compressed.policy[name]):
             zeros = layer.weight.flatten(1) == 0
         self._solve(layer, target.norm, fed, wanted, zeros)
 
@@ -198,8 +198,7 @@ class _Resolver:
         """Whether the outputs that are left are those of the original."""
         name = str(node.target)
         one_part = len(self.compressed.parts[name]) == 1
-        policy = self.compressed.policy[name]
-        kept = not any(t.stage == "weights" and t.active(policy) for t in techniques())
+        kept = not sets_weights(self.compressed.policy[name])
         return one_part and kept and _same(old[_source(node)], new[_source(node)])
 
     def _target(self, node: fx.Node) -> _Target:

@@ -10,9 +10,13 @@ from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING
 
 from autocompress.errors import AutocompressError, InputError, nearest
 from autocompress.policy.technique import STAGES, Field, Technique
+
+if TYPE_CHECKING:
+    from autocompress.policy.policy import LayerPolicy
 
 GROUP = "autocompress.techniques"
 """Entry points of packages that offer a technique."""
@@ -77,6 +81,11 @@ def in_order() -> tuple[Technique, ...]:
 def by_knob() -> Mapping[str, Technique]:
     """The technique of each kind of choice; other kinds are not of one layer."""
     return {technique.knob: technique for technique in techniques()}
+
+
+def sets_weights(policy: LayerPolicy) -> bool:
+    """Whether a technique changes single weights of a layer; zeros that it leaves must stay."""
+    return any(t.stage == "weights" and t.active(policy) for t in techniques())
 
 
 @cache

@@ -10,6 +10,7 @@ from torch import nn
 
 from autocompress.errors import InputError
 from autocompress.policy.recovery import Schedule
+from autocompress.policy.registry import sets_weights
 from autocompress.recover.distill import Distillation
 from autocompress.recover.engine import EpochRecord, Progress, Trainer
 from autocompress.task.data import Data
@@ -75,7 +76,7 @@ def fine_tune(
     """
     policy = compressed.policy if isinstance(compressed, Compressed) else None
     precisions = compressed.precisions if isinstance(compressed, Compressed) else {}
-    sparse = policy is not None and any(p.sparsity > 0 for p in policy.layers.values())
+    sparse = policy is not None and any(map(sets_weights, policy.layers.values()))
     trainer = Trainer(
         _training_module(compressed, qat),
         data,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from autocompress.errors import InputError
 from autocompress.policy.budget import Budget
 from autocompress.policy.settings import CompressionSettings
 from autocompress.policy.space_config import SpaceConfig
+from autocompress.run.reading import file_part
 from autocompress.run.study import GIVEN, StudyConfig, read_study
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ def given_study(
     Args:
         name: of the study.
         budget: limits; ``None`` has none.
-        task: a name or a section; an object belongs to the data, see ``with_task``.
+        task: a name or a section; an object belongs to the data, see ``told``.
         **sections: of a study file; ``None`` leaves one at its defaults.
     """
     limits = Budget(budget) if isinstance(budget, str) else (budget or Budget())
@@ -39,16 +41,23 @@ def given_study(
     return read_study(given | said, where="the call")
 
 
-def with_task(data: Any, task: Any) -> Any:
-    """The data with a task at hand; the given ones are not changed."""
-    if task is None or isinstance(task, str | Mapping):  # the study names it
-        return data
-    from dataclasses import replace
+def told(data: Any, task: Any = None, reading: Mapping[str, Any] | None = None) -> Any:
+    """Data with what a file cannot say of them: functions, groups, a task at hand.
 
+    Args:
+        data: anything that ``Data.wrap`` takes; not changed.
+        task: an object; a name or a section belongs into the study.
+        reading: keywords of ``Data.wrap``.
+    """
+    from autocompress.task.data import Data, Described
+
+    beside = {k: v for k, v in (reading or {}).items() if k not in file_part(reading or {})}
+    found = Described(data, beside) if beside else data
+    if task is None or isinstance(task, str | Mapping):
+        return found
     from autocompress.run.tasks import make_task
-    from autocompress.task.data import Data
 
-    return replace(Data.wrap(data), task=make_task(task))
+    return replace(Data.wrap(found), task=make_task(task))
 
 
 def _plain(value: Any) -> Any:
