@@ -57,10 +57,10 @@ def apply(
     beside = Path() if isinstance(recipe, Recipe) else Path(recipe).parent
     given = None if model is None else as_module(model)
     with tempfile.TemporaryDirectory() as scratch:
-        told = _told(data, task, reading)
-        parts, same = open_recipe(loaded, given, data=told, folder=Path(scratch))
+        splits = _told(data, task, reading, by_file=False)
+        parts, same = open_recipe(loaded, given, data=splits, folder=Path(scratch))
         compressed = rebuild(loaded, parts, same, beside)
-        return handed_out(compressed, parts.data.train.inputs(1))
+        return handed_out(compressed, parts.data.train.inputs(2))
 
 
 def export(module: nn.Module, path: str | Path, *, example: Any = None) -> Path:
@@ -198,14 +198,15 @@ def verify(
     if model is None and data is None:
         return replay.verify(path, None, None)
     given = None if model is None else as_module(model)
-    return replay.check(path, given, None, data=_told(data, task, reading))
+    return replay.check(path, given, None, data=_told(data, task, reading, by_file=False))
 
 
-def _told(data: Any, task: Any, reading: Mapping[str, Any]) -> Any:
+def _told(data: Any, task: Any, reading: Mapping[str, Any], *, by_file: bool = True) -> Any:
     """Data that were handed over, with what was said of them."""
+    file_part(reading)  # refuses what is no keyword
     from autocompress.run.given import told
 
-    return None if data is None else told(data, task, reading)
+    return None if data is None else told(data, task, reading, by_file=by_file)
 
 
 def bench(

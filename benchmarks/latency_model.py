@@ -139,7 +139,7 @@ def judge(name: str, held_out: int, variants: int, plan: Plan) -> dict[str, Any]
         "network": name,
         "policies": held_out,
         "variants": variants,
-        "kernels": len(predictor.table),
+        "kernels": len(predictor.table.times),
         "baseline_ms": predictor.baseline_ms,
         "mean_abs_error_percent": float(100 * np.abs(share - true).mean()),
         "bias_percent": float(100 * (share - true).mean()),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import inspect
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,6 +26,7 @@ from autocompress.errors import InputError, PolicyError
 from autocompress.model.groups import SlicingPlan, slicing_plan
 from autocompress.model.shapes import resolver
 from autocompress.model.tied import holders, shared_parameters
+from autocompress.policy.hooks import load
 from autocompress.policy.inventory import Inventory, LayerSpec
 from autocompress.policy.policy import Factorization, LayerPolicy, Policy
 from autocompress.policy.registry import in_order
@@ -145,7 +147,10 @@ class LayerBank:
         shared = settings.model_dump(
             include={"importance", "calibration_images", "ridge", "seed", "prune_residual"}
         )
-        key = json.dumps([_VERSION, inventory.fingerprint, train.fingerprint, shared])
+        told: list[Any] = [_VERSION, inventory.fingerprint, train.fingerprint, shared]
+        if ":" in settings.importance:  # a function of the user's, which may have changed
+            told.append(inspect.getsource(load(settings.importance)))
+        key = json.dumps(told)
         return cache_dir / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
 
     def stitch(self, policy: Policy, *, solve: bool | None = None) -> Compressed:

@@ -137,7 +137,10 @@ class Refinement:
         while left:
             block = left.pop(0)
             if old is None or new is None:
-                old = new = self._images.inputs()
+                fed = self._steps.feed(self._images.inputs())[0]
+                if not isinstance(fed, Tensor):
+                    return  # inputs that are no tensor: the whole network only
+                old = new = fed
             goal = self._through(block, old, original)
             found = self._through(block, new, module)
             if goal is None or found is None or goal.shape != found.shape:
@@ -277,7 +280,7 @@ class _Best:
     def offer(self, module: nn.Module) -> None:
         """Take the module's weights if they are nearer; put the best ones back if not."""
         found = self.distance(module)
-        if found < self.value:
+        if found < self.value or not self.state:
             self.value = found
             self.state = {n: t.detach().clone() for n, t in module.state_dict().items()}
         elif self.state:

@@ -39,6 +39,8 @@ def show_verification(found: dict[str, Any], console: Console) -> None:
     console.print(table)
     if not found["same_weights"]:
         console.print(f"These are other weights than the recipe's; {name} is not claimed for them.")
+    if not found["same_data"]:
+        console.print("These are other data than the recipe's; no quality is claimed for them.")
     for reason in found["reasons"]:
         console.print(f"[red]{reason}[/red]")
     console.print(

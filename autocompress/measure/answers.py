@@ -71,14 +71,21 @@ def file_answers(
         machine_lock(exclusive=False),
         closing(target.open(path, threads=threads or usable_cores(), fixed=False)) as session,
     ):
-        size = _batch_of(session, _fitting(split, batch))
+        size = _batch_of(session, _fitting(split, batch, like))
         for inputs, targets in split.batches(size, limit=limit):
             yield rebuild(like, _run_padded(session, inputs, size)), targets
 
 
-def _fitting(split: Split, batch: int) -> int:
-    """Samples of a batch whose inputs, and so whose activations, are not too many bytes."""
+def _fitting(split: Split, batch: int, like: Any = None) -> int:
+    """Samples of a batch whose inputs and outputs, and so whose activations, are not too large.
+
+    Args:
+        split: inputs.
+        batch: at most.
+        like: an answer to some samples, where one is known.
+    """
     each = sum(part.nbytes for part in tensors(split.inputs(1)))
+    each += sum(part[:1].nbytes for part in tensors(like) if part.dim())
     return max(1, min(batch, _BYTES // max(1, each)))
 
 

@@ -20,7 +20,11 @@ from autocompress.results.screened import Screened
 from autocompress.task.calling import call
 from autocompress.task.data import Split
 from autocompress.task.divergence import Divergence
-from autocompress.task.nested import concat, take
+from autocompress.task.memory import Memory
+from autocompress.task.nested import concat, take, tensors
+
+_FEWEST = 8
+"""Inputs that a divergence is told from at least."""
 
 
 @dataclass
@@ -56,8 +60,16 @@ class Screening:
 
     @cached_property
     def _inputs(self) -> Split:
-        """Training inputs other than those that calibrate (up to chance)."""
-        return self.pipeline.data.train.sample(self.images, self.pipeline.settings.seed + 1)
+        """Training inputs other than those that calibrate (up to chance).
+
+        As many as asked, as far as the outputs of three networks fit into the data's memory.
+        """
+        train, fits = self.pipeline.data.train, (self.pipeline.data.memory or Memory.of()).limit
+        with torch.inference_mode():
+            two = tensors(call(self.pipeline.model, train.inputs(2)))
+        each = sum(4 * part.numel() for part in two) // 2
+        count = min(self.images, max(_FEWEST, fits // max(1, 3 * each)))
+        return train.sample(count, self.pipeline.settings.seed + 1)
 
     @cached_property
     def _reference(self) -> Any:

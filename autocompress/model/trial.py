@@ -25,7 +25,7 @@ from autocompress.task.nested import map_tensors, tensors
 if TYPE_CHECKING:
     from autocompress.model.groups import SlicingPlan
 
-MAX_SECONDS = 30.0
+MAX_SECONDS = 120.0
 """Groups that were not reached after that are left alone."""
 DRAWS = 2
 """Cuts of every group where calls say sizes, which may fit one cut by chance."""

@@ -96,7 +96,7 @@ class Assembly:
             self.study.settings,
             self._bank_folder,
             lambda text, done: self.progress(f"layer bank: {text}", done),
-            None if self.task.name in _CLASSES else self.task.criterion,
+            self.task.criterion,
         )
 
     @cached_property
@@ -389,7 +389,11 @@ class EvaluatorFactory:
         parts = assemble(
             read_study(self.study), Path(self.folder), model=self.model, data=self.data
         )
-        evaluator = parts.evaluator
-        if self.baseline is not None:
-            evaluator.measurer.set_baseline(Measurement.from_dict(self.baseline))
-        return evaluator
+        if self.baseline is None:
+            return parts.evaluator
+        from autocompress.run.tasks import judged_alike
+
+        measured = Measurement.from_dict(self.baseline)
+        judged_alike(measured.quality, parts)
+        parts.evaluator.measurer.set_baseline(measured)
+        return parts.evaluator

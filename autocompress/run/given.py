@@ -41,23 +41,29 @@ def given_study(
     return read_study(given | said, where="the call")
 
 
-def told(data: Any, task: Any = None, reading: Mapping[str, Any] | None = None) -> Any:
-    """Data with what a file cannot say of them: functions, groups, a task at hand.
+def told(
+    data: Any, task: Any = None, reading: Mapping[str, Any] | None = None, *, by_file: bool = True
+) -> Any:
+    """Data with what was said of them in a call.
 
     Args:
         data: anything that ``Data.wrap`` takes; not changed.
-        task: an object; a name or a section belongs into the study.
+        task: a name, a section or an object.
         reading: keywords of ``Data.wrap``.
+        by_file: whether a study says what a file can say: a task by name, memory, length and axes.
     """
     from autocompress.task.data import Data, Described
 
-    beside = {k: v for k, v in (reading or {}).items() if k not in file_part(reading or {})}
-    found = Described(data, beside) if beside else data
-    if task is None or isinstance(task, str | Mapping):
-        return found
+    said = dict(reading or {})
+    named = task is None or isinstance(task, str | Mapping)
+    if named and by_file:
+        beside = {k: v for k, v in said.items() if k not in file_part(said)}
+        return Described(data, beside) if beside else data
+    if task is None:
+        return Described(data, said) if said else data
     from autocompress.run.tasks import make_task
 
-    return replace(Data.wrap(found), task=make_task(task))
+    return replace(Data.wrap(data, **said), task=make_task(task))
 
 
 def _plain(value: Any) -> Any:

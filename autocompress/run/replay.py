@@ -84,7 +84,8 @@ def _study_of(recipe: Recipe, model: Any, checkpoint: str | None, data: Any) -> 
     study = read_study(recipe.study, where="the recipe's study")
     plain = study.model_dump()
     if isinstance(data, str):
-        plain["data"] = {"factory": data}
+        # what they are for, and how they are read, stays
+        plain["data"].update(factory=data, args={})
     if isinstance(model, str) or checkpoint is not None:
         plain["baseline"] = None
         plain["model"]["checkpoint"] = checkpoint
@@ -200,13 +201,14 @@ def check(
         found = evaluator.measurer.measure(compressed, recipe.recovery.get("split", "val"))
     claimed = Measurement.from_dict(recipe.measurement)
     baseline = Measurement.from_dict(recipe.baseline)
+    same_data = parts.data.fingerprint == recipe.data
     reasons = compare_claims(
         found,
         evaluator.baseline,
         claimed,
         baseline,
         same_weights=same,
-        same_data=parts.data.fingerprint == recipe.data,
+        same_data=same_data,
     )
     return {
         "ok": not reasons,
@@ -218,6 +220,7 @@ def check(
         "claimed_latency_ratio": claimed["latency_ms"] / baseline["latency_ms"],
         "size_bytes": found["size_bytes"],
         "same_weights": same,
+        "same_data": same_data,
         "reasons": reasons,
     }
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from autocompress.errors import InputError
-from autocompress.results.metric import ACCURACY, Measurement, Metric
+from autocompress.results.metric import Measurement
 from autocompress.run.study import resolve_variables
+from autocompress.run.tasks import judged_alike
 from autocompress.targets.base import TargetConfig
 from autocompress.track.folder import RunFolder
 
@@ -37,8 +38,9 @@ def known_baseline(
     if before is None:
         return None
     changed = differences(before, folder.read_study(), parts)
-    if not changed:
-        changed = _other_quality(before.quality, parts)
+    if not changed and not judged_alike(before.quality, parts):
+        now, was = parts.task.quality, before.quality
+        changed = [f"another metric ({was.title}, {was.goal} it; now {now.title}, {now.goal} it)"]
     if not changed:
         return before
     if not new_baseline:
@@ -77,23 +79,6 @@ def differences(before: Measurement, study: dict[str, Any], parts: Assembly) -> 
         if key in settings and settings[key] != value
     ]
     return found
-
-
-def _other_quality(quality: Metric, parts: Assembly) -> list[str]:
-    """Go on judging by what the run was judged by; says so where that is another metric."""
-    from autocompress.task.settle import renamed
-
-    task = parts.task
-    if quality == task.quality:
-        return []
-    if quality == ACCURACY and parts.data.metric is not None and task.quality.goal == quality.goal:
-        # earlier versions called the metric of the data accuracy, whatever it was
-        parts.data.task = renamed(task, quality)
-        return []
-    return [
-        f"another metric ({quality.title}, {quality.goal} it; now {task.quality.title}, "
-        f"{task.quality.goal} it)"
-    ]
 
 
 def _target(section: dict[str, Any]) -> dict[str, Any]:

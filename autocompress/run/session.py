@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -105,6 +106,7 @@ def run_study(
         raise InputError("--new-baseline is for a run that goes on; give --resume too.")
     if not resume and RunFolder(root).is_run:
         RunFolder.create(root)  # says that there is a run
+    _check_sent(study, data)
     with _nothing_left_behind(root):
         parts = assemble(study, root / "models", model=model, data=data, progress=preparing)
         check_formula_budget(parts)
@@ -123,6 +125,25 @@ def run_study(
     preparing("first trial", 0.0)
     with Journal(folder) as journal:
         return _phases(parts, config, journal, sampler, watcher)
+
+
+def _check_sent(study: StudyConfig, data: Any) -> None:
+    """Refuse what other processes cannot be given, before anything is measured.
+
+    Raises:
+        InputError: a function of the data or of its task that cannot be found by its name.
+    """
+    if study.workers == 1 and study.executor == "local":
+        return
+    for name in ("options", "task", "metric", "loss", "augment"):
+        try:
+            pickle.dumps(getattr(data, name, None))
+        except Exception as error:  # pickle raises whatever it stumbles on
+            raise InputError(
+                f"With several workers, other processes are given the data's `{name}`, which "
+                f"cannot be pickled ({error}). Define its functions at the top of a module, not as "
+                "lambdas, or use `workers: 1`."
+            ) from None
 
 
 @contextmanager

@@ -5,18 +5,21 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from autocompress.errors import InputError
-from autocompress.results.metric import ACCURACY
+from autocompress.results.metric import ACCURACY, Metric
 from autocompress.run.study import StudyConfig, import_factory
 from autocompress.task.calling import call
 from autocompress.task.data import Data
 from autocompress.task.ready import ready
-from autocompress.task.settle import settle
+from autocompress.task.settle import renamed, settle
 from autocompress.task.task import Task
+
+if TYPE_CHECKING:
+    from autocompress.run.assembly import Assembly
 
 
 def make_task(given: str | Mapping[str, Any] | Task) -> Task:
@@ -49,8 +52,9 @@ def settled_data(study: StudyConfig, given: Any, model: nn.Module, data: Data) -
     Raises:
         InputError: the task is not certain, or does not fit the targets or the study.
     """
-    if given is not None:
-        data = replace(data, task=make_task(given))
+    asked: Any = data.task if given is None else given
+    if asked is not None:
+        data = replace(data, task=make_task(asked))
     task, notes = settle(data, lambda inputs: call(model, inputs))
     quality = task.quality
     said = f"task: {task}, judged by {quality.title} ({quality.goal} it)"
@@ -71,3 +75,20 @@ def asked_of(study: StudyConfig, task: Task | None) -> dict[str, Any]:
     if task is None or task.close is None or any(d is not None for d in drops):
         return {}
     return {"max_quality_drop": task.close}
+
+
+def judged_alike(quality: Metric, parts: Assembly) -> bool:
+    """Go on judging by what was judged by before, where that is the same.
+
+    Earlier versions called the metric of the data accuracy, whatever it was; then it is again.
+
+    Args:
+        quality: of measurements that are there.
+        parts: of the study that goes on.
+    """
+    task = parts.task
+    if quality == ACCURACY != task.quality and parts.data.metric is not None:
+        if task.quality.goal != quality.goal:
+            return False
+        parts.data.task = renamed(task, quality)
+    return quality == parts.task.quality

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from autocompress.errors import InputError, nearest
 from autocompress.results.metric import FRACTION
+from autocompress.task.batches import IGNORED
 from autocompress.task.divergence import GaussianKL, SigmoidKL, SoftmaxKL
 from autocompress.task.measures import (
     MeanIou,
@@ -24,9 +25,6 @@ from autocompress.task.pick import the_tensor
 from autocompress.task.ready_sets import ctc, detection, embedding
 from autocompress.task.targets import class_targets, flag_targets, number_targets
 from autocompress.task.task import Loss, Task, ready_made
-
-IGNORED = -100
-"""The target of positions that count nowhere, as torch and transformers have it."""
 
 
 @ready_made

@@ -18,6 +18,7 @@ from autocompress.task.nested import named_tensors, tensors
 from autocompress.task.outputs import OutputKind, hits, label_loss, output_kind
 from autocompress.task.pick import the_tensor
 from autocompress.task.ready import READY, binary, classification
+from autocompress.task.streamed import StreamedSplit
 from autocompress.task.targets import class_targets, refuse_nan
 from autocompress.task.task import Task
 
@@ -68,7 +69,7 @@ def first_targets(split: Split, few: Any) -> Any:
         split: any.
         few: what is known of the split already, where it has nothing else to give.
     """
-    known = getattr(split, "targets", None)
+    known = split.labels if isinstance(split, StreamedSplit) else getattr(split, "targets", None)
     if known is not None:
         return known
     found = [targets for _, targets in split.batches(_LOOKED_AT, limit=_LOOKED_AT)]

@@ -224,7 +224,10 @@ def known_labels(rows: DatasetRows, first: Any) -> Tensor | None:
         getattr(dataset, "labels", None),
         dataset[columns[0]] if columns else None,
     ):
-        array = np.asarray(found)
+        try:
+            array = np.asarray(found)
+        except ValueError:  # rows of unlike length
+            continue
         if array.dtype.kind not in "iu" or array.shape != (len(dataset),):
             continue  # texts, dictionaries, numbers: no indices
         labels = class_indices(torch.from_numpy(array))

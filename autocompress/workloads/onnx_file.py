@@ -12,6 +12,14 @@ from torch import Tensor, fx, nn
 from autocompress.errors import InputError
 
 _INTEGER = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulNBits")
+_TYPES = {
+    "tensor(float)": torch.float32,
+    "tensor(float16)": torch.float16,
+    "tensor(double)": torch.float64,
+    "tensor(int64)": torch.int64,
+    "tensor(int32)": torch.int32,
+    "tensor(bool)": torch.bool,
+}
 _FREE = 32
 """Size of a free axis, other than the batch, in the check of the conversion."""
 
@@ -113,6 +121,10 @@ def _constant(module: fx.GraphModule, value: Any) -> Tensor | None:
     return found.detach() if isinstance(found, Tensor) else None
 
 
+def _zeros_and_ones(shape: tuple[int, ...]) -> Tensor:
+    return torch.randint(2, shape)
+
+
 @torch.no_grad()
 def _compare(module: nn.Module, path: str, graph: Any) -> None:
     """Refuse a conversion that computes something else than the file."""
@@ -124,6 +136,10 @@ def _compare(module: nn.Module, path: str, graph: Any) -> None:
     session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     inputs = []
     for spec in session.get_inputs():
+        if not spec.shape or spec.type not in _TYPES:
+            raise InputError(
+                f"{path} takes {spec.name!r} of the type {spec.type}, without a batch."
+            )
         first, *rest = spec.shape
         if isinstance(first, int) and first != 2:
             raise InputError(
@@ -131,11 +147,17 @@ def _compare(module: nn.Module, path: str, graph: Any) -> None:
                 "torch.onnx.export(..., dynamic_axes={name: {0: 'batch'}})."
             )
         shape = (2, *(d if isinstance(d, int) else _FREE for d in rest))
-        floats = spec.type in ("tensor(float)", "tensor(double)", "tensor(float16)")
-        inputs.append(torch.randn(shape) if floats else torch.randint(2, shape))
+        kind = _TYPES[spec.type]
+        inputs.append((torch.randn if kind.is_floating_point else _zeros_and_ones)(shape).to(kind))
     feed = {s.name: x.numpy() for s, x in zip(session.get_inputs(), inputs, strict=True)}
     wanted = session.run(None, feed)[0]
-    found = module(*inputs)
+    try:
+        found = module(*inputs)
+    except Exception as error:  # converted operators raise whatever they stumble on
+        raise InputError(
+            f"{path} cannot be used: what onnx2torch makes of it does not run ({error}). Give the "
+            "torch model that it was exported from."
+        ) from error
     found = (found[0] if isinstance(found, tuple | list) else found).numpy()
     if found.shape != wanted.shape or not np.allclose(found, wanted, rtol=1e-3, atol=1e-4):
         raise InputError(
