@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from autocompress.measure.quiet import QuietSpeed
 from autocompress.measure.rounds import FEWEST, Call, Clock, quiet_rounds, take_round, warm_up
 
+_SPELL_S = 1.0
+"""A spell that is over sooner is sat through: quiet rounds follow, and only they count."""
 _AGREE = 0.05
 """Two repetitions agree when their ratios differ by no more than this fraction."""
 
@@ -113,7 +115,7 @@ class Sampler:
         start, plan, quiet = self.clock(), self.plan, self.quiet
         with self.alone():
             per_call = [warm_up(call, self.clock) for call in self.calls]
-        repeats = [max(1, min(50, round(plan.slot_ms / 1e3 / t))) for t in per_call]
+        repeats = [self._repeats(t) for t in per_call]
         rng = np.random.default_rng(plan.seed)
         take = partial(take_round, self.calls, repeats, rng, self.clock)
         enough = 1 if quiet.experienced else 2
@@ -140,9 +142,20 @@ class Sampler:
         return replace(found, seconds=self.clock() - start, waited_s=waited)
 
     def _look(self) -> float:
-        """Milliseconds of the baseline at this moment, roughly."""
+        """Milliseconds of the baseline at this moment, roughly.
+
+        Taken after its warm-up, as in rounds: a core that was idle is slow at first.
+        """
         with self.alone():
-            return 1e3 * warm_up(self.calls[0], self.clock)
+            per_call = warm_up(self.calls[0], self.clock)
+            repeats = self._repeats(per_call)
+            rng = np.random.default_rng(self.plan.seed)
+            turns = [take_round(self.calls[:1], [repeats], rng, self.clock) for _ in range(2)]
+        return float(np.median(turns))
+
+    def _repeats(self, per_call: float) -> int:
+        """Calls of one turn."""
+        return max(1, min(50, round(self.plan.slot_ms / 1e3 / per_call)))
 
     def _repeat(self, take: Callable[[], list[list[float]]], limit_s: float, patient: bool) -> bool:
         """One repetition: rounds until the intervals are narrow, or the time is over.
@@ -156,14 +169,16 @@ class Sampler:
             Whether the machine was loud.
         """
         plan, begin, next_look = self.plan, self.clock(), self.plan.min_rounds
-        slowest = self.quiet.slowest_ms or math.inf
+        slowest, quick_at = self.quiet.slowest_ms or math.inf, begin
         turns: list[list[float]] = []
         self._taken.append(np.empty((0, len(self.calls))))
         while True:
             turns += take()
             rounds = len(turns) // 2
             latest = [turn[0] for turn in turns[-2 * FEWEST :]]
-            broken_off = patient and rounds >= FEWEST and median(latest) > slowest
+            if median(latest) <= slowest:
+                quick_at = self.clock()
+            broken_off = patient and rounds >= FEWEST and self.clock() - quick_at > _SPELL_S
             over = rounds >= min(FEWEST, plan.min_rounds) and self.clock() - begin >= limit_s
             if not (broken_off or over or rounds >= next_look):
                 continue
