@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 from autocompress.measure.quiet import QuietSpeed
 from autocompress.measure.rounds import FEWEST, Call, Clock, quiet_rounds, take_round, warm_up
 
-_SPELL_S = 1.0
-"""A spell that is over sooner is sat through: quiet rounds follow, and only they count."""
 _AGREE = 0.05
 """Two repetitions agree when their ratios differ by no more than this fraction."""
 
@@ -169,16 +167,14 @@ class Sampler:
             Whether the machine was loud.
         """
         plan, begin, next_look = self.plan, self.clock(), self.plan.min_rounds
-        slowest, quick_at = self.quiet.slowest_ms or math.inf, begin
+        slowest = self.quiet.slowest_ms or math.inf
         turns: list[list[float]] = []
         self._taken.append(np.empty((0, len(self.calls))))
         while True:
             turns += take()
             rounds = len(turns) // 2
             latest = [turn[0] for turn in turns[-2 * FEWEST :]]
-            if median(latest) <= slowest:
-                quick_at = self.clock()
-            broken_off = patient and rounds >= FEWEST and self.clock() - quick_at > _SPELL_S
+            broken_off = patient and rounds >= FEWEST and median(latest) > slowest
             over = rounds >= min(FEWEST, plan.min_rounds) and self.clock() - begin >= limit_s
             if not (broken_off or over or rounds >= next_look):
                 continue
