@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autocompress.build.pipeline import Pipeline, identity
-from autocompress.errors import InputError
 from autocompress.policy.inventory import Inventory
 from autocompress.policy.policy import Policy
-from autocompress.policy.recovery import ModelSection
 from autocompress.policy.registry import by_knob, techniques
 from autocompress.policy.space import Space
 from autocompress.results.metric import Measurement
 from autocompress.run.evaluator import make_evaluator
-from autocompress.run.study import StudyConfig, import_factory, read_study, resolve_variables
+from autocompress.run.loading import load_data, load_model, load_teacher, with_axes
+from autocompress.run.study import StudyConfig, read_study, resolve_variables
 from autocompress.workloads.cache import cache_folder, digest
 
 if TYPE_CHECKING:
@@ -193,7 +192,7 @@ class Assembly:
         @cache
         def teachers() -> list[nn.Module]:
             # late, because a teacher may be trained on the spot
-            return [_load_teacher(t) for t in config.teachers] or [self.model]
+            return [load_teacher(t) for t in config.teachers] or [self.model]
 
         return lambda policy: Distillation.of(config, teachers(), policy.distill)
 
@@ -209,69 +208,6 @@ class Assembly:
 
         shape = self.inventory.input_shape[0]
         return {name: partial(build_student, name, shape, self.data.classes) for name in names}
-
-
-def load_model(section: dict[str, Any]) -> nn.Module:
-    """Call a model factory and load its checkpoint.
-
-    Args:
-        section: ``factory``, ``args``, ``checkpoint`` with variables resolved.
-
-    Raises:
-        InputError: no such factory, not a module, or a checkpoint of another architecture.
-    """
-    from torch import nn
-
-    model = import_factory(section["factory"])(**section.get("args", {}))
-    if not isinstance(model, nn.Module):
-        raise InputError(
-            f"{section['factory']} must return a torch.nn.Module, got {type(model).__name__}."
-        )
-    if section.get("checkpoint"):
-        from autocompress.workloads.models import load_weights
-
-        load_weights(model, section["checkpoint"])
-    return model.eval()
-
-
-def _load_teacher(section: ModelSection) -> nn.Module:
-    from autocompress.model.prepare import prepare
-
-    return prepare(load_model(resolve_variables(section.model_dump()))).model
-
-
-def load_data(section: dict[str, Any], given: Any = None) -> Data:
-    """Call a data factory, or take data that were handed over, and make splits of them.
-
-    Args:
-        section: of the study, with variables resolved.
-        given: takes the place of what the factory returns.
-    """
-    from autocompress.task.data import Data
-
-    source = given
-    if source is None:
-        source = import_factory(section["factory"])(**section.get("args", {}))
-    options = {name: section.get(name) for name in ("memory", "length", "dynamic")}
-    for name in ("input_fn", "target_fn"):
-        path = section.get(name)
-        options[name] = import_factory(path) if path else None
-    return Data.wrap(source, **options)
-
-
-def _with_axes(data: Data, model: nn.Module) -> Data:
-    """The data with the free axes of their inputs: checked as they were said, or found."""
-    from autocompress.exporters.axes import find_axes
-    from autocompress.task.dynamic import AUTO, read_axes
-
-    if not data.dynamic:
-        return replace(data, dynamic={})
-    if data.dynamic != AUTO:
-        return replace(data, dynamic=read_axes(data.dynamic, data.train.inputs(1)))
-    axes, notes = find_axes(model, data.train.inputs(2))
-    found = ", ".join(f"{name} {dict(own)}" for name, own in axes.items()) or "none"
-    notes = [f"Free axes beside the batch: {found}.", *notes]
-    return replace(data, dynamic=axes, notes=(*data.notes, *notes))
 
 
 def assemble(
@@ -316,7 +252,7 @@ def assemble(
     data = settled_data(study, plain["data"].get("task"), model, data)
     if study.baseline is not None:
         model = _train_baseline(study, model, data, progress)
-    data = _with_axes(data, model)
+    data = with_axes(data, model)
     for note in data.notes:
         progress(f"data: {note}", 0.0)
     inventory = take_inventory(model, data.train.inputs(1))

@@ -115,6 +115,13 @@ class Data:
             said = {name: value for name, value in options.items() if value is not None}
             return cls.wrap(source.data, **{**source.options, **said})
         if isinstance(source, Data):
+            early = ("input_fn", "target_fn", "length", "groups")
+            late = [name for name in early if options[name] is not None]
+            if late:
+                raise InputError(
+                    f"`{late[0]}` says how a source is read, and these data are read already. Give "
+                    f"it where they are made: Data.wrap(source, {late[0]}=...)."
+                )
             return source if dynamic is None else replace(source, dynamic=dynamic)
         for name, value in options.items():
             options[name] = _part(source, name) if value is None else value

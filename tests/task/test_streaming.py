@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 from autocompress.errors import InputError
+from autocompress.task.data import Data
 from autocompress.task.memory import Memory, available, read_size
 from autocompress.task.nested import tensors
 from autocompress.task.split import Split, feed, portions
@@ -235,3 +236,10 @@ def test_a_sample_holds_every_class_that_it_has_room_for() -> None:
     even = Split(torch.arange(1000), torch.arange(1000) % 2)
     plain = torch.randperm(1000, generator=torch.Generator().manual_seed(4))[:50]
     assert torch.equal(even.sample(50, 4).stored, plain)
+
+
+def test_data_that_are_read_already_are_not_read_in_another_way() -> None:
+    splits = Data.wrap({"train": (torch.randn(40, 2), torch.arange(40) % 2)})
+    assert Data.wrap(splits) is splits
+    with pytest.raises(InputError, match="read already"):
+        Data.wrap(splits, input_fn=len)

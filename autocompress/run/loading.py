@@ -1,0 +1,81 @@
+"""Models and data of a study, from its factories or as they were handed over."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from autocompress.errors import InputError
+from autocompress.policy.recovery import ModelSection
+from autocompress.run.study import import_factory, resolve_variables
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from autocompress.task.data import Data
+
+
+def load_model(section: dict[str, Any]) -> nn.Module:
+    """Call a model factory and load its checkpoint.
+
+    Args:
+        section: ``factory``, ``args``, ``checkpoint`` with variables resolved.
+
+    Raises:
+        InputError: no such factory, not a module, or a checkpoint of another architecture.
+    """
+    from torch import nn
+
+    model = import_factory(section["factory"])(**section.get("args", {}))
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"{section['factory']} must return a torch.nn.Module, got {type(model).__name__}."
+        )
+    if section.get("checkpoint"):
+        from autocompress.workloads.models import load_weights
+
+        load_weights(model, section["checkpoint"])
+    return model.eval()
+
+
+def load_teacher(section: ModelSection) -> nn.Module:
+    """A teacher, prepared as the model is."""
+    from autocompress.model.prepare import prepare
+
+    return prepare(load_model(resolve_variables(section.model_dump()))).model
+
+
+def load_data(section: dict[str, Any], given: Any = None) -> Data:
+    """Call a data factory, or take data that were handed over, and make splits of them.
+
+    Args:
+        section: of the study, with variables resolved.
+        given: takes the place of what the factory returns.
+    """
+    from autocompress.task.data import Data
+
+    if isinstance(given, Data):
+        return Data.wrap(given, dynamic=section.get("dynamic"))
+    source = given
+    if source is None:
+        source = import_factory(section["factory"])(**section.get("args", {}))
+    options = {name: section.get(name) for name in ("memory", "length", "dynamic")}
+    for name in ("input_fn", "target_fn"):
+        path = section.get(name)
+        options[name] = import_factory(path) if path else None
+    return Data.wrap(source, **options)
+
+
+def with_axes(data: Data, model: nn.Module) -> Data:
+    """The data with the free axes of their inputs: checked as they were said, or found."""
+    from autocompress.exporters.axes import find_axes
+    from autocompress.task.dynamic import AUTO, read_axes
+
+    if not data.dynamic:
+        return replace(data, dynamic={})
+    if data.dynamic != AUTO:
+        return replace(data, dynamic=read_axes(data.dynamic, data.train.inputs(1)))
+    axes, notes = find_axes(model, data.train.inputs(2))
+    found = ", ".join(f"{name} {dict(own)}" for name, own in axes.items()) or "none"
+    notes = [f"Free axes beside the batch: {found}.", *notes]
+    return replace(data, dynamic=axes, notes=(*data.notes, *notes))
