@@ -27,7 +27,7 @@ from autocompress.model.groups import SlicingPlan, slicing_plan
 from autocompress.model.shapes import resolver
 from autocompress.model.tied import holders, shared_parameters
 from autocompress.policy.hooks import load
-from autocompress.policy.inventory import Inventory, LayerSpec
+from autocompress.policy.inventory import WHOLE, Inventory, LayerSpec
 from autocompress.policy.policy import Factorization, LayerPolicy, Policy
 from autocompress.policy.registry import in_order
 from autocompress.policy.settings import CompressionSettings
@@ -186,8 +186,7 @@ class LayerBank:
                 technique.apply(work)
         return Compressed(module.eval(), policy, self.settings, work.precisions, None, work.parts)
 
-    @staticmethod
-    def _check(layer: LayerSpec, policy: LayerPolicy) -> None:
+    def _check(self, layer: LayerSpec, policy: LayerPolicy) -> None:
         """Refuse what a layer cannot do, with the reason that its inventory gives."""
         for technique in in_order():
             if technique.active(policy) and layer.why_not(technique.name):
@@ -195,6 +194,11 @@ class LayerBank:
                     f"`{technique.fields[0].name}` cannot be used on {layer.name!r}: "
                     f"{layer.why_not(technique.name)}."
                 )
+        groups = self.inventory.channel_groups
+        if policy.prune_ratio and not any(layer.name in g.producers for g in groups):
+            left = {alone.group: alone.reason for alone in self.inventory.left_alone}
+            reason = left.get(layer.name, left.get(WHOLE, "it makes no channels of its own"))
+            raise PolicyError(f"`prune_ratio` cannot be used on {layer.name!r}: {reason}.")
 
     def projected(self, compressed: Compressed) -> Compressed:
         """The same model, its weights brought back to what the techniques of its policy allow.

@@ -15,7 +15,7 @@ from torch import nn
 
 from autocompress.build import memo
 from autocompress.build.bank import LayerBank
-from autocompress.errors import CalibrationError
+from autocompress.errors import CalibrationError, PolicyError
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.inventory import LayerSpec
 from autocompress.policy.policy import LayerPolicy, Policy
@@ -307,3 +307,10 @@ def test_bad_calibration_data_is_a_clear_error(inputs: torch.Tensor, text: str) 
     split = Split(inputs, torch.zeros(len(inputs), dtype=torch.int64))
     with pytest.raises(CalibrationError, match=text):
         LayerBank.build(model, inventory, split, CompressionSettings())
+
+
+def test_a_layer_that_cannot_be_pruned_is_not_pruned_in_silence(
+    bank: Callable[..., LayerBank],
+) -> None:
+    with pytest.raises(PolicyError, match="cannot be used on 'fc2': these are the model's outputs"):
+        bank("plain").stitch(Policy({"fc2": LayerPolicy(prune_ratio=0.5)}))
