@@ -202,7 +202,7 @@ def test_a_module_with_exchanged_layers_has_no_ranges(
 ) -> None:
     module = ac.apply(recipes["integer"], model, data)
     module[3] = nn.AvgPool2d(2)  # type: ignore[operator]  # a Sequential
-    module[2] = nn.Sequential(nn.Hardswish(), nn.Hardswish())  # type: ignore[operator]
+    module[2] = nn.Sequential(nn.Hardswish(), nn.Hardswish())  # type: ignore[operator]  # a Sequential
     with pytest.raises(ExportError, match="changed since"):
         ac.export(module, tmp_path / "changed.onnx")
 
@@ -294,7 +294,7 @@ def test_files_that_are_no_model_are_refused(
         (SimpleNamespace(), "must be a torch.nn.Module"),
     ):
         with pytest.raises(InputError, match=text):
-            as_module(wrong)  # type: ignore[arg-type]
+            as_module(wrong)  # type: ignore[arg-type]  # what is refused
     integer = ac.export(ac.apply(recipes["integer"], model, data), tmp_path / "integer.onnx")
     with pytest.raises(InputError, match="quantized already"):
         as_module(integer)
@@ -344,4 +344,4 @@ def test_task_and_reading_are_said_here_too(tmp_path: Path) -> None:
     shown = ac.profile(net, {"train": rows}, task=task, **reading)
     assert set(shown["baseline"]) > {"gap", "macs"}
     with pytest.raises(TypeError, match="target_fn"):
-        ac.evaluate(net, {"train": rows}, task="regression", targets_fn=len)  # type: ignore[call-arg]
+        ac.evaluate(net, {"train": rows}, task="regression", targets_fn=len)  # type: ignore[call-arg]  # refused

@@ -73,6 +73,7 @@ class Refinement:
     seed: int = 0
     progress: Progress | None = None
     place: Place = field(default_factory=lambda: Place.of(Schedule()))
+    _notes: tuple[str, ...] = ()
 
     def run(self) -> Compressed:
         """Refine, and keep what is nearer to the original on samples that were held back.
@@ -96,8 +97,9 @@ class Refinement:
         try:
             self._steps = Steps(self.model, self.compressed.parts, self._images.inputs(2))
             blocks = _blocks(self._steps, self.model)
-        except UnsupportedModel:
-            blocks = []  # only the whole network then
+        except UnsupportedModel as error:
+            blocks = []
+            self._notes = (f"Refined as a whole, not block by block: {error}.",)
         weights = [p for p in module.parameters() if p.dim() > 1] if self._sparse else []
         self._zeros = [(p, p != 0) for p in weights]
         self._each_block(original, module, blocks, begin + limit / 2)
@@ -121,10 +123,11 @@ class Refinement:
         return module
 
     def _result(self, module: nn.Module) -> Compressed:
+        notes = (*self.compressed.notes, *self._notes)
         plain = module.to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]  # torch's stubs lack memory_format here
         if self.compressed.quantized:
-            return trained(plain, self.compressed)
-        return self.compressed.with_weights(plain, qat=False)
+            return trained(plain, self.compressed).with_(notes=notes)
+        return self.compressed.with_weights(plain, qat=False).with_(notes=notes)
 
     # -- block by block
 

@@ -242,7 +242,7 @@ def _fold_hooks(kind: type, fold: Callable[[nn.Module, str], object]) -> Any:
     def folds(module: nn.Module) -> bool:
         hooks = [h for h in module._forward_pre_hooks.values() if isinstance(h, kind)]
         for hook in hooks:
-            fold(module, getattr(hook, "name", None) or hook._tensor_name)  # type: ignore[attr-defined]
+            fold(module, getattr(hook, "name", None) or hook._tensor_name)  # type: ignore[attr-defined]  # of torch's norms
         return bool(hooks)
 
     return folds

@@ -65,7 +65,7 @@ def try_groups(model: nn.Module, inputs: Any, plan: SlicingPlan) -> tuple[dict[s
         return {}, frozenset()
     try:
         trial = _Trial(model, inputs, plan)
-    except Exception as error:
+    except Exception as error:  # a forward of anyone's; no group is tried, and the reason is kept
         reason = f"a copy of the model does not run ({type(error).__name__}: {error})"
         return dict.fromkeys(plan.members, reason), frozenset()
     trial.test(list(plan.members))
@@ -101,7 +101,7 @@ class _Trial:
                 try:
                     self._answers(self._model)
                     return
-                except Exception as error:
+                except Exception as error:  # the next type and batch are tried; the last is raised
                     failure = error
         raise failure
 

@@ -107,7 +107,7 @@ def inherited(layer: nn.Module) -> bool:
         return False
     same = kind.forward is own.forward
     if issubclass(own, CONV) and not issubclass(own, TRANSPOSED):
-        same = same and kind._conv_forward is own._conv_forward  # type: ignore[attr-defined]
+        same = same and kind._conv_forward is own._conv_forward  # type: ignore[attr-defined]  # of torch's convolutions
     return same
 
 

@@ -112,7 +112,7 @@ def other_size(module: nn.Module, inputs: Any, axes: Axes) -> Any | None:
             continue
         try:
             call(module, changed)
-        except Exception:
+        except Exception:  # a size that the model does not take; another one is tried
             continue
         return changed
     return None

@@ -83,14 +83,14 @@ def distilbert() -> nn.Module:
     config = transformers.DistilBertConfig(
         vocab_size=WORDS, dim=16, n_layers=2, n_heads=2, hidden_dim=24, max_position_embeddings=32
     )
-    return transformers.DistilBertForMaskedLM(config)  # type: ignore[no-any-return]
+    return transformers.DistilBertForMaskedLM(config)  # type: ignore[no-any-return]  # transformers is untyped here
 
 
 def gpt2() -> nn.Module:
     config = transformers.GPT2Config(
         vocab_size=WORDS, n_embd=16, n_layer=2, n_head=2, n_inner=24, n_positions=32
     )
-    return transformers.GPT2LMHeadModel(config)  # type: ignore[no-any-return]
+    return transformers.GPT2LMHeadModel(config)  # type: ignore[no-any-return]  # transformers is untyped here
 
 
 def vit() -> nn.Module:
@@ -103,7 +103,7 @@ def vit() -> nn.Module:
         patch_size=4,
         num_labels=3,
     )
-    return transformers.ViTForImageClassification(config)  # type: ignore[no-any-return]
+    return transformers.ViTForImageClassification(config)  # type: ignore[no-any-return]  # transformers is untyped here
 
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], list[dict[str, Any]]]]] = {

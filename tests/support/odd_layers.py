@@ -57,7 +57,7 @@ class WithNorm(nn.Conv2d):
     """A convolution with norm and activation inside, as in detection libraries."""
 
     def __init__(self, *args: int, norm: nn.Module, **more: object):
-        super().__init__(*args, **more)  # type: ignore[arg-type]
+        super().__init__(*args, **more)  # type: ignore[arg-type]  # as the layer takes them
         self.norm = norm
 
     def forward(self, x: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ class Answer:
     aux: Any = None
 
 
-class HuggingFaceLike(OrderedDict):  # type: ignore[type-arg]
+class HuggingFaceLike(OrderedDict):  # type: ignore[type-arg]  # as transformers has it
     """Attributes beside keys, as transformers' outputs have."""
 
     def __getattr__(self, name: str) -> Any:

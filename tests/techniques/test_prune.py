@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import pytest
 import torch
+from masking import silence
 from small_networks import IMAGE_NETWORKS, NETWORKS, RECURRENT, example, hook_macs
 from torch import Tensor, nn
 
@@ -51,17 +52,6 @@ def masked(bank: LayerBank, gone: Mapping[str, Sequence[int]]) -> nn.Module:
             elif list(module.parameters()):
                 module.register_forward_hook(zero(places))
     return model
-
-
-@torch.no_grad()
-def silence(cell: nn.LSTM | nn.GRU, units: Sequence[int]) -> None:
-    """With zero weights and biases a unit's state stays at its initial zero."""
-    gone = [u for u in units if u < cell.hidden_size]
-    assert sorted(units) == sorted(
-        u + d * cell.hidden_size for u in gone for d in range(1 + cell.bidirectional)
-    )
-    for parameter in cell.parameters():
-        parameter.view(-1, cell.hidden_size, parameter[0].numel())[:, gone] = 0
 
 
 def uniform(bank: LayerBank, ratio: float) -> Policy:

@@ -22,7 +22,7 @@ LAYERS = [
 
 def made(build: object, groups: int) -> nn.Module:
     torch.manual_seed(groups)
-    return nn.Sequential(build(groups))  # type: ignore[operator]
+    return nn.Sequential(build(groups))  # type: ignore[operator]  # a factory
 
 
 @pytest.mark.parametrize("groups", [1, 2])
@@ -48,7 +48,7 @@ def test_outputs_are_ranked_by_what_makes_them(build: object, groups: int) -> No
 def test_taylor_scores_are_gradient_times_weight_of_each_output(groups: int) -> None:
     model = made(LAYERS[1], groups)
     inputs, targets = torch.randn(3, 6, 4, 4), torch.zeros(3)
-    loss = lambda outputs, _: (outputs**2).sum()  # noqa: E731
+    loss = lambda outputs, _: (outputs**2).sum()  # noqa: E731 - short
     scores = taylor_scores(model, {"0": ["0"]}, {"0": 4}, inputs, targets, loss)["0"]
     scale = torch.ones(4, requires_grad=True)
     layer = model[0]
