@@ -31,7 +31,7 @@ from autocompress.task.data import Data, Split
 
 _RULES = {"match": "*", "prune_ratio": [0, 0.5], "weight_bits": [32, 8], "activation_bits": [32, 8]}
 _SPACE = SpaceConfig.read({"rules": [_RULES]})
-_POLICY = Policy({"first": LayerPolicy(prune_ratio=0.5), "deep": LayerPolicy(prune_ratio=0.5)})
+_POLICY = Policy({"first": LayerPolicy(prune_ratio=0.5), "last": LayerPolicy(prune_ratio=0.5)})
 
 
 @pytest.fixture(scope="module")

@@ -134,7 +134,7 @@ def test_a_model_that_branches_is_a_clear_error() -> None:
     bank = LayerBank.build(model, inventory, split, CompressionSettings())
     with pytest.raises(UnsupportedModel, match="bank_batch_norm"):
         sequential_resolve(
-            model, bank.stitch(Policy({"one": LayerPolicy(prune_ratio=0.5)})), inputs
+            model, bank.stitch(Policy({"one": LayerPolicy(weight_bits=4)})), inputs
         )
 
 
