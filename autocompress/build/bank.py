@@ -34,6 +34,7 @@ from autocompress.policy.settings import CompressionSettings
 from autocompress.policy.writing import replacing
 from autocompress.task.data import Split, feed
 from autocompress.task.task import Loss
+from autocompress.techniques.attention import leave_fused_paths
 from autocompress.techniques.compressed import Compressed
 from autocompress.techniques.factorize import choose_factors
 from autocompress.techniques.moments import (
@@ -43,7 +44,6 @@ from autocompress.techniques.moments import (
     matrix_layer,
     solvable,
 )
-from autocompress.techniques.prune import leave_fused_paths
 from autocompress.techniques.stitching import Stitching
 
 Progress = Callable[[str, float], None]

@@ -6,6 +6,7 @@ stream's width divided by the number of heads, so what stays of them needs modul
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autocompress.errors import PolicyError
+from autocompress.model.tracing_stubs import is_attention
 
 _APART = -100.0
 """Added to the scores of places that lie side by side only because the image was rolled."""
@@ -39,6 +41,55 @@ def without_heads(module: Any, gone: Sequence[int], name: str) -> nn.Module:
     if isinstance(module, nn.MultiheadAttention):
         return FewerHeads(module, kept)
     return FewerWindowHeads(module, kept)
+
+
+def leave_fused_paths(model: nn.Module) -> None:
+    """Make transformer encoders call their layers, in place.
+
+    Their fused path reads the layers' weights by name, past what has been put in a layer's place.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0  # read by the choice of the path only
+        elif isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False
+
+
+def opened(model: nn.Module) -> nn.Module:
+    """The same model, its weights shared, whose attentions call their output projections as layers.
+
+    Args:
+        model: not changed, and handed back if it has no such attention; a change to a weight of one
+            shows in the other.
+    """
+    if not any(is_attention(module) and _plain(module) for module in model.modules()):
+        return model
+    tensors = (*model.parameters(), *model.buffers())
+    copied = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    leave_fused_paths(copied)
+    for module in list(copied.modules()):
+        for name, child in list(module.named_children()):
+            if is_attention(child) and _plain(child):
+                setattr(module, name, _sharing(child))
+    return copied
+
+
+def _plain(attention: Any) -> bool:
+    """Whether an attention is one that can be written with fewer heads, or with all of them."""
+    if not isinstance(attention, nn.MultiheadAttention):
+        return True
+    extra = attention.bias_k is not None or attention.add_zero_attn
+    return bool(attention._qkv_same_embed_dim) and not extra
+
+
+def _sharing(attention: Any) -> nn.Module:
+    """All heads of an attention; the weights are its own."""
+    found: Any = without_heads(attention, (), "")
+    for name, parameter in attention._parameters.items():
+        setattr(found, name, parameter)
+    for name, child in attention.named_children():
+        setattr(found, name, child)
+    return found
 
 
 def _inner(module: Any) -> int:
