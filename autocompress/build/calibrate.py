@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.build.ranges import tensor_ranges
+from autocompress.build.rounding import compensate
 from autocompress.errors import CalibrationError
 from autocompress.exporters.agreement import check_graph
 from autocompress.exporters.onnx_graph import float_graph
@@ -19,7 +20,6 @@ from autocompress.task.data import portions
 from autocompress.task.nested import take
 from autocompress.techniques.compressed import Compressed
 from autocompress.techniques.fold import fold_batch_norms
-from autocompress.techniques.gptq import compensate
 from autocompress.techniques.moments import MatrixLayer, checked_portions, matrix_layer
 from autocompress.techniques.quantize import round_weight
 
@@ -53,7 +53,8 @@ def calibrate(compressed: Compressed, inputs: Any) -> Compressed:
         for n in _correctable(folded, compressed)
     }
     if compressed.settings.weight_rounding == "gptq" and not compressed.qat:
-        compensate(folded, compressed, inputs)
+        for name in compensate(folded, compressed, inputs):
+            floats.pop(name, None)
     if compressed.settings.bias_correction and not compressed.qat:
         correct_biases(folded, compressed, floats, inputs)
     graph = float_graph(folded, first, dynamic=compressed.dynamic)

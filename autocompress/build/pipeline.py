@@ -21,7 +21,6 @@ from autocompress.policy.inventory import Inventory
 from autocompress.policy.policy import Distill, Policy
 from autocompress.policy.settings import CompressionSettings
 from autocompress.results.trial import SEARCH, Phase
-from autocompress.task.memory import Memory
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,11 +36,6 @@ if TYPE_CHECKING:
     from autocompress.techniques.compressed import Compressed
 
 _log = logging.getLogger(__name__)
-_KEPT = 6
-"""Activations that the sequential re-solve keeps at once, in sizes of the widest."""
-
-_FEWEST = 64
-"""Samples that it needs at least."""
 
 Progress = Callable[[str, float], None]
 """Called with a short text and a fraction of 1."""
@@ -265,14 +259,11 @@ class Pipeline:
         return compressed
 
     def _sequential_count(self) -> int:
-        """Samples of the sequential re-solve: as many as asked, as far as memory allows.
+        """Samples of the sequential re-solve: as many as asked, as far as memory allows."""
+        from autocompress.build.lockstep import affordable
 
-        It keeps a few activations of both networks for all samples; half of what was free is taken
-        to hold them.
-        """
-        free = 2 * (self.data.memory or Memory.of()).limit
         widest = max((x.positions * x.out_channels for x in self.inventory.layers), default=1)
-        return min(self.settings.sequential_images, max(_FEWEST, free // (_KEPT * 4 * widest)))
+        return affordable(self.settings.sequential_images, widest, self.data.memory)
 
     def train(
         self,

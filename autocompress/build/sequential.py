@@ -10,30 +10,32 @@ not re-estimate them afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from autocompress.build.lockstep import Lockstep, source
 from autocompress.build.solve import (
     accumulate,
+    damp,
     has_statistics,
     place_before_norm,
+    refit,
+    solved_with,
     statistics,
 )
-from autocompress.build.walk import Key, Steps, Walk
+from autocompress.build.walk import Key
 from autocompress.errors import UnsupportedModel
 from autocompress.model.tied import shared_parameters
 from autocompress.policy.registry import sets_weights
-from autocompress.task.nested import batch_size, take
 from autocompress.techniques.attention import opened
 from autocompress.techniques.compressed import Compressed
 from autocompress.techniques.moments import MatrixLayer, check_inputs, matrix_layer, solvable
 
 _NORM = nn.modules.batchnorm._BatchNorm
-_CHUNK = 128
 _ADDITIONS = (torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor)
 
 
@@ -75,50 +77,6 @@ def sequential_resolve(
     return compressed
 
 
-class _Side:
-    """One network on its way with some samples.
-
-    Args:
-        steps: what it does with them.
-        module: whose weights count.
-        inputs: the samples.
-    """
-
-    def __init__(self, steps: Steps, module: nn.Module, inputs: Any) -> None:
-        self.steps, self.module = steps, module
-        self.values = steps.begin(inputs)
-        self._left = iter([n for n in steps.graph.nodes if n.op != "placeholder"])
-
-    def until(self, key: Key) -> None:
-        """Run all that comes before a layer."""
-        end = self.steps.nodes[key]
-        for node in self._left:
-            if node is end:
-                self._left = _back(node, self._left)
-                return
-            self.steps.run(self.values, [node], self.module)
-
-    def ahead(self, key: Key) -> Tensor:
-        """What a node gives whose inputs are there already."""
-        node = self.steps.nodes[key]
-        if node not in self.values:
-            self.values[node] = self.steps.value(node, self.values, self.module)
-        return self.values[node]
-
-    def known(self, key: Key | None) -> Any:
-        """A value, if it is there."""
-        return self.values.get(self.steps.nodes.get(key))  # type: ignore[arg-type]  # None gives none
-
-    def source(self, key: Key) -> Tensor:
-        """What a layer is about to take."""
-        return self.values[_source(self.steps.nodes[key])]
-
-
-def _back(node: fx.Node, rest: Iterator[fx.Node]) -> Iterator[fx.Node]:
-    yield node
-    yield from rest
-
-
 @dataclass(frozen=True)
 class _Target:
     """What follows a layer: its batch norm, and the addition that its output flows into."""
@@ -143,28 +101,12 @@ class _Resolver:
         self.leaves = {
             name: owner for owner in compressed.parts for name in _leaves(owner, model, self.model)
         }
-        old, new = (Walk(m, self.leaves, inputs) for m in (self.model, self.small))
-        chunks = [take(inputs, slice(i, i + _CHUNK)) for i in range(0, batch_size(inputs), _CHUNK)]
-        self.old = [_Side(old.steps(x), self.model, x) for x in chunks]
-        self.new = [_Side(new.steps(x), self.small, x) for x in chunks]
-        self.layers = self._common()
-        runs = [str(node.target) for node in self.layers.values()]
-        self.kept.update(name for name in runs if runs.count(name) > 1)
-
-    def _common(self) -> dict[Key, fx.Node]:
-        """The layers that both networks run."""
-        first, *others = (side.steps.layers() for side in (*self.old, *self.new))
-        keys = set(first).intersection(*others)
-        found = {key: node for key, node in first.items() if key in keys}
-        order = list(found)
-        if any([key for key in own if key in keys] != order for own in others):
-            raise UnsupportedModel("they do not run in the same order for all samples")
-        return found
+        self.pair = Lockstep(self.model, self.small, self.leaves, inputs)
+        self.old, self.new = self.pair.old, self.pair.new
+        self.kept.update(self.pair.repeated)
 
     def run(self) -> None:
-        for key, node in self.layers.items():
-            for side in (*self.old, *self.new):
-                side.until(key)
+        for key, node in self.pair.layers():
             self._prepare(key, node)
 
     def _prepare(self, key: Key, node: fx.Node) -> None:
@@ -172,8 +114,8 @@ class _Resolver:
         name = str(node.target)
         original = self.model.get_submodule(name)
         if isinstance(original, _NORM):
-            source = self.old[0].steps.keys.get(_source(node))
-            if source not in self.sliced and not self._same(key):
+            taken = self.old[0].steps.keys.get(source(node))
+            if taken not in self.sliced and not self.pair.same(key):
                 self._restate(name, [side.source(key) for side in self.new])
             return
         layer = self._last_part(name)
@@ -212,13 +154,8 @@ class _Resolver:
             x = self.small.get_submodule(part)(x)
         return x
 
-    def _same(self, key: Key) -> bool:
-        """Whether a layer takes in both networks the same."""
-        before, now = self.old[0].source(key), self.new[0].source(key)
-        return before.shape == now.shape and torch.equal(before, now)
-
     def _changed(self, key: Key, name: str) -> bool:
-        if len(self._parts(name)) > 1 or not self._same(key):
+        if len(self._parts(name)) > 1 or not self.pair.same(key):
             return True
         a = matrix_layer(self.model, name).weight
         b = matrix_layer(self.small, name).weight
@@ -227,7 +164,7 @@ class _Resolver:
     def _only_sliced(self, key: Key, name: str) -> bool:
         """Whether the outputs that are left are those of the original."""
         kept = not sets_weights(self._policy(name))
-        return len(self._parts(name)) == 1 and kept and self._same(key)
+        return len(self._parts(name)) == 1 and kept and self.pair.same(key)
 
     def _target(self, key: Key, node: fx.Node) -> _Target:
         """Follow a layer's output to its norm and to the addition it flows into."""
@@ -271,34 +208,18 @@ class _Resolver:
         zeros: Tensor | None,
     ) -> None:
         """Least squares with a ridge toward the weights that are there; ``zeros`` stay zero."""
-        weight = layer.weight
-        flat, bias = weight.flatten(1).double(), torch.zeros(len(weight), dtype=torch.float64)
-        if layer.bias is not None:
-            bias = layer.bias.double()
-        module = self.small.get_submodule(norm) if norm is not None else None
-        if module is not None:
-            assert isinstance(module, _NORM)
-            mean, variance = statistics(module)
-            scale = module.weight.double() / (variance.double() + module.eps).sqrt()
-            bias = module.bias.double() + scale * (bias - mean.double())
-            flat = flat * scale[:, None]
         gram, cross = accumulate(layer, fed, wanted)
-        damping = self.ridge * gram.diagonal()[:-1].mean()
-        index = torch.arange(flat.shape[1])
-        gram[index, index] += damping
-        if layer.bias is None and module is None:
-            right = cross[:-1] + damping * flat.T
-            weight.copy_(_solved(gram[:-1, :-1], right, zeros).T.view_as(weight))
+        if norm is None:
+            refit(layer, gram, cross, self.ridge, zeros)
             return
-        cross[:-1] += damping * flat.T
-        solved = _solved(gram, cross, zeros)
-        new_weight, new_bias = solved[:-1].T, solved[-1]
-        if module is None:
-            assert layer.bias is not None
-            weight.copy_(new_weight.reshape(weight.shape))
-            layer.bias.copy_(new_bias)
-            return
-        place_before_norm(layer, module, new_weight, new_bias, gram, damping)
+        module = self.small.get_submodule(norm)
+        assert isinstance(module, _NORM)
+        _, variance = statistics(module)
+        scale = module.weight.double() / (variance.double() + module.eps).sqrt()
+        flat = layer.weight.flatten(1).double() * scale[:, None]
+        damping = damp(gram, cross, flat, self.ridge)
+        solved = solved_with(gram, cross, zeros)
+        place_before_norm(layer, module, solved[:-1].T, solved[-1], gram, damping)
 
     def _restate(self, name: str, values: list[Tensor]) -> None:
         """Give a batch norm the statistics of the compressed network, unless it was just solved."""
@@ -317,32 +238,9 @@ class _Resolver:
         norm.running_var.copy_(((squares * sizes).sum(0) - mean**2).clamp_min(0))
 
 
-def _solved(gram: Tensor, right: Tensor, zeros: Tensor | None) -> Tensor:
-    """Solve for all outputs at once, or for each on the weights that may be other than zero.
-
-    Args:
-        gram: ``(n, n)``; what comes after the weights' inputs (a constant) is free.
-        right: ``(n, outputs)``.
-        zeros: ``(outputs, inputs)``, weights that stay zero.
-    """
-    if zeros is None:
-        return torch.linalg.solve(gram, right)
-    found = torch.zeros_like(right)
-    for i, row in enumerate(zeros):
-        free = torch.ones(len(gram), dtype=torch.bool)
-        free[: len(row)] = ~row
-        found[free, i] = torch.linalg.solve(gram[free][:, free], right[free, i])
-    return found
-
-
 def _leaves(name: str, model: nn.Module, opened_model: nn.Module) -> Sequence[str]:
     """The layers that run for one of a policy: itself, or those of an attention."""
     module = opened_model.get_submodule(name)
     if type(module) is type(model.get_submodule(name)):
         return (name,)
     return tuple(f"{name}.{child}" for child, _ in module.named_children())
-
-
-def _source(node: fx.Node) -> fx.Node:
-    """The node whose value a layer takes."""
-    return node.all_input_nodes[0]

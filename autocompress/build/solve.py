@@ -106,7 +106,7 @@ def statistics(norm: _NORM) -> tuple[Tensor, Tensor]:
 
 
 def place_before_norm(
-    layer: MatrixLayer, norm: _NORM, weight: Tensor, bias: Tensor, gram: Tensor, damping: Tensor
+    layer: MatrixLayer, norm: _NORM, weight: Tensor, bias: Tensor, gram: Tensor, damping: float
 ) -> None:
     """Split a solved affine map into a layer and the batch norm behind it, in place.
 
@@ -168,3 +168,59 @@ def accumulate(
     assert gram is not None
     assert cross is not None
     return gram / count, cross / count
+
+
+def damp(gram: Tensor, cross: Tensor, weight: Tensor, ridge: float) -> float:
+    """Add a ridge toward weights that are there, in place, and give what stands on the diagonal.
+
+    Args:
+        gram: ``(d + 1, d + 1)`` of ``[x, 1]``; the constant is left free.
+        cross: ``(d + 1, outputs)``.
+        weight: ``(outputs, d)``.
+        ridge: fraction of the mean diagonal.
+    """
+    damping = float(ridge * gram.diagonal()[:-1].mean())
+    index = torch.arange(weight.shape[1])
+    gram[index, index] += damping
+    cross[:-1] += damping * weight.T
+    return damping
+
+
+def refit(
+    layer: MatrixLayer, gram: Tensor, cross: Tensor, ridge: float, zeros: Tensor | None = None
+) -> None:
+    """Give a layer the weights, and the bias, of the least squares with a ridge, in place.
+
+    Args:
+        layer: with one group.
+        gram, cross: as ``accumulate`` gives them; not changed.
+        ridge: fraction of the mean diagonal, toward the weights that are there.
+        zeros: ``(outputs, inputs)``, weights that stay zero.
+    """
+    gram, cross = gram.clone(), cross.clone()
+    damp(gram, cross, layer.weight.flatten(1).double(), ridge)
+    if layer.bias is None:
+        solved = solved_with(gram[:-1, :-1], cross[:-1], zeros)
+    else:
+        solved = solved_with(gram, cross, zeros)
+        layer.bias.copy_(solved[-1])
+        solved = solved[:-1]
+    layer.weight.copy_(solved.T.reshape(layer.weight.shape))
+
+
+def solved_with(gram: Tensor, right: Tensor, zeros: Tensor | None) -> Tensor:
+    """Solve for all outputs at once, or for each on the weights that may be other than zero.
+
+    Args:
+        gram: ``(n, n)``; what comes after the weights' inputs (a constant) is free.
+        right: ``(n, outputs)``.
+        zeros: ``(outputs, inputs)``, weights that stay zero.
+    """
+    if zeros is None:
+        return torch.linalg.solve(gram, right)
+    found = torch.zeros_like(right)
+    for i, row in enumerate(zeros):
+        free = torch.ones(len(gram), dtype=torch.bool)
+        free[: len(row)] = ~row
+        found[free, i] = torch.linalg.solve(gram[free][:, free], right[free, i])
+    return found

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from autocompress.techniques.compressed import Compressed
-from autocompress.techniques.moments import input_moments, matrix_layer, solvable
 from autocompress.techniques.quantize import round_weight, weight_limit
 
 _CLIPS = [1 - 0.05 * step for step in range(12)]
@@ -79,33 +75,3 @@ def gptq_round(
         error = (value - level * scale) / factor[column, column]
         left[:, column:] -= error[:, None] * factor[column, column:][None]
     return (levels[:, order.argsort()] * (peak / limit)).to(weight.dtype)
-
-
-@torch.no_grad()
-def compensate(folded: nn.Module, compressed: Compressed, inputs: Any) -> None:
-    """Round the weights of quantized layers in place, with compensation.
-
-    Args:
-        folded: batch norms folded; its weights land on their grids.
-        compressed: says which layers are rounded, to how many bits.
-        inputs: calibration inputs.
-    """
-    wanted = {
-        n: p
-        for n, p in compressed.precisions.items()
-        if p.weight_bits <= 8 and solvable(folded.get_submodule(n))
-    }
-    moments = input_moments(folded, wanted, inputs, seed=compressed.settings.seed)
-    for name, precision in wanted.items():
-        weight = matrix_layer(folded, name).weight
-        second = moments[name].second
-        rows = len(weight) // len(second)
-        for group, matrix in enumerate(second):
-            block = weight[group * rows : (group + 1) * rows]
-            rounded = gptq_round(
-                block.flatten(1),
-                matrix[:-1, :-1],
-                precision.weight_bits,
-                reduced=precision.reduced,
-            )
-            block.copy_(rounded.view_as(block))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from autocompress.build.bank import LayerBank
 from autocompress.build.calibrate import calibrate
+from autocompress.build.rounding import compensate
 from autocompress.errors import CalibrationError, ExportError, InputError, PolicyError
 from autocompress.exporters.write import export
 from autocompress.measure.gate import check_file
@@ -28,7 +29,6 @@ from autocompress.targets import get_target
 from autocompress.task.data import Data
 from autocompress.techniques.compressed import Compressed, Precision
 from autocompress.techniques.fold import fold_batch_norms
-from autocompress.techniques.gptq import compensate
 from autocompress.techniques.quantize import round_weight, simulate, trainable, trained
 
 Build = Callable[..., LayerBank]

@@ -1,0 +1,124 @@
+"""Weights put on their grids, each layer making up for what rounding changes, also before it."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autocompress.build.lockstep import Lockstep, affordable
+from autocompress.build.solve import accumulate, refit
+from autocompress.errors import UnsupportedModel
+from autocompress.task.calling import call
+from autocompress.task.nested import tensors
+from autocompress.techniques.compressed import Compressed, Precision
+from autocompress.techniques.gptq import gptq_round
+from autocompress.techniques.moments import (
+    MatrixLayer,
+    checked_portions,
+    input_moments,
+    matrix_layer,
+    solvable,
+)
+
+_log = logging.getLogger(__name__)
+_IMAGES = 512
+_FINE = 8
+"""From so many bits on, what earlier layers lost is too little to be made up for."""
+
+
+@torch.no_grad()
+def compensate(folded: nn.Module, compressed: Compressed, inputs: Any) -> set[str]:
+    """Round the weights of quantized layers in place, with compensation.
+
+    In 8 bits the columns of a weight make up for each other. In fewer, a layer is first solved
+    anew, so that on the inputs that the rounded layers before it leave it gives what it gave in
+    float.
+
+    Args:
+        folded: batch norms folded; its weights land on their grids.
+        compressed: says which layers are rounded, to how many bits.
+        inputs: calibration inputs, or a split.
+
+    Returns:
+        Names of the layers that were solved anew, whose biases are what they should be.
+
+    References:
+        Frantar et al., GPTQ, ICLR 2023; Li et al., GPTAQ, ICML 2025 (asymmetric calibration).
+    """
+    wanted = {
+        n: p
+        for n, p in compressed.precisions.items()
+        if p.weight_bits <= 8 and solvable(folded.get_submodule(n))
+    }
+    low = {n for n, p in wanted.items() if p.weight_bits < _FINE}
+    done: set[str] = set()
+    if low:
+        try:
+            done = _in_order(folded, compressed, {n: wanted[n] for n in low}, inputs)
+        except UnsupportedModel as error:  # nothing was rounded yet
+            _log.info("Low bits are rounded layer by layer on float inputs: %s", error)
+    rest = {name: precision for name, precision in wanted.items() if name not in done}
+    moments = input_moments(folded, rest, inputs, seed=compressed.settings.seed)
+    for name, precision in rest.items():
+        weight = matrix_layer(folded, name).weight
+        second = moments[name].second
+        rows = len(weight) // len(second)
+        for group, matrix in enumerate(second):
+            block = weight[group * rows : (group + 1) * rows]
+            block.copy_(_rounded(block, matrix[:-1, :-1], precision))
+    return done
+
+
+def _rounded(weight: Tensor, moments: Tensor, precision: Precision) -> Tensor:
+    flat = weight.flatten(1)
+    bits, reduced = precision.weight_bits, precision.reduced
+    return gptq_round(flat, moments, bits, reduced=reduced).view_as(weight)
+
+
+def _in_order(
+    folded: nn.Module, compressed: Compressed, wanted: Mapping[str, Precision], inputs: Any
+) -> set[str]:
+    """Solve and round layer after layer; gives the names of those that were."""
+    count = affordable(_IMAGES, _widest(folded, next(checked_portions(inputs, 1))))
+    batch = next(checked_portions(inputs, count))
+    pair = Lockstep(copy.deepcopy(folded), folded, compressed.precisions, batch)
+    done = set()
+    for key, node in pair.layers():
+        name = str(node.target)
+        layer = folded.get_submodule(name)
+        if name not in wanted or name in pair.repeated or getattr(layer, "groups", 1) > 1:
+            continue
+        assert isinstance(layer, MatrixLayer)
+        fed = [side.source(key) for side in pair.new]
+        gram, cross = accumulate(layer, fed, [side.ahead(key) for side in pair.old])
+        if not pair.same(key):
+            refit(layer, gram, cross, compressed.settings.ridge)
+        rounded = _rounded(layer.weight, gram[:-1, :-1].to(layer.weight.dtype), wanted[name])
+        if layer.bias is not None and compressed.settings.bias_correction:
+            lost = (layer.weight - rounded).flatten(1)
+            layer.bias.add_(lost @ gram[-1, :-1].to(lost.dtype))
+        layer.weight.copy_(rounded)
+        done.add(name)
+    return done
+
+
+def _widest(module: nn.Module, one: Any) -> int:
+    """Elements of the largest activation of one sample."""
+    found = [1]
+    handles = [
+        part.register_forward_hook(
+            lambda m, args, out: found.append(max((t.numel() for t in tensors(out)), default=1))
+        )
+        for part in module.modules()
+    ]
+    try:
+        call(module, one)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return max(found)
