@@ -27,7 +27,7 @@ from autocompress.recover.device import Place, in_float
 from autocompress.task.calling import call
 from autocompress.task.data import Data, Split
 from autocompress.task.divergence import Divergence
-from autocompress.task.nested import concat, map_tensors
+from autocompress.task.nested import concat, map_tensors, tensors
 from autocompress.task.task import Task
 from autocompress.techniques.compressed import Compressed
 from autocompress.techniques.quantize import QuantizedLayer, trainable, trained
@@ -36,7 +36,13 @@ Progress = Callable[[str, float], None]
 
 _CHUNK = 128
 _MEMORY = 1 << 30
-"""Bytes that the values at one joint may take; with larger ones fewer samples are used."""
+"""Bytes that the values at one joint may take, and the original's answers that are kept."""
+
+_DRAWS = 4
+"""Epochs that differ: after them batches and augmentations come again, with the same answers."""
+
+_Batch = tuple[int, int]
+"""Which epoch of those, and which batch of it."""
 
 
 @dataclass
@@ -190,7 +196,7 @@ class Refinement:
     ) -> None:
         scale = goal.square().mean().clamp_min(1e-12).to(self.place.device)
 
-        def loss(index: Tensor) -> Tensor:
+        def loss(batch: _Batch, index: Tensor) -> Tensor:
             value = None if inputs is None else self.place.put(inputs[index])
             with self.place.autocast():
                 found = self._run(block, value, index, 1)
@@ -217,18 +223,26 @@ class Refinement:
     ) -> None:
         """Train all parameters toward the original's outputs."""
         images, config = self._images, self.config
-        draws = torch.Generator().manual_seed(self.seed)
         augment = self.data.augment if config.augment else None
+        answers: dict[_Batch, Any] = {}
+        room = _MEMORY
 
-        def loss(index: Tensor) -> Tensor:
+        def loss(batch: _Batch, index: Tensor) -> Tensor:
+            nonlocal room
             stored, targets = images.take(index)
             if augment is not None:
+                draws = torch.Generator().manual_seed(hash((self.seed, *batch)))
                 stored = augment(stored, draws)
             inputs = self.place.put(images.prepare(stored))
             with self.place.autocast():
                 found = call(module, inputs)
-                with torch.no_grad():
-                    wanted = call(original, inputs)
+                wanted = answers.get(batch)
+                if wanted is None:
+                    with torch.no_grad():
+                        wanted = call(original, inputs)
+            if batch not in answers and room > 0:
+                answers[batch] = wanted
+                room -= sum(t.nbytes for t in tensors(wanted))
             wanted, found, targets = in_float(wanted), in_float(found), self.place.move(targets)
             return divergence(wanted, found, targets).mean()
 
@@ -240,7 +254,7 @@ class Refinement:
     def _descend(
         self,
         parameters: list[nn.Parameter],
-        loss: Callable[[Tensor], Tensor],
+        loss: Callable[[_Batch, Tensor], Tensor],
         count: int,
         steps: int,
         lr: float,
@@ -252,7 +266,8 @@ class Refinement:
         optimizer = torch.optim.Adam(parameters, lr=lr)
         begin = time.monotonic()
         with torch.enable_grad():
-            for step, index in enumerate(_order(count, self.config.batch_size, steps, self.seed)):
+            order = _order(count, self.config.batch_size, steps, self.seed)
+            for step, (batch, index) in enumerate(order):
                 spent = (time.monotonic() - begin) / max(1e-9, deadline - begin)
                 done = max(step / steps, min(1.0, spent))
                 if done >= 1:
@@ -260,7 +275,7 @@ class Refinement:
                 for group in optimizer.param_groups:
                     group["lr"] = lr * (1 + math.cos(math.pi * done)) / 2
                 optimizer.zero_grad(set_to_none=True)
-                loss(index).backward()
+                loss(batch, index).backward()
                 nn.utils.clip_grad_norm_(parameters, 5.0)
                 optimizer.step()
                 with torch.no_grad():
@@ -311,13 +326,14 @@ class _Best:
         return module
 
 
-def _order(count: int, batch: int, steps: int, seed: int) -> Iterator[Tensor]:
-    """Indices of so many batches, epoch after epoch."""
-    generator = torch.Generator().manual_seed(seed)
-    left = steps
-    while left > 0:
-        for index in torch.randperm(count, generator=generator).split(min(batch, count)):
-            if left <= 0 or (len(index) < min(batch, count)):
-                break
-            yield index
-            left -= 1
+def _order(count: int, batch: int, steps: int, seed: int) -> Iterator[tuple[_Batch, Tensor]]:
+    """Indices of so many batches, epoch after epoch; they come again after a few epochs."""
+    size = min(batch, count)
+    for epoch in range(steps):
+        generator = torch.Generator().manual_seed(seed + epoch % _DRAWS)
+        for number in range(count // size):
+            if epoch * (count // size) + number >= steps:
+                return
+            if number == 0:
+                mixed = torch.randperm(count, generator=generator)
+            yield (epoch % _DRAWS, number), mixed[number * size : (number + 1) * size]
