@@ -52,7 +52,7 @@ def calibrate(compressed: Compressed, inputs: Any) -> Compressed:
         n: folded.get_parameter(f"{n}.weight").detach().clone()
         for n in _correctable(folded, compressed)
     }
-    if compressed.settings.weight_rounding == "gptq" and not compressed.qat:
+    if compressed.settings.weight_rounding != "nearest" and not compressed.qat:
         for name in compensate(folded, compressed, inputs):
             floats.pop(name, None)
     if compressed.settings.bias_correction and not compressed.qat:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from autocompress.build.lockstep import Lockstep, affordable
 from autocompress.build.solve import accumulate, refit
 from autocompress.errors import UnsupportedModel
+from autocompress.policy.registry import sets_weights
 from autocompress.task.calling import call
 from autocompress.task.nested import tensors
 from autocompress.techniques.compressed import Compressed, Precision
@@ -41,7 +42,8 @@ def compensate(folded: nn.Module, compressed: Compressed, inputs: Any) -> set[st
 
     Args:
         folded: batch norms folded; its weights land on their grids.
-        compressed: says which layers are rounded, to how many bits.
+        compressed: says which layers are rounded, to how many bits; without ``gptq`` in its
+            settings, those in 8 bits are left for rounding to nearest.
         inputs: calibration inputs, or a split.
 
     Returns:
@@ -50,10 +52,11 @@ def compensate(folded: nn.Module, compressed: Compressed, inputs: Any) -> set[st
     References:
         Frantar et al., GPTQ, ICLR 2023; Li et al., GPTAQ, ICML 2025 (asymmetric calibration).
     """
+    most = 8 if compressed.settings.weight_rounding == "gptq" else _FINE - 1
     wanted = {
         n: p
         for n, p in compressed.precisions.items()
-        if p.weight_bits <= 8 and solvable(folded.get_submodule(n))
+        if p.weight_bits <= most and solvable(folded.get_submodule(n))
     }
     low = {n for n, p in wanted.items() if p.weight_bits < _FINE}
     done: set[str] = set()
@@ -63,21 +66,37 @@ def compensate(folded: nn.Module, compressed: Compressed, inputs: Any) -> set[st
         except UnsupportedModel as error:  # nothing was rounded yet
             _log.debug("Low bits are rounded layer by layer on float inputs: %s", error)
     rest = {name: precision for name, precision in wanted.items() if name not in done}
+    if not rest:
+        return done
     moments = input_moments(folded, rest, inputs, seed=compressed.settings.seed)
+    sparse = _sparse(compressed)
     for name, precision in rest.items():
         weight = matrix_layer(folded, name).weight
         second = moments[name].second
         rows = len(weight) // len(second)
         for group, matrix in enumerate(second):
             block = weight[group * rows : (group + 1) * rows]
-            block.copy_(_rounded(block, matrix[:-1, :-1], precision))
+            block.copy_(
+                _rounded(block, matrix[:-1, :-1], precision, block == 0 if sparse else None)
+            )
     return done
 
 
-def _rounded(weight: Tensor, moments: Tensor, precision: Precision) -> Tensor:
+def _sparse(compressed: Compressed) -> bool:
+    """Whether zeros are there on purpose."""
+    return any(map(sets_weights, compressed.policy.layers.values()))
+
+
+def _rounded(weight: Tensor, moments: Tensor, precision: Precision, zeros: Tensor | None) -> Tensor:
     flat = weight.flatten(1)
-    bits, reduced = precision.weight_bits, precision.reduced
-    return gptq_round(flat, moments, bits, reduced=reduced).view_as(weight)
+    found = gptq_round(
+        flat,
+        moments,
+        precision.weight_bits,
+        reduced=precision.reduced,
+        zeros=None if zeros is None else zeros.flatten(1),
+    )
+    return found.view_as(weight)
 
 
 def _in_order(
@@ -96,9 +115,12 @@ def _in_order(
         assert isinstance(layer, MatrixLayer)
         fed = [side.source(key) for side in pair.new]
         gram, cross = accumulate(layer, fed, [side.ahead(key) for side in pair.old])
+        zeros = layer.weight == 0 if _sparse(compressed) else None
         if not pair.same(key):
-            refit(layer, gram, cross, compressed.settings.ridge)
-        rounded = _rounded(layer.weight, gram[:-1, :-1].to(layer.weight.dtype), wanted[name])
+            flat = None if zeros is None else zeros.flatten(1)
+            refit(layer, gram, cross, compressed.settings.ridge, flat)
+        moments = gram[:-1, :-1].to(layer.weight.dtype)
+        rounded = _rounded(layer.weight, moments, wanted[name], zeros)
         if layer.bias is not None and compressed.settings.bias_correction:
             lost = (layer.weight - rounded).flatten(1)
             layer.bias.add_(lost @ gram[-1, :-1].to(lost.dtype))

@@ -58,7 +58,8 @@ class CompressionSettings(Section):
         percentile: share of activations kept inside the range, in percent, with ``percentile``.
         bias_correction: whether the mean error that quantized weights leave is taken out of the
             bias.
-        weight_rounding: ``nearest`` or ``gptq`` (error compensation, Frantar et al. 2022).
+        weight_rounding: ``nearest``; ``gptq``, with error compensation (Frantar et al. 2022); or
+            ``auto``, which compensates in fewer than 8 bits, where it gains.
         weight_range: levels that 8-bit weights of integer layers use: ``full`` (-127 to 127),
             ``reduced`` (-64 to 64), or ``auto``: reduced where the target's processor adds up
             8-bit products in 16 bits, which overflow (x86 without VNNI), full elsewhere.
@@ -87,7 +88,7 @@ class CompressionSettings(Section):
     ranges: Literal["minmax", "percentile", "mse"] = "mse"
     percentile: float = Field(99.99, gt=50, le=100)
     bias_correction: bool = True
-    weight_rounding: Literal["nearest", "gptq"] = "nearest"
+    weight_rounding: Literal["auto", "nearest", "gptq"] = "auto"
     weight_range: Literal["auto", "full", "reduced"] = "auto"
     half_format: Literal["float16", "bfloat16"] = "float16"
     channel_multiple: int = Field(1, ge=1)

@@ -33,7 +33,13 @@ def clipped_peak(weight: Tensor, moments: Tensor, bits: int) -> Tensor:
 
 
 def gptq_round(
-    weight: Tensor, moments: Tensor, bits: int, damping: float = 0.01, *, reduced: bool = False
+    weight: Tensor,
+    moments: Tensor,
+    bits: int,
+    damping: float = 0.01,
+    *,
+    reduced: bool = False,
+    zeros: Tensor | None = None,
 ) -> Tensor:
     """Round a matrix so that its outputs change little on inputs with these moments.
 
@@ -46,6 +52,7 @@ def gptq_round(
         bits: 2 to 8, symmetric, one scale per row.
         damping: fraction of the mean diagonal.
         reduced: see ``weight_limit``.
+        zeros: ``(outputs, d)``, weights that become zero; others make up for them.
 
     Returns:
         Rounded weights as floats, which ``round_weight`` leaves as they are.
@@ -64,6 +71,7 @@ def gptq_round(
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
     factor = torch.linalg.cholesky(inverse, upper=True)
     left = weight.detach().double()[:, order]
+    held = None if zeros is None else zeros[:, order]
     largest, ends = left.abs().argmax(1), left.sign() * limit
     scale = (peak / limit).double().flatten()
     levels = torch.zeros_like(left)
@@ -71,6 +79,8 @@ def gptq_round(
         value = left[:, column]
         level = (value / scale).round().clamp(-limit, limit)
         level = torch.where(largest == column, ends[:, column], level)
+        if held is not None:
+            level = level.masked_fill(held[:, column], 0)
         levels[:, column] = level
         error = (value - level * scale) / factor[column, column]
         left[:, column:] -= error[:, None] * factor[column, column:][None]

@@ -81,7 +81,7 @@ def run_policies(
         name = NAMES[number % len(NAMES)]
         settings = CompressionSettings(
             prune_residual=True,
-            weight_rounding=draw.choice(["nearest", "gptq"]),
+            weight_rounding=draw.choice(["auto", "nearest", "gptq"]),
             channel_multiple=draw.choice([1, 4]),
             sparsity_scope=draw.choice(["layer", "global"]),
         )

@@ -145,3 +145,17 @@ def test_gptq_without_correlation_is_the_best_clipped_rounding(bits: int) -> Non
 def test_gptq_at_eight_bits_clips_nothing() -> None:
     weight = torch.randn(6, 10, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(gptq_round(weight, torch.eye(10), 8), round_weight(weight, 8))
+
+
+def test_gptq_keeps_zeros_and_the_others_make_up_for_them() -> None:
+    draws = torch.Generator().manual_seed(0)
+    weight, mixed = (torch.randn(n, 12, generator=draws) for n in (6, 200))
+    x = mixed @ torch.randn(12, 12, generator=draws)
+    zeros = torch.rand(6, 12, generator=draws) < 0.5
+    weight = weight.masked_fill(zeros, 0.0)
+    moments = x.T @ x / 200
+    found = gptq_round(weight, moments, 4, zeros=zeros)
+    assert (found[zeros] == 0).all()
+    plain = round_weight(weight, 4)
+    errors = [((weight - w) @ moments * (weight - w)).sum() for w in (found, plain)]
+    assert errors[0] < errors[1]
