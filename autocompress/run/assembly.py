@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autocompress.build.pipeline import Pipeline, identity
+from autocompress.errors import InputError
 from autocompress.policy.inventory import Inventory
 from autocompress.policy.policy import Policy
 from autocompress.policy.registry import by_knob, techniques
@@ -169,6 +170,7 @@ class Assembly:
             self.evaluator.baseline.as_dict(),
             model,
             data,
+            inventory=self.inventory,
         )
 
     @property
@@ -216,6 +218,7 @@ def assemble(
     *,
     model: nn.Module | None = None,
     data: Any = None,
+    inventory: Inventory | None = None,
     progress: Progress = silent,
 ) -> Assembly:
     """Load model and data, train the baseline if the study asks for it, and bind the space.
@@ -224,6 +227,8 @@ def assemble(
         study: as read; variables are resolved here.
         folder: where files of the evaluation go; nothing is written yet.
         model, data: take the place of the study's factories.
+        inventory: of this model, as another process took it; how far the clock lets channels be
+            tried may differ from process to process.
         progress: told what is going on.
 
     Raises:
@@ -255,7 +260,10 @@ def assemble(
     data = with_axes(data, model)
     for note in data.notes:
         progress(f"data: {note}", 0.0)
-    inventory = take_inventory(model, data.train.inputs(1))
+    if inventory is None:
+        inventory = take_inventory(model, data.train.inputs(1))
+    else:
+        _same_model(model, inventory)
     if inventory.cannot_prune:
         _log.info(inventory.cannot_prune)
     settings = study.settings
@@ -268,6 +276,17 @@ def assemble(
     space = parts.bind()  # a pattern that fits nothing is said before anything is computed
     _warn_of_no_gain(space, type(target))
     return parts
+
+
+def _same_model(model: nn.Module, inventory: Inventory) -> None:
+    from autocompress.model.fingerprint import fingerprint
+
+    if fingerprint(model) != (inventory.architecture, inventory.weights):
+        raise InputError(
+            "Every process of a study must work on the same model, but this one made other weights "
+            "than the one that started it. Let the model's factory give the same weights at every "
+            "call (load them, or set the seed in it), or evaluate in one process."
+        )
 
 
 def _warn_of_no_gain(space: Space, target: type[Target]) -> None:
@@ -307,6 +326,7 @@ class EvaluatorFactory:
         baseline: the parent's measurement of the uncompressed model.
         model, data: objects handed over in Python, or ``None``.
         threads: torch threads of the worker; ``None`` leaves them.
+        inventory: of the model, as the parent took it.
     """
 
     study: dict[str, Any]
@@ -315,6 +335,7 @@ class EvaluatorFactory:
     model: Any = None
     data: Any = None
     threads: int | None = None
+    inventory: Inventory | None = None
 
     def __call__(self) -> StudyEvaluator:
         """The worker's evaluator; the layer bank comes from the cache."""
@@ -323,7 +344,11 @@ class EvaluatorFactory:
 
             torch.set_num_threads(self.threads)
         parts = assemble(
-            read_study(self.study), Path(self.folder), model=self.model, data=self.data
+            read_study(self.study),
+            Path(self.folder),
+            model=self.model,
+            data=self.data,
+            inventory=self.inventory,
         )
         if self.baseline is None:
             return parts.evaluator
