@@ -12,7 +12,7 @@ import torch
 
 from autocompress.errors import ExportError, InputError
 from autocompress.exporters.agreement import check_graph, check_program
-from autocompress.exporters.metadata import SIZES_KEY
+from autocompress.exporters.metadata import AXES_KEY, SIZES_KEY
 from autocompress.task.calling import Flat, call, input_names, is_flat
 from autocompress.task.dynamic import sizes_of
 from autocompress.task.nested import take
@@ -104,7 +104,8 @@ def _write_pt2(compressed: Compressed, path: Path, example: Any) -> None:
     except Exception as error:  # a forward of anyone's, run on sizes that are no numbers
         raise ExportError(f"torch.export cannot take this model: {error}") from error
     check_program(module, program, example, dynamic=compressed.dynamic)
-    torch.export.save(program, path)
+    about = {AXES_KEY: axes, SIZES_KEY: sizes_of(example, compressed.dynamic)}
+    torch.export.save(program, path, extra_files={k: json.dumps(v) for k, v in about.items()})
 
 
 def _write_safetensors(compressed: Compressed, path: Path) -> None:

@@ -133,9 +133,7 @@ def test_a_model_that_branches_is_a_clear_error() -> None:
     split = type(split)(inputs, torch.zeros(20, dtype=torch.int64))
     bank = LayerBank.build(model, inventory, split, CompressionSettings())
     with pytest.raises(UnsupportedModel, match="bank_batch_norm"):
-        sequential_resolve(
-            model, bank.stitch(Policy({"one": LayerPolicy(weight_bits=4)})), inputs
-        )
+        sequential_resolve(model, bank.stitch(Policy({"one": LayerPolicy(weight_bits=4)})), inputs)
 
 
 def test_reestimated_statistics_are_the_averages_over_batches() -> None:
