@@ -118,8 +118,8 @@ def compare(run: Run, module: nn.Module, example: Any) -> None:
             gap = "its shape" if array.shape != wanted.shape else f"up to {_gap(array, wanted):.3g}"
             raise ExportError(
                 "The exported file must compute what the module computes; its output "
-                f"{name!r} differs by {gap}. The model may branch on its input, or on whether it is "
-                "being exported, which a file cannot."
+                f"{name!r} differs by {gap}. The model may branch on its input, or on whether it "
+                "is being exported, which a file cannot."
             )
 
 
