@@ -186,7 +186,8 @@ def test_taylor_scores_in_little_memory_are_those_of_all_samples_at_once() -> No
     model.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
     parts = taylor_scores(model, *of, memory=Memory(200_000))
     _, *taken = sizes  # the first call tells how much memory a sample needs
-    assert sum(taken) == len(split) and 1 < taken[0] < len(split)
+    assert sum(taken) == len(split)
+    assert 1 < taken[0] < len(split)
     assert taken[-1] != taken[0]
     torch.testing.assert_close(parts["conv1"], whole["conv1"], rtol=1e-4, atol=1e-9)
 
