@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from autocompress.build.bank import LayerBank
     from autocompress.build.pipeline import Pipeline, Progress
     from autocompress.estimate.latency_model import LatencyModel
+    from autocompress.model.earlier import Earlier
     from autocompress.run.evaluator import StudyEvaluator
     from autocompress.targets.base import Target
     from autocompress.task.data import Data
@@ -55,6 +56,7 @@ class Assembly:
         progress: told what is going on.
         given: the model and the data that were handed over in place of the study's factories.
         notes: what was changed on the copy of the model before its inventory was taken.
+        earlier: the model before that, if anything was.
     """
 
     study: StudyConfig
@@ -65,6 +67,7 @@ class Assembly:
     progress: Progress = silent
     given: tuple[Any, Any] = (None, None)
     notes: tuple[str, ...] = ()
+    earlier: Earlier | None = None
 
     @cached_property
     def space(self) -> Space:
@@ -235,6 +238,7 @@ def assemble(
         InputError: anything in the study that does not fit the model or this machine.
     """
     from autocompress.measure.saturation import settled
+    from autocompress.model.earlier import Earlier
     from autocompress.model.inventory import take_inventory
     from autocompress.model.prepare import prepare
     from autocompress.run.tasks import asked_of, settled_data
@@ -248,7 +252,9 @@ def assemble(
     progress("data", 0.0)
     given_data, data = data, load_data(plain["data"], data)
     progress("model", 0.0)
-    prepared = prepare(load_model(plain["model"]) if model is None else model)
+    raw = load_model(plain["model"]) if model is None else model
+    prepared = prepare(raw)
+    earlier = Earlier.of(raw, prepared.model) if prepared.notes else None
     for note in prepared.notes:
         _log.info(note)
     given = (None if model is None else prepared.model, given_data)
@@ -272,7 +278,9 @@ def assemble(
     if config.prune_residual:
         settings = settings.model_copy(update={"prune_residual": True})
     study = study.model_copy(update={"settings": settings, **asked_of(study, data.task)})
-    parts = Assembly(study, model, data, inventory, folder, progress, given, prepared.notes)
+    parts = Assembly(
+        study, model, data, inventory, folder, progress, given, prepared.notes, earlier
+    )
     space = parts.bind()  # a pattern that fits nothing is said before anything is computed
     _warn_of_no_gain(space, type(target))
     return parts
