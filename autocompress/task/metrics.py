@@ -18,6 +18,7 @@ from torch import Tensor
 
 from autocompress.errors import InputError
 from autocompress.results.metric import FRACTION, METRICS, Goal, Metric
+from autocompress.task.batches import join_targets
 from autocompress.task.nested import batch_size, concat, map_tensors, take
 
 _GOALS: dict[str, Goal] = {"max": "maximize", "min": "minimize"}
@@ -244,7 +245,7 @@ class _Collected:
         self.targets.append(targets)
 
     def result(self) -> Score:
-        outputs, targets = concat(self.outputs), concat(self.targets)
+        outputs, targets = concat(self.outputs), join_targets(self.targets)
         count = batch_size(targets)
         found = self.compute(outputs, targets)
         if isinstance(found, Tensor | np.ndarray) and found.ndim and len(found) == count > 1:
