@@ -163,6 +163,19 @@ def test_l1_of_a_recurrent_unit_sums_its_rows_in_every_gate() -> None:
     np.testing.assert_allclose(l1_scores(make("lstm"), ["cell"], 8), wanted, rtol=1e-5)
 
 
+def test_inputs_that_all_but_vanish_keep_their_weights() -> None:
+    """Their squares are 0 in single precision, as behind many layers of fresh weights."""
+    samples = torch.full((50, 6), 1e-24)
+    inputs = torch.cat([samples, torch.ones(50, 1)], 1)
+    moments = (inputs.T @ inputs) / 50
+    assert not moments[:6, :6].any()
+    assert moments[:6, 6].all()
+    weight, bias, kept = torch.randn(3, 6), torch.randn(3), torch.tensor([0, 2, 3, 5])
+    solved, shift = resolve(weight, bias, moments, kept, ridge=0.01)
+    torch.testing.assert_close(solved, weight[:, kept])
+    torch.testing.assert_close(shift, bias)
+
+
 def test_taylor_is_the_squared_change_to_first_order() -> None:
     model, split = make("plain"), data("plain").train
     inputs, targets = split.inputs(), split.targets
