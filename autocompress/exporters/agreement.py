@@ -46,7 +46,7 @@ def check_graph(
     def run(names: list[str], parts: list[Tensor]) -> Sequence[Any]:
         arrays = [part.numpy(force=True) for part in parts]
         feed = dict(zip([i.name for i in session.get_inputs()], arrays, strict=True))
-        return session.run(names, feed)  # type: ignore[no-any-return]  # of an untyped library
+        return session.run(names, feed)
 
     for inputs in examples(module, example, dynamic or {}):
         compare(run, module, inputs)

@@ -75,9 +75,8 @@ class Task:
     )
 
     def __post_init__(self) -> None:
-        several = isinstance(self.metrics, Sequence)
-        listed = self.metrics if several else (self.metrics,)
-        given = tuple(as_metric(metric) for metric in listed)  # type: ignore[arg-type]  # one by one
+        listed = self.metrics if isinstance(self.metrics, Sequence) else (self.metrics,)
+        given = tuple(as_metric(metric) for metric in listed)
         if not given and self.correct is not None:
             given = (TaskMetric("accuracy", FRACTION, "maximize", self.correct, per_sample=True),)
         if not given:
