@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from autocompress.model.fingerprint import fingerprint
-from autocompress.model.prepare import inside
+from autocompress.model.prepare import Prepared, inside
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,16 @@ class Earlier:
     tensors: bool
 
     @classmethod
-    def of(cls, given: nn.Module, prepared: nn.Module) -> Earlier:
-        """Look at a model before and after it was prepared."""
+    def of(cls, given: nn.Module, prepared: Prepared) -> Earlier | None:
+        """Look at a model before and after it was prepared; ``None`` where nothing was changed."""
+        if not prepared.notes:
+            return None
         state = [plain_name(given, name) for name in given.state_dict()]
         names = {name: plain_name(given, name) for name, _ in given.named_modules()}
         return cls(
             *fingerprint(given),
             {name: now for name, now in names.items() if name != now},
-            sorted(state) == sorted(prepared.state_dict()),
+            sorted(state) == sorted(prepared.model.state_dict()),
         )
 
     def now(self, name: str) -> str:

@@ -239,7 +239,6 @@ def assemble(
     """
     from autocompress.measure.saturation import settled
     from autocompress.model.earlier import Earlier
-    from autocompress.model.inventory import take_inventory
     from autocompress.model.prepare import prepare
     from autocompress.run.tasks import asked_of, settled_data
     from autocompress.targets import get_target
@@ -254,7 +253,6 @@ def assemble(
     progress("model", 0.0)
     raw = load_model(plain["model"]) if model is None else model
     prepared = prepare(raw)
-    earlier = Earlier.of(raw, prepared.model) if prepared.notes else None
     for note in prepared.notes:
         _log.info(note)
     given = (None if model is None else prepared.model, given_data)
@@ -266,35 +264,34 @@ def assemble(
     data = with_axes(data, model)
     for note in data.notes:
         progress(f"data: {note}", 0.0)
-    if inventory is None:
-        inventory = take_inventory(model, data.train.inputs(1))
-    else:
-        _same_model(model, inventory)
-    if inventory.cannot_prune:
-        _log.info(inventory.cannot_prune)
-    settings = study.settings
-    settings = settled(settings, target)
+    inventory = _inventory(model, data, inventory)
+    settings = settled(study.settings, target)
     config = study.space_config()
     if config.prune_residual:
         settings = settings.model_copy(update={"prune_residual": True})
     study = study.model_copy(update={"settings": settings, **asked_of(study, data.task)})
-    parts = Assembly(
-        study, model, data, inventory, folder, progress, given, prepared.notes, earlier
-    )
+    notes, earlier = prepared.notes, Earlier.of(raw, prepared)
+    parts = Assembly(study, model, data, inventory, folder, progress, given, notes, earlier)
     space = parts.bind()  # a pattern that fits nothing is said before anything is computed
     _warn_of_no_gain(space, type(target))
     return parts
 
 
-def _same_model(model: nn.Module, inventory: Inventory) -> None:
+def _inventory(model: nn.Module, data: Data, known: Inventory | None) -> Inventory:
+    """The inventory of a model: taken now, or by another process on the same model."""
     from autocompress.model.fingerprint import fingerprint
+    from autocompress.model.inventory import take_inventory
 
-    if fingerprint(model) != (inventory.architecture, inventory.weights):
+    inventory = known or take_inventory(model, data.train.inputs(1))
+    if inventory.cannot_prune:
+        _log.info(inventory.cannot_prune)
+    if known is not None and fingerprint(model) != (inventory.architecture, inventory.weights):
         raise InputError(
             "Every process of a study must work on the same model, but this one made other weights "
             "than the one that started it. Let the model's factory give the same weights at every "
             "call (load them, or set the seed in it), or evaluate in one process."
         )
+    return inventory
 
 
 def _warn_of_no_gain(space: Space, target: type[Target]) -> None:

@@ -124,7 +124,8 @@ def test_another_model_is_still_refused(tmp_path: Path) -> None:
 
 def test_a_wrapper_inside_is_left_out_of_names() -> None:
     model = nn.Sequential(nn.DataParallel(layers()), nn.Linear(10, 2)).eval()
-    found = Earlier.of(model, prepare(model).model)
+    found = Earlier.of(model, prepare(model))
+    assert found is not None
     assert found.now("0.module.6.weight") == "0.6.weight"
     assert found.now("1") == "1"
     assert found.tensors
