@@ -14,6 +14,7 @@ from autocompress.api import Answer, Result, search
 from autocompress.api_models import apply, bench, evaluate, export, profile, verify
 from autocompress.errors import AutocompressError
 from autocompress.policy.budget import Budget
+from autocompress.policy.operators import operator
 from autocompress.policy.policy import Distill, LayerPolicy, Policy
 from autocompress.policy.recipe import Recipe
 from autocompress.policy.settings import CompressionSettings
@@ -52,6 +53,7 @@ __all__ = [
     "bench",
     "evaluate",
     "export",
+    "operator",
     "profile",
     "search",
     "verify",

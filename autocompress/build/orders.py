@@ -50,11 +50,7 @@ def removal_orders(
     producers = {name: size for g in groups for name, size in _producers(plan, g.name).items()}
     taylor: dict[str, Tensor] = {}
     if settings.importance == "taylor":
-        stored, targets = sample.take(slice(None))
-        inputs = sample.prepare(stored)
-        taylor = taylor_scores(
-            model, {n: (n,) for n in producers}, producers, inputs, targets, loss
-        )
+        taylor = taylor_scores(model, {n: (n,) for n in producers}, producers, sample, loss)
     orders = {}
     for done, group in enumerate(groups):
         progress(group.name, done / max(1, len(groups)))

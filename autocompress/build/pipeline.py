@@ -161,17 +161,24 @@ class Pipeline:
                     norm.train()
         return module
 
-    def restore(self, policy: Policy, weights: Path) -> Compressed:
+    def restore(
+        self,
+        policy: Policy,
+        weights: Path,
+        written: Policy | None = None,
+        now: Callable[[str], str] | None = None,
+    ) -> Compressed:
         """Build a trained policy again from the weights that ``save_state`` wrote.
 
         Args:
             policy: what was done.
             weights: the file.
+            written, now: see ``load_state``.
 
         Raises:
             InputError: no such file, or weights of another policy.
         """
-        return self.calibrated(load_state(weights, self.stitch(policy)))
+        return self.calibrated(load_state(weights, self.stitch(policy), written, now))
 
     def calibrated(self, compressed: Compressed) -> Compressed:
         """Weights as the techniques allow them; ranges and biases, where a layer is quantized."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,15 +33,22 @@ def save_state(path: str | Path, compressed: Compressed) -> Path:
     return path
 
 
-def load_state(path: str | Path, compressed: Compressed) -> Compressed:
+def load_state(
+    path: str | Path,
+    compressed: Compressed,
+    written: Policy | None = None,
+    now: Callable[[str], str] | None = None,
+) -> Compressed:
     """Fill a freshly stitched model with saved weights; it is to be calibrated again.
 
     Args:
         path: written by ``save_state``.
         compressed: stitched from the same policy; its module is changed in place.
+        written: the policy under which they were saved, where layers had other names then.
+        now: from a tensor's name of then to its name now.
 
     Raises:
-        InputError: no such file, or weights of another policy.
+        InputError: no such file, or weights of another policy or another module.
     """
     from safetensors import safe_open
 
@@ -49,10 +57,15 @@ def load_state(path: str | Path, compressed: Compressed) -> Compressed:
         raise InputError(f"The trained weights {path} are missing; keep them beside the recipe.")
     with safe_open(path, "pt") as file:
         metadata = file.metadata() or {}
-        if metadata.get("policy") != compressed.policy.digest:
+        if metadata.get("policy") != (written or compressed.policy).digest:
             raise InputError(f"{path.name} holds the weights of another policy.")
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
-    compressed.module.load_state_dict(state)
+    if now is not None:
+        state = {now(name): tensor for name, tensor in state.items()}
+    try:
+        compressed.module.load_state_dict(state)
+    except RuntimeError as error:
+        raise InputError(f"{path.name} holds the weights of another module: {error}") from None
     return compressed.with_weights(compressed.module.eval(), qat=metadata.get("qat") == "true")
 
 

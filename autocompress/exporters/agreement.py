@@ -1,17 +1,21 @@
-"""Whether an exported graph computes what its module computes."""
+"""Whether an exported file computes what its module computes."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from autocompress.errors import ExportError
 from autocompress.task.calling import call, input_names, output_names
 from autocompress.task.dynamic import Axes, other_size, sizes_of
 from autocompress.task.nested import named_tensors, tensors
+
+Run = Callable[[list[str], list[Tensor]], Sequence[Any]]
+"""From names of outputs and the tensors of an input to these outputs, as arrays."""
 
 
 @torch.no_grad()
@@ -38,8 +42,37 @@ def check_graph(
     session = ort.InferenceSession(
         graph.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
+
+    def run(names: list[str], parts: list[Tensor]) -> Sequence[Any]:
+        arrays = [part.numpy(force=True) for part in parts]
+        feed = dict(zip([i.name for i in session.get_inputs()], arrays, strict=True))
+        return session.run(names, feed)
+
     for inputs in examples(module, example, dynamic or {}):
-        compare(session, module, inputs)
+        compare(run, module, inputs)
+
+
+@torch.no_grad()
+def check_program(
+    module: nn.Module, program: Any, example: Any, *, dynamic: Axes | None = None
+) -> None:
+    """Run an exported program of torch beside the module; see ``check_graph``.
+
+    Args:
+        module: in eval mode.
+        program: ``torch.export.ExportedProgram``.
+        example, dynamic: as in ``check_graph``.
+
+    Raises:
+        ExportError: the program does not take these inputs, or an output differs.
+    """
+    exported = program.module()
+
+    def run(names: list[str], parts: list[Tensor]) -> Sequence[Any]:
+        return [part.numpy(force=True) for part in tensors(exported(*parts))]
+
+    for inputs in examples(module, example, dynamic or {}):
+        compare(run, module, inputs)
 
 
 def examples(module: nn.Module, example: Any, dynamic: Axes) -> list[Any]:
@@ -59,25 +92,23 @@ def examples(module: nn.Module, example: Any, dynamic: Axes) -> list[Any]:
     return [example, other]
 
 
-@torch.no_grad()
-def compare(session: Any, module: nn.Module, example: Any) -> None:
-    """The same for one batch of inputs and an opened session.
+def compare(run: Run, module: nn.Module, example: Any) -> None:
+    """The same for one batch of inputs and an opened file.
 
     Args:
-        session: ``onnxruntime.InferenceSession``; outputs beside the model's are not looked at.
+        run: the file.
         module, example: as in ``check_graph``.
     """
     answer = call(module, example)
     names = output_names(answer, input_names(example))
-    arrays = [part.numpy(force=True) for part in tensors(example)]
-    feed = dict(zip([i.name for i in session.get_inputs()], arrays, strict=True))
     try:
-        found = session.run(names, feed)
-    except Exception as error:  # the runtime's errors have no common base class
+        found = run(names, tensors(example))
+    except Exception as error:  # the runtimes' errors have no common base class
         shapes = {name: tuple(part.shape) for name, part in named_tensors(example)}
+        said = (str(error).splitlines() or [type(error).__name__])[0]
         raise ExportError(
-            f"The exported graph does not run on inputs of {shapes}, which the module takes: "
-            f"{str(error).splitlines()[0]} A size may have become a constant of the file: leave "
+            f"The exported file does not run on inputs of {shapes}, which the module takes: "
+            f"{said} A size may have become a constant of the file: leave "
             "that axis fixed, or give the model sizes that it computes from its input."
         ) from error
     for name, array, tensor in zip(names, found, tensors(answer), strict=True):
@@ -87,8 +118,8 @@ def compare(session: Any, module: nn.Module, example: Any) -> None:
             gap = "its shape" if array.shape != wanted.shape else f"up to {_gap(array, wanted):.3g}"
             raise ExportError(
                 "The exported file must compute what the module computes; its output "
-                f"{name!r} differs by {gap}. The model may branch on its input, which a file "
-                "cannot."
+                f"{name!r} differs by {gap}. The model may branch on its input, or on whether it "
+                "is being exported, which a file cannot."
             )
 
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from autocompress.errors import ExportError
 from autocompress.exporters.names import Origin, Traced, layer_of, name_nodes, program_origin
+from autocompress.model.plain_operators import PlainOperators
 from autocompress.task.calling import Flat, call, input_names, output_names
 from autocompress.task.nested import batch_size, concat, tensors
 
@@ -88,7 +89,7 @@ def float_graph(
     reasons = []
     for name in sorted(_EXPORTERS, key=lambda name: name != exporter):
         try:
-            with _plain_attention(), warnings.catch_warnings(), torch.no_grad():
+            with _plain_attention(), warnings.catch_warnings(), torch.no_grad(), plain_operators():
                 warnings.simplefilter("ignore")
                 graph, origin = _EXPORTERS[name](module, example, signature)
         except Exception as error:  # the exporters raise whatever they stumble on
@@ -153,15 +154,21 @@ def flat_program(flat: nn.Module, example: Any, axes: Mapping[str, Mapping[int, 
             dims.setdefault(axis, torch.export.Dim.DYNAMIC)
         shapes.append({place: dims[axis] for place, axis in axes[name].items()})
     held = tuple(shapes)
-    return torch.export.export(
-        flat, tuple(parts), dynamic_shapes=(held,) if isinstance(flat, Flat) else held
-    )
+    with plain_operators():
+        return torch.export.export(
+            flat, tuple(parts), dynamic_shapes=(held,) if isinstance(flat, Flat) else held
+        )
 
 
 _EXPORTERS: dict[Exporter, Callable[[nn.Module, Any, _Signature], _Named]] = {
     "torchscript": _by_torchscript,
     "dynamo": _by_dynamo,
 }
+
+
+def plain_operators() -> PlainOperators:
+    """Lets files hold what stands for the user's own operators, which no runtime has."""
+    return PlainOperators(all_of_them=True)
 
 
 @contextmanager

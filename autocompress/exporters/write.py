@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from autocompress.errors import ExportError, InputError
-from autocompress.exporters.agreement import check_graph
-from autocompress.exporters.metadata import SIZES_KEY
+from autocompress.exporters.agreement import check_graph, check_program
+from autocompress.exporters.metadata import AXES_KEY, SIZES_KEY
 from autocompress.task.calling import Flat, call, input_names, is_flat
 from autocompress.task.dynamic import sizes_of
 from autocompress.task.nested import take
@@ -101,11 +101,11 @@ def _write_pt2(compressed: Compressed, path: Path, example: Any) -> None:
         plain = is_flat(example, call(module, example))
     try:
         program = flat_program(module if plain else Flat(module, example), example, axes)
-    except Exception as error:
-        if not type(error).__module__.startswith("torch"):
-            raise
+    except Exception as error:  # a forward of anyone's, run on sizes that are no numbers
         raise ExportError(f"torch.export cannot take this model: {error}") from error
-    torch.export.save(program, path)
+    check_program(module, program, example, dynamic=compressed.dynamic)
+    about = {AXES_KEY: axes, SIZES_KEY: sizes_of(example, compressed.dynamic)}
+    torch.export.save(program, path, extra_files={k: json.dumps(v) for k, v in about.items()})
 
 
 def _write_safetensors(compressed: Compressed, path: Path) -> None:

@@ -189,7 +189,10 @@ def _holders() -> str:
             text = file.read()
             if text:
                 holder = json.loads(text)
-                found.append(f"{holder['about']} since {time.time() - holder['since']:.0f} s")
+                about = holder["about"]
+                if path.name.startswith(f"holder-{os.getpid()}-"):
+                    about = f"this program's own work, {about.rpartition(', ')[2]}"
+                found.append(f"{about} since {time.time() - holder['since']:.0f} s")
     return " and ".join(found) or "another process"
 
 

@@ -16,6 +16,7 @@ from autocompress.model.call_sites import CALLS, running_module
 from autocompress.model.follow import Follower
 from autocompress.model.labels import Atoms, Labels, along, compact
 from autocompress.model.layer_labels import LAYERS, Axis, LayerLabels, is_layer
+from autocompress.model.plain_operators import PlainOperators
 from autocompress.model.tracing_stubs import RECURRENT, is_attention
 from autocompress.task.calling import call
 from autocompress.task.nested import tensors
@@ -117,6 +118,8 @@ class _Run:
                 stack.callback(before.remove)
                 stack.callback(after.remove)
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            # below the mode that notes calls: those of a stand-in are none of the model's
+            stack.enter_context(PlainOperators(all_of_them=False))
             stack.enter_context(_Operators(self))
             stack.enter_context(_Calls(self))
             yield

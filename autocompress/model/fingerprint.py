@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
+import torch
 from torch import nn
 
 from autocompress.policy.inventory import architecture_digest
@@ -21,5 +22,7 @@ def fingerprint(model: nn.Module) -> tuple[str, str]:
     values = hashlib.sha256()
     for name, tensor in state.items():
         values.update(name.encode())
-        values.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        # as bytes: numpy has no bfloat16
+        plain = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+        values.update(plain.numpy().tobytes())
     return architecture_digest([modules, shapes]), values.hexdigest()[:16]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from autocompress.model.labels import Atoms, Labels, along, labelled
+from autocompress.model.plain_operators import passing
 
 _SAME = {
     *("clone", "detach", "alias", "contiguous", "_to_copy", "lift_fresh", "dropout"),
@@ -31,7 +32,7 @@ _MOVES = {
 _SHUFFLES = {"channel_shuffle", "native_channel_shuffle"}
 _POINTWISE = {
     *("_prelu_kernel", "prelu", "rrelu_with_noise", "hardswish", "log_sigmoid_forward"),
-    "floor_divide",
+    *("floor_divide", "elementwise"),
 }
 _MIXES = {
     *("softmax", "_softmax", "log_softmax", "_log_softmax", "_safe_softmax", "cumsum", "logsumexp"),
@@ -135,7 +136,7 @@ class Follower:
             args, kwargs: what it was called with.
             out: what it gave.
         """
-        name = func.overloadpacket.__name__
+        name = passing(func)
         if name.endswith("_") and not name.endswith("__"):
             name = name[:-1]
         known = [labels for t in _tensors((args, kwargs)) if (labels := self.get(t)) is not None]
@@ -164,6 +165,8 @@ class Follower:
             return self._spatial
         if name in _PRODUCTS:
             return self._products
+        if name == "per_channel":
+            return self._per_channel
         if name in _BATCH_NORMS or name in _LAYER_NORMS:
             return self._norms
         return None
@@ -330,6 +333,19 @@ class Follower:
         if name.startswith(("add", "badd")) and (labels := self.get(args[0])) is not None:
             parts.append(labels)
         self.put(out, self._merged(parts, tuple(out.shape)) if parts else None)
+        return True
+
+    def _per_channel(self, name: str, func: Any, args: Any, kwargs: Any, out: Any) -> bool:
+        """Each channel by itself along axis 1; further tensors hold one number per channel."""
+        outs, dims = list(_tensors(out)), args[0].dim()
+        if any(tensor.dim() != dims for tensor in outs):
+            return False
+        self._norms("native_batch_norm", func, args, kwargs, outs)
+        labels = self.get(outs[0])
+        if labels is not None:
+            base = self._mix(labels.base, [i for i in range(dims) if i != 1], name)
+            for tensor in outs:
+                self.put(tensor, Labels(tuple(tensor.shape), base, labels.loose))
         return True
 
     def _norms(self, name: str, func: Any, args: Any, kwargs: Any, out: Any) -> bool:

@@ -64,7 +64,7 @@ def prepare(model: nn.Module) -> Prepared:
 # ---- wrappers and copies
 
 
-def _inside(module: nn.Module) -> nn.Module | None:
+def inside(module: nn.Module) -> nn.Module | None:
     """The module in a wrapper that only says how to run it."""
     parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel)
     inner: Any = module.module if isinstance(module, parallel) else None
@@ -76,7 +76,7 @@ def _inside(module: nn.Module) -> nn.Module | None:
 def _unwrapped(module: nn.Module) -> tuple[nn.Module, list[str]]:
     """What is inside all wrappers, and their names."""
     names = []
-    while (inner := _inside(module)) is not None:
+    while (inner := inside(module)) is not None:
         names.append(type(module).__name__)
         module = inner
     return module, names

@@ -6,13 +6,25 @@ import logging
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+)
 from rich.status import Status
+from rich.table import Column
+from rich.text import Text
 
 from autocompress.controller.progress import SearchProgress
 from autocompress.results.metric import ACCURACY
 from autocompress.results.trial import MUCH_WAITING
 
+_WIDE = 100
+"""Columns that leave room for a long bar."""
 _PIPED_WIDTH = 140
 """Columns where output goes into a file or a pipe, which have no width of their own."""
 
@@ -80,9 +92,11 @@ class Display:
             return
         best = "none yet" if state.best_quality is None else state.quality.text(state.best_quality)
         name = "" if state.quality == ACCURACY else f"{state.quality.name} "
-        text = f"best {name}in budget {best}, hypervolume {state.hypervolume:.4g}"
+        # what matters first: a narrow terminal cuts the end off
+        text = f"best {name}in budget {best}"
         if state.seconds_left is not None:
             text += f", {state.seconds_left:.0f} s left"
+        text += f", hypervolume {state.hypervolume:.4g}"
         if state.waiting >= MUCH_WAITING:
             text += f", waiting for a quiet machine {state.waiting:.0%} of the time"
         bars = self._shown_bars()
@@ -98,13 +112,21 @@ class Display:
                 self._spinner.stop()
             self._bars = Progress(
                 TextColumn("[bold]{task.fields[phase]}"),
-                BarColumn(bar_width=24),
+                BarColumn(bar_width=24 if self._console.width >= _WIDE else 8),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[state]}"),
+                _State(table_column=Column(no_wrap=False)),
                 console=self._console,
             )
             self._bars.start()
         return self._bars
+
+
+class _State(ProgressColumn):
+    """The one column that gives way where a line is too long for the terminal."""
+
+    def render(self, task: Task) -> Text:
+        """As much of it as there is room for."""
+        return Text(task.fields["state"], no_wrap=True, overflow="ellipsis")
 
 
 class _Shown(logging.Handler):

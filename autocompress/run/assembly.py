@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autocompress.build.pipeline import Pipeline, identity
+from autocompress.errors import InputError
 from autocompress.policy.inventory import Inventory
 from autocompress.policy.policy import Policy
 from autocompress.policy.registry import by_knob, techniques
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from autocompress.build.bank import LayerBank
     from autocompress.build.pipeline import Pipeline, Progress
     from autocompress.estimate.latency_model import LatencyModel
+    from autocompress.model.earlier import Earlier
     from autocompress.run.evaluator import StudyEvaluator
     from autocompress.targets.base import Target
     from autocompress.task.data import Data
@@ -54,6 +56,7 @@ class Assembly:
         progress: told what is going on.
         given: the model and the data that were handed over in place of the study's factories.
         notes: what was changed on the copy of the model before its inventory was taken.
+        earlier: the model before that, if anything was.
     """
 
     study: StudyConfig
@@ -64,6 +67,7 @@ class Assembly:
     progress: Progress = silent
     given: tuple[Any, Any] = (None, None)
     notes: tuple[str, ...] = ()
+    earlier: Earlier | None = None
 
     @cached_property
     def space(self) -> Space:
@@ -169,6 +173,7 @@ class Assembly:
             self.evaluator.baseline.as_dict(),
             model,
             data,
+            inventory=self.inventory,
         )
 
     @property
@@ -216,6 +221,7 @@ def assemble(
     *,
     model: nn.Module | None = None,
     data: Any = None,
+    inventory: Inventory | None = None,
     progress: Progress = silent,
 ) -> Assembly:
     """Load model and data, train the baseline if the study asks for it, and bind the space.
@@ -224,13 +230,15 @@ def assemble(
         study: as read; variables are resolved here.
         folder: where files of the evaluation go; nothing is written yet.
         model, data: take the place of the study's factories.
+        inventory: of this model, as another process took it; how far the clock lets channels be
+            tried may differ from process to process.
         progress: told what is going on.
 
     Raises:
         InputError: anything in the study that does not fit the model or this machine.
     """
     from autocompress.measure.saturation import settled
-    from autocompress.model.inventory import take_inventory
+    from autocompress.model.earlier import Earlier
     from autocompress.model.prepare import prepare
     from autocompress.run.tasks import asked_of, settled_data
     from autocompress.targets import get_target
@@ -243,7 +251,8 @@ def assemble(
     progress("data", 0.0)
     given_data, data = data, load_data(plain["data"], data)
     progress("model", 0.0)
-    prepared = prepare(load_model(plain["model"]) if model is None else model)
+    raw = load_model(plain["model"]) if model is None else model
+    prepared = prepare(raw)
     for note in prepared.notes:
         _log.info(note)
     given = (None if model is None else prepared.model, given_data)
@@ -255,19 +264,34 @@ def assemble(
     data = with_axes(data, model)
     for note in data.notes:
         progress(f"data: {note}", 0.0)
-    inventory = take_inventory(model, data.train.inputs(1))
-    if inventory.cannot_prune:
-        _log.info(inventory.cannot_prune)
-    settings = study.settings
-    settings = settled(settings, target)
+    inventory = _inventory(model, data, inventory)
+    settings = settled(study.settings, target)
     config = study.space_config()
     if config.prune_residual:
         settings = settings.model_copy(update={"prune_residual": True})
     study = study.model_copy(update={"settings": settings, **asked_of(study, data.task)})
-    parts = Assembly(study, model, data, inventory, folder, progress, given, prepared.notes)
+    notes, earlier = prepared.notes, Earlier.of(raw, prepared)
+    parts = Assembly(study, model, data, inventory, folder, progress, given, notes, earlier)
     space = parts.bind()  # a pattern that fits nothing is said before anything is computed
     _warn_of_no_gain(space, type(target))
     return parts
+
+
+def _inventory(model: nn.Module, data: Data, known: Inventory | None) -> Inventory:
+    """The inventory of a model: taken now, or by another process on the same model."""
+    from autocompress.model.fingerprint import fingerprint
+    from autocompress.model.inventory import take_inventory
+
+    inventory = known or take_inventory(model, data.train.inputs(1))
+    if inventory.cannot_prune:
+        _log.info(inventory.cannot_prune)
+    if known is not None and fingerprint(model) != (inventory.architecture, inventory.weights):
+        raise InputError(
+            "Every process of a study must work on the same model, but this one made other weights "
+            "than the one that started it. Let the model's factory give the same weights at every "
+            "call (load them, or set the seed in it), or evaluate in one process."
+        )
+    return inventory
 
 
 def _warn_of_no_gain(space: Space, target: type[Target]) -> None:
@@ -307,6 +331,7 @@ class EvaluatorFactory:
         baseline: the parent's measurement of the uncompressed model.
         model, data: objects handed over in Python, or ``None``.
         threads: torch threads of the worker; ``None`` leaves them.
+        inventory: of the model, as the parent took it.
     """
 
     study: dict[str, Any]
@@ -315,6 +340,7 @@ class EvaluatorFactory:
     model: Any = None
     data: Any = None
     threads: int | None = None
+    inventory: Inventory | None = None
 
     def __call__(self) -> StudyEvaluator:
         """The worker's evaluator; the layer bank comes from the cache."""
@@ -323,7 +349,11 @@ class EvaluatorFactory:
 
             torch.set_num_threads(self.threads)
         parts = assemble(
-            read_study(self.study), Path(self.folder), model=self.model, data=self.data
+            read_study(self.study),
+            Path(self.folder),
+            model=self.model,
+            data=self.data,
+            inventory=self.inventory,
         )
         if self.baseline is None:
             return parts.evaluator

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict
 
 from autocompress.errors import nearest
@@ -19,7 +19,8 @@ class Reading(TypedDict, total=False):
         length: samples to take of streams without a length, for all splits or by split.
         groups: per sample of ``train``, what belongs together, where splits are cut from it.
         dynamic: input name to its free axes beside the batch, e.g.
-            ``{"input_ids": {1: "sequence"}}``, or ``"auto"`` to find them.
+            ``{"input_ids": {1: "sequence"}}`` or, without a name, ``{"input_ids": [1]}``; or
+            ``"auto"`` to find them.
     """
 
     input_fn: Callable[[Any], Any]
@@ -27,7 +28,7 @@ class Reading(TypedDict, total=False):
     memory: str | int
     length: int | Mapping[str, int]
     groups: Any
-    dynamic: Mapping[str, Mapping[int, str]] | str
+    dynamic: Mapping[str, Mapping[int, str] | Sequence[int]] | str
 
 
 def file_part(reading: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from autocompress.results.trial import Phase
 from autocompress.run.study import GIVEN, StudyConfig, read_study
 
 if TYPE_CHECKING:
+    from autocompress.model.earlier import Earlier
     from autocompress.run.assembly import Assembly
     from autocompress.techniques.compressed import Compressed
 
@@ -70,13 +72,27 @@ def open_recipe(
             "`autocompress.apply(recipe, model, data)`."
         )
     parts = assemble(study, folder, model=model, data=data)
-    if parts.inventory.architecture != recipe.model.architecture:
+    if from_earlier(recipe, parts) is None and (
+        parts.inventory.architecture != recipe.model.architecture
+    ):
         raise InputError(
             "The recipe was found on another architecture "
             f"(fingerprint {recipe.model.architecture}, this model has "
             f"{parts.inventory.architecture}). {_nearest_layer(recipe, parts)}"
         )
-    return parts, parts.inventory.weights == recipe.model.weights
+    earlier = from_earlier(recipe, parts)
+    if earlier is None:
+        return parts, parts.inventory.weights == recipe.model.weights
+    # trained weights of layers that computed theirs from others have no place in plain layers
+    usable = earlier.tensors or recipe.weights is None
+    return parts, usable and earlier.weights == recipe.model.weights
+
+
+def from_earlier(recipe: Recipe, parts: Assembly) -> Earlier | None:
+    """How an earlier version saw the model, if the recipe is of that version."""
+    earlier = parts.earlier
+    known = earlier is not None and earlier.architecture == recipe.model.architecture
+    return earlier if known else None
 
 
 def _study_of(recipe: Recipe, model: Any, checkpoint: str | None, data: Any) -> StudyConfig:
@@ -112,9 +128,13 @@ def rebuild(recipe: Recipe, parts: Assembly, same_weights: bool, beside: Path) -
             policy is carried out (and fine-tuned) again on the model's own weights.
         beside: folder of the recipe.
     """
-    policy = recipe.as_policy()
+    policy = written = recipe.as_policy()
+    earlier = from_earlier(recipe, parts)
+    if earlier is not None:
+        policy = replace(policy, layers={earlier.now(n): p for n, p in policy.layers.items()})
     if recipe.weights is not None and same_weights:
-        return parts.pipeline.restore(policy, beside / recipe.weights)
+        now = None if earlier is None else earlier.now
+        return parts.pipeline.restore(policy, beside / recipe.weights, written, now)
     return parts.pipeline.build(policy, _phase(recipe), int(recipe.recovery.get("seed", 0)))
 
 

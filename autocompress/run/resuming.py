@@ -63,6 +63,11 @@ def differences(before: Measurement, study: dict[str, Any], parts: Assembly) -> 
         parts: of the study that is to go on.
     """
     known, now = before.context.get("identity", {}), parts.identity
+    earlier = parts.earlier
+    if earlier is not None and known.get("architecture") == earlier.architecture:
+        if earlier.names:
+            return ["a model that was handed over in a wrapper, whose layers have other names now"]
+        now = {**now, "architecture": earlier.architecture, "weights": earlier.weights}
     found = [text for key, text in _IDENTITY.items() if known.get(key, now[key]) != now[key]]
     found = found[:1] if found[:1] == ["another model"] else found
     if "target" in study:

@@ -56,8 +56,9 @@ class DataSection(Section):
         memory: budget of decoded samples, such as ``2GB``; ``null`` is
             ``AUTOCOMPRESS_DATA_MEMORY``, or a quarter of what the machine has free.
         length: samples to take of streams without a length, for all splits or by split.
-        dynamic: input name to its free axes beside the batch, e.g. ``{input_ids: {1: sequence}}``,
-            or ``auto`` to find them.
+        dynamic: input name to its free axes beside the batch, each with a name
+            (``{input_ids: {1: sequence}}``) or only by number (``{input_ids: [1]}``), or ``auto``
+            to find them.
     """
 
     factory: str
@@ -66,7 +67,7 @@ class DataSection(Section):
     target_fn: str | None = None
     memory: str | int | None = None
     length: int | dict[str, int] | None = None
-    dynamic: Literal["auto"] | dict[str, dict[int, str]] | None = None
+    dynamic: Literal["auto"] | dict[str, dict[int, str] | list[int]] | None = None
     task: str | dict[str, Any] | None = None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import operator
 import re
 import shutil
@@ -9,12 +10,14 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from autocompress.errors import InputError, TargetUnavailable
+from autocompress.exporters.metadata import AXES_KEY, SIZES_KEY
 from autocompress.targets.base import (
     WARM_UP,
     Availability,
@@ -111,13 +114,15 @@ class TorchSession(Session):
         self.file = file
         self._device = device = torch.device(config.device)
         self._threads = threads
-        program = load_program(file)
+        about = {AXES_KEY: "", SIZES_KEY: ""}
+        program = load_program(file, about)
         if device.type != "cpu":
             from torch.export.passes import move_to_device_pass
 
             program = move_to_device_pass(program, device)
         self._module: Any = program.module()
-        self.inputs = _specs(program, batch)
+        self.inputs = _specs(program, batch, json.loads(about[AXES_KEY] or "{}"))
+        self.sizes = json.loads(about[SIZES_KEY] or "{}")
         self._call: Any = torch.compile(self._module) if config.compile else self._module
         self._compiled = config.compile
 
@@ -164,8 +169,12 @@ class TorchSession(Session):
         self._module = self._call = None
 
 
-def load_program(file: Path) -> Any:
+def load_program(file: Path, about: dict[str, str] | None = None) -> Any:
     """Read an exported program.
+
+    Args:
+        file: that holds it.
+        about: its keys are told what the file says about itself under them, if anything.
 
     Raises:
         InputError: the file is none.
@@ -173,7 +182,7 @@ def load_program(file: Path) -> Any:
     import torch
 
     try:
-        return torch.export.load(file)
+        return torch.export.load(file, extra_files=about)
     except Exception as error:  # a broken archive raises whatever its reader stumbles on
         raise InputError(f"torch cannot open {file.name}: {error}") from None
 
@@ -256,7 +265,10 @@ def _shapes(values: Sequence[Any]) -> tuple[tuple[str, tuple[int, ...]], ...]:
     )
 
 
-def _specs(program: Any, batch: int | None) -> tuple[TensorSpec, ...]:
+def _specs(
+    program: Any, batch: int | None, axes: dict[str, dict[str, str]]
+) -> tuple[TensorSpec, ...]:
+    """Inputs of a program; names of inputs and axes are those that the file says, if it does."""
     wanted = set(program.graph_signature.user_inputs)
     specs = []
     for node in program.graph.nodes:
@@ -267,7 +279,12 @@ def _specs(program: Any, batch: int | None) -> tuple[TensorSpec, ...]:
         if shape and shape[0] is None:
             shape[0] = batch
         specs.append(TensorSpec(node.name, tuple(shape), str(value.dtype).removeprefix("torch.")))
-    return tuple(specs)
+    if len(axes) != len(specs):  # another program than one of ours
+        return tuple(specs)
+    return tuple(
+        replace(spec, name=name, axes=tuple(own.get(str(i)) for i in range(len(spec.shape))))
+        for spec, (name, own) in zip(specs, axes.items(), strict=True)
+    )
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from autocompress.errors import InputError
+from autocompress.task.boxes import as_boxes, has_boxes, is_boxes, is_list_of_boxes, join_boxes
 from autocompress.task.nested import batch_size, concat, named_tensors, tensors, with_tensors
 
 TARGET_KEYS = ("labels", "label", "targets", "target", "y")
@@ -45,7 +46,7 @@ class Reader:
             inputs = self.input_fn(batch)
         if self.target_fn is not None:
             targets = self.target_fn(batch)
-        inputs, targets = as_tensors(inputs), as_tensors(targets)
+        inputs, targets = as_parts(inputs, targets)
         for what, value in (("inputs", inputs), ("targets", targets)):
             if not tensors(value):
                 raise InputError(
@@ -84,6 +85,29 @@ class Reader:
                 "`target_fn`: from a batch to the model's inputs, and to the targets."
             )
         return batch, None
+
+
+def as_parts(inputs: Any, targets: Any) -> tuple[Any, Any]:
+    """Inputs and targets as tensors; of images with boxes, one tensor each.
+
+    Raises:
+        InputError: images of unlike sizes, or boxes that do not fit.
+    """
+    if not is_list_of_boxes(targets):
+        return as_tensors(inputs), as_tensors(targets)
+    inputs, targets = as_tensors(inputs), as_boxes(targets)
+    # an image for each target, and not one input after another
+    if type(inputs) not in (tuple, list) or len(inputs) != len(targets):
+        return inputs, targets
+    if not all(isinstance(image, Tensor) and image.dim() == 3 for image in inputs):
+        return inputs, targets
+    shapes = {tuple(image.shape) for image in inputs}
+    if len(shapes) > 1:
+        raise InputError(
+            f"Images of unlike sizes cannot be put into one batch: {sorted(shapes)[:3]}. Resize or "
+            "pad them, and their boxes with them, in the data set or its `collate_fn`."
+        )
+    return torch.stack(list(inputs)), targets
 
 
 def as_tensors(value: Any) -> Any:
@@ -130,6 +154,10 @@ def collate(rows: Sequence[Any]) -> Any:
     """
     from torch.utils.data import default_collate
 
+    if isinstance(rows[0], tuple | list) and has_boxes(rows[0][-1]):
+        *inputs, targets = zip(*rows, strict=True)
+        parts = inputs if len(inputs) == 1 else [default_collate(list(part)) for part in inputs]
+        return (*parts, targets)
     if not isinstance(rows[0], Mapping):
         return default_collate(list(rows))
     columns = {key: [_column(row[key]) for row in rows] for key in rows[0]}
@@ -179,7 +207,10 @@ def join(parts: Sequence[Any]) -> Any:
 
 
 def join_targets(parts: Sequence[Any]) -> Any:
-    """The same for targets; labels per position are padded with -100."""
+    """The same for targets; labels per position are padded with -100, boxes with class -1."""
+    shapes = {tuple(part.shape[1:]) for part in parts if isinstance(part, Tensor)}
+    if len(shapes) > 1 and all(isinstance(p, Tensor) and is_boxes(p) for p in parts):
+        return join_boxes(parts)
     named = [named_tensors(part) for part in parts]
     per_position = all(t.dim() == 2 and not t.is_floating_point() for p in named for _, t in p)
     alike = len({t.shape[1:] for part in named for _, t in part}) == 1

@@ -19,8 +19,8 @@ Read = Callable[[Any, Tensor], tuple[Tensor, Tensor, str]]
 """From outputs and targets to logits with the classes last, class indices, and a remark."""
 
 
-class MeanIou:
-    """Intersection over union per class, averaged over the classes that occur.
+class _OfPositions:
+    """Accumulates what the logits at every position say.
 
     Args:
         read: logits and targets.
@@ -29,7 +29,12 @@ class MeanIou:
 
     def __init__(self, read: Read, ignore: int) -> None:
         self.read, self.ignore = read, ignore
-        self.table: Tensor | None = None
+
+
+class MeanIou(_OfPositions):
+    """Intersection over union per class, averaged over the classes that occur."""
+
+    table: Tensor | None = None
 
     def update(self, outputs: Any, targets: Tensor) -> None:
         """Count a batch."""
@@ -50,17 +55,10 @@ class MeanIou:
         return float((both / either)[either > 0].mean())
 
 
-class ShareRight:
-    """Share of positions whose class is right.
+class ShareRight(_OfPositions):
+    """Share of positions whose class is right."""
 
-    Args:
-        read: logits and targets.
-        ignore: target of positions that count nowhere.
-    """
-
-    def __init__(self, read: Read, ignore: int) -> None:
-        self.read, self.ignore = read, ignore
-        self.right = self.count = 0
+    right = count = 0
 
     def update(self, outputs: Any, targets: Tensor) -> None:
         """Count a batch."""
@@ -76,17 +74,10 @@ class ShareRight:
         return self.right / self.count
 
 
-class Perplexity:
-    """Exponential of the mean negative log-likelihood of a token.
+class Perplexity(_OfPositions):
+    """Exponential of the mean negative log-likelihood of a token."""
 
-    Args:
-        read: logits and targets.
-        ignore: target of positions that count nowhere.
-    """
-
-    def __init__(self, read: Read, ignore: int) -> None:
-        self.read, self.ignore = read, ignore
-        self.nats, self.count = 0.0, 0
+    nats, count = 0.0, 0
 
     def update(self, outputs: Any, targets: Tensor) -> None:
         """Count a batch."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autocompress.errors import InputError
-from autocompress.results.metric import METRICS, Goal, Metric
+from autocompress.results.metric import FRACTION, METRICS, Goal, Metric
+from autocompress.task.batches import join_targets
 from autocompress.task.nested import batch_size, concat, map_tensors, take
 
 _GOALS: dict[str, Goal] = {"max": "maximize", "min": "minimize"}
@@ -113,6 +115,48 @@ class TaskMetric:
         return _Collected(self.name, self.compute, self.resamples)
 
 
+class Directed(Protocol):
+    """An accumulator that says which way is better, as the metrics of torchmetrics do."""
+
+    higher_is_better: bool | None
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        """Take one batch of outputs and targets."""
+
+    def compute(self) -> Any:
+        """The metric of all batches."""
+
+
+def as_metric(given: TaskMetric | Directed) -> TaskMetric:
+    """A metric of a task; of one of torchmetrics, under its own name and with its own goal.
+
+    Raises:
+        InputError: no metric, or one that does not say whether more is better.
+    """
+    if isinstance(given, TaskMetric):
+        return given
+    kind = type(given).__name__
+    if not _accumulates(given):
+        raise InputError(
+            "A metric is an `autocompress.TaskMetric(name, unit, goal, compute)` or a metric of "
+            f"torchmetrics, got {kind}."
+        )
+    better = getattr(given, "higher_is_better", None)
+    if better is None:
+        raise InputError(
+            f"{kind} does not say whether more of it is better. Say it: "
+            f'`TaskMetric("{_snake(kind)}", "", "max", metric)`, or "min".'
+        )
+    bounds = getattr(given, "plot_lower_bound", None), getattr(given, "plot_upper_bound", None)
+    unit = FRACTION if bounds == (0.0, 1.0) else ""
+    return TaskMetric(_snake(kind), unit, "maximize" if better else "minimize", given)
+
+
+def _snake(name: str) -> str:
+    """``MeanSquaredError`` as ``mean_squared_error``."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+
+
 def _accumulates(value: Any) -> bool:
     return callable(getattr(value, "update", None)) and callable(getattr(value, "compute", None))
 
@@ -201,7 +245,7 @@ class _Collected:
         self.targets.append(targets)
 
     def result(self) -> Score:
-        outputs, targets = concat(self.outputs), concat(self.targets)
+        outputs, targets = concat(self.outputs), join_targets(self.targets)
         count = batch_size(targets)
         found = self.compute(outputs, targets)
         if isinstance(found, Tensor | np.ndarray) and found.ndim and len(found) == count > 1:

@@ -14,7 +14,7 @@ from autocompress.results.metric import ACCURACY, FRACTION, METRICS, Metric
 from autocompress.task.data import Data, Split
 from autocompress.task.divergence import divergence_of
 from autocompress.task.metrics import TaskMetric
-from autocompress.task.nested import named_tensors, tensors
+from autocompress.task.nested import batch_size, named_tensors, take, tensors
 from autocompress.task.outputs import OutputKind, hits, label_loss, output_kind
 from autocompress.task.pick import the_tensor
 from autocompress.task.ready import READY, binary, classification
@@ -42,6 +42,7 @@ def settle(data: Data, predict: Callable[[Any], Any]) -> tuple[Task, tuple[str, 
     inputs, few = next(iter(data.train.batches(2)))
     with torch.inference_mode():
         outputs = predict(inputs)
+        _one_part_per_sample(outputs, few, lambda: predict(take(inputs, slice(0, 1))))
     many = first_targets(data.train, few)
     if data.task is not None:
         task = data.task
@@ -60,6 +61,27 @@ def settle(data: Data, predict: Callable[[Any], Any]) -> tuple[Task, tuple[str, 
                 f"The targets of {name} do not fit the task ({task}): {error}"
             ) from None
     return task, tuple(dict.fromkeys(notes))
+
+
+def _one_part_per_sample(outputs: Any, few: Any, again: Callable[[], Any]) -> None:
+    """Refuse answers with a part of its own for each sample, which no file can hold.
+
+    Args:
+        outputs: of a few samples.
+        few: their targets.
+        again: answers the first of them alone.
+    """
+    if type(outputs) not in (list, tuple) or len(outputs) != batch_size(few) or len(outputs) < 2:
+        return
+    alone = again()
+    if type(alone) in (list, tuple) and len(alone) == 1:
+        raise InputError(
+            "A model must answer with the same tensors for any number of samples; this one gives "
+            f"{len(outputs)} parts for {len(outputs)} samples and one for one, as torchvision's "
+            "detectors do, whose boxes differ in number from image to image. A file cannot. "
+            "Compress the part before boxes are selected: a module that returns what the heads "
+            "say, with the selection in the task's `decode`; docs/tasks.md shows it."
+        )
 
 
 def first_targets(split: Split, few: Any) -> Any:

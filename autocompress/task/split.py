@@ -8,7 +8,7 @@ fit into memory.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,12 +16,16 @@ import torch
 from torch import Tensor
 
 from autocompress.errors import InputError
+from autocompress.task.boxes import digest_boxes, is_boxes
 from autocompress.task.memory import Memory
 from autocompress.task.nested import batch_size, take, tensors
 
 Inputs = Any
 """A batch as the model takes it: a tensor, a tuple (by position), a mapping (by keyword), nested;
 the batch comes first in every tensor."""
+
+Row = tuple[Any, Any]
+"""Stored inputs and targets of a batch."""
 
 
 @dataclass
@@ -113,9 +117,7 @@ class Split:
         """Digest of sizes and a spread of the content."""
         digest = hashlib.sha256()
         step = max(1, len(self) // 256)
-        for tensor in (*tensors(self.stored), *tensors(self.targets)):
-            digest.update(str((tuple(tensor.shape), str(tensor.dtype))).encode())
-            digest.update(tensor[::step].contiguous().numpy().tobytes())
+        add_samples(digest, len(self), [self.take(slice(None, None, step))])
         return digest.hexdigest()[:16]
 
     @classmethod
@@ -128,6 +130,27 @@ class Split:
         from autocompress.task.wrapping import wrap_split
 
         return wrap_split(source, limit=limit)
+
+
+def add_samples(digest: Any, count: int, chunks: Sequence[Row]) -> None:
+    """Add samples to the digest of a split.
+
+    Args:
+        digest: of hashlib.
+        count: samples of the whole split.
+        chunks: inputs and targets of some of them, batch by batch.
+    """
+    for place in (0, 1):
+        for column in zip(*(tensors(chunk[place]) for chunk in chunks), strict=True):
+            # rows that are no box depend on an image's neighbours
+            boxes = place == 1 and all(map(is_boxes, column))
+            shape = (count, 5) if boxes else (count, *column[0].shape[1:])
+            digest.update(str((shape, str(column[0].dtype))).encode())
+            for tensor in column:
+                if boxes:
+                    digest_boxes(digest, tensor)
+                else:
+                    digest.update(tensor.contiguous().numpy().tobytes())
 
 
 def class_indices(targets: Any) -> Tensor | None:

@@ -14,10 +14,7 @@ from autocompress.errors import InputError
 from autocompress.task.batches import TARGET_KEYS, Reader, join, join_targets
 from autocompress.task.memory import Memory
 from autocompress.task.nested import map_tensors, take, tensors
-from autocompress.task.split import Split, class_indices
-
-Row = tuple[Any, Any]
-"""Stored inputs and targets of a batch, for example of one sample."""
+from autocompress.task.split import Row, Split, add_samples, class_indices
 
 
 class Rows(Protocol):
@@ -194,16 +191,8 @@ class StreamedSplit(Split):
         if self._fingerprint is None:
             step = max(1, len(self) // 256)
             spread = torch.arange(0, len(self), step)
-            parts: list[list[Tensor]] = []
-            for some in spread.split(32):
-                stored, targets = self.take(some)
-                parts.append([*tensors(stored), *tensors(targets)])
             digest = hashlib.sha256()
-            for column in zip(*parts, strict=True):
-                shape = (len(self), *column[0].shape[1:])
-                digest.update(str((shape, str(column[0].dtype))).encode())
-                for tensor in column:
-                    digest.update(tensor.contiguous().numpy().tobytes())
+            add_samples(digest, len(self), [self.take(some) for some in spread.split(32)])
             self._fingerprint = digest.hexdigest()[:16]
         return self._fingerprint
 

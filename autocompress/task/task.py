@@ -13,7 +13,7 @@ from torch import Tensor
 from autocompress.errors import AutocompressError, InputError
 from autocompress.results.metric import FRACTION, Allowance, Metric
 from autocompress.task.divergence import Divergence, GaussianKL, as_divergence
-from autocompress.task.metrics import Meter, Score, TaskMetric, averaged
+from autocompress.task.metrics import Directed, Meter, Score, TaskMetric, as_metric, averaged
 from autocompress.task.nested import batch_size, map_tensors
 
 Loss = Callable[..., Tensor]
@@ -44,7 +44,8 @@ class Task:
     """What a model is for.
 
     Args:
-        metrics: one or several; the first is the quality that searches trade for cost.
+        metrics: one or several; the first is the quality that searches trade for cost. Metrics of
+            torchmetrics may stand among them: their class names them.
         loss: from outputs and targets of a batch to a scalar, for training and Taylor importance.
             ``None``: policies are not trained on labels.
         divergence: between the original's and the compressed model's outputs; a ``Divergence`` or
@@ -60,7 +61,7 @@ class Task:
         smooths: the loss takes ``smoothing``, of labels.
     """
 
-    metrics: TaskMetric | Sequence[TaskMetric] = ()
+    metrics: TaskMetric | Directed | Sequence[TaskMetric | Directed] = ()
     loss: Loss | None = None
     divergence: Divergence | Callable[..., Any] | None = None
     correct: Callable[[Any, Any], Any] | None = None
@@ -74,10 +75,11 @@ class Task:
     )
 
     def __post_init__(self) -> None:
-        given = (self.metrics,) if isinstance(self.metrics, TaskMetric) else tuple(self.metrics)
+        listed = self.metrics if isinstance(self.metrics, Sequence) else (self.metrics,)
+        given = tuple(as_metric(metric) for metric in listed)
         if not given and self.correct is not None:
             given = (TaskMetric("accuracy", FRACTION, "maximize", self.correct, per_sample=True),)
-        if not given or not all(isinstance(m, TaskMetric) for m in given):
+        if not given:
             raise InputError(
                 "A task needs at least one metric: `Task(TaskMetric(name, unit, goal, compute))`, "
                 "or `correct`."

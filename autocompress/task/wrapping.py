@@ -24,11 +24,12 @@ from torch.utils.data import (
 )
 
 from autocompress.errors import InputError
-from autocompress.task.batches import Reader, as_tensors, collate, join, join_targets
+from autocompress.task.batches import Reader, as_parts, collate, join, join_targets
+from autocompress.task.boxes import is_boxes
 from autocompress.task.memory import Memory
 from autocompress.task.nested import batch_size, map_tensors, take, tensors, with_tensors
-from autocompress.task.split import Split
-from autocompress.task.streamed import CachedRows, DatasetRows, Row, StreamedSplit, known_labels
+from autocompress.task.split import Row, Split
+from autocompress.task.streamed import CachedRows, DatasetRows, StreamedSplit, known_labels
 
 _CHUNK = 256
 
@@ -62,7 +63,8 @@ def wrap_split(
     if isinstance(source, Split):
         return source if limit is None else source.subset(torch.arange(min(limit, len(source))))
     if isinstance(source, tuple) and len(source) == 2:
-        return Split(_in_memory(source[0]), _in_memory(source[1]))
+        inputs, targets = as_parts(*source)
+        return Split(_in_memory(inputs), _in_memory(targets))
     most = min((n for n in (length, limit) if n is not None), default=None)
     rows = _rows(source, reader)
     if rows is None:
@@ -84,7 +86,6 @@ def wrap_split(
 
 def _in_memory(value: Any) -> Any:
     """A part of an ``(inputs, targets)`` pair as tensors; arrays share their memory."""
-    value = as_tensors(value)
     return value if tensors(value) else torch.as_tensor(value)
 
 
@@ -213,10 +214,11 @@ class SpooledRows:
         folder: with a file per tensor; removed when nothing reads it any more.
         like: one row, which says how a batch is built.
         count: rows.
+        targets: of all rows, where these are kept in memory.
     """
 
-    def __init__(self, folder: Path, like: Row, count: int) -> None:
-        self.folder, self.like, self.count = folder, like, count
+    def __init__(self, folder: Path, like: Row, count: int, targets: Tensor | None = None) -> None:
+        self.folder, self.like, self.count, self.targets = folder, like, count, targets
 
     def __len__(self) -> int:
         return self.count
@@ -224,7 +226,8 @@ class SpooledRows:
     def read(self, places: Sequence[int]) -> Row:
         """See ``Rows``."""
         parts = []
-        for number, tensor in enumerate((*tensors(self.like[0]), *tensors(self.like[1]))):
+        written = self.like if self.targets is None else self.like[0]
+        for number, tensor in enumerate(tensors(written)):
             # opened each time: pages that stay mapped would count as this process's memory
             file = np.memmap(
                 self.folder / str(number),
@@ -235,6 +238,8 @@ class SpooledRows:
             parts.append(torch.from_numpy(np.array(file[list(places)])))
             del file
         split = len(tensors(self.like[0]))
+        if self.targets is not None:
+            return with_tensors(self.like[0], parts), self.targets[list(places)]
         return with_tensors(self.like[0], parts[:split]), with_tensors(self.like[1], parts[split:])
 
 
@@ -252,9 +257,12 @@ def _spool(batches: Iterator[Row], length: int, size: int) -> SpooledRows:
     shapes: list[Any] = []
     count = 0
     files: list[Any] = []
+    boxes: list[Any] = []
     try:
         for inputs, targets in batches:
-            parts = [*tensors(inputs), *tensors(targets)]
+            held = isinstance(targets, Tensor) and is_boxes(targets)  # small, and of unlike sizes
+            boxes += [targets] if held else []
+            parts = [*tensors(inputs), *([] if held else tensors(targets))]
             found = [(tuple(part.shape[1:]), part.dtype) for part in parts]
             if like is None:
                 shapes = found
@@ -275,7 +283,7 @@ def _spool(batches: Iterator[Row], length: int, size: int) -> SpooledRows:
         for file in files:
             file.close()
     assert like is not None
-    rows = SpooledRows(folder, like, count)
+    rows = SpooledRows(folder, like, count, join_targets(boxes) if boxes else None)
     weakref.finalize(rows, shutil.rmtree, str(folder), ignore_errors=True)
     return rows
 

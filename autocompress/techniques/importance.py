@@ -14,6 +14,8 @@ from autocompress.policy.hooks import load
 from autocompress.policy.inventory import ChannelGroup
 from autocompress.task.calling import call
 from autocompress.task.data import Split
+from autocompress.task.memory import Memory
+from autocompress.task.nested import batch_size
 from autocompress.task.outputs import label_loss, output_kind
 
 _DOUBLE = 1300
@@ -33,17 +35,20 @@ def taylor_scores(
     model: nn.Module,
     producers: dict[str, Sequence[str]],
     channels: dict[str, int],
-    inputs: Any,
-    targets: Tensor,
+    sample: Split,
     loss: Any = None,
+    memory: Memory | None = None,
 ) -> dict[str, Tensor]:
     """First-order estimate of the loss that a channel's removal costs.
+
+    Gradients are summed over batches that fit into memory, each loss by its share of the samples.
 
     Args:
         model: in eval mode; gradients are cleared again.
         producers, channels: of each group.
-        inputs, targets: one labelled batch.
+        sample: inputs and targets.
         loss: from outputs and targets to a scalar; ``None`` is ``label_loss``.
+        memory: for what a backward pass needs; by default as ``Memory.of`` says.
 
     Returns:
         Group name to ``(channels,)`` scores: ``(sum of gradient x weight)^2`` over each filter.
@@ -57,12 +62,15 @@ def taylor_scores(
         for parameter in needs:
             parameter.requires_grad_(True)
         with torch.enable_grad():
-            outputs = call(model, inputs)
-            if loss is None:
-                found = label_loss(outputs, targets, output_kind(outputs, targets))
-            else:
-                found = loss(outputs, targets)
-            found.backward()
+            size = _samples_at_once(model, sample, memory or Memory.of())
+            for inputs, targets in sample.batches(size):
+                outputs = call(model, inputs)
+                if loss is None:
+                    kind = output_kind(outputs, sample.targets)
+                    found = label_loss(outputs, targets, kind)
+                else:
+                    found = loss(outputs, targets)
+                (found * (batch_size(targets) / len(sample))).backward()
         for group, names in producers.items():
             total = torch.zeros(channels[group])
             for name in names:
@@ -74,6 +82,25 @@ def taylor_scores(
             parameter.requires_grad_(before)
             parameter.grad = None
     return scores
+
+
+def _samples_at_once(model: nn.Module, sample: Split, memory: Memory) -> int:
+    """Samples whose backward pass fits into half of the memory: gradients take as much again."""
+    held: dict[int, int] = {}
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            held[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    few = min(2, len(sample))
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        outputs = call(model, sample.inputs(few))  # kept, and with them all that they hold
+    size = int(memory.limit / 2 * few / max(1, sum(held.values())))
+    del outputs
+    return min(len(sample), max(1, size))
 
 
 def own_scores(name: str, model: nn.Module, group: ChannelGroup, sample: Split) -> Tensor:

@@ -26,6 +26,8 @@ MAX_FEATURES = 4700
 _ROWS = 131_072
 """Rows (samples x positions) that are enough for layers of up to a thousand features."""
 
+_LEAST_DAMPING = 1e-20
+
 
 def features(layer: nn.Module) -> int:
     """Input features per output: input channels of one conv group times the kernel."""
@@ -256,7 +258,8 @@ def resolve(
     """
     size = weight.shape[1]
     kind = torch.float64 if len(kept) <= 1200 else torch.float32
-    damping = ridge * moments.diagonal()[:size].to(kind).mean()
+    # squares of inputs that all but vanish are 0 in single precision, while their means are not
+    damping = (ridge * moments.diagonal()[:size].to(kind).mean()).clamp(min=_LEAST_DAMPING)
     chosen = kept
     target = weight.to(kind)
     if bias is not None:

@@ -21,6 +21,7 @@ from autocompress.policy.inventory import LayerSpec
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.settings import CompressionSettings
 from autocompress.task.data import Split
+from autocompress.task.memory import Memory
 from autocompress.techniques.importance import Consumer, l1_scores, obs_order, taylor_scores
 from autocompress.techniques.moments import check_inputs, input_moments, resolve, rows
 
@@ -162,10 +163,23 @@ def test_l1_of_a_recurrent_unit_sums_its_rows_in_every_gate() -> None:
     np.testing.assert_allclose(l1_scores(make("lstm"), ["cell"], 8), wanted, rtol=1e-5)
 
 
+def test_inputs_that_all_but_vanish_keep_their_weights() -> None:
+    """Their squares are 0 in single precision, as behind many layers of fresh weights."""
+    samples = torch.full((50, 6), 1e-24)
+    inputs = torch.cat([samples, torch.ones(50, 1)], 1)
+    moments = (inputs.T @ inputs) / 50
+    assert not moments[:6, :6].any()
+    assert moments[:6, 6].all()
+    weight, bias, kept = torch.randn(3, 6), torch.randn(3), torch.tensor([0, 2, 3, 5])
+    solved, shift = resolve(weight, bias, moments, kept, ridge=0.01)
+    torch.testing.assert_close(solved, weight[:, kept])
+    torch.testing.assert_close(shift, bias)
+
+
 def test_taylor_is_the_squared_change_to_first_order() -> None:
     model, split = make("plain"), data("plain").train
     inputs, targets = split.inputs(), split.targets
-    scores = taylor_scores(model, {"conv1": ["conv1"]}, {"conv1": 8}, inputs, targets)["conv1"]
+    scores = taylor_scores(model, {"conv1": ["conv1"]}, {"conv1": 8}, split)["conv1"]
 
     def loss(channel: int, size: float) -> float:
         changed = make("plain").double()
@@ -176,6 +190,19 @@ def test_taylor_is_the_squared_change_to_first_order() -> None:
     slopes = [(loss(c, 1e-5) - loss(c, -1e-5)) / 2e-5 for c in range(8)]
     np.testing.assert_allclose(scores, np.square(slopes), rtol=1e-3, atol=1e-9)
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_taylor_scores_in_little_memory_are_those_of_all_samples_at_once() -> None:
+    model, split = make("plain"), data("plain").train.subset(torch.arange(47))
+    of = ({"conv1": ["conv1"]}, {"conv1": 8}, split)
+    whole, sizes = taylor_scores(model, *of, memory=Memory(10**9)), []
+    model.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    parts = taylor_scores(model, *of, memory=Memory(200_000))
+    _, *taken = sizes  # the first call tells how much memory a sample needs
+    assert sum(taken) == len(split)
+    assert 1 < taken[0] < len(split)
+    assert taken[-1] != taken[0]
+    torch.testing.assert_close(parts["conv1"], whole["conv1"], rtol=1e-4, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", ["plain", "concat", "grouped", "residual"])

@@ -239,11 +239,49 @@ def test_a_file_of_free_axes_runs_on_other_sizes_and_says_its_own(tmp_path: Path
     session.close()
 
 
+class Branching(nn.Module):
+    """Computes with another size where it is being exported, as some language models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = 6 if torch.compiler.is_compiling() else x.shape[1]
+        return self.a(x).mean(1) * size
+
+
+def test_a_program_that_computes_something_else_in_another_size_is_refused(
+    tmp_path: Path,
+) -> None:
+    split = Split(torch.randn(12, 6, 4), LABELS)
+    plain = compressed_of(Branching().eval(), split)
+    export(plain, tmp_path / "model.pt2", split.inputs(2))
+    free = plain.with_(dynamic={"input": {1: "sequence"}})
+    with pytest.raises(ExportError, match="must compute what the module computes"):
+        export(free, tmp_path / "model.pt2", split.inputs(2))
+
+
+def test_a_program_of_free_axes_runs_on_other_sizes(tmp_path: Path) -> None:
+    model, split = words(), Split(WORDS, LABELS)
+    plain = compressed_of(model, split, weight_bits=8, activation_bits=8)
+    ready = calibrate(plain.with_(dynamic={"ids": {1: "sequence"}}), split.inputs())
+    export(ready, tmp_path / "model.pt2", split.inputs(2))
+    program = torch.export.load(tmp_path / "model.pt2").module()
+    for length in (2, 5, 30):
+        ids, dense = torch.arange(length)[None] % 20, WORDS["rest"]["dense"][:1]
+        (found,) = program(ids, dense)
+        wanted = call(simulate(ready), {"ids": ids, "rest": {"dense": dense}})
+        torch.testing.assert_close(found, wanted)
+
+
 def test_a_constant_size_under_a_free_axis_is_refused(tmp_path: Path) -> None:
     model, split = Pooled(True).eval(), Split(IMAGES, LABELS)
     small = compressed_of(model, split).with_(dynamic={"input": {3: "width"}})
     with pytest.raises(ExportError, match="must compute what the module computes"):
         export(small, tmp_path / "model.onnx", split.inputs(2))
+    with pytest.raises(ExportError, match=r"torch\.export cannot take this model"):
+        export(small, tmp_path / "model.pt2", split.inputs(2))
     fixed = nn.Sequential(nn.Flatten(), nn.Linear(192, 5)).eval()
     plain = compressed_of(fixed, split).with_(dynamic={"input": {3: "width"}})
     with pytest.raises(ExportError, match="neither half nor twice"):

@@ -206,6 +206,29 @@ def test_a_wait_says_for_whom_and_how_long(
     assert list(lock_folder().glob("holder-*")) == []
 
 
+def test_work_of_ones_own_is_called_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A search computes in one thread while another one waits to time something."""
+    monkeypatch.setenv("AUTOCOMPRESS_LOCK_DIR", str(tmp_path / "lock"))
+    monkeypatch.setattr(lock, "_FIRST_WORD_S", 0.1)
+    caplog.set_level(logging.INFO, "autocompress.measure.lock")
+    held, said = threading.Event(), threading.Event()
+
+    def compute() -> None:
+        with machine_lock(exclusive=False):
+            held.set()
+            said.wait(10)
+
+    threading.Thread(target=compute).start()
+    held.wait()
+    threading.Timer(0.6, said.set).start()
+    with machine_lock(exclusive=True):
+        texts = [record.getMessage() for record in caplog.records]
+    assert texts
+    assert texts[0].startswith("waiting for this program's own work, which is computing since 0 s")
+
+
 def test_short_waits_and_free_locks_say_nothing(
     start: Callable[[str], Holder], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -175,7 +175,7 @@ def test_soft_loss_of_one_logit_is_bernoullis_and_of_numbers_the_squared_differe
 def test_taylor_importance_sees_one_column(kind: str) -> None:
     """Against the gradients of torch's own losses of one column."""
     model, part = network(), split(kind)
-    found = taylor_scores(model, {"last": ["last"]}, {"last": 12}, part.inputs(), part.targets)
+    found = taylor_scores(model, {"last": ["last"]}, {"last": 12}, part)
     weight = model.get_parameter("last.weight")
     outputs = model(part.inputs()).flatten()
     targets = part.targets.flatten().float()

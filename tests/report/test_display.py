@@ -8,6 +8,7 @@ import pytest
 
 from autocompress.controller.progress import SearchProgress
 from autocompress.report.display import Display
+from autocompress.results.metric import Metric
 
 
 @pytest.fixture(autouse=True)
@@ -24,9 +25,27 @@ def test_the_display_says_when_timing_waits_for_the_machine(
         display.progressed(SearchProgress("search", 3, 10, 0.9, 0.05, 60.0, waiting))
         display.preparing("fine-tune", 0.5)  # the bars stay
     shown = capsys.readouterr().err
-    assert "best in budget 90.00%, hypervolume 0.05, 60 s left" in shown
+    assert "best in budget 90.00%, 60 s left, hypervolume 0.05" in shown
     assert ("waiting for a quiet machine 40% of the time" in shown) == (waiting > 0.1)
     assert "fine-tune" not in shown
+
+
+def test_a_narrow_terminal_keeps_what_matters(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    error = Metric("mean_absolute_error", "px", "minimize")
+    with Display() as display:
+        display.progressed(
+            SearchProgress("baselines", 13, 200, 12.345, 0.05, 3600.0, 0.4, quality=error)
+        )
+    shown = capsys.readouterr().err
+    assert "baselines" in shown
+    assert "13/200" in shown
+    assert "best mean_absolute_error in budget 12.3" in shown
+    with Display() as display:
+        display.progressed(SearchProgress("baselines", 13, 200, 0.9, 0.05, 3600.0, 0.4))
+    assert "best in budget 90.00%, 3600 s left" in capsys.readouterr().err
 
 
 def test_a_quiet_display_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor, nn
 
 import autocompress as ac
@@ -122,6 +123,19 @@ def test_functions_that_a_call_or_a_study_names(
     assert parts.data.train.inputs(2).keys() == {"input_ids", "attention_mask"}
     with pytest.raises(InputError, match="no targets among them"):
         assemble(study, tmp_path / "models", model=model(), data={"train": source})
+
+
+def test_free_axes_of_a_study_may_have_no_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path))
+    listed = yaml.safe_load("{input_ids: [1], attention_mask: [1]}")
+    study = read_study({**STUDY, "data": {"factory": GIVEN, "dynamic": listed}, "target": {}})
+    assert study == read_study(study.model_dump(mode="json"))  # as recipes and runs keep it
+    data = {"train": rows(), "metric": right}
+    parts = assemble(study, tmp_path / "models", model=model(), data=data)
+    axes = {"input_ids": {1: "input_ids_1"}, "attention_mask": {1: "attention_mask_1"}}
+    assert parts.data.dynamic == axes == parts.pipeline.stitch(Policy()).dynamic
 
 
 def inputs_of(batch: Any) -> dict[str, Tensor]:

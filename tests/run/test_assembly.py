@@ -1,15 +1,21 @@
-"""What the parts of a study agree on: the factors that ``auto`` stands for."""
+"""What the parts of a study agree on: the factors that ``auto`` stands for, and the inventory."""
 
 from __future__ import annotations
 
+import dataclasses
+import pickle
 from pathlib import Path
 
 import pytest
 import torch
 from small_networks import hook_macs
 
+from autocompress.errors import InputError
+from autocompress.model import trial
 from autocompress.model.cost import policy_cost
+from autocompress.model.inventory import take_inventory
 from autocompress.policy.policy import LayerPolicy, Policy
+from autocompress.results.metric import Measurement
 from autocompress.run.assembly import Assembly, assemble
 from autocompress.run.study import read_study
 
@@ -61,3 +67,26 @@ def test_auto_in_a_policy_of_ones_own_costs_what_it_is_built_as(parts: list[Asse
     counted = sum(hook_macs(module, one.data.train.inputs(1)).values())
     assert policy_cost(one.inventory, policy, one.study.settings).macs == counted
     assert one.inventory is one.pipeline.inventory is one.pipeline.bank.inventory
+
+
+@pytest.mark.parametrize("parts", ["prune"], indirect=True)
+def test_a_worker_takes_the_inventory_that_the_search_took(
+    parts: list[Assembly], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slower process would run out of time while it tries cuts, and leave more groups alone."""
+    first, _ = parts
+    known = {"accuracy": 0.9, "latency_ms": 1.0, "size_bytes": 1000.0}
+    first.evaluator.measurer.set_baseline(Measurement(known))
+    factory = pickle.loads(pickle.dumps(first.evaluator_factory()))
+    monkeypatch.setattr(trial, "MAX_SECONDS", -1.0)
+    worker = factory().builder.pipeline.inventory
+    assert worker.channel_groups == first.inventory.channel_groups != ()
+    assert not take_inventory(first.model, first.data.train.inputs(1)).channel_groups
+
+
+@pytest.mark.parametrize("parts", ["prune"], indirect=True)
+def test_a_worker_on_another_model_is_refused(parts: list[Assembly], tmp_path: Path) -> None:
+    first, _ = parts
+    other = dataclasses.replace(first.inventory, weights="other")
+    with pytest.raises(InputError, match="same weights at every call"):
+        assemble(first.study, tmp_path, inventory=other)

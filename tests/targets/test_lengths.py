@@ -18,10 +18,9 @@ from autocompress.measure.sampling import Plan
 from autocompress.policy.policy import Policy
 from autocompress.policy.settings import CompressionSettings
 from autocompress.targets import get_target
-from autocompress.targets.base import TensorSpec, random_inputs
+from autocompress.targets.base import Session, TensorSpec, random_inputs
 from autocompress.targets.config import TargetConfig
 from autocompress.targets.lengths import drawn_inputs, drawn_sizes
-from autocompress.targets.onnx_runtime import OnnxRuntimeSession
 from autocompress.techniques.compressed import Compressed
 
 
@@ -35,12 +34,18 @@ class Text(nn.Module):
         return self.h((self.e(input_ids) * mask).sum(1) / mask.sum(1))
 
 
+@pytest.fixture(scope="module", params=["onnxruntime", "torch"])
+def target(request: pytest.FixtureRequest) -> str:
+    """A runtime whose files have free axes."""
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def file(target: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     inputs = {"input_ids": torch.zeros(2, 6).long(), "attention_mask": torch.ones(2, 6).long()}
     axes = {name: {1: "sequence"} for name in inputs}
     plain = Compressed(Text().eval(), Policy(), CompressionSettings(), dynamic=axes)
-    path = tmp_path_factory.mktemp("lengths") / "text.onnx"
+    path = tmp_path_factory.mktemp("lengths") / f"text{get_target(target).suffix}"
     export(plain, path, inputs)
     return path
 
@@ -69,30 +74,31 @@ def test_every_axis_of_several_has_its_own() -> None:
     assert found == [{"height": 8, "width": 4}, {"height": 16, "width": 4}]
 
 
-def test_a_file_is_run_on_the_lengths_that_are_asked_for(file: Path) -> None:
-    for lengths, wanted in ((None, [6]), (9, [9]), ([2, 3], [2, 3])):
-        target = get_target({"runtime": "onnxruntime", "lengths": lengths, "batch": 4})
-        session = target.open(file)
-        fed = drawn_inputs(session, target.config)
+def test_a_file_is_run_on_the_lengths_that_are_asked_for(file: Path, target: str) -> None:
+    for lengths, wanted in ((None, [6]), (9, [9]), ({"sequence": [2, 3]}, [2, 3])):
+        runtime = get_target({"runtime": target, "lengths": lengths, "batch": 4})
+        session = runtime.open(file)
+        fed = drawn_inputs(session, runtime.config)
         assert [[a.shape for a in one] for one in fed] == [[(4, n)] * 2 for n in wanted]
         assert all((one[1] == 1).all() for one in fed), "nothing is masked"
+        assert all(session.run(one)[0].shape == (4, 3) for one in fed)
         session.close()
 
 
 def test_a_timing_runs_every_length_and_tells_their_mean(
-    file: Path, monkeypatch: pytest.MonkeyPatch
+    file: Path, target: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran: list[int] = []
-    run = OnnxRuntimeSession.run
+    run = Session.run
 
-    def noted(self: OnnxRuntimeSession, inputs: Any) -> list[NDArray[Any]]:
+    def noted(self: Session, inputs: Any) -> list[NDArray[Any]]:
         ran.append(inputs[0].shape[1])
         return run(self, inputs)
 
-    monkeypatch.setattr(OnnxRuntimeSession, "run", noted)
+    monkeypatch.setattr(Session, "run", noted)
     plan = Plan(max_seconds=0.2, min_rounds=3, apart_s=0.0)
-    target = get_target({"runtime": "onnxruntime", "lengths": [3, 50, 50, 3]})
-    timing = paired_timing(target, file, file, plan=plan)
+    runtime = get_target({"runtime": target, "lengths": [3, 50, 50, 3]})
+    timing = paired_timing(runtime, file, file, plan=plan)
     assert ran[:4] == [3, 50, 50, 3]
     assert ran.count(3) == ran.count(50)
     assert timing.facts["target"]["lengths"] == [3, 50, 50, 3]

@@ -8,6 +8,7 @@ from torch import nn
 
 from autocompress.model.usage import outputs_first
 from autocompress.policy.policy import LayerPolicy
+from autocompress.task.data import Split
 from autocompress.techniques.compressed import Precision
 from autocompress.techniques.importance import l1_scores, taylor_scores
 from autocompress.techniques.quantize import rounded_weight
@@ -49,7 +50,7 @@ def test_taylor_scores_are_gradient_times_weight_of_each_output(groups: int) -> 
     model = made(LAYERS[1], groups)
     inputs, targets = torch.randn(3, 6, 4, 4), torch.zeros(3)
     loss = lambda outputs, _: (outputs**2).sum()  # noqa: E731 - short
-    scores = taylor_scores(model, {"0": ["0"]}, {"0": 4}, inputs, targets, loss)["0"]
+    scores = taylor_scores(model, {"0": ["0"]}, {"0": 4}, Split(inputs, targets), loss)["0"]
     scale = torch.ones(4, requires_grad=True)
     layer = model[0]
     outputs = torch.nn.functional.conv_transpose2d(inputs, layer.weight, groups=groups)
