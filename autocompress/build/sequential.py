@@ -142,8 +142,8 @@ class _Resolver:
     ) -> None:
         """Solve or re-norm what the compressed network is about to run."""
         name = str(node.target)
-        if node.op != "call_module":
-            return
+        if node.op != "call_module" or not self.compressed.parts.get(name, (name,)):
+            return  # not a module, or one that is gone
         layer = self._last_part(name)
         original = self.model.get_submodule(name)
         if isinstance(original, _NORM):

@@ -163,7 +163,7 @@ def test_ours_are_described_as_the_policy_declares_them() -> None:
     fields = {field.name: field.default for t in builtin() for field in t.fields}
     plain = LayerPolicy()
     assert {name: getattr(plain, name) for name in fields} == fields
-    declared = {f.name for f in dataclasses.fields(LayerPolicy)} - {"more", "identity"}
+    declared = {f.name for f in dataclasses.fields(LayerPolicy)} - {"more", "identity", "absent"}
     assert set(fields) == declared
     assert declared <= set(SpaceConfig.read({"rules": [{}]}).rules[0].model_dump())
 
