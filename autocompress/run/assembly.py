@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from autocompress.build.bank import LayerBank
     from autocompress.build.pipeline import Pipeline, Progress
     from autocompress.estimate.latency_model import LatencyModel
+    from autocompress.policy.space_config import SpaceConfig
     from autocompress.run.evaluator import StudyEvaluator
     from autocompress.targets.base import Target
     from autocompress.task.data import Data
@@ -261,6 +262,7 @@ def assemble(
     settings = study.settings
     settings = settled(settings, target)
     config = study.space_config()
+    _tell_of_blocks(config, inventory)
     if config.prune_residual:
         settings = settings.model_copy(update={"prune_residual": True})
     study = study.model_copy(update={"settings": settings, **asked_of(study, data.task)})
@@ -268,6 +270,14 @@ def assemble(
     space = parts.bind()  # a pattern that fits nothing is said before anything is computed
     _warn_of_no_gain(space, type(target))
     return parts
+
+
+def _tell_of_blocks(config: SpaceConfig, inventory: Inventory) -> None:
+    """Say which branches stay, where a search may leave branches out."""
+    fields = [t.fields[0] for t in techniques() if t.whole_blocks]
+    if any(set(rule.listed(f.name)) != {f.default} for rule in config.rules for f in fields):
+        for name, reason in inventory.blocks_left_alone:
+            _log.info("The branch of %s stays: %s.", name, reason)
 
 
 def _warn_of_no_gain(space: Space, target: type[Target]) -> None:
