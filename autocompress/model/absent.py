@@ -114,6 +114,7 @@ class Absent(nn.Module):
         sizes: from an input's size along each spatial axis to an output's; empty where it stays.
         answer: ``tensor``; ``attention`` gives ``None`` beside it, ``lstm`` two states, ``states``
             one.
+        passes: what comes in is passed on, in place of nothing.
     """
 
     def __init__(
@@ -122,9 +123,11 @@ class Absent(nn.Module):
         axis: int = -1,
         sizes: tuple[tuple[int, int, int], ...] = (),
         answer: str = "tensor",
+        passes: bool = False,
     ) -> None:
         super().__init__()
         self.outputs, self.axis, self.sizes, self.answer = outputs, axis, sizes, answer
+        self.passes = passes
 
     def extra_repr(self) -> str:
         """What would come out."""
@@ -143,10 +146,13 @@ class Absent(nn.Module):
         for i, (before, back, step) in enumerate(reversed(self.sizes)):
             shape[-1 - i] = (shape[-1 - i] + before - back) // step + 1
         kind = value.dtype if value.is_floating_point() else torch.get_default_dtype()
-        found = Nothing(torch.zeros(shape, dtype=kind, device=value.device))
+        if self.passes:
+            found, zero = x, value.new_zeros(())
+        else:
+            zeros = torch.zeros(shape, dtype=kind, device=value.device)
+            found, zero = Nothing(zeros), zeros.new_zeros(())
         if self.answer == "attention":
             return found, None
-        zero = found.value.new_zeros(())
         if self.answer == "lstm":
             return found, (Nothing(zero), Nothing(zero))
         return (found, Nothing(zero)) if self.answer == "states" else found
@@ -196,16 +202,18 @@ def _absent_conv(module: Any) -> Absent:
     return Absent(module.out_channels, axis, tuple(sizes))
 
 
-def leave_out(model: nn.Module, names: Iterable[str]) -> None:
+def leave_out(model: nn.Module, names: Iterable[str], *, passes: bool = False) -> None:
     """Take modules out of a model, in place.
 
     Args:
         model: changed.
+        passes: what comes into them is passed on; else what they give adds nothing.
         names: of layers, and of modules that give as large a tensor as they take; layers of an
             unknown kind stay, and what they give is read by nobody.
     """
     for name in names:
         stand_in = absent(model.get_submodule(name))
         if stand_in is not None:
+            stand_in.passes = passes
             owner, _, child = name.rpartition(".")
             setattr(model.get_submodule(owner), child, stand_in)

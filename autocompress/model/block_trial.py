@@ -59,6 +59,11 @@ def _float32(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.is_floating_point() else tensor
 
 
+def _passed_on(module: nn.Module, args: Any, outputs: Any) -> Any:
+    """What a recurrent layer took, and its own states."""
+    return args[0], *outputs[1:]
+
+
 class _Trial:
     def __init__(self, model: nn.Module, inputs: Any, layers: Sequence[LayerSpec]) -> None:
         self.model, self.inputs, self.layers = model, inputs, layers
@@ -84,7 +89,8 @@ class _Trial:
         """Why these branches cannot be left out together, or an empty text."""
         small = copy.deepcopy(self.model)
         gone = {name for branch in branches for name in branch.block.modules}
-        leave_out(small, gone)
+        for branch in branches:
+            leave_out(small, branch.block.modules, passes=branch.block.passes)
         try:
             run = watch(small, self.inputs)
         # whatever a model raises without them, the branches are what it cannot do without
@@ -93,7 +99,7 @@ class _Trial:
             return f"without it, the model does not run ({type(error).__name__}: {lines[0][:160]})"
         if reader := self._reader(small, run, gone):
             return f"what it leaves is still read by the operator {reader}"
-        zeroed = watch(self.model, self.inputs, {b.addition: b.right for b in branches})
+        zeroed = self._wanted(branches)
         for one, other in zip(run.answers, zeroed.answers, strict=True):
             if one.shape != other.shape:
                 return "without it, the model gives outputs of another shape"
@@ -105,8 +111,25 @@ class _Trial:
                     return f"without it, the model answers differently ({off:.1%} off)"
         return ""
 
+    def _wanted(self, branches: Sequence[Branch]) -> Run:
+        """The original's run with zeros for branches, and inputs for what passes them on."""
+        handles = []
+        for branch in branches:
+            if branch.block.passes:
+                module = self.model.get_submodule(branch.block.name)
+                handles.append(module.register_forward_hook(_passed_on))
+        try:
+            zeros = {b.addition: b.right for b in branches if not b.block.passes}
+            return watch(self.model, self.inputs, zeros)
+        finally:
+            for handle in handles:
+                handle.remove()
+
     def _reader(self, small: nn.Module, run: Run, gone: set[str]) -> str:
-        """The operator that still reads what stands in the place of a module, if any does."""
+        """The operator that still reads what stands in the place of a module, if any does.
+
+        An operator by torch's name; what passes on its input makes none.
+        """
         live = Finder(small, run, self.layers).live
         for number in sorted(live):
             for read in run.operators[number].reads:

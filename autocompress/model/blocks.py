@@ -54,12 +54,15 @@ class Run:
         outputs: numbers of those that give the model's answer.
         answers: the tensors of that answer.
         resized: names of modules that do not take one tensor and give one of the same shape.
+        passing: name of each recurrent layer, to whether every run of it gave as large a tensor as
+            it took.
     """
 
     operators: list[Operator] = field(default_factory=list)
     outputs: tuple[int, ...] = ()
     answers: list[Tensor] = field(default_factory=list)
     resized: set[str] = field(default_factory=set)
+    passing: dict[str, bool] = field(default_factory=dict)
 
 
 class _Watching(TorchDispatchMode):
@@ -161,6 +164,9 @@ def watch(model: nn.Module, inputs: Any, zeros: Mapping[int, bool] | None = None
             one = len(found) == 1 and isinstance(outputs, Tensor)
             if not one or found[0].shape != outputs.shape:
                 run.resized.add(name)
+            if isinstance(module, nn.RNNBase):
+                fits = len(found) == 1 and found[0].shape == tensors(outputs)[0].shape
+                run.passing[name] = fits and name not in run.passing
 
         handles.append(module.register_forward_pre_hook(enter, prepend=True))
         handles.append(module.register_forward_hook(leave, with_kwargs=True, always_call=True))
@@ -180,11 +186,12 @@ def watch(model: nn.Module, inputs: Any, zeros: Mapping[int, bool] | None = None
 
 @dataclass(frozen=True)
 class Branch:
-    """A branch that may go.
+    """What may go.
 
     Args:
         block: its layers, and all modules that go with them.
-        addition: number of the operator that adds it to the stream.
+        addition: number of the operator that adds it to the stream; of a block that passes on what
+            comes in, its first one.
         right: whether it is the right operand.
     """
 
@@ -220,7 +227,7 @@ class Finder:
         """All of them, smaller ones first taken, in the order in which they run."""
         found: list[Branch] = []
         for number, operator in enumerate(self.run.operators):
-            if operator.addend and number in self.live:
+            if operator.addend and number in self.live and self.layer_of[number] is None:
                 branch = self._at(number)
                 if branch is not None:
                     found.append(branch)
@@ -235,7 +242,20 @@ class Finder:
             elif smaller.block.layers != layers:
                 within = f"the block of {smaller.block.name} lies within it, and may go by itself"
                 self.skipped[f"{layers[0]} to {layers[-1]}"] = within
+        kept += self._passing(owner)
         return sorted(kept, key=lambda branch: branch.addition)
+
+    def _passing(self, taken: Collection[str]) -> list[Branch]:
+        """Recurrent layers of a stack that lie in no branch."""
+        if len(self.run.passing) < 2:
+            return []
+        return [
+            Branch(
+                Block(name, (name,), (name,), self.macs[name], True), self.holders[name][0], True
+            )
+            for name, fits in self.run.passing.items()
+            if fits and name in self.macs and name not in taken
+        ]
 
     def _at(self, addition: int) -> Branch | None:
         """The branch of one addition, if one of its operands is one."""

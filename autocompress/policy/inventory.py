@@ -137,19 +137,22 @@ class ChannelGroup:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A branch whose result is added to the stream that it reads, so that it may be left out.
+    """Layers that may be left out together, because what they give has the shape of what they read.
 
     Args:
         name: of its first layer.
-        layers: of the branch, in network order.
+        layers: in network order.
         modules: the same and norms, all of which go.
         macs: multiply-adds per sample of its layers.
+        passes: whether what comes in is passed on (a recurrent layer of a stack); else it is a
+            branch, whose result is added to the stream and which then adds nothing.
     """
 
     name: str
     layers: tuple[str, ...]
     modules: tuple[str, ...]
     macs: int
+    passes: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +182,7 @@ class Inventory:
         architecture: digest of the structure (names, kinds, shapes), the same for other weights.
         weights: digest of the weights' values.
         left_alone: channels that cannot be pruned, with the reason.
-        blocks: branches that can be left out, in network order; no layer is in two of them.
+        blocks: what can be left out, in network order; no layer is in two of them.
         blocks_left_alone: first layer of a branch that cannot, and why.
     """
 

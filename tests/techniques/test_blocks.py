@@ -194,6 +194,52 @@ def test_it_is_the_network_that_skips_the_block(case: str, gone: tuple[int, ...]
     assert len(held) == len(bank.inventory.layers) - sum(len(b.layers) for b in blocks)
 
 
+class Stack(nn.Module):
+    """Recurrent layers one after another, without a way around any of them."""
+
+    def __init__(self, last: str = "outputs") -> None:
+        super().__init__()
+        self.first = nn.LSTM(3, 8, batch_first=True)
+        self.second = nn.GRU(8, 4, batch_first=True, bidirectional=True)
+        self.third = nn.LSTM(8, 8, batch_first=True)
+        self.head, self.last = nn.Linear(8, 5), last
+        self.without: tuple[str, ...] = ()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, _ = self.first(x)
+        if "second" not in self.without:
+            x, _ = self.second(x)
+        if "third" not in self.without:
+            x, (state, _) = self.third(x)
+            x = x[:, -1] if self.last == "outputs" else state[-1]
+        else:
+            x = x[:, -1]
+        return self.head(x)
+
+
+def test_a_recurrent_layer_of_a_stack_passes_on_what_comes_in(tmp_path: Path) -> None:
+    with seeded(5):
+        model, inputs = enliven(Stack()), torch.randn(4, 6, 3)
+    bank = bank_of(model, inputs)
+    assert [b.name for b in bank.inventory.blocks] == ["second", "third"]
+    for gone in (("second",), ("third",), ("second", "third")):
+        found = bank.stitch(without(bank.inventory, *gone))
+        written: Any = copy.deepcopy(model)
+        written.without = gone
+        torch.testing.assert_close(answers(found.module, inputs), answers(written, inputs))
+    file = export(found, tmp_path / "m.onnx", inputs)
+    assert [n.op_type for n in onnx.load(file.path).graph.node].count("LSTM") == 1
+
+
+def test_a_layer_whose_states_are_read_stays() -> None:
+    model = enliven(Stack("state"))
+    inventory = take_inventory(model, torch.randn(2, 6, 3))
+    assert [b.name for b in inventory.blocks] == ["second"]
+    ((name, reason),) = inventory.blocks_left_alone
+    assert name == "third"
+    assert "without it, the model" in reason
+
+
 @pytest.mark.parametrize("branch", [lambda: Heads(8), lambda: mlp(8)])
 def test_a_norm_behind_the_addition_stays(branch: Callable[[], nn.Module]) -> None:
     with seeded(2):

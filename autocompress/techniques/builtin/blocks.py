@@ -75,7 +75,7 @@ class Blocks(Technique):
         from autocompress.model.absent import leave_out
 
         for block in gone_blocks(work.inventory, work.policy):
-            leave_out(work.module, block.modules)
+            leave_out(work.module, block.modules, passes=block.passes)
             work.parts.update(dict.fromkeys((*block.layers, *block.modules), ()))
 
     def problems(self, shown: Shown) -> list[str]:
