@@ -33,8 +33,10 @@ from autocompress.model.groups import slicing_plan
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.inventory import Inventory
 from autocompress.policy.policy import LayerPolicy, Policy
+from autocompress.policy.recovery import Schedule
 from autocompress.policy.settings import CompressionSettings, RefineConfig
 from autocompress.policy.space_config import SpaceConfig
+from autocompress.recover.device import Place
 from autocompress.targets import get_target
 from autocompress.task.divergence import SoftmaxKL
 from autocompress.task.ready import ready
@@ -46,17 +48,18 @@ NETWORKS = {"resnet20": resnet20, "resnet56": resnet56}
 
 def greedy(bank: LayerBank, data: Any, images: int, most: int) -> list[str]:
     """Blocks in the order in which they go, the first to go first."""
+    autocast = Place.of(Schedule(device="cpu")).autocast  # as screening does
     space = SpaceConfig.read({"rules": [{"block": ["keep", "gone"]}]}).bind(bank.inventory)
     inputs = data.train.sample(images, 1).inputs()
-    with torch.inference_mode():
-        wanted = bank.model(inputs)
+    with torch.inference_mode(), autocast():
+        wanted = bank.model(inputs).float()
     probes = 0
 
     def screen(assignment: tuple[int, ...]) -> float:
         nonlocal probes
         probes += 1
-        with torch.inference_mode():
-            found = bank.stitch(space.decode(assignment)).module(inputs)
+        with torch.inference_mode(), autocast():
+            found = bank.stitch(space.decode(assignment)).module(inputs).float()
         kl = float(SoftmaxKL()(wanted, found).mean())
         sys.stderr.write(f"probe {probes}: {sum(assignment)} gone, {kl:.3f} nats\n")
         return kl

@@ -318,6 +318,10 @@ def test_profile_tries_it_on_layers_or_on_their_groups(offer: Offer) -> None:
         wanted = {"int8", "sign_only=True"} | (
             {"prune_ratio=0.5", "most_channels=4"} if free else set()
         )
+        block = next((b for b in inventory.blocks if b.name == layer.name), None)
+        if block is not None:  # told once, with its first layer
+            wanted.add("block=gone")
+            assert set(found["block=gone"]) == set(block.layers)
         assert set(found) == wanted
         if free and group is not None:
             assert set(found["most_channels=4"]) == set(group.producers)
