@@ -27,6 +27,7 @@ from autocompress.exporters.names import layer_of
 from autocompress.exporters.write import export
 from autocompress.model.absent import Absent, Nothing
 from autocompress.model.cost import policy_cost
+from autocompress.model.groups import SlicingPlan
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.inventory import Inventory
 from autocompress.policy.policy import LayerPolicy, Policy
@@ -442,6 +443,29 @@ def test_the_file_has_no_operator_of_it(name: str, tmp_path: Path) -> None:
     adds = [sum(n.op_type == "Add" for n in part) for part in nodes]
     assert adds[1] <= adds[0] - len(blocks)
     assert len(nodes[1]) <= len(nodes[0]) - sum(len(b.layers) for b in blocks)
+
+
+class Masked(nn.Module):
+    """A branch that alone reads one of two inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.branch, self.head = nn.Linear(3, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+
+    def forward(self, mask: Tensor, x: Tensor) -> Tensor:
+        x = self.enter(x)
+        return self.head(x + self.branch(x) * mask)
+
+
+def test_a_file_takes_an_input_that_nothing_reads_any_more(tmp_path: Path) -> None:
+    model = enliven(Masked())
+    inputs = {"mask": torch.rand(4, 8), "x": torch.randn(4, 3)}
+    inventory = take_inventory(model, inputs)
+    bank = LayerBank(model, inventory, SlicingPlan({}, {}), SETTINGS, {}, {})
+    made = bank.stitch(without(inventory, "branch"))
+    graph = onnx.load(export(made, tmp_path / "m.onnx", inputs).path).graph
+    assert [value.name for value in graph.input] == ["mask", "x"]
+    assert [node.op_type for node in graph.node].count("Gemm") == 2
 
 
 @pytest.mark.parametrize("name", ["residual", "option_a"])
