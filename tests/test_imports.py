@@ -55,6 +55,7 @@ FOR_TYPES = {
     "policy/technique.py": {"measure", "model", "targets", "techniques"},
     "techniques/promises.py": {"measure", "targets"},
     "techniques/builtin/prune.py": {"measure"},
+    "techniques/builtin/blocks.py": {"measure"},
     "techniques/builtin/quantize.py": {"measure", "targets"},
     "techniques/builtin/sparsify.py": {"targets"},
 }

@@ -66,9 +66,9 @@ class Side:
             self.values[node] = self.steps.value(node, self.values, self.module)
         return self.values[node]
 
-    def known(self, key: Key | None) -> Any:
+    def known(self, key: Key) -> Any:
         """A value, if it is there."""
-        return self.values.get(self.steps.nodes.get(key))  # type: ignore[arg-type]  # None gives none
+        return self.values.get(self.steps.nodes[key])
 
     def source(self, key: Key) -> Tensor:
         """What a layer is about to take."""
@@ -121,6 +121,17 @@ class Lockstep:
             for side in (*self.old, *self.new):
                 side.until(key)
             yield key, node
+
+    def comparable(self, key: Key) -> bool:
+        """Whether a value that is called so is the same one in both networks.
+
+        Operators are counted within a call of a module: where one is missing, others have its name.
+        """
+        one, other = self.old[0].steps, self.new[0].steps
+        call, found = key[:2], (one.nodes.get(key), other.nodes.get(key))
+        if found[0] is None or found[1] is None or found[0].target != found[1].target:
+            return False
+        return key[2] < 0 or one.operators.get(call) == other.operators.get(call)
 
     def same(self, key: Key) -> bool:
         """Whether a layer takes the same in both networks."""

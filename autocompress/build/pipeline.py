@@ -1,10 +1,10 @@
 """The one order in which a policy becomes a model: here, and nowhere else.
 
-prune -> factorize -> change weights -> reconstruct -> fine-tune -> quantize. The first three are
-stitched from the layer bank, in the order of ``policy.technique.STAGES``; export comes after
-(``compress.export``). Reconstruction is either the sequential re-solve, which sets batch-norm
-statistics itself, or the bank's weights with statistics re-estimated; never both (the re-estimation
-would undo the re-solve).
+prune -> leave blocks out -> factorize -> change weights -> reconstruct -> fine-tune -> quantize.
+What comes before reconstruction is stitched from the layer bank, in the order of
+``policy.technique.STAGES``; export comes after (``compress.export``). Reconstruction is either the
+sequential re-solve, which sets batch-norm statistics itself, or the bank's weights with statistics
+re-estimated; never both (the re-estimation would undo the re-solve).
 """
 
 from __future__ import annotations

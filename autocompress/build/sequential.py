@@ -112,6 +112,8 @@ class _Resolver:
     def _prepare(self, key: Key, node: fx.Node) -> None:
         """Solve or re-norm what the compressed network is about to run."""
         name = str(node.target)
+        if not self._parts(name):
+            return  # it is gone
         original = self.model.get_submodule(name)
         if isinstance(original, _NORM):
             taken = self.old[0].steps.keys.get(source(node))
@@ -183,8 +185,9 @@ class _Resolver:
         if len(following) == 1 and following[0].target in _ADDITIONS and not following[0].kwargs:
             pair = [a for a in following[0].args[:2] if isinstance(a, fx.Node)]
             others = [a for a in pair if a is not end]
-            if len(pair) == 2 and len(others) == 1:
-                return _Target(norm, keys[end], keys.get(others[0]))
+            other = keys.get(others[0]) if len(pair) == 2 and len(others) == 1 else None
+            if other is not None and self.pair.comparable(other):
+                return _Target(norm, keys[end], other)
         return _Target(norm, keys[end], None)
 
     def _wanted(self, key: Key, target: _Target) -> list[Tensor]:
@@ -193,9 +196,10 @@ class _Resolver:
         for old, new in zip(self.old, self.new, strict=True):
             old.ahead(key)
             value = old.ahead(target.end)
-            o, n = old.known(target.other), new.known(target.other)
-            if o is not None and n is not None and o.shape == n.shape == value.shape:
-                value = value + o - n
+            if target.other is not None:
+                o, n = old.known(target.other), new.known(target.other)
+                if o is not None and n is not None and o.shape == n.shape == value.shape:
+                    value = value + o - n
             found.append(value)
         return found
 

@@ -47,6 +47,7 @@ class Steps:
         keys: what each value is called in a run of any network with the same containers.
         nodes: the other way round.
         last_uses: which values can be dropped after a node has run.
+        operators: how many of them each call of a module ran by itself.
         depends: whether the run asked for a value, so that others may take another way.
 
     Raises:
@@ -68,6 +69,7 @@ class Steps:
         self.nodes = {key: node for node, key in self.keys.items()}
         self.constants = recorder.constants
         self.depends = recorder.depends
+        self.operators = dict(recorder.operators)
         self.last_uses = self._last_uses()
 
     def _last_uses(self) -> dict[fx.Node, list[fx.Node]]:
@@ -221,7 +223,7 @@ class _Recorder(TorchDispatchMode):
         self._entered: tuple[Any, Any, list[tuple[Tensor, int]]] = ((), {}, [])
         self._running: list[tuple[str, int]] = [("", 0)]
         self._calls: Counter[str] = Counter()
-        self._operators: Counter[tuple[str, int]] = Counter()
+        self.operators: Counter[tuple[str, int]] = Counter()
 
     def placeholder(self, tensor: Tensor) -> None:
         """A tensor of the inputs."""
@@ -271,8 +273,8 @@ class _Recorder(TorchDispatchMode):
         if tensors(out):
             at = self._running[-1]
             node = self.graph.create_node("call_function", func, *named)
-            self._results(node, (*at, self._operators[at]), out)
-            self._operators[at] += 1
+            self._results(node, (*at, self.operators[at]), out)
+            self.operators[at] += 1
         return out
 
     def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:

@@ -1,4 +1,8 @@
-"""How much each level of each choice hurts: probed alone, then fitted to all that was seen."""
+"""How much each level of each choice hurts: probed alone, then fitted to all that was seen.
+
+Choices that interact, as whole blocks do, are probed in a greedy order instead: the one that hurts
+least goes, the rest are probed again without it. Each is then charged what it adds to those before.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +11,15 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from autocompress.policy.registry import by_knob
 from autocompress.policy.space import Assignment, Choice, Space
 
 _GROWTH = 2.0
 """KL grows about quadratically with the share removed; used between probed levels."""
+_HEAVY = 3.0
+"""Nats; heavier damage tells nothing about what is worth choosing."""
+_LOOKS = 4
+"""Interacting choices that are probed again at each step: what hurt least when last probed."""
 _NEVER = 1e3
 """Nats; above any divergence, and small enough not to drown the rest in rounding."""
 
@@ -21,12 +30,17 @@ class Sensitivity:
     Args:
         space: of the assignments.
         screen: KL of an assignment, in nats.
+
+    Attributes:
+        losses: per choice, nats that each level adds.
+        order: positions of the choices that interact, in the order in which they are best taken.
     """
 
     def __init__(self, space: Space, screen: Callable[[Assignment], float]) -> None:
         self.space = space
         self.screen = screen
         self.losses: list[NDArray[np.float64]] = []
+        self.order: tuple[int, ...] = ()
         self._prior: list[NDArray[np.float64]] = []
         self._seen: dict[Assignment, float] = {}
 
@@ -64,7 +78,43 @@ class Sensitivity:
             else _apart(c)
             for c, p in zip(self.space.choices, probed, strict=True)
         ]
+        self._probe_together(floor, keep_going)
         self._prior = [loss.copy() for loss in self.losses]
+
+    def _probe_together(self, floor: float, keep_going: Callable[[], bool]) -> None:
+        """Find the order of the choices that interact, and what each adds to those before it.
+
+        Args:
+            floor: nats that any change costs, however small.
+            keep_going: asked before each step; the rest then stand in the order of what they did
+                when they were last probed.
+        """
+        choices = self.space.choices
+        left = [i for i, c in enumerate(choices) if _interacts(c)]
+        if len(left) < 2:
+            return
+        adds = {i: float(self.losses[i][-1]) for i in left}
+        order: list[int] = []
+        added: list[float] = []
+        current = [0] * len(choices)
+        total = floor
+        while left and total < _HEAVY and keep_going():
+            looks = sorted(left, key=adds.__getitem__)[:_LOOKS]
+            for i in looks if order else ():
+                one = (*current[:i], len(choices[i].levels) - 1, *current[i + 1 :])
+                adds[i] = self._screened(one) - total
+            best = min(looks, key=adds.__getitem__)
+            left.remove(best)
+            order.append(best)
+            added.append(adds[best])
+            current[best] = len(choices[best].levels) - 1
+            total += adds[best]
+        rest = sorted(left, key=adds.__getitem__)
+        self.order = (*order, *rest)
+        # what comes later is never cheaper, or it would have gone before
+        steps = np.maximum.accumulate([max(a, 1e-6) for a in (*added, *(adds[i] for i in rest))])
+        for i, step in zip(self.order, steps, strict=True):
+            self.losses[i] = _filled(len(choices[i].levels), {len(choices[i].levels) - 1: step})
 
     def _screened(self, assignment: Assignment) -> float:
         found = self.screen(assignment)
@@ -83,10 +133,12 @@ class Sensitivity:
         """Fit all levels to everything screened so far, near the probed values, never negative."""
         from scipy.optimize import lsq_linear
 
-        # heavy damage tells nothing about what is worth choosing, and would drown the rest
+        # heavy damage would drown the rest
         place = self.space.index.get("student")
         rows = [
-            (a, kl) for a, kl in self._seen.items() if kl < 3.0 and (place is None or not a[place])
+            (a, kl)
+            for a, kl in self._seen.items()
+            if kl < _HEAVY and (place is None or not a[place])
         ]
         starts = np.concatenate([[0], np.cumsum([len(c.levels) for c in self.space.choices])])
         prior = np.concatenate(self._prior)
@@ -115,6 +167,11 @@ class Sensitivity:
     def predict(self, assignment: Assignment) -> float:
         """The model's KL."""
         return float(sum(t[level] for t, level in zip(self.losses, assignment, strict=True)))
+
+
+def _interacts(choice: Choice) -> bool:
+    technique = by_knob().get(choice.kind)
+    return technique is not None and technique.interacts
 
 
 def _apart(choice: Choice) -> NDArray[np.float64]:

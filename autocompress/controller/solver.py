@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,7 @@ def knapsack(
     losses: Sequence[NDArray[np.float64]],
     costs: Sequence[NDArray[np.float64]],
     limits: NDArray[np.float64],
+    order: Sequence[int] = (),
 ) -> Assignment | None:
     """The multiple-choice knapsack, solved to a tenth of a percent of its optimum.
 
@@ -42,6 +44,8 @@ def knapsack(
         losses: per choice, ``(levels,)`` loss of each level.
         costs: per choice, ``(metrics, levels)`` cost of each level, of any sign.
         limits: ``(metrics,)`` upper bounds on the summed costs.
+        order: positions of choices of which each may only leave its level 0 where the one before
+            it does.
 
     Returns:
         One level per choice, or ``None`` where nothing fits.
@@ -56,6 +60,10 @@ def knapsack(
     one_each = np.zeros((len(sizes), starts[-1]))
     for i, size in enumerate(sizes):
         one_each[i, starts[i] : starts[i] + size] = 1
+    after = np.zeros((max(0, len(order) - 1), starts[-1]))
+    for row, (first, second) in enumerate(pairwise(order)):
+        after[row, starts[second] + 1 : starts[second + 1]] = 1
+        after[row, starts[first] + 1 : starts[first + 1]] = -1
     total = np.concatenate(costs, axis=1)
     # rows of like size keep the solver's tolerances meaningful
     scale = np.maximum(np.abs(total).max(axis=1), 1e-12)
@@ -67,6 +75,7 @@ def knapsack(
             constraints=[
                 LinearConstraint(one_each, 1, 1),
                 LinearConstraint(total / scale[:, None], -np.inf, limits / scale),
+                *([LinearConstraint(after, -np.inf, 0)] if len(after) else []),
             ],
             # nodes, not seconds: a limit by the clock would make two runs differ
             options={"mip_rel_gap": _GAP, "node_limit": _NODES, "presolve": False},
@@ -104,6 +113,7 @@ def solve(
     *,
     polish: bool = True,
     known: Tables | None = None,
+    order: Sequence[int] = (),
 ) -> Assignment | None:
     """The knapsack on costs that are not additive, linearized again around each answer.
 
@@ -116,17 +126,18 @@ def solve(
         rounds: at most so many linearizations.
         polish: end with exchanges of one and two levels under the true costs.
         known: marginal costs around assignments, kept between calls by whoever asks often.
+        order: as in ``knapsack``.
 
     Returns:
         The best assignment found whose true costs meet the limits, or ``None``.
     """
-    at = _Problem(space, losses, costs, limits, known)
+    at = _Problem(space, losses, costs, limits, known, order)
     current = start or space.hardest
     best: tuple[float, Assignment] | None = None
     seen: set[Assignment] = set()
     slack = np.zeros(len(at.names))
     for _ in range(rounds):
-        found = knapsack(losses, at.marginals(current), -at.over(current) - slack)
+        found = knapsack(losses, at.marginals(current), -at.over(current) - slack, order)
         if found is None:
             break
         over = at.over(found)
@@ -180,6 +191,7 @@ class _Problem:
     costs: Costs
     limits: Mapping[str, float]
     known: Tables | None
+    order: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         self.names = list(self.limits)
@@ -197,6 +209,10 @@ class _Problem:
     def fits(self, over: NDArray[np.float64]) -> bool:
         """Whether that is nothing but rounding."""
         return bool((over <= 1e-9 * np.abs(self.bounds)).all())
+
+    def ordered(self, assignment: Sequence[int]) -> bool:
+        """Whether the choices that have an order keep it."""
+        return all(assignment[a] or not assignment[b] for a, b in pairwise(self.order))
 
     def marginals(self, current: Assignment) -> list[NDArray[np.float64]]:
         """What each level of each choice adds to the costs, ``(metrics, levels)`` each."""
@@ -235,6 +251,8 @@ def _hardened(at: _Problem, start: Assignment) -> Assignment | None:
             price = np.maximum(loss - loss[current[i]], 0.0) / np.where(saved > 0, saved, np.nan)
             if not np.isnan(price).all():
                 level = int(np.nanargmin(price))
+                if not at.ordered((*current[:i], level, *current[i + 1 :])):
+                    continue  # its turn comes when those before it have moved
                 moves.append((float(price[level]), i, level, float(saved[level])))
         if not moves:
             return None
@@ -274,7 +292,7 @@ def _polished(at: _Problem, start: Assignment) -> Assignment:
             changed = list(current)
             changed[owner[a]], changed[owner[b]] = int(level[a]), int(level[b])
             candidate = tuple(changed)
-            if (at.over(candidate) <= 0).all():
+            if at.ordered(candidate) and (at.over(candidate) <= 0).all():
                 better = candidate
                 break
         if better is None:

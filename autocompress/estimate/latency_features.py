@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from itertools import pairwise, product
 from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -105,7 +106,7 @@ class LayerPlan:
         self.inventory = inventory
         self.shapes = resolver(inventory, settings)
 
-    @cached_property
+    @property
     def edges(self) -> list[tuple[int, int]]:
         """Pairs of layers (producer, consumer) by position, the network's input being -1.
 
@@ -113,29 +114,46 @@ class LayerPlan:
         (depthwise ones pass them on): one for each group behind a concatenation. Channels of no
         group come from the nearest layer whose outputs are in none, or are the network's input.
         """
+        return self._between(frozenset())[0]
+
+    @property
+    def adds(self) -> list[tuple[int, int]]:
+        """Residual additions as pairs of layers: the branch, and the stream's earlier producer."""
+        return self._between(frozenset())[1]
+
+    def _between(self, gone: frozenset[int]) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+        """Edges and additions that are left without some layers, given by position."""
+        known: dict[frozenset[int], Any] = self.__dict__.setdefault("_without", {})
+        if gone not in known:
+            known[gone] = self._edges(gone), self._adds(gone)
+        found: tuple[list[tuple[int, int]], list[tuple[int, int]]] = known[gone]
+        return found
+
+    def _edges(self, gone: frozenset[int]) -> list[tuple[int, int]]:
         nearest: dict[str | None, int] = {None: -1}
         found = []
         for i, layer in enumerate(self.inventory.layers):
+            if i in gone:
+                continue
             reads = self.inventory.reads(layer.name)
             groups: list[str | None] = [g.name for g, _ in reads]
             if sum(g.channels * span for g, span in reads) < layer.in_channels:
                 groups.append(None)
             # what puts out a group may be no layer of the inventory: a transposed convolution
-            found += [(j, i) for j in sorted({nearest.get(g, i - 1) for g in groups})]
+            before = next((j for j in range(i - 1, -1, -1) if j not in gone), -1)
+            found += [(j, i) for j in sorted({nearest.get(g, before) for g in groups})]
             if not layer.depthwise:
                 made = self.inventory.groups_by_name.get(layer.out_group or "")
                 groups = [made.name if made is not None and made.consumers else None]
             nearest |= dict.fromkeys(groups, i)
         return found
 
-    @cached_property
-    def adds(self) -> list[tuple[int, int]]:
-        """Residual additions as pairs of layers: the branch, and the stream's earlier producer."""
+    def _adds(self, gone: frozenset[int]) -> list[tuple[int, int]]:
         order = {layer.name: i for i, layer in enumerate(self.inventory.layers)}
         found = []
         for group in self.inventory.channel_groups:
-            producers = sorted(order[p] for p in group.producers if p in order)
-            found += [(b, a) for a, b in pairwise(producers)]
+            places = sorted(order[p] for p in group.producers if p in order)
+            found += [(b, a) for a, b in pairwise(i for i in places if i not in gone)]
         return found
 
     def layers(self, policy: Policy) -> list[LayerKernels]:
@@ -224,24 +242,29 @@ class LayerPlan:
             total["stored_int_weights"] += layer.stored * 1e-3
             total["other_macs"] += layer.macs * 1e-6
         total["far_weights"] = max(0, weight - _NEAR_FOOTPRINTS * footprint) / 2**20
-        self._add_boundaries(total, layers)
+        self._add_boundaries(total, policy, layers)
         return Row(np.array(list(total.values())), times)
 
-    def _add_boundaries(self, total: dict[str, float], layers: Sequence[LayerKernels]) -> None:
+    def _add_boundaries(
+        self, total: dict[str, float], policy: Policy, layers: Sequence[LayerKernels]
+    ) -> None:
         """Count what goes from integers to floats or back, and additions by what they add."""
         image = sum(map(prod, self.inventory.input_shape))
         # the last entry is the network's input, which edges call -1
         integer = [*(layer.precision == "int8" for layer in layers), False]
         values = [*(layer.volume for layer in layers), image]
-        for source, sink in self.edges:
+        gone = frozenset(i for i, shape in enumerate(self.shapes.layers(policy)) if not shape.parts)
+        edges, adds = self._between(gone)
+        for source, sink in edges:
             if integer[source] != integer[sink]:
                 change = "to_int8" if integer[sink] else "to_float"
                 total[change] += 1
                 total[f"{change}_values"] += values[source] * 1e-3
                 total[f"{change}_far"] += max(0, values[source] - _NEAR) * 1e-3
-        if layers and integer[len(layers) - 1]:
+        last = next((i for i in range(len(layers) - 1, -1, -1) if i not in gone), -1)
+        if integer[last]:
             total["to_float"] += 1
-        for branch, stream in self.adds:
+        for branch, stream in adds:
             both = integer[branch] and integer[stream]
             total["int8_adds" if both else "float_adds"] += values[branch] * 1e-3
 
@@ -250,6 +273,8 @@ class LayerPlan:
 def layer_kernels(shape: LayerShape) -> LayerKernels:
     """What a layer runs as under its policy."""
     precision = kernel_precision(shape.policy)
+    if not shape.parts:
+        return LayerKernels(precision, (), 0, 0, 0, 0)
     timed = [(p, k) for p in shape.parts if (k := part_kernel(p, precision)) is not None]
     kernels = tuple(kernel for _, kernel in timed)
     last = shape.parts[-1]

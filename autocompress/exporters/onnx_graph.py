@@ -98,8 +98,27 @@ def float_graph(
             continue
         name_nodes(graph, origin)
         simplify(graph)
+        _keep_inputs(graph, example, signature)
         return graph
     raise ExportError(f"The model cannot be exported to ONNX. {' '.join(reasons)}")
+
+
+def _keep_inputs(graph: Any, example: Any, signature: _Signature) -> None:
+    """A file takes what its model takes: without attention, masks that nothing reads as well.
+
+    Exporters leave these out.
+    """
+    import onnx
+
+    found = {value.name: value for value in graph.graph.input}
+    if all(name in found for name in signature.inputs):
+        return
+    del graph.graph.input[:]
+    for name, part in zip(signature.inputs, tensors(example), strict=True):
+        kind = onnx.helper.np_dtype_to_tensor_dtype(part.numpy(force=True).dtype)
+        shape = [signature.axes[name].get(i, size) for i, size in enumerate(part.shape)]
+        made = onnx.helper.make_tensor_value_info(name, kind, shape)
+        graph.graph.input.append(found.get(name, made))
 
 
 def _by_torchscript(module: nn.Module, example: Any, signature: _Signature) -> _Named:

@@ -72,7 +72,9 @@ def policy_cost(inventory: Inventory, policy: Policy, settings: CompressionSetti
 def _stored_already(shape: LayerShape, shapes: Mapping[str, LayerShape]) -> bool:
     """Whether a tied weight is kept in the same form by the layer that it is tied to."""
     first = shapes.get(shape.layer.tied_to or "")
-    return first is not None and first.policy.weight_bits == shape.policy.weight_bits
+    if first is None or not first.parts:
+        return False
+    return first.policy.weight_bits == shape.policy.weight_bits
 
 
 @lru_cache(maxsize=1 << 16)
@@ -85,6 +87,8 @@ def layer_cost(shape: LayerShape, stored_already: bool = False) -> LayerCost:
             count a second time.
     """
     layer, policy, outputs = shape.layer, shape.policy, shape.outputs
+    if not shape.parts:
+        return LayerCost(0, 0, 0, 0)
     scales = outputs
     full = 0 if layer.tied_to else _full_weights(layer)
     if layer.kind in ("conv", "conv_transpose", "linear"):

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from autocompress.errors import UnsupportedModel
+from autocompress.model.block_trial import take_blocks
 from autocompress.model.fingerprint import fingerprint
 from autocompress.model.groups import channel_groups
 from autocompress.model.specs import Calls, layer_spec, listed, untied
@@ -27,7 +28,7 @@ def take_inventory(model: nn.Module, example: Any) -> Inventory:
         example: one batch of inputs ``(N, ...)``: a tensor, a tuple, a mapping (keywords), nested.
 
     Returns:
-        Layers in the order in which they run, channel groups, and fingerprints.
+        Layers in the order in which they run, channel groups, blocks, and fingerprints.
 
     Raises:
         UnsupportedModel: the model cannot be run on the example, or has no layer to compress.
@@ -37,20 +38,22 @@ def take_inventory(model: nn.Module, example: Any) -> Inventory:
     try:
         calls = _trace_calls(model, example)
         groups, plan = channel_groups(model, example)
+        specs = _specs(calls)
+        if not specs:
+            raise UnsupportedModel(
+                "The model has no convolution, linear, recurrent or attention "
+                "layer that runs on this input."
+            )
+        blocks, staying = take_blocks(model, example, specs)
     finally:
         model.train(training)
     made = {p: g.name for g in groups for p in g.producers}
     passed = {name: g.name for g in reversed(groups) for name, _ in g.spans}
     layers = []
-    for spec in _specs(calls):
+    for spec in specs:
         # a depthwise layer passes its inputs on: named is the first group of several
         group = (passed if spec.depthwise else made).get(spec.name)
         layers.append(replace(spec, out_group=group))
-    if not layers:
-        raise UnsupportedModel(
-            "The model has no convolution, linear, recurrent or attention "
-            "layer that runs on this input."
-        )
     architecture, weights = fingerprint(model)
     shapes = tuple(tuple(x.shape[1:]) for x in tensors(example))
     reading = {name for group in groups for name, _ in group.spans}
@@ -59,7 +62,9 @@ def take_inventory(model: nn.Module, example: Any) -> Inventory:
         LeftAlone(name, reason, sum(macs.get(p, 0) for p in plan.producers[name] or macs))
         for name, reason in plan.skipped.items()
     )
-    return Inventory(tuple(layers), groups, shapes, architecture, weights, alone)
+    identity = (shapes, architecture, weights)
+    told = tuple(staying.items())
+    return Inventory(tuple(layers), groups, *identity, alone, blocks, told)
 
 
 def _specs(calls: dict[str, Calls]) -> list[LayerSpec]:

@@ -23,7 +23,8 @@ class LayerShape:
         layer: of the uncompressed model.
         policy: the layer's own.
         inputs, outputs: channels that are left.
-        parts: the modules that run in the layer's place, in their order; one, or its factors.
+        parts: the modules that run in the layer's place, in their order; one, or its factors, or
+            none where the layer is gone.
     """
 
     layer: LayerSpec
@@ -86,7 +87,9 @@ class Resolver:
         layers = policy.layers
         found = {}
         for group in self.inventory.channel_groups:
-            own = layers.get(group.producers[0])
+            # layers that are gone say nothing of the channels that they share with others
+            each = (layers.get(name) for name in group.producers)
+            own = next((p for p in each if p is None or not p.absent), None)
             found[group.name] = group.channels if own is None else self.count(group, own)
         return found
 

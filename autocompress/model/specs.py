@@ -72,7 +72,8 @@ def untied(spec: LayerSpec, others: str) -> LayerSpec:
 
 def _single() -> list[str]:
     """Names of all techniques that work on single layers."""
-    return [t.name for t in techniques() if not t.coupled] + ["re-solve"]
+    single = [t.name for t in techniques() if not t.coupled and not t.whole_blocks]
+    return [*single, "re-solve"]
 
 
 def _counted(module: nn.Module) -> list[nn.Parameter]:

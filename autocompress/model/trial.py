@@ -92,7 +92,7 @@ class _Trial:
         self._draws = _drawn_channels(plan)
         self.draws = DRAWS if plan.sites else 1
         for dtype in (torch.float64, torch.float32):
-            self._model = _lively(copy.deepcopy(model), dtype)
+            self._model = lively(copy.deepcopy(model), dtype)
             self._tolerance = _TOLERANCE[dtype]
             # one sample more than was followed: sizes must not hold the batch's
             for more in (1, 0):
@@ -209,7 +209,7 @@ def _drawn_channels(plan: SlicingPlan) -> list[dict[str, list[int]]]:
     return draws
 
 
-def _lively(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+def lively(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """A model whose constant tensors are noisy, in another precision."""
     model = model.to(dtype).eval()
     generator = torch.Generator().manual_seed(0)

@@ -136,6 +136,26 @@ class ChannelGroup:
 
 
 @dataclass(frozen=True, slots=True)
+class Block:
+    """Layers that may be left out together, because what they give has the shape of what they read.
+
+    Args:
+        name: of its first layer.
+        layers: in network order.
+        modules: the same and norms, all of which go.
+        macs: multiply-adds per sample of its layers.
+        passes: whether what comes in is passed on (a recurrent layer of a stack); else it is a
+            branch, whose result is added to the stream and which then adds nothing.
+    """
+
+    name: str
+    layers: tuple[str, ...]
+    modules: tuple[str, ...]
+    macs: int
+    passes: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class LeftAlone:
     """Channels that cannot be pruned.
 
@@ -162,6 +182,8 @@ class Inventory:
         architecture: digest of the structure (names, kinds, shapes), the same for other weights.
         weights: digest of the weights' values.
         left_alone: channels that cannot be pruned, with the reason.
+        blocks: what can be left out, in network order; no layer is in two of them.
+        blocks_left_alone: first layer of a branch that cannot, and why.
     """
 
     layers: tuple[LayerSpec, ...]
@@ -170,6 +192,8 @@ class Inventory:
     architecture: str
     weights: str
     left_alone: tuple[LeftAlone, ...] = ()
+    blocks: tuple[Block, ...] = ()
+    blocks_left_alone: tuple[tuple[str, str], ...] = ()
 
     @property
     def fingerprint(self) -> str:
@@ -185,6 +209,11 @@ class Inventory:
     def groups_by_name(self) -> Mapping[str, ChannelGroup]:
         """Channel groups by their name."""
         return {group.name: group for group in self.channel_groups}
+
+    @cached_property
+    def block_of(self) -> Mapping[str, Block]:
+        """Layer name to the block that it lies in, if it lies in any."""
+        return {name: block for block in self.blocks for name in block.layers}
 
     @cached_property
     def _reads(self) -> Mapping[str, tuple[tuple[ChannelGroup, float], ...]]:
@@ -254,6 +283,8 @@ class Inventory:
             "architecture": self.architecture,
             "weights": self.weights,
             "left_alone": [asdict(left) for left in self.left_alone],
+            "blocks": [asdict(block) for block in self.blocks],
+            "blocks_left_alone": dict(self.blocks_left_alone),
         }
 
 

@@ -39,6 +39,8 @@ class LayerPolicy:
         factorization: which factors a kernel larger than 1x1 gets (all else gets SVD): ``"svd"``,
             ``"spatial"`` or ``"tucker2"``; ``"auto"`` is whichever has the least error in the
             layer's outputs at this rank ratio, as the layer bank found. ``None`` is SVD.
+        block: ``"gone"`` removes the layer with the whole residual block that it lies in, whose
+            layers must all say so; what else the policy says is then set back to its default.
         more: fields of techniques that installed packages add, by name. They stand beside the
             others in files and in ``from_dict``.
     """
@@ -53,9 +55,12 @@ class LayerPolicy:
     activation_scaling: ActivationScaling = "static"
     rank_ratio: float | None = None
     factorization: Factorization | None = None
+    block: Literal["keep", "gone"] = "keep"
     more: Annotated[tuple[tuple[str, Any], ...], BeforeValidator(only_folded)] = ()
     identity: bool = field(init=False, compare=False, repr=False)
     """Whether this policy leaves its layer as it is; a search asks it of every layer."""
+    absent: bool = field(init=False, compare=False, repr=False)
+    """Whether it leaves no layer at all."""
 
     def __post_init__(self) -> None:
         known = builtin()
@@ -66,7 +71,19 @@ class LayerPolicy:
             for name, value in technique.implied(self).items():
                 object.__setattr__(self, name, value)
             technique.validate(self)
+        gone = [technique for technique in known if technique.absent(self)]
+        object.__setattr__(self, "absent", bool(gone))
+        if gone:
+            self._forget_all_but({f.name for technique in gone for f in technique.fields})
         object.__setattr__(self, "identity", not any(t.active(self) for t in known))
+
+    def _forget_all_but(self, names: set[str]) -> None:
+        """Set fields back to their default, so that policies of the same model are the same."""
+        for name, default in _LAYER_DEFAULTS:
+            if name not in names:
+                object.__setattr__(self, name, default)
+        kept = tuple((name, value) for name, value in self.more if name in names)
+        object.__setattr__(self, "more", kept)
 
     def _changed_more(self) -> tuple[tuple[str, Any], ...]:
         """The fields of installed techniques that differ from their default, by name."""
@@ -263,7 +280,8 @@ def _changed_fields(policy: LayerPolicy) -> dict[str, Any]:
     return {**own, **dict(policy.more)}
 
 
-OWN_FIELDS = tuple(f.name for f in fields(LayerPolicy) if f.name not in ("more", "identity"))
+_NO_FIELDS = ("more", "identity", "absent")
+OWN_FIELDS = tuple(f.name for f in fields(LayerPolicy) if f.name not in _NO_FIELDS)
 """The fields of our own techniques, in the order in which files hold them."""
 _LAYER_DEFAULTS = tuple((f.name, f.default) for f in fields(LayerPolicy) if f.name in OWN_FIELDS)
 _IDENTITY = LayerPolicy()

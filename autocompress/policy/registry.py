@@ -29,6 +29,7 @@ _OUR_OWN = (
     "autocompress.techniques.builtin.quantize:Quantize",
     "autocompress.techniques.builtin.low_rank:LowRank",
     "autocompress.techniques.builtin.sparsify:Sparsify",
+    "autocompress.techniques.builtin.blocks:Blocks",
 )
 """In the order of a layer's choices; stored studies and their random draws rely on it."""
 

@@ -15,6 +15,7 @@ from typing import Any
 from autocompress.errors import InputError, nearest
 from autocompress.policy.inventory import Inventory
 from autocompress.policy.policy import Distill, LayerPolicy, Policy
+from autocompress.policy.registry import by_knob
 
 Assignment = tuple[int, ...]
 """One level index per choice, in the order of ``Space.choices``."""
@@ -39,6 +40,12 @@ class Choice:
     def label(self, level: int) -> str:
         """A short text for a level, for tables and Optuna's categories."""
         return ",".join(f"{v}" for v in self.levels[level].values())
+
+
+def _removes(choice: Choice) -> bool:
+    """Whether a choice may leave no layer."""
+    technique = by_knob().get(choice.kind)
+    return technique is not None and technique.whole_blocks
 
 
 @dataclass(frozen=True)
@@ -114,7 +121,12 @@ class Space:
             elif choice.kind == "student":
                 wanted = {"student": policy.student}
             else:
-                one = policy[choice.layers[0]]
+                # layers that are gone say nothing of what they share with others
+                own = (policy[name] for name in choice.layers)
+                one = next((p for p in own if not p.absent or _removes(choice)), None)
+                if one is None:
+                    levels.append(0)
+                    continue
                 wanted = {k: one.value(k) for k in choice.levels[0]}
             if wanted not in choice.levels:
                 # a knob that the policy leaves alone may be silent about its details

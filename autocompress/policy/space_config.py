@@ -48,6 +48,7 @@ class Rule(Section):
         activation_scaling: of the pairs with 8-bit activations.
         factorization: of the rank ratios; ``auto`` takes, for each layer and ratio, the factors
             with the least error in the layer's outputs, and the policy names them.
+        block: of residual blocks all of whose layers match: ``gone`` leaves the block out.
         more: values to search of fields that installed packages add; in files they stand beside
             the others.
     """
@@ -65,6 +66,7 @@ class Rule(Section):
     activation_scaling: OneOrMore[ActivationScaling] = ("static",)
     rank_ratio: OneOrMore[Annotated[float, Field(gt=0, le=1)] | None] = (None,)
     factorization: Factorization = "auto"
+    block: OneOrMore[Literal["keep", "gone"]] = ("keep",)
     more: Annotated[tuple[tuple[str, Any], ...], BeforeValidator(only_folded)] = ()
 
     @field_validator("more")
@@ -172,7 +174,7 @@ class _Binder:
             for layer in self.inventory.layers
             if (rule := self._rule(layer)) is not None
         }
-        choices = [*self._per_group(rules), *self._per_layer(rules)]
+        choices = [*self._per_group(rules), *self._per_block(rules), *self._per_layer(rules)]
         choices += self._policy_level()
         if not choices:
             raise InputError(
@@ -210,8 +212,19 @@ class _Binder:
                 levels = technique.group_levels(ruled, group, layers, self.multiple)
                 yield from _choice(technique, group.name, group.producers, levels)
 
+    def _per_block(self, rules: Mapping[str, Rule]) -> Iterable[Choice]:
+        for block in self.inventory.blocks:
+            layers = [self.inventory.by_name[name] for name in block.layers]
+            if any(layer.name not in rules for layer in layers):
+                continue  # with a layer that may not be touched
+            for technique in techniques():
+                if technique.whole_blocks and all(map(technique.usable, layers)):
+                    each = [technique.levels(rules[layer.name], layer) for layer in layers]
+                    levels = [level for level in each[0] if all(level in e for e in each[1:])]
+                    yield from _choice(technique, block.name, block.layers, levels)
+
     def _per_layer(self, rules: Mapping[str, Rule]) -> Iterable[Choice]:
-        single = [technique for technique in techniques() if not technique.coupled]
+        single = [t for t in techniques() if not t.coupled and not t.whole_blocks]
         for layer in self.inventory.layers:
             rule = rules.get(layer.name)
             if rule is None:

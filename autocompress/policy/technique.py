@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from autocompress.targets.base import Target
     from autocompress.techniques.stitching import Stitching
 
-Stage = Literal["channels", "factors", "weights", "precision"]
-STAGES: tuple[Stage, ...] = ("channels", "factors", "weights", "precision")
-"""The order in which techniques are applied: each sees what the stages before it left."""
+Stage = Literal["channels", "blocks", "factors", "weights", "precision"]
+STAGES: tuple[Stage, ...] = ("channels", "blocks", "factors", "weights", "precision")
+"""The order in which techniques are applied: each sees what the stages before it left. Channels go
+first, so that what stands in a removed layer's place is as wide as its neighbours."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,9 @@ class Technique:
         knob: kind of its choices: a space's choice is called ``LAYER/knob``.
         stage: when it is applied.
         coupled: whether the layers of a channel group share one value.
+        whole_blocks: whether the layers of a residual block share one value, and no others have it.
+        interacts: whether its choices harm more together than the sum of each alone: a search then
+            probes them in a greedy order.
         removes: whether weights are lost, which reconstruction can make up for.
         projects: whether it restricts weights to some set (a grid, a pattern): it is applied once
             more, with ``project``, after reconstruction or training changed them.
@@ -120,6 +124,8 @@ class Technique:
     knob: ClassVar[str]
     stage: ClassVar[Stage] = "weights"
     coupled: ClassVar[bool] = False
+    whole_blocks: ClassVar[bool] = False
+    interacts: ClassVar[bool] = False
     removes: ClassVar[bool] = False
     projects: ClassVar[bool] = False
 
@@ -129,6 +135,10 @@ class Technique:
         """Whether a policy changes its layer by this technique."""
         first = self.fields[0]
         return bool(policy.value(first.name) != first.default)
+
+    def absent(self, policy: LayerPolicy) -> bool:
+        """Whether a layer is not there any more; what else its policy says then means nothing."""
+        return False
 
     def implied(self, policy: LayerPolicy) -> Mapping[str, Any]:
         """Fields that follow from others where they were left at their default."""

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from autocompress.build.pipeline import Pipeline, Progress
     from autocompress.estimate.latency_model import LatencyModel
     from autocompress.model.earlier import Earlier
+    from autocompress.policy.space_config import SpaceConfig
     from autocompress.run.evaluator import StudyEvaluator
     from autocompress.targets.base import Target
     from autocompress.task.data import Data
@@ -273,7 +274,7 @@ def assemble(
     notes, earlier = prepared.notes, Earlier.of(raw, prepared)
     parts = Assembly(study, model, data, inventory, folder, progress, given, notes, earlier)
     space = parts.bind()  # a pattern that fits nothing is said before anything is computed
-    _warn_of_no_gain(space, type(target))
+    _tell(space, config, inventory, type(target))
     return parts
 
 
@@ -292,6 +293,15 @@ def _inventory(model: nn.Module, data: Data, known: Inventory | None) -> Invento
             "call (load them, or set the seed in it), or evaluate in one process."
         )
     return inventory
+
+
+def _tell(space: Space, config: SpaceConfig, inventory: Inventory, target: type[Target]) -> None:
+    """Log which branches stay where a search may leave some out, and what gains nothing."""
+    _warn_of_no_gain(space, target)
+    fields = [t.fields[0] for t in techniques() if t.whole_blocks]
+    if any(set(rule.listed(f.name)) != {f.default} for rule in config.rules for f in fields):
+        for name, reason in inventory.blocks_left_alone:
+            _log.info("The branch of %s stays: %s.", name, reason)
 
 
 def _warn_of_no_gain(space: Space, target: type[Target]) -> None:

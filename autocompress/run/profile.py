@@ -65,6 +65,8 @@ def profile(
         "groups": groups,
         "cannot_prune": parts.inventory.cannot_prune,
         "left_alone": [asdict(left) for left in parts.inventory.left_alone],
+        "blocks": [asdict(block) for block in parts.inventory.blocks],
+        "blocks_left_alone": dict(parts.inventory.blocks_left_alone),
         "fvcore": counted,
         "kernels": str(export_kernels) if export_kernels else None,
     }
@@ -140,12 +142,18 @@ def _layer_row(parts: Assembly, name: str, operators: dict[str, float]) -> dict[
 
 
 def _probes(parts: Assembly, name: str) -> Iterator[tuple[str, Policy]]:
-    """What each technique tries on a layer, or on all that share its channels."""
+    """What each technique tries on a layer, on all that share its channels, or on its block."""
     layer = parts.inventory.layer(name)
     group = parts.inventory.groups_by_name.get(layer.out_group or "")
     if group is not None and group.residual and not parts.study.settings.prune_residual:
         group = None
+    block = parts.inventory.block_of.get(name)
     for technique in techniques():
+        if technique.whole_blocks:
+            whole = block.layers if block is not None and block.name == name else ()
+            for label, values in technique.probes().items() if whole else ():
+                yield label, Policy(dict.fromkeys(whole, LayerPolicy.from_dict(values)))
+            continue
         together = group.producers if group is not None and technique.coupled else (name,)
         if (technique.coupled and group is None) or not technique.usable(layer):
             continue

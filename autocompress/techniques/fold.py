@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from autocompress.model.absent import Absent
 from autocompress.model.usage import CONV, TRANSPOSED, usage
 
 _NORM = nn.modules.batchnorm._BatchNorm
@@ -17,7 +18,7 @@ class _Tracer(fx.Tracer):
     """Keeps every layer as one node, subclasses of torch's too."""
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return isinstance(module, CONV | nn.Linear) or super().is_leaf_module(module, name)
+        return isinstance(module, CONV | nn.Linear | Absent) or super().is_leaf_module(module, name)
 
 
 def fold_batch_norms(module: nn.Module) -> nn.Module:

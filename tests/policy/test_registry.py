@@ -163,7 +163,7 @@ def test_ours_are_described_as_the_policy_declares_them() -> None:
     fields = {field.name: field.default for t in builtin() for field in t.fields}
     plain = LayerPolicy()
     assert {name: getattr(plain, name) for name in fields} == fields
-    declared = {f.name for f in dataclasses.fields(LayerPolicy)} - {"more", "identity"}
+    declared = {f.name for f in dataclasses.fields(LayerPolicy)} - {"more", "identity", "absent"}
     assert set(fields) == declared
     assert declared <= set(SpaceConfig.read({"rules": [{}]}).rules[0].model_dump())
 
@@ -318,6 +318,10 @@ def test_profile_tries_it_on_layers_or_on_their_groups(offer: Offer) -> None:
         wanted = {"int8", "sign_only=True"} | (
             {"prune_ratio=0.5", "most_channels=4"} if free else set()
         )
+        block = next((b for b in inventory.blocks if b.name == layer.name), None)
+        if block is not None:  # told once, with its first layer
+            wanted.add("block=gone")
+            assert set(found["block=gone"]) == set(block.layers)
         assert set(found) == wanted
         if free and group is not None:
             assert set(found["most_channels=4"]) == set(group.producers)

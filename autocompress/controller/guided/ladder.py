@@ -35,16 +35,18 @@ class SolverLadder:
         self.costs = costs
         self.history = history
         self.sensitivity = sensitivity
-        self._queue: deque[Assignment] = deque()
+        self._queue: deque[Proposal] = deque()
 
     def suggest(self, n: int) -> list[Proposal]:
         """The next answers; the first call screens each choice alone."""
         if not self.sensitivity.losses:
             self.sensitivity.probe(lambda: not self.context.stop)
-            self._queue.extend(self.solved())
-        elif self._queue and self._overpriced(self._queue[0]):
-            self._queue = deque(self.solved()[: len(self._queue)])
-        return [Proposal("solver", self._queue.popleft()) for _ in range(min(n, len(self._queue)))]
+            self._queue.extend(Proposal("solver", levels) for levels in self.solved())
+            self._queue.extend(Proposal("nested", levels) for levels in self.nested())
+        elif self._queue and self._overpriced(self._queue[0].assignment):
+            found = [Proposal("solver", levels) for levels in self.solved()]
+            self._queue = deque(found[: len(self._queue)])
+        return [self._queue.popleft() for _ in range(min(n, len(self._queue)))]
 
     def refitted(self, rounds: int) -> list[Proposal]:
         """Every few rounds the ladder under sensitivities fitted to all that was screened."""
@@ -67,9 +69,25 @@ class SolverLadder:
                 self.costs,
                 {**bounds, self.context.cost: least + share * (top - least)},
                 known=self.costs.tables,
+                order=self.sensitivity.order,
             )
             if answer and answer not in found and not self._known(answer):
                 found.append(answer)
+        return found
+
+    def nested(self) -> list[Assignment]:
+        """Of the choices that interact alone, the first few of their order that reach each cost."""
+        choices, top = self.context.space.choices, self._top(self.costs.main(self.costs.cheapest))
+        sets = [self.context.space.mildest]
+        for i in self.sensitivity.order:
+            sets.append((*sets[-1][:i], len(choices[i].levels) - 1, *sets[-1][i + 1 :]))
+        least = self.costs.main(self.costs.cheapest)
+        found = []
+        for share in _RUNGS if len(sets) > 1 else ():
+            bound = least + share * (top - least)
+            one = next((a for a in sets if self.costs.main(a) <= bound), None)
+            if one is not None and one not in found and not self._known(one):
+                found.append(one)
         return found
 
     def _known(self, assignment: Assignment) -> bool:

@@ -161,5 +161,6 @@ class Neighbours:
             rounds=2,
             polish=False,
             known=self.costs.tables,
+            order=self.sensitivity.order,
         )
         return found or parent

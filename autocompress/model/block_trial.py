@@ -1,0 +1,138 @@
+"""Try every branch once: left out, the model must answer as with zeros in the branch's place.
+
+The zeros are put in while the original runs, where the branch's result comes to its addition; what
+is left out is left out as the stitching of a policy does it. Every other branch is left out at
+once, then those between them; only where that differs are they tried in parts.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autocompress.model.absent import leave_out
+from autocompress.model.blocks import Branch, Finder, Run, find_branches, watch
+from autocompress.model.trial import first_samples, lively
+from autocompress.policy.inventory import Block, LayerSpec
+from autocompress.task.nested import map_tensors
+
+MAX_SECONDS = 60.0
+"""Branches that were not reached after that stay."""
+_TOLERANCE = 1e-4
+"""Of the largest value of an output."""
+
+
+def take_blocks(
+    model: nn.Module, example: Any, layers: Sequence[LayerSpec]
+) -> tuple[tuple[Block, ...], dict[str, str]]:
+    """The branches that can be left out of a model, each tried on it.
+
+    Args:
+        model: in eval mode; not changed.
+        example: one batch of inputs, built as the model takes them.
+        layers: of the model's inventory.
+
+    Returns:
+        The blocks in network order; and the first layer of each branch that stays, with the reason.
+    """
+    inputs = map_tensors(_float32, first_samples(example, 2))
+    try:
+        copied = lively(copy.deepcopy(model), torch.float32)
+        branches, skipped = find_branches(copied, inputs, layers)
+        trial = _Trial(copied, inputs, layers)
+        for half in (branches[::2], branches[1::2]):
+            trial.test(half)
+    # a forward of anyone's, which need not bear being watched; the reason is kept
+    except Exception as error:
+        reason = f"its branches cannot be followed ({type(error).__name__}: {error})"
+        return (), {layers[0].name: reason}
+    good = [b.block for b in branches if b.block.name not in trial.failed]
+    return tuple(good), {**skipped, **trial.failed}
+
+
+def _float32(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def _passed_on(module: nn.Module, args: Any, outputs: Any) -> Any:
+    """What a recurrent layer took, and its own states."""
+    return args[0], *outputs[1:]
+
+
+class _Trial:
+    def __init__(self, model: nn.Module, inputs: Any, layers: Sequence[LayerSpec]) -> None:
+        self.model, self.inputs, self.layers = model, inputs, layers
+        self.failed: dict[str, str] = {}
+        self._until = time.monotonic() + MAX_SECONDS
+
+    def test(self, branches: Sequence[Branch]) -> None:
+        """Sort branches into good ones and failed ones."""
+        if not branches:
+            return
+        if time.monotonic() > self._until:
+            reason = f"trying all branches took longer than {MAX_SECONDS:g} s"
+            self.failed |= {b.block.name: reason for b in branches}
+            return
+        reason = self._why_not(branches)
+        if reason and len(branches) == 1:
+            self.failed[branches[0].block.name] = reason
+        elif reason:
+            self.test(branches[: len(branches) // 2])
+            self.test(branches[len(branches) // 2 :])
+
+    def _why_not(self, branches: Sequence[Branch]) -> str:
+        """Why these branches cannot be left out together, or an empty text."""
+        small = copy.deepcopy(self.model)
+        gone = {name for branch in branches for name in branch.block.modules}
+        for branch in branches:
+            leave_out(small, branch.block.modules, passes=branch.block.passes)
+        try:
+            run = watch(small, self.inputs)
+        # whatever a model raises without them, the branches are what it cannot do without
+        except Exception as error:
+            lines = str(error).strip().splitlines() or [""]
+            return f"without it, the model does not run ({type(error).__name__}: {lines[0][:160]})"
+        if reader := self._reader(small, run, gone):
+            return f"what it leaves is still read by the operator {reader}"
+        zeroed = self._wanted(branches)
+        for one, other in zip(run.answers, zeroed.answers, strict=True):
+            if one.shape != other.shape:
+                return "without it, the model gives outputs of another shape"
+            if one.is_floating_point() and one.numel():
+                size = max(float(other.nan_to_num().abs().max()), 1e-30)
+                off = float((one - other).nan_to_num().abs().max()) / size
+                same = torch.equal(one.isfinite(), other.isfinite())
+                if not same or not off <= _TOLERANCE:
+                    return f"without it, the model answers differently ({off:.1%} off)"
+        return ""
+
+    def _wanted(self, branches: Sequence[Branch]) -> Run:
+        """The original's run with zeros for branches, and inputs for what passes them on."""
+        handles = []
+        for branch in branches:
+            if branch.block.passes:
+                module = self.model.get_submodule(branch.block.name)
+                handles.append(module.register_forward_hook(_passed_on))
+        try:
+            zeros = {b.addition: b.right for b in branches if not b.block.passes}
+            return watch(self.model, self.inputs, zeros)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _reader(self, small: nn.Module, run: Run, gone: set[str]) -> str:
+        """The operator that still reads what stands in the place of a module, if any does.
+
+        An operator by torch's name; what passes on its input makes none.
+        """
+        live = Finder(small, run, self.layers).live
+        for number in sorted(live):
+            for read in run.operators[number].reads:
+                if gone.intersection(run.operators[read].modules):
+                    return run.operators[number].name
+        return ""

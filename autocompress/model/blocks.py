@@ -1,0 +1,356 @@
+"""Branches that a model can do without, found in one run of it.
+
+Where a branch's result is added to the stream that the branch reads, leaving the branch out leaves
+the stream. Which layers then work for nobody is seen in the graph of operators, whatever classes
+the model is written in: those from which no path leads to the outputs but through that addition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from autocompress.model.absent import absent
+from autocompress.model.specs import listed
+from autocompress.policy.inventory import Block, LayerSpec
+from autocompress.task.calling import call_flat
+from autocompress.task.nested import tensors
+
+_ADD = "add"
+
+
+@dataclass
+class Operator:
+    """One operator of a run.
+
+    Args:
+        name: of torch's operator.
+        reads: numbers of the operators whose results it reads; of an addition, first the left
+            operand's, then the right one's.
+        modules: names of the modules that were running.
+        addend: whether its two operands are of one shape and floating.
+        floating: whether its result is.
+    """
+
+    name: str
+    reads: tuple[int, ...]
+    modules: tuple[str, ...]
+    addend: bool = False
+    floating: bool = True
+
+
+@dataclass
+class Run:
+    """The operators of one run, inputs among them, in the order in which they ran.
+
+    Args:
+        operators: of the run.
+        outputs: numbers of those that give the model's answer.
+        answers: the tensors of that answer.
+        resized: names of modules that do not take one tensor and give one of the same shape.
+        passing: name of each recurrent layer, to whether every run of it gave as large a tensor as
+            it took.
+    """
+
+    operators: list[Operator] = field(default_factory=list)
+    outputs: tuple[int, ...] = ()
+    answers: list[Tensor] = field(default_factory=list)
+    resized: set[str] = field(default_factory=set)
+    passing: dict[str, bool] = field(default_factory=dict)
+
+
+class _Watching(TorchDispatchMode):
+    """Notes operators, and which of them read whose results.
+
+    Args:
+        run: takes them in.
+        zeros: numbers of additions, to whether the right operand is zeros in this run.
+    """
+
+    def __init__(self, run: Run, zeros: Mapping[int, bool]) -> None:
+        super().__init__()
+        self.run, self.zeros = run, zeros
+        self.modules: list[str] = []
+        # tensors are kept, so that none takes another's id or memory
+        self._made: dict[int, tuple[Tensor, int]] = {}
+        self._written: dict[int, int] = {}
+
+    def made(self, tensor: Tensor, number: int) -> None:
+        self._made[id(tensor)] = (tensor, number)
+
+    def by(self, tensor: Tensor) -> tuple[int, ...]:
+        """Whose result a tensor is: of what made it, and of what last wrote into its memory."""
+        found = [self._made[id(tensor)][1]] if id(tensor) in self._made else []
+        written = self._written.get(tensor.untyped_storage().data_ptr())
+        return tuple(dict.fromkeys([*found, *([] if written is None else [written])]))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        given = [t for t in tensors((args, kwargs)) if isinstance(t, Tensor)]
+        reads = tuple(dict.fromkeys(n for t in given for n in self.by(t)))
+        name = func.overloadpacket.__name__
+        plain = not kwargs and len(args) == 2 and len(given) == 2
+        addend = (
+            name.rstrip("_") == _ADD
+            and plain
+            and given[0].shape == given[1].shape
+            and all(t.is_floating_point() and len(self.by(t)) >= 1 for t in given)
+        )
+        if addend:
+            reads = (max(self.by(given[0])), max(self.by(given[1])))
+        number = len(self.run.operators)
+        if number in self.zeros:
+            args = _with_zeros(name, args, self.zeros[number])
+        out = func(*args, **kwargs)
+        results = tensors(out)
+        floating = any(t.is_floating_point() for t in results)
+        self.run.operators.append(Operator(name, reads, tuple(self.modules), addend, floating))
+        for tensor in results:
+            self.made(tensor, number)
+            if name.endswith("_") and not name.endswith("__"):
+                self._written[tensor.untyped_storage().data_ptr()] = number
+        return out
+
+
+@contextmanager
+def slow_attention() -> Iterator[None]:
+    """Keep attention from one operator of torch's own, in which no branch is seen."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def _with_zeros(name: str, args: Any, right: bool) -> Any:
+    """Operands of an addition, one of them zeros; what is added to in place becomes zeros."""
+    if right:
+        return args[0], torch.zeros_like(args[1])
+    if name.endswith("_"):
+        args[0].zero_()
+        return args
+    return torch.zeros_like(args[0]), args[1]
+
+
+def watch(model: nn.Module, inputs: Any, zeros: Mapping[int, bool] | None = None) -> Run:
+    """Run a model once and note its operators.
+
+    Args:
+        model: in eval mode; not changed.
+        inputs: a few samples.
+        zeros: numbers of additions, as an earlier run told them, one operand of which is zeros in
+            this run: whether the right one.
+    """
+    run = Run()
+    watching = _Watching(run, zeros or {})
+    handles = []
+    for name, module in model.named_modules():
+
+        def enter(module: nn.Module, args: Any, name: str = name) -> None:
+            watching.modules.append(name)
+
+        def leave(
+            module: nn.Module, args: Any, kwargs: Any, outputs: Any, name: str = name
+        ) -> None:
+            watching.modules.pop()
+            found = tensors((args, kwargs))
+            one = len(found) == 1 and isinstance(outputs, Tensor)
+            if not one or found[0].shape != outputs.shape:
+                run.resized.add(name)
+            if isinstance(module, nn.RNNBase):
+                fits = len(found) == 1 and found[0].shape == tensors(outputs)[0].shape
+                run.passing[name] = fits and name not in run.passing
+
+        handles.append(module.register_forward_pre_hook(enter, prepend=True))
+        handles.append(module.register_forward_hook(leave, with_kwargs=True, always_call=True))
+    for tensor in tensors(inputs):
+        floating = tensor.is_floating_point()
+        watching.made(tensor, len(run.operators))
+        run.operators.append(Operator("input", (), (), False, floating))
+    try:
+        with slow_attention(), torch.no_grad(), watching:
+            run.answers = call_flat(model, inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    run.outputs = tuple(n for tensor in run.answers for n in watching.by(tensor))
+    return run
+
+
+@dataclass(frozen=True)
+class Branch:
+    """What may go.
+
+    Args:
+        block: its layers, and all modules that go with them.
+        addition: number of the operator that adds it to the stream; of a block that passes on what
+            comes in, its first one.
+        right: whether it is the right operand.
+    """
+
+    block: Block
+    addition: int
+    right: bool
+
+
+class Finder:
+    """Finds the branches of a run.
+
+    Args:
+        model: that ran.
+        run: of it.
+        layers: of its inventory.
+    """
+
+    def __init__(self, model: nn.Module, run: Run, layers: Sequence[LayerSpec]) -> None:
+        self.run = run
+        self.macs = {layer.name: layer.macs for layer in layers}
+        self.modules = dict(model.named_modules())
+        self.holders: dict[str, list[int]] = {}
+        self.layer_of: list[str | None] = []
+        for number, operator in enumerate(run.operators):
+            inner = [m for m in operator.modules if m in self.macs]
+            self.layer_of.append(inner[0] if inner else None)
+            for name in operator.modules:
+                self.holders.setdefault(name, []).append(number)
+        self.live = self._reached(())
+        self.skipped: dict[str, str] = {}
+
+    def branches(self) -> list[Branch]:
+        """All of them, smaller ones first taken, in the order in which they run."""
+        found: list[Branch] = []
+        for number, operator in enumerate(self.run.operators):
+            if operator.addend and number in self.live and self.layer_of[number] is None:
+                branch = self._at(number)
+                if branch is not None:
+                    found.append(branch)
+        kept: list[Branch] = []
+        owner: dict[str, Branch] = {}
+        for branch in sorted(found, key=lambda b: len(b.block.layers)):
+            layers = branch.block.layers
+            smaller = next((owner[name] for name in layers if name in owner), None)
+            if smaller is None:
+                kept.append(branch)
+                owner.update(dict.fromkeys(layers, branch))
+            elif smaller.block.layers != layers:
+                within = f"the block of {smaller.block.name} lies within it, and may go by itself"
+                self.skipped[f"{layers[0]} to {layers[-1]}"] = within
+        kept += self._passing(owner)
+        return sorted(kept, key=lambda branch: branch.addition)
+
+    def _passing(self, taken: Collection[str]) -> list[Branch]:
+        """Recurrent layers of a stack that lie in no branch."""
+        if len(self.run.passing) < 2:
+            return []
+        return [
+            Branch(
+                Block(name, (name,), (name,), self.macs[name], True), self.holders[name][0], True
+            )
+            for name, fits in self.run.passing.items()
+            if fits and name in self.macs and name not in taken
+        ]
+
+    def _at(self, addition: int) -> Branch | None:
+        """The branch of one addition, if one of its operands is one."""
+        left, right = self.run.operators[addition].reads
+        if left == right:
+            return None
+        dead = [self.live - self._reached(((addition, n),)) for n in (left, right)]
+        shares = [sum(self.macs[n] for n in self._layers(gone)) for gone in dead]
+        # of two operands with layers the lesser is a projection of the stream
+        side = int(shares[1] >= shares[0])
+        gone, other = dead[side], dead[1 - side]
+        layers = self._layers(gone)
+        if not layers or not self._fits((left, right)[1 - side], gone, other):
+            return None
+        shared = [n for n in layers if any(o in self.live - gone for o in self.holders[n])]
+        if shared:
+            self.skipped[layers[0]] = f"{shared[0]} also runs outside of the branch"
+            return None
+        leave: list[str] = []
+        for name in self.modules:
+            inside = any(name.startswith(f"{parent}.") for parent in leave)
+            if name and not inside and self._leaves(name, gone):
+                leave.append(name)
+        macs = sum(self.macs[n] for n in layers)
+        block = Block(layers[0], tuple(layers), tuple(leave), macs)
+        return Branch(block, addition, bool(side))
+
+    def _reached(self, cut: Collection[tuple[int, int]]) -> set[int]:
+        """Operators from which a path leads to the outputs, without some edges."""
+        found: set[int] = set()
+        ahead = list(self.run.outputs)
+        while ahead:
+            number = ahead.pop()
+            if number in found:
+                continue
+            found.add(number)
+            reads = self.run.operators[number].reads
+            ahead += [n for n in reads if (number, n) not in cut]
+        return found
+
+    def _layers(self, numbers: Iterable[int]) -> list[str]:
+        """Layers that these operators are of, in the order in which they run."""
+        found = sorted(n for n in numbers if self.layer_of[n] is not None)
+        return list(dict.fromkeys(name for n in found if (name := self.layer_of[n]) is not None))
+
+    def _fits(self, stream: int, branch: set[int], projection: set[int]) -> bool:
+        """Whether the stream is what the branch reads, or a projection of it."""
+        entries = {
+            n
+            for number in branch
+            for n in self.run.operators[number].reads
+            if n not in branch and self.run.operators[n].floating
+        }
+        sources = self._sources(entries, frozenset())
+        return bool(sources & self._sources({stream}, projection))
+
+    def _sources(self, numbers: Iterable[int], through: Collection[int]) -> set[int]:
+        """What results come from without any layer between, but for those given."""
+        found: set[int] = set()
+        ahead = list(numbers)
+        while ahead:
+            number = ahead.pop()
+            if number in found or not self.run.operators[number].floating:
+                continue
+            found.add(number)
+            if self.layer_of[number] is None or number in through:
+                ahead += self.run.operators[number].reads
+        return found
+
+    def _leaves(self, name: str, gone: set[int]) -> bool:
+        """Whether all work of a layer, a norm or the like is that of a branch."""
+        module = self.modules[name]
+        own = [n for n in self.holders.get(name, ()) if n in self.live]
+        if not own or not gone.issuperset(own):
+            return False
+        if name in self.macs:
+            return absent(module) is not None
+        holds = any(True for _ in module.parameters()) or any(True for _ in module.buffers())
+        layers = any(listed(part) for part in module.modules())
+        return holds and not layers and name not in self.run.resized
+
+
+def find_branches(
+    model: nn.Module, inputs: Any, layers: Sequence[LayerSpec]
+) -> tuple[list[Branch], Mapping[str, str]]:
+    """Find what a model can do without.
+
+    Args:
+        model: in eval mode; not changed.
+        inputs: of one or two samples.
+        layers: of the model's inventory.
+
+    Returns:
+        The branches in the order in which they run; and of others the first layer, with the
+        reason why they stay.
+    """
+    finder = Finder(model, watch(model, inputs), layers)
+    return finder.branches(), finder.skipped
