@@ -12,7 +12,7 @@ import copy
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from autocompress.errors import InputError, PolicyError
 from autocompress.model.groups import SlicingPlan, slicing_plan
 from autocompress.model.shapes import resolver
 from autocompress.model.tied import holders, shared_parameters
+from autocompress.model.tracing_stubs import why_whole
 from autocompress.policy.hooks import load
 from autocompress.policy.inventory import WHOLE, Inventory, LayerSpec
 from autocompress.policy.policy import Factorization, LayerPolicy, Policy
@@ -34,6 +35,7 @@ from autocompress.policy.settings import CompressionSettings
 from autocompress.policy.writing import replacing
 from autocompress.task.data import Split, feed
 from autocompress.task.task import Loss
+from autocompress.techniques.attention import leave_fused_paths, opened, projection_of
 from autocompress.techniques.compressed import Compressed
 from autocompress.techniques.factorize import choose_factors
 from autocompress.techniques.moments import (
@@ -43,14 +45,13 @@ from autocompress.techniques.moments import (
     matrix_layer,
     solvable,
 )
-from autocompress.techniques.prune import leave_fused_paths
 from autocompress.techniques.stitching import Stitching
 
 Progress = Callable[[str, float], None]
 Factors = dict[str, tuple[Factorization, ...]]
 Stored = tuple[dict[str, list[int]], Mapping[str, Moments], Factors]
 
-_VERSION = 4
+_VERSION = 5
 """Of the file's content; a change makes old files stale."""
 
 
@@ -122,15 +123,10 @@ class LayerBank:
         if path is not None and path.exists():
             orders, moments, factors = _read(path)
             return cls(model, inventory.with_factors(factors), plan, settings, orders, moments)
-        names = [
-            layer.name
-            for layer in inventory.layers
-            if layer.kind in ("conv", "linear")
-            and not layer.why_not("re-solve")
-            and solvable(model.get_submodule(layer.name))
-        ]
         progress("input moments", 0.0)
-        moments = input_moments(model, names, inputs, seed=settings.seed)
+        moments = input_moments(
+            opened(model), _solved(model, inventory), inputs, seed=settings.seed
+        )
         orders = removal_orders(model, groups, plan, settings, moments, sample, progress, loss)
         progress("factors", 1.0)
         factors = choose_factors(model, inventory, moments)
@@ -239,8 +235,9 @@ class LayerBank:
         self, module: nn.Module, removals: Mapping[tuple[str, str], list[int]]
     ) -> None:
         """Put re-solved weights into the features that stay; slicing drops the others."""
-        for (name, side), gone in removals.items():
-            if side != "in" or not self._solves(name, gone, removals):
+        reads = dict(self._reads(removals))
+        for name, gone in reads.items():
+            if not self._solves(name, gone, reads):
                 continue
             layer = matrix_layer(module, name)
             weight, bias = self.solved(name, gone)
@@ -249,12 +246,20 @@ class LayerBank:
                 if layer.bias is not None and bias is not None:
                     layer.bias.copy_(bias)
 
-    def _solves(
-        self, name: str, gone: list[int], removals: Mapping[tuple[str, str], list[int]]
-    ) -> bool:
+    def _reads(
+        self, removals: Mapping[tuple[str, str], list[int]]
+    ) -> Iterator[tuple[str, list[int]]]:
+        """Layers that read channels that go, with these; of an attention, what reads its heads."""
+        for (name, side), gone in removals.items():
+            if side == "in":
+                yield name, gone
+            elif side == "heads":
+                yield projection_of(self.model, name), gone
+
+    def _solves(self, name: str, gone: list[int], reads: Mapping[str, list[int]]) -> bool:
         """Whether a layer can be solved, and with it all that hold the same weight."""
         return all(
-            holder in self.moments and removals.get((holder, "in")) == gone
+            holder in self.moments and reads.get(holder) == gone
             for holder in holders(self._shared, name)
         )
 
@@ -278,6 +283,20 @@ class LayerBank:
         mask[gone] = False
         kept = mask.repeat_interleave(weight[0, 0].numel()).nonzero().flatten()
         return found.second[0][kept][:, kept]
+
+
+def _solved(model: nn.Module, inventory: Inventory) -> list[str]:
+    """Names of the layers that can be solved anew, projections of attentions among them."""
+    found = []
+    for layer in inventory.layers:
+        name = layer.name
+        if layer.kind == "attention" and not why_whole(model.get_submodule(name)):
+            name = projection_of(model, name)
+        elif layer.kind not in ("conv", "linear"):
+            continue
+        if not layer.why_not("re-solve") and solvable(model.get_submodule(name)):
+            found.append(name)
+    return found
 
 
 def _module_bytes(module: nn.Module) -> int:

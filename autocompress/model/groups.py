@@ -15,7 +15,7 @@ from torch import nn
 
 from autocompress.model.channel_trace import trace_channels
 from autocompress.model.grouping import Member, group_channels
-from autocompress.model.tracing_stubs import inner_width, is_attention
+from autocompress.model.tracing_stubs import inner_width, is_attention, why_whole
 from autocompress.model.trial import first_samples, needed_calls, try_groups
 from autocompress.policy.inventory import WHOLE, ChannelGroup
 
@@ -107,19 +107,20 @@ def slicing_plan(model: nn.Module, example: Any, groups: Collection[str]) -> Sli
 def _untried(model: nn.Module, inputs: Any) -> tuple[tuple[ChannelGroup, ...], SlicingPlan]:
     trace = trace_channels(model, inputs)
     grouped = group_channels(trace)
-    heads = {
-        name: found
-        for name in trace.order
-        if is_attention(module := model.get_submodule(name))
-        and (found := _heads(name, module)) is not None
-    }
+    heads, whole = {}, {}
+    for name in trace.order:
+        if is_attention(module := model.get_submodule(name)):
+            whole[name] = "it has one head" if module.num_heads == 1 else why_whole(module)
+            if not whole[name]:
+                heads[name] = _heads(name, module)
+    whole = {name: reason for name, reason in whole.items() if reason}
     both = grouped.groups | heads
     names = [name for name in trace.order if name in both]
     plan = SlicingPlan(
         {name: both[name][1] for name in names},
         {name: both[name][2] for name in names},
-        grouped.skipped,
-        grouped.producers,
+        grouped.skipped | whole,
+        grouped.producers | {name: (name,) for name in whole},
         grouped.sites,
     )
     return tuple(both[name][0] for name in names), plan
@@ -146,16 +147,11 @@ def _without(
 
 def _heads(
     name: str, module: Any
-) -> tuple[ChannelGroup, tuple[Member, ...], tuple[tuple[int, ...], ...]] | None:
+) -> tuple[ChannelGroup, tuple[Member, ...], tuple[tuple[int, ...], ...]]:
     """The heads of an attention as a group of their own."""
     heads = int(module.num_heads)
-    if isinstance(module, nn.MultiheadAttention):
-        plain = module._qkv_same_embed_dim and module.bias_k is None and not module.add_zero_attn
-        channels = module.embed_dim
-    else:
-        plain, channels = True, inner_width(module)
-    if heads < 2 or not plain:
-        return None
+    multihead = isinstance(module, nn.MultiheadAttention)
+    channels = module.embed_dim if multihead else inner_width(module)
     width = channels // heads
     member = Member(name, "heads", tuple((channel,) for channel in range(channels)))
     units = tuple(tuple(range(h * width, (h + 1) * width)) for h in range(heads))

@@ -6,6 +6,7 @@ stream's width divided by the number of heads, so what stays of them needs modul
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autocompress.errors import PolicyError
+from autocompress.model.tracing_stubs import is_attention, why_whole
 
 _APART = -100.0
 """Added to the scores of places that lie side by side only because the image was rolled."""
@@ -31,30 +33,87 @@ def without_heads(module: Any, gone: Sequence[int], name: str) -> nn.Module:
         PolicyError: no head would be left.
     """
     heads = int(module.num_heads)
-    channels = _inner(module)
-    width = channels // heads
+    width = projection(module).in_features // heads
     kept = [h for h in range(heads) if h * width not in set(gone)]
     if not kept:
         raise PolicyError(f"Pruning must leave at least one head, {name!r} would keep none.")
+    return _open(module, kept)
+
+
+def _open(module: Any, kept: Sequence[int]) -> nn.Module:
     if isinstance(module, nn.MultiheadAttention):
         return FewerHeads(module, kept)
     return FewerWindowHeads(module, kept)
 
 
-def _inner(module: Any) -> int:
-    if isinstance(module, nn.MultiheadAttention):
-        return module.embed_dim
-    return int(module.proj.in_features)
+def opened(model: nn.Module) -> nn.Module:
+    """A copy that shares all tensors, whose attentions call their output projection as a layer.
+
+    ``torch.nn.MultiheadAttention`` multiplies with its weights inside one function, and
+    torchvision's window attention does so in windows: nobody sees there what the projection reads.
+
+    Args:
+        model: not changed; what is written into a shared tensor is seen by both.
+    """
+    held = (*model.parameters(), *model.buffers())
+    copied = copy.deepcopy(model, {id(tensor): tensor for tensor in held})
+    leave_fused_paths(copied)
+    for name, module in list(copied.named_modules()):
+        if is_attention(module) and not why_whole(module):
+            owner, _, child = name.rpartition(".")
+            whole = _open(module, range(int(module.num_heads)))  # type: ignore[arg-type]
+            if not name:
+                return whole
+            setattr(copied.get_submodule(owner), child, whole)
+    return copied
 
 
-def _inner_rows(kept: Sequence[int], width: int, channels: int) -> tuple[Tensor, Tensor]:
-    """Inner channels of the heads that stay, and their rows in stacked query, key and value."""
-    inner = torch.cat([torch.arange(h * width, (h + 1) * width) for h in kept])
-    return inner, torch.cat([inner + part * channels for part in range(3)])
+def leave_fused_paths(model: nn.Module) -> None:
+    """Make transformer encoders call their layers, in place.
+
+    Their fused path reads the layers' weights by name, past what has been put in a layer's place.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0  # read by the choice of the path only
+        elif isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False
 
 
-def _parameter(values: Tensor) -> nn.Parameter:
-    return nn.Parameter(values.detach().clone())
+def projection_of(model: nn.Module, name: str) -> str:
+    """Name of the layer that reads what all heads of an attention give."""
+    return f"{name}.out_proj" if hasattr(model.get_submodule(name), "out_proj") else f"{name}.proj"
+
+
+def projection(module: Any) -> nn.Linear:
+    """The layer that reads what all heads of an attention give."""
+    found: nn.Linear = module.out_proj if hasattr(module, "out_proj") else module.proj
+    return found
+
+
+class _Rows:
+    """Inner channels of the heads that stay, out of all heads of an attention."""
+
+    def __init__(self, kept: Sequence[int], width: int, channels: int) -> None:
+        self.inner = torch.cat([torch.arange(h * width, (h + 1) * width) for h in kept])
+        self.stacked = torch.cat([self.inner + part * channels for part in range(3)])
+        self.whole = len(self.inner) == channels
+
+    def of(self, values: Tensor, *, dim: int = 0, index: Tensor | None = None) -> nn.Parameter:
+        """Those of a parameter; the parameter itself where all stay."""
+        if self.whole:
+            assert isinstance(values, nn.Parameter)
+            return values
+        chosen = self.stacked if index is None else index
+        return nn.Parameter(values.detach().index_select(dim, chosen.to(values.device)))
+
+    def reader(self, full: nn.Linear) -> nn.Linear:
+        """The output projection, which reads the heads that stay; its bias is kept whole."""
+        layer = nn.Linear(len(self.inner), full.out_features, full.bias is not None, "meta")
+        layer.weight = self.of(full.weight, dim=1, index=self.inner)
+        if full.bias is not None:
+            layer.bias = full.bias if self.whole else nn.Parameter(full.bias.detach().clone())
+        return layer
 
 
 class FewerHeads(nn.Module):
@@ -76,15 +135,12 @@ class FewerHeads(nn.Module):
         self.batch_first, self.dropout = full.batch_first, full.dropout
         # transformer layers ask for these before they choose their fused path
         self._qkv_same_embed_dim = True
-        inner, rows = _inner_rows(kept, full.head_dim, full.embed_dim)
+        rows = _Rows(kept, full.head_dim, full.embed_dim)
         assert full.in_proj_weight is not None
-        self.in_proj_weight = _parameter(full.in_proj_weight[rows])
+        self.in_proj_weight = rows.of(full.in_proj_weight)
         bias = full.in_proj_bias
-        self.in_proj_bias = None if bias is None else _parameter(bias[rows])
-        self.out_proj = nn.Linear(len(inner), full.embed_dim, full.out_proj.bias is not None)
-        self.out_proj.weight = _parameter(full.out_proj.weight[:, inner])
-        if full.out_proj.bias is not None:
-            self.out_proj.bias = _parameter(full.out_proj.bias)
+        self.in_proj_bias = None if bias is None else rows.of(bias)
+        self.out_proj = rows.reader(full.out_proj)
         self.train(full.training)
 
     def forward(
@@ -117,8 +173,9 @@ class FewerHeads(nn.Module):
             padding = _additive(key_padding_mask, scores)
             scores = scores + padding.unsqueeze(-2).unsqueeze(-2)
         shares = F.dropout(scores.softmax(-1), self.dropout, self.training)
-        out = self.out_proj((shares @ v).transpose(-3, -2).flatten(-2))
-        out = out.transpose(0, 1) if flip else out
+        contexts = (shares @ v).transpose(-3, -2).flatten(-2)
+        # turned before the projection, so that what it gives is what the stream takes
+        out = self.out_proj(contexts.transpose(0, 1) if flip else contexts)
         if not need_weights:
             return out, None
         return out, shares.mean(-3) if average_attn_weights else shares
@@ -153,24 +210,20 @@ class FewerWindowHeads(nn.Module):
     def __init__(self, full: Any, kept: Sequence[int]) -> None:
         super().__init__()
         qkv: nn.Linear = full.qkv
-        proj: nn.Linear = full.proj
-        channels = proj.in_features
+        channels = full.proj.in_features
         self.num_heads, self.head_dim = len(kept), channels // int(full.num_heads)
         self.window_size: list[int] = list(full.window_size)
         self.shift_size: list[int] = list(full.shift_size)
         self.attention_dropout: float = full.attention_dropout
         self.dropout: float = full.dropout
-        inner, rows = _inner_rows(kept, self.head_dim, channels)
-        self.qkv = nn.Linear(channels, 3 * len(inner), qkv.bias is not None)
-        self.qkv.weight = _parameter(qkv.weight[rows])
+        rows = _Rows(kept, self.head_dim, channels)
+        self.qkv = nn.Linear(channels, 3 * len(rows.inner), qkv.bias is not None, "meta")
+        self.qkv.weight = rows.of(qkv.weight)
         if qkv.bias is not None:
-            self.qkv.bias = _parameter(qkv.bias[rows])
-        self.proj = nn.Linear(len(inner), proj.out_features, proj.bias is not None)
-        self.proj.weight = _parameter(proj.weight[:, inner])
-        if proj.bias is not None:
-            self.proj.bias = _parameter(proj.bias)
+            self.qkv.bias = rows.of(qkv.bias)
+        self.proj = rows.reader(full.proj)
         table: Tensor = full.relative_position_bias_table
-        self.relative_position_bias_table = _parameter(table[:, list(kept)])
+        self.relative_position_bias_table = rows.of(table, dim=1, index=torch.tensor(list(kept)))
         self.register_buffer("relative_position_index", full.relative_position_index)
         self.train(full.training)
 
@@ -190,7 +243,9 @@ class FewerWindowHeads(nn.Module):
         out = out.unflatten(2, (tall, wide)).unflatten(1, (-1, across))
         out = out.transpose(2, 3).flatten(3, 4).flatten(1, 2)
         out = torch.roll(out, shift, (1, 2)) if any(shift) else out
-        return out[:, :height, :width].contiguous()
+        # projected where the stream has its places, not in windows
+        out = self.proj(out[:, :height, :width].contiguous())
+        return F.dropout(out, self.dropout, self.training)
 
     def _windows(self, x: Tensor) -> Tensor:
         """``(N, H, W, C)`` cut to ``(N, windows, places, C)``."""
@@ -199,6 +254,7 @@ class FewerWindowHeads(nn.Module):
         return cut.flatten(3, 4).flatten(1, 2)
 
     def _attend(self, windows: Tensor, apart: Tensor | None) -> Tensor:
+        """What all heads give, ``(N, windows, places, heads x head width)``."""
         three = self.qkv(windows).unflatten(-1, (3, self.num_heads, self.head_dim))
         q, k, v = (part.transpose(-3, -2) for part in three.unbind(-3))
         places = windows.shape[2]
@@ -208,8 +264,7 @@ class FewerWindowHeads(nn.Module):
         if apart is not None:
             scores = scores + apart.unsqueeze(1)
         shares = F.dropout(scores.softmax(-1), self.attention_dropout, self.training)
-        out = self.proj((shares @ v).transpose(-3, -2).flatten(-2))
-        return F.dropout(out, self.dropout, self.training)
+        return (shares @ v).transpose(-3, -2).flatten(-2)
 
     def _apart(self, size: tuple[int, int], shift: list[int], like: Tensor) -> Tensor | None:
         """``(windows, places, places)``: what keeps rolled-in places out of a window's business."""

@@ -84,18 +84,6 @@ def _slice_raw(module: nn.Module, side: str, name: str, gone: Sequence[int]) -> 
         setattr(module, key, tensor.index_select(int(axis), kept))
 
 
-def leave_fused_paths(model: nn.Module) -> None:
-    """Make transformer encoders call their layers, in place.
-
-    Their fused path reads the layers' weights by name, past what has been put in a layer's place.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.TransformerEncoderLayer):
-            module.activation_relu_or_gelu = 0  # read by the choice of the path only
-        elif isinstance(module, nn.TransformerEncoder):
-            module.use_nested_tensor = False
-
-
 def _kept(size: int, gone: Sequence[int], name: str) -> Tensor:
     mask = torch.ones(size, dtype=torch.bool)
     mask[list(gone)] = False

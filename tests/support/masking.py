@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from autocompress.model.groups import SlicingPlan
 from autocompress.task.nested import tensors
-from autocompress.techniques.prune import leave_fused_paths, remove
+from autocompress.techniques.attention import leave_fused_paths
+from autocompress.techniques.prune import remove
 
 Removals = Mapping[tuple[str, str], Sequence[int]]
 

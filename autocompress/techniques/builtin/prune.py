@@ -87,7 +87,8 @@ class Prune(Technique):
             module: changed in place.
             removals: as ``SlicingPlan.removals`` gives them.
         """
-        from autocompress.techniques.prune import leave_fused_paths, remove
+        from autocompress.techniques.attention import leave_fused_paths
+        from autocompress.techniques.prune import remove
 
         leave_fused_paths(module)
         remove(module, removals)
