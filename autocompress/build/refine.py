@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from autocompress.build.walk import Steps
+from autocompress.build.blocks import Block, common_blocks, inside, reads_inputs, run_block
+from autocompress.build.walk import Steps, Walk
 from autocompress.errors import UnsupportedModel
 from autocompress.policy.recovery import Schedule
 from autocompress.policy.registry import sets_weights
@@ -36,19 +37,6 @@ Progress = Callable[[str, float], None]
 _CHUNK = 128
 _MEMORY = 1 << 30
 """Bytes that the values at one joint may take; with larger ones fewer samples are used."""
-
-
-@dataclass(frozen=True)
-class _Block:
-    """A part of the graph that starts and ends where one value alone flows.
-
-    Args:
-        start: the node whose value it takes.
-        nodes: that it runs, the last one gives its output.
-    """
-
-    start: fx.Node
-    nodes: tuple[fx.Node, ...]
 
 
 @dataclass
@@ -94,12 +82,17 @@ class Refinement:
         wanted = self._outputs(original, self._held)
         divergence = self.task.compared.fitted(wanted)
         best = _Best(lambda m: self._distance(m, wanted, divergence), module)
+        blocks: list[Block] = []
+        self._known: dict[tuple[int, int], Steps] = {}
         try:
-            self._steps = Steps(self.model, self.compressed.parts, self._images.inputs(2))
-            blocks = _blocks(self._steps, self.model)
+            self._walks = [self._walk(m) for m in (original, module)]
+            blocks = common_blocks(self._steps(0, 2), self._steps(1, 2), original)
         except UnsupportedModel as error:
-            blocks = []
             self._notes = (f"Refined as a whole, not block by block: {error}.",)
+        for part in module.modules():
+            if isinstance(part, QuantizedLayer):
+                part.train()  # its input range follows the data
+        self._named = dict(module.named_parameters())
         weights = [p for p in module.parameters() if p.dim() > 1] if self._sparse else []
         self._zeros = [(p, p != 0) for p in weights]
         self._each_block(original, module, blocks, begin + limit / 2)
@@ -116,11 +109,14 @@ class Refinement:
         """What is trained: through its rounding, where layers are quantized."""
         if not self.compressed.quantized:
             return copy.deepcopy(self.compressed.module).eval()
-        module = trainable(self.compressed).eval()
-        for part in module.modules():
-            if isinstance(part, QuantizedLayer):
-                part.train()  # its input range follows the data
-        return module
+        return trainable(self.compressed).eval()
+
+    def _walk(self, module: nn.Module) -> Walk:
+        few = self.place.put(self._images.inputs(4))
+        walk = Walk(module, self.compressed.parts, few, strict=False)
+        if walk.varies:
+            raise UnsupportedModel("what runs depends on the values that come in")
+        return walk
 
     def _result(self, module: nn.Module) -> Compressed:
         notes = (*self.compressed.notes, *self._notes)
@@ -132,42 +128,52 @@ class Refinement:
     # -- block by block
 
     def _each_block(
-        self, original: nn.Module, module: nn.Module, blocks: Sequence[_Block], deadline: float
+        self, original: nn.Module, module: nn.Module, blocks: Sequence[Block], deadline: float
     ) -> None:
         """Train each block that ends in as many channels as the original's."""
         old = new = None
         left = list(blocks)
         while left:
             block = left.pop(0)
-            if old is None or new is None:
-                fed = self._steps.feed(self._images.inputs())[0]
-                if not isinstance(fed, Tensor):
-                    return  # inputs that are no tensor: the whole network only
-                old = new = fed
-            goal = self._through(block, old, original)
-            found = self._through(block, new, module)
+            goal = self._through(block, old, 0)
+            found = self._through(block, new, 1)
             if goal is None or found is None or goal.shape != found.shape:
                 if not left:
                     break
-                left[0] = _Block(block.start, (*block.nodes, *left[0].nodes))
+                left[0] = Block(block.start, left[0].end)
                 continue
-            parameters = _parameters(block, module)
+            parameters = self._parameters(block, module)
             if parameters and not torch.equal(goal, found):
-                share = (time.monotonic(), deadline, 1 + len(left))
-                until = share[0] + (share[1] - share[0]) / share[2]
-                self._train_block(block, module, new, goal, parameters, until)
-                found = self._through(block, new, module)
-                assert found is not None
+                now = time.monotonic()
+                until = now + (deadline - now) / (1 + len(left))
+                self._train_block(block, new, goal, parameters, until)
+                found = self._through(block, new, 1)
             old, new = goal, found
             self._tell("blocks", 0.5 * (1 - len(left) / max(1, len(blocks))))
 
-    def _through(self, block: _Block, values: Tensor, module: nn.Module) -> Tensor | None:
+    def _run(self, block: Block, value: Tensor | None, index: Tensor, which: int) -> Any:
+        """What a block of one of the two networks gives for some of the samples."""
+        steps, inputs = self._steps(which, len(index)), None
+        if reads_inputs(steps, block):
+            inputs = self.place.put(self._images.prepare(self._images.take(index)[0]))
+            steps = self._walks[which].steps(inputs)
+        return run_block(steps, block, value, inputs, self._walks[which].module)
+
+    def _steps(self, which: int, count: int) -> Steps:
+        """What one of the two networks does with so many samples, which have the same shapes."""
+        if (which, count) not in self._known:
+            inputs = self.place.put(self._images.inputs(count))
+            self._known[which, count] = self._walks[which].steps(inputs)
+        return self._known[which, count]
+
+    def _through(self, block: Block, values: Tensor | None, which: int) -> Tensor | None:
         """The block's output for all samples, on the CPU; ``None`` for what is no batch."""
-        out = []
+        out: list[Tensor] = []
         with torch.no_grad(), self.place.autocast():
-            for chunk in values.split(_CHUNK):
-                found = _run(self._steps, block, self.place.put(chunk), module)
-                if not isinstance(found, Tensor) or len(found) != len(chunk):
+            for index in torch.arange(len(self._images)).split(_CHUNK):
+                value = None if values is None else self.place.put(values[index])
+                found = self._run(block, value, index, which)
+                if not isinstance(found, Tensor) or len(found) != len(index):
                     return None
                 out.append(found.float().cpu())
                 if sum(len(o) for o in out) * out[0][0].nbytes > _MEMORY:
@@ -176,9 +182,8 @@ class Refinement:
 
     def _train_block(
         self,
-        block: _Block,
-        module: nn.Module,
-        inputs: Tensor,
+        block: Block,
+        inputs: Tensor | None,
         goal: Tensor,
         parameters: list[nn.Parameter],
         deadline: float,
@@ -186,13 +191,24 @@ class Refinement:
         scale = goal.square().mean().clamp_min(1e-12).to(self.place.device)
 
         def loss(index: Tensor) -> Tensor:
+            value = None if inputs is None else self.place.put(inputs[index])
             with self.place.autocast():
-                found = _run(self._steps, block, self.place.put(inputs[index]), module)
+                found = self._run(block, value, index, 1)
             wanted = self.place.put(goal[index])
             return (found.float() - wanted).square().mean() / scale
 
         config = self.config
-        self._descend(parameters, loss, len(inputs), config.block_steps, config.lr, deadline)
+        self._descend(parameters, loss, len(goal), config.block_steps, config.lr, deadline)
+
+    def _parameters(self, block: Block, module: nn.Module) -> list[nn.Parameter]:
+        """Of the layers that a block runs, and of the forwards around them."""
+        found: list[nn.Parameter] = []
+        for node in inside(self._steps(1, 2), block):
+            if node.op == "call_module":
+                found += module.get_submodule(str(node.target)).parameters()
+            read = [str(n.target) for n in node.all_input_nodes if n.op == "get_attr"]
+            found += [self._named[name] for name in read if name in self._named]
+        return [p for p in dict.fromkeys(found) if p.requires_grad]
 
     # -- the whole network
 
@@ -305,55 +321,3 @@ def _order(count: int, batch: int, steps: int, seed: int) -> Iterator[Tensor]:
                 break
             yield index
             left -= 1
-
-
-def _blocks(steps: Steps, model: nn.Module) -> list[_Block]:
-    """Cut a graph wherever one value alone flows on, before a layer rather than behind one.
-
-    A norm or an activation that is the only one to read a value belongs to the layer before it.
-    """
-    alive: set[fx.Node] = set()
-    found: list[_Block] = []
-    start: fx.Node | None = None
-    nodes: list[fx.Node] = []
-    for node in steps.graph.nodes:
-        if node.op == "output":
-            break
-        alive.add(node)
-        alive.difference_update(steps.last_uses.get(node, ()))
-        if node.op == "placeholder":
-            if start is not None:
-                return []  # several inputs: the whole network only
-            start = node
-            continue
-        nodes.append(node)
-        readers = list(node.users)
-        if alive == {node} and start is not None and not _belongs(readers, model):
-            found.append(_Block(start, tuple(nodes)))
-            start, nodes = node, []
-            alive = {node}
-    return found
-
-
-def _belongs(readers: Sequence[fx.Node], model: nn.Module) -> bool:
-    """Whether what reads a value continues its block: a norm, an activation, or the end."""
-    if len(readers) != 1:
-        return False
-    reader = readers[0]
-    if reader.op != "call_module":
-        return reader.op == "output" or len(reader.all_input_nodes) == 1
-    return all(p.dim() < 2 for p in model.get_submodule(str(reader.target)).parameters())
-
-
-def _parameters(block: _Block, module: nn.Module) -> list[nn.Parameter]:
-    """Of the modules that a block runs."""
-    names = [str(n.target) for n in block.nodes if n.op == "call_module"]
-    found = [p for name in names for p in module.get_submodule(name).parameters()]
-    return [p for p in dict.fromkeys(found) if p.requires_grad]
-
-
-def _run(steps: Steps, block: _Block, value: Any, module: nn.Module) -> Any:
-    values = {block.start: value}
-    for node in block.nodes:
-        values[node] = steps.value(node, values, module)
-    return values[block.nodes[-1]]

@@ -1,16 +1,16 @@
 """The sequential re-solve: layer after layer, on inputs that are those of the compressed net.
 
-Both networks run side by side, node by node. Where the compressed one comes to a layer whose inputs
-have changed, the layer's weights and bias are solved by least squares, so that its output (after
-its batch norm) matches what the original has there. Where that output is added to a stream that
-has itself drifted, the drift is part of what the layer makes up for, so that whole block outputs
-are matched. Batch norms keep the statistics seen on the way: do not re-estimate them afterwards.
+Both networks run side by side, layer by layer, whatever their forwards do. Where the compressed one
+comes to a layer whose inputs have changed, the layer's weights and bias are solved by least
+squares, so that its output (after its batch norm) matches what the original has there. Where that
+output is added to a stream that has itself drifted, the drift is part of what the layer makes up
+for, so that whole block outputs are matched. Batch norms keep the statistics seen on the way: do
+not re-estimate them afterwards.
 """
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,25 +23,18 @@ from autocompress.build.solve import (
     place_before_norm,
     statistics,
 )
-from autocompress.build.walk import Steps
+from autocompress.build.walk import Key, Steps, Walk
 from autocompress.errors import UnsupportedModel
 from autocompress.model.tied import shared_parameters
 from autocompress.policy.registry import sets_weights
 from autocompress.task.nested import batch_size, take
+from autocompress.techniques.attention import opened
 from autocompress.techniques.compressed import Compressed
 from autocompress.techniques.moments import MatrixLayer, check_inputs, matrix_layer, solvable
 
 _NORM = nn.modules.batchnorm._BatchNorm
 _CHUNK = 128
-
-
-@dataclass(frozen=True)
-class _Target:
-    """What follows a layer: its batch norm, and the addition that its output flows into."""
-
-    norm: str | None
-    end: fx.Node
-    other: fx.Node | None
+_ADDITIONS = (torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor)
 
 
 @torch.no_grad()
@@ -50,7 +43,8 @@ def sequential_resolve(
 ) -> Compressed:
     """Re-solve the compressed layers one after another.
 
-    A weight that several layers hold keeps the bank's solution, which is for all of them.
+    A weight that several layers hold, and one of a layer that runs several times, keeps the bank's
+    solution, which is for all of them.
 
     Args:
         model: uncompressed, in eval mode; not changed.
@@ -63,8 +57,8 @@ def sequential_resolve(
 
     Raises:
         CalibrationError: inputs are empty or not finite.
-        UnsupportedModel: the model's control flow cannot be traced by torch.fx, or the compressed
-            one cannot be run step by step; use ``finish: bank_batch_norm`` in the settings.
+        UnsupportedModel: the two networks do not run the same layers in the same order; nothing
+            has been changed then. Use ``finish: bank_batch_norm`` in the settings.
 
     References:
         Luo et al., ThiNet, ICCV 2017 (layer-wise reconstruction); He et al., Channel Pruning,
@@ -72,137 +66,172 @@ def sequential_resolve(
     """
     check_inputs(inputs)
     try:
-        two = take(inputs, slice(0, 2))
-        steps = Steps(model, compressed.parts, two)
-        steps.check(compressed.module, two)
+        _Resolver(model, compressed, inputs, left_alone).run()
     except UnsupportedModel as error:
         raise UnsupportedModel(
-            f"The sequential re-solve runs networks step by step, but {error}. Set "
+            f"The sequential re-solve runs networks layer by layer, but {error}. Set "
             "`settings.finish: bank_batch_norm`."
         ) from error
-    _Resolver(model, compressed, steps, left_alone).run(inputs)
     return compressed
 
 
+class _Side:
+    """One network on its way with some samples.
+
+    Args:
+        steps: what it does with them.
+        module: whose weights count.
+        inputs: the samples.
+    """
+
+    def __init__(self, steps: Steps, module: nn.Module, inputs: Any) -> None:
+        self.steps, self.module = steps, module
+        self.values = steps.begin(inputs)
+        self._left = iter([n for n in steps.graph.nodes if n.op != "placeholder"])
+
+    def until(self, key: Key) -> None:
+        """Run all that comes before a layer."""
+        end = self.steps.nodes[key]
+        for node in self._left:
+            if node is end:
+                self._left = _back(node, self._left)
+                return
+            self.steps.run(self.values, [node], self.module)
+
+    def ahead(self, key: Key) -> Tensor:
+        """What a node gives whose inputs are there already."""
+        node = self.steps.nodes[key]
+        if node not in self.values:
+            self.values[node] = self.steps.value(node, self.values, self.module)
+        return self.values[node]
+
+    def known(self, key: Key | None) -> Any:
+        """A value, if it is there."""
+        return self.values.get(self.steps.nodes.get(key))  # type: ignore[arg-type]  # None gives none
+
+    def source(self, key: Key) -> Tensor:
+        """What a layer is about to take."""
+        return self.values[_source(self.steps.nodes[key])]
+
+
+def _back(node: fx.Node, rest: Iterator[fx.Node]) -> Iterator[fx.Node]:
+    yield node
+    yield from rest
+
+
+@dataclass(frozen=True)
+class _Target:
+    """What follows a layer: its batch norm, and the addition that its output flows into."""
+
+    norm: str | None
+    end: Key
+    other: Key | None
+
+
 class _Resolver:
-    """Runs both networks in lockstep on chunks that all wait at the same node."""
+    """Runs both networks in lockstep on chunks that all wait at the same layer."""
 
     def __init__(
-        self,
-        model: nn.Module,
-        compressed: Compressed,
-        steps: Steps,
-        left_alone: Collection[str] = (),
+        self, model: nn.Module, compressed: Compressed, inputs: Any, left_alone: Collection[str]
     ) -> None:
-        self.model = model
-        self.small = compressed.module
+        self.model, self.small = opened(model), opened(compressed.module)
         self.compressed = compressed
         self.kept = {name for places in shared_parameters(model) for name, _ in places}
         self.kept.update(left_alone)
         self.ridge = compressed.settings.ridge
-        self.steps = steps
-        self.sliced: set[fx.Node] = set()  # layers that lost outputs and are else as they were
+        self.sliced: set[Key] = set()  # layers that lost outputs and are else as they were
+        self.leaves = {
+            name: owner for owner in compressed.parts for name in _leaves(owner, model, self.model)
+        }
+        old, new = (Walk(m, self.leaves, inputs) for m in (self.model, self.small))
+        chunks = [take(inputs, slice(i, i + _CHUNK)) for i in range(0, batch_size(inputs), _CHUNK)]
+        self.old = [_Side(old.steps(x), self.model, x) for x in chunks]
+        self.new = [_Side(new.steps(x), self.small, x) for x in chunks]
+        self.layers = self._common()
+        runs = [str(node.target) for node in self.layers.values()]
+        self.kept.update(name for name in runs if runs.count(name) > 1)
 
-    def run(self, inputs: Any) -> None:
-        old: dict[fx.Node, list[Any]] = {}
-        new: dict[fx.Node, list[Any]] = {}
-        starts = range(0, batch_size(inputs), _CHUNK)
-        fed = [self.steps.feed(take(inputs, slice(i, i + _CHUNK))) for i in starts]
-        feeds = iter(list(values) for values in zip(*fed, strict=True))
-        chunks = len(fed)
-        ahead: dict[fx.Node, list[Any]] = {}
-        for node in self.steps.graph.nodes:
-            if node.op == "placeholder":
-                old[node] = new[node] = next(feeds)
-                continue
-            if node.op == "output":
-                break
-            old[node] = ahead.pop(node, []) or self._values(node, old, self.model, chunks)
-            self._prepare(node, old, new, ahead, chunks)
-            new[node] = self._values(node, new, self.small, chunks)
-            for done in self.steps.last_uses.get(node, ()):
-                old.pop(done, None)
-                new.pop(done, None)
+    def _common(self) -> dict[Key, fx.Node]:
+        """The layers that both networks run."""
+        first, *others = (side.steps.layers() for side in (*self.old, *self.new))
+        keys = set(first).intersection(*others)
+        found = {key: node for key, node in first.items() if key in keys}
+        order = list(found)
+        if any([key for key in own if key in keys] != order for own in others):
+            raise UnsupportedModel("they do not run in the same order for all samples")
+        return found
 
-    def _values(
-        self, node: fx.Node, env: Mapping[fx.Node, list[Any]], module: nn.Module, chunks: int
-    ) -> list[Any]:
-        return [
-            self.steps.value(node, {n: env[n][i] for n in node.all_input_nodes}, module)
-            for i in range(chunks)
-        ]
+    def run(self) -> None:
+        for key, node in self.layers.items():
+            for side in (*self.old, *self.new):
+                side.until(key)
+            self._prepare(key, node)
 
-    def _prepare(
-        self,
-        node: fx.Node,
-        old: dict[fx.Node, list[Any]],
-        new: dict[fx.Node, list[Any]],
-        ahead: dict[fx.Node, list[Any]],
-        chunks: int,
-    ) -> None:
+    def _prepare(self, key: Key, node: fx.Node) -> None:
         """Solve or re-norm what the compressed network is about to run."""
         name = str(node.target)
-        if node.op != "call_module":
-            return
-        layer = self._last_part(name)
         original = self.model.get_submodule(name)
         if isinstance(original, _NORM):
-            source = _source(node)
-            if source not in self.sliced and not _same(old[source], new[source]):
-                self._restate(name, new[source])
+            source = self.old[0].steps.keys.get(_source(node))
+            if source not in self.sliced and not self._same(key):
+                self._restate(name, [side.source(key) for side in self.new])
             return
-        if name not in self.compressed.parts or layer is None or not self._changed(node, old, new):
+        layer = self._last_part(name)
+        if layer is None or not self._changed(key, name):
             return
         if layer.weight.shape[0] != matrix_layer(self.model, name).weight.shape[0]:
-            if self._only_sliced(node, old, new):
-                self.sliced.add(node)
+            if self._only_sliced(key, name):
+                self.sliced.add(key)
             return  # its own outputs are pruned: the norm after it takes the new statistics
-        target = self._target(node)
-        wanted = self._wanted(target, node, old, new, ahead, chunks)
-        fed = [self._front(name, x) for x in new[_source(node)]]
+        target = self._target(key, node)
+        wanted = self._wanted(key, target)
+        fed = [self._front(name, side.source(key)) for side in self.new]
         zeros = None
-        if sets_weights(self.compressed.policy[name]):
+        if sets_weights(self._policy(name)):
             zeros = layer.weight.flatten(1) == 0
         self._solve(layer, target.norm, fed, wanted, zeros)
 
+    def _policy(self, name: str) -> Any:
+        return self.compressed.policy[self.leaves[name]]
+
+    def _parts(self, name: str) -> tuple[str, ...]:
+        return self.compressed.parts.get(name, (name,))
+
     def _last_part(self, name: str) -> MatrixLayer | None:
         """The module whose weights make the layer's outputs, if they can be solved."""
-        if name in self.kept:
+        if name in self.kept or name not in self.leaves or self.leaves[name] in self.kept:
             return None
-        parts = self.compressed.parts.get(name, (name,))
-        layer = self.small.get_submodule(parts[-1])
+        layer = self.small.get_submodule(self._parts(name)[-1])
         if not solvable(layer):
             return None
         return layer if getattr(layer, "groups", 1) == 1 else None
 
     def _front(self, name: str, x: Tensor) -> Tensor:
         """Inputs of a factorized layer's last part."""
-        for part in self.compressed.parts[name][:-1]:
+        for part in self._parts(name)[:-1]:
             x = self.small.get_submodule(part)(x)
         return x
 
-    def _changed(
-        self, node: fx.Node, old: Mapping[fx.Node, list[Any]], new: Mapping[fx.Node, list[Any]]
-    ) -> bool:
-        if len(self.compressed.parts[str(node.target)]) > 1:
+    def _same(self, key: Key) -> bool:
+        """Whether a layer takes in both networks the same."""
+        before, now = self.old[0].source(key), self.new[0].source(key)
+        return before.shape == now.shape and torch.equal(before, now)
+
+    def _changed(self, key: Key, name: str) -> bool:
+        if len(self._parts(name)) > 1 or not self._same(key):
             return True
-        if not _same(old[_source(node)], new[_source(node)]):
-            return True
-        a = matrix_layer(self.model, str(node.target)).weight
-        b = matrix_layer(self.small, str(node.target)).weight
+        a = matrix_layer(self.model, name).weight
+        b = matrix_layer(self.small, name).weight
         return a.shape != b.shape or not torch.equal(a, b)
 
-    def _only_sliced(
-        self, node: fx.Node, old: Mapping[fx.Node, list[Any]], new: Mapping[fx.Node, list[Any]]
-    ) -> bool:
+    def _only_sliced(self, key: Key, name: str) -> bool:
         """Whether the outputs that are left are those of the original."""
-        name = str(node.target)
-        one_part = len(self.compressed.parts[name]) == 1
-        kept = not sets_weights(self.compressed.policy[name])
-        return one_part and kept and _same(old[_source(node)], new[_source(node)])
+        kept = not sets_weights(self._policy(name))
+        return len(self._parts(name)) == 1 and kept and self._same(key)
 
-    def _target(self, node: fx.Node) -> _Target:
+    def _target(self, key: Key, node: fx.Node) -> _Target:
         """Follow a layer's output to its norm and to the addition it flows into."""
+        keys = self.old[0].steps.keys
         norm, end = None, node
         following = list(end.users)
         if (
@@ -214,39 +243,24 @@ class _Resolver:
             end = following[0]
             norm = str(end.target)
             following = list(end.users)
-        if len(following) == 1 and following[0].target in (
-            operator.add,
-            operator.iadd,
-            torch.add,
-            "add",
-            "add_",
-        ):
+        if len(following) == 1 and following[0].target in _ADDITIONS and not following[0].kwargs:
             pair = [a for a in following[0].args[:2] if isinstance(a, fx.Node)]
             others = [a for a in pair if a is not end]
             if len(pair) == 2 and len(others) == 1:
-                return _Target(norm, end, others[0])
-        return _Target(norm, end, None)
+                return _Target(norm, keys[end], keys.get(others[0]))
+        return _Target(norm, keys[end], None)
 
-    def _wanted(
-        self,
-        target: _Target,
-        node: fx.Node,
-        old: dict[fx.Node, list[Any]],
-        new: dict[fx.Node, list[Any]],
-        ahead: dict[fx.Node, list[Any]],
-        chunks: int,
-    ) -> list[Tensor]:
+    def _wanted(self, key: Key, target: _Target) -> list[Tensor]:
         """The original's output after the norm, and the drift of the stream it is added to."""
-        values = old[node]
-        if target.end is not node:
-            values = ahead[target.end] = self._values(target.end, old, self.model, chunks)
-        other = target.other
-        if other is None or other not in old or other not in new:
-            return values
-        return [
-            v + o - n if o.shape == n.shape == v.shape else v
-            for v, o, n in zip(values, old[other], new[other], strict=True)
-        ]
+        found = []
+        for old, new in zip(self.old, self.new, strict=True):
+            old.ahead(key)
+            value = old.ahead(target.end)
+            o, n = old.known(target.other), new.known(target.other)
+            if o is not None and n is not None and o.shape == n.shape == value.shape:
+                value = value + o - n
+            found.append(value)
+        return found
 
     def _solve(
         self,
@@ -321,12 +335,14 @@ def _solved(gram: Tensor, right: Tensor, zeros: Tensor | None) -> Tensor:
     return found
 
 
+def _leaves(name: str, model: nn.Module, opened_model: nn.Module) -> Sequence[str]:
+    """The layers that run for one of a policy: itself, or those of an attention."""
+    module = opened_model.get_submodule(name)
+    if type(module) is type(model.get_submodule(name)):
+        return (name,)
+    return tuple(f"{name}.{child}" for child, _ in module.named_children())
+
+
 def _source(node: fx.Node) -> fx.Node:
     """The node whose value a layer takes."""
-    source = node.args[0]
-    assert isinstance(source, fx.Node)
-    return source
-
-
-def _same(before: list[Tensor], now: list[Tensor]) -> bool:
-    return before[0].shape == now[0].shape and torch.equal(before[0], now[0])
+    return node.all_input_nodes[0]

@@ -47,24 +47,22 @@ def _open(module: Any, kept: Sequence[int]) -> nn.Module:
 
 
 def opened(model: nn.Module) -> nn.Module:
-    """A copy that shares all tensors, whose attentions call their output projection as a layer.
-
-    ``torch.nn.MultiheadAttention`` multiplies with its weights inside one function, and
-    torchvision's window attention does so in windows: nobody sees there what the projection reads.
+    """The same model, its weights shared, whose attentions call their output projections as layers.
 
     Args:
-        model: not changed; what is written into a shared tensor is seen by both.
+        model: not changed, and handed back if it has no such attention; a change to a weight of one
+            shows in the other.
     """
-    held = (*model.parameters(), *model.buffers())
-    copied = copy.deepcopy(model, {id(tensor): tensor for tensor in held})
+    found = [n for n, m in model.named_modules() if n and is_attention(m) and not why_whole(m)]
+    if not found:
+        return model
+    tensors = (*model.parameters(), *model.buffers())
+    copied = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
     leave_fused_paths(copied)
-    for name, module in list(copied.named_modules()):
-        if is_attention(module) and not why_whole(module):
-            owner, _, child = name.rpartition(".")
-            whole = _open(module, range(int(module.num_heads)))  # type: ignore[arg-type]
-            if not name:
-                return whole
-            setattr(copied.get_submodule(owner), child, whole)
+    for name in found:
+        module: Any = copied.get_submodule(name)
+        owner, _, child = name.rpartition(".")
+        setattr(copied.get_submodule(owner), child, _open(module, range(module.num_heads)))
     return copied
 
 

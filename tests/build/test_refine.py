@@ -12,8 +12,9 @@ from small_networks import data, example, make
 from torch import nn
 
 from autocompress.build.bank import LayerBank
+from autocompress.build.blocks import Block, common_blocks, reads_inputs, run_block
 from autocompress.build.pipeline import Pipeline
-from autocompress.build.refine import Refinement, _blocks, _run
+from autocompress.build.refine import Refinement
 from autocompress.build.walk import Steps
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.policy import LayerPolicy, Policy
@@ -39,6 +40,30 @@ def pipeline(name: str, count: int = 256, **refine: Any) -> Pipeline:
     return Pipeline(model, own, inventory, bank, settings, Schedule(device="cpu"))
 
 
+class MaskedEncoder(nn.Module):
+    """Tokens, of which 0 is padding, through two layers of torch's encoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.words = nn.Embedding(20, 16)
+        layer = nn.TransformerEncoderLayer(16, 4, 32, 0.0, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        mask = ids == 0
+        tokens = self.encoder(self.words(ids), src_key_padding_mask=mask)
+        return self.head((tokens * ~mask[..., None]).sum(1))
+
+
+def _texts(count: int) -> torch.Tensor:
+    draws = torch.Generator().manual_seed(0)
+    ids = torch.randint(1, 20, (count, 7), generator=draws)
+    ids[:, 5:] *= torch.randint(0, 2, (count, 2), generator=draws)
+    return ids
+
+
 def half(parts: Pipeline, **more: Any) -> Policy:
     groups = [g for g in parts.inventory.channel_groups if not g.residual]
     layers = {p: LayerPolicy(prune_ratio=0.5, **more) for g in groups for p in g.producers}
@@ -51,32 +76,46 @@ def distance(parts: Pipeline, module: nn.Module, split: Split) -> float:
     return float(SoftmaxKL()(wanted, found).mean())
 
 
-@pytest.mark.parametrize("name", ["plain", "residual", "unet"])
+@pytest.mark.parametrize("name", ["plain", "residual", "unet", "attention"])
 def test_blocks_run_one_after_another_are_the_network(name: str) -> None:
-    model, inputs = make(name), example(name, 4)
-    seen: dict[str, Any] = {}
-
-    class Noting(torch.fx.Interpreter):
-        def run_node(self, node: torch.fx.Node) -> Any:
-            seen[node.name] = super().run_node(node)
-            return seen[node.name]
-
-    Noting(torch.fx.symbolic_trace(model)).run(inputs)
+    model = MaskedEncoder() if name == "attention" else make(name)
+    model.eval()
+    inputs = _texts(4) if name == "attention" else example(name, 4)
     steps = Steps(model, [], inputs)
-    blocks = _blocks(steps, model)
-    assert blocks
-    value: Any = inputs
+    blocks = common_blocks(steps, steps, model)
+    assert len(blocks) > 1
+    value = None
     with torch.no_grad():
         for block in blocks:
-            value = _run(steps, block, value, model)
-            torch.testing.assert_close(value, seen[block.nodes[-1].name])
+            needed = inputs if reads_inputs(steps, block) else None
+            before = None if value is None else value.clone()
+            found = run_block(steps, block, value, needed, model)
+            assert value is None or torch.equal(value, before)
+            value = found
+        *_, output = steps.graph.nodes
+        if steps.nodes[blocks[-1].end] is not output.args[0][0]:
+            last = Block(blocks[-1].end, steps.keys[output.args[0][0]])
+            value = run_block(steps, last, value, None, model)
+        torch.testing.assert_close(value, model(inputs))
+
+
+def _ends(model: nn.Module, inputs: Any) -> list[str]:
+    steps = Steps(model.eval(), [], inputs)
+    return [str(steps.nodes[b.end].target) for b in common_blocks(steps, steps, model)]
 
 
 def test_residual_blocks_are_cut_at_the_stream() -> None:
-    model = make("residual")
-    ends = [str(b.nodes[-1].name) for b in _blocks(Steps(model, [], example("residual")), model)]
+    ends = _ends(make("residual"), example("residual"))
     # behind the stem, the first block, and the second one, which pools; the head is the rest
-    assert [end.partition("_")[0] for end in ends] == ["relu", "relu", "mean"]
+    assert [end.rpartition(".")[2].partition("_")[0] for end in ends] == [
+        *("default", "default", "dim")
+    ], ends
+
+
+def test_a_mask_of_padding_does_not_keep_an_encoder_in_one_piece() -> None:
+    ends = _ends(MaskedEncoder(), _texts(4))
+    # the embedding; each layer's attention and MLP, with the norms behind them
+    assert [e.rpartition(".")[2] for e in ends if "norm" in e] == ["norm1", "norm2"] * 2, ends
 
 
 @pytest.mark.parametrize("name", ["plain", "residual", "concat", "grouped", "tokens"])
