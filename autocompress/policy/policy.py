@@ -18,6 +18,7 @@ from autocompress.policy.registry import added_fields, builtin, no_field, techni
 from autocompress.policy.section import STRICT, read_as
 
 Factorization = Literal["auto", "svd", "spatial", "tucker2"]
+Heads = Literal["fewer", "narrower"]
 ActivationScaling = Literal["static", "dynamic"]
 
 
@@ -39,6 +40,8 @@ class LayerPolicy:
         factorization: which factors a kernel larger than 1x1 gets (all else gets SVD): ``"svd"``,
             ``"spatial"`` or ``"tucker2"``; ``"auto"`` is whichever has the least error in the
             layer's outputs at this rank ratio, as the layer bank found. ``None`` is SVD.
+        heads: what a prune ratio takes of an attention: ``"fewer"`` heads, or all of them
+            ``"narrower"``, where nothing but a product stands between their projections.
         more: fields of techniques that installed packages add, by name. They stand beside the
             others in files and in ``from_dict``.
     """
@@ -53,6 +56,7 @@ class LayerPolicy:
     activation_scaling: ActivationScaling = "static"
     rank_ratio: float | None = None
     factorization: Factorization | None = None
+    heads: Heads = "fewer"
     more: Annotated[tuple[tuple[str, Any], ...], BeforeValidator(only_folded)] = ()
     identity: bool = field(init=False, compare=False, repr=False)
     """Whether this policy leaves its layer as it is; a search asks it of every layer."""

@@ -22,28 +22,34 @@ _APART = -100.0
 
 
 def without_heads(module: Any, gone: Sequence[int], name: str) -> nn.Module:
-    """The same attention without some of its heads.
+    """The same attention without some of its heads, or with narrower ones.
 
     Args:
         module: ``nn.MultiheadAttention`` or torchvision's ``ShiftedWindowAttention``; not changed.
-        gone: inner channels that go, whole heads of them.
+        gone: inner channels that go: whole heads of them, or equally many of every head.
         name: of the module, for errors.
 
     Raises:
-        PolicyError: no head would be left.
+        PolicyError: no head would be left, or heads of unlike widths.
     """
     heads = int(module.num_heads)
     width = projection(module).in_features // heads
-    kept = [h for h in range(heads) if h * width not in set(gone)]
+    left = [sorted({*range(h * width, (h + 1) * width)} - set(gone)) for h in range(heads)]
+    kept = [h for h in range(heads) if left[h]]
     if not kept:
         raise PolicyError(f"Pruning must leave at least one head, {name!r} would keep none.")
-    return _open(module, kept)
+    widths = {len(left[h]) for h in kept}
+    if len(widths) > 1:
+        raise PolicyError(
+            f"All heads that stay must be of one width; of {name!r} they would have {widths}."
+        )
+    return _open(module, kept, [c for h in kept for c in left[h]])
 
 
-def _open(module: Any, kept: Sequence[int]) -> nn.Module:
+def _open(module: Any, kept: Sequence[int], inner: Sequence[int]) -> nn.Module:
     if isinstance(module, nn.MultiheadAttention):
-        return FewerHeads(module, kept)
-    return FewerWindowHeads(module, kept)
+        return FewerHeads(module, kept, inner)
+    return FewerWindowHeads(module, kept, inner)
 
 
 def opened(model: nn.Module) -> nn.Module:
@@ -62,7 +68,7 @@ def opened(model: nn.Module) -> nn.Module:
     for name in found:
         module: Any = copied.get_submodule(name)
         owner, _, child = name.rpartition(".")
-        setattr(copied.get_submodule(owner), child, _open(module, range(module.num_heads)))
+        setattr(copied.get_submodule(owner), child, without_heads(module, (), name))
     return copied
 
 
@@ -90,10 +96,10 @@ def projection(module: Any) -> nn.Linear:
 
 
 class _Rows:
-    """Inner channels of the heads that stay, out of all heads of an attention."""
+    """Inner channels that stay, out of those of all heads of an attention."""
 
-    def __init__(self, kept: Sequence[int], width: int, channels: int) -> None:
-        self.inner = torch.cat([torch.arange(h * width, (h + 1) * width) for h in kept])
+    def __init__(self, inner: Sequence[int], channels: int) -> None:
+        self.inner = torch.tensor(inner)
         self.stacked = torch.cat([self.inner + part * channels for part in range(3)])
         self.whole = len(self.inner) == channels
 
@@ -120,25 +126,31 @@ class FewerHeads(nn.Module):
     Args:
         full: whose weights are taken.
         kept: numbers of the heads that stay.
+        inner: their channels that stay.
 
     References:
         Vaswani et al., Attention Is All You Need, NeurIPS 2017, section 3.2; pruning of heads:
         Michel et al., Are Sixteen Heads Really Better than One?, NeurIPS 2019.
     """
 
-    def __init__(self, full: nn.MultiheadAttention, kept: Sequence[int]) -> None:
+    def __init__(
+        self, full: nn.MultiheadAttention, kept: Sequence[int], inner: Sequence[int]
+    ) -> None:
         super().__init__()
-        self.embed_dim, self.head_dim = full.embed_dim, full.head_dim
+        self.embed_dim, self.head_dim = full.embed_dim, len(inner) // len(kept)
+        self.scale = full.head_dim**-0.5  # of the head as it was: scores stay as large
         self.num_heads, self.kept, self.all_heads = len(kept), tuple(kept), full.num_heads
         self.batch_first, self.dropout = full.batch_first, full.dropout
         # transformer layers ask for these before they choose their fused path
         self._qkv_same_embed_dim = True
-        rows = _Rows(kept, full.head_dim, full.embed_dim)
+        rows = _Rows(inner, full.embed_dim)
         assert full.in_proj_weight is not None
         self.in_proj_weight = rows.of(full.in_proj_weight)
         bias = full.in_proj_bias
         self.in_proj_bias = None if bias is None else rows.of(bias)
         self.out_proj = rows.reader(full.out_proj)
+        # called with what the heads are made of, so that it can be watched
+        self.takes_query, self.takes_key, self.takes_value = (nn.Identity() for _ in range(3))
         self.train(full.training)
 
     def forward(
@@ -159,12 +171,13 @@ class FewerHeads(nn.Module):
         if self.in_proj_bias is not None:
             shifts = self.in_proj_bias.split(self.num_heads * self.head_dim)
         heads = []
-        for given, weight, shift in zip((query, key, value), parts, shifts, strict=True):
+        taken = (self.takes_query(query), self.takes_key(key), self.takes_value(value))
+        for given, weight, shift in zip(taken, parts, shifts, strict=True):
             given = given.transpose(0, 1) if flip else given
             mapped = F.linear(given, weight, shift)
             heads.append(mapped.unflatten(-1, (self.num_heads, self.head_dim)).transpose(-3, -2))
         q, k, v = heads
-        scores = q @ k.transpose(-1, -2) * self.head_dim**-0.5
+        scores = q @ k.transpose(-1, -2) * self.scale
         if attn_mask is not None:
             scores = scores + self._per_head(_additive(attn_mask, scores))
         if key_padding_mask is not None:
@@ -198,6 +211,7 @@ class FewerWindowHeads(nn.Module):
     Args:
         full: whose weights are taken.
         kept: numbers of the heads that stay.
+        inner: their channels that stay.
 
     References:
         Liu et al., Swin Transformer, ICCV 2021, section 3.2.
@@ -205,23 +219,27 @@ class FewerWindowHeads(nn.Module):
 
     relative_position_index: Tensor
 
-    def __init__(self, full: Any, kept: Sequence[int]) -> None:
+    def __init__(self, full: Any, kept: Sequence[int], inner: Sequence[int]) -> None:
         super().__init__()
         qkv: nn.Linear = full.qkv
         channels = full.proj.in_features
-        self.num_heads, self.head_dim = len(kept), channels // int(full.num_heads)
+        self.num_heads, self.head_dim = len(kept), len(inner) // len(kept)
+        self.scale = (channels // int(full.num_heads)) ** -0.5
         self.window_size: list[int] = list(full.window_size)
         self.shift_size: list[int] = list(full.shift_size)
         self.attention_dropout: float = full.attention_dropout
         self.dropout: float = full.dropout
-        rows = _Rows(kept, self.head_dim, channels)
+        rows = _Rows(inner, channels)
         self.qkv = nn.Linear(channels, 3 * len(rows.inner), qkv.bias is not None, "meta")
         self.qkv.weight = rows.of(qkv.weight)
         if qkv.bias is not None:
             self.qkv.bias = rows.of(qkv.bias)
         self.proj = rows.reader(full.proj)
-        table: Tensor = full.relative_position_bias_table
-        self.relative_position_bias_table = rows.of(table, dim=1, index=torch.tensor(list(kept)))
+        table: nn.Parameter = full.relative_position_bias_table
+        all_heads = table.shape[1] == len(kept)
+        self.relative_position_bias_table = (
+            table if all_heads else nn.Parameter(table.detach()[:, list(kept)])
+        )
         self.register_buffer("relative_position_index", full.relative_position_index)
         self.train(full.training)
 
@@ -257,7 +275,7 @@ class FewerWindowHeads(nn.Module):
         q, k, v = (part.transpose(-3, -2) for part in three.unbind(-3))
         places = windows.shape[2]
         bias = self.relative_position_bias_table[self.relative_position_index]
-        scores = q @ k.transpose(-1, -2) * self.head_dim**-0.5
+        scores = q @ k.transpose(-1, -2) * self.scale
         scores = scores + bias.view(places, places, self.num_heads).permute(2, 0, 1)
         if apart is not None:
             scores = scores + apart.unsqueeze(1)
