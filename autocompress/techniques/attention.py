@@ -260,8 +260,8 @@ class FewerWindowHeads(nn.Module):
         out = out.transpose(2, 3).flatten(3, 4).flatten(1, 2)
         out = torch.roll(out, shift, (1, 2)) if any(shift) else out
         # projected where the stream has its places, not in windows
-        out = self.proj(out[:, :height, :width].contiguous())
-        return F.dropout(out, self.dropout, self.training)
+        out = F.dropout(self.proj(out), self.dropout, self.training)
+        return out if size == (height, width) else out[:, :height, :width].contiguous()
 
     def _windows(self, x: Tensor) -> Tensor:
         """``(N, H, W, C)`` cut to ``(N, windows, places, C)``."""
