@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from autocompress.model.channel_trace import trace_channels
-from autocompress.model.grouping import Member, group_channels
+from autocompress.model.grouping import Found, Member, group_channels
 from autocompress.model.tracing_stubs import inner_width, is_attention, why_whole
 from autocompress.model.trial import first_samples, needed_calls, try_groups
 from autocompress.model.widths import Narrowing, narrowed, narrowings
@@ -124,7 +124,8 @@ def slicing_plan(model: nn.Module, example: Any, groups: Collection[str]) -> Sli
 def _untried(model: nn.Module, inputs: Any) -> tuple[tuple[ChannelGroup, ...], SlicingPlan]:
     trace = trace_channels(model, inputs)
     grouped = group_channels(trace)
-    heads, whole = {}, {}
+    heads: dict[str, Found] = {}
+    whole: dict[str, str] = {}
     for name in trace.order:
         if is_attention(module := model.get_submodule(name)):
             whole[name] = "it has one head" if module.num_heads == 1 else why_whole(module)
@@ -162,9 +163,7 @@ def _without(
     )
 
 
-def _heads(
-    name: str, module: Any
-) -> tuple[ChannelGroup, tuple[Member, ...], tuple[tuple[int, ...], ...]]:
+def _heads(name: str, module: Any) -> Found:
     """The heads of an attention as a group of their own."""
     heads = int(module.num_heads)
     multihead = isinstance(module, nn.MultiheadAttention)

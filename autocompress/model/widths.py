@@ -171,17 +171,18 @@ def _rows(model: nn.Module, group: str, plan: SlicingPlan) -> Made | None:
         window = hasattr(model.get_submodule(group), "qkv")
         own, prefix = (f"{group}.qkv", "") if window else (group, "in_proj_")
         size = width * len(units)
-        three = [
+        stacked = [
             [Rows(own, tuple(c + part * size for c in unit), prefix) for part in range(3)]
             for unit in units
         ]
-        return three, f"{group}.{'proj' if window else 'out_proj'}", [tuple(u) for u in units]
+        return stacked, f"{group}.{'proj' if window else 'out_proj'}", [tuple(u) for u in units]
     readers = [m for m in members if m.side == "in"]
     makers = {m.module: m for m in members if m.side == "out"}
     layers = [model.get_submodule(name) for name in (*makers, *(m.module for m in readers))]
     if len(readers) != 1 or not all(map(_pointwise, layers)):
         return None
-    three, columns = [], []
+    three: list[list[Rows]] = []
+    columns: list[tuple[int, ...]] = []
     for unit in units:
         read = sorted(i for c in unit for i in readers[0].index[c])
         made = [
