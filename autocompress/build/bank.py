@@ -12,7 +12,7 @@ import copy
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +22,20 @@ from torch import Tensor, nn
 from autocompress.build.memo import Memo
 from autocompress.build.orders import removal_orders
 from autocompress.build.solve import solve_without
+from autocompress.build.stored import read_bank, write_bank
 from autocompress.errors import InputError, PolicyError
 from autocompress.model.groups import SlicingPlan, slicing_plan
 from autocompress.model.shapes import resolver
 from autocompress.model.tied import holders, shared_parameters
+from autocompress.model.tracing_stubs import why_whole
 from autocompress.policy.hooks import load
-from autocompress.policy.inventory import WHOLE, Inventory, LayerSpec
-from autocompress.policy.policy import Factorization, LayerPolicy, Policy
+from autocompress.policy.inventory import WHOLE, ChannelGroup, Inventory, LayerSpec
+from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.registry import in_order
 from autocompress.policy.settings import CompressionSettings
-from autocompress.policy.writing import replacing
 from autocompress.task.data import Split, feed
 from autocompress.task.task import Loss
-from autocompress.techniques.attention import leave_fused_paths
+from autocompress.techniques.attention import leave_fused_paths, opened, projection_of
 from autocompress.techniques.compressed import Compressed
 from autocompress.techniques.factorize import choose_factors
 from autocompress.techniques.moments import (
@@ -44,13 +45,12 @@ from autocompress.techniques.moments import (
     matrix_layer,
     solvable,
 )
+from autocompress.techniques.narrow import Turn, sees, turn, turns
 from autocompress.techniques.stitching import Stitching
 
 Progress = Callable[[str, float], None]
-Factors = dict[str, tuple[Factorization, ...]]
-Stored = tuple[dict[str, list[int]], Mapping[str, Moments], Factors]
 
-_VERSION = 4
+_VERSION = 5
 """Of the file's content; a change makes old files stale."""
 
 
@@ -120,22 +120,16 @@ class LayerBank:
         groups = [g for g in inventory.channel_groups if settings.prune_residual or not g.residual]
         path = cls._path(inventory, train, settings, cache_dir)
         if path is not None and path.exists():
-            orders, moments, factors = _read(path)
+            orders, moments, factors = read_bank(path)
             return cls(model, inventory.with_factors(factors), plan, settings, orders, moments)
-        names = [
-            layer.name
-            for layer in inventory.layers
-            if layer.kind in ("conv", "linear")
-            and not layer.why_not("re-solve")
-            and solvable(model.get_submodule(layer.name))
-        ]
         progress("input moments", 0.0)
-        moments = input_moments(model, names, inputs, seed=settings.seed)
+        names = _watched(model, inventory, plan)
+        moments = input_moments(opened(model), names, inputs, seed=settings.seed)
         orders = removal_orders(model, groups, plan, settings, moments, sample, progress, loss)
         progress("factors", 1.0)
         factors = choose_factors(model, inventory, moments)
         if path is not None:
-            _write(path, (orders, moments, factors))
+            write_bank(path, (orders, moments, factors))
         return cls(model, inventory.with_factors(factors), plan, settings, orders, moments)
 
     @staticmethod
@@ -170,15 +164,16 @@ class LayerBank:
             solve = self.settings.reconstruction not in ("none", "batch_norm")
         module = copy.deepcopy(self.model)
         leave_fused_paths(module)
-        removals = self.plan.removals(self.gone(policy))
+        gone, widths = self.gone(policy), self.widths(policy)
+        removals = self.plan.removals(gone, widths)
         work = Stitching(
             module,
             policy,
             self.settings,
             self.inventory,
             removals,
-            lambda name: self._sliced_moments(name, removals.get((name, "in"), [])),
-            lambda: self._place_solved(module, removals) if solve else None,
+            lambda name: self._sliced_moments(name, removals.get((name, "in"), []), widths),
+            lambda: self._prepare(module, gone, widths, solve),
             lambda key, make: self._memo.get((solve, *key), make, _module_bytes),
         )
         with torch.no_grad():
@@ -195,6 +190,12 @@ class LayerBank:
                     f"{layer.why_not(technique.name)}."
                 )
         groups = self.inventory.channel_groups
+        own = next((g for g in groups if layer.name in g.producers), None)
+        if own is not None and not own.narrower and policy.heads == "narrower":
+            raise PolicyError(
+                f"`heads: narrower` cannot be used on {layer.name!r}: it makes no heads between "
+                "whose projections stands nothing but a product. Use `heads: fewer`."
+            )
         if policy.prune_ratio and not any(layer.name in g.producers for g in groups):
             left = {alone.group: alone.reason for alone in self.inventory.left_alone}
             reason = left.get(layer.name, left.get(WHOLE, "it makes no channels of its own"))
@@ -219,13 +220,22 @@ class LayerBank:
                     technique.project(work)
         return compressed
 
+    def widths(self, policy: Policy) -> dict[str, int]:
+        """Group name to the channels that each of its heads keeps where heads get narrower."""
+        kept = resolver(self.inventory, self.settings).kept(policy)
+        return {
+            group.name: kept[group.name] // group.narrower
+            for group in self.inventory.channel_groups
+            if kept[group.name] < group.channels and _narrower(policy, group)
+        }
+
     def gone(self, policy: Policy) -> dict[str, list[int]]:
-        """Group name to the channels that a policy removes."""
+        """Group name to the channels that a policy removes; not of heads that get narrower."""
         kept = resolver(self.inventory, self.settings).kept(policy)
         found = {}
         for group in self.inventory.channel_groups:
             count = group.channels - kept[group.name]
-            if count == 0:
+            if count == 0 or _narrower(policy, group):
                 continue
             if group.name not in self.orders:
                 raise InputError(
@@ -235,12 +245,40 @@ class LayerBank:
             found[group.name] = self.orders[group.name][:count]
         return found
 
+    def _prepare(
+        self,
+        module: nn.Module,
+        gone: Mapping[str, list[int]],
+        widths: Mapping[str, int],
+        solve: bool,
+    ) -> None:
+        """Let what stays do the most that it can; slicing drops the rest."""
+        if solve:
+            self._place_solved(module, self.plan.removals(gone))
+        for group, width in widths.items():
+            turn(module, self.plan.narrowings[group], self.turns(group), width)
+
+    def turns(self, group: str) -> list[Turn]:
+        """How the heads of a group are turned before they get narrower."""
+
+        def seen(name: str) -> Tensor | None:
+            found = self.moments.get(name)
+            return None if found is None else found.second[0]
+
+        found: list[Turn] = self._memo.get(
+            ("turns", group),
+            lambda: turns(self.model, self.plan.narrowings[group], seen),
+            lambda made: 4 * len(made) * made[0].query.nbytes,
+        )
+        return found
+
     def _place_solved(
         self, module: nn.Module, removals: Mapping[tuple[str, str], list[int]]
     ) -> None:
         """Put re-solved weights into the features that stay; slicing drops the others."""
-        for (name, side), gone in removals.items():
-            if side != "in" or not self._solves(name, gone, removals):
+        reads = dict(self._reads(removals))
+        for name, gone in reads.items():
+            if not self._solves(name, gone, reads):
                 continue
             layer = matrix_layer(module, name)
             weight, bias = self.solved(name, gone)
@@ -249,12 +287,20 @@ class LayerBank:
                 if layer.bias is not None and bias is not None:
                     layer.bias.copy_(bias)
 
-    def _solves(
-        self, name: str, gone: list[int], removals: Mapping[tuple[str, str], list[int]]
-    ) -> bool:
+    def _reads(
+        self, removals: Mapping[tuple[str, str], list[int]]
+    ) -> Iterator[tuple[str, list[int]]]:
+        """Layers that read channels that go, with these; of an attention, what reads its heads."""
+        for (name, side), gone in removals.items():
+            if side == "in":
+                yield name, gone
+            elif side == "heads":
+                yield projection_of(self.model, name), gone
+
+    def _solves(self, name: str, gone: list[int], reads: Mapping[str, list[int]]) -> bool:
         """Whether a layer can be solved, and with it all that hold the same weight."""
         return all(
-            holder in self.moments and removals.get((holder, "in")) == gone
+            holder in self.moments and reads.get(holder) == gone
             for holder in holders(self._shared, name)
         )
 
@@ -269,10 +315,14 @@ class LayerBank:
         )
         return found
 
-    def _sliced_moments(self, name: str, gone: list[int]) -> Tensor | None:
+    def _sliced_moments(
+        self, name: str, gone: list[int], widths: Mapping[str, int]
+    ) -> Tensor | None:
         found = self.moments.get(name)
         if found is None or len(found.second) > 1:
             return None
+        if any(self.plan.narrowings[group].heads[0].reader == name for group in widths):
+            return None  # it reads heads that were turned
         weight = matrix_layer(self.model, name).weight
         mask = torch.ones(weight.shape[1], dtype=torch.bool)
         mask[gone] = False
@@ -280,52 +330,31 @@ class LayerBank:
         return found.second[0][kept][:, kept]
 
 
+def _narrower(policy: Policy, group: ChannelGroup) -> bool:
+    return policy[group.producers[0]].heads == "narrower" and group.narrower > 0
+
+
+def _watched(model: nn.Module, inventory: Inventory, plan: SlicingPlan) -> list[str]:
+    """Names of the layers whose inputs matter, in an opened model.
+
+    They are those that can be solved anew, projections of attentions among them, and those that
+    make heads that can get narrower.
+    """
+    found: dict[str, None] = {}
+    for layer in inventory.layers:
+        name = layer.name
+        if layer.kind == "attention" and not why_whole(model.get_submodule(name)):
+            name = projection_of(model, name)
+        elif layer.kind not in ("conv", "linear"):
+            continue
+        if not layer.why_not("re-solve") and solvable(model.get_submodule(name)):
+            found[name] = None
+    for narrowing in plan.narrowings.values():
+        head = narrowing.heads[0]
+        made = (("query", head.query), ("key", head.key), ("value", head.value))
+        found |= dict.fromkeys(sees(rows, kind) for kind, rows in made)
+    return list(found)
+
+
 def _module_bytes(module: nn.Module) -> int:
     return sum(tensor.nbytes for tensor in module.state_dict().values())
-
-
-class _LazyMoments(Mapping[str, Moments]):
-    """Moments that are read from the cache file when they are needed."""
-
-    def __init__(self, path: Path, names: list[str]) -> None:
-        self._path = path
-        self._names = names
-
-    def __getitem__(self, name: str) -> Moments:
-        from safetensors import safe_open
-
-        if name not in self._names:
-            raise KeyError(name)
-        with safe_open(self._path, "pt") as file:
-            return Moments(file.get_tensor(f"moments.{name}"))
-
-    def __iter__(self) -> Any:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-
-def _read(path: Path) -> Stored:
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as file:
-        keys, about = list(file.keys()), file.metadata()
-        orders = {
-            n.removeprefix("order."): file.get_tensor(n).tolist()
-            for n in keys
-            if n.startswith("order.")
-        }
-    names = [n.removeprefix("moments.") for n in keys if n.startswith("moments.")]
-    factors = {name: tuple(found) for name, found in json.loads(about["factors"]).items()}
-    return orders, _LazyMoments(path, names), factors
-
-
-def _write(path: Path, stored: Stored) -> None:
-    from safetensors.torch import save_file
-
-    orders, moments, factors = stored
-    tensors = {f"order.{n}": torch.tensor(o) for n, o in orders.items()}
-    tensors |= {f"moments.{n}": m.second.contiguous() for n, m in moments.items()}
-    with replacing(path) as partial:
-        save_file(tensors, partial, {"factors": json.dumps(factors)})

@@ -12,6 +12,7 @@ from autocompress.policy.inventory import ChannelGroup
 from autocompress.policy.settings import CompressionSettings
 from autocompress.task.data import Split
 from autocompress.task.task import Loss
+from autocompress.techniques.attention import projection_of
 from autocompress.techniques.importance import (
     Consumer,
     l1_scores,
@@ -110,10 +111,14 @@ def _by_error(
     units = plan.units[group]
     consumers = []
     for member in plan.members[group]:
-        found = moments.get(member.module)
-        if member.side != "in" or found is None or len(found.second) > 1:
+        if member.side not in ("in", "heads"):
             continue
-        weight = matrix_layer(model, member.module).weight.detach()
+        heads = member.side == "heads"
+        reader = projection_of(model, member.module) if heads else member.module
+        found = moments.get(reader)
+        if found is None or len(found.second) > 1:
+            continue
+        weight = matrix_layer(model, reader).weight.detach()
         area = weight[0, 0].numel()
         read = [sorted(i for c in unit for i in member.index[c]) for unit in units]
         blocks = torch.tensor([[i * area + k for i in own for k in range(area)] for own in read])

@@ -60,14 +60,17 @@ class ChannelTrace:
     mixed: list[tuple[Tensor, str]] = field(default_factory=list)
 
 
-def trace_channels(model: nn.Module, inputs: Any) -> ChannelTrace:
+def trace_channels(
+    model: nn.Module, inputs: Any, follower: type[Follower] = Follower
+) -> ChannelTrace:
     """Run a model once and follow its channels.
 
     Args:
         model: in eval mode; not changed.
         inputs: of one or two samples.
+        follower: says what operators do to channels.
     """
-    run = _Run(model)
+    run = _Run(model, follower)
     for tensor in tensors(inputs):
         if tensor.is_floating_point():
             run.follower.put(tensor, Follower.one(tensor, run.atoms.held("the model's inputs")))
@@ -93,11 +96,11 @@ def trace_channels(model: nn.Module, inputs: Any) -> ChannelTrace:
 class _Run:
     """The modes and hooks of one run."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, follower: type[Follower]) -> None:
         self.atoms = Atoms()
         self.names = {module: name for name, module in model.named_modules()}
         raw, owned = _parameters(model)
-        self.follower = Follower(self.atoms, raw, owned)
+        self.follower = follower(self.atoms, raw, owned)
         self.layers = LayerLabels(self.follower)
         self.trace = ChannelTrace(self.atoms)
         self.layer: nn.Module | None = None

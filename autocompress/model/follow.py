@@ -330,6 +330,8 @@ class Follower:
                 parts.append(Labels(shape, base))
             elif dims == 0:
                 parts.append(Labels((), base.reshape(())))
+        if len(parts) == 2:
+            parts = self._own(parts, name)
         if name.startswith(("add", "badd")) and (labels := self.get(args[0])) is not None:
             parts.append(labels)
         self.put(out, self._merged(parts, tuple(out.shape)) if parts else None)
@@ -347,6 +349,21 @@ class Follower:
             for tensor in outs:
                 self.put(tensor, Labels(tuple(tensor.shape), base, labels.loose))
         return True
+
+    def _own(self, parts: list[Labels], name: str) -> list[Labels]:
+        """Of two factors, those whose channels what is given has.
+
+        A factor that is the same for every head (the one key of multi-query attention) stays whole
+        and ties the heads of the other one not together.
+        """
+        for shared, other in (parts, parts[::-1]):
+            batch = range(other.base.dim() - 2)
+            if any(other.base.shape[i] > 1 for i in batch) and all(
+                shared.base.shape[i] == 1 for i in batch
+            ):
+                self._mix(shared.base, range(shared.base.dim()), name)
+                return [other]
+        return parts
 
     def _norms(self, name: str, func: Any, args: Any, kwargs: Any, out: Any) -> bool:
         """Norms that are called as functions, with the parameters that go along."""

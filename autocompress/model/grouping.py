@@ -144,11 +144,12 @@ def _places(
         for key, labels in site.tensors:
             along = axis_classes(classes, labels, relevant)
             if along is not None:
-                note(_call_place(site, key, along[0], labels), along[1])
+                note(call_place(site, key, along[0], labels), along[1])
     return found, tangles
 
 
-def _call_place(site: Site, key: str, axis: int, labels: Labels) -> Place:
+def call_place(site: Site, key: str, axis: int, labels: Labels) -> Place:
+    """Module and side of one tensor of a call, along an axis."""
     return site.module, f"call/{site.number}/{key}/{axis}/{'x'.join(map(str, labels.shape))}"
 
 
@@ -158,7 +159,7 @@ def _sites(trace: ChannelTrace, free: Tensor) -> Iterator[Place]:
         for key, labels in site.tensors:
             axes = [axis for axis, n in enumerate(class_base(free, labels).shape) if n > 1]
             if key != "i":
-                yield _call_place(site, key, axes[0] if axes else -1, labels)
+                yield call_place(site, key, axes[0] if axes else -1, labels)
 
 
 def _together(names: Sequence[str], made: Mapping[str, Sequence[int]]) -> list[list[str]]:

@@ -14,9 +14,10 @@ from typing import Any
 from torch import nn
 
 from autocompress.model.channel_trace import trace_channels
-from autocompress.model.grouping import Member, group_channels
-from autocompress.model.tracing_stubs import inner_width, is_attention
+from autocompress.model.grouping import Found, Member, group_channels
+from autocompress.model.tracing_stubs import inner_width, is_attention, why_whole
 from autocompress.model.trial import first_samples, needed_calls, try_groups
+from autocompress.model.widths import Narrowing, narrowed, narrowings
 from autocompress.policy.inventory import WHOLE, ChannelGroup
 
 
@@ -32,6 +33,7 @@ class SlicingPlan:
         producers: the same name to all layers that make these channels.
         sites: module and side of all calls that say sizes of channels.
         needed: modules and numbers of those of them that do not follow by themselves.
+        narrowings: group name to how its heads get narrower, where they can.
     """
 
     members: Mapping[str, tuple[Member, ...]]
@@ -40,12 +42,16 @@ class SlicingPlan:
     producers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     sites: tuple[tuple[str, str], ...] = ()
     needed: frozenset[tuple[str, int]] | None = None
+    narrowings: Mapping[str, Narrowing] = field(default_factory=dict)
 
-    def removals(self, gone: Mapping[str, Sequence[int]]) -> dict[tuple[str, str], list[int]]:
+    def removals(
+        self, gone: Mapping[str, Sequence[int]], widths: Mapping[str, int] | None = None
+    ) -> dict[tuple[str, str], list[int]]:
         """Per module and side, the sorted indices to remove; for calls also where none go.
 
         Args:
             gone: group name to the channels that go.
+            widths: name of another group to the channels that each of its heads keeps.
         """
         collected: dict[tuple[str, str], set[int]] = {}
         for group, channels in gone.items():
@@ -55,7 +61,11 @@ class SlicingPlan:
                     into.update(member.index[channel])
         found = {key: sorted(indices) for key, indices in collected.items() if indices}
         found = {key: [] for key in (self.sites if found else ())} | found
-        return {key: indices for key, indices in found.items() if self._applies(*key)}
+        found = {key: indices for key, indices in found.items() if self._applies(*key)}
+        for group, width in (widths or {}).items():
+            for key, indices in narrowed(self.narrowings[group], width).items():
+                found[key] = sorted({*found.get(key, ()), *indices})
+        return found
 
     def _applies(self, module: str, side: str) -> bool:
         """Whether a side must be cut or, of a call, corrected."""
@@ -84,7 +94,13 @@ def channel_groups(model: nn.Module, example: Any) -> tuple[tuple[ChannelGroup, 
         reason = f"its channels cannot be followed ({type(error).__name__}: {error})"
         return (), SlicingPlan({}, {}, {WHOLE: reason}, {WHOLE: ()})
     failed, needed = try_groups(model, inputs, plan)
-    return _without(groups, plan, failed, needed)
+    groups, plan = _without(groups, plan, failed, needed)
+    found = narrowings(model, inputs, plan)
+    groups = tuple(
+        replace(g, narrower=g.channels // found[g.name].width) if g.name in found else g
+        for g in groups
+    )
+    return groups, replace(plan, narrowings=found)
 
 
 def slicing_plan(model: nn.Module, example: Any, groups: Collection[str]) -> SlicingPlan:
@@ -101,25 +117,28 @@ def slicing_plan(model: nn.Module, example: Any, groups: Collection[str]) -> Sli
     found, plan = _untried(model, inputs)
     others = {group.name: "" for group in found if group.name not in groups}
     _, plan = _without(found, plan, others, None)
-    return replace(plan, needed=needed_calls(model, inputs, plan))
+    narrow = narrowings(model, inputs, plan)
+    return replace(plan, needed=needed_calls(model, inputs, plan), narrowings=narrow)
 
 
 def _untried(model: nn.Module, inputs: Any) -> tuple[tuple[ChannelGroup, ...], SlicingPlan]:
     trace = trace_channels(model, inputs)
     grouped = group_channels(trace)
-    heads = {
-        name: found
-        for name in trace.order
-        if is_attention(module := model.get_submodule(name))
-        and (found := _heads(name, module)) is not None
-    }
+    heads: dict[str, Found] = {}
+    whole: dict[str, str] = {}
+    for name in trace.order:
+        if is_attention(module := model.get_submodule(name)):
+            whole[name] = "it has one head" if module.num_heads == 1 else why_whole(module)
+            if not whole[name]:
+                heads[name] = _heads(name, module)
+    whole = {name: reason for name, reason in whole.items() if reason}
     both = grouped.groups | heads
     names = [name for name in trace.order if name in both]
     plan = SlicingPlan(
         {name: both[name][1] for name in names},
         {name: both[name][2] for name in names},
-        grouped.skipped,
-        grouped.producers,
+        grouped.skipped | whole,
+        grouped.producers | {name: (name,) for name in whole},
         grouped.sites,
     )
     return tuple(both[name][0] for name in names), plan
@@ -144,18 +163,11 @@ def _without(
     )
 
 
-def _heads(
-    name: str, module: Any
-) -> tuple[ChannelGroup, tuple[Member, ...], tuple[tuple[int, ...], ...]] | None:
+def _heads(name: str, module: Any) -> Found:
     """The heads of an attention as a group of their own."""
     heads = int(module.num_heads)
-    if isinstance(module, nn.MultiheadAttention):
-        plain = module._qkv_same_embed_dim and module.bias_k is None and not module.add_zero_attn
-        channels = module.embed_dim
-    else:
-        plain, channels = True, inner_width(module)
-    if heads < 2 or not plain:
-        return None
+    multihead = isinstance(module, nn.MultiheadAttention)
+    channels = module.embed_dim if multihead else inner_width(module)
     width = channels // heads
     member = Member(name, "heads", tuple((channel,) for channel in range(channels)))
     units = tuple(tuple(range(h * width, (h + 1) * width)) for h in range(heads))

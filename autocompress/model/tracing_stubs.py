@@ -27,6 +27,16 @@ def windowed(module: nn.Module) -> bool:
     )
 
 
+def why_whole(attention: Any) -> str:
+    """Why the heads of an attention cannot be told apart; empty where they can."""
+    if isinstance(attention, nn.MultiheadAttention):
+        if not attention._qkv_same_embed_dim:
+            return "its keys and values come in widths of their own"
+        if attention.bias_k is not None or attention.add_zero_attn:
+            return "it adds keys and values that no input holds"
+    return ""
+
+
 def inner_width(attention: Any) -> int:
     """Channels of all heads of a window attention together."""
     return int(attention.proj.in_features)

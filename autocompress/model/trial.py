@@ -64,7 +64,7 @@ def try_groups(model: nn.Module, inputs: Any, plan: SlicingPlan) -> tuple[dict[s
     if not plan.members:
         return {}, frozenset()
     try:
-        trial = _Trial(model, inputs, plan)
+        trial = Trial(model, inputs, plan)
     except Exception as error:  # a forward of anyone's; no group is tried, and the reason is kept
         reason = f"a copy of the model does not run ({type(error).__name__}: {error})"
         return dict.fromkeys(plan.members, reason), frozenset()
@@ -74,14 +74,18 @@ def try_groups(model: nn.Module, inputs: Any, plan: SlicingPlan) -> tuple[dict[s
 
 def needed_calls(model: nn.Module, inputs: Any, plan: SlicingPlan) -> Calls:
     """The calls that must be corrected where all groups of a plan are cut."""
-    trial = _Trial(model, inputs, plan)
+    trial = Trial(model, inputs, plan)
     for draw in range(trial.draws):
         trial.cut(list(plan.members), draw)
     return trial.corrected
 
 
-class _Trial:
-    """The copy of a model on which groups are tried."""
+class Trial:
+    """The copy of a model on which groups are tried.
+
+    Attributes:
+        model: the copy, whole.
+    """
 
     def __init__(self, model: nn.Module, inputs: Any, plan: SlicingPlan) -> None:
         self.plan = plan
@@ -92,14 +96,14 @@ class _Trial:
         self._draws = _drawn_channels(plan)
         self.draws = DRAWS if plan.sites else 1
         for dtype in (torch.float64, torch.float32):
-            self._model = lively(copy.deepcopy(model), dtype)
+            self.model = lively(copy.deepcopy(model), dtype)
             self._tolerance = _TOLERANCE[dtype]
             # one sample more than was followed: sizes must not hold the batch's
             for more in (1, 0):
                 convert = partial(_batch, dtype=dtype, more=more)
                 self._inputs = map_tensors(convert, inputs)
                 try:
-                    self._answers(self._model)
+                    self.answers(self.model)
                     return
                 except Exception as error:  # the next type and batch are tried; the last is raised
                     failure = error
@@ -124,9 +128,9 @@ class _Trial:
 
     def cut(self, names: Sequence[str], draw: int) -> list[Tensor]:
         """What the model answers without some channels of these groups."""
-        small = copy.deepcopy(self._model)
-        _cut(small, self._removals(names, draw))
-        got = self._answers(small)
+        small = copy.deepcopy(self.model)
+        cut_out(small, self._removals(names, draw))
+        got = self.answers(small)
         self.corrected |= frozenset(
             (name, number)
             for name, module in small.named_modules()
@@ -148,16 +152,17 @@ class _Trial:
         return ""
 
     def _why_not_drawn(self, names: Sequence[str], draw: int) -> str:
-        with _masked(self._model, self._removals(names, draw)):
-            wanted = self._answers(self._model)
+        with _masked(self.model, self._removals(names, draw)):
+            wanted = self.answers(self.model)
         try:
             got = self.cut(names, draw)
         # whatever a cut model raises, the group is what it cannot do without
         except Exception as error:
             return f"cut, the model does not run ({type(error).__name__}: {_short(error)})"
-        return self._difference(got, wanted)
+        return self.difference(got, wanted)
 
-    def _difference(self, got: list[Tensor], wanted: list[Tensor]) -> str:
+    def difference(self, got: list[Tensor], wanted: list[Tensor]) -> str:
+        """In what a cut model answers differently, or an empty text."""
         if [g.shape for g in got] != [w.shape for w in wanted]:
             return "cut, the model gives outputs of another shape"
         for one, other in zip(got, wanted, strict=True):
@@ -173,7 +178,8 @@ class _Trial:
                 return f"cut, the model answers differently from the masked one ({off:.1%} off)"
         return ""
 
-    def _answers(self, model: nn.Module) -> list[Tensor]:
+    def answers(self, model: nn.Module) -> list[Tensor]:
+        """What a copy answers."""
         fast = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
         try:
@@ -225,7 +231,7 @@ def lively(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     return model
 
 
-def _cut(model: nn.Module, removals: Mapping[tuple[str, str], Sequence[int]]) -> None:
+def cut_out(model: nn.Module, removals: Mapping[tuple[str, str], Sequence[int]]) -> None:
     """Remove channels as the stitching of a policy does."""
     (prune,) = (technique for technique in builtin() if technique.name == "prune")
     prune.cut(model, removals)  # type: ignore[attr-defined]  # of this technique only

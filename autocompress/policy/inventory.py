@@ -105,6 +105,8 @@ class ChannelGroup:
         residual: whether the channels belong to a residual stream (pruned only when asked).
         spans: per consumer, how many of its input features one channel feeds (more than one
             where a feature map was flattened); on average, where those of a unit feed unlike many.
+        narrower: of heads: channels that go when each of them gets narrower by one; 0 where they
+            stay as wide as they are.
     """
 
     name: str
@@ -114,6 +116,7 @@ class ChannelGroup:
     unit: int = 1
     residual: bool = False
     spans: tuple[tuple[str, float], ...] = ()
+    narrower: int = 0
 
     def read_less(self, kept: int, span: float) -> int:
         """Inputs that a reader loses where this many channels are kept; ``span`` is its own."""
@@ -131,6 +134,13 @@ class ChannelGroup:
             step = self.unit
         if prune_ratio <= 0:
             return self.channels
+        return self._rounded(prune_ratio, step)
+
+    def narrowed(self, prune_ratio: float) -> int:
+        """Channels that stay where all heads stay and get narrower by this ratio."""
+        return self._rounded(prune_ratio, self.narrower)
+
+    def _rounded(self, prune_ratio: float, step: int) -> int:
         wanted = (1.0 - prune_ratio) * self.channels
         return min(self.channels, max(step, int(wanted / step + 0.5) * step))
 

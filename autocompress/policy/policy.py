@@ -18,6 +18,7 @@ from autocompress.policy.registry import added_fields, builtin, no_field, techni
 from autocompress.policy.section import STRICT, read_as
 
 Factorization = Literal["auto", "svd", "spatial", "tucker2"]
+Heads = Literal["fewer", "narrower"]
 ActivationScaling = Literal["static", "dynamic"]
 
 
@@ -41,6 +42,8 @@ class LayerPolicy:
             layer's outputs at this rank ratio, as the layer bank found. ``None`` is SVD.
         block: ``"gone"`` removes the layer with the whole residual block that it lies in, whose
             layers must all say so; what else the policy says is then set back to its default.
+        heads: what a prune ratio takes of an attention: ``"fewer"`` heads, or all of them
+            ``"narrower"``, where nothing but a product stands between their projections.
         more: fields of techniques that installed packages add, by name. They stand beside the
             others in files and in ``from_dict``.
     """
@@ -56,6 +59,7 @@ class LayerPolicy:
     rank_ratio: float | None = None
     factorization: Factorization | None = None
     block: Literal["keep", "gone"] = "keep"
+    heads: Heads = "fewer"
     more: Annotated[tuple[tuple[str, Any], ...], BeforeValidator(only_folded)] = ()
     identity: bool = field(init=False, compare=False, repr=False)
     """Whether this policy leaves its layer as it is; a search asks it of every layer."""

@@ -21,7 +21,7 @@ from autocompress.errors import InputError
 from autocompress.policy.flat import fold, only_folded
 from autocompress.policy.inventory import Inventory, LayerSpec
 from autocompress.policy.patterns import check_found, matches, within
-from autocompress.policy.policy import ActivationScaling, Factorization, LayerPolicy
+from autocompress.policy.policy import ActivationScaling, Factorization, Heads, LayerPolicy
 from autocompress.policy.reading import read_mapping
 from autocompress.policy.registry import added_fields, techniques
 from autocompress.policy.section import OneOrMore, Section
@@ -49,6 +49,8 @@ class Rule(Section):
         factorization: of the rank ratios; ``auto`` takes, for each layer and ratio, the factors
             with the least error in the layer's outputs, and the policy names them.
         block: of residual blocks all of whose layers match: ``gone`` leaves the block out.
+        heads: what prune ratios take of attentions: ``fewer`` heads, or ``narrower`` ones where
+            that is possible; with both, each ratio is there twice, and the search chooses.
         more: values to search of fields that installed packages add; in files they stand beside
             the others.
     """
@@ -67,6 +69,7 @@ class Rule(Section):
     rank_ratio: OneOrMore[Annotated[float, Field(gt=0, le=1)] | None] = (None,)
     factorization: Factorization = "auto"
     block: OneOrMore[Literal["keep", "gone"]] = ("keep",)
+    heads: OneOrMore[Heads] = ("fewer",)
     more: Annotated[tuple[tuple[str, Any], ...], BeforeValidator(only_folded)] = ()
 
     @field_validator("more")

@@ -15,32 +15,61 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autocompress.errors import PolicyError
-from autocompress.model.tracing_stubs import is_attention
+from autocompress.model.tracing_stubs import is_attention, why_whole
 
 _APART = -100.0
 """Added to the scores of places that lie side by side only because the image was rolled."""
 
 
 def without_heads(module: Any, gone: Sequence[int], name: str) -> nn.Module:
-    """The same attention without some of its heads.
+    """The same attention without some of its heads, or with narrower ones.
 
     Args:
         module: ``nn.MultiheadAttention`` or torchvision's ``ShiftedWindowAttention``; not changed.
-        gone: inner channels that go, whole heads of them.
+        gone: inner channels that go: whole heads of them, or equally many of every head.
         name: of the module, for errors.
 
     Raises:
-        PolicyError: no head would be left.
+        PolicyError: no head would be left, or heads of unlike widths.
     """
     heads = int(module.num_heads)
-    channels = _inner(module)
-    width = channels // heads
-    kept = [h for h in range(heads) if h * width not in set(gone)]
+    width = projection(module).in_features // heads
+    left = [sorted({*range(h * width, (h + 1) * width)} - set(gone)) for h in range(heads)]
+    kept = [h for h in range(heads) if left[h]]
     if not kept:
         raise PolicyError(f"Pruning must leave at least one head, {name!r} would keep none.")
+    widths = {len(left[h]) for h in kept}
+    if len(widths) > 1:
+        raise PolicyError(
+            f"All heads that stay must be of one width; of {name!r} they would have {widths}."
+        )
+    return _open(module, kept, [c for h in kept for c in left[h]])
+
+
+def _open(module: Any, kept: Sequence[int], inner: Sequence[int]) -> nn.Module:
     if isinstance(module, nn.MultiheadAttention):
-        return FewerHeads(module, kept)
-    return FewerWindowHeads(module, kept)
+        return FewerHeads(module, kept, inner)
+    return FewerWindowHeads(module, kept, inner)
+
+
+def opened(model: nn.Module) -> nn.Module:
+    """The same model, its weights shared, whose attentions call their output projections as layers.
+
+    Args:
+        model: not changed, and handed back if it has no such attention; a change to a weight of one
+            shows in the other.
+    """
+    found = [n for n, m in model.named_modules() if n and is_attention(m) and not why_whole(m)]
+    if not found:
+        return model
+    tensors = (*model.parameters(), *model.buffers())
+    copied = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    leave_fused_paths(copied)
+    for name in found:
+        module: Any = copied.get_submodule(name)
+        owner, _, child = name.rpartition(".")
+        setattr(copied.get_submodule(owner), child, without_heads(module, (), name))
+    return copied
 
 
 def leave_fused_paths(model: nn.Module) -> None:
@@ -55,57 +84,40 @@ def leave_fused_paths(model: nn.Module) -> None:
             module.use_nested_tensor = False
 
 
-def opened(model: nn.Module) -> nn.Module:
-    """The same model, its weights shared, whose attentions call their output projections as layers.
-
-    Args:
-        model: not changed, and handed back if it has no such attention; a change to a weight of one
-            shows in the other.
-    """
-    if not any(is_attention(module) and _plain(module) for module in model.modules()):
-        return model
-    tensors = (*model.parameters(), *model.buffers())
-    copied = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
-    leave_fused_paths(copied)
-    for module in list(copied.modules()):
-        for name, child in list(module.named_children()):
-            if is_attention(child) and _plain(child):
-                setattr(module, name, _sharing(child))
-    return copied
+def projection_of(model: nn.Module, name: str) -> str:
+    """Name of the layer that reads what all heads of an attention give."""
+    return f"{name}.out_proj" if hasattr(model.get_submodule(name), "out_proj") else f"{name}.proj"
 
 
-def _plain(attention: Any) -> bool:
-    """Whether an attention is one that can be written with fewer heads, or with all of them."""
-    if not isinstance(attention, nn.MultiheadAttention):
-        return True
-    extra = attention.bias_k is not None or attention.add_zero_attn
-    return bool(attention._qkv_same_embed_dim) and not extra
-
-
-def _sharing(attention: Any) -> nn.Module:
-    """All heads of an attention; the weights are its own."""
-    found: Any = without_heads(attention, (), "")
-    for name, parameter in attention._parameters.items():
-        setattr(found, name, parameter)
-    for name, child in attention.named_children():
-        setattr(found, name, child)
+def projection(module: Any) -> nn.Linear:
+    """The layer that reads what all heads of an attention give."""
+    found: nn.Linear = module.out_proj if hasattr(module, "out_proj") else module.proj
     return found
 
 
-def _inner(module: Any) -> int:
-    if isinstance(module, nn.MultiheadAttention):
-        return module.embed_dim
-    return int(module.proj.in_features)
+class _Rows:
+    """Inner channels that stay, out of those of all heads of an attention."""
 
+    def __init__(self, inner: Sequence[int], channels: int) -> None:
+        self.inner = torch.tensor(inner)
+        self.stacked = torch.cat([self.inner + part * channels for part in range(3)])
+        self.whole = len(self.inner) == channels
 
-def _inner_rows(kept: Sequence[int], width: int, channels: int) -> tuple[Tensor, Tensor]:
-    """Inner channels of the heads that stay, and their rows in stacked query, key and value."""
-    inner = torch.cat([torch.arange(h * width, (h + 1) * width) for h in kept])
-    return inner, torch.cat([inner + part * channels for part in range(3)])
+    def of(self, values: Tensor, *, dim: int = 0, index: Tensor | None = None) -> nn.Parameter:
+        """Those of a parameter; the parameter itself where all stay."""
+        if self.whole:
+            assert isinstance(values, nn.Parameter)
+            return values
+        chosen = self.stacked if index is None else index
+        return nn.Parameter(values.detach().index_select(dim, chosen.to(values.device)))
 
-
-def _parameter(values: Tensor) -> nn.Parameter:
-    return nn.Parameter(values.detach().clone())
+    def reader(self, full: nn.Linear) -> nn.Linear:
+        """The output projection, which reads the heads that stay; its bias is kept whole."""
+        layer = nn.Linear(len(self.inner), full.out_features, full.bias is not None, "meta")
+        layer.weight = self.of(full.weight, dim=1, index=self.inner)
+        if full.bias is not None:
+            layer.bias = full.bias if self.whole else nn.Parameter(full.bias.detach().clone())
+        return layer
 
 
 class FewerHeads(nn.Module):
@@ -114,28 +126,31 @@ class FewerHeads(nn.Module):
     Args:
         full: whose weights are taken.
         kept: numbers of the heads that stay.
+        inner: their channels that stay.
 
     References:
         Vaswani et al., Attention Is All You Need, NeurIPS 2017, section 3.2; pruning of heads:
         Michel et al., Are Sixteen Heads Really Better than One?, NeurIPS 2019.
     """
 
-    def __init__(self, full: nn.MultiheadAttention, kept: Sequence[int]) -> None:
+    def __init__(
+        self, full: nn.MultiheadAttention, kept: Sequence[int], inner: Sequence[int]
+    ) -> None:
         super().__init__()
-        self.embed_dim, self.head_dim = full.embed_dim, full.head_dim
+        self.embed_dim, self.head_dim = full.embed_dim, len(inner) // len(kept)
+        self.scale = full.head_dim**-0.5  # of the head as it was: scores stay as large
         self.num_heads, self.kept, self.all_heads = len(kept), tuple(kept), full.num_heads
         self.batch_first, self.dropout = full.batch_first, full.dropout
         # transformer layers ask for these before they choose their fused path
         self._qkv_same_embed_dim = True
-        inner, rows = _inner_rows(kept, full.head_dim, full.embed_dim)
+        rows = _Rows(inner, full.embed_dim)
         assert full.in_proj_weight is not None
-        self.in_proj_weight = _parameter(full.in_proj_weight[rows])
+        self.in_proj_weight = rows.of(full.in_proj_weight)
         bias = full.in_proj_bias
-        self.in_proj_bias = None if bias is None else _parameter(bias[rows])
-        self.out_proj = nn.Linear(len(inner), full.embed_dim, full.out_proj.bias is not None)
-        self.out_proj.weight = _parameter(full.out_proj.weight[:, inner])
-        if full.out_proj.bias is not None:
-            self.out_proj.bias = _parameter(full.out_proj.bias)
+        self.in_proj_bias = None if bias is None else rows.of(bias)
+        self.out_proj = rows.reader(full.out_proj)
+        # called with what the heads are made of, so that it can be watched
+        self.takes_query, self.takes_key, self.takes_value = (nn.Identity() for _ in range(3))
         self.train(full.training)
 
     def forward(
@@ -156,20 +171,22 @@ class FewerHeads(nn.Module):
         if self.in_proj_bias is not None:
             shifts = self.in_proj_bias.split(self.num_heads * self.head_dim)
         heads = []
-        for given, weight, shift in zip((query, key, value), parts, shifts, strict=True):
+        taken = (self.takes_query(query), self.takes_key(key), self.takes_value(value))
+        for given, weight, shift in zip(taken, parts, shifts, strict=True):
             given = given.transpose(0, 1) if flip else given
             mapped = F.linear(given, weight, shift)
             heads.append(mapped.unflatten(-1, (self.num_heads, self.head_dim)).transpose(-3, -2))
         q, k, v = heads
-        scores = q @ k.transpose(-1, -2) * self.head_dim**-0.5
+        scores = q @ k.transpose(-1, -2) * self.scale
         if attn_mask is not None:
             scores = scores + self._per_head(_additive(attn_mask, scores))
         if key_padding_mask is not None:
             padding = _additive(key_padding_mask, scores)
             scores = scores + padding.unsqueeze(-2).unsqueeze(-2)
         shares = F.dropout(scores.softmax(-1), self.dropout, self.training)
-        out = self.out_proj((shares @ v).transpose(-3, -2).flatten(-2))
-        out = out.transpose(0, 1) if flip else out
+        contexts = (shares @ v).transpose(-3, -2).flatten(-2)
+        # turned before the projection, so that what it gives is what the stream takes
+        out = self.out_proj(contexts.transpose(0, 1) if flip else contexts)
         if not need_weights:
             return out, None
         return out, shares.mean(-3) if average_attn_weights else shares
@@ -194,6 +211,7 @@ class FewerWindowHeads(nn.Module):
     Args:
         full: whose weights are taken.
         kept: numbers of the heads that stay.
+        inner: their channels that stay.
 
     References:
         Liu et al., Swin Transformer, ICCV 2021, section 3.2.
@@ -201,27 +219,27 @@ class FewerWindowHeads(nn.Module):
 
     relative_position_index: Tensor
 
-    def __init__(self, full: Any, kept: Sequence[int]) -> None:
+    def __init__(self, full: Any, kept: Sequence[int], inner: Sequence[int]) -> None:
         super().__init__()
         qkv: nn.Linear = full.qkv
-        proj: nn.Linear = full.proj
-        channels = proj.in_features
-        self.num_heads, self.head_dim = len(kept), channels // int(full.num_heads)
+        channels = full.proj.in_features
+        self.num_heads, self.head_dim = len(kept), len(inner) // len(kept)
+        self.scale = (channels // int(full.num_heads)) ** -0.5
         self.window_size: list[int] = list(full.window_size)
         self.shift_size: list[int] = list(full.shift_size)
         self.attention_dropout: float = full.attention_dropout
         self.dropout: float = full.dropout
-        inner, rows = _inner_rows(kept, self.head_dim, channels)
-        self.qkv = nn.Linear(channels, 3 * len(inner), qkv.bias is not None)
-        self.qkv.weight = _parameter(qkv.weight[rows])
+        rows = _Rows(inner, channels)
+        self.qkv = nn.Linear(channels, 3 * len(rows.inner), qkv.bias is not None, "meta")
+        self.qkv.weight = rows.of(qkv.weight)
         if qkv.bias is not None:
-            self.qkv.bias = _parameter(qkv.bias[rows])
-        self.proj = nn.Linear(len(inner), proj.out_features, proj.bias is not None)
-        self.proj.weight = _parameter(proj.weight[:, inner])
-        if proj.bias is not None:
-            self.proj.bias = _parameter(proj.bias)
-        table: Tensor = full.relative_position_bias_table
-        self.relative_position_bias_table = _parameter(table[:, list(kept)])
+            self.qkv.bias = rows.of(qkv.bias)
+        self.proj = rows.reader(full.proj)
+        table: nn.Parameter = full.relative_position_bias_table
+        all_heads = table.shape[1] == len(kept)
+        self.relative_position_bias_table = (
+            table if all_heads else nn.Parameter(table.detach()[:, list(kept)])
+        )
         self.register_buffer("relative_position_index", full.relative_position_index)
         self.train(full.training)
 
@@ -241,7 +259,9 @@ class FewerWindowHeads(nn.Module):
         out = out.unflatten(2, (tall, wide)).unflatten(1, (-1, across))
         out = out.transpose(2, 3).flatten(3, 4).flatten(1, 2)
         out = torch.roll(out, shift, (1, 2)) if any(shift) else out
-        return out[:, :height, :width].contiguous()
+        # projected where the stream has its places, not in windows
+        out = F.dropout(self.proj(out), self.dropout, self.training)
+        return out if size == (height, width) else out[:, :height, :width].contiguous()
 
     def _windows(self, x: Tensor) -> Tensor:
         """``(N, H, W, C)`` cut to ``(N, windows, places, C)``."""
@@ -250,17 +270,17 @@ class FewerWindowHeads(nn.Module):
         return cut.flatten(3, 4).flatten(1, 2)
 
     def _attend(self, windows: Tensor, apart: Tensor | None) -> Tensor:
+        """What all heads give, ``(N, windows, places, heads x head width)``."""
         three = self.qkv(windows).unflatten(-1, (3, self.num_heads, self.head_dim))
         q, k, v = (part.transpose(-3, -2) for part in three.unbind(-3))
         places = windows.shape[2]
         bias = self.relative_position_bias_table[self.relative_position_index]
-        scores = q @ k.transpose(-1, -2) * self.head_dim**-0.5
+        scores = q @ k.transpose(-1, -2) * self.scale
         scores = scores + bias.view(places, places, self.num_heads).permute(2, 0, 1)
         if apart is not None:
             scores = scores + apart.unsqueeze(1)
         shares = F.dropout(scores.softmax(-1), self.attention_dropout, self.training)
-        out = self.proj((shares @ v).transpose(-3, -2).flatten(-2))
-        return F.dropout(out, self.dropout, self.training)
+        return (shares @ v).transpose(-3, -2).flatten(-2)
 
     def _apart(self, size: tuple[int, int], shift: list[int], like: Tensor) -> Tensor | None:
         """``(windows, places, places)``: what keeps rolled-in places out of a window's business."""

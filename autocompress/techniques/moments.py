@@ -58,12 +58,14 @@ def rows(layer: nn.Module, inputs: Tensor) -> Tensor:
     """What a layer multiplies its weights with.
 
     Args:
-        layer: convolution or linear.
+        layer: convolution, linear, or an identity before some multiplication.
         inputs: ``(N, C, *spatial)`` or ``(N, ..., features)``.
 
     Returns:
         ``(groups, M, features)``: one row per output position.
     """
+    if isinstance(layer, nn.Identity):
+        return inputs.reshape(1, -1, inputs.shape[-1])
     if not inherited(layer):
         # what a subclass does to its inputs is part of what the weight is multiplied with
         found = product(layer, inputs)

@@ -29,7 +29,8 @@ class Stitching:
             them.
         moments: from a layer's name to the second moments of the inputs that are left to it, or
             ``None`` where they were not taken.
-        place_solved: puts re-solved weights into the readers of channels that go.
+        place_solved: puts re-solved weights into the readers of channels that go, and turns heads
+            that get narrower.
         memo: what was made for a key before, or makes it.
         parts: layer name to the names of the modules that stand in its place.
         precisions: name of such a module to its bits.

@@ -21,20 +21,42 @@ class Prune(Technique):
     """Channels are removed, in coupled layers together; the tensors get smaller."""
 
     name = "prune"
-    fields = (Field("prune_ratio", 0.0, at_least=0, below=1),)
+    fields = (
+        Field("prune_ratio", 0.0, at_least=0, below=1),
+        Field("heads", "fewer", values=("fewer", "narrower")),
+    )
     knob = "prune_ratio"
     stage = "channels"
     coupled = True
     removes = True
 
+    def levels(self, rule: Rule, layer: LayerSpec) -> list[dict[str, Any]]:
+        """The ratios."""
+        return [{"prune_ratio": ratio} for ratio in sorted(set(rule.prune_ratio))]
+
     def group_levels(
         self, rules: Sequence[Rule], group: ChannelGroup, layers: Sequence[LayerSpec], multiple: int
     ) -> list[dict[str, Any]]:
-        """Ratios that keep equally many channels are one level."""
-        by_kept: dict[int, dict[str, Any]] = {}
-        for level in super().group_levels(rules, group, layers, multiple):
-            by_kept.setdefault(group.kept(level["prune_ratio"], multiple), level)
-        return list(by_kept.values())
+        """Ratios that keep equally many channels are one level.
+
+        Where heads may get narrower, every ratio says whether they do, or whether some go.
+        """
+        kinds = [k for k in self.fields[1].values if all(k in rule.heads for rule in rules)]
+        ratios = super().group_levels(rules, group, layers, multiple)
+        if not group.narrower or "narrower" not in kinds:
+            by_kept: dict[int, dict[str, Any]] = {}
+            for level in ratios:
+                by_kept.setdefault(group.kept(level["prune_ratio"], multiple), level)
+            return list(by_kept.values())
+        found: dict[tuple[int, str], dict[str, Any]] = {}
+        for level in ratios:
+            for kind in kinds:
+                ratio = level["prune_ratio"]
+                narrower = kind == "narrower" and ratio > 0
+                kept = group.narrowed(ratio) if narrower else group.kept(ratio, multiple)
+                named = kind if kept < group.channels else "fewer"
+                found.setdefault((-kept, named), {"prune_ratio": ratio, "heads": named})
+        return [found[key] for key in sorted(found)]
 
     def ladder(self, levels: Sequence[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
         """Mild and hard ratios in turn, so that a short study sees the whole range of costs."""
@@ -51,7 +73,10 @@ class Prune(Technique):
 
     def cell(self, policy: LayerPolicy) -> str:
         """The share of the channels that stays."""
-        return f"{1 - policy.prune_ratio:.0%} of the channels" if policy.prune_ratio else ""
+        narrower = ", heads narrower" if policy.heads == "narrower" else ""
+        return (
+            f"{1 - policy.prune_ratio:.0%} of the channels{narrower}" if policy.prune_ratio else ""
+        )
 
     def bar(self, policy: LayerPolicy) -> float | None:
         """The same."""
@@ -67,6 +92,8 @@ class Prune(Technique):
 
     def kept(self, group: ChannelGroup, policy: LayerPolicy, multiple: int) -> int:
         """By the ratio."""
+        if policy.heads == "narrower" and group.narrower:
+            return group.narrowed(policy.prune_ratio)
         return group.kept(policy.prune_ratio, multiple)
 
     def problems(self, shown: Shown) -> list[str]:
@@ -76,7 +103,7 @@ class Prune(Technique):
         return channel_problems(shown)
 
     def apply(self, work: Stitching) -> None:
-        """Slice every module once, after what reads the channels was solved anew."""
+        """Slice every module once, after what stays was made to do the most that it can."""
         work.place_solved()
         self.cut(work.module, work.removals)
 
