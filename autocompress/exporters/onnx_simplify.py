@@ -11,18 +11,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from autocompress.exporters.onnx_pads import fold_padding
+
 _LARGEST = 65_536
 """Elements; larger constants (expanded masks, position tables) stay computed."""
 
 
 def simplify(model: Any) -> None:
-    """Fold constant arithmetic and merge subsampling shortcuts, in place.
+    """Fold constant arithmetic and paddings, and merge subsampling shortcuts, in place.
 
     Args:
         model: ``onnx.ModelProto`` from torch's exporter.
     """
     fold_constants(model)
     merge_subsampling(model)
+    fold_padding(model)
+    _drop_unused(model.graph)
 
 
 def fold_constants(model: Any) -> None:
