@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from autocompress.build.ranges import tensor_ranges
 from autocompress.errors import CalibrationError
 from autocompress.exporters.agreement import check_graph
+from autocompress.exporters.onnx_glue import shared_ranges
 from autocompress.exporters.onnx_graph import float_graph
 from autocompress.exporters.onnx_quantize import plan_nodes, quantized_tensors
 from autocompress.model.tied import untie
@@ -65,6 +66,7 @@ def calibrate(compressed: Compressed, inputs: Any) -> Compressed:
         if type(error).__module__.startswith("onnxruntime"):
             raise CalibrationError(f"Calibration inputs do not fit the model: {error}") from error
         raise
+    ranges = shared_ranges(graph.graph, plan.static, ranges)
     for name, nodes in plan.layers.items():
         tensor = nodes[0].input[0]
         if tensor in ranges:
