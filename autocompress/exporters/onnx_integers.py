@@ -61,6 +61,16 @@ class Integers:
         for node in wires.nodes:
             if node.op_type == "MatMul" and node.name in self.static:
                 self._linear(node, wires, shapes)
+        self._drop_unread()
+
+    def _drop_unread(self) -> None:
+        """Take out what gave tensors their axes back for linear layers alone."""
+        graph = self.model.graph
+        read = {i for n in graph.node for i in n.input} | {o.name for o in graph.output}
+        for node in reversed(list(graph.node)):
+            if not any(o in read for o in node.output):
+                graph.node.remove(node)
+                self.static.discard(node.name)
 
     def _hard_curve(self, node: Any) -> None:
         """``clip(a x + b, 0, 1)``, which saturated levels clip, and for hard swish times ``x``."""
@@ -125,6 +135,7 @@ class Integers:
         added.append(helper.make_node("Reshape", [f"{y}_rows", shape], [y], columns))
         if any(r.name in self.static for r in wires.readers.get(y, ())):
             self.static.add(columns)
+        self._in_rows.add(y)  # the next linear layer may read the matrix as it is
         self._put(node, added)
 
     def _rows_of(self, x: str, inside: int, node: Any) -> list[Any]:
@@ -226,8 +237,9 @@ def _keep_levels(graph: Any) -> None:
     for node in wires.nodes:
         if not node.name.endswith(_STEP):
             continue
-        pair = wires.makers[node.input[0]]
-        (quantize,) = wires.readers[node.output[0]]
+        pair, quantize = wires.makers[node.input[0]], _only_reader(node.output[0], wires)
+        if quantize is None or quantize.op_type != "QuantizeLinear":
+            continue
         for reader in wires.readers[quantize.output[0]]:
             reader.input[0] = pair.input[0]
         for gone in (pair, node, quantize):

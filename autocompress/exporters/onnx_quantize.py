@@ -133,7 +133,7 @@ def quantize_graph(graph: Any, compressed: Compressed) -> Any:
             raise ExportError("Static 8-bit activations need ranges: calibrate before exporting.")
         work = Integers(model, set(plan.static), dict(compressed.ranges))
         work.prepare()
-        model = _static(work, scales, reduced=reduced)
+        model = static_integers(work, scales, reduced=reduced)
         finish(model, work)
     for name, bits in plan.weight_only.items():
         store_low_bits(model, name, bits)
@@ -210,7 +210,16 @@ def _own_weights(model: Any, chosen: set[str]) -> None:
             seen.add(name)
 
 
-def _static(work: Integers, scales: Mapping[str, NDArray[np.float32]], *, reduced: bool) -> Any:
+def static_integers(
+    work: Integers, scales: Mapping[str, NDArray[np.float32]], *, reduced: bool
+) -> Any:
+    """Quantize/Dequantize pairs around integer nodes, by ONNX Runtime's quantizer.
+
+    Args:
+        work: prepared; its model is used up.
+        scales: of some nodes, at which their weights are stored, by output channel.
+        reduced: see ``weight_limit``.
+    """
     import onnx
     from onnxruntime.quantization import QuantType
     from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
