@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from autocompress.build.ranges import tensor_ranges
 from autocompress.errors import CalibrationError
 from autocompress.exporters.agreement import check_graph
-from autocompress.exporters.onnx_glue import shared_ranges
+from autocompress.exporters.onnx_glue import gates, shared_ranges
 from autocompress.exporters.onnx_graph import float_graph
 from autocompress.exporters.onnx_quantize import plan_nodes, quantized_tensors
 from autocompress.model.tied import untie
@@ -61,7 +61,13 @@ def calibrate(compressed: Compressed, inputs: Any) -> Compressed:
     check_graph(folded, graph, two, dynamic=compressed.dynamic)
     plan = plan_nodes(graph, compressed)
     try:
-        ranges = tensor_ranges(graph, quantized_tensors(graph, plan), inputs, compressed.settings)
+        ranges = tensor_ranges(
+            graph,
+            quantized_tensors(graph, plan),
+            inputs,
+            compressed.settings,
+            whole=gates(graph.graph, plan.static),
+        )
     except Exception as error:
         if type(error).__module__.startswith("onnxruntime"):
             raise CalibrationError(f"Calibration inputs do not fit the model: {error}") from error

@@ -168,6 +168,16 @@ def activations(graph: Any, names: Iterable[str]) -> list[str]:
     return list(found)
 
 
+def gates(graph: Any, names: Iterable[str]) -> set[str]:
+    """Tensors that scale others: rare values near one matter more than their rounding."""
+    chosen = set(names)
+    return {
+        n.output[0]
+        for n in graph.node
+        if n.name in chosen and n.op_type in ("HardSigmoid", "Sigmoid")
+    }
+
+
 def shared_ranges(
     graph: Any, names: Iterable[str], ranges: Mapping[str, Range]
 ) -> dict[str, Range]:

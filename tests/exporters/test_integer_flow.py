@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autocompress.build.calibrate import calibrate
-from autocompress.exporters.onnx_glue import shared_ranges
+from autocompress.build.ranges import tensor_ranges
+from autocompress.exporters.onnx_glue import gates, shared_ranges
 from autocompress.exporters.onnx_integers import Integers, finish
 from autocompress.exporters.onnx_pads import fold_padding
 from autocompress.exporters.onnx_quantize import static_integers
@@ -285,3 +286,17 @@ def test_one_scale_goes_through_a_region_but_never_past_a_clipping() -> None:
     assert found["b"] == own["b"]
     assert found["z"] == found["y"] == Range(-2.0, 3.0)
     assert found["w"] == own["w"]  # one scale for all would leave it eight of 256 levels
+
+
+def test_gates_are_never_clipped() -> None:
+    """The range of least error would cut off the few values near one, which pass others whole."""
+    _, compressed, inputs = quantized("curves")
+    assert compressed.ranges is not None
+    watched = compressed.graph
+    names = gates(watched.graph, [n.name for n in watched.graph.node])
+    assert len(names) == 2
+    for name in names:
+        extremes = tensor_ranges(
+            watched, [name], inputs, compressed.settings.model_copy(update={"ranges": "minmax"})
+        )
+        assert compressed.ranges[name] == extremes[name]
