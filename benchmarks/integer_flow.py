@@ -64,7 +64,8 @@ class _Split(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         left, right = self.first(x).chunk(2, 1)
-        return self.last(torch.cat([left, right, right + self.inner(right)], 1))
+        joined: Tensor = self.last(torch.cat([left, right, right + self.inner(right)], 1))
+        return joined
 
 
 class YoloNeck(nn.Module):
@@ -113,7 +114,8 @@ def _efficientnet_lite0() -> nn.Module:
 def _mobilenet_v3() -> nn.Module:
     from torchvision.models import mobilenet_v3_large
 
-    return mobilenet_v3_large()
+    model: nn.Module = mobilenet_v3_large()
+    return model
 
 
 def _minilm() -> nn.Module:
