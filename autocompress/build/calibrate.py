@@ -12,6 +12,7 @@ from autocompress.build.ranges import tensor_ranges
 from autocompress.build.rounding import compensate
 from autocompress.errors import CalibrationError
 from autocompress.exporters.agreement import check_graph
+from autocompress.exporters.onnx_glue import gates, shared_ranges
 from autocompress.exporters.onnx_graph import float_graph
 from autocompress.exporters.onnx_quantize import plan_nodes, quantized_tensors
 from autocompress.model.tied import untie
@@ -61,11 +62,18 @@ def calibrate(compressed: Compressed, inputs: Any) -> Compressed:
     check_graph(folded, graph, two, dynamic=compressed.dynamic)
     plan = plan_nodes(graph, compressed)
     try:
-        ranges = tensor_ranges(graph, quantized_tensors(graph, plan), inputs, compressed.settings)
+        ranges = tensor_ranges(
+            graph,
+            quantized_tensors(graph, plan),
+            inputs,
+            compressed.settings,
+            whole=gates(graph.graph, plan.static),
+        )
     except Exception as error:
         if type(error).__module__.startswith("onnxruntime"):
             raise CalibrationError(f"Calibration inputs do not fit the model: {error}") from error
         raise
+    ranges = shared_ranges(graph.graph, plan.static, ranges)
     for name, nodes in plan.layers.items():
         tensor = nodes[0].input[0]
         if tensor in ranges:

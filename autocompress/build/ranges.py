@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import numpy as np
@@ -90,7 +90,13 @@ def least_squares_range(
 
 
 def tensor_ranges(
-    model: Any, tensors: Iterable[str], inputs: Any, settings: CompressionSettings, batch: int = 64
+    model: Any,
+    tensors: Iterable[str],
+    inputs: Any,
+    settings: CompressionSettings,
+    batch: int = 64,
+    *,
+    whole: Collection[str] = (),
 ) -> dict[str, Range]:
     """Run a float ONNX graph on calibration inputs and settle the ranges of some tensors.
 
@@ -100,6 +106,7 @@ def tensor_ranges(
         inputs: a batch as the model takes it, or a split that gives them.
         settings: how ranges are chosen.
         batch: samples per run, which bounds the memory.
+        whole: tensors of which nothing may be clipped, however ranges are chosen.
     """
     import onnx
     import onnxruntime as ort
@@ -123,7 +130,8 @@ def tensor_ranges(
     session = ort.InferenceSession(
         watched.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    finders = {n: RangeFinder(settings) for n in (*given, *wanted)}
+    unclipped = settings.model_copy(update={"ranges": "minmax"})
+    finders = {n: RangeFinder(unclipped if n in whole else settings) for n in (*given, *wanted)}
     for part in portions(inputs, batch):
         arrays = [p.numpy(force=True) for p in nested.tensors(part)]
         feed = dict(zip(names, arrays, strict=True))

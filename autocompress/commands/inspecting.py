@@ -108,7 +108,7 @@ def show_evaluation(found: dict[str, Any], console: Console) -> None:
         + f" the budget ({found['budget']})."
     )
     console.print(_built(found), highlight=False)
-    for problem in trial["problems"]:
+    for problem in (*trial["problems"], *trial["notes"]):
         console.print(f"[yellow]{problem}[/yellow]")
 
 

@@ -1,8 +1,8 @@
 """Make a float ONNX graph integer where the policy says so, with ONNX Runtime's own quantizer.
 
 Layers with 8-bit activations get Quantize/Dequantize pairs, and so does the glue between them
-(additions, poolings, ReLU, ...): only then do the runtime's integer kernels meet without a detour
-through floats. Weight-only layers keep small integer weights behind one DequantizeLinear.
+(see ``onnx_glue``): only then do the runtime's integer kernels meet without a detour through
+floats. Weight-only layers keep small integer weights behind one DequantizeLinear.
 """
 
 from __future__ import annotations
@@ -17,32 +17,11 @@ from numpy.typing import NDArray
 from autocompress.errors import ExportError
 from autocompress.exporters.onnx_dynamic import quantize_dynamic
 from autocompress.exporters.onnx_floats import keep_floats
+from autocompress.exporters.onnx_glue import activations, with_glue
 from autocompress.exporters.onnx_graph import layer_nodes
+from autocompress.exporters.onnx_integers import Integers, finish
 from autocompress.exporters.onnx_low_bits import channel_axis, store_low_bits, weight_place
-from autocompress.techniques.compressed import Compressed, Precision, Range
-
-#: operators that pass integers on as they are, or have integer kernels of their own
-_GLUE = frozenset(
-    {
-        "Add",
-        "Relu",
-        "Clip",
-        "MaxPool",
-        "AveragePool",
-        "GlobalAveragePool",
-        "Concat",
-        "Flatten",
-        "Reshape",
-        "Transpose",
-        "Squeeze",
-        "Unsqueeze",
-        "Pad",
-        "Slice",
-        "Mul",
-        "ReduceMean",
-    }
-)
-
+from autocompress.techniques.compressed import Compressed, Precision
 
 _FLOAT_ONLY = ("ConvTranspose", "Gather")
 """Operators that runtimes compute in float, whose weights may be integers all the same."""
@@ -83,6 +62,7 @@ def plan_nodes(graph: Any, compressed: Compressed) -> NodePlan:
                 "is to be quantized. Leave it at 32 bits."
             )
     static, dynamic, half, weight_only = set(), [], [], {}
+    fixed = _fixed(graph.graph)
     for name, nodes in found.items():
         precision = wanted[name]
         for node in nodes:
@@ -96,7 +76,8 @@ def plan_nodes(graph: Any, compressed: Compressed) -> NodePlan:
             elif precision.integer and precision.activation_scaling == "dynamic":
                 dynamic.append(node.name)
             elif precision.integer and node.op_type in ("Conv", "Gemm", "MatMul"):
-                static.add(node.name)
+                if node.op_type != "MatMul" or fixed & {*node.input}:
+                    static.add(node.name)  # conversions cost more than products of activations gain
             elif precision.integer:
                 dynamic.append(node.name)  # recurrent kernels know dynamic ranges only
             elif precision.half:
@@ -104,43 +85,26 @@ def plan_nodes(graph: Any, compressed: Compressed) -> NodePlan:
             elif precision.weight_bits < 16:
                 weight_only[node.name] = precision.weight_bits
     return NodePlan(
-        found, tuple(_with_glue(graph, static)), tuple(dynamic), weight_only, tuple(half)
+        found,
+        tuple(with_glue(graph.graph, static, compressed.ranges)),
+        tuple(dynamic),
+        weight_only,
+        tuple(half),
     )
 
 
-def _with_glue(graph: Any, static: set[str]) -> list[str]:
-    """Add the operators all of whose activations come from quantized ones."""
-    constants = {i.name for i in graph.graph.initializer}
-    made: set[str] = set()
-    names = []
-    for node in graph.graph.node:
-        if node.op_type == "Constant":
-            constants.update(node.output)
-        if node.name in static:
-            names.append(node.name)
-            made.update(node.output)
-            continue
-        fed = [i for i in node.input if i and i not in constants]
-        passes = node.op_type in _GLUE or "/Subsample" in node.name
-        if passes and fed and all(i in made for i in fed):
-            names.append(node.name)
-            made.update(node.output)
-    return names if static else []
+def _fixed(graph: Any) -> set[str]:
+    """Tensors that depend on no input."""
+    found = {i.name for i in graph.initializer}
+    for node in graph.node:
+        if all(i in found for i in node.input):
+            found.update(node.output)
+    return found
 
 
 def quantized_tensors(graph: Any, plan: NodePlan) -> list[str]:
     """Activations that get a Quantize/Dequantize pair: inputs and outputs of static nodes."""
-    constants = {i.name for i in graph.graph.initializer}
-    for node in graph.graph.node:
-        if node.op_type == "Constant":
-            constants.update(node.output)
-    chosen = set(plan.static)
-    names: dict[str, None] = {}
-    for node in graph.graph.node:
-        if node.name in chosen:
-            names.update(dict.fromkeys(i for i in node.input if i and i not in constants))
-            names.update(dict.fromkeys(node.output))
-    return list(names)
+    return activations(graph.graph, plan.static)
 
 
 def quantize_graph(graph: Any, compressed: Compressed) -> Any:
@@ -167,11 +131,14 @@ def quantize_graph(graph: Any, compressed: Compressed) -> Any:
     if plan.static:
         if compressed.ranges is None:
             raise ExportError("Static 8-bit activations need ranges: calibrate before exporting.")
-        model = _static(model, plan, compressed.ranges, scales, reduced=reduced)
+        work = Integers(model, set(plan.static), dict(compressed.ranges))
+        work.prepare()
+        model = static_integers(work, scales, reduced=reduced)
+        finish(model, work)
     for name, bits in plan.weight_only.items():
         store_low_bits(model, name, bits)
     if plan.static:
-        keep_floats(model, set(plan.static))
+        keep_floats(model, work.static)
     if plan.half:
         if compressed.settings.half_format != "float16":
             raise ExportError(
@@ -243,14 +210,16 @@ def _own_weights(model: Any, chosen: set[str]) -> None:
             seen.add(name)
 
 
-def _static(
-    model: Any,
-    plan: NodePlan,
-    ranges: Mapping[str, Range],
-    scales: Mapping[str, NDArray[np.float32]],
-    *,
-    reduced: bool,
+def static_integers(
+    work: Integers, scales: Mapping[str, NDArray[np.float32]], *, reduced: bool
 ) -> Any:
+    """Quantize/Dequantize pairs around integer nodes, by ONNX Runtime's quantizer.
+
+    Args:
+        work: prepared; its model is used up.
+        scales: of some nodes, at which their weights are stored, by output channel.
+        reduced: see ``weight_limit``.
+    """
     import onnx
     from onnxruntime.quantization import QuantType
     from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
@@ -258,11 +227,10 @@ def _static(
 
     tensors = {
         n: TensorData(lowest=np.float32(r.low), highest=np.float32(r.high))
-        for n, r in ranges.items()
+        for n, r in work.ranges.items()
         if not n.endswith(":in")
     }
-    chosen = set(plan.static)
-    nodes = [n for n in model.graph.node if n.name in chosen]
+    nodes = [n for n in work.model.graph.node if n.name in work.static]
     overrides = {
         n.input[1]: [
             {"axis": channel_axis(n), "scale": scale, "zero_point": 0} for scale in scales[n.name]
@@ -271,7 +239,7 @@ def _static(
         if n.name in scales
     }
     # without inferred types the quantizer takes nothing for a float tensor
-    inferred = onnx.shape_inference.infer_shapes(model)
+    inferred = onnx.shape_inference.infer_shapes(work.model)
     quantizer = QDQQuantizer(
         inferred,
         per_channel=True,
@@ -279,7 +247,7 @@ def _static(
         weight_qType=QuantType.QInt8,
         activation_qType=QuantType.QUInt8,
         tensors_range=TensorsData(CalibrationMethod.MinMax, tensors),
-        nodes_to_quantize=list(plan.static),
+        nodes_to_quantize=[n.name for n in nodes],
         nodes_to_exclude=[],
         op_types_to_quantize=sorted({n.op_type for n in nodes}),
         extra_options={"WeightSymmetric": True, "TensorQuantOverrides": overrides},

@@ -6,23 +6,31 @@ unknown past a padded shortcut, and everything after it stays in float.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from autocompress.exporters.onnx_pads import fold_padding
+
 _LARGEST = 65_536
 """Elements; larger constants (expanded masks, position tables) stay computed."""
+_MOVERS = ("Flatten", "MaxPool", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")
 
 
 def simplify(model: Any) -> None:
-    """Fold constant arithmetic and merge subsampling shortcuts, in place.
+    """Fold constants and paddings, and write what is left as runtimes have kernels for, in place.
 
     Args:
         model: ``onnx.ModelProto`` from torch's exporter.
     """
     fold_constants(model)
     merge_subsampling(model)
+    fold_padding(model)
+    pool_means(model)
+    clip_early(model)
+    _drop_unused(model.graph)
 
 
 def fold_constants(model: Any) -> None:
@@ -188,6 +196,67 @@ def _subsampling(
     if not slices:
         return None
     return source, slices, [steps[2], steps[3]], (int(pads[1]), int(pads[5]))
+
+
+def pool_means(model: Any) -> None:
+    """Turn means over both image axes into global poolings, in place; these have integer kernels.
+
+    Args:
+        model: ``onnx.ModelProto``, float, of opset 18, where axes are an input.
+    """
+    import onnx
+    from onnx import numpy_helper
+
+    graph = model.graph
+    constants = {i.name: i for i in graph.initializer}
+    images: dict[str, int] | None = None
+    for node in [n for n in graph.node if n.op_type == "ReduceMean" and len(n.input) > 1]:
+        if node.input[1] not in constants:
+            continue
+        axes = sorted(int(a) % 4 for a in numpy_helper.to_array(constants[node.input[1]]))
+        images = images if images is not None else _channels(model)
+        if axes != [2, 3] or node.input[0] not in images:
+            continue
+        kept = all(a.i for a in node.attribute if a.name == "keepdims")
+        output = node.output[0] if kept else f"{node.output[0]}_pooled"
+        pooled = onnx.helper.make_node(
+            "GlobalAveragePool", [node.input[0]], [output], name=node.name
+        )
+        place = list(graph.node).index(node)
+        graph.node.remove(node)
+        graph.node.insert(place, pooled)
+        if not kept:
+            flat = onnx.helper.make_node(
+                "Flatten", [output], [node.output[0]], name=f"{node.name}_flat"
+            )
+            graph.node.insert(place + 1, flat)
+
+
+def clip_early(model: Any) -> None:
+    """Put a ReLU or clip right behind the layer whose output is only moved in between, in place.
+
+    There it costs nothing, in float as in integers; maxima and moved values are the same.
+    """
+    graph = model.graph
+    makers = {o: n for n in graph.node for o in n.output}
+    read = Counter(i for n in graph.node for i in n.input)
+    read.update(o.name for o in graph.output)
+    for clip in [n for n in graph.node if n.op_type in ("Relu", "Clip")]:
+        mover = makers.get(clip.input[0])
+        if mover is None or mover.op_type not in _MOVERS or len(mover.output) > 1:
+            continue
+        if read[clip.input[0]] != 1:
+            continue
+        layer = makers.get(mover.input[0])
+        if layer is None or layer.op_type not in ("Conv", "Gemm") or read[mover.input[0]] != 1:
+            continue
+        place = list(graph.node).index(mover)
+        graph.node.remove(clip)
+        source, end = mover.input[0], clip.output[0]
+        # another name, as the moved tensor may have had another shape
+        clip.input[0], clip.output[0] = source, f"{source}_clipped"
+        mover.input[0], mover.output[0] = clip.output[0], end
+        graph.node.insert(place, clip)
 
 
 def _channels(model: Any) -> dict[str, int]:

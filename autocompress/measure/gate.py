@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from autocompress.measure.conversions import Conversions, conversion_notes, conversions
 from autocompress.measure.lock import machine_lock
 from autocompress.policy.policy import LayerPolicy
 from autocompress.policy.registry import techniques
@@ -59,16 +60,53 @@ class Shown:
         return self.target.classify(node).multiplies
 
 
+@dataclass(frozen=True)
+class Judgement:
+    """What the gate says of a file.
+
+    Args:
+        problems: promises that the profile does not show, one sentence each.
+        notes: what integer layers cost beside their arithmetic.
+        conversions: the same as figures.
+    """
+
+    problems: list[str]
+    notes: list[str]
+    conversions: Conversions
+
+
+def judge_file(
+    target: Target,
+    path: str | Path,
+    compressed: Compressed | None = None,
+    timing: Timing | None = None,
+) -> Judgement:
+    """Profile a file in its runtime and compare with what was promised.
+
+    Args:
+        target, compressed, timing: see ``check_promise``.
+        path: of the exported file.
+    """
+    with machine_lock(exclusive=False), closing(target.open(path)) as session:
+        profile = session.profile(drawn_inputs(session, target.config)[0], runs=2)
+    found = conversions(target, profile)
+    reduced = compressed is not None and any(p.reduced for p in compressed.precisions.values())
+    ratio = None if timing is None else timing.ratio
+    return Judgement(
+        check_promise(target, profile, compressed, timing),
+        conversion_notes(found, profile, ratio, reduced=reduced),
+        found,
+    )
+
+
 def check_file(
     target: Target,
     path: str | Path,
     compressed: Compressed | None = None,
     timing: Timing | None = None,
 ) -> list[str]:
-    """Profile a file in its runtime and compare with what was promised; see ``check_promise``."""
-    with machine_lock(exclusive=False), closing(target.open(path)) as session:
-        profile = session.profile(drawn_inputs(session, target.config)[0], runs=2)
-    return check_promise(target, profile, compressed, timing)
+    """The problems alone; see ``judge_file``."""
+    return judge_file(target, path, compressed, timing).problems
 
 
 def check_promise(

@@ -156,7 +156,7 @@ class Measurer:
             path: of the exported file; ``None`` puts it into the folder.
             **context: goes into the measurement's context.
         """
-        from autocompress.measure.gate import check_file
+        from autocompress.measure.gate import judge_file
 
         policy, path = compressed.policy, path or self.file("measured")
         start = time.perf_counter()
@@ -167,6 +167,9 @@ class Measurer:
         timed = time.perf_counter()
         with machine_lock(exclusive=False):
             result = self.score(path, split)
+        judged = judge_file(
+            self.target, path, compressed, timing if self.other_device is None else None
+        )
         context |= {
             "split": split,
             "export_s": exported - start,
@@ -175,13 +178,12 @@ class Measurer:
             "waited_s": timing.facts.get("waited_s", 0.0),
             "timing": timing.as_dict(),
             "problems": [
-                *check_file(
-                    self.target, path, compressed, timing if self.other_device is None else None
-                ),
+                *judged.problems,
                 *overflow_problems(compressed, compressed.quantized and self._overflows),
                 *result.problems,
             ],
-            "notes": [*compressed.notes, *timing.notes],
+            "notes": [*compressed.notes, *timing.notes, *judged.notes],
+            "conversions": judged.conversions.as_dict(),
         }
         # The ratio of an interleaved run carries over to the study's one baseline figure; the
         # raw milliseconds of a drifting machine would not. Both stand in the context.

@@ -28,6 +28,10 @@ def trial_tags(trial: Trial, *, front: bool) -> dict[str, str]:
         "front": str(front).lower(),
         "policy": trial.policy.digest,
     }
+    context = trial.measurement.context if trial.measurement else {}
+    for key in ("problems", "notes"):
+        if remarks := context.get(key):
+            tags[key] = " ".join(map(str, remarks))[:_TAG_LIMIT]
     if trial.reason:
         tags["reason"] = trial.reason[:_TAG_LIMIT]
     if trial.parent is not None:

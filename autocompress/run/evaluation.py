@@ -93,6 +93,7 @@ def trial_dict(
         "feasible": all(v <= 0 for v in violations.values()),
         "violations": violations,
         "problems": found.context.get("problems", []),
+        "notes": found.context.get("notes", []),
         "policy": policy.as_dict(),
     }
 

@@ -65,11 +65,12 @@ def _scores(result: Result) -> dict[str, Any]:
 
 
 def _row(evaluator: StudyEvaluator, file: Path, split: str, base: Result) -> dict[str, Any]:
-    from autocompress.measure.gate import check_file
+    from autocompress.measure.gate import judge_file
 
     measurer = evaluator.measurer
     timing = measurer.timing(file, max_seconds=3.0)
     found = measurer.score(file, split)
+    judged = judge_file(measurer.target, file, timing=timing)
     row = {
         "file": str(file),
         **_scores(found),
@@ -79,8 +80,8 @@ def _row(evaluator: StudyEvaluator, file: Path, split: str, base: Result) -> dic
         "ratio_high": timing.ratio_high,
         "size_bytes": timing.size_bytes,
         **measurer.memory(file),
-        "problems": [*found.problems, *check_file(measurer.target, file, timing=timing)],
-        "notes": list(timing.notes),
+        "problems": [*found.problems, *judged.problems],
+        "notes": [*timing.notes, *judged.notes],
     }
     return row | _difference(evaluator.measurer.pipeline.task.quality.name, found, base)
 

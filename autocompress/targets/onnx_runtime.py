@@ -61,6 +61,7 @@ _CLASSES = {
     "ReorderInput": KernelClass.LAYOUT,
     "ReorderOutput": KernelClass.LAYOUT,
     "Transpose": KernelClass.LAYOUT,
+    "Pad": KernelClass.LAYOUT,
 }
 _MULTIPLYING = re.compile("conv|gemm|matmul|lstm|gru|attention", re.IGNORECASE)
 #: blocked layouts round channel counts up to the width of a vector register, and hide as much

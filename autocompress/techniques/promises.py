@@ -48,9 +48,8 @@ def quantization_problems(shown: Shown) -> list[str]:
 def _all_integer(shown: Shown, layer: str) -> bool:
     """Whether a layer, or the modules inside it, multiply integers only."""
     module = shown.compressed.module.get_submodule(layer)
-    # with ranges at run time, attention's products of two activations stay in float
-    dynamic = shown.compressed.precisions[layer].activation_scaling == "dynamic"
-    weights_only = dynamic and not isinstance(module, nn.modules.conv._ConvNd)
+    # attention's products of two activations stay in float, where they are as fast
+    weights_only = not isinstance(module, nn.modules.conv._ConvNd)
     own = [
         node
         for name, found in shown.nodes.items()

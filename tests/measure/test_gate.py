@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from autocompress.build.calibrate import calibrate
 from autocompress.exporters.write import export
-from autocompress.measure.gate import check_file, check_promise, layer_profile
+from autocompress.measure.conversions import conversion_notes, conversions
+from autocompress.measure.gate import check_file, check_promise, judge_file, layer_profile
 from autocompress.measure.latency import Timing
 from autocompress.policy.policy import Policy
 from autocompress.policy.settings import CompressionSettings
@@ -242,3 +243,53 @@ def test_integer_kernels_show_in_openvino(network: nn.Module, tmp_path: Path) ->
     plain = export(quantized(network, {}), tmp_path / "plain.onnx", images()).path
     (problem,) = check_file(target, plain, compressed)
     assert problem.endswith("no integer kernel for first, deep.")
+
+
+def typed(op: str, ms: float, before: str, after: str) -> NodeTime:
+    return NodeTime(op, op, ms, ((before, (1, 4)),), ((after, (1, 4)),))
+
+
+_MIXED = Profile(
+    (
+        typed("QuantizeLinear", 1.0, "float", "uint8"),
+        typed("QGemm", 2.0, "uint8", "float"),
+        typed("Softmax", 0.25, "float", "float"),
+        typed("Sigmoid", 0.25, "float", "float"),
+        typed("Pad", 0.5, "float", "float"),
+        typed("QLinearAdd", 1.0, "uint8", "uint8"),
+    ),
+    5.0,
+)
+
+
+def test_the_share_of_conversions_and_what_stands_between_are_told() -> None:
+    found = conversions(ORT, _MIXED)
+    assert found.share == pytest.approx(1.5 / 5.0)
+    assert found.between == {"Softmax": (1, 0.25), "Sigmoid": (1, 0.25)}
+    assert found.integer == 1
+    (note,) = conversion_notes(found, _MIXED, 0.8)
+    assert note == (
+        "Conversions take 30% of the kernels' time. Operators on floats: Softmax (1 nodes, "
+        "0.250 ms), Sigmoid (1 nodes, 0.250 ms)."
+    )
+
+
+@pytest.mark.parametrize("reduced", [False, True])
+def test_an_integer_file_that_gains_little_is_explained(reduced: bool) -> None:
+    (note,) = conversion_notes(conversions(ORT, _MIXED), _MIXED, 0.81, reduced=reduced)
+    assert note.startswith("1 integer kernels, but 0.81 of the uncompressed latency: Conversions")
+    assert "QGemm (1 nodes, 2.000 ms)" in note
+    assert ("no 8-bit dot products" in note) is reduced
+
+
+def test_files_without_integer_layers_need_no_explanation(exported: dict[str, Path]) -> None:
+    judged = judge_file(ORT, exported[".onnx"], timing=timing(0.95))
+    assert judged.notes == judged.problems == []
+
+
+def test_a_real_integer_file_tells_its_conversions(network: nn.Module, tmp_path: Path) -> None:
+    compressed = quantized(network, dict.fromkeys(_LAYERS, _INT8))
+    judged = judge_file(ORT, written(compressed, tmp_path), compressed, timing(0.9))
+    assert judged.problems == []
+    assert judged.notes[0].startswith(f"{len(_LAYERS)} integer kernels, but 0.90 of the")
+    assert 0 < judged.conversions.as_dict()["share"] < 1
