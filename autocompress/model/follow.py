@@ -14,41 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from autocompress.model import operator_kinds as kinds
 from autocompress.model.labels import Atoms, Labels, along, labelled
 from autocompress.model.plain_operators import passing
-
-_SAME = {
-    *("clone", "detach", "alias", "contiguous", "_to_copy", "lift_fresh", "dropout"),
-    *("feature_dropout", "alpha_dropout", "positive", "_conj", "resolve_conj", "resolve_neg"),
-}
-_RESHAPES = {"view", "_unsafe_view", "reshape", "_reshape_alias"}
-_MOVES = {
-    *("permute", "transpose", "t", "slice", "select", "unbind", "split", "split_with_sizes"),
-    *("unsafe_split", "unsafe_split_with_sizes", "unsafe_chunk", "chunk", "cat", "stack"),
-    *("expand", "squeeze", "unsqueeze", "flip", "roll", "repeat", "index_select", "index"),
-    *("gather", "pixel_shuffle", "pixel_unshuffle", "diagonal", "movedim", "unfold", "rot90"),
-    *("repeat_interleave", "concat", "narrow", "tile"),
-}
-_SHUFFLES = {"channel_shuffle", "native_channel_shuffle"}
-_POINTWISE = {
-    *("_prelu_kernel", "prelu", "rrelu_with_noise", "hardswish", "log_sigmoid_forward"),
-    *("floor_divide", "elementwise"),
-}
-_MIXES = {
-    *("softmax", "_softmax", "log_softmax", "_log_softmax", "_safe_softmax", "cumsum", "logsumexp"),
-    *("cumprod", "sum", "mean", "amax", "amin", "max", "min", "prod", "var", "std", "var_mean"),
-    *("std_mean", "linalg_vector_norm", "norm", "argmax", "argmin", "any", "all"),
-}
-_SPATIAL = (
-    *("max_pool", "avg_pool", "_adaptive", "adaptive", "upsample", "_upsample"),
-    *("reflection_pad", "replication_pad"),
-)
-_PRODUCTS = {"mm", "bmm", "addmm", "baddbmm", "mv", "addmv", "dot"}
-_BATCH_NORMS = {
-    *("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training"),
-    *("cudnn_batch_norm", "miopen_batch_norm"),
-}
-_LAYER_NORMS = {"native_layer_norm", "_fused_rms_norm"}
 
 
 @dataclass(frozen=True)
@@ -147,27 +115,27 @@ class Follower:
             self._unknown(name, known, out)
 
     def _rule(self, name: str, func: Any) -> Callable[..., bool] | None:
-        if name in _SAME:
+        if name in kinds.SAME:
             return self._same
-        if name in _RESHAPES or name in _MOVES:
+        if name in kinds.RESHAPES or name in kinds.MOVES:
             return self._moves
-        if name in _SHUFFLES:
+        if name in kinds.SHUFFLES:
             return self._shuffles
         if name == "glu":
             return self._gated
         if name == "constant_pad_nd":
             return self._pads
-        if name in _POINTWISE or torch.Tag.pointwise in func.tags:
+        if name in kinds.POINTWISE or torch.Tag.pointwise in func.tags:
             return self._pointwise
-        if name in _MIXES:
+        if name in kinds.MIXES:
             return self._mixes
-        if name.startswith(_SPATIAL):
+        if name.startswith(kinds.SPATIAL):
             return self._spatial
-        if name in _PRODUCTS:
+        if name in kinds.PRODUCTS:
             return self._products
         if name == "per_channel":
             return self._per_channel
-        if name in _BATCH_NORMS or name in _LAYER_NORMS:
+        if name in kinds.BATCH_NORMS or name in kinds.LAYER_NORMS:
             return self._norms
         return None
 
@@ -192,7 +160,7 @@ class Follower:
         loose = all(labels.loose for labels in sources)
         if isinstance(data, Tensor):
             full = self._full(data)
-            if name in _RESHAPES:
+            if name in kinds.RESHAPES:
                 found = [full.reshape(outs[0].shape)]
             else:
                 found = list(_tensors(func(full, *rest, **kwargs)))
@@ -373,13 +341,13 @@ class Follower:
         for tensor in _tensors((args[1:], kwargs)):
             if (labels := self.get(tensor)) is not None:
                 base = labels.base
-                if name in _BATCH_NORMS:
+                if name in kinds.BATCH_NORMS:
                     base = along(base, 1, dims) if base.numel() > 1 else base.view([1] * dims)
                     shape = tuple(x.shape[1] if i == 1 else 1 for i in range(dims))
                     labels = Labels(shape, base, labels.loose)
                 parts.append(labels)
         merged = self._merged(parts, tuple(x.shape))
-        if merged is not None and name in _LAYER_NORMS:
+        if merged is not None and name in kinds.LAYER_NORMS:
             self._mix(merged.base, range(dims - len(args[1]), dims), name)
         self.put(next(iter(_tensors(out))), merged)
         return True
