@@ -1,8 +1,9 @@
 """Repair without labels: a compressed network is trained toward the original's own outputs.
 
-First block by block: each block's parameters learn to give the original block's output on inputs
-that are those of the compressed network. Then the whole network learns to give the original's
-outputs. Batch norms keep their statistics throughout; only their scales and shifts learn.
+First block by block, which are the segments between which one value alone flows: the parameters of
+each learn to give the original's output on inputs that are those of the compressed network. Then
+the whole network learns to give the original's outputs. Batch norms keep their statistics
+throughout; only their scales and shifts learn.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autocompress.build.blocks import Block, common_blocks, inside, reads_inputs, run_block
+from autocompress.build.segments import Segment, common_segments, inside, reads_inputs, run_segment
 from autocompress.build.walk import Steps, Walk
 from autocompress.errors import UnsupportedModel
 from autocompress.policy.recovery import Schedule
@@ -88,11 +89,11 @@ class Refinement:
         wanted = self._outputs(original, self._held)
         divergence = self.task.compared.fitted(wanted)
         best = _Best(lambda m: self._distance(m, wanted, divergence), module)
-        blocks: list[Block] = []
+        segments: list[Segment] = []
         self._known: dict[tuple[int, int], Steps] = {}
         try:
             self._walks = [self._walk(m) for m in (original, module)]
-            blocks = common_blocks(self._steps(0, 2), self._steps(1, 2), original)
+            segments = common_segments(self._steps(0, 2), self._steps(1, 2), original)
         except UnsupportedModel as error:
             self._notes = (f"Refined as a whole, not block by block: {error}.",)
         for part in module.modules():
@@ -101,7 +102,7 @@ class Refinement:
         self._named = dict(module.named_parameters())
         weights = [p for p in module.parameters() if p.dim() > 1] if self._sparse else []
         self._zeros = [(p, p != 0) for p in weights]
-        self._each_block(original, module, blocks, begin + limit / 2)
+        self._each_segment(original, module, segments, begin + limit / 2)
         best.offer(module)
         self._whole(original, module, divergence, begin + limit)
         best.offer(module)
@@ -133,37 +134,37 @@ class Refinement:
 
     # -- block by block
 
-    def _each_block(
-        self, original: nn.Module, module: nn.Module, blocks: Sequence[Block], deadline: float
+    def _each_segment(
+        self, original: nn.Module, module: nn.Module, segments: Sequence[Segment], deadline: float
     ) -> None:
-        """Train each block that ends in as many channels as the original's."""
+        """Train each segment that ends in as many channels as the original's."""
         old = new = None
-        left = list(blocks)
+        left = list(segments)
         while left:
-            block = left.pop(0)
-            goal = self._through(block, old, 0)
-            found = self._through(block, new, 1)
+            segment = left.pop(0)
+            goal = self._through(segment, old, 0)
+            found = self._through(segment, new, 1)
             if goal is None or found is None or goal.shape != found.shape:
                 if not left:
                     break
-                left[0] = Block(block.start, left[0].end)
+                left[0] = Segment(segment.start, left[0].end)
                 continue
-            parameters = self._parameters(block, module)
+            parameters = self._parameters(segment, module)
             if parameters and not torch.equal(goal, found):
                 now = time.monotonic()
                 until = now + (deadline - now) / (1 + len(left))
-                self._train_block(block, new, goal, parameters, until)
-                found = self._through(block, new, 1)
+                self._train_segment(segment, new, goal, parameters, until)
+                found = self._through(segment, new, 1)
             old, new = goal, found
-            self._tell("blocks", 0.5 * (1 - len(left) / max(1, len(blocks))))
+            self._tell("blocks", 0.5 * (1 - len(left) / max(1, len(segments))))
 
-    def _run(self, block: Block, value: Tensor | None, index: Tensor, which: int) -> Any:
-        """What a block of one of the two networks gives for some of the samples."""
+    def _run(self, segment: Segment, value: Tensor | None, index: Tensor, which: int) -> Any:
+        """What a segment of one of the two networks gives for some of the samples."""
         steps, inputs = self._steps(which, len(index)), None
-        if reads_inputs(steps, block):
+        if reads_inputs(steps, segment):
             inputs = self.place.put(self._images.prepare(self._images.take(index)[0]))
             steps = self._walks[which].steps(inputs)
-        return run_block(steps, block, value, inputs, self._walks[which].module)
+        return run_segment(steps, segment, value, inputs, self._walks[which].module)
 
     def _steps(self, which: int, count: int) -> Steps:
         """What one of the two networks does with so many samples, which have the same shapes."""
@@ -172,13 +173,13 @@ class Refinement:
             self._known[which, count] = self._walks[which].steps(inputs)
         return self._known[which, count]
 
-    def _through(self, block: Block, values: Tensor | None, which: int) -> Tensor | None:
-        """The block's output for all samples, on the CPU; ``None`` for what is no batch."""
+    def _through(self, segment: Segment, values: Tensor | None, which: int) -> Tensor | None:
+        """The segment's output for all samples, on the CPU; ``None`` for what is no batch."""
         out: list[Tensor] = []
         with torch.no_grad(), self.place.autocast():
             for index in torch.arange(len(self._images)).split(_CHUNK):
                 value = None if values is None else self.place.put(values[index])
-                found = self._run(block, value, index, which)
+                found = self._run(segment, value, index, which)
                 if not isinstance(found, Tensor) or len(found) != len(index):
                     return None
                 out.append(found.float().cpu())
@@ -186,9 +187,9 @@ class Refinement:
                     return None
         return torch.cat(out)
 
-    def _train_block(
+    def _train_segment(
         self,
-        block: Block,
+        segment: Segment,
         inputs: Tensor | None,
         goal: Tensor,
         parameters: list[nn.Parameter],
@@ -199,17 +200,17 @@ class Refinement:
         def loss(batch: _Batch, index: Tensor) -> Tensor:
             value = None if inputs is None else self.place.put(inputs[index])
             with self.place.autocast():
-                found = self._run(block, value, index, 1)
+                found = self._run(segment, value, index, 1)
             wanted = self.place.put(goal[index])
             return (found.float() - wanted).square().mean() / scale
 
         config = self.config
         self._descend(parameters, loss, len(goal), config.block_steps, config.lr, deadline)
 
-    def _parameters(self, block: Block, module: nn.Module) -> list[nn.Parameter]:
-        """Of the layers that a block runs, and of the forwards around them."""
+    def _parameters(self, segment: Segment, module: nn.Module) -> list[nn.Parameter]:
+        """Of the layers that a segment runs, and of the forwards around them."""
         found: list[nn.Parameter] = []
-        for node in inside(self._steps(1, 2), block):
+        for node in inside(self._steps(1, 2), segment):
             if node.op == "call_module":
                 found += module.get_submodule(str(node.target)).parameters()
             read = [str(n.target) for n in node.all_input_nodes if n.op == "get_attr"]

@@ -133,7 +133,7 @@ def fit_head(head: nn.Linear, vectors: Tensor, targets: Tensor, decay: float = 1
         targets: class indices ``(N,)``.
         decay: of the squared weights on standardized vectors.
     """
-    # a feature that hardly varies would get a weight beside which few bits leave nothing of the rest
+    # a feature that hardly varies would get so large a weight that few bits leave no other
     mean, std = vectors.mean(0), vectors.std(0).clamp_min(_LEAST * float(vectors.std()))
     inputs = (vectors - mean) / std
     weight = torch.zeros(head.out_features, head.in_features, requires_grad=True)

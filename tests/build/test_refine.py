@@ -12,9 +12,9 @@ from small_networks import data, example, make
 from torch import nn
 
 from autocompress.build.bank import LayerBank
-from autocompress.build.blocks import Block, common_blocks, reads_inputs, run_block
 from autocompress.build.pipeline import Pipeline
 from autocompress.build.refine import Refinement
+from autocompress.build.segments import Segment, common_segments, reads_inputs, run_segment
 from autocompress.build.walk import Steps
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.policy import LayerPolicy, Policy
@@ -82,26 +82,26 @@ def test_blocks_run_one_after_another_are_the_network(name: str) -> None:
     model.eval()
     inputs = _texts(4) if name == "attention" else example(name, 4)
     steps = Steps(model, [], inputs)
-    blocks = common_blocks(steps, steps, model)
+    blocks = common_segments(steps, steps, model)
     assert len(blocks) > 1
     value = None
     with torch.no_grad():
         for block in blocks:
             needed = inputs if reads_inputs(steps, block) else None
             before = None if value is None else value.clone()
-            found = run_block(steps, block, value, needed, model)
+            found = run_segment(steps, block, value, needed, model)
             assert value is None or torch.equal(value, before)
             value = found
         *_, output = steps.graph.nodes
         if steps.nodes[blocks[-1].end] is not output.args[0][0]:
-            last = Block(blocks[-1].end, steps.keys[output.args[0][0]])
-            value = run_block(steps, last, value, None, model)
+            last = Segment(blocks[-1].end, steps.keys[output.args[0][0]])
+            value = run_segment(steps, last, value, None, model)
         torch.testing.assert_close(value, model(inputs))
 
 
 def _ends(model: nn.Module, inputs: Any) -> list[str]:
     steps = Steps(model.eval(), [], inputs)
-    return [str(steps.nodes[b.end].target) for b in common_blocks(steps, steps, model)]
+    return [str(steps.nodes[b.end].target) for b in common_segments(steps, steps, model)]
 
 
 def test_residual_blocks_are_cut_at_the_stream() -> None:

@@ -1,7 +1,7 @@
-"""A recorded network cut into blocks: wherever one value alone flows on.
+"""A recorded network cut into segments: wherever one value alone flows on.
 
 What is computed from the inputs without any weight (a mask of padding, say) is the same in every
-network that is made from one; it does not count, and each block computes what it needs of it.
+network that is made from one; it does not count, and each segment computes what it needs of it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from autocompress.build.walk import Key, Steps
 
 
 @dataclass(frozen=True)
-class Block:
+class Segment:
     """A part of a network that starts and ends where one value alone flows.
 
     Args:
@@ -29,57 +29,57 @@ class Block:
     end: Key
 
 
-def common_blocks(one: Steps, other: Steps, model: nn.Module) -> list[Block]:
+def common_segments(one: Steps, other: Steps, model: nn.Module) -> list[Segment]:
     """Blocks that two networks made from one model share.
 
     Args:
         one: of the original.
         other: of what was made from it.
-        model: the original; a layer without matrices (a norm, an activation) belongs to the block
+        model: the original; a layer without matrices (a norm, an activation) belongs to the segment
             before it where nothing else reads what it takes.
     """
     ends = set(_cuts(other))
     keys = [key for key in _cuts(one) if key in ends and not _continues(one, key, model)]
-    return [Block(start, end) for start, end in zip([None, *keys[:-1]], keys, strict=True)]
+    return [Segment(start, end) for start, end in zip([None, *keys[:-1]], keys, strict=True)]
 
 
-def inside(steps: Steps, block: Block) -> list[fx.Node]:
-    """The nodes that a block has to run, values without weights left out."""
-    start = None if block.start is None else steps.nodes[block.start]
+def inside(steps: Steps, segment: Segment) -> list[fx.Node]:
+    """The nodes that a segment has to run, values without weights left out."""
+    start = None if segment.start is None else steps.nodes[segment.start]
     plain, found = _weightless(steps), []
     between = start is None
     for node in steps.graph.nodes:
         if between and node not in plain and node.op != "get_attr":
             found.append(node)
         between = between or node is start
-        if node is steps.nodes[block.end]:
+        if node is steps.nodes[segment.end]:
             break
     return found
 
 
-def reads_inputs(steps: Steps, block: Block) -> bool:
-    """Whether a block needs the network's inputs beside the value that it takes."""
-    known = set() if block.start is None else {steps.nodes[block.start]}
-    return any(n.op == "placeholder" for n in _needed(steps.nodes[block.end], known))
+def reads_inputs(steps: Steps, segment: Segment) -> bool:
+    """Whether a segment needs the network's inputs beside the value that it takes."""
+    known = set() if segment.start is None else {steps.nodes[segment.start]}
+    return any(n.op == "placeholder" for n in _needed(steps.nodes[segment.end], known))
 
 
-def run_block(
-    steps: Steps, block: Block, value: Tensor | None, inputs: Any, module: nn.Module
+def run_segment(
+    steps: Steps, segment: Segment, value: Tensor | None, inputs: Any, module: nn.Module
 ) -> Any:
-    """What a block gives.
+    """What a segment gives.
 
     Args:
         steps: of the network, for inputs of these shapes.
-        block: to run.
+        segment: to run.
         value: that it takes, not changed; ``None`` where it starts at the inputs.
-        inputs: of the network, not changed; ``None`` where the block needs none.
+        inputs: of the network, not changed; ``None`` where the segment needs none.
         module: whose weights count.
     """
     values = {} if inputs is None else steps.begin(inputs)
-    if block.start is not None:
+    if segment.start is not None:
         assert value is not None
-        values[steps.nodes[block.start]] = value.clone()
-    end = steps.nodes[block.end]
+        values[steps.nodes[segment.start]] = value.clone()
+    end = steps.nodes[segment.end]
     needed = _needed(end, values)
     nodes = [node for node in steps.graph.nodes if node in needed]
     steps.run(values, nodes, module, keep=lambda node: node is end)
@@ -126,7 +126,7 @@ def _cuts(steps: Steps) -> list[Key]:
 
 
 def _continues(steps: Steps, key: Key, model: nn.Module) -> bool:
-    """Whether what reads a value still belongs to its block: a norm, an activation, or the end."""
+    """Whether what reads a value belongs to its segment: a norm, an activation, or the end."""
     readers: Sequence[fx.Node] = list(steps.nodes[key].users)
     if len(readers) != 1:
         return False
