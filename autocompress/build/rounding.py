@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from autocompress.build.lockstep import Lockstep, affordable
 from autocompress.build.solve import accumulate, refit
 from autocompress.errors import UnsupportedModel
+from autocompress.model.tied import shared_parameters
 from autocompress.policy.registry import sets_weights
 from autocompress.task.calling import call
 from autocompress.task.nested import tensors
@@ -106,11 +107,13 @@ def _in_order(
     count = affordable(_IMAGES, _widest(folded, next(checked_portions(inputs, 1))))
     batch = next(checked_portions(inputs, count))
     pair = Lockstep(copy.deepcopy(folded), folded, compressed.precisions, batch)
+    shared = {name for places in shared_parameters(folded) for name, _ in places}
     done = set()
     for key, node in pair.layers():
         name = str(node.target)
         layer = folded.get_submodule(name)
-        if name not in wanted or name in pair.repeated or getattr(layer, "groups", 1) > 1:
+        several = name in pair.repeated or name in shared or getattr(layer, "groups", 1) > 1
+        if name not in wanted or several:
             continue
         assert isinstance(layer, MatrixLayer)
         fed = [side.source(key) for side in pair.new]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from autocompress.errors import InputError
@@ -13,8 +14,37 @@ from autocompress.track.folder import RunFolder
 
 if TYPE_CHECKING:
     from autocompress.run.assembly import Assembly
+    from autocompress.run.study import StudyConfig
 
+_log = logging.getLogger(__name__)
 _IDENTITY = {"architecture": "another model", "weights": "other weights", "data": "other data"}
+
+
+_OF_THE_MACHINE = {"weight_range"}
+"""Settings that each machine settles by itself where the study leaves them open."""
+
+
+def as_begun(study: StudyConfig, folder: RunFolder) -> StudyConfig:
+    """A study whose settings, where they are the defaults, are those that its run began with.
+
+    Defaults may be others in another version; what a run has measured was made with its own.
+
+    Args:
+        study: that is to go on.
+        folder: of the run.
+    """
+    if not folder.is_run:
+        return study
+    defaults = type(study.settings)().model_dump(mode="json")
+    now = study.settings.model_dump(mode="json")
+    kept = {
+        key: value
+        for key, value in folder.read_study().get("settings", {}).items()
+        if key in now and now[key] == defaults[key] != value and key not in _OF_THE_MACHINE
+    }
+    for key, value in kept.items():
+        _log.info("The run began with `settings.%s: %s` and goes on with it.", key, value)
+    return study.changed(settings=kept) if kept else study
 
 
 def known_baseline(

@@ -26,7 +26,7 @@ from autocompress.results.answer import decide, judged
 from autocompress.results.metric import objectives
 from autocompress.results.trial import Trial, TrialState
 from autocompress.run.feasibility import check_formula_budget, check_latency_budget
-from autocompress.run.resuming import known_baseline
+from autocompress.run.resuming import as_begun, known_baseline
 from autocompress.run.study import StudyConfig
 from autocompress.track.folder import RunFolder
 from autocompress.track.journal import Journal
@@ -106,6 +106,8 @@ def run_study(
         raise InputError("--new-baseline is for a run that goes on; give --resume too.")
     if not resume and RunFolder(root).is_run:
         RunFolder.create(root)  # says that there is a run
+    if resume and not new_baseline:
+        study = as_begun(study, RunFolder(root))
     _check_sent(study, data)
     with _nothing_left_behind(root):
         parts = assemble(study, root / "models", model=model, data=data, progress=preparing)

@@ -39,6 +39,9 @@ def test_studies_and_recipes_of_version_0_1_read_as_before() -> None:
     written = load_study(FIXTURES / "study.yaml")
     resolved = read_study(RunFolder(FIXTURES / "run").read_study())
     recipe = read_study(Recipe.load(FIXTURES / "recipe.yaml").study)
+    # the default of what the study leaves open is another one now; runs and recipes say theirs
+    assert resolved.settings.weight_rounding == recipe.settings.weight_rounding == "nearest"
+    written = written.changed(settings={"weight_rounding": "nearest"})
     assert written == resolved
     assert written == recipe.changed(settings={"weight_range": "auto"})
     assert recipe.settings.weight_range == "full"  # what recipes meant that did not say

@@ -209,6 +209,7 @@ def test_a_policy_is_summed_up_over_all_layers() -> None:
     assert policy_summary(policy, ["a", "b", "c", "d"]) == {
         "method": "prune + low-rank + int8 + weight-only + distill",
         "mean_prune_ratio": 0.125,
+        "blocks_share": 0.0,
         "mean_sparsity": 0.0,
         "mean_weight_bits": (8 + 4 + 32 + 32) / 4,
         "int8_share": 0.25,
