@@ -4,7 +4,7 @@ Every layer that can be is 8 bits (static ranges). For each network: latency of 
 float one in the same runtime (interleaved, one thread, one image or text), the share of the
 kernels' time in conversions (quantize, dequantize, pad, transpose, reorder), and time by operator.
 Weights are trained where a package has them, else random: kernels take the same time. Processors
-without 8-bit dot products (VNNI) gain much less; ``instructions`` says what was there.
+without 8-bit dot products (VNNI) gain much less; ``dot_products`` says whether there were any.
 
     python benchmarks/integer_flow.py --json [--quick] [--network resnet20]
 """
@@ -30,7 +30,7 @@ from autocompress.measure.conversions import conversions
 from autocompress.measure.latency import paired_timing
 from autocompress.measure.machine import machine_facts
 from autocompress.measure.sampling import Plan
-from autocompress.measure.saturation import settled
+from autocompress.measure.saturation import products_overflow, settled
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.settings import CompressionSettings
@@ -200,7 +200,8 @@ def main() -> None:
         for name in names:
             rows.append(judge(name, Path(folder), 2.0 if args.quick else 10.0, args.keep))
             print(json.dumps(rows[-1]), file=sys.stderr)
-    report = {"integer_flow": rows, "machine": machine_facts()}
+    dots = not products_overflow(get_target("onnxruntime"))
+    report = {"integer_flow": rows, "dot_products": dots, "machine": machine_facts()}
     print(json.dumps(report, indent=None if args.json else 1))
 
 
