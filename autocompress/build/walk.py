@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary, WeakTensorKeyDictionary
 
 from autocompress.errors import UnsupportedModel
+from autocompress.model.tracing_stubs import unfused_attention
 from autocompress.task.calling import call, call_flat
 from autocompress.task.nested import batch_size, take, tensors
 
@@ -248,10 +249,8 @@ class _Recorder(TorchDispatchMode):
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Watch all modules and operators; torch's fused encoder layers run as they are written."""
-        fast = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(False)
         with ExitStack() as stack:
-            stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
+            stack.enter_context(unfused_attention())
             for module in self.names:
                 if module is self.model:
                     continue

@@ -5,8 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,6 +15,7 @@ from torch import nn
 from autocompress.errors import ExportError
 from autocompress.exporters.names import Origin, Traced, layer_of, name_nodes, program_origin
 from autocompress.model.plain_operators import PlainOperators
+from autocompress.model.tracing_stubs import unfused_attention
 from autocompress.task.calling import Flat, call, input_names, output_names
 from autocompress.task.nested import batch_size, concat, tensors
 
@@ -81,7 +81,7 @@ def float_graph(
     """
     from autocompress.exporters.onnx_simplify import simplify
 
-    with _plain_attention(), torch.no_grad():
+    with unfused_attention(), torch.no_grad():
         answer = call(module, example)
     names = input_names(example)
     axes = {name: {0: "batch", **(dynamic or {}).get(name, {})} for name in names}
@@ -89,7 +89,7 @@ def float_graph(
     reasons = []
     for name in sorted(_EXPORTERS, key=lambda name: name != exporter):
         try:
-            with _plain_attention(), warnings.catch_warnings(), torch.no_grad(), plain_operators():
+            with unfused_attention(), warnings.catch_warnings(), torch.no_grad(), plain_operators():
                 warnings.simplefilter("ignore")
                 graph, origin = _EXPORTERS[name](module, example, signature)
         except Exception as error:  # the exporters raise whatever they stumble on
@@ -188,17 +188,6 @@ _EXPORTERS: dict[Exporter, Callable[[nn.Module, Any, _Signature], _Named]] = {
 def plain_operators() -> PlainOperators:
     """Lets files hold what stands for the user's own operators, which no runtime has."""
     return PlainOperators(all_of_them=True)
-
-
-@contextmanager
-def _plain_attention() -> Iterator[None]:
-    """Keep attention from being one operator of torch's own, which no exporter knows."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def layer_nodes(graph: Any, modules: Iterable[str]) -> dict[str, list[Any]]:

@@ -50,7 +50,7 @@ def take_blocks(
     # a forward of anyone's, which need not bear being watched; the reason is kept
     except Exception as error:
         reason = f"its branches cannot be followed ({type(error).__name__}: {error})"
-        return (), {layers[0].name: reason}
+        return (), {layer.name: reason for layer in layers[:1]}
     good = [b.block for b in branches if b.block.name not in trial.failed]
     return tuple(good), {**skipped, **trial.failed}
 

@@ -7,8 +7,7 @@ the model is written in: those from which no path leads to the outputs but throu
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from autocompress.model.absent import absent
 from autocompress.model.specs import listed
+from autocompress.model.tracing_stubs import unfused_attention
 from autocompress.policy.inventory import Block, LayerSpec
 from autocompress.task.calling import call_flat
 from autocompress.task.nested import tensors
@@ -118,17 +118,6 @@ class _Watching(TorchDispatchMode):
         return out
 
 
-@contextmanager
-def slow_attention() -> Iterator[None]:
-    """Keep attention from one operator of torch's own, in which no branch is seen."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-
-
 def _with_zeros(name: str, args: Any, right: bool) -> Any:
     """Operands of an addition, one of them zeros; what is added to in place becomes zeros."""
     if right:
@@ -175,7 +164,7 @@ def watch(model: nn.Module, inputs: Any, zeros: Mapping[int, bool] | None = None
         watching.made(tensor, len(run.operators))
         run.operators.append(Operator("input", (), (), False, floating))
     try:
-        with slow_attention(), torch.no_grad(), watching:
+        with unfused_attention(), torch.no_grad(), watching:
             run.answers = call_flat(model, inputs)
     finally:
         for handle in handles:

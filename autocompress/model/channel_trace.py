@@ -17,7 +17,7 @@ from autocompress.model.follow import Follower
 from autocompress.model.labels import Atoms, Labels, along, compact
 from autocompress.model.layer_labels import LAYERS, Axis, LayerLabels, is_layer
 from autocompress.model.plain_operators import PlainOperators
-from autocompress.model.tracing_stubs import RECURRENT, is_attention
+from autocompress.model.tracing_stubs import RECURRENT, is_attention, unfused_attention
 from autocompress.task.calling import call
 from autocompress.task.nested import tensors
 
@@ -111,10 +111,8 @@ class _Run:
         """Watch all modules, operators and calls."""
         from torch.nn.attention import SDPBackend, sdpa_kernel
 
-        fast = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(False)
         with ExitStack() as stack:
-            stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
+            stack.enter_context(unfused_attention())
             for module in self.names:
                 before = module.register_forward_pre_hook(self._enter)
                 after = module.register_forward_hook(self._leave, with_kwargs=True)

@@ -13,11 +13,11 @@ from autocompress.model.block_trial import take_blocks
 from autocompress.model.fingerprint import fingerprint
 from autocompress.model.groups import channel_groups
 from autocompress.model.specs import Calls, layer_spec, listed, untied
-from autocompress.model.tracing_stubs import is_attention
+from autocompress.model.tracing_stubs import is_attention, unfused_attention
 from autocompress.model.usage import uses_elsewhere
 from autocompress.policy.inventory import Inventory, LayerSpec, LeftAlone
 from autocompress.task.calling import call
-from autocompress.task.nested import batch_size, tensors
+from autocompress.task.nested import batch_size, map_tensors, named_tensors, tensors
 
 
 def take_inventory(model: nn.Module, example: Any) -> Inventory:
@@ -84,6 +84,29 @@ def _specs(calls: dict[str, Calls]) -> list[LayerSpec]:
     return specs
 
 
+def _check_inputs_stay(model: nn.Module, example: Any) -> None:
+    """Refuse a model that writes into what it is given: every later run would see other data.
+
+    Raises:
+        UnsupportedModel: with the remedy.
+    """
+    given = map_tensors(torch.clone, example)
+    before = [tensor._version for tensor in tensors(given)]
+    call(model, given)
+    changed = [
+        name
+        for (name, tensor), age in zip(named_tensors(given), before, strict=True)
+        if tensor._version != age
+    ]
+    if changed:
+        which = f" ({', '.join(changed)})" if any(changed) else ""
+        raise UnsupportedModel(
+            f"The model must leave its inputs as they are, but its forward changes them in place"
+            f"{which}, so that the same data would be others at every run. Let it work on a copy: "
+            "`x = x.clone()` first, or operators that are not in place (`x / 255` for `x /= 255`)."
+        )
+
+
 def _trace_calls(model: nn.Module, example: Any) -> dict[str, Calls]:
     """Every layer that runs, in the order in which they run first, and how they ran."""
     shapes: dict[str, list[Any]] = {}
@@ -111,11 +134,10 @@ def _trace_calls(model: nn.Module, example: Any) -> dict[str, Calls]:
     for module in modules.values():
         for parameter in module.parameters():
             owners.setdefault(id(parameter), set()).add(module)
-    # the fused encoder path of transformers bypasses the layers' own forward
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.no_grad():
+        with unfused_attention(), torch.no_grad():
+            _check_inputs_stay(model, example)
+            shapes.clear()
             try:
                 with uses_elsewhere(owners) as elsewhere:
                     call(model, example)
@@ -129,7 +151,6 @@ def _trace_calls(model: nn.Module, example: Any) -> dict[str, Calls]:
             f"{[tuple(x.shape) for x in tensors(example)]}: {error}"
         ) from error
     finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
         for handle in handles:
             handle.remove()
     batch = batch_size(example)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
 RECURRENT = (nn.LSTM, nn.GRU)
@@ -35,6 +38,21 @@ def why_whole(attention: Any) -> str:
         if attention.bias_k is not None or attention.add_zero_attn:
             return "it adds keys and values that no input holds"
     return ""
+
+
+@contextmanager
+def unfused_attention() -> Iterator[None]:
+    """Let torch's attention and encoder layers run as they are written.
+
+    Their fused path is one operator that reads the layers' weights by name: it calls no layer, no
+    branch is seen in it, and no exporter knows it.
+    """
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def inner_width(attention: Any) -> int:

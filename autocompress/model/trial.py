@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from autocompress.model.tracing_stubs import unfused_attention
 from autocompress.policy.registry import builtin
 from autocompress.task.calling import call_flat
 from autocompress.task.nested import map_tensors, tensors
@@ -180,14 +181,9 @@ class Trial:
 
     def answers(self, model: nn.Module) -> list[Tensor]:
         """What a copy answers."""
-        fast = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(False)
-        try:
-            with torch.no_grad(), torch.random.fork_rng(devices=()):
-                torch.manual_seed(0)
-                return call_flat(model, self._inputs)
-        finally:
-            torch.backends.mha.set_fastpath_enabled(fast)
+        with unfused_attention(), torch.no_grad(), torch.random.fork_rng(devices=()):
+            torch.manual_seed(0)
+            return call_flat(model, self._inputs)
 
 
 def _batch(tensor: Tensor, dtype: torch.dtype, more: int) -> Tensor:

@@ -20,14 +20,14 @@ _log = logging.getLogger(__name__)
 _IDENTITY = {"architecture": "another model", "weights": "other weights", "data": "other data"}
 
 
-_OF_THE_MACHINE = {"weight_range"}
-"""Settings that each machine settles by itself where the study leaves them open."""
+_FORMER = {"weight_rounding": "nearest"}
+"""What settings were by default before they got the default that they have."""
 
 
 def as_begun(study: StudyConfig, folder: RunFolder) -> StudyConfig:
-    """A study whose settings, where they are the defaults, are those that its run began with.
+    """A study whose settings, where their default has changed, are those that its run began with.
 
-    Defaults may be others in another version; what a run has measured was made with its own.
+    What the run has measured was made with the default of its time; all else must be the same.
 
     Args:
         study: that is to go on.
@@ -37,10 +37,11 @@ def as_begun(study: StudyConfig, folder: RunFolder) -> StudyConfig:
         return study
     defaults = type(study.settings)().model_dump(mode="json")
     now = study.settings.model_dump(mode="json")
+    began = folder.read_study().get("settings", {})
     kept = {
-        key: value
-        for key, value in folder.read_study().get("settings", {}).items()
-        if key in now and now[key] == defaults[key] != value and key not in _OF_THE_MACHINE
+        key: former
+        for key, former in _FORMER.items()
+        if began.get(key) == former and now[key] == defaults[key]
     }
     for key, value in kept.items():
         _log.info("The run began with `settings.%s: %s` and goes on with it.", key, value)

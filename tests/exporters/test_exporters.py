@@ -26,6 +26,7 @@ from autocompress.exporters.onnx_graph import Exporter, float_graph
 from autocompress.exporters.onnx_quantize import plan_nodes, quantize_graph, quantized_tensors
 from autocompress.exporters.write import export
 from autocompress.model.inventory import take_inventory
+from autocompress.model.tracing_stubs import unfused_attention
 from autocompress.policy.policy import Policy
 from autocompress.policy.settings import CompressionSettings
 from autocompress.targets import get_target
@@ -115,7 +116,7 @@ def calls_of(module: nn.Module, x: Tensor) -> Counter[str]:
         for name, layer in module.named_modules()
         if isinstance(layer, LAYERS)
     ]
-    with torch.no_grad(), onnx_graph._plain_attention():
+    with torch.no_grad(), unfused_attention():
         module(x)
     for handle in handles:
         handle.remove()
