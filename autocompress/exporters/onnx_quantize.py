@@ -21,6 +21,7 @@ from autocompress.exporters.onnx_glue import activations, with_glue
 from autocompress.exporters.onnx_graph import layer_nodes
 from autocompress.exporters.onnx_integers import Integers, finish
 from autocompress.exporters.onnx_low_bits import channel_axis, store_low_bits, weight_place
+from autocompress.exporters.onnx_simplify import drop_unused
 from autocompress.techniques.compressed import Compressed, Precision
 
 _FLOAT_ONLY = ("ConvTranspose", "Gather")
@@ -146,6 +147,7 @@ def quantize_graph(graph: Any, compressed: Compressed) -> Any:
                 "`settings.half_format: float16`, or a `.pt2` file (`target.runtime: torch`)."
             )
         model = _half(model, plan.half)
+    drop_unused(model.graph)
     # ONNX wants every node behind those that it reads; only some runtimes sort by themselves
     ONNXModel(model).topological_sort()
     return model

@@ -30,7 +30,7 @@ def simplify(model: Any) -> None:
     fold_padding(model)
     pool_means(model)
     clip_early(model)
-    _drop_unused(model.graph)
+    drop_unused(model.graph)
 
 
 def fold_constants(model: Any) -> None:
@@ -73,7 +73,7 @@ def fold_constants(model: Any) -> None:
         graph.initializer.extend(
             numpy_helper.from_array(v, n) for n, v in values.items() if n not in big
         )
-    _drop_unused(graph)
+    drop_unused(graph)
 
 
 def _keeps(node: Any, outputs: set[str]) -> bool:
@@ -106,7 +106,8 @@ def _evaluate(model: Any, nodes: list[Any]) -> dict[str, NDArray[Any]]:
     return dict(zip(names, map(np.asarray, session.run(names, {})), strict=True))
 
 
-def _drop_unused(graph: Any) -> None:
+def drop_unused(graph: Any) -> None:
+    """Take out the constants that nothing reads: runtimes warn of them, and files grow."""
     used = {i for n in graph.node for i in n.input} | {o.name for o in graph.output}
     # subgraphs of loops and branches may read anything
     if any(a.HasField("g") for n in graph.node for a in n.attribute):
@@ -156,7 +157,7 @@ def merge_subsampling(model: Any) -> None:
         graph.node.insert(list(graph.node).index(pad), conv)
         for gone in (pad, *slices):
             graph.node.remove(gone)
-    _drop_unused(graph)
+    drop_unused(graph)
 
 
 def _subsampling(
