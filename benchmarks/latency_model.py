@@ -28,7 +28,8 @@ from autocompress.build.bank import LayerBank
 from autocompress.build.calibrate import calibrate
 from autocompress.estimate.latency_model import LatencyModel
 from autocompress.exporters.write import export
-from autocompress.measure.latency import paired_timings
+from autocompress.measure.latency import Timing, paired_timings
+from autocompress.measure.quiet import QuietSpeed
 from autocompress.measure.sampling import Plan
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.policy import Policy
@@ -89,14 +90,19 @@ def random_policies(space: Space, count: int, seed: int) -> list[Policy]:
     ]
 
 
-def measured_ratios(
-    target: Target, policies: Sequence[Policy], variant: Any, baseline: Path, plan: Plan
-) -> list[float]:
-    """Measured share of the uncompressed latency, six models at a time paired with it."""
+def measured(
+    target: Target,
+    policies: Sequence[Policy],
+    variant: Any,
+    baseline: Path,
+    plan: Plan,
+    quiet: QuietSpeed,
+) -> list[Timing]:
+    """Timings beside the uncompressed model, six models at a time, as a study takes them."""
     found = []
     for start in range(0, len(policies), 6):
         files = [variant(policy) for policy in policies[start : start + 6]]
-        found += [timing.ratio for timing in paired_timings(target, files, baseline, plan=plan)]
+        found += paired_timings(target, files, baseline, plan=plan, quiet=quiet)
         for file in files:
             file.unlink(missing_ok=True)
     return found
@@ -114,7 +120,7 @@ def judge(name: str, held_out: int, variants: int, plan: Plan) -> dict[str, Any]
     target = get_target("onnxruntime")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        variant = exporter(model, inventory, images, folder)
+        variant, quiet = exporter(model, inventory, images, folder), QuietSpeed()
         baseline = variant(Policy())
         start = time.perf_counter()
         predictor = LatencyModel.build(
@@ -126,13 +132,15 @@ def judge(name: str, held_out: int, variants: int, plan: Plan) -> dict[str, Any]
             settings=_SETTINGS,
             baseline=baseline,
             variants=variants,
+            quiet=quiet,
         )
         build_s = time.perf_counter() - start
         policies = random_policies(space, held_out, seed=99)
         start = time.perf_counter()
         predicted = [predictor.predict(p) for p in policies]
         predict_s = (time.perf_counter() - start) / len(policies)
-        true = np.array(measured_ratios(target, policies, variant, baseline, plan))
+        timings = measured(target, policies, variant, baseline, plan, quiet)
+    true = np.array([timing.ratio for timing in timings])
     share = np.array([ms for ms, _ in predicted]) / predictor.baseline_ms
     sigma = np.array([s for _, s in predicted]) / predictor.baseline_ms
     return {
@@ -145,6 +153,7 @@ def judge(name: str, held_out: int, variants: int, plan: Plan) -> dict[str, Any]
         "bias_percent": float(100 * (share - true).mean()),
         "spearman": float(spearmanr(share, true).statistic),
         "within_1.64_sigma": float((true <= share + 1.64 * sigma).mean()),
+        "disturbed": sum(timing.disturbed for timing in timings),
         "measured_ratio_low": float(true.min()),
         "measured_ratio_high": float(true.max()),
         "build_s": build_s,
