@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autocompress.build.equalize import equalize
 from autocompress.build.ranges import tensor_ranges
 from autocompress.build.rounding import compensate
 from autocompress.errors import CalibrationError
@@ -23,6 +24,8 @@ from autocompress.techniques.compressed import Compressed
 from autocompress.techniques.fold import fold_batch_norms
 from autocompress.techniques.moments import MatrixLayer, checked_portions, matrix_layer
 from autocompress.techniques.quantize import round_weight
+
+_MOVED = "Inputs with outlier channels, whose scales were moved into the weights: {}."
 
 
 def calibrate(compressed: Compressed, inputs: Any) -> Compressed:
@@ -49,6 +52,10 @@ def calibrate(compressed: Compressed, inputs: Any) -> Compressed:
             call(folded, first)
     except (RuntimeError, IndexError, ValueError, TypeError) as error:
         raise CalibrationError(f"Calibration inputs do not fit the model: {error}") from error
+    notes = compressed.notes
+    if compressed.settings.equalization and not compressed.qat:
+        moved = equalize(folded, compressed, inputs)
+        notes = (*notes, *([_MOVED.format(", ".join(moved))] if moved else []))
     floats = {
         n: folded.get_parameter(f"{n}.weight").detach().clone()
         for n in _correctable(folded, compressed)
@@ -78,7 +85,7 @@ def calibrate(compressed: Compressed, inputs: Any) -> Compressed:
         tensor = nodes[0].input[0]
         if tensor in ranges:
             ranges[f"{name}:in"] = ranges[tensor]
-    return compressed.with_(ranges=ranges, folded=folded, graph=graph)
+    return compressed.with_(ranges=ranges, folded=folded, graph=graph, notes=notes)
 
 
 def _correctable(folded: nn.Module, compressed: Compressed) -> list[str]:

@@ -60,6 +60,8 @@ class CompressionSettings(Section):
             bias.
         weight_rounding: ``nearest``; ``gptq``, with error compensation (Frantar et al. 2022); or
             ``auto``, which compensates in fewer than 8 bits, where it gains.
+        equalization: whether scales are moved out of activations with outlier channels into the
+            weights that read them, where that loses less in rounding (SmoothQuant, AWQ).
         weight_range: levels that 8-bit weights of integer layers use: ``full`` (-127 to 127),
             ``reduced`` (-64 to 64), or ``auto``: reduced where the target's processor adds up
             8-bit products in 16 bits, which overflow (x86 without VNNI), full elsewhere.
@@ -89,6 +91,7 @@ class CompressionSettings(Section):
     percentile: float = Field(99.99, gt=50, le=100)
     bias_correction: bool = True
     weight_rounding: Literal["auto", "nearest", "gptq"] = "auto"
+    equalization: bool = True
     weight_range: Literal["auto", "full", "reduced"] = "auto"
     half_format: Literal["float16", "bfloat16"] = "float16"
     channel_multiple: int = Field(1, ge=1)

@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 _IDENTITY = {"architecture": "another model", "weights": "other weights", "data": "other data"}
 
 
-_FORMER = {"weight_rounding": "nearest"}
+_FORMER = {"weight_rounding": "nearest", "equalization": False}
 """What settings were by default before they got the default that they have."""
 
 
@@ -41,7 +41,7 @@ def as_begun(study: StudyConfig, folder: RunFolder) -> StudyConfig:
     kept = {
         key: former
         for key, former in _FORMER.items()
-        if began.get(key) == former and now[key] == defaults[key]
+        if began.get(key, former) == former and now[key] == defaults[key]
     }
     for key, value in kept.items():
         _log.info("The run began with `settings.%s: %s` and goes on with it.", key, value)

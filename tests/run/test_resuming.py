@@ -22,6 +22,9 @@ _LEAST: dict[str, Any] = {"name": "x", "model": {"factory": "a:b"}, "data": {"fa
         # what the study says stays what it says, and is compared later on
         ({"weight_rounding": "nearest"}, {"weight_rounding": "gptq"}, {"weight_rounding": "gptq"}),
         ({"weight_rounding": "gptq"}, {}, {"weight_rounding": "auto"}),
+        # a setting of which that time knew nothing
+        ({}, {}, {"equalization": False}),
+        ({"equalization": True}, {}, {"equalization": True}),
         # a setting that the user took back is a change, not an old default
         ({"finish": "refine", "seed": 3}, {}, {"finish": "sequential", "seed": 0}),
     ],
@@ -30,7 +33,10 @@ def test_only_former_defaults_are_carried_on(
     began: dict[str, Any], asked: dict[str, Any], goes_on: dict[str, Any], tmp_path: Path
 ) -> None:
     folder = RunFolder.create(tmp_path / "run")
-    folder.write_study(read_study({**_LEAST, "settings": began}).model_dump(mode="json"))
+    written = read_study({**_LEAST, "settings": began}).model_dump(mode="json")
+    if "equalization" not in began:
+        del written["settings"]["equalization"]
+    folder.write_study(written)
     folder.trials.write_text("{}\n")
     found = as_begun(read_study({**_LEAST, "settings": asked}), folder).settings
     assert {key: getattr(found, key) for key in goes_on} == goes_on

@@ -1,0 +1,367 @@
+"""Scales moved between layers, so that no channel of an activation drowns the others in 8 bits.
+
+An activation has one scale for all of its channels. Where one channel is far larger than the rest,
+the rest is rounded to a few levels. What makes a channel can be scaled down and what reads it
+scaled up by as much, if nothing between them minds; whether so is tried, not believed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from autocompress.build.ranges import least_squares_range
+from autocompress.build.walk import Steps
+from autocompress.errors import UnsupportedModel
+from autocompress.model.usage import CONV
+from autocompress.task.calling import call, call_flat
+from autocompress.task.data import portions
+from autocompress.task.nested import take
+from autocompress.techniques.compressed import Compressed, Precision
+from autocompress.techniques.moments import MatrixLayer, matrix_layer, rows
+from autocompress.techniques.quantize import round_activation, round_weight
+
+_log = logging.getLogger(__name__)
+
+_OUTLIER = 8.0
+"""A channel is one if its largest value is so many times that of the channel in the middle."""
+
+_SHARES = (0.25, 0.5, 0.75, 1.0)
+"""How much of a channel's size goes into the weights that read it, the rest stays."""
+
+_GAIN = 0.8
+"""Scales are moved where the error of the layers that read them falls below this share."""
+
+_SAMPLES = 64
+_ROWS = 1024
+_TRIED = 4
+_EXPONENTS = 9
+"""Powers of two up to this one are tried: a clip or a curve between the layers cannot hide."""
+
+_FACTORS = 4
+"""Of so many makers each is tried alone."""
+
+_NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
+
+
+@dataclass(frozen=True)
+class Site:
+    """An activation between layers: what makes its channels, and what reads them.
+
+    Args:
+        makers: names of parameters of which each row, or element, belongs to one channel.
+        readers: layers that multiply it.
+        channels: how many it has.
+    """
+
+    makers: tuple[str, ...]
+    readers: tuple[str, ...]
+    channels: int
+
+    def variants(self) -> Iterator[Site]:
+        """Itself, then with one of its makers alone: in a product, one factor takes the scale."""
+        yield self
+        owners = dict.fromkeys(name.rpartition(".")[0] for name in self.makers)
+        for owner in owners if 1 < len(owners) <= _FACTORS else ():
+            own = tuple(n for n in self.makers if n.rpartition(".")[0] == owner)
+            yield replace(self, makers=own)
+
+
+@torch.no_grad()
+def equalize(folded: nn.Module, compressed: Compressed, inputs: Any) -> tuple[str, ...]:
+    """Move scales out of activations with outlier channels, in place; the float network stays.
+
+    For a channel j with activations up to a_j that weights up to w_j read, the scale is
+    s_j = a_j^t / w_j^(1-t); t is the one with the least error of what reads it, rounded.
+
+    Args:
+        folded: batch norms folded; its weights are changed.
+        compressed: which layers are quantized.
+        inputs: calibration inputs, or a split.
+
+    Returns:
+        Names of the layers that read an activation whose scales were moved.
+
+    References:
+        Xiao et al., SmoothQuant, ICML 2023, eq. 4; Lin et al., AWQ, MLSys 2024, eq. 5 (the search);
+        Nagel et al., Data-Free Quantization, ICCV 2019, section 4.1 (between convolutions).
+    """
+    batch = next(portions(inputs, _SAMPLES))
+    wanted = {
+        n: p
+        for n, p in compressed.precisions.items()
+        if p.weight_bits <= 8 and isinstance(folded.get_submodule(n), MatrixLayer)
+    }
+    peaks = _peaks(folded, wanted, batch)
+    uneven = {name for name, peak in peaks.items() if _outliers(peak)}
+    if not uneven:
+        return ()
+    few = take(batch, slice(0, _TRIED))
+    try:
+        found = sites(Steps(folded, compressed.precisions, few), folded)
+    except UnsupportedModel as error:
+        _log.debug("No scales are moved: %s", error)
+        return ()
+    read: list[str] = []
+    for site in found:
+        fit = () if uneven.isdisjoint(site.readers) else site.variants()
+        chosen = next((s for s in fit if movable(folded, s, few)), None)
+        scale = None if chosen is None else _best_scale(folded, site, wanted, peaks, batch)
+        if chosen is not None and scale is not None:
+            _move(folded, chosen, scale)
+            read += site.readers
+    return tuple(read)
+
+
+def sites(steps: Steps, module: nn.Module) -> list[Site]:
+    """Activations whose makers and readers are known; whether scales can be moved is to be tried.
+
+    Values that meet in an operator (a sum, say) share their channels and are one activation.
+
+    Args:
+        steps: of a run of the module.
+        module: whose layers are named.
+    """
+    parent: dict[object, object] = {}
+
+    def root(item: object) -> object:
+        while parent.setdefault(item, item) != item:
+            item = parent[item]
+        return item
+
+    makers: dict[object, dict[str, int]] = {}
+    readers: dict[object, list[str]] = {}
+    barred: list[object] = []
+    for node in steps.graph.nodes:
+        made = _made(node, module)
+        if node.op == "placeholder":
+            barred.append(node)
+        elif node.op == "output":
+            barred += node.all_input_nodes
+        elif made is None:
+            for source in node.all_input_nodes:
+                parent[root(source)] = root(node)
+        else:
+            makers[node] = made
+            if isinstance(_layer(node, module), MatrixLayer):
+                readers.setdefault(node.all_input_nodes[0], []).append(str(node.target))
+                barred += node.all_input_nodes[1:]
+            else:
+                barred += [n for n in node.all_input_nodes if n.op != "get_attr"]
+    stopped = {root(node) for node in barred}
+    out = []
+    for group in dict.fromkeys(map(root, makers)):
+        made = {k: v for node, own in makers.items() if root(node) == group for k, v in own.items()}
+        reading = [n for node, names in readers.items() if root(node) == group for n in names]
+        if group not in stopped and reading and len(set(made.values())) == 1:
+            names = tuple(dict.fromkeys(reading))
+            out.append(Site(tuple(made), names, next(iter(made.values()))))
+    return [site for site in out if _fits(module, site)]
+
+
+def _layer(node: fx.Node, module: nn.Module) -> nn.Module | None:
+    return module.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+def _made(node: fx.Node, module: nn.Module) -> dict[str, int] | None:
+    """Parameters that scale each channel of what a node gives; ``None`` if it only passes on."""
+    layer = _layer(node, module)
+    if isinstance(layer, MatrixLayer) or (isinstance(layer, _NORMS) and layer.weight is not None):
+        own = {f"{node.target}.{k}": p for k, p in layer.named_parameters(recurse=False)}
+        return {name: len(p) for name, p in own.items()}
+    if node.op == "get_attr" and _vector(node, module) is not None:
+        shift = all(_is(user, "add") for user in node.users)
+        return {str(node.target): len(_vector(node, module))} if shift and node.users else None
+    if _is(node, "mul"):
+        for source in node.all_input_nodes:
+            vector = _vector(source, module)
+            if vector is not None and len(source.users) == 1:
+                return {str(source.target): len(vector)}
+    return None
+
+
+def _is(node: fx.Node, name: str) -> bool:
+    packet = getattr(node.target, "overloadpacket", None)
+    return node.op == "call_function" and getattr(packet, "__name__", "") == name
+
+
+def _vector(node: fx.Node, module: nn.Module) -> Any:
+    """The parameter that a node reads, if it has one number for each channel."""
+    if node.op != "get_attr":
+        return None
+    found = dict(module.named_parameters()).get(str(node.target))
+    return found if found is not None and found.dim() == 1 and len(found) > 1 else None
+
+
+def _inputs_of(layer: MatrixLayer) -> int:
+    return layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
+
+
+def _fits(module: nn.Module, site: Site) -> bool:
+    sizes = [_inputs_of(matrix_layer(module, name)) for name in site.readers]
+    return site.channels > 1 and all(size % site.channels == 0 for size in sizes)
+
+
+def _peaks(module: nn.Module, names: Iterable[str], batch: Any) -> dict[str, Tensor]:
+    """The largest magnitude of each input channel of some layers."""
+    found: dict[str, Tensor] = {}
+
+    def note(name: str) -> Any:
+        def hook(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+            axis = 1 if isinstance(layer, CONV) else -1
+            peak = args[0].abs().transpose(0, axis).flatten(1).amax(1)
+            found[name] = torch.maximum(found[name], peak) if name in found else peak
+
+        return hook
+
+    with _hooked(module, {name: note(name) for name in names}):
+        call(module, batch)
+    return found
+
+
+@contextmanager
+def _hooked(module: nn.Module, hooks: Mapping[str, Any]) -> Iterator[None]:
+    handles = [module.get_submodule(n).register_forward_pre_hook(h) for n, h in hooks.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _outliers(peak: Tensor) -> bool:
+    alive = peak[peak > 0]
+    return len(alive) > 1 and bool(alive.max() > _OUTLIER * alive.median())
+
+
+def _move(module: nn.Module, site: Site, scale: Tensor) -> None:
+    """Divide what makes the channels by a scale, and multiply what reads them."""
+    for name in site.makers:
+        parameter = module.get_parameter(name)
+        parameter.div_(scale.view(-1, *[1] * (parameter.dim() - 1)))
+    for name in site.readers:
+        layer = matrix_layer(module, name)
+        layer.weight.mul_(_for_inputs(layer, scale))
+
+
+def _for_inputs(layer: MatrixLayer, scale: Tensor) -> Tensor:
+    """A scale of channels as a factor of a layer's weight."""
+    wide = scale.repeat_interleave(_inputs_of(layer) // len(scale))
+    if isinstance(layer, nn.Linear):
+        return wide
+    groups, outputs = layer.groups, layer.out_channels
+    per_output = wide.view(groups, 1, -1).expand(-1, outputs // groups, -1).flatten(0, 1)
+    return per_output.reshape(outputs, -1, *[1] * len(layer.kernel_size))
+
+
+@torch.no_grad()
+def movable(module: nn.Module, site: Site, inputs: Any) -> bool:
+    """Whether the network stays what it is when an activation's channels are scaled at random.
+
+    Both what the readers give and what the network answers must stay, for scales that are powers
+    of two, in which floats lose nothing.
+    """
+    draw = torch.Generator().manual_seed(0)
+    exponents = torch.randint(-_EXPONENTS, _EXPONENTS + 1, (site.channels,), generator=draw)
+    scale = torch.pow(2.0, exponents.float())
+    owners = {name.rpartition(".")[0] for name in site.makers}
+    watched = [name for name in site.readers if name not in owners]
+    before = _answers(module, watched, inputs)
+    _move(module, site, scale)
+    try:
+        now = _answers(module, watched, inputs)
+    finally:
+        _move(module, site, 1 / scale)
+    return len(before) == len(now) and all(map(_same, before, now))
+
+
+def _answers(module: nn.Module, layers: Iterable[str], inputs: Any) -> list[Tensor]:
+    found: list[Tensor] = []
+    handles = [
+        module.get_submodule(name).register_forward_hook(lambda m, a, out: found.append(out))
+        for name in layers
+    ]
+    try:
+        return call_flat(module, inputs) + found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    if one.shape != other.shape or not one.is_floating_point():
+        return one.shape == other.shape and torch.equal(one, other)
+    size = float(one.abs().max()) if one.numel() else 0.0
+    return bool(torch.isfinite(other).all()) and float((one - other).abs().max()) <= 1e-4 * size
+
+
+def _best_scale(
+    module: nn.Module,
+    site: Site,
+    wanted: Mapping[str, Precision],
+    peaks: Mapping[str, Tensor],
+    batch: Any,
+) -> Tensor | None:
+    """The scale with which rounding costs the readers least, if that is much less."""
+    fed: dict[str, Tensor] = {}
+    readers = [name for name in site.readers if name in wanted]
+    with _hooked(module, {n: lambda m, args, n=n: fed.setdefault(n, args[0]) for n in readers}):
+        call(module, batch)
+    sampled = {n: _sampled(matrix_layer(module, n), x) for n, x in fed.items()}
+    size = torch.stack([_per_channel(peaks[n], site) for n in readers]).amax(0)
+    weight = torch.stack([_largest_weights(matrix_layer(module, n), site) for n in readers]).amax(0)
+
+    def error(scale: Tensor) -> float:
+        return sum(_error(matrix_layer(module, n), wanted[n], sampled[n], scale) for n in sampled)
+
+    best, least = None, _GAIN * error(torch.ones(site.channels))
+    alive = (size > 0) & (weight > 0)
+    for share in _SHARES:
+        scale = torch.ones(site.channels)
+        scale[alive] = size[alive] ** share / weight[alive] ** (1 - share)
+        scale[alive] /= scale[alive].log().mean().exp()
+        found = error(scale)
+        if found < least:
+            best, least = scale, found
+    return best
+
+
+def _per_channel(values: Tensor, site: Site) -> Tensor:
+    return values.view(site.channels, -1).amax(1)
+
+
+def _largest_weights(layer: MatrixLayer, site: Site) -> Tensor:
+    """The largest weight that reads each channel."""
+    groups = getattr(layer, "groups", 1)
+    each = layer.weight.abs().unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+    return _per_channel(each.flatten(1).amax(1), site)
+
+
+def _sampled(layer: MatrixLayer, inputs: Tensor) -> Tensor:
+    """Some of the rows that a layer multiplies, ``(groups, M, features)``."""
+    found = rows(layer, inputs)
+    draw = torch.Generator().manual_seed(0)
+    return found[:, torch.randint(found.shape[1], (_ROWS,), generator=draw)]
+
+
+def _error(layer: MatrixLayer, precision: Precision, fed: Tensor, scale: Tensor) -> float:
+    """Mean squared error of what a layer gives once weights, and inputs in 8 bits, are rounded."""
+    factor = _for_inputs(layer, scale).expand_as(layer.weight)
+    rounded = round_weight(layer.weight * factor, precision.weight_bits, precision.reduced)
+    grouped = (len(fed), -1, fed.shape[-1])
+    scaled = fed / factor.reshape(grouped)[:, :1]
+    if precision.integer:
+        values = scaled.flatten().numpy()
+        low, high = min(0.0, float(values.min())), max(0.0, float(values.max()))
+        step = max(1, len(values) // 8192)
+        low, high = least_squares_range(values[::step], low, high)
+        scaled = round_activation(scaled, low, max(high, low + 1e-6))
+    wanted = fed @ layer.weight.reshape(grouped).transpose(1, 2)
+    found = scaled @ rounded.reshape(grouped).transpose(1, 2)
+    return float((wanted - found).square().mean() / wanted.square().mean().clamp(min=1e-20))
