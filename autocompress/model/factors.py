@@ -58,8 +58,10 @@ def factor_ranks(
     method = factor_method(layer, policy)
     edge = break_even_rank(layer, inputs, outputs, method)
     if method == "tucker2":
-        share = policy.rank_ratio * edge / outputs
-        return max(1, int(share * inputs)), max(1, int(share * outputs))
+        share, area = policy.rank_ratio * edge / outputs, math.prod(layer.kernel_size)
+        before, after = max(1, int(share * inputs)), max(1, int(share * outputs))
+        # a core has no higher rank than its other side allows, with few input channels say
+        return min(before, after * area), min(after, before * area)
     return (max(1, int(policy.rank_ratio * edge)),)
 
 

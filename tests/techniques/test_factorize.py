@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -133,6 +134,24 @@ def test_a_separable_kernel_survives_spatial_factors_exactly() -> None:
     factors = factorize(layer, spec, LayerPolicy(rank_ratio=0.3, factorization="spatial"))
     x = torch.randn(2, 12, 8, 8)
     torch.testing.assert_close(factors(x), layer(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(1, 64), (3, 64), (64, 2)])
+@pytest.mark.parametrize("ratio", [0.3, 0.6, 1.0])
+def test_no_side_of_a_core_is_wider_than_the_other_can_fill(
+    inputs: int, outputs: int, ratio: float
+) -> None:
+    model = nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1)).eval()
+    spec = take_inventory(model, torch.zeros(1, inputs, 8, 8)).layers[0]
+    policy = LayerPolicy(rank_ratio=ratio, factorization="tucker2")
+    before, after = factor_ranks(spec, policy, inputs, outputs)
+    assert 1 <= before <= min(inputs, 9 * after)
+    assert 1 <= after <= min(outputs, 9 * before)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made = factorize(model[0], spec, policy)
+    core = made[1].weight.flatten(1)
+    assert torch.linalg.matrix_rank(core, rtol=1e-4) == after
 
 
 def test_tucker_of_a_low_rank_kernel_is_exact() -> None:
