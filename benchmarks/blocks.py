@@ -103,7 +103,7 @@ def measure(network: str, counts: list[int], config: RefineConfig, args: Any) ->
         row: dict[str, Any] = {"latency_ratio": ratio}
         row["unrepaired"] = score(bank.stitch(policy).module, data, args.limit)
         begin = time.perf_counter()
-        images = data.train.sample(settings.sequential_images, settings.seed)
+        images = data.train.sample(settings.resolving(inventory.macs), settings.seed)
         solved = sequential_resolve(model, bank.stitch(policy), images.inputs())
         row["sequential"] = score(solved.module, data, args.limit)
         row["sequential_s"] = round(time.perf_counter() - begin, 1)

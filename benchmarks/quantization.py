@@ -73,14 +73,17 @@ def made(model: nn.Module, data: Data, layer: LayerPolicy, changed: dict[str, An
     """All layers at one precision, calibrated."""
     settings = CompressionSettings.model_validate(changed)
     settings = settled(settings, get_target("onnxruntime"))
-    names = [spec.name for spec in take_inventory(model, data.train.inputs(1)).layers]
+    inventory = take_inventory(model, data.train.inputs(1))
+    names = [spec.name for spec in inventory.layers]
     compressed = Compressed(
         model,
         Policy(dict.fromkeys(names, layer)),
         settings,
         precisions=dict.fromkeys(names, Precision.of(layer, settings)),
     )
-    return calibrate(compressed, data.train.sample(settings.calibration_images, 0).inputs())
+    return calibrate(
+        compressed, data.train.sample(settings.calibrating(inventory.macs), 0).inputs()
+    )
 
 
 def file_outputs(target: Target, path: Path, split: Split, limit: int | None) -> Tensor:

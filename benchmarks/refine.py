@@ -1,10 +1,12 @@
 """Repair without labels on a trained ResNet: what each part of ``finish: refine`` brings.
 
-Inner channels of every residual block, the same share everywhere; accuracy on the validation split
-of the module in float, nothing trained on labels. Data and weights are found through
+Inner channels of every residual block, the same share everywhere; with ``--weight-bits`` the
+network's weights are rounded as well, and training goes through the rounding. Accuracy on the
+validation split of the module, nothing trained on labels. Data and weights are found through
 AUTOCOMPRESS_DATA and AUTOCOMPRESS_WEIGHTS.
 
     python benchmarks/refine.py --json [--quick] [--network resnet20] [--images 4096]
+    python benchmarks/refine.py --json --keep 1 --weight-bits 3
 """
 
 from __future__ import annotations
@@ -18,13 +20,17 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.build.bank import LayerBank
+from autocompress.build.calibrate import calibrate
 from autocompress.build.refine import Refinement
 from autocompress.build.sequential import sequential_resolve
 from autocompress.measure.accuracy import accuracy
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.settings import CompressionSettings, RefineConfig
+from autocompress.task.data import Data
 from autocompress.task.ready import ready
+from autocompress.techniques.compressed import Compressed
+from autocompress.techniques.quantize import simulate
 from autocompress.workloads.data import image_folder
 from autocompress.workloads.models import load_weights, resnet20, resnet56
 
@@ -32,7 +38,9 @@ NETWORKS = {"resnet20": resnet20, "resnet56": resnet56}
 WAYS = ("blocks", "whole", "both")
 
 
-def measure(network: str, keeps: list[float], config: RefineConfig, limit: int) -> dict[str, Any]:
+def measure(
+    network: str, keeps: list[float], config: RefineConfig, bits: int, limit: int
+) -> dict[str, Any]:
     """Accuracy in percent and seconds, by kept share and way."""
     weights = Path(os.environ["AUTOCOMPRESS_WEIGHTS"]) / f"{network}_cifar10.safetensors"
     model = load_weights(NETWORKS[network](), str(weights)).eval()
@@ -45,18 +53,21 @@ def measure(network: str, keeps: list[float], config: RefineConfig, limit: int) 
     found: dict[str, Any] = {
         "network": network,
         "config": config.model_dump(),
-        "base": score(model, data, limit),
+        "weight_bits": bits,
+        "base": top1(model, data, limit),
         "bank_s": round(time.perf_counter() - begin, 1),
     }
     for keep in keeps:
-        groups = [g for g in inventory.channel_groups if not g.residual]
-        pruned = LayerPolicy(prune_ratio=1 - keep)
-        policy = Policy({p: pruned for g in groups for p in g.producers})
+        inner = {p for g in inventory.channel_groups if not g.residual for p in g.producers}
+        shares = {n.name: 1 - keep if n.name in inner else 0.0 for n in inventory.layers}
+        policy = Policy(
+            {name: LayerPolicy(prune_ratio=p, weight_bits=bits) for name, p in shares.items()}
+        )
         begin = time.perf_counter()
-        images = data.train.sample(settings.sequential_images, settings.seed)
+        images = data.train.sample(settings.resolving(inventory.macs), settings.seed)
         solved = sequential_resolve(model, bank.stitch(policy), images.inputs())
         row = {
-            "sequential": score(solved.module, data, limit),
+            "sequential": score(solved, data, limit),
             "sequential_s": round(time.perf_counter() - begin, 1),
         }
         for way in WAYS:
@@ -65,13 +76,21 @@ def measure(network: str, keeps: list[float], config: RefineConfig, limit: int) 
             own = config.model_copy(update=changes)
             done = Refinement(model, solved, data, task, own, settings.seed).run()
             row[f"{way}_s"] = round(time.perf_counter() - begin, 1)
-            row[way] = score(done.module, data, limit)
+            row[way] = score(done, data, limit)
             sys.stderr.write(f"keep {keep}: {way} {row[way]} in {row[f'{way}_s']} s\n")
         found[f"keep_{keep}"] = row
     return found
 
 
-def score(module: Any, data: Any, limit: int) -> float:
+def score(compressed: Compressed, data: Data, limit: int) -> float:
+    """Top-1 on val, in percent, of what the file would hold."""
+    if not compressed.quantized:
+        return top1(compressed.module, data, limit)
+    images = data.train.sample(512, compressed.settings.seed)
+    return top1(simulate(calibrate(compressed, images.inputs())), data, limit)
+
+
+def top1(module: Any, data: Data, limit: int) -> float:
     """Top-1 on val, in percent."""
     return round(100 * accuracy(module, data.val, limit=limit).value, 2)
 
@@ -86,6 +105,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=450)
     parser.add_argument("--block-steps", type=int, default=150)
     parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--keep", type=float, action="append", help="share of inner channels")
+    parser.add_argument("--weight-bits", type=int, choices=[2, 3, 4, 8, 32], default=32)
     parser.add_argument("--no-augment", action="store_true")
     args = parser.parse_args()
     share = 10 if args.quick else 1
@@ -96,7 +117,8 @@ def main() -> None:
         lr=args.lr,
         augment=not args.no_augment,
     )
-    found = measure(args.network, [0.5] if args.quick else [0.5, 0.25], config, 5000)
+    keeps = args.keep or ([0.5] if args.quick else [0.5, 0.25])
+    found = measure(args.network, keeps, config, args.weight_bits, 5000)
     print(json.dumps(found, indent=None if args.json else 1))
 
 

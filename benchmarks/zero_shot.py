@@ -57,10 +57,10 @@ def reconstruct(bank: LayerBank, policy: Policy, how: str, data: Data) -> Compre
     compressed = bank.stitch(policy, solve=how not in ("none", "batch_norm"))
     settings = bank.settings
     if how == "sequential":
-        images = data.train.sample(settings.sequential_images, settings.seed).inputs()
+        images = data.train.sample(settings.resolving(bank.inventory.macs), settings.seed).inputs()
         return sequential_resolve(bank.model, compressed, images)
     if how in ("batch_norm", "bank_batch_norm"):
-        images = data.train.sample(settings.sequential_images, settings.seed).inputs()
+        images = data.train.sample(settings.resolving(bank.inventory.macs), settings.seed).inputs()
         reestimate(compressed.module, images)
     return compressed
 

@@ -112,7 +112,8 @@ class Pipeline:
 
     def calibration(self) -> Split:
         """The training inputs that ranges, moments and statistics are taken from."""
-        return self.data.train.sample(self.settings.calibration_images, self.settings.seed)
+        count = self.settings.calibrating(self.inventory.macs)
+        return self.data.train.sample(count, self.settings.seed)
 
     def build(
         self,
@@ -250,7 +251,7 @@ class Pipeline:
         if how == "sequential":
             count = self._sequential_count()
             images = self.data.train.sample(count, self.settings.seed)
-            if count < min(self.settings.sequential_images, len(self.data.train)):
+            if count < min(self.settings.resolving(self.inventory.macs), len(self.data.train)):
                 note = f"Re-solved on {count} samples: activations of more would not fit in memory."
                 compressed = compressed.with_(notes=(*compressed.notes, note))
             try:
@@ -270,7 +271,8 @@ class Pipeline:
         from autocompress.build.lockstep import affordable
 
         widest = max((x.positions * x.out_channels for x in self.inventory.layers), default=1)
-        return affordable(self.settings.sequential_images, widest, self.data.memory)
+        wanted = self.settings.resolving(self.inventory.macs)
+        return affordable(wanted, widest, self.data.memory)
 
     def train(
         self,

@@ -9,6 +9,10 @@ from pydantic import BeforeValidator, Field
 from autocompress.policy.hooks import path_of
 from autocompress.policy.section import Section
 
+_IMAGES, _FEWEST = 512, 128
+_AFFORDED = 200_000_000_000
+"""Multiply-adds of all inputs that calibrate: seconds on one core."""
+
 
 class RefineConfig(Section):
     """How ``finish: refine`` trains without labels.
@@ -51,8 +55,10 @@ class CompressionSettings(Section):
             beside those above ``refine``: the sequential re-solve, then training toward the
             uncompressed model's own outputs, without labels.
         refine: of ``finish: refine``.
-        calibration_images: how many training inputs calibrate ranges and moments.
-        sequential_images: how many training inputs the sequential re-solve uses.
+        calibration_images: how many training inputs calibrate ranges and moments; ``auto`` takes
+            512, of networks with more than 400 million multiply-adds fewer, down to 128.
+        sequential_images: how many training inputs the sequential re-solve uses; ``auto`` takes
+            twice as many.
         ridge: damping of the least squares, as a fraction of the mean diagonal.
         ranges: how activation ranges are chosen: ``minmax``, ``percentile`` or ``mse``.
         percentile: share of activations kept inside the range, in percent, with ``percentile``.
@@ -84,8 +90,8 @@ class CompressionSettings(Section):
         "sequential"
     )
     refine: RefineConfig = RefineConfig()
-    calibration_images: int = Field(512, ge=8)
-    sequential_images: int = Field(1024, ge=8)
+    calibration_images: Annotated[int, Field(ge=8)] | Literal["auto"] = "auto"
+    sequential_images: Annotated[int, Field(ge=8)] | Literal["auto"] = "auto"
     ridge: float = Field(0.01, gt=0)
     ranges: Literal["minmax", "percentile", "mse"] = "mse"
     percentile: float = Field(99.99, gt=50, le=100)
@@ -98,3 +104,23 @@ class CompressionSettings(Section):
     prune_residual: bool = False
     sparsity_scope: Literal["layer", "global"] = "layer"
     seed: int = 0
+
+    def calibrating(self, macs: int) -> int:
+        """How many inputs calibrate a network.
+
+        Args:
+            macs: its multiply-adds for one sample.
+        """
+        if self.calibration_images != "auto":
+            return self.calibration_images
+        return min(_IMAGES, max(_FEWEST, _AFFORDED // max(1, macs)))
+
+    def resolving(self, macs: int) -> int:
+        """How many inputs the sequential re-solve of a network uses.
+
+        Args:
+            macs: its multiply-adds for one sample.
+        """
+        if self.sequential_images != "auto":
+            return self.sequential_images
+        return min(2 * _IMAGES, max(2 * _FEWEST, 2 * _AFFORDED // max(1, macs)))

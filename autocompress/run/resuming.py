@@ -20,7 +20,12 @@ _log = logging.getLogger(__name__)
 _IDENTITY = {"architecture": "another model", "weights": "other weights", "data": "other data"}
 
 
-_FORMER = {"weight_rounding": "nearest", "equalization": False}
+_FORMER = {
+    "weight_rounding": "nearest",
+    "equalization": False,
+    "calibration_images": 512,
+    "sequential_images": 1024,
+}
 """What settings were by default before they got the default that they have."""
 
 

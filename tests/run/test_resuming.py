@@ -25,6 +25,8 @@ _LEAST: dict[str, Any] = {"name": "x", "model": {"factory": "a:b"}, "data": {"fa
         # a setting of which that time knew nothing
         ({}, {}, {"equalization": False}),
         ({"equalization": True}, {}, {"equalization": True}),
+        ({"sequential_images": 1024}, {}, {"sequential_images": 1024}),
+        ({"calibration_images": "auto"}, {}, {"calibration_images": "auto"}),
         # a setting that the user took back is a change, not an old default
         ({"finish": "refine", "seed": 3}, {}, {"finish": "sequential", "seed": 0}),
     ],
