@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autocompress.build.rounding import compensate
 from autocompress.build.segments import Segment, common_segments, inside, reads_inputs, run_segment
 from autocompress.build.walk import Steps, Walk
 from autocompress.errors import UnsupportedModel
@@ -114,9 +115,13 @@ class Refinement:
 
     def _module(self) -> nn.Module:
         """What is trained: through its rounding, where layers are quantized."""
+        module = copy.deepcopy(self.compressed.module).eval()
         if not self.compressed.quantized:
-            return copy.deepcopy(self.compressed.module).eval()
-        return trainable(self.compressed).eval()
+            return module
+        if self.compressed.settings.weight_rounding != "nearest":
+            # training goes on from weights that make up for their rounding
+            compensate(module, self.compressed, self._images.inputs(512))
+        return trainable(self.compressed.with_(module=module)).eval()
 
     def _walk(self, module: nn.Module) -> Walk:
         few = self.place.put(self._images.inputs(4))
