@@ -28,6 +28,7 @@ from autocompress.model.groups import SlicingPlan, slicing_plan
 from autocompress.model.shapes import resolver
 from autocompress.model.tied import holders, shared_parameters
 from autocompress.model.tracing_stubs import why_whole
+from autocompress.model.weights import state_tensors
 from autocompress.policy.hooks import load
 from autocompress.policy.inventory import WHOLE, ChannelGroup, Inventory, LayerSpec
 from autocompress.policy.policy import LayerPolicy, Policy
@@ -356,4 +357,4 @@ def _watched(model: nn.Module, inventory: Inventory, plan: SlicingPlan) -> list[
 
 
 def _module_bytes(module: nn.Module) -> int:
-    return sum(tensor.nbytes for tensor in module.state_dict().values())
+    return sum(tensor.nbytes for tensor in state_tensors(module).values())

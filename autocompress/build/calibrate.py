@@ -23,7 +23,7 @@ from autocompress.task.nested import take
 from autocompress.techniques.compressed import Compressed
 from autocompress.techniques.fold import fold_batch_norms
 from autocompress.techniques.moments import MatrixLayer, checked_portions, matrix_layer
-from autocompress.techniques.quantize import round_weight
+from autocompress.techniques.quantize import PLAIN, round_weight
 
 _MOVED = "Inputs with outlier channels, whose scales were moved into the weights: {}."
 
@@ -82,9 +82,12 @@ def calibrate(compressed: Compressed, inputs: Any) -> Compressed:
         raise
     ranges = shared_ranges(graph.graph, plan.static, ranges)
     for name, nodes in plan.layers.items():
-        tensor = nodes[0].input[0]
-        if tensor in ranges:
-            ranges[f"{name}:in"] = ranges[tensor]
+        # attentions and recurrent layers are several operators each time they run
+        calls = nodes if isinstance(folded.get_submodule(name), PLAIN) else nodes[:1]
+        for number, node in enumerate(calls):
+            if node.input[0] in ranges:
+                place = f"{name}:in#{number}" if number else f"{name}:in"
+                ranges[place] = ranges[node.input[0]]
     return compressed.with_(ranges=ranges, folded=folded, graph=graph, notes=notes)
 
 
@@ -123,24 +126,20 @@ def correct_biases(
 
     def hook(name: str) -> Any:
         precision = compressed.precisions[name]
+        given: Tensor | None = None
+        lost: list[Tensor] = []
 
         def correct(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+            nonlocal given
             assert isinstance(layer, MatrixLayer)
             assert layer.bias is not None
+            given = layer.bias.clone() if given is None else given
             error = floats[name] - round_weight(
                 layer.weight, precision.weight_bits, precision.reduced
             )
-            if isinstance(layer, nn.Linear):
-                mean = args[0].reshape(-1, layer.in_features).mean(0)
-                shift = error @ mean
-            else:
-                dims = [0, *range(2, args[0].dim())]
-                mean = args[0].mean(dims)
-                per_group = mean.view(layer.groups, -1).repeat_interleave(
-                    layer.out_channels // layer.groups, 0
-                )
-                shift = (error.flatten(2).sum(2) * per_group).sum(1)
-            layer.bias.add_(shift)
+            lost.append(_mean_error(layer, error, args[0]))
+            # one bias serves all calls of a layer
+            layer.bias.copy_(given + torch.stack(lost).mean(0))
 
         return correct
 
@@ -152,3 +151,12 @@ def correct_biases(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _mean_error(layer: MatrixLayer, error: Tensor, inputs: Tensor) -> Tensor:
+    """What an error of the weights takes from each output, on average over some inputs."""
+    if isinstance(layer, nn.Linear):
+        return error @ inputs.reshape(-1, layer.in_features).mean(0)
+    mean = inputs.mean([0, *range(2, inputs.dim())])
+    groups = mean.view(layer.groups, -1).repeat_interleave(layer.out_channels // layer.groups, 0)
+    return (error.flatten(2).sum(2) * groups).sum(1)

@@ -18,10 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autocompress.build.calibrate import calibrate
 from autocompress.build.rounding import compensate
 from autocompress.build.segments import Segment, common_segments, inside, reads_inputs, run_segment
 from autocompress.build.walk import Steps, Walk
 from autocompress.errors import UnsupportedModel
+from autocompress.model.weights import load_tensors, state_tensors
 from autocompress.policy.recovery import Schedule
 from autocompress.policy.registry import sets_weights
 from autocompress.policy.settings import RefineConfig
@@ -32,11 +34,12 @@ from autocompress.task.divergence import Divergence
 from autocompress.task.nested import concat, map_tensors, tensors
 from autocompress.task.task import Task
 from autocompress.techniques.compressed import Compressed
-from autocompress.techniques.quantize import QuantizedLayer, trainable, trained
+from autocompress.techniques.quantize import QuantizedLayer, simulate, trainable, trained
 
 Progress = Callable[[str, float], None]
 
 _CHUNK = 128
+_CALIBRATING = 256
 _MEMORY = 1 << 30
 """Bytes that the values at one joint may take, and the original's answers that are kept."""
 
@@ -107,7 +110,8 @@ class Refinement:
         best.offer(module)
         self._whole(original, module, divergence, begin + limit)
         best.offer(module)
-        return self._result(best.restored(module))
+        result = self._result(best.restored(module))
+        return result if not self.compressed.quantized else self._nearer(result, best.distance)
 
     @property
     def _sparse(self) -> bool:
@@ -132,10 +136,26 @@ class Refinement:
 
     def _result(self, module: nn.Module) -> Compressed:
         notes = (*self.compressed.notes, *self._notes)
-        plain = module.to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]  # torch's stubs lack memory_format here
+        plain = self.place.back(module).eval()
         if self.compressed.quantized:
             return trained(plain, self.compressed).with_(notes=notes)
         return self.compressed.with_weights(plain, qat=False).with_(notes=notes)
+
+    def _nearer(self, refined: Compressed, distance: Callable[[nn.Module], float]) -> Compressed:
+        """What was refined or what it began as, whichever is nearer once it is calibrated.
+
+        Training goes through the rounding of weights; what calibration would have made up for
+        besides (biases, clipped weights) is not in it.
+        """
+        inputs = self._images.inputs(_CALIBRATING)
+        found = [
+            distance(self.place.put_module(simulate(calibrate(made, inputs))))
+            for made in (refined, self.compressed)
+        ]
+        if found[0] <= found[1]:
+            return refined
+        note = "Refining came no nearer to the original in these bits; it is left out."
+        return self.compressed.with_(notes=(*self.compressed.notes, *self._notes, note))
 
     # -- block by block
 
@@ -322,13 +342,13 @@ class _Best:
         found = self.distance(module)
         if found < self.value or not self.state:
             self.value = found
-            self.state = {n: t.detach().clone() for n, t in module.state_dict().items()}
+            self.state = {n: t.detach().clone() for n, t in state_tensors(module).items()}
         elif self.state:
-            module.load_state_dict(self.state)
+            load_tensors(module, self.state)
 
     def restored(self, module: nn.Module) -> nn.Module:
         """The module with the best weights."""
-        module.load_state_dict(self.state)
+        load_tensors(module, self.state)
         return module
 
 

@@ -8,7 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.model.tied import Place, holders
-from autocompress.techniques.moments import MatrixLayer, Moments, matrix_layer, resolve, rows
+from autocompress.techniques.moments import (
+    LEAST_DAMPING,
+    MatrixLayer,
+    Moments,
+    matrix_layer,
+    resolve,
+    rows,
+)
 
 _NORM = nn.modules.batchnorm._BatchNorm
 _ROWS = 262_144
@@ -179,7 +186,7 @@ def damp(gram: Tensor, cross: Tensor, weight: Tensor, ridge: float) -> float:
         weight: ``(outputs, d)``.
         ridge: fraction of the mean diagonal.
     """
-    damping = float(ridge * gram.diagonal()[:-1].mean())
+    damping = max(float(ridge * gram.diagonal()[:-1].mean()), LEAST_DAMPING)
     index = torch.arange(weight.shape[1])
     gram[index, index] += damping
     cross[:-1] += damping * weight.T

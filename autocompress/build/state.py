@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autocompress.errors import InputError
+from autocompress.model.weights import load_tensors, state_tensors
 from autocompress.policy.policy import Policy
 from autocompress.policy.writing import replacing
 
@@ -26,7 +27,8 @@ def save_state(path: str | Path, compressed: Compressed) -> Path:
     path = Path(path)
     metadata = {"policy": compressed.policy.digest, "qat": str(compressed.qat).lower()}
     tensors = {
-        n: t.detach().cpu().contiguous().clone() for n, t in compressed.module.state_dict().items()
+        n: t.detach().cpu().contiguous().clone()
+        for n, t in state_tensors(compressed.module).items()
     }
     with replacing(path) as partial:
         save_file(tensors, partial, metadata)
@@ -63,7 +65,7 @@ def load_state(
     if now is not None:
         state = {now(name): tensor for name, tensor in state.items()}
     try:
-        compressed.module.load_state_dict(state)
+        load_tensors(compressed.module, state)
     except RuntimeError as error:
         raise InputError(f"{path.name} holds the weights of another module: {error}") from None
     return compressed.with_weights(compressed.module.eval(), qat=metadata.get("qat") == "true")

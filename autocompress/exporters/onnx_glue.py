@@ -144,6 +144,8 @@ def _has_kernel(node: Any, wires: Wires) -> bool:
         return all(not i or i in wires.held for i in node.input[1:]) and (
             bounds.low <= 0 <= bounds.high
         )
+    if node.op_type == "MaxPool" and any(node.output[1:]):
+        return False  # it also gives places, which are no values of its input
     if node.op_type == "Resize":
         return "mode" not in options or options["mode"].s == b"nearest"
     if node.op_type == "Pad":

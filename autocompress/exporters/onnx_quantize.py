@@ -7,7 +7,7 @@ floats. Weight-only layers keep small integer weights behind one DequantizeLinea
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -178,6 +178,9 @@ def _round_low_bits(
         bits = chosen.get(node.name, 32)
         if bits >= 8 or node.name in plan.weight_only or len(node.input) < 2:
             continue
+        if node.op_type == "LSTM":
+            _round_recurrent([weights[i] for i in node.input[1:3] if i in weights], bits)
+            continue
         tensor = weights.get(node.input[1])
         if tensor is None:
             continue
@@ -189,6 +192,22 @@ def _round_low_bits(
         rounded = round_weight(rows, bits).transpose(0, channel_axis(node))
         tensor.CopyFrom(numpy_helper.from_array(rounded.contiguous().numpy(), tensor.name))
     return scales
+
+
+def _round_recurrent(tensors: Iterable[Any], bits: int) -> None:
+    """Round what an LSTM multiplies inputs and states with, ``(directions, 4 * hidden, inputs)``.
+
+    Every row has a scale, as in torch. The runtime stores rows in 8 bits at scales of its own.
+    """
+    import torch
+    from onnx import numpy_helper
+
+    from autocompress.techniques.quantize import round_weight
+
+    for tensor in tensors:
+        value = torch.from_numpy(numpy_helper.to_array(tensor).copy())
+        rounded = round_weight(value.flatten(0, 1), bits).view_as(value)
+        tensor.CopyFrom(numpy_helper.from_array(rounded.numpy(), tensor.name))
 
 
 def _own_weights(model: Any, chosen: set[str]) -> None:
@@ -230,7 +249,7 @@ def static_integers(
     tensors = {
         n: TensorData(lowest=np.float32(r.low), highest=np.float32(r.high))
         for n, r in work.ranges.items()
-        if not n.endswith(":in")
+        if not n.split("#")[0].endswith(":in")
     }
     nodes = [n for n in work.model.graph.node if n.name in work.static]
     overrides = {

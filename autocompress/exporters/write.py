@@ -13,6 +13,7 @@ import torch
 from autocompress.errors import ExportError, InputError
 from autocompress.exporters.agreement import check_graph, check_program
 from autocompress.exporters.metadata import AXES_KEY, SIZES_KEY
+from autocompress.model.weights import state_tensors
 from autocompress.task.calling import Flat, call, input_names, is_flat
 from autocompress.task.dynamic import sizes_of
 from autocompress.task.nested import take
@@ -112,7 +113,8 @@ def _write_safetensors(compressed: Compressed, path: Path) -> None:
     from safetensors.torch import save_file
 
     tensors = {
-        n: t.detach().cpu().contiguous().clone() for n, t in compressed.module.state_dict().items()
+        n: t.detach().cpu().contiguous().clone()
+        for n, t in state_tensors(compressed.module).items()
     }
     policy = json.dumps(compressed.policy.as_dict(), sort_keys=True)
     save_file(tensors, path, {"policy": policy, "digest": compressed.policy.digest})

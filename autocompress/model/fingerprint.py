@@ -7,6 +7,7 @@ import hashlib
 import torch
 from torch import nn
 
+from autocompress.model.weights import state_tensors
 from autocompress.policy.inventory import architecture_digest
 
 
@@ -16,7 +17,7 @@ def fingerprint(model: nn.Module) -> tuple[str, str]:
     The architecture covers module names, kinds and settings and the shapes of all tensors; counters
     of batch norm do not count. The weights cover every value, in the state dict's order.
     """
-    state = {n: t for n, t in model.state_dict().items() if not n.endswith("num_batches_tracked")}
+    state = {n: t for n, t in state_tensors(model).items() if not n.endswith("num_batches_tracked")}
     modules = [(n, type(m).__name__, m.extra_repr()) for n, m in model.named_modules()]
     shapes = [(n, list(t.shape), str(t.dtype)) for n, t in state.items()]
     values = hashlib.sha256()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
 from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 
 from autocompress.errors import UnsupportedModel
+from autocompress.model.tracing_stubs import unfuse
 from autocompress.model.usage import computed_layer
 
 _NAMED = 3
@@ -58,6 +60,7 @@ def prepare(model: nn.Module) -> Prepared:
         notes += _fold(copied)
         notes += _part_norms(copied)
     notes += _thaw(copied)
+    unfuse(copied)
     return Prepared(copied.eval(), tuple(notes))
 
 
@@ -110,6 +113,15 @@ def _copied(model: nn.Module) -> tuple[nn.Module, list[str]]:
 
 def _check(model: nn.Module) -> None:
     """Refuse what cannot be taken apart."""
+    own = {id(module) for module in model.modules()}
+    for name, module in model.named_modules():
+        for function in _functions(module):
+            if any(id(held) in own for held in _held(function)):
+                raise UnsupportedModel(
+                    f"A function that {name or 'the model'!r} keeps ({function.__name__}) refers "
+                    "to the model itself, so that a copy of the model would go on using parts of "
+                    "this one. Make it a method, or let the hook use the module that it is given."
+                )
     for name, module in model.named_modules():
         where = f"its part {name!r}" if name else "it"
         if isinstance(module, torch.jit.ScriptModule):
@@ -130,6 +142,26 @@ def _check(model: nn.Module) -> None:
                 f"Every weight needs values; {name!r} has none yet. "
                 + ("Run the model once." if lazy else "Load its weights onto the CPU.")
             )
+
+
+def _functions(module: nn.Module) -> Iterable[Any]:
+    """Plain functions among a module's attributes and hooks that its forward may call."""
+    for name, value in vars(module).items():
+        if "state_dict" in name:
+            continue
+        for part in value.values() if isinstance(value, dict) else (value,):
+            if isinstance(part, FunctionType):
+                yield part
+
+
+def _held(function: FunctionType) -> Iterable[Any]:
+    """What a function has taken along from where it was made."""
+    for cell in function.__closure__ or ():
+        try:
+            yield cell.cell_contents
+        except ValueError:  # not filled yet
+            continue
+    yield from function.__defaults__ or ()
 
 
 # ---- number types, places, frozen weights

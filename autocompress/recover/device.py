@@ -54,7 +54,19 @@ class Place:
 
     def put_module(self, module: nn.Module) -> nn.Module:
         """Move a module, in place, with convolutions in channels-last order."""
-        return module.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack memory_format here
+        module.to(self.device)
+        for parameter in module.parameters():
+            if parameter.dim() == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+        return module
+
+    @staticmethod
+    def back(module: nn.Module) -> nn.Module:
+        """Move a module to the CPU, in place, in torch's usual order."""
+        module.cpu()
+        for parameter in module.parameters():
+            parameter.data = parameter.data.contiguous()
+        return module
 
     def put(self, inputs: Any) -> Any:
         """Move every tensor of a structure; images become channels-last."""

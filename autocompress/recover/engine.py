@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from autocompress.errors import InputError, TrainingDiverged
+from autocompress.model.weights import state_tensors
 from autocompress.policy.recovery import Schedule
 from autocompress.recover.augment import Augment, mix
 from autocompress.recover.checkpoint import load_checkpoint, save_checkpoint
@@ -125,7 +126,7 @@ class Trainer:
     def result(self) -> nn.Module:
         """The trained module, or its moving average, in eval mode on the CPU."""
         module = self.module if self.ema is None else self.ema.module
-        return module.to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]  # torch's stubs lack memory_format here
+        return self.place.back(module).eval()
 
     def run(
         self,
@@ -237,7 +238,7 @@ class Trainer:
             )
 
     def _check_weights(self) -> None:
-        for name, tensor in self.module.state_dict().items():
+        for name, tensor in state_tensors(self.module).items():
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise TrainingDiverged(
                     f"The weights of {name!r} are no longer finite after {self.step} steps. Lower "

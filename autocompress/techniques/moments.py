@@ -26,7 +26,8 @@ MAX_FEATURES = 4700
 _ROWS = 131_072
 """Rows (samples x positions) that are enough for layers of up to a thousand features."""
 
-_LEAST_DAMPING = 1e-20
+LEAST_DAMPING = 1e-20
+"""Where all inputs are zero, a share of nothing would not damp."""
 
 
 def features(layer: nn.Module) -> int:
@@ -261,7 +262,7 @@ def resolve(
     size = weight.shape[1]
     kind = torch.float64 if len(kept) <= 1200 else torch.float32
     # squares of inputs that all but vanish are 0 in single precision, while their means are not
-    damping = (ridge * moments.diagonal()[:size].to(kind).mean()).clamp(min=_LEAST_DAMPING)
+    damping = (ridge * moments.diagonal()[:size].to(kind).mean()).clamp(min=LEAST_DAMPING)
     chosen = kept
     target = weight.to(kind)
     if bias is not None:

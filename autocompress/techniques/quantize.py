@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from autocompress.errors import PolicyError
+from autocompress.model.tracing_stubs import unfuse
 from autocompress.model.usage import CONV, TRANSPOSED
 from autocompress.techniques.compressed import Compressed, Precision, Range
 from autocompress.techniques.fold import fold_batch_norms
@@ -91,14 +93,20 @@ def round_activation(x: Tensor, low: float, high: float) -> Tensor:
     return _Straight.apply(x, rounded, inside)
 
 
+PLAIN = (CONV, nn.Linear, nn.Embedding)
+"""Layers with one weight and one input."""
+
+_ATTENDED = (0, 1, 2, "query", "key", "value")
+
+
 class QuantizedLayer(nn.Module):
-    """A layer that rounds its input and its weight before it works; for simulation and training.
+    """A layer that rounds its input and its weights before it works; for simulation and training.
 
     Args:
-        layer: convolution, linear or embedding; its float weight is what training changes.
+        layer: of any kind; its float weights are what training changes.
         precision: bits.
-        fixed: range of the input, or ``None`` to follow the data: each batch's own extremes in
-            dynamic scaling, a moving average of them otherwise.
+        fixed: ranges of the input, one for each call of the layer in a run of the model; none
+            follow the data: each batch's own extremes, in training a moving average of them.
         half: element type where the precision is 16 bits.
     """
 
@@ -107,9 +115,9 @@ class QuantizedLayer(nn.Module):
 
     def __init__(
         self,
-        layer: CONV | nn.Linear | nn.Embedding,
+        layer: nn.Module,
         precision: Precision,
-        fixed: Range | None,
+        fixed: tuple[Range, ...] = (),
         half: torch.dtype = torch.float16,
     ) -> None:
         super().__init__()
@@ -117,49 +125,72 @@ class QuantizedLayer(nn.Module):
         self.layer = layer
         self.precision = precision
         self.fixed = fixed
-        self.register_buffer("low", torch.tensor(fixed.low if fixed else 0.0))
-        self.register_buffer("high", torch.tensor(fixed.high if fixed else 0.0))
+        self.calls = 0
+        first = fixed[0] if fixed else Range(0.0, 0.0)
+        self.register_buffer("low", torch.tensor(first.low))
+        self.register_buffer("high", torch.tensor(first.high))
+        names = [n for n, p in layer.named_parameters() if p.dim() > 1 and "weight" in n]
+        self._weights = ("weight",) if isinstance(layer, PLAIN) else tuple(names)
 
-    @property
-    def weight(self) -> Tensor:
-        """The layer's; models ask for its type or device."""
-        return self.layer.weight
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            # models ask a layer for its weight, encoder layers an attention for its settings
+            return getattr(super().__getattr__("layer"), name)
 
-    @property
-    def bias(self) -> Tensor | None:
-        """The layer's."""
-        bias: Tensor | None = getattr(self.layer, "bias", None)
-        return bias
-
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Like the layer's own."""
-        numbers = x.is_floating_point()  # an embedding reads positions in its table
-        if self.precision.activation_bits == 8 and numbers:
+        given: dict[Any, Any] = dict(enumerate(args)) | kwargs
+        places = _ATTENDED if isinstance(self.layer, nn.MultiheadAttention) else (0,)
+        read = [place for place in places if place in given]
+        first = given[read[0]] if read else None
+        # what is attended to may have a range of its own, which is not known here
+        if isinstance(first, Tensor) and all(given[place] is first for place in read):
+            given |= dict.fromkeys(read, self._input(first))
+        weights = {name: self._rounded(name) for name in self._weights}
+        positional = tuple(given[place] for place in range(len(args)))
+        return torch.func.functional_call(
+            self.layer, weights, positional, {name: given[name] for name in kwargs}
+        )
+
+    def _input(self, x: Tensor) -> Tensor:
+        if not x.is_floating_point():
+            return x  # an embedding reads positions in its table
+        if self.precision.activation_bits == 8:
             low, high = self._range(x)
-            if high > low:
-                x = round_activation(x, low, high)
-        weight: Tensor = self.layer.weight
-        if self.precision.weight_bits <= 8:
-            rounded = rounded_weight(self.layer, self.precision)
-            weight = _Straight.apply(weight, rounded, None)
-        elif self.precision.half:
-            x, weight = self._halved(x) if numbers else x, self._halved(weight)
-        return torch.func.functional_call(self.layer, {"weight": weight}, (x,))
+            return round_activation(x, low, high) if high > low else x
+        return self._halved(x) if self.precision.half else x
+
+    def _rounded(self, name: str) -> Tensor:
+        weight = self.layer.get_parameter(name)
+        if self.precision.weight_bits > 8:
+            return self._halved(weight) if self.precision.half else weight
+        if isinstance(self.layer, PLAIN):
+            return _Straight.apply(weight, rounded_weight(self.layer, self.precision), None)
+        rounded = round_weight(weight, self.precision.weight_bits, self.precision.reduced)
+        return _Straight.apply(weight, rounded, None)
 
     def _halved(self, value: Tensor) -> Tensor:
         rounded = value.to(self.half_type).to(value.dtype)
         return _Straight.apply(value, rounded, None)
 
     def _range(self, x: Tensor) -> tuple[float, float]:
-        if self.fixed is not None and self.precision.activation_scaling == "static":
-            return self.fixed.low, self.fixed.high  # plain numbers, which torch.export can keep
+        if self.fixed and self.precision.activation_scaling == "static":
+            fixed = self.fixed[self.calls % len(self.fixed)]
+            if len(self.fixed) > 1:
+                self.calls += 1
+            return fixed.low, fixed.high  # plain numbers, which torch.export can keep
         low, high = min(0.0, float(x.detach().min())), max(0.0, float(x.detach().max()))
         if self.precision.activation_scaling == "dynamic":
             return low, high
-        if self.training or float(self.high) <= float(self.low):
-            share = 0.05 if float(self.high) > float(self.low) else 1.0
+        known = float(self.high) > float(self.low)
+        if self.training:
+            share = 0.05 if known else 1.0
             self.low.lerp_(torch.tensor(low, device=self.low.device), share)
             self.high.lerp_(torch.tensor(high, device=self.high.device), share)
+        elif not known:
+            return low, high
         return float(self.low), float(self.high)
 
 
@@ -207,9 +238,11 @@ def simulate(compressed: Compressed) -> nn.Module:
     """
     calibrated = compressed.folded
     module = copy.deepcopy(calibrated) if calibrated else fold_batch_norms(compressed.module)
-    ranges = compressed.ranges or {}
-    for name, precision in compressed.precisions.items():
-        _wrap(compressed, module, name, precision, ranges.get(f"{name}:in"))
+    for name in compressed.precisions:
+        _wrap(compressed, module, name, compressed.ranges or {})
+    unfuse(module)
+    if any(isinstance(m, QuantizedLayer) and len(m.fixed) > 1 for m in module.modules()):
+        module.register_forward_pre_hook(_begin)
     return module.eval()
 
 
@@ -233,8 +266,9 @@ def trainable(compressed: Compressed) -> nn.Module:
             "give one fewer `weight_bits`, or set `recovery.qat: false`."
         )
     module = copy.deepcopy(compressed.module)
-    for name, precision in compressed.precisions.items():
-        _wrap(compressed, module, name, precision, None)
+    for name in compressed.precisions:
+        _wrap(compressed, module, name, {})
+    unfuse(module)
     return module
 
 
@@ -253,6 +287,9 @@ def trained(module: nn.Module, compressed: Compressed) -> Compressed:
 def unwrapped(module: nn.Module) -> nn.Module:
     """A copy whose simulated layers are plain ones again, with the float weights they have now."""
     plain = copy.deepcopy(module)
+    hooks = plain._forward_pre_hooks
+    for key in [key for key, hook in hooks.items() if hook is _begin]:
+        del hooks[key]
     for name, found in list(plain.named_modules()):
         if isinstance(found, QuantizedLayer):
             owner, _, child = name.rpartition(".")
@@ -260,15 +297,27 @@ def unwrapped(module: nn.Module) -> nn.Module:
     return plain
 
 
+def _begin(module: nn.Module, args: Any) -> None:
+    """A run begins: layers that run several times take their ranges in turn."""
+    for layer in module.modules():
+        if isinstance(layer, QuantizedLayer):
+            layer.calls = 0
+
+
 def _wrap(
-    compressed: Compressed, module: nn.Module, name: str, precision: Precision, fixed: Range | None
+    compressed: Compressed, module: nn.Module, name: str, ranges: Mapping[str, Range]
 ) -> None:
-    layer = module.get_submodule(name)
-    if not isinstance(layer, CONV | nn.Linear | nn.Embedding):
-        return  # recurrent and attention layers are quantized in the file only
+    layer, precision = module.get_submodule(name), compressed.precisions[name]
+    if precision.half and not isinstance(layer, PLAIN):
+        return  # recurrent and attention layers are halved in the file only
+    places = [f"{name}:in"]
+    while (more := f"{name}:in#{len(places)}") in ranges:
+        places.append(more)
     owner, _, child = name.rpartition(".")
     setattr(
         module.get_submodule(owner),
         child,
-        QuantizedLayer(layer, precision, fixed, compressed.half_type),
+        QuantizedLayer(
+            layer, precision, tuple(ranges[p] for p in places if p in ranges), compressed.half_type
+        ),
     )

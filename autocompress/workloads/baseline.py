@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from autocompress.errors import InputError
+from autocompress.model.weights import load_tensors, state_tensors
 from autocompress.policy.recovery import Schedule
 from autocompress.policy.writing import replacing
 from autocompress.recover.engine import Progress, Trainer
@@ -192,7 +193,7 @@ class _Rounds:
 def _save(path: Path, module: nn.Module) -> None:
     from safetensors.torch import save_file
 
-    tensors = {n: t.detach().contiguous().clone() for n, t in module.state_dict().items()}
+    tensors = {n: t.detach().contiguous().clone() for n, t in state_tensors(module).items()}
     with replacing(path) as partial:
         save_file(tensors, partial)
 
@@ -201,4 +202,4 @@ def _load(path: Path, module: nn.Module) -> None:
     from safetensors.torch import load_file
 
     with torch.no_grad():
-        module.load_state_dict(load_file(path))
+        load_tensors(module, load_file(path))

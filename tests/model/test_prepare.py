@@ -13,9 +13,17 @@ from small_networks import NETWORKS, example, make
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
+from autocompress.build.bank import LayerBank
+from autocompress.build.pipeline import Pipeline
+from autocompress.build.state import save_state
 from autocompress.errors import UnsupportedModel
 from autocompress.model.fingerprint import fingerprint
+from autocompress.model.inventory import take_inventory
 from autocompress.model.prepare import prepare
+from autocompress.policy.policy import LayerPolicy, Policy
+from autocompress.policy.recovery import Schedule
+from autocompress.policy.settings import CompressionSettings, RefineConfig
+from autocompress.results.trial import Phase
 from autocompress.run.assembly import assemble
 from autocompress.run.study import GIVEN, read_study
 from autocompress.task.data import Data, Split
@@ -237,3 +245,104 @@ def test_a_study_on_doubles_and_frozen_masked_weights_goes_through_the_door(
     assert (
         parts.bank.stitch(parts.space.decode(parts.space.hardest)).module(images[:2].float()).shape
     )
+
+
+class Hooked(nn.Module):
+    """What one layer gives is kept by a hook and read later on."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.kept: dict[str, Tensor] = {}
+        if how == "closure":
+            self.one.register_forward_hook(lambda m, args, out: self.kept.__setitem__("x", out))
+        elif how == "default":
+
+            def keep(m: nn.Module, args: object, out: Tensor, owner: nn.Module = self) -> None:
+                owner.kept["x"] = out
+
+            self.one.register_forward_hook(keep)
+        elif how == "attribute":
+            self.curve = lambda x: torch.tanh(x * self.two.bias.sum())
+        else:
+            self.one.register_forward_hook(self.keep)
+
+    def keep(self, module: nn.Module, args: object, out: Tensor) -> None:
+        self.kept["x"] = out
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.two(torch.relu(self.one(x)))
+        return self.curve(y) if hasattr(self, "curve") else y + self.kept["x"]
+
+
+@pytest.mark.parametrize("how", ["closure", "default", "attribute"])
+def test_functions_that_hold_the_model_are_refused(how: str) -> None:
+    """A copy would read what the original kept: nothing tells that the numbers are old ones."""
+    with pytest.raises(UnsupportedModel, match=r"refers to the model itself.*[Mm]ake it a method"):
+        prepare(Hooked(how))
+
+
+def test_methods_as_hooks_belong_to_the_copy() -> None:
+    torch.manual_seed(0)
+    model = Hooked("method").eval()
+    with torch.no_grad():
+        model(torch.randn(4, 8))
+    copied, x = prepare(model).model, torch.randn(4, 8)
+    torch.testing.assert_close(copied(x), model(x))
+
+
+class Told(nn.Sequential):
+    """Layers with a state that is no tensor."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+        self.about = {"classes": ["a", "b"]}
+
+    def get_extra_state(self) -> dict[str, list[str]]:
+        return self.about
+
+    def set_extra_state(self, state: dict[str, list[str]]) -> None:
+        self.about = state
+
+
+def test_states_that_are_no_tensors_go_along(tmp_path: Path) -> None:
+    """Through fingerprint, bank, refinement, training and the saved weights."""
+    torch.manual_seed(0)
+    model, inputs = prepare(Told()).model, torch.randn(64, 8)
+    splits = [Split(inputs, torch.arange(64) % 4) for _ in range(3)]
+    own, inventory = Data(*splits, classes=4), take_inventory(model, inputs[:1])
+    quick = RefineConfig(images=64, block_steps=2, steps=2, batch_size=16)
+    settings = CompressionSettings(finish="refine", refine=quick)
+    bank = LayerBank.build(model, inventory, own.train, settings)
+    parts = Pipeline(model, own, inventory, bank, settings, Schedule(device="cpu", batch_size=16))
+    policy = Policy({"0": LayerPolicy(prune_ratio=0.5)})
+    built = parts.build(policy, Phase("recover", 1.0, 1))
+    path = save_state(tmp_path / "weights.safetensors", built)
+    again = parts.restore(policy, path)
+    assert again.module.about == {"classes": ["a", "b"]}
+    torch.testing.assert_close(again.module(inputs), built.module(inputs))
+
+
+def test_encoders_run_as_they_are_written() -> None:
+    """The fused path would use the weights of whatever stands in a layer's place."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True)
+    model = nn.TransformerEncoder(layer, 2).eval()
+    copied, x = prepare(model).model, torch.randn(4, 5, 8)
+    with torch.inference_mode():
+        torch.testing.assert_close(copied(x), model(x), rtol=1e-4, atol=1e-5)
+        before = copied(x)
+        copied.get_submodule("layers.1").linear1 = Doubled(copied.get_submodule("layers.1.linear1"))
+        assert float((copied(x) - before).abs().max()) > 0.1
+    assert layer.activation_relu_or_gelu == 1  # the user's keeps its fused path
+
+
+class Doubled(nn.Module):
+    """Another layer that tells its weight."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer, self.weight, self.bias = layer, layer.weight, layer.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * self.layer(x)
