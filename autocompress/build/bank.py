@@ -27,16 +27,16 @@ from autocompress.errors import InputError, PolicyError
 from autocompress.model.groups import SlicingPlan, slicing_plan
 from autocompress.model.shapes import resolver
 from autocompress.model.tied import holders, shared_parameters
-from autocompress.model.tracing_stubs import why_whole
+from autocompress.model.tracing_stubs import unfuse, why_whole
 from autocompress.model.weights import state_tensors
 from autocompress.policy.hooks import load
-from autocompress.policy.inventory import WHOLE, ChannelGroup, Inventory, LayerSpec
+from autocompress.policy.inventory import ChannelGroup, Inventory, LayerSpec
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.registry import in_order
 from autocompress.policy.settings import CompressionSettings
 from autocompress.task.data import Split, feed
 from autocompress.task.task import Loss
-from autocompress.techniques.attention import leave_fused_paths, opened, projection_of
+from autocompress.techniques.attention import opened, projection_of
 from autocompress.techniques.compressed import Compressed
 from autocompress.techniques.factorize import choose_factors
 from autocompress.techniques.moments import (
@@ -163,7 +163,7 @@ class LayerBank:
         if solve is None:
             solve = self.settings.reconstruction not in ("none", "batch_norm")
         module = copy.deepcopy(self.model)
-        leave_fused_paths(module)
+        unfuse(module)
         gone, widths = self.gone(policy), self.widths(policy)
         removals = self.plan.removals(gone, widths)
         work = Stitching(
@@ -182,24 +182,13 @@ class LayerBank:
         return Compressed(module.eval(), policy, self.settings, work.precisions, None, work.parts)
 
     def _check(self, layer: LayerSpec, policy: LayerPolicy) -> None:
-        """Refuse what a layer cannot do, with the reason that its inventory gives."""
+        """Refuse what a layer cannot do, with the reason."""
         for technique in in_order():
-            if technique.active(policy) and layer.why_not(technique.name):
+            reason = technique.why_not(layer, policy, self.inventory)
+            if technique.active(policy) and reason:
                 raise PolicyError(
-                    f"`{technique.fields[0].name}` cannot be used on {layer.name!r}: "
-                    f"{layer.why_not(technique.name)}."
+                    f"`{technique.fields[0].name}` cannot be used on {layer.name!r}: {reason}."
                 )
-        groups = self.inventory.channel_groups
-        own = next((g for g in groups if layer.name in g.producers), None)
-        if own is not None and not own.narrower and policy.heads == "narrower":
-            raise PolicyError(
-                f"`heads: narrower` cannot be used on {layer.name!r}: it makes no heads between "
-                "whose projections stands nothing but a product. Use `heads: fewer`."
-            )
-        if policy.prune_ratio and not any(layer.name in g.producers for g in groups):
-            left = {alone.group: alone.reason for alone in self.inventory.left_alone}
-            reason = left.get(layer.name, left.get(WHOLE, "it makes no channels of its own"))
-            raise PolicyError(f"`prune_ratio` cannot be used on {layer.name!r}: {reason}.")
 
     def projected(self, compressed: Compressed) -> Compressed:
         """The same model, its weights brought back to what the techniques of its policy allow.

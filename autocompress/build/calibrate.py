@@ -15,12 +15,12 @@ from autocompress.errors import CalibrationError
 from autocompress.exporters.agreement import check_graph
 from autocompress.exporters.onnx_glue import gates, shared_ranges
 from autocompress.exporters.onnx_graph import float_graph
-from autocompress.exporters.onnx_quantize import plan_nodes, quantized_tensors
+from autocompress.exporters.onnx_quantize import NodePlan, plan_nodes, quantized_tensors
 from autocompress.model.tied import untie
 from autocompress.task.calling import call
 from autocompress.task.data import portions
 from autocompress.task.nested import take
-from autocompress.techniques.compressed import Compressed
+from autocompress.techniques.compressed import Compressed, Range
 from autocompress.techniques.fold import fold_batch_norms
 from autocompress.techniques.moments import MatrixLayer, checked_portions, matrix_layer
 from autocompress.techniques.quantize import PLAIN, round_weight
@@ -81,14 +81,21 @@ def calibrate(compressed: Compressed, inputs: Any) -> Compressed:
             raise CalibrationError(f"Calibration inputs do not fit the model: {error}") from error
         raise
     ranges = shared_ranges(graph.graph, plan.static, ranges)
+    ranges |= _of_inputs(folded, plan, ranges)
+    return compressed.with_(ranges=ranges, folded=folded, graph=graph, notes=notes)
+
+
+def _of_inputs(folded: nn.Module, plan: NodePlan, ranges: Mapping[str, Range]) -> dict[str, Range]:
+    """Ranges of what each layer reads, by its name and the number of the call."""
+    found = {}
     for name, nodes in plan.layers.items():
         # attentions and recurrent layers are several operators each time they run
         calls = nodes if isinstance(folded.get_submodule(name), PLAIN) else nodes[:1]
         for number, node in enumerate(calls):
             if node.input[0] in ranges:
                 place = f"{name}:in#{number}" if number else f"{name}:in"
-                ranges[place] = ranges[node.input[0]]
-    return compressed.with_(ranges=ranges, folded=folded, graph=graph, notes=notes)
+                found[place] = ranges[node.input[0]]
+    return found
 
 
 def _correctable(folded: nn.Module, compressed: Compressed) -> list[str]:

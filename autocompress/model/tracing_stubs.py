@@ -56,13 +56,13 @@ def unfused_attention() -> Iterator[None]:
 
 
 def unfuse(model: nn.Module) -> None:
-    """Let the encoder layers of a model run as they are written from now on, in place.
+    """Make transformer encoders call their layers from now on, in place.
 
-    Their fused path takes weights by the layers' names, whatever stands in the layers' places.
+    Their fused path reads the layers' weights by name, past what has been put in a layer's place.
     """
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoderLayer):
-            module.activation_relu_or_gelu = 0
+            module.activation_relu_or_gelu = 0  # read by the choice of the path only
         elif isinstance(module, nn.TransformerEncoder):
             module.use_nested_tensor = False
 

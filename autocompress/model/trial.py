@@ -229,8 +229,8 @@ def lively(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 def cut_out(model: nn.Module, removals: Mapping[tuple[str, str], Sequence[int]]) -> None:
     """Remove channels as the stitching of a policy does."""
-    (prune,) = (technique for technique in builtin() if technique.name == "prune")
-    prune.cut(model, removals)  # type: ignore[attr-defined]  # of this technique only
+    (channels,) = (technique for technique in builtin() if technique.stage == "channels")
+    channels.cut(model, removals)
 
 
 @contextmanager

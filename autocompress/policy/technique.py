@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from autocompress.measure.gate import Shown
     from autocompress.model.kernels import KernelPrecision
     from autocompress.model.part import Part
-    from autocompress.policy.inventory import ChannelGroup, LayerSpec
+    from autocompress.policy.inventory import ChannelGroup, Inventory, LayerSpec
     from autocompress.policy.policy import LayerPolicy
     from autocompress.policy.settings import CompressionSettings
     from autocompress.policy.space_config import Rule
@@ -115,6 +115,7 @@ class Technique:
         interacts: whether its choices harm more together than the sum of each alone: a search then
             probes them in a greedy order.
         removes: whether weights are lost, which reconstruction can make up for.
+        settled_by_bank: whether the layer bank chooses what its levels stand for.
         projects: whether it restricts weights to some set (a grid, a pattern): it is applied once
             more, with ``project``, after reconstruction or training changed them.
     """
@@ -127,6 +128,7 @@ class Technique:
     whole_blocks: ClassVar[bool] = False
     interacts: ClassVar[bool] = False
     removes: ClassVar[bool] = False
+    settled_by_bank: ClassVar[bool] = False
     projects: ClassVar[bool] = False
 
     # ---- one layer's policy
@@ -158,6 +160,10 @@ class Technique:
     def usable(self, layer: LayerSpec) -> bool:
         """Whether this technique can do anything with a layer."""
         return not layer.why_not(self.name)
+
+    def why_not(self, layer: LayerSpec, policy: LayerPolicy, inventory: Inventory) -> str:
+        """Why a layer cannot be what a policy asks of this technique; empty where it can."""
+        return layer.why_not(self.name)
 
     def levels(self, rule: Rule, layer: LayerSpec) -> list[dict[str, Any]]:
         """What a rule lets a layer be, mildest first; every level sets the same fields.
@@ -312,6 +318,15 @@ class Technique:
 
         Raises:
             PolicyError: a layer cannot do what is asked.
+        """
+        raise NotImplementedError
+
+    def cut(self, module: Any, removals: Mapping[tuple[str, str], Sequence[int]]) -> None:
+        """Remove channels, in place; only of the technique of the stage ``channels``.
+
+        Args:
+            module: whose layers get narrower.
+            removals: layer name and side (``in`` or ``out``) to channels.
         """
         raise NotImplementedError
 

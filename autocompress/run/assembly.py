@@ -72,9 +72,10 @@ class Assembly:
 
     @cached_property
     def space(self) -> Space:
-        """What may be done; the factors of its rank ratios are those that the bank chose."""
+        """What may be done; where the bank settles what levels stand for, as it did."""
         bound = self.bind()
-        if all(choice.kind != "rank_ratio" for choice in bound.choices):
+        settled = {knob for knob, technique in by_knob().items() if technique.settled_by_bank}
+        if settled.isdisjoint(choice.kind for choice in bound.choices):
             return bound
         self.inventory = self.bank.inventory
         return self.bind()

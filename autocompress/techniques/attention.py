@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autocompress.errors import PolicyError
-from autocompress.model.tracing_stubs import is_attention, why_whole
+from autocompress.model.tracing_stubs import is_attention, unfuse, why_whole
 
 _APART = -100.0
 """Added to the scores of places that lie side by side only because the image was rolled."""
@@ -64,24 +64,12 @@ def opened(model: nn.Module) -> nn.Module:
         return model
     tensors = (*model.parameters(), *model.buffers())
     copied = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
-    leave_fused_paths(copied)
+    unfuse(copied)
     for name in found:
         module: Any = copied.get_submodule(name)
         owner, _, child = name.rpartition(".")
         setattr(copied.get_submodule(owner), child, without_heads(module, (), name))
     return copied
-
-
-def leave_fused_paths(model: nn.Module) -> None:
-    """Make transformer encoders call their layers, in place.
-
-    Their fused path reads the layers' weights by name, past what has been put in a layer's place.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.TransformerEncoderLayer):
-            module.activation_relu_or_gelu = 0  # read by the choice of the path only
-        elif isinstance(module, nn.TransformerEncoder):
-            module.use_nested_tensor = False
 
 
 def projection_of(model: nn.Module, name: str) -> str:

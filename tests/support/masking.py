@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.model.groups import SlicingPlan
+from autocompress.model.tracing_stubs import unfuse
 from autocompress.task.nested import tensors
-from autocompress.techniques.attention import leave_fused_paths
 from autocompress.techniques.prune import remove
 
 Removals = Mapping[tuple[str, str], Sequence[int]]
@@ -26,7 +26,7 @@ def blind(model: nn.Module, removals: Removals) -> nn.Module:
         removals: as ``SlicingPlan.removals`` gives them.
     """
     model = copy.deepcopy(model)
-    leave_fused_paths(model)
+    unfuse(model)
     for (name, side), gone in removals.items():
         module = model.get_submodule(name)
         if side == "in":
@@ -86,7 +86,7 @@ def same_as_masked(
     args = tuple(x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in args)
     removals = plan.removals(drawn(plan, ratio, seed))
     small = copy.deepcopy(model)
-    leave_fused_paths(small)
+    unfuse(small)
     remove(small, removals)
     wanted, got = tensors(blind(model, removals)(*args)), tensors(small(*args))
     assert wanted

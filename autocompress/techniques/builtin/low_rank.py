@@ -28,6 +28,7 @@ class LowRank(Technique):
     knob = "rank_ratio"
     stage = "factors"
     removes = True
+    settled_by_bank = True
 
     def usable(self, layer: LayerSpec) -> bool:
         """Whether factors of this kind of layer are known."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from autocompress.policy.inventory import WHOLE
 from autocompress.policy.technique import Field, Technique
 
 if TYPE_CHECKING:
     from autocompress.measure.gate import Shown
-    from autocompress.policy.inventory import ChannelGroup, LayerSpec
+    from autocompress.policy.inventory import ChannelGroup, Inventory, LayerSpec
     from autocompress.policy.policy import LayerPolicy
     from autocompress.policy.space_config import Rule
     from autocompress.techniques.stitching import Stitching
@@ -29,6 +30,21 @@ class Prune(Technique):
     stage = "channels"
     coupled = True
     removes = True
+
+    def why_not(self, layer: LayerSpec, policy: LayerPolicy, inventory: Inventory) -> str:
+        """Also: the layer makes no channels that can go, or its heads cannot get narrower."""
+        own = next((g for g in inventory.channel_groups if layer.name in g.producers), None)
+        if own is None:
+            left = {alone.group: alone.reason for alone in inventory.left_alone}
+            reason = left.get(layer.name, left.get(WHOLE, "it makes no channels of its own"))
+        elif policy.heads == "narrower" and not own.narrower:
+            reason = (
+                "it makes no heads between whose projections stands nothing but a product; use "
+                "`heads: fewer`"
+            )
+        else:
+            reason = ""
+        return super().why_not(layer, policy, inventory) or reason
 
     def levels(self, rule: Rule, layer: LayerSpec) -> list[dict[str, Any]]:
         """The ratios."""
@@ -114,8 +130,8 @@ class Prune(Technique):
             module: changed in place.
             removals: as ``SlicingPlan.removals`` gives them.
         """
-        from autocompress.techniques.attention import leave_fused_paths
+        from autocompress.model.tracing_stubs import unfuse
         from autocompress.techniques.prune import remove
 
-        leave_fused_paths(module)
+        unfuse(module)
         remove(module, removals)
