@@ -17,7 +17,7 @@ SLACK = 0.1
 """Timings on a quiet machine differ by less than this fraction, disturbed ones by 10 to 45 %."""
 FEWEST = 6
 """With fewer rounds not even their whole range is a 95 % interval of the median."""
-_BESIDE = 2
+_NEARBY = 2
 """Rounds on either side that tell in which state the machine was."""
 
 Call = Callable[[], object]
@@ -115,10 +115,10 @@ def quiet_rounds(
 def _neighbours(times: NDArray[np.float64]) -> NDArray[np.float64]:
     """For each round the median of those on either side."""
     count = len(times)
-    width = min(2 * _BESIDE + 1, count)
+    width = min(2 * _NEARBY + 1, count)
     if width < 2:
         return times
-    first = np.clip(np.arange(count) - _BESIDE, 0, count - width)
+    first = np.clip(np.arange(count) - _NEARBY, 0, count - width)
     places = first[:, None] + np.arange(width)
     others = places[places != np.arange(count)[:, None]].reshape(count, width - 1)
     return np.asarray(np.median(times[others], axis=1))

@@ -87,8 +87,8 @@ class Sampler:
     kind more than of another for seconds at a time: wide integer instructions by half, floating
     point by a tenth. Then even an interleaved ratio is wrong, and its interval does not know. Since
     whatever comes from outside only slows, those rounds count around which the baseline ran
-    quickly. Two loud repetitions agree as well: where the baseline has been seen to run quicker,
-    the next one waits until it does. Before ten repetitions have shown how quickly that is, two
+    quickly. Two disturbed repetitions agree as well: where the baseline has been seen to run
+    quicker, the next one waits until it does. Before ten repetitions have shown how quickly that is, two
     that lie apart in time must agree.
 
     Args:
@@ -121,22 +121,22 @@ class Sampler:
         while True:
             with self.alone():
                 begin = self.clock()
-                loud = self._repeat(take, min(left, plan.max_seconds / enough), patience > 0)
+                disturbed = self._repeat(take, min(left, plan.max_seconds / enough), patience > 0)
                 spent_s = self.clock() - begin
             left -= spent_s
             found = self._judge()
             settled = found.agreeing >= enough and not found.disturbed and found.narrow(plan)
             given_up = patience <= 0 and len(self._taken) >= enough
-            if settled or (given_up if loud else left <= 0):
+            if settled or (given_up if disturbed else left <= 0):
                 break
-            if not loud:
+            if not disturbed:
                 self.pause(min(plan.apart_s, quiet.patience_s))
                 continue
             begin = self.clock()
             quiet.wait(self._look, patience, self.pause, self.clock)
             waited += self.clock() - begin
             patience -= self.clock() - begin + spent_s
-        quiet.in_vain = quiet.in_vain + 1 if loud and not settled else 0
+        quiet.in_vain = quiet.in_vain + 1 if disturbed and not settled else 0
         return replace(found, seconds=self.clock() - start, waited_s=waited)
 
     def _look(self) -> float:
@@ -161,10 +161,10 @@ class Sampler:
         Args:
             take: takes a round.
             limit_s: time limit; a few rounds are taken in any case.
-            patient: whether to break off once the machine is loud.
+            patient: whether to break off once the machine is disturbed.
 
         Returns:
-            Whether the machine was loud.
+            Whether the machine was disturbed.
         """
         plan, begin, next_look = self.plan, self.clock(), self.plan.min_rounds
         slowest = self.quiet.slowest_ms or math.inf

@@ -119,7 +119,7 @@ class _Run:
                 stack.callback(before.remove)
                 stack.callback(after.remove)
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-            # below the mode that notes calls: those of a stand-in are none of the model's
+            # below the mode that notes calls: what replaces an operator calls others by itself
             stack.enter_context(PlainOperators(all_of_them=False))
             stack.enter_context(_Operators(self))
             stack.enter_context(_Calls(self))
