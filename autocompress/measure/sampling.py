@@ -88,8 +88,8 @@ class Sampler:
     point by a tenth. Then even an interleaved ratio is wrong, and its interval does not know. Since
     whatever comes from outside only slows, those rounds count around which the baseline ran
     quickly. Two disturbed repetitions agree as well: where the baseline has been seen to run
-    quicker, the next one waits until it does. Before ten repetitions have shown how quickly that is, two
-    that lie apart in time must agree.
+    quicker, the next one waits until it does. Before ten repetitions have shown how quickly that
+    is, two that lie apart in time must agree.
 
     Args:
         calls: the baseline and at least one candidate.
