@@ -229,15 +229,29 @@ def plain_operators() -> PlainOperators:
 
 
 def layer_nodes(graph: Any, modules: Iterable[str]) -> dict[str, list[Any]]:
-    """Module name to its own multiplying nodes, in graph order."""
+    """Module name to its own multiplying nodes, in graph order.
+
+    Of lookups those into a table that depends on no input (an embedding) count, by places that the
+    input gives; the others pick parts of tensors.
+    """
     known = set(modules)
     found: dict[str, list[Any]] = {}
     constants = {i.name for i in graph.graph.initializer}
+    fixed = fixed_tensors(graph.graph)
     for node in graph.graph.node:
-        if node.op_type == "Gather" and node.input[1] in constants:
-            continue  # picks a part of a tensor; an embedding is picked from by the input
+        if node.op_type == "Gather" and (node.input[0] not in fixed or node.input[1] in constants):
+            continue
         if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "Gather"):
             layer = layer_of(node.name)
             if layer is not None and layer[0] in known:
                 found.setdefault(layer[0], []).append(node)
+    return found
+
+
+def fixed_tensors(graph: Any) -> set[str]:
+    """Tensors that depend on no input."""
+    found = {i.name for i in graph.initializer}
+    for node in graph.node:
+        if all(i in found for i in node.input if i):
+            found.update(node.output)
     return found
