@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from autocompress.errors import ExportError
 from autocompress.task.calling import call, input_names, output_names
+from autocompress.task.choices import other_values, reads_values
 from autocompress.task.dynamic import Axes, other_size, sizes_of
 from autocompress.task.nested import named_tensors, tensors
 
@@ -66,6 +67,18 @@ def check_graph(
 
     for inputs in examples(module, example, dynamic or {}):
         compare(run, module, inputs)
+    if reads_values(module, example):
+        for inputs in other_values(example):
+            if _takes(module, inputs):
+                compare(run, module, inputs)
+
+
+def _takes(module: nn.Module, inputs: Any) -> bool:
+    """Whether a module gives finite numbers for values that nobody gave it."""
+    try:
+        return all(bool(part.isfinite().all()) for part in tensors(call(module, inputs)))
+    except Exception:  # forwards raise whatever they do
+        return False
 
 
 @torch.no_grad()
@@ -135,7 +148,8 @@ def compare(run: Run, module: nn.Module, example: Any) -> None:
         raise ExportError(
             f"The exported file must compute what the module computes; its output {different}. The "
             "model may branch on its input, or on whether it is being exported, which a file "
-            "cannot."
+            "cannot: compute both ways and choose by `torch.where`, or export the part that "
+            "does not choose."
         )
 
 
