@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -132,6 +133,15 @@ def test_what_was_printed_is_a_note_of_the_error(capfd: pytest.CaptureFixture[st
     assert capfd.readouterr() == ("", "")
     os.write(1, b"shown\n")
     assert capfd.readouterr().out == "shown\n"
+
+
+def test_counting_costs_warns_of_nothing() -> None:
+    code = (
+        "import torch; from autocompress.model.cost import count_macs;"
+        "assert count_macs(torch.nn.Linear(2, 3).eval(), torch.randn(1, 2)).total == 6"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "Warning" not in done.stderr
 
 
 def test_an_exporter_that_refused_an_architecture_is_asked_last(
