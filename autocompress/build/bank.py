@@ -179,7 +179,14 @@ class LayerBank:
         with torch.no_grad():
             for technique in in_order():
                 technique.apply(work)
-        return Compressed(module.eval(), policy, self.settings, work.precisions, None, work.parts)
+        return Compressed(
+            module.eval(),
+            policy,
+            self.settings,
+            work.precisions,
+            parts=work.parts,
+            architecture=self.inventory.architecture,
+        )
 
     def _check(self, layer: LayerSpec, policy: LayerPolicy) -> None:
         """Refuse what a layer cannot do, with the reason."""

@@ -12,9 +12,8 @@ from autocompress.build.equalize import equalize
 from autocompress.build.ranges import tensor_ranges
 from autocompress.build.rounding import compensate
 from autocompress.errors import CalibrationError
-from autocompress.exporters.agreement import check_graph
+from autocompress.exporters.checked import checked_graph
 from autocompress.exporters.onnx_glue import gates, shared_ranges
-from autocompress.exporters.onnx_graph import float_graph
 from autocompress.exporters.onnx_quantize import NodePlan, plan_nodes, quantized_tensors
 from autocompress.model.tied import untie
 from autocompress.task.calling import call
@@ -65,8 +64,7 @@ def calibrate(compressed: Compressed, inputs: Any) -> Compressed:
             floats.pop(name, None)
     if compressed.settings.bias_correction and not compressed.qat:
         correct_biases(folded, compressed, floats, inputs)
-    graph = float_graph(folded, first, dynamic=compressed.dynamic)
-    check_graph(folded, graph, two, dynamic=compressed.dynamic)
+    graph = checked_graph(compressed, folded, two)
     plan = plan_nodes(graph, compressed)
     try:
         ranges = tensor_ranges(

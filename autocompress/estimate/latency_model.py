@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -27,9 +27,8 @@ from autocompress.estimate.kernel_table import (
 )
 from autocompress.estimate.latency_features import LayerPlan, Row
 from autocompress.estimate.latency_fit import Fit, fit
-from autocompress.measure.latency import Timing, paired_timings
+from autocompress.estimate.whole_models import ExportVariant, time_variants
 from autocompress.measure.quiet import QuietSpeed
-from autocompress.measure.sampling import Plan
 from autocompress.policy.inventory import Inventory
 from autocompress.policy.policy import Policy
 from autocompress.policy.reading import read_mapping
@@ -39,16 +38,10 @@ from autocompress.policy.settings import CompressionSettings
 from autocompress.policy.space import Space
 from autocompress.targets.base import Target
 
-ExportVariant = Callable[[Policy], Path]
-"""Builds and exports the model of a policy; only its speed matters, so that weights may be poor."""
-
 _VERSION = 3
-#: measured together, paired with the uncompressed model
-_AT_ONCE = 6
 #: models that a fit rests on, as its time grows with their cube: the first ones lie all over the
 #: space, the latest near what is asked for next
 _FIRST, _LATEST = 50, 350
-_PLAN = Plan(precision=0.03, min_rounds=8, max_seconds=3.0, slot_ms=3.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +109,9 @@ class LatencyModel:
             seed: of the choice of these.
             quiet: told how quickly the uncompressed model ran, also where that is read.
             progress: told how far it is.
+
+        Raises:
+            ExportError: the uncompressed model, or every compressed one, cannot be exported.
         """
         quiet = quiet if quiet is not None else QuietSpeed()
         settings = settings or CompressionSettings()
@@ -132,9 +128,8 @@ class LatencyModel:
         table = measure_kernels(target, needed, cache_dir, footprint=footprint, progress=progress)
         own = baseline is None
         base = Path(baseline) if baseline is not None else Path(export_variant(Policy()))
-        measured, baseline_ms = _time_variants(
-            target, chosen, base, export_variant, quiet, progress
-        )
+        ratios, baseline_ms = time_variants(target, chosen, base, export_variant, quiet, progress)
+        measured = [Measured(policy, ratio) for policy, ratio in ratios.items()]
         if own:
             base.unlink(missing_ok=True)
         model = cls(plan, table, baseline_ms, baseline_ms, measured)
@@ -332,40 +327,6 @@ def choose_variants(space: Space, count: int, seed: int = 0) -> list[Policy]:
             ]
         )
     return list(found.values())
-
-
-def _time_variants(
-    target: Target,
-    policies: Sequence[Policy],
-    baseline: Path,
-    export_variant: ExportVariant,
-    quiet: QuietSpeed,
-    progress: Progress,
-) -> tuple[list[Measured], float]:
-    timings: dict[int, Timing] = {}
-
-    def time_together(files: Sequence[Path]) -> list[Timing]:
-        return paired_timings(target, files, baseline, plan=_PLAN, quiet=quiet)
-
-    def measure(places: Sequence[int]) -> None:
-        files = [Path(export_variant(policies[i])) for i in places]
-        timings.update(zip(places, time_together(files), strict=True))
-        for file in files:
-            file.unlink(missing_ok=True)
-
-    for start in range(0, len(policies), _AT_ONCE):
-        end = min(start + _AT_ONCE, len(policies))
-        measure(range(start, end))
-        progress("whole models", end / len(policies))
-    # the first ones were judged before anything was known about a quiet machine
-    late = [i for i, t in timings.items() if quiet.disturbed(t.baseline_ms)]
-    for start in range(0, len(late), _AT_ONCE):
-        measure(late[start : start + _AT_ONCE])
-    base = [t.baseline_ms for t in timings.values()]
-    if not base:
-        base = [time_together([baseline])[0].latency_ms]
-    measured = [Measured(p, timings[i].ratio) for i, p in enumerate(policies)]
-    return measured, float(np.median(base))
 
 
 def _cache_path(

@@ -6,16 +6,19 @@ import json
 import tempfile
 import zipfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from autocompress.errors import InputError
+from autocompress.errors import ExportError, InputError
 from autocompress.estimate.kernel_table import TABLE_VERSION, Progress, chunks, typical_footprint
 from autocompress.estimate.latency_features import LayerPlan
-from autocompress.estimate.latency_model import ExportVariant, choose_variants
+from autocompress.estimate.latency_model import choose_variants
+from autocompress.estimate.whole_models import ExportVariant, none_left
 from autocompress.exporters.onnx_kernels import write_kernels
 from autocompress.measure import machine, rounds
 from autocompress.model.kernels import Kernel
+from autocompress.policy.attempt import attempt
 from autocompress.policy.inventory import Inventory
 from autocompress.policy.policy import Policy
 from autocompress.policy.settings import CompressionSettings
@@ -121,13 +124,20 @@ def _add_models(
     progress: Progress,
 ) -> list[dict[str, Any]]:
     listed: list[dict[str, Any]] = []
+    reason = ""
     for i, policy in enumerate(policies):
-        file = Path(export_variant(policy))
+        made, why = attempt(policy, "the packed models", partial(export_variant, policy))
+        if made is None:
+            reason = why
+            continue
+        file = Path(made)
         name = f"models/{i:03d}.onnx"
         archive.write(file, name)
         file.unlink()
         listed.append({"file": name, "policy": policy.as_dict()})
         progress("whole models", (i + 1) / len(policies))
+    if reason and not listed:
+        raise ExportError(none_left(len(policies), reason))
     return listed
 
 

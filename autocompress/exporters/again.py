@@ -16,7 +16,7 @@ from autocompress.errors import ExportError, InputError
 from autocompress.exporters.write import ExportedFile, export
 from autocompress.policy.policy import Policy
 from autocompress.policy.settings import CompressionSettings
-from autocompress.task.nested import map_tensors, take
+from autocompress.task.nested import map_tensors
 from autocompress.techniques.compressed import Compressed
 from autocompress.techniques.quantize import simulate, unwrapped
 
@@ -90,13 +90,10 @@ def export_module(module: nn.Module, path: str | Path, example: Any = None) -> E
 
 def _with_graph(compressed: Compressed, example: Any) -> Compressed:
     """The same with its float graph, which must hold the tensors that ranges are known for."""
-    from autocompress.exporters.agreement import check_graph
-    from autocompress.exporters.onnx_graph import float_graph
+    from autocompress.exporters.checked import checked_graph
     from autocompress.exporters.onnx_quantize import plan_nodes, quantized_tensors
 
-    one = take(example, slice(0, 1))
-    graph = float_graph(compressed.module, one, dynamic=compressed.dynamic)
-    check_graph(compressed.module, graph, example, dynamic=compressed.dynamic)
+    graph = checked_graph(compressed, compressed.module, example)
     needed = set(quantized_tensors(graph, plan_nodes(graph, compressed)))
     missing = sorted(needed - set(compressed.ranges or {}))
     if missing:

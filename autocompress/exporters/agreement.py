@@ -11,11 +11,16 @@ from torch import Tensor, nn
 
 from autocompress.errors import ExportError
 from autocompress.task.calling import call, input_names, output_names
+from autocompress.task.choices import other_values, reads_values
 from autocompress.task.dynamic import Axes, other_size, sizes_of
 from autocompress.task.nested import named_tensors, tensors
 
 Run = Callable[[list[str], list[Tensor]], Sequence[Any]]
 """From names of outputs and the tensors of an input to these outputs, as arrays."""
+
+
+class Unsteady(ExportError):
+    """The module answers the same input differently from run to run: no file can be it."""
 
 
 @torch.no_grad()
@@ -32,24 +37,48 @@ def check_graph(
         dynamic: free axes beside the batch; the graph is then run on another size as well.
 
     Raises:
-        ExportError: the graph takes other inputs, or an output differs.
+        ExportError: the graph takes other inputs, lacks an output, or an output differs.
+        Unsteady: the module itself differs from run to run.
     """
     import onnxruntime as ort
 
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what it would print is raised as well
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = ort.InferenceSession(
-        graph.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    try:
+        session = ort.InferenceSession(
+            graph.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # the runtime's errors have no common base class
+        raise ExportError(f"ONNX Runtime does not open the exported graph: {error}") from error
+    held = {o.name for o in session.get_outputs()}
 
     def run(names: list[str], parts: list[Tensor]) -> Sequence[Any]:
+        missing = [name for name in names if name not in held]
+        if missing:
+            raise ExportError(
+                f"The exported graph lacks the outputs {missing}, which the model answers. The "
+                "exporter leaves out what no input leads to: drop it from the answer, or compute "
+                "it from an input."
+            )
         arrays = [part.numpy(force=True) for part in parts]
         feed = dict(zip([i.name for i in session.get_inputs()], arrays, strict=True))
         return session.run(names, feed)
 
     for inputs in examples(module, example, dynamic or {}):
         compare(run, module, inputs)
+    if reads_values(module, example):
+        for inputs in other_values(example):
+            if _takes(module, inputs):
+                compare(run, module, inputs)
+
+
+def _takes(module: nn.Module, inputs: Any) -> bool:
+    """Whether a module gives finite numbers for values that nobody gave it."""
+    try:
+        return all(bool(part.isfinite().all()) for part in tensors(call(module, inputs)))
+    except Exception:  # forwards raise whatever they do
+        return False
 
 
 @torch.no_grad()
@@ -103,6 +132,8 @@ def compare(run: Run, module: nn.Module, example: Any) -> None:
     names = output_names(answer, input_names(example))
     try:
         found = run(names, tensors(example))
+    except ExportError:
+        raise
     except Exception as error:  # the runtimes' errors have no common base class
         shapes = {name: tuple(part.shape) for name, part in named_tensors(example)}
         said = (str(error).splitlines() or [type(error).__name__])[0]
@@ -111,16 +142,43 @@ def compare(run: Run, module: nn.Module, example: Any) -> None:
             f"{said} A size may have become a constant of the file: leave "
             "that axis fixed, or give the model sizes that it computes from its input."
         ) from error
+    different = difference(names, found, answer)
+    if different:
+        _check_steady(module, example, names, answer)
+        raise ExportError(
+            f"The exported file must compute what the module computes; its output {different}. The "
+            "model may branch on its input, or on whether it is being exported, which a file "
+            "cannot: compute both ways and choose by `torch.where`, or export the part that "
+            "does not choose."
+        )
+
+
+def difference(names: Sequence[str], found: Sequence[Any], answer: Any) -> str:
+    """Which output is not the answer's, and by how much; an empty text where all are.
+
+    Args:
+        names: of the outputs.
+        found: arrays.
+        answer: of the module.
+    """
     for name, array, tensor in zip(names, found, tensors(answer), strict=True):
         wanted = tensor.numpy(force=True)
-        near = array.shape == wanted.shape and _near(array, wanted)
-        if not near:
-            gap = "its shape" if array.shape != wanted.shape else f"up to {_gap(array, wanted):.3g}"
-            raise ExportError(
-                "The exported file must compute what the module computes; its output "
-                f"{name!r} differs by {gap}. The model may branch on its input, or on whether it "
-                "is being exported, which a file cannot."
-            )
+        if array.shape != wanted.shape:
+            return f"{name!r} differs by its shape"
+        if not _near(array, wanted):
+            return f"{name!r} differs by up to {_gap(array, wanted):.3g}"
+    return ""
+
+
+def _check_steady(module: nn.Module, example: Any, names: list[str], answer: Any) -> None:
+    again = [part.numpy(force=True) for part in tensors(call(module, example))]
+    different = difference(names, again, answer)
+    if different:
+        raise Unsteady(
+            "A file answers the same input in the same way each time, and so must the model: from "
+            f"one run to the next its output {different}. It draws random numbers (noise, dropout) "
+            "or keeps a state in eval mode: switch that off, for example by `if self.training`."
+        )
 
 
 def _near(found: Any, wanted: Any) -> bool:

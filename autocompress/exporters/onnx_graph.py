@@ -13,7 +13,9 @@ import torch
 from torch import nn
 
 from autocompress.errors import ExportError
+from autocompress.exporters.agreement import Unsteady
 from autocompress.exporters.names import Origin, Traced, layer_of, name_nodes, program_origin
+from autocompress.exporters.silence import silent
 from autocompress.model.plain_operators import PlainOperators
 from autocompress.model.tracing_stubs import unfused_attention
 from autocompress.task.calling import Flat, call, input_names, output_names
@@ -57,50 +59,86 @@ class _Signature:
         return [name for name, tensor in parts if tensor.dim()]
 
 
+_took: dict[str, Exporter] = {}
+"""Architecture of an uncompressed model to the exporter that took its last form."""
+
+
 def float_graph(
     module: nn.Module,
     example: Any,
-    exporter: Exporter = EXPORTER,
+    exporter: Exporter | None = None,
     *,
     dynamic: Mapping[str, Mapping[int, str]] | None = None,
+    check: Callable[[Any], None] = lambda graph: None,
+    architecture: str = "",
 ) -> Any:
     """Export a folded module with a free batch dimension.
 
     Args:
         module: float, in eval mode, norms folded.
         example: one batch of inputs, built as the model takes them.
-        exporter: of torch; what it cannot export, the other one is asked for.
+        exporter: of torch; what it cannot export, the other one is asked for. ``None`` begins
+            with the one that took the last model of this architecture.
         dynamic: input name to its free axes beside the batch, each by its own name.
+        check: raises ``ExportError`` where a graph is not what the module computes; then the other
+            exporter is asked as well.
+        architecture: of the uncompressed model, if known: an exporter that refuses it refuses its
+            compressed forms, after seconds.
 
     Returns:
         An ``onnx.ModelProto`` with inputs and outputs named as ``task.calling`` says, and
         canonical node names.
 
     Raises:
-        ExportError: neither exporter takes the model.
+        ExportError: neither exporter takes the model; or what the check said of the first graph.
     """
-    from autocompress.exporters.onnx_simplify import simplify
-
     with unfused_attention(), torch.no_grad():
         answer = call(module, example)
     names = input_names(example)
     axes = {name: {0: "batch", **(dynamic or {}).get(name, {})} for name in names}
     signature = _Signature(names, output_names(answer, names), axes, answer)
-    reasons = []
-    for name in sorted(_EXPORTERS, key=lambda name: name != exporter):
+    first = exporter or _took.get(architecture, EXPORTER)
+    reasons, wrong = [], []
+    for name in sorted(_EXPORTERS, key=lambda name: name != first):
         try:
-            with unfused_attention(), warnings.catch_warnings(), torch.no_grad(), plain_operators():
-                warnings.simplefilter("ignore")
-                graph, origin = _EXPORTERS[name](module, example, signature)
+            graph = _exported(name, module, example, signature)
         except Exception as error:  # the exporters raise whatever they stumble on
-            reasons.append(f"{name}: {type(error).__name__}: {error}")
+            reasons.append(f"{name}: {type(error).__name__}: {_without_graph(error)}")
             _log.info("The %s exporter cannot take the model: %s", name, error)
             continue
-        name_nodes(graph, origin)
-        simplify(graph)
-        _keep_inputs(graph, example, signature)
+        try:
+            check(graph)
+        except Unsteady:
+            raise
+        except ExportError as error:
+            wrong.append(error)
+            _log.info("The %s exporter's graph is not the model: %s", name, error)
+            continue
+        if architecture:
+            _took[architecture] = name
         return graph
+    if wrong:
+        raise wrong[0]
     raise ExportError(f"The model cannot be exported to ONNX. {' '.join(reasons)}")
+
+
+def _exported(name: Exporter, module: nn.Module, example: Any, signature: _Signature) -> Any:
+    """The graph of one exporter, named and simplified."""
+    from autocompress.exporters.onnx_simplify import simplify
+
+    with unfused_attention(), warnings.catch_warnings(), torch.no_grad(), plain_operators():
+        warnings.simplefilter("ignore")
+        with silent():
+            graph, origin = _EXPORTERS[name](module, example, signature)
+    name_nodes(graph, origin)
+    simplify(graph)
+    _keep_inputs(graph, example, signature)
+    return graph
+
+
+def _without_graph(error: Exception) -> str:
+    """What an error says, without the listing of the whole graph that torch puts behind it."""
+    return str(error).partition("Torch IR graph at exception")[0].strip()
 
 
 def _keep_inputs(graph: Any, example: Any, signature: _Signature) -> None:
@@ -191,15 +229,29 @@ def plain_operators() -> PlainOperators:
 
 
 def layer_nodes(graph: Any, modules: Iterable[str]) -> dict[str, list[Any]]:
-    """Module name to its own multiplying nodes, in graph order."""
+    """Module name to its own multiplying nodes, in graph order.
+
+    Of lookups those into a table that depends on no input (an embedding) count, by places that the
+    input gives; the others pick parts of tensors.
+    """
     known = set(modules)
     found: dict[str, list[Any]] = {}
     constants = {i.name for i in graph.graph.initializer}
+    fixed = fixed_tensors(graph.graph)
     for node in graph.graph.node:
-        if node.op_type == "Gather" and node.input[1] in constants:
-            continue  # picks a part of a tensor; an embedding is picked from by the input
+        if node.op_type == "Gather" and (node.input[0] not in fixed or node.input[1] in constants):
+            continue
         if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "Gather"):
             layer = layer_of(node.name)
             if layer is not None and layer[0] in known:
                 found.setdefault(layer[0], []).append(node)
+    return found
+
+
+def fixed_tensors(graph: Any) -> set[str]:
+    """Tensors that depend on no input."""
+    found = {i.name for i in graph.initializer}
+    for node in graph.node:
+        if all(i in found for i in node.input if i):
+            found.update(node.output)
     return found

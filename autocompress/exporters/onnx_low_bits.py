@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from autocompress.errors import ExportError
 
+_RECURRENT = ("LSTM", "GRU")
+
 
 def channel_axis(node: Any) -> int:
     """Axis of the output channels in a node's weight; of a table, of its rows."""
@@ -26,30 +28,41 @@ def weight_place(node: Any) -> int:
 
 
 def store_low_bits(model: Any, name: str, bits: int) -> None:
-    """Store one node's weight as integers, a scale for each output channel, in place.
+    """Store the weights of one node as integers, a scale for each output channel, in place.
 
     A DequantizeLinear makes floats of them. Of a table in 8 bits only the rows that are picked
-    become floats: to turn all of it at every run would take longer than the network.
+    become floats: to turn all of it at every run would take longer than the network. A recurrent
+    layer has two weights; its directions share the scales.
 
     Args:
         model: ``onnx.ModelProto``.
-        name: of a convolution, linear layer or lookup with a constant weight.
+        name: of a convolution, linear or recurrent layer, or a lookup, with constant weights.
         bits: 2 to 8; below 8 two values share a byte.
+
+    Raises:
+        ExportError: a weight is computed at run time.
     """
+    node = next(n for n in model.graph.node if n.name == name)
+    if node.op_type not in _RECURRENT:
+        _store(model, node, weight_place(node), channel_axis(node), bits)
+        return
+    for place in (1, 2):
+        _store(model, node, place, 1, bits)
+
+
+def _store(model: Any, node: Any, place: int, axis: int, bits: int) -> None:
+    """The same for one input of a node, by the axis of its output channels."""
     from onnx import helper, numpy_helper
 
-    position = next(i for i, n in enumerate(model.graph.node) if n.name == name)
-    node = model.graph.node[position]
-    place = weight_place(node)
+    position = next(i for i, n in enumerate(model.graph.node) if n.name == node.name)
     weights = {i.name: i for i in model.graph.initializer}
-    tensor = weights.get(node.input[place]) if len(node.input) > 1 else None
-    if tensor is None or node.op_type in ("LSTM", "GRU"):
+    tensor = weights.get(node.input[place])
+    if tensor is None:
         raise ExportError(
-            f"Weight-only integers need a convolution or linear layer with a constant "
-            f"weight; {name!r} ({node.op_type}) has none. Use activation_scaling "
-            "'dynamic' for recurrent layers."
+            f"Integers in place of weights need a weight that stands in the file; that of "
+            f"{node.name!r} is computed at each run. Leave the layer at 32 bits, or give it "
+            "`activation_bits: 8` as well."
         )
-    axis = channel_axis(node)
     grid, scale = _grid(numpy_helper.to_array(tensor), bits, axis)
     stored = _int8(grid, tensor.name) if bits == 8 else _int4(model, grid, tensor.name)
     if bits == 8 and node.op_type == "Gather":
@@ -58,8 +71,9 @@ def store_low_bits(model: Any, name: str, bits: int) -> None:
     else:
         factor = numpy_helper.from_array(scale, f"{tensor.name}_scale")
         output = f"{tensor.name}_dequantized"
+        own = f"{node.name}_weight" + (f"_{place}" if node.op_type in _RECURRENT else "")
         dequantize = helper.make_node(
-            "DequantizeLinear", [stored.name, factor.name], [output], f"{name}_weight", axis=axis
+            "DequantizeLinear", [stored.name, factor.name], [output], own, axis=axis
         )
         node.input[place] = output
         model.graph.node.insert(position, dequantize)

@@ -18,7 +18,7 @@ from autocompress.errors import ExportError
 from autocompress.exporters.onnx_dynamic import quantize_dynamic
 from autocompress.exporters.onnx_floats import keep_floats
 from autocompress.exporters.onnx_glue import activations, with_glue
-from autocompress.exporters.onnx_graph import layer_nodes
+from autocompress.exporters.onnx_graph import fixed_tensors, layer_nodes
 from autocompress.exporters.onnx_integers import Integers, finish
 from autocompress.exporters.onnx_low_bits import channel_axis, store_low_bits, weight_place
 from autocompress.exporters.onnx_simplify import drop_unused
@@ -63,7 +63,7 @@ def plan_nodes(graph: Any, compressed: Compressed) -> NodePlan:
                 "is to be quantized. Leave it at 32 bits."
             )
     static, dynamic, half, weight_only = set(), [], [], {}
-    fixed = _fixed(graph.graph)
+    fixed = fixed_tensors(graph.graph)
     for name, nodes in found.items():
         precision = wanted[name]
         for node in nodes:
@@ -83,8 +83,18 @@ def plan_nodes(graph: Any, compressed: Compressed) -> NodePlan:
                 dynamic.append(node.name)  # recurrent kernels know dynamic ranges only
             elif precision.half:
                 half.append(node.name)
-            elif precision.weight_bits < 16:
-                weight_only[node.name] = precision.weight_bits
+            elif precision.weight_bits < 16 and node.input[weight_place(node)] in fixed:
+                weight_only[node.name] = precision.weight_bits  # attention multiplies others, too
+        if (
+            precision.weight_bits < 16
+            and not precision.integer
+            and not weight_only.keys() & {node.name for node in nodes}
+        ):
+            raise ExportError(
+                f"The exported graph holds no weight of {name!r} that depends on no input, so that "
+                "none can be stored in fewer bits. Leave the layer at 32 bits, or give it "
+                "`activation_bits: 8` as well."
+            )
     return NodePlan(
         found,
         tuple(with_glue(graph.graph, static, compressed.ranges)),
@@ -92,15 +102,6 @@ def plan_nodes(graph: Any, compressed: Compressed) -> NodePlan:
         weight_only,
         tuple(half),
     )
-
-
-def _fixed(graph: Any) -> set[str]:
-    """Tensors that depend on no input."""
-    found = {i.name for i in graph.initializer}
-    for node in graph.node:
-        if all(i in found for i in node.input):
-            found.update(node.output)
-    return found
 
 
 def quantized_tensors(graph: Any, plan: NodePlan) -> list[str]:

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from autocompress.errors import ExportError, InputError
-from autocompress.exporters.agreement import check_graph, check_program
+from autocompress.exporters.agreement import check_program
 from autocompress.exporters.metadata import AXES_KEY, SIZES_KEY
+from autocompress.exporters.silence import silent
 from autocompress.model.weights import state_tensors
 from autocompress.task.calling import Flat, call, input_names, is_flat
 from autocompress.task.dynamic import sizes_of
-from autocompress.task.nested import take
 from autocompress.techniques.compressed import Compressed
 
 SUFFIXES = (".onnx", ".pt2", ".safetensors")
@@ -71,16 +71,15 @@ def export(compressed: Compressed, path: str | Path, example: Any) -> ExportedFi
 
 
 def _write_onnx(compressed: Compressed, path: Path, example: Any) -> None:
-    from autocompress.exporters.onnx_graph import float_graph
+    from autocompress.exporters.checked import checked_graph
     from autocompress.exporters.onnx_quantize import quantize_graph
     from autocompress.exporters.onnx_share import share_weights
     from autocompress.techniques.fold import fold_batch_norms
 
     graph = compressed.graph
     if graph is None:
-        folded, one = fold_batch_norms(compressed.module), take(example, slice(0, 1))
-        graph = float_graph(folded, one, dynamic=compressed.dynamic)
-        check_graph(compressed.module, graph, example, dynamic=compressed.dynamic)
+        folded = fold_batch_norms(compressed.module)
+        graph = checked_graph(compressed, folded, example, judge=compressed.module)
     if compressed.quantized:
         graph = quantize_graph(graph, compressed)
     share_weights(graph)
@@ -101,7 +100,8 @@ def _write_pt2(compressed: Compressed, path: Path, example: Any) -> None:
     with torch.no_grad():
         plain = is_flat(example, call(module, example))
     try:
-        program = flat_program(module if plain else Flat(module, example), example, axes)
+        with silent():
+            program = flat_program(module if plain else Flat(module, example), example, axes)
     except Exception as error:  # a forward of anyone's, run on sizes that are no numbers
         raise ExportError(f"torch.export cannot take this model: {error}") from error
     check_program(module, program, example, dynamic=compressed.dynamic)

@@ -174,8 +174,14 @@ def count_macs(model: nn.Module, example: Any) -> MacCount:
         example: one batch of inputs; only the first sample is used.
     """
     import logging
+    import warnings
 
-    from fvcore.nn import FlopCountAnalysis
+    with (
+        warnings.catch_warnings()
+    ):  # it scripts functions as it is imported, which torch deprecates
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from fvcore.nn import FlopCountAnalysis
 
     logging.getLogger("fvcore").setLevel(logging.ERROR)
     first = take(example, slice(0, 1))

@@ -19,6 +19,7 @@ from autocompress.model.tracing_stubs import inner_width, is_attention, why_whol
 from autocompress.model.trial import first_samples, needed_calls, try_groups
 from autocompress.model.widths import Narrowing, narrowed, narrowings
 from autocompress.policy.inventory import WHOLE, ChannelGroup
+from autocompress.task.choices import layers_by_choice
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ def channel_groups(model: nn.Module, example: Any) -> tuple[tuple[ChannelGroup, 
     except Exception as error:
         reason = f"its channels cannot be followed ({type(error).__name__}: {error})"
         return (), SlicingPlan({}, {}, {WHOLE: reason}, {WHOLE: ()})
+    groups, plan = _without(groups, plan, _by_choice(model, example, groups), None)
     failed, needed = try_groups(model, inputs, plan)
     groups, plan = _without(groups, plan, failed, needed)
     found = narrowings(model, inputs, plan)
@@ -101,6 +103,18 @@ def channel_groups(model: nn.Module, example: Any) -> tuple[tuple[ChannelGroup, 
         for g in groups
     )
     return groups, replace(plan, narrowings=found)
+
+
+def _by_choice(model: nn.Module, example: Any, groups: tuple[ChannelGroup, ...]) -> dict[str, str]:
+    """All groups, where a layer that was not followed may read them on other values."""
+    chosen = layers_by_choice(model, example) if groups else []
+    if not chosen:
+        return {}
+    reason = (
+        f"the values of the input choose whether {', '.join(chosen[:3])} runs: what it would read "
+        "cannot be followed"
+    )
+    return {group.name: reason for group in groups}
 
 
 def slicing_plan(model: nn.Module, example: Any, groups: Collection[str]) -> SlicingPlan:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from autocompress.policy.attempt import attempt
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.registry import techniques
 from autocompress.run.study import StudyConfig
@@ -128,7 +130,9 @@ def _layer_row(parts: Assembly, name: str, operators: dict[str, float]) -> dict[
     parts.progress(f"sensitivity of {name}", 0.0)
     sensitivity: dict[str, float | None] = {}
     for label, policy in _probes(parts, name):
-        sensitivity[label] = parts.evaluator.screen(policy, 128).kl
+        screen = partial(parts.evaluator.screen, policy, 128)
+        found, _ = attempt(policy, "the sensitivities", screen)
+        sensitivity[label] = None if found is None else found.kl
     return {
         "name": name,
         "kind": layer.kind,

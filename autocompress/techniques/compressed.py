@@ -66,6 +66,7 @@ class Compressed:
             error compensation, biases corrected.
         graph: the float ONNX graph of ``folded``, which the ranges belong to.
         dynamic: input name to its free axes beside the batch, each by its own name.
+        architecture: of the uncompressed model, see ``Inventory``; empty where nobody said.
     """
 
     module: nn.Module
@@ -79,6 +80,7 @@ class Compressed:
     folded: nn.Module | None = None
     graph: Any = None
     dynamic: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    architecture: str = ""
 
     @property
     def quantized(self) -> bool:

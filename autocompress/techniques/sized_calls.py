@@ -6,10 +6,12 @@ there. A pruned model keeps its forward, and these calls are corrected while it 
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import CodeType
 from typing import Any
 
 import torch
@@ -79,12 +81,25 @@ class CorrectedForward:
         self.module, self.calls, self.before = module, calls, before
         self.concerned: set[int] = set()
 
+    @property
+    def _original(self) -> Callable[..., Any]:
+        """The forward that this one stands in for."""
+        return self.before or type(self.module).forward.__get__(self.module)
+
+    # what `torch.export` reads of a forward: which inputs it takes, and where it is written
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self._original)
+
+    @property
+    def __code__(self) -> CodeType:
+        return getattr(self._original, "__code__", type(self).__call__.__code__)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the module answers."""
         with _Correcting(self):
-            if self.before is not None:
-                return self.before(*args, **kwargs)
-            return type(self.module).forward(self.module, *args, **kwargs)
+            return self._original(*args, **kwargs)
 
     def corrected(self, number: int, name: str, func: Any, args: Any, kwargs: Any) -> Any:
         """One call, as it must be now."""
@@ -112,12 +127,26 @@ class _Correcting(TorchFunctionMode):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         sized = name in CALLS and args and isinstance(args[0], Tensor)
-        if sized and running_module(2) is self.forward.module:
+        if sized and _same(running_module(2), self.forward.module):
             number = self.number
             self.number += 1
             if number in self.forward.calls:
                 return self.forward.corrected(number, name, func, args, kwargs)
         return func(*args, **kwargs)
+
+
+def _same(running: Any, module: nn.Module) -> bool:
+    """Whether they are one module; ``torch.export`` runs stand-ins that share its attributes."""
+    return running is not None and vars(running) is vars(module)
+
+
+def _number(size: Any) -> int:
+    """A size as a number; of one that stays free while a program is exported, the example's.
+
+    ``int`` of a free size would make it a constant of the program.
+    """
+    hint = size.node.hint if isinstance(size, torch.SymInt) else None
+    return int(size if hint is None else hint)
 
 
 New = Callable[[], Any] | None
@@ -129,16 +158,16 @@ def _resized(name: str, args: Any, loss: Loss | None) -> New:
     x, rest = args[0], list(args[1:])
     if loss is None or not rest or isinstance(rest[0], torch.dtype):
         return None
-    at, whole = 0, x.numel()
+    at, whole = 0, _number(x.numel())
     if name == "unflatten":
         at = rest.pop(0) % x.dim()
-        whole = x.shape[at]
+        whole = _number(x.shape[at])
     asked = list(rest[0]) if isinstance(rest[0], tuple | list) else rest
     before = loss.shape[at : at + len(asked)]
     axis = loss.axis - at
     sizes = _fitting(asked, before, loss, axis, None if name == "expand" else whole)
     if sizes is None:
-        if loss.axis < 0 or not 0 <= axis < len(asked) or int(asked[axis]) == -1:
+        if loss.axis < 0 or not 0 <= axis < len(asked) or _number(asked[axis]) == -1:
             return None
         sizes = tuple(asked)  # it fits; where other channels go it need not
     found = sizes
@@ -148,8 +177,8 @@ def _resized(name: str, args: Any, loss: Loss | None) -> New:
 
 
 def _fitting(
-    asked: Sequence[int], before: Sequence[int], loss: Loss, axis: int, whole: int | None
-) -> tuple[int, ...] | None:
+    asked: Sequence[Any], before: Sequence[int], loss: Loss, axis: int, whole: int | None
+) -> tuple[Any, ...] | None:
     """Sizes as asked, with what is left along the channels' axis; ``None`` to leave them.
 
     Args:
@@ -159,20 +188,29 @@ def _fitting(
         axis: of the channels among these sizes.
         whole: elements that the sizes must multiply to, if they must.
     """
-    open_ended = any(int(size) == -1 for size in asked)
+    numbers = [_number(size) for size in asked]
+    open_ended = -1 in numbers
     # along the first axis samples may lie as well, and any number is possible
-    stale = bool(loss.gone) and 0 < axis < len(asked) and int(asked[axis]) == loss.size
-    fits = not open_ended and math.prod(int(s) for s in asked) == whole
+    stale = bool(loss.gone) and 0 < axis < len(asked) and numbers[axis] == loss.size
+    fits = not open_ended and math.prod(numbers) == whole
     if whole is not None and fits and not stale:
         return None
-    tries = list(_tries([int(size) for size in asked], before, loss, axis))
+    tries = list(_tries(numbers, before, loss, axis))
     if whole is not None and not open_ended:
-        tries = [sizes for sizes in tries if math.prod(int(s) for s in sizes) == whole]
-    if not tries or all(int(a) == int(b) for a, b in zip(tries[0], asked, strict=True)):
+        tries = [sizes for sizes in tries if math.prod(sizes) == whole]
+    if not tries or tries[0] == numbers:
         return None
-    # sizes that stay are handed on as they came: an exporter follows where they came from
-    kept = zip(tries[0], asked, strict=True)
-    return tuple(old if int(old) == new else new for new, old in kept)
+    kept = zip(tries[0], numbers, asked, strict=True)
+    return tuple(_followed(new, number, size, loss) for new, number, size in kept)
+
+
+def _followed(new: int, number: int, asked: Any, loss: Loss) -> Any:
+    """A new size, in terms of what was asked for where an exporter follows where that came from."""
+    if new == number:
+        return asked
+    if isinstance(asked, torch.SymInt) and new * loss.size == number * loss.left:
+        return asked * loss.left // loss.size
+    return new
 
 
 def _tries(asked: list[int], before: Sequence[int], loss: Loss, axis: int) -> Iterator[list[int]]:
@@ -228,8 +266,11 @@ def _taken(name: str, args: Any, loss: Loss | None) -> New:
     if loss is None:
         return None
     if name == "narrow":
-        dim, start = int(args[1]) % x.dim(), int(args[2])
-        index: tuple[Any, ...] = (slice(None),) * dim + (slice(start, start + int(args[3])),)
+        dim = int(args[1]) % x.dim()
+        if dim != loss.axis:
+            return None
+        start = _number(args[2])
+        index: tuple[Any, ...] = (slice(None),) * dim + (slice(start, start + _number(args[3])),)
     else:
         index = args[1] if isinstance(args[1], tuple) else (args[1],)
     at = _place_of(index, loss.axis, x.dim())

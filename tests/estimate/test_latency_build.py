@@ -12,8 +12,9 @@ import pytest
 from known_times import RULES, kernel_ms, random_policies, true_ms
 from scipy.stats import spearmanr
 
-from autocompress.errors import InputError
+from autocompress.errors import ExportError, InputError
 from autocompress.estimate import latency_model as module
+from autocompress.estimate import whole_models
 from autocompress.estimate.kernel_table import KernelTable
 from autocompress.estimate.latency_features import LayerPlan
 from autocompress.estimate.latency_model import DeviceTable, LatencyModel, choose_variants
@@ -33,7 +34,7 @@ class Counted:
         self.plan, self.folder = plan, folder
         self.exported: dict[Path, Policy] = {}
         self.kernels = 0
-        monkeypatch.setattr(module, "paired_timings", self.paired_timings)
+        monkeypatch.setattr(whole_models, "paired_timings", self.paired_timings)
         monkeypatch.setattr(module, "measure_kernels", self.measure)
 
     def export(self, policy: Policy) -> Path:
@@ -101,6 +102,70 @@ def test_models_that_were_timed_before_the_machine_was_quiet_are_timed_again(
     LatencyModel.build(target, inventory, space, loud.export, cache, quiet=later)
     assert later.disturbed(1.2 * base)
     assert not later.disturbed(base)
+
+
+class Failing(Counted):
+    """Some models cannot be exported, others do not run."""
+
+    def __init__(self, *args: Any, bad: int, stuck: int) -> None:
+        super().__init__(*args)
+        self.bad, self.stuck, self.asked = bad, stuck, 0
+        self.stuck_files: set[Path] = set()
+
+    def export(self, policy: Policy) -> Path:
+        self.asked += not policy.identity
+        if not policy.identity and self.asked % self.bad == 0:
+            raise ExportError("no exporter takes it")
+        path = super().export(policy)
+        if not policy.identity and self.asked % self.stuck == 0:
+            self.stuck_files.add(path)
+        return path
+
+    def paired_timings(
+        self, target: Any, files: Any, baseline: Path, *, plan: Any, quiet: QuietSpeed
+    ) -> list[Timing]:
+        if self.stuck_files & {*files}:
+            raise RuntimeError("the runtime does not open it")
+        return super().paired_timings(target, files, baseline, plan=plan, quiet=quiet)
+
+
+@pytest.mark.parametrize(("bad", "stuck"), [(24, 99), (5, 7), (2, 3), (99, 2)])
+def test_models_that_fail_are_left_out_and_named(
+    bad: int,
+    stuck: int,
+    plan: LayerPlan,
+    space: Space,
+    inventory: Inventory,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    failing = Failing(plan, tmp_path, monkeypatch, bad=bad, stuck=stuck)
+    target = get_target("onnxruntime")
+    model = LatencyModel.build(target, inventory, space, failing.export, tmp_path / "cache")
+    asked = range(1, 25)
+    fine = [i for i in asked if i % bad and i % stuck]
+    chosen = choose_variants(space, 24)
+    assert [m.policy for m in model.measured] == [chosen[i - 1] for i in fine]
+    assert not any(path.exists() for path in failing.exported)
+    said = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert len(said) == 24 - len(fine)
+    for i in (i for i in asked if i not in fine):
+        layer = next(iter(chosen[i - 1]))
+        assert any(layer in text for text in said)
+
+
+def test_where_every_model_fails_the_reason_and_a_remedy_are_said(
+    plan: LayerPlan,
+    space: Space,
+    inventory: Inventory,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    failing = Failing(plan, tmp_path, monkeypatch, bad=1, stuck=99)
+    target = get_target("onnxruntime")
+    with pytest.raises(ExportError, match=r"no exporter takes it.*target\.runtime"):
+        LatencyModel.build(target, inventory, space, failing.export, tmp_path / "cache")
 
 
 def test_a_second_build_reads_the_cache(

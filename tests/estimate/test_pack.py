@@ -13,7 +13,7 @@ import pytest
 from measured_network import images, quantized, small
 from torch import nn
 
-from autocompress.errors import InputError
+from autocompress.errors import ExportError, InputError
 from autocompress.estimate.kernel_table import parse_key
 from autocompress.estimate.latency_features import LayerPlan
 from autocompress.estimate.latency_model import LatencyModel, choose_variants
@@ -216,7 +216,7 @@ def test_a_failed_packing_leaves_no_file(
     def variant(policy: Policy) -> Path:
         raise RuntimeError("cannot export")
 
-    with pytest.raises(RuntimeError, match="cannot export"):
+    with pytest.raises(ExportError, match="cannot export"):
         pack_kernels(
             tmp_path / "k.zip", inventory, space, TargetConfig(), variant, exported[".onnx"]
         )

@@ -43,6 +43,76 @@ def test_a_file_computes_what_the_module_computes(name: str, tmp_path: Path) -> 
     np.testing.assert_allclose(got, model(example[:3]).detach().numpy(), rtol=1e-3, atol=1e-4)
 
 
+class Flattened(nn.Module):
+    """The module with the calls is the model itself, and says its sizes in numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8 * 36, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.b(self.a(x).relu().view(x.size(0), 8 * 36)).relu())
+
+
+class GroupedQueries(nn.Module):
+    """Keys and values are repeated for several queries each (Ainslie et al., 2023)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n, self.q, self.k = nn.RMSNorm(16), nn.Linear(16, 24), nn.Linear(16, 12)
+        self.v, self.o = nn.Linear(16, 12), nn.Linear(24, 16)
+        self.g, self.u, self.d = nn.Linear(16, 20), nn.Linear(16, 20), nn.Linear(20, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, t, _ = x.shape
+        y = self.n(x)
+        q = self.q(y).view(n, t, 4, 6).transpose(1, 2)
+        k, v = (layer(y).view(n, t, 2, 6).transpose(1, 2) for layer in (self.k, self.v))
+        k, v = (
+            z[:, :, None].expand(n, 2, 2, t, 6).reshape(n, 4, t, 6).transpose(1, 2) for z in (k, v)
+        )
+        a = torch.softmax(q @ k.permute(0, 2, 3, 1), -1) @ v.transpose(1, 2)
+        x = x + self.o(a.transpose(1, 2).reshape(n, t, 24))
+        return x + self.d(nn.functional.silu(self.g(self.n(x))) * self.u(self.n(x)))
+
+
+class Projected(nn.Module):
+    """Grouped queries between two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.i, self.block, self.head = nn.Linear(8, 16), GroupedQueries(), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.block(self.i(x)))
+
+
+PROGRAMS = {
+    **{name: CASES[name][:2] for name in ("generator", "vit, fused")},
+    "literal view": (Flattened, torch.randn(8, 3, 8, 8)),
+    "grouped queries": (Projected, torch.randn(8, 6, 8)),
+}
+
+
+@pytest.mark.parametrize("name", sorted(PROGRAMS))
+def test_a_program_takes_any_batch_wherever_channels_went(name: str) -> None:
+    """One group is cut, then all of them; the module itself is the oracle."""
+    make, example = PROGRAMS[name]
+    torch.manual_seed(0)
+    model = make().eval()
+    _, plan = channel_groups(model, example)
+    gone = {group: [c for unit in units[:1] for c in unit] for group, units in plan.units.items()}
+    axes = ({0: torch.export.Dim("batch", min=1, max=64)},)
+    for chosen in ({group: gone[group] for group in [*gone][-1:]}, gone):
+        cut_one = copy.deepcopy(model)
+        remove(cut_one, plan.removals(chosen))
+        with torch.no_grad():
+            run = torch.export.export(cut_one, (example[:2],), dynamic_shapes=axes).module()
+            for count in (1, 2, 3):
+                fresh = example[:count]
+                torch.testing.assert_close(run(fresh), cut_one(fresh), rtol=1e-4, atol=1e-5)
+
+
 def test_copies_and_pickles_are_corrected_by_themselves() -> None:
     model, example = cut("vit, fused")
     wanted = model(example)

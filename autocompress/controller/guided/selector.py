@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 from autocompress.controller.context import Context
 from autocompress.controller.expected_improvement import QualityForecast, expected_improvement
@@ -11,6 +12,7 @@ from autocompress.controller.guided.costs import EstimatedCosts
 from autocompress.controller.guided.history import History
 from autocompress.controller.protocols import Proposal
 from autocompress.controller.sensitivity import Sensitivity
+from autocompress.policy.attempt import attempt
 from autocompress.policy.space import Assignment
 
 _NOT_SCREENED_KL = 1e3
@@ -39,11 +41,9 @@ class Selector:
         known = self.sensitivity.seen(assignment)
         if known is not None:
             return known
-        try:
-            kl = self.context.screener(assignment).kl
-        except Exception:
-            kl = _NOT_SCREENED_KL
-        kl = kl if math.isfinite(kl) else _NOT_SCREENED_KL
+        policy = self.context.space.decode(assignment)
+        found, _ = attempt(policy, "the screening", partial(self.context.screener, assignment))
+        kl = found.kl if found is not None and math.isfinite(found.kl) else _NOT_SCREENED_KL
         self.sensitivity.observe(assignment, kl)
         return kl
 

@@ -1,0 +1,105 @@
+"""Time whole compressed models beside the uncompressed one, for the latency model to learn from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from autocompress.errors import ExportError
+from autocompress.estimate.kernel_table import Progress
+from autocompress.measure.latency import Timing, paired_timings
+from autocompress.measure.quiet import QuietSpeed
+from autocompress.measure.sampling import Plan
+from autocompress.policy.attempt import attempt
+from autocompress.policy.policy import Policy
+from autocompress.targets.base import Target
+
+ExportVariant = Callable[[Policy], Path]
+"""Builds and exports the model of a policy; only its speed matters, so that weights may be poor."""
+
+PURPOSE = "what latency is learned from"
+
+#: measured together, paired with the uncompressed model
+_AT_ONCE = 6
+_PLAN = Plan(precision=0.03, min_rounds=8, max_seconds=3.0, slot_ms=3.0)
+
+
+def time_variants(
+    target: Target,
+    policies: Sequence[Policy],
+    baseline: Path,
+    export_variant: ExportVariant,
+    quiet: QuietSpeed,
+    progress: Progress,
+) -> tuple[dict[Policy, float], float]:
+    """Share of the uncompressed latency that each policy's model takes, and that latency in ms.
+
+    A model that cannot be built, exported or run is left out, with a warning.
+
+    Args:
+        target: where the models run.
+        policies: of the models.
+        baseline: the exported uncompressed model.
+        export_variant: see ``ExportVariant``; the files are deleted when timed.
+        quiet: told how quickly the uncompressed model ran.
+        progress: told how far it is.
+
+    Raises:
+        ExportError: all of them failed.
+    """
+    timings: dict[int, Timing] = {}
+    reasons: list[str] = []
+
+    def time_together(files: Sequence[Path]) -> list[Timing]:
+        return paired_timings(target, files, baseline, plan=_PLAN, quiet=quiet)
+
+    def measure(places: Sequence[int]) -> None:
+        files = {}
+        for i in places:
+            file, reason = attempt(policies[i], PURPOSE, partial(export_variant, policies[i]))
+            if file is None:
+                reasons.append(reason)
+            else:
+                files[i] = Path(file)
+        if not files:
+            return
+        try:
+            timings.update(zip(files, time_together([*files.values()]), strict=True))
+        except Exception:  # one of them does not run: which of them, each alone tells
+            for i, file in files.items():
+                found, reason = attempt(policies[i], PURPOSE, partial(time_together, [file]))
+                if found is None:
+                    reasons.append(reason)
+                else:
+                    timings[i] = found[0]
+        finally:
+            for file in files.values():
+                file.unlink(missing_ok=True)
+
+    for start in range(0, len(policies), _AT_ONCE):
+        end = min(start + _AT_ONCE, len(policies))
+        measure(range(start, end))
+        progress("whole models", end / len(policies))
+    if policies and not timings:
+        raise ExportError(none_left(len(policies), reasons[-1]))
+    # the first ones were judged before anything was known about a quiet machine
+    late = [i for i, t in timings.items() if quiet.disturbed(t.baseline_ms)]
+    for start in range(0, len(late), _AT_ONCE):
+        measure(late[start : start + _AT_ONCE])
+    base = [t.baseline_ms for t in timings.values()]
+    if not base:
+        base = [time_together([baseline])[0].latency_ms]
+    return {policies[i]: t.ratio for i, t in sorted(timings.items())}, float(np.median(base))
+
+
+def none_left(count: int, reason: str) -> str:
+    """What to say where no compressed model at all can be built, exported and run."""
+    return (
+        f"None of {count} compressed models of this space could be built, exported and run, the "
+        f"last one because: {reason} Leave the layers that this names as they are (a rule of the "
+        "space, `{match: NAME, prune_ratio: [0], weight_bits: [32], activation_bits: [32]}`), or "
+        "choose another `target.runtime`."
+    )

@@ -1,0 +1,64 @@
+"""Build, export or run a policy's model outside a trial: what fails is left out, and said."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+from autocompress.errors import AutocompressError
+from autocompress.policy.policy import Policy
+
+Made = TypeVar("Made")
+
+_log = logging.getLogger(__name__)
+_SHOWN = 3
+"""Layers that are named of those with the same policy."""
+
+
+def attempt(policy: Policy, purpose: str, make: Callable[[], Made]) -> tuple[Made | None, str]:
+    """What is made of a policy, or why not, which is logged as a warning.
+
+    A trial that fails does not end its study; models that are built for other ends must not end it
+    either.
+
+    Args:
+        policy: of the model.
+        purpose: what the model is left out of where it fails.
+        make: builds, exports or runs the model.
+
+    Returns:
+        What was made and an empty text, or ``None`` and the reason.
+    """
+    try:
+        return make(), ""
+    except Exception as error:  # forwards, exporters and runtimes raise whatever they do
+        said = str(error) if isinstance(error, AutocompressError) else ""
+        reason = said or f"{type(error).__name__}: {error}"
+        reason = reason.rstrip(". \n") + "."
+        _log.warning("Left out of %s: the model with %s. %s", purpose, words(policy), reason)
+        _log.debug("Where it failed", exc_info=True)
+        return None, reason
+
+
+def words(policy: Policy) -> str:
+    """What a policy does to which layers, in a line.
+
+    >>> from autocompress.policy.policy import LayerPolicy
+    >>> words(Policy({"a": LayerPolicy(weight_bits=8), "b": LayerPolicy(weight_bits=8)}))
+    'weight_bits=8 on a, b'
+    """
+    if policy.student is not None:
+        return f"the student {policy.student!r}"
+    alike: dict[str, list[str]] = {}
+    for name in policy:
+        alike.setdefault(_values(policy[name].as_dict()), []).append(name)
+    found = []
+    for values, names in alike.items():
+        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        found.append(f"{values} on {', '.join(names[:_SHOWN])}{more}")
+    return "; ".join(found) or "nothing changed"
+
+
+def _values(changed: Mapping[str, object]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in changed.items())

@@ -1,0 +1,98 @@
+"""Models whose way depends on values: `a(x) if float(x.sum()) > 20 else b(x)`.
+
+A value must become a Python number for that. Where one does, the model is looked at on other
+values than the given ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from autocompress.task.calling import call
+from autocompress.task.nested import batch_size, map_tensors, take
+
+_SAMPLES = 4
+"""That are looked at one by one."""
+_CHANGES: tuple[Callable[[Tensor], Tensor], ...] = (
+    lambda x: x * 4,
+    lambda x: x * 0.25,
+    lambda x: -x,
+)
+
+
+class _Reading(TorchDispatchMode):
+    """Notes whether a value became a number."""
+
+    found = False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        self.found |= func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def reads_values(model: nn.Module, inputs: Any) -> bool:
+    """Whether values become Python numbers or truths while the model runs."""
+    with _Reading() as reading:
+        call(model, inputs)
+    return reading.found
+
+
+def other_values(inputs: Any) -> Iterator[Any]:
+    """Inputs of the same kind that may lead a model another way: one sample, larger, smaller."""
+    for i in range(min(_SAMPLES, batch_size(inputs)) if batch_size(inputs) > 1 else 0):
+        yield take(inputs, slice(i, i + 1))
+    for change in _CHANGES:
+        yield map_tensors(partial(_changed, change), inputs)
+
+
+def _changed(change: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
+    return change(tensor) if tensor.is_floating_point() else tensor
+
+
+@torch.no_grad()
+def layers_by_choice(model: nn.Module, inputs: Any) -> list[str]:
+    """Modules that run on some values and not on others; empty for almost every model.
+
+    Args:
+        model: in eval mode; not changed.
+        inputs: one batch.
+    """
+    if not reads_values(model, inputs):
+        return []
+    found: list[set[str]] = []
+    for values in (inputs, *other_values(inputs)):
+        with _noting(model) as ran:
+            try:
+                call(model, values)
+            except Exception:  # values that the model does not take tell nothing
+                continue
+        found.append(ran)
+    always = set.intersection(*found) if found else set()
+    chosen = {name for ran in found for name in ran if name not in always}
+    return [name for name, _ in model.named_modules() if name in chosen]
+
+
+@contextmanager
+def _noting(model: nn.Module) -> Iterator[set[str]]:
+    """Names of the modules that run in here."""
+    ran: set[str] = set()
+
+    def hook(name: str) -> Callable[..., None]:
+        return lambda module, args: ran.add(name)
+
+    handles = [m.register_forward_pre_hook(hook(n)) for n, m in model.named_modules()]
+    try:
+        yield ran
+    finally:
+        for handle in handles:
+            handle.remove()
