@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
+from autocompress.errors import InputError
 from autocompress.policy.budget import Budget
 from autocompress.policy.recipe import Recipe
 from autocompress.policy.settings import CompressionSettings
@@ -62,12 +63,20 @@ class SavedRecipe:
 
         Args:
             path: ends in ``.yaml`` or ``.json``.
+
+        Raises:
+            InputError: its trained weights are gone.
         """
         import shutil
 
         path, recipe = Path(path), self.load()
         if recipe.weights is not None:
             source = self.path.parent / recipe.weights
+            if not source.is_file():
+                raise InputError(
+                    f"The trained weights {source} of the recipe are missing; put them back beside "
+                    "it, or export the recipe again."
+                )
             name = path.with_suffix(".safetensors").name
             path.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, path.parent / name)

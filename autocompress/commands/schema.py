@@ -29,6 +29,12 @@ def schema(what: str) -> dict[str, Any]:
     found = _KINDS[what].model_json_schema()
     if what == "study":
         found["required"].remove("name")  # a file's own name stands in
+    if what == "recipe":  # `policy`, where recipes stand, knows no studies
+        study = StudyConfig.model_json_schema()
+        defined = {**study.pop("$defs"), **found["$defs"], "StudyConfig": study}
+        about = found["properties"]["study"]["description"]
+        found["properties"]["study"] = {"$ref": "#/$defs/StudyConfig", "description": about}
+        found["$defs"] = dict(sorted(defined.items()))
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **found}
 
 
