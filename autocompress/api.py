@@ -177,25 +177,28 @@ def search(
     Raises:
         InputError: anything that cannot be used; InfeasibleBudget: nothing meets the budget.
     """
-    from autocompress.run.given import as_module, given_study, told
+    from autocompress.run.given import as_module, as_path, given_study, told
     from autocompress.run.session import run_study
 
+    folder = as_path(out, "out")
     searching, sampler = _with_sampler(search)
     sections: dict[str, Any] = {"target": target, "space": space, "search": searching}
     sections |= {"recovery": recovery, "settings": settings, "tracking": tracking}
     drops = {"max_accuracy_drop": max_accuracy_drop, "max_quality_drop": max_quality_drop}
     named = {**sections, **drops, "executor": executor, "workers": workers}
-    study = given_study(Path(out).name, budget, task, data=file_part(reading), **named)
+    study = given_study(folder.name, budget, task, data=file_part(reading), **named)
     given: dict[str, Any] = {"model": as_module(model), "data": told(data, task, reading)}
     given["sampler"] = sampler
     given |= {"resume": resume, "new_baseline": new_baseline}
     with Display(quiet) as shown:
-        done = run_study(study, Path(out), watcher=shown, **given)
+        done = run_study(study, folder, watcher=shown, **given)
     return Result(done.folder.root, done.summary, done.view)
 
 
 def _with_sampler(search: Mapping[str, Any] | None) -> tuple[dict[str, Any], Any]:
     """The section of the search as a file would hold it, and a sampler that is an object."""
+    if not isinstance(search, Mapping | None):
+        raise InputError(f"`search` must be a mapping such as {{'trials': 100}}, got {search!r}.")
     section = dict(search or {})
     sampler = section.get("sampler")
     if sampler is None or isinstance(sampler, str):
