@@ -123,7 +123,8 @@ def pick_trial(view: RunView, pick: str) -> Trial:
     """A front member by name, or any complete trial by its number.
 
     Raises:
-        InputError: no such trial, or for ``best`` a run without an answer; the message says why.
+        InputError: no such trial.
+        NoAnswer: for ``best``, a run without an answer; the message says why.
     """
     if pick.lstrip("-").isdigit():
         found = [t for t in view.compared if t.number == int(pick)]
