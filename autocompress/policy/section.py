@@ -29,8 +29,11 @@ _LONGEST_SHOWN = 80
 
 
 def field_texts(kind: type) -> dict[str, str]:
-    """What the ``Args`` of a class's docstring say about each of its fields."""
+    """What the ``Args`` of a class's docstring, or of those before it, say about each field."""
     found: dict[str, str] = {}
+    for before in reversed(kind.__bases__):
+        if before not in (object, BaseModel, Section):
+            found |= field_texts(before)
     names: list[str] = []
     _, _, text = inspect.cleandoc(kind.__doc__ or "").partition("\nArgs:\n")
     for line in text.splitlines():
