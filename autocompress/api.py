@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
+from autocompress.errors import InputError
 from autocompress.policy.budget import Budget
 from autocompress.policy.recipe import Recipe
 from autocompress.policy.settings import CompressionSettings
@@ -62,12 +63,20 @@ class SavedRecipe:
 
         Args:
             path: ends in ``.yaml`` or ``.json``.
+
+        Raises:
+            InputError: its trained weights are gone.
         """
         import shutil
 
         path, recipe = Path(path), self.load()
         if recipe.weights is not None:
             source = self.path.parent / recipe.weights
+            if not source.is_file():
+                raise InputError(
+                    f"The trained weights {source} of the recipe are missing; put them back beside "
+                    "it, or export the recipe again."
+                )
             name = path.with_suffix(".safetensors").name
             path.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, path.parent / name)
@@ -168,25 +177,28 @@ def search(
     Raises:
         InputError: anything that cannot be used; InfeasibleBudget: nothing meets the budget.
     """
-    from autocompress.run.given import as_module, given_study, told
+    from autocompress.run.given import as_module, as_path, given_study, told
     from autocompress.run.session import run_study
 
+    folder = as_path(out, "out")
     searching, sampler = _with_sampler(search)
     sections: dict[str, Any] = {"target": target, "space": space, "search": searching}
     sections |= {"recovery": recovery, "settings": settings, "tracking": tracking}
     drops = {"max_accuracy_drop": max_accuracy_drop, "max_quality_drop": max_quality_drop}
     named = {**sections, **drops, "executor": executor, "workers": workers}
-    study = given_study(Path(out).name, budget, task, data=file_part(reading), **named)
+    study = given_study(folder.name, budget, task, data=file_part(reading), **named)
     given: dict[str, Any] = {"model": as_module(model), "data": told(data, task, reading)}
     given["sampler"] = sampler
     given |= {"resume": resume, "new_baseline": new_baseline}
     with Display(quiet) as shown:
-        done = run_study(study, Path(out), watcher=shown, **given)
+        done = run_study(study, folder, watcher=shown, **given)
     return Result(done.folder.root, done.summary, done.view)
 
 
 def _with_sampler(search: Mapping[str, Any] | None) -> tuple[dict[str, Any], Any]:
     """The section of the search as a file would hold it, and a sampler that is an object."""
+    if not isinstance(search, Mapping | None):
+        raise InputError(f"`search` must be a mapping such as {{'trials': 100}}, got {search!r}.")
     section = dict(search or {})
     sampler = section.get("sampler")
     if sampler is None or isinstance(sampler, str):

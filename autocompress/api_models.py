@@ -48,18 +48,18 @@ def apply(
         InputError: another architecture, or a model or data that must be handed over.
     """
     from autocompress.exporters.again import handed_out
-    from autocompress.run.given import as_module
+    from autocompress.run.given import as_module, as_path
     from autocompress.run.replay import open_recipe, rebuild
 
     if isinstance(recipe, SavedRecipe):
         recipe = recipe.path
-    loaded = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
-    beside = Path() if isinstance(recipe, Recipe) else Path(recipe).parent
+    path = Path() if isinstance(recipe, Recipe) else as_path(recipe, "recipe")
+    loaded = recipe if isinstance(recipe, Recipe) else Recipe.load(path)
     given = None if model is None else as_module(model)
     with tempfile.TemporaryDirectory() as scratch:
         splits = _told(data, task, reading, by_file=False)
         parts, same = open_recipe(loaded, given, data=splits, folder=Path(scratch))
-        compressed = rebuild(loaded, parts, same, beside)
+        compressed = rebuild(loaded, parts, same, path.parent)
         return handed_out(compressed, parts.data.train.inputs(2))
 
 
@@ -192,9 +192,9 @@ def verify(
         What ``autocompress verify --json`` prints; ``ok`` says whether the recipe holds.
     """
     from autocompress.run import replay
-    from autocompress.run.given import as_module
+    from autocompress.run.given import as_module, as_path
 
-    path = recipe.path if isinstance(recipe, SavedRecipe) else Path(recipe)
+    path = recipe.path if isinstance(recipe, SavedRecipe) else as_path(recipe, "recipe")
     if model is None and data is None:
         return replay.verify(path, None, None)
     given = None if model is None else as_module(model)

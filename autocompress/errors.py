@@ -26,6 +26,12 @@ class InfeasibleBudget(InputError):
     """No policy of the space can meet the budget, known before any compute was spent."""
 
 
+class NoAnswer(InputError):
+    """A run found no policy that meets what was asked: no mistake of the input. Exit code 1."""
+
+    exit_code = 1
+
+
 class UnsupportedModel(InputError):
     """The model, or one of its layers, cannot be handled by the asked technique."""
 

@@ -208,10 +208,10 @@ def test_dry_run_and_profile_touch_nothing(place: Path) -> None:
     assert not plan["cheapest"]["measured"], "the estimate decides"
     profile = json.loads(call(place, "profile tiny.yaml --json").stdout)
     layers = profile["layers"]
-    assert profile["fvcore"]["macs"] == plan["dearest"]["macs"]
+    assert profile["fvcore"]["macs"] == plan["most_expensive"]["macs"]
     assert "aten::add" in profile["fvcore"]["uncounted"]
     assert all(row["latency_ms"] > 0 for row in layers)
-    assert sum(row["macs"] for row in layers) == plan["dearest"]["macs"]
+    assert sum(row["macs"] for row in layers) == plan["most_expensive"]["macs"]
     assert sorted(p.name for p in place.iterdir()) == before
 
 
@@ -264,7 +264,7 @@ def test_a_refused_budget_names_one_that_is_met_and_hardly_looser(place: Path) -
     found = json.loads(refused.stdout)
     assert not found["feasible"]
     assert found["reason"] in refused.stderr
-    assert found["cheapest"]["macs"] > 0.001 * found["dearest"]["macs"]
+    assert found["cheapest"]["macs"] > 0.001 * found["most_expensive"]["macs"]
     named = re.search(r"just meet (macs<=([0-9.]+)x)", found["reason"])
     assert named, found["reason"]
     plan = json.loads(call(place, ask.replace("macs<=0.001x", named[1])).stdout)

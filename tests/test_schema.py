@@ -16,7 +16,7 @@ from autocompress.commands.schema import reference, schema
 from autocompress.errors import InputError
 from autocompress.policy.recipe import Recipe
 from autocompress.policy.space_config import SpaceConfig
-from autocompress.run.study import StudyConfig, shipped
+from autocompress.run.study import read_study, shipped
 
 ROOT = Path(__file__).parent.parent
 FIXTURES = ROOT / "tests" / "fixtures" / "run_0_1"
@@ -59,6 +59,13 @@ MISTAKES: list[tuple[str, dict[str, Any]]] = [
     ("study", {**LEAST, "recovery": {"distillation": {"teachers": [{"args": {}}]}}}),
     ("study", {**LEAST, "space": {"rules": [{"prune_rato": 0}]}}),
     ("study", {**LEAST, "space": 5}),
+    ("study", {**LEAST, "target": {"thread": 1}}),
+    ("study", {**LEAST, "target": {"threads": 0}}),
+    ("study", {**LEAST, "target": {"runtime": "onnx"}}),
+    ("study", {**LEAST, "target": {"runtime": "openvino", "providers": ["x"]}}),
+    ("study", {**LEAST, "target": {"lengths": {"ids": -1}}}),
+    ("study", {**LEAST, "data": {"factory": "a:b", "task": {"args": {}}}}),
+    ("study", {**LEAST, "data": {"factory": "a:b", "task": {"factory": "x", "arg": {}}}}),
     ("space", {}),
     ("space", {"rules": [{"weight_bits": [5]}]}),
     ("space", {"rules": [{"rank_ratio": 0}]}),
@@ -69,9 +76,25 @@ MISTAKES: list[tuple[str, dict[str, Any]]] = [
 @pytest.mark.parametrize(("what", "data"), MISTAKES)
 def test_schema_and_reader_refuse_the_same_mistakes(what: str, data: dict[str, Any]) -> None:
     assert not valid(what, data)
-    kind = {"study": StudyConfig, "space": SpaceConfig}[what]
+    read = {"study": read_study, "space": SpaceConfig.read}[what]
     with pytest.raises(InputError):
-        kind.read({"name": "x", **data})
+        read({"name": "x", **data})  # type: ignore[operator]  # two functions of one argument
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        {},
+        {"runtime": "torch", "compile": True},
+        {"runtime": "openvino", "threads": 2, "providers": None, "compile": False},
+        {"threads": "${N}", "lengths": {"ids": [16, 128]}},
+        {"table": "table.json", "batch": 4, "providers": ["CPUExecutionProvider"]},
+    ],
+)
+def test_targets_that_the_reader_takes_are_valid(target: dict[str, Any]) -> None:
+    data = {**LEAST, "target": target}
+    assert valid("study", data)
+    assert read_study({"name": "x", **data}).target == target
 
 
 def test_a_recipe_with_a_wrong_policy_is_not_valid() -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from autocompress.errors import InputError
 from autocompress.model.weights import load_tensors, state_tensors
@@ -52,23 +53,46 @@ def load_state(
     Raises:
         InputError: no such file, or weights of another policy or another module.
     """
-    from safetensors import safe_open
-
     path = Path(path)
     if not path.is_file():
         raise InputError(f"The trained weights {path} are missing; keep them beside the recipe.")
-    with safe_open(path, "pt") as file:
+    with reading_weights(path) as file:
         metadata = file.metadata() or {}
         if metadata.get("policy") != (written or compressed.policy).digest:
-            raise InputError(f"{path.name} holds the weights of another policy.")
+            raise InputError(
+                f"{path} holds the weights of another policy. Put the file that was saved with the "
+                "recipe in its place."
+            )
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
     if now is not None:
         state = {now(name): tensor for name, tensor in state.items()}
     try:
         load_tensors(compressed.module, state)
     except RuntimeError as error:
-        raise InputError(f"{path.name} holds the weights of another module: {error}") from None
+        raise InputError(
+            f"{path} holds the weights of another module: {error}. Put the file that was saved "
+            "with the recipe in its place."
+        ) from None
     return compressed.with_weights(compressed.module.eval(), qat=metadata.get("qat") == "true")
+
+
+@contextmanager
+def reading_weights(path: Path) -> Iterator[Any]:
+    """An open safetensors file that somebody handed over.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"{path} is not readable as safetensors: {error}. Copy it again from where the recipe "
+            "was exported, or export the recipe again."
+        ) from None
 
 
 def state_file(models: Path, policy: Policy, epochs: float, seed: int) -> Path:

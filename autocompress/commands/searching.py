@@ -52,7 +52,7 @@ def show_dry_run(found: dict[str, Any], console: Console) -> None:
     """The resolved study, its space, and whether its budget can be met."""
     console.print(yaml.safe_dump(found["study"], sort_keys=False), highlight=False)
     console.print(f"{found['choices']} choices, about 10^{found['log10_policies']:.0f} policies")
-    for name, key in (("most expensive", "dearest"), ("cheapest", "cheapest")):
+    for name, key in (("most expensive", "most_expensive"), ("cheapest", "cheapest")):
         end = found[key]
         parts = [f"{end['macs'] / 1e6:.2f} M MACs"]
         if end["latency_ms"] is not None:

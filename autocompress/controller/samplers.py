@@ -55,14 +55,17 @@ def make_proposer(context: Context, sampler: str | BaseSampler | None = None) ->
     return _from_package(context, _point(wanted))
 
 
-def check_sampler(name: str) -> None:
-    """Refuse a name that nobody offers, before anything is loaded or measured.
+def check_sampler(sampler: str | BaseSampler) -> None:
+    """Refuse a name that nobody offers, or another object, before anything is loaded or measured.
 
     Raises:
         InputError: with the nearest name.
     """
-    if name not in _OUR_OWN:
-        _point(name)
+    if isinstance(sampler, str):
+        if sampler not in _OUR_OWN:
+            _point(sampler)
+    elif not is_optuna_sampler(sampler) and not _proposes(sampler):
+        raise _no_sampler(sampler, type(sampler).__name__, "`search.sampler`")
 
 
 def _point(wanted: str) -> EntryPoint:
@@ -106,10 +109,18 @@ def _proposer(context: Context, made: Any, name: str, source: str) -> Proposer:
     """What somebody offers, as a proposer."""
     if is_optuna_sampler(made):
         return PlainProposer(context, made, name)
-    if callable(getattr(made, "suggest", None)) and callable(getattr(made, "update", None)):
+    if _proposes(made):
         proposer: Proposer = made
         return proposer
-    raise InputError(
-        f"A sampler must have `suggest` and `update`, or be one of Optuna's samplers; the one "
-        f"{name!r} from {source} is {made!r}."
+    raise _no_sampler(made, name, source)
+
+
+def _proposes(made: Any) -> bool:
+    return all(callable(getattr(made, name, None)) for name in ("suggest", "update"))
+
+
+def _no_sampler(made: Any, name: str, source: str) -> InputError:
+    return InputError(
+        f"A sampler must have `suggest` and `update`, be one of Optuna's samplers, or a name "
+        f"({', '.join(sampler_names())}); the one {name!r} from {source} is {made!r}."
     )

@@ -144,7 +144,9 @@ def _telling() -> Iterator[None]:
         pause = _FIRST_WORD_S
         while not done.wait(pause):
             waited = time.monotonic() - start
-            _log.info("waiting for %s; waited for %.0f s so far", _holders(), waited)
+            # nobody can do anything about work of one's own
+            level = logging.DEBUG if _only_ours() else logging.INFO
+            _log.log(level, "waiting for %s; waited for %.0f s so far", _holders(), waited)
             pause = _NEXT_WORD_S
 
     threading.Thread(target=tell, daemon=True).start()
@@ -160,7 +162,7 @@ def _named(doing: str) -> Iterator[None]:
     program = Path(sys.argv[0])
     program = program.parent if program.stem == "__main__" else program
     command = " ".join([program.name, *sys.argv[1:3]])
-    about = f"process {os.getpid()} ({command}), which is {doing}"
+    about = f"process {os.getpid()} ({command}), which has been {doing}"
     holder = f"holder-{os.getpid()}-{threading.get_ident()}"
     try:
         with _open(holder) as file:
@@ -174,6 +176,15 @@ def _named(doing: str) -> Iterator[None]:
                 _release(file)
     finally:
         (lock_folder() / holder).unlink(missing_ok=True)
+
+
+def _only_ours() -> bool:
+    """Whether this process alone holds the lock."""
+    found = [path.name for path in lock_folder().glob("holder-*")]
+    return bool(found) and all(name.startswith(_OURS.format(os.getpid())) for name in found)
+
+
+_OURS = "holder-{}-"
 
 
 def _holders() -> str:
@@ -190,9 +201,9 @@ def _holders() -> str:
             if text:
                 holder = json.loads(text)
                 about = holder["about"]
-                if path.name.startswith(f"holder-{os.getpid()}-"):
+                if path.name.startswith(_OURS.format(os.getpid())):
                     about = f"this program's own work, {about.rpartition(', ')[2]}"
-                found.append(f"{about} since {time.time() - holder['since']:.0f} s")
+                found.append(f"{about} for {time.time() - holder['since']:.0f} s")
     return " and ".join(found) or "another process"
 
 

@@ -30,8 +30,14 @@ DEEPEST = 100
 """Levels of nesting."""
 
 
+_TOO_DEEP = f"it is nested deeper than {DEEPEST} levels{{at}}. Make it flatter."
+
+
 class _Refused(Exception):
     """A file that is not read: what was found, and what to do."""
+
+
+_UNREADABLE = (_Refused, yaml.YAMLError, ValueError, RecursionError)
 
 
 def read_mapping(
@@ -40,6 +46,7 @@ def read_mapping(
     *,
     form: Literal["YAML", "JSON"] | None = None,
     missing: str = "",
+    remedy: str = "",
 ) -> dict[str, Any]:
     """Read a file that holds a mapping.
 
@@ -48,6 +55,7 @@ def read_mapping(
         what: it should be, for error messages: ``study``, ``recipe``.
         form: by default JSON where the name ends in ``.json``, otherwise YAML.
         missing: what to do where there is no such file.
+        remedy: what to do where it is damaged.
 
     Raises:
         InputError: no such file, or one that is too large, damaged or not a mapping.
@@ -63,8 +71,29 @@ def read_mapping(
         raise InputError(f"The {what} {str(path)!r} cannot be read: {error}.") from None
     try:
         return _parse(found, form)
-    except (_Refused, yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not readable as a {what} in {form}: {error}") from None
+    except _UNREADABLE as error:
+        raise InputError(
+            f"{path} is not readable as a {what} in {form}: {_why(error)} {remedy}".rstrip()
+        ) from None
+
+
+def read_line(found: bytes) -> dict[str, Any]:
+    """Read a line of JSON that holds a mapping, with the limits of a file.
+
+    Raises:
+        InputError: it does not; the message has no subject and no remedy.
+    """
+    try:
+        return _parse(found, "JSON")
+    except _UNREADABLE as error:
+        raise InputError(_why(error)) from None
+
+
+def _why(error: Exception) -> str:
+    """A reason as a sentence; the parsers' own words for deep nesting say no remedy."""
+    if isinstance(error, RecursionError) or "nesting depth" in str(error):
+        return _TOO_DEEP.format(at="")
+    return f"{error}".rstrip(".") + "."
 
 
 def read_value(text: str) -> Any:
@@ -75,8 +104,8 @@ def read_value(text: str) -> Any:
     """
     try:
         return _load_yaml(text)
-    except (_Refused, yaml.YAMLError, ValueError) as error:
-        raise InputError(f"{text!r} is no value: {error}") from None
+    except _UNREADABLE as error:
+        raise InputError(f"{text!r:.80} is no value: {_why(error)}") from None
 
 
 def _parse(found: bytes, form: str) -> dict[str, Any]:
@@ -180,7 +209,7 @@ def _check_size(values: int, levels: int, most: int, at: str = "") -> None:
             "does not belong to it."
         )
     if levels > DEEPEST:
-        raise _Refused(f"it is nested deeper than {DEEPEST} levels{at}. Make it flatter.")
+        raise _Refused(_TOO_DEEP.format(at=at))
 
 
 def _check_values(data: Any, most: int) -> None:

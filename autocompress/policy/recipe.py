@@ -8,35 +8,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, TypeAdapter, model_validator
-from pydantic_core import CoreSchema, core_schema
+from pydantic import AfterValidator, Field, model_validator
 
 from autocompress.errors import InputError
+from autocompress.policy.claims import Claim, ReadsAs, Recovered, TargetClaim
 from autocompress.policy.policy import Policy
 from autocompress.policy.reading import read_mapping
 from autocompress.policy.section import Section
 from autocompress.policy.settings import CompressionSettings
 
 SCHEMA_VERSION = 1
-
-
-class _Policy:
-    """Plain data that reads as a policy; kept as it was written."""
-
-    def __get_pydantic_core_schema__(
-        self, source: Any, handler: GetCoreSchemaHandler
-    ) -> CoreSchema:
-        return core_schema.no_info_after_validator_function(self._check, handler(source))
-
-    def __get_pydantic_json_schema__(
-        self, schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> dict[str, Any]:
-        return handler(TypeAdapter(Policy).core_schema)
-
-    @staticmethod
-    def _check(data: dict[str, Any]) -> dict[str, Any]:
-        Policy.read(data, where="`policy`")
-        return data
 
 
 class ModelIdentity(Section):
@@ -51,6 +32,16 @@ class ModelIdentity(Section):
     weights: str
 
 
+def _beside(name: str) -> str:
+    """Refuse what is no bare file name: a recipe of a stranger may not choose files elsewhere."""
+    if not name.strip(".") or any(c in name for c in "/\\:\0"):
+        raise InputError(
+            f"`weights` must be the bare name of a file beside the recipe, got {name!r}. Put the "
+            "weights into the recipe's folder and write only their name."
+        )
+    return name
+
+
 class Recipe(Section):
     """A policy with its whole context. Saved as YAML; ``apply`` and ``verify`` read it.
 
@@ -59,27 +50,27 @@ class Recipe(Section):
         study: the resolved study (model, data, target, ...), so that the recipe stands alone.
         policy: as ``Policy.as_dict`` gives it.
         settings: how compression was carried out.
-        recovery: epochs and seed of the fine-tuning that the claimed model got, and its schedule.
+        recovery: the fine-tuning that the claimed model got.
         model, data: identity of the model and fingerprint of the data it was measured on.
-        target: runtime, threads, batch, providers.
+        target: the runtime as it tells of itself: version, device, threads, batch, ...
         measurement, baseline: claims for the compressed and the uncompressed model; the
             ``verify`` phase's when there was one.
         environment: versions and machine.
-        weights: file name, beside the recipe, of trained weights (safetensors).
+        weights: name of a file of trained weights (safetensors) in the recipe's own folder.
     """
 
     schema_version: int = SCHEMA_VERSION
     study: dict[str, Any]
-    policy: Annotated[dict[str, Any], _Policy()]
+    policy: Annotated[dict[str, Any], ReadsAs(Policy)]
     settings: CompressionSettings
-    recovery: dict[str, Any] = Field(default_factory=dict)
+    recovery: Annotated[dict[str, Any], ReadsAs(Recovered)] = Field(default_factory=dict)
     model: ModelIdentity
     data: str
-    target: dict[str, Any]
-    measurement: dict[str, Any]
-    baseline: dict[str, Any]
-    environment: dict[str, Any] = Field(default_factory=dict)
-    weights: str | None = None
+    target: Annotated[dict[str, Any], ReadsAs(TargetClaim)]
+    measurement: Annotated[dict[str, Any], ReadsAs(Claim)]
+    baseline: Annotated[dict[str, Any], ReadsAs(Claim)]
+    environment: dict[str, str] = Field(default_factory=dict)
+    weights: Annotated[str, AfterValidator(_beside)] | None = None
 
     @model_validator(mode="before")
     @classmethod

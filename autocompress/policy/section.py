@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import is_dataclass
-from typing import Annotated, Any, Self, TypeVar, get_args, get_type_hints
+from dataclasses import fields, is_dataclass
+from functools import cache
+from typing import Annotated, Any, Self, TypeVar, cast, get_args, get_type_hints
 
 from pydantic import (
     BaseModel,
@@ -28,8 +29,11 @@ _LONGEST_SHOWN = 80
 
 
 def field_texts(kind: type) -> dict[str, str]:
-    """What the ``Args`` of a class's docstring say about each of its fields."""
+    """What the ``Args`` of a class's docstring, or of those before it, say about each field."""
     found: dict[str, str] = {}
+    for before in reversed(kind.__bases__):
+        if before not in (object, BaseModel, Section):
+            found |= field_texts(before)
     names: list[str] = []
     _, _, text = inspect.cleandoc(kind.__doc__ or "").partition("\nArgs:\n")
     for line in text.splitlines():
@@ -102,11 +106,18 @@ OneOrMore = Annotated[tuple[T, ...], _OneOrMore()]
 def read_as(kind: type[T], data: Any, where: str) -> T:
     """Check plain data against a section or a dataclass; errors as of ``Section.read``."""
     try:
-        return TypeAdapter(kind).validate_python(data)
+        found: T = _adapter(cast(Any, kind)).validate_python(data)
+        return found
     except ValidationError as error:
         raise InputError(explain(error, where, kind)) from None
     except AutocompressError as error:  # values that contradict each other
         raise InputError(f"{where}: {error}") from None
+
+
+@cache
+def _adapter(kind: type) -> TypeAdapter[Any]:
+    """A journal reads thousands of policies: making one takes a hundred times as long as one."""
+    return TypeAdapter(kind)
 
 
 def explain(error: ValidationError, where: str, kind: type) -> str:
@@ -166,9 +177,15 @@ def _walk(
 
 def _fields(kind: type) -> dict[str, Any]:
     """Field names and their types."""
-    known = getattr(kind, "model_fields", None) or getattr(kind, "__dataclass_fields__", {})
     hints = get_type_hints(kind)
-    return {name: hints[name] for name in known}
+    return {name: hints[name] for name in _writable(kind)}
+
+
+def _writable(kind: type) -> list[str]:
+    """What a file may give: neither class variables nor what a class works out for itself."""
+    if issubclass(kind, BaseModel):
+        return list(kind.model_fields)
+    return [field.name for field in fields(kind) if field.init] if is_dataclass(kind) else []
 
 
 def _kinds_in(annotations: Iterable[Any]) -> Iterator[type]:

@@ -255,7 +255,7 @@ def _latency(view: RunView, answer: Trial | None) -> dict[str, Any]:
     if answer is None or answer.measurement is None:
         return found
     timing, rows = _timing(answer), found["rows"]
-    if "ratio_low" in timing:
+    if all(timing.get(key) is not None for key in ("ratio", "ratio_low", "ratio_high")):
         share = timing.get("confidence")
         label = "interval" if share is None else f"{share:.0%} interval"
         low, high = timing["ratio_low"], timing["ratio_high"]
@@ -269,7 +269,7 @@ def _latency(view: RunView, answer: Trial | None) -> dict[str, Any]:
         (f"trial {answer.number}, median and IQR", "latency_ms", "iqr_ms"),
         ("uncompressed, in the same rounds", "baseline_ms", "baseline_iqr_ms"),
     ):
-        if median in timing and iqr in timing:
+        if timing.get(median) is not None and timing.get(iqr) is not None:
             rows.append((text, f"{timing[median]:.4g} ms, IQR {timing[iqr]:.2g} ms"))
     if "rounds" in timing:
         rows.append(("interleaved rounds", str(timing["rounds"])))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autocompress.policy.registry import in_order
+from autocompress.report.comparison import compared
 from autocompress.results.metric import ACCURACY, Measurement, Metric
 from autocompress.results.trial import Trial
 from autocompress.track.folder import RunFolder
@@ -184,6 +185,11 @@ def verdict_table(view: RunView) -> Table:
     add("uncompressed", None, view.baseline)
     for name, trial in view.baseline_trials.items():
         add(f"{name} (trial {trial.number})", trial, trial.measurement)
+    shown = {t.number for t in view.baseline_trials.values()} | {answer.number if answer else None}
+    pairs = {c.found.number: c.found for c in compared(view) if c.found is not None}
+    for number, trial in pairs.items():  # what the verdict speaks of
+        if view.best is not None and number not in shown:
+            add(f"search's best, same training (trial {number})", trial, trial.measurement)
     if answer is not None:
         label = "chosen" if view.best is not None else "nearest"
         add(f"{label} (trial {answer.number})", answer, answer.measurement, "bold")

@@ -5,58 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from autocompress.report.comparison import Comparison, compared
 from autocompress.report.tables import number_text
-from autocompress.results.answer import drop, rank
-from autocompress.results.difference import Difference, difference
+from autocompress.results.answer import drop
+from autocompress.results.difference import difference
 from autocompress.results.trial import MUCH_WAITING, Trial, waiting_share
 from autocompress.track.view import RunView, score, value
 
-#: two standard errors: what differs by less is not called a difference
-_CLEAR = 2.0
-
 Tone = Literal["good", "unsure", "bad"]
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """The search beside one simple way of compressing, at the same budget and training.
-
-    Args:
-        name: of the simple way.
-        simple: its trial.
-        found: the best trial within the budget that got as much training and is no simple way
-            itself; ``None`` where there is none.
-        gap: quality of ``found`` less that of ``simple``, on the same samples (as independent
-            where a record does not tell them); ``None`` where ``simple`` is over the budget or
-            ``found`` is missing.
-    """
-
-    name: str
-    simple: Trial
-    found: Trial | None
-    gap: Difference | None
-
-    @property
-    def outcome(self) -> Literal["won", "unclear", "lost", "not in budget"]:
-        """Who is ahead, and whether by more than noise."""
-        if not self.simple.feasible:
-            return "not in budget"
-        if self.gap is None or self.gap.gain <= 0:
-            return "lost"
-        return "won" if self.gap.gain > _CLEAR * self.gap.stderr else "unclear"
-
-    def __str__(self) -> str:
-        name = f"{self.name} (trial {self.simple.number})"
-        if self.outcome == "not in budget":
-            return f"{name} does not meet the budget at all."
-        if self.found is None or self.gap is None:
-            return f"{name} meets the budget, and the search has nothing to set against it."
-        gap = str(self.gap)
-        if self.outcome == "won":
-            return f"The search beat {name} by {gap} (trial {self.found.number})."
-        if self.outcome == "unclear":
-            return f"The search is ahead of {name} by {gap}, which noise alone could explain."
-        return f"The search did not beat {name}: {gap} (trial {self.found.number})."
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +36,7 @@ def verdict(view: RunView) -> Verdict:
     """Judge a study."""
     if view.best is None:
         return _no_answer(view)
-    comparisons = tuple(_compare(view, n, t) for n, t in view.baseline_trials.items())
+    comparisons = compared(view)
     outcomes = {c.outcome for c in comparisons}
     lost = [c.name for c in comparisons if c.outcome == "lost"]
     unclear = [c.name for c in comparisons if c.outcome == "unclear"]
@@ -213,25 +169,6 @@ def _answer(view: RunView, trial: Trial) -> str:
         if mine is not None and theirs:
             parts.append(f"{mine / theirs:.2f} times its {label}")
     return ", ".join(parts) + "."
-
-
-def _compare(view: RunView, name: str, simple: Trial) -> Comparison:
-    """Set the best that got the same training against a simple way: anything else were unfair."""
-    simple_ways = {t.number for t in view.baseline_trials.values()}
-    same = [
-        t
-        for t in view.compared
-        if t.feasible
-        and t.number not in simple_ways
-        and (t.phase.kind, t.phase.epochs) == (simple.phase.kind, simple.phase.epochs)
-    ]
-    found = min(same, key=lambda t: (rank(t), t.number), default=None)
-    if found is None or not simple.feasible:
-        return Comparison(name, simple, found, None)
-    assert found.measurement is not None
-    assert simple.measurement is not None
-    gap = difference(found.measurement, simple.measurement)
-    return Comparison(name, simple, found, gap)
 
 
 def _and(names: list[str]) -> str:

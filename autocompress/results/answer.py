@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from autocompress.errors import InputError
+from autocompress.errors import NoAnswer
 from autocompress.policy.budget import Budget
 from autocompress.results.front import ParetoFront
 from autocompress.results.metric import Allowance, Measurement, Metric
@@ -39,11 +39,11 @@ class Decision:
         """The answer.
 
         Raises:
-            InputError: there is none; the message says why.
+            NoAnswer: there is none; the message says why.
         """
         if self.best is None:
             shown = "" if self.nearest is None else f" The nearest is trial {self.nearest.number}."
-            raise InputError(f"{self.reason}{shown} {self.remedy}")
+            raise NoAnswer(f"{self.reason}{shown} {self.remedy}")
         return self.best
 
 

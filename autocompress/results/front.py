@@ -46,7 +46,11 @@ def dominated_volume(points: NDArray[np.float64], limit: NDArray[np.float64]) ->
     return float(moocore.hypervolume(inside, ref=limit)) if len(inside) else 0.0
 
 
-@dataclass(frozen=True)
+_SHOWN = 20
+"""Members in the text of a front."""
+
+
+@dataclass(frozen=True, repr=False)
 class ParetoFront:
     """Trials that are feasible and that no other feasible trial beats in every objective.
 
@@ -85,6 +89,21 @@ class ParetoFront:
 
     def __len__(self) -> int:
         return len(self.trials)
+
+    def __repr__(self) -> str:
+        names = ", ".join(m.name for m in self.objectives)
+        return f"<ParetoFront of {len(self)} trials by {names}>"
+
+    def __str__(self) -> str:
+        if not self.trials:
+            return "Pareto front: no trial within the budget"
+        lines = [f"Pareto front: {len(self)} trial{'s' if len(self) > 1 else ''}"]
+        for trial in self.trials[:_SHOWN]:
+            parts = [f"{m.name} {m.text(_value(trial, m))}" for m in self.objectives]
+            parts += [trial.origin] if trial.origin else []
+            lines.append(f"  trial {trial.number}: {', '.join(parts)}")
+        left = len(self) - _SHOWN
+        return "\n".join([*lines, *([f"  and {left} more"] if left > 0 else [])])
 
     def __iter__(self) -> Iterator[Trial]:
         return iter(self.trials)

@@ -9,6 +9,8 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from autocompress.errors import InputError, MeasurementError, nearest
+from autocompress.policy.claims import Claim
+from autocompress.policy.section import read_as
 
 Goal = Literal["maximize", "minimize"]
 GOALS = ("maximize", "minimize")
@@ -279,6 +281,11 @@ class Measurement:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Measurement:
-        """Inverse of ``as_dict``."""
+        """Inverse of ``as_dict``.
+
+        Raises:
+            InputError: it does not have the form of a measurement.
+        """
+        read_as(Claim, data, "the measurement")
         metrics = tuple(Metric(**m) for m in data.get("metrics") or ()) or (ACCURACY,)
         return cls(data["values"], data.get("spread", {}), data.get("context", {}), metrics)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from pydantic import Field, Strict
+
+from autocompress.policy.claims import Count, Number
 from autocompress.policy.policy import Policy
+from autocompress.policy.section import Section, read_as
 from autocompress.results.metric import Measurement
 
 MUCH_WAITING = 0.1
@@ -84,7 +88,8 @@ class Trial:
         object.__setattr__(self, "violations", MappingProxyType(dict(self.violations)))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Trial.from_dict, (self.as_dict(),))
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return (Trial, tuple({**values, "violations": dict(self.violations)}.values()))
 
     @property
     def feasible(self) -> bool:
@@ -111,11 +116,16 @@ class Trial:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Trial:
-        """Inverse of ``as_dict``."""
+        """Inverse of ``as_dict``.
+
+        Raises:
+            InputError: it does not have the form of a trial.
+        """
+        read_as(_Record, {k: v for k, v in data.items() if k in _Record.model_fields}, "the trial")
         measured = data.get("measurement")
         return cls(
             number=data["number"],
-            policy=Policy.from_dict(data["policy"]),
+            policy=Policy.read(data["policy"], where="the policy"),
             phase=Phase(**data["phase"]),
             state=TrialState(data["state"]),
             origin=data.get("origin", ""),
@@ -126,6 +136,30 @@ class Trial:
             seconds=data.get("seconds", 0.0),
             parent=data.get("parent"),
         )
+
+
+class _PhaseRecord(Section):
+    """The form of a ``Phase``."""
+
+    kind: PhaseKind
+    epochs: Number = 0.0
+    rung: Count = 0
+
+
+class _Record(Section):
+    """The form of a ``Trial``; its policy and its measurement are checked where they are read."""
+
+    number: Count
+    phase: _PhaseRecord
+    state: TrialState
+    policy: dict[str, Any]
+    measurement: dict[str, Any] | None = None
+    origin: str = ""
+    violations: dict[str, Number] = Field(default_factory=dict)
+    reason: str = ""
+    seed: Annotated[int, Strict()] = 0
+    seconds: Number = 0.0
+    parent: Count | None = None
 
 
 def confirmed(trials: Iterable[Trial]) -> list[Trial]:

@@ -208,7 +208,7 @@ def dry_run(study: StudyConfig, progress: Progress) -> dict[str, Any]:
         "study": study.model_dump(mode="json"),
         "choices": len(parts.space.choices),
         "log10_policies": parts.space.log10_size,
-        "dearest": _end(Policy(), ends.baseline_values, ends.measured, quality),
+        "most_expensive": _end(Policy(), ends.baseline_values, ends.measured, quality),
         "cheapest": _end(ends.cheapest, ends.cheapest_values, ends.measured, quality),
         "budget": list(study.budget),
         "feasible": not ends.over,

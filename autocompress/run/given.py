@@ -28,7 +28,15 @@ def given_study(
         budget: limits; ``None`` has none.
         task: a name or a section; an object belongs to the data, see ``told``.
         **sections: of a study file; ``None`` leaves one at its defaults.
+
+    Raises:
+        InputError: anything that a study file could not hold.
     """
+    if not isinstance(budget, str | Budget | None):
+        raise InputError(
+            f"`budget` must be a text such as 'latency<=0.5x', or a Budget such as "
+            f"Budget('latency<=0.5x', 'size<=1MB'), got {budget!r}."
+        )
     limits = Budget(budget) if isinstance(budget, str) else (budget or Budget())
     named = task if isinstance(task, str) else dict(task) if isinstance(task, Mapping) else None
     given = {
@@ -73,6 +81,17 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return dict(value)
     return str(value) if isinstance(value, Path) else value
+
+
+def as_path(given: Any, name: str) -> Path:
+    """A path that was given.
+
+    Raises:
+        InputError: it is none.
+    """
+    if isinstance(given, str | Path):
+        return Path(given)
+    raise InputError(f"`{name}` must be a path, got {given!r:.80}.")
 
 
 def as_module(model: nn.Module | str | Path) -> nn.Module:

@@ -79,14 +79,23 @@ def write_recipe(view: RunView, folder: RunFolder, trial: Trial, path: Path) -> 
         path: of the recipe.
     """
     study = read_study(folder.read_study(), where=str(folder.study))
-    identity = view.baseline.context["identity"]
+    identity = view.baseline.context.get("identity") or {}
+    lacking = {"architecture", "weights", "data"} - set(identity)
+    if lacking:
+        raise InputError(
+            f"{folder.baseline()} does not say which model and data were measured (`identity` "
+            f"lacks {', '.join(sorted(lacking))}). Delete the file; --resume writes it again."
+        )
     check = view.verified(trial)
     baseline = (view.test_baseline if check is not None else None) or view.baseline
     weights = None
     if trial.phase.epochs > 0:
         state = state_file(folder.models, trial.policy, trial.phase.epochs, trial.seed)
         if not state.is_file():
-            raise InputError(f"The trained weights of trial {trial.number} are gone: {state}")
+            raise InputError(
+                f"The trained weights of trial {trial.number} are gone: {state}. Put them back, or "
+                "export a trial that was not trained with --pick."
+            )
         weights = path.with_suffix(".safetensors").name
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(state, path.with_suffix(".safetensors"))
@@ -114,7 +123,8 @@ def pick_trial(view: RunView, pick: str) -> Trial:
     """A front member by name, or any complete trial by its number.
 
     Raises:
-        InputError: no such trial, or for ``best`` a run without an answer; the message says why.
+        InputError: no such trial.
+        NoAnswer: for ``best``, a run without an answer; the message says why.
     """
     if pick.lstrip("-").isdigit():
         found = [t for t in view.compared if t.number == int(pick)]

@@ -16,6 +16,8 @@ from autocompress.results.metric import ACCURACY, Measurement
 from autocompress.results.trial import Phase
 from autocompress.run.study import GIVEN, StudyConfig, read_study
 
+_AGAIN = "Export the recipe again: `autocompress export RUN -o recipe.yaml`."
+
 if TYPE_CHECKING:
     from autocompress.model.earlier import Earlier
     from autocompress.run.assembly import Assembly
@@ -27,6 +29,36 @@ rounded and summed by another build of the runtime."""
 
 LATENCY_TOLERANCE = 0.15
 """Of the claimed ratio, on top of the interval: what two runs on one quiet machine differ by."""
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read a recipe and all that it holds, before anything is built.
+
+    Raises:
+        InputError: no such file, or a section that cannot be used; both are named.
+    """
+    recipe = Recipe.load(path)
+    read_study(recipe.study, where=f"{path}: `study`")
+    claims_of(recipe, where=str(path))
+    return recipe
+
+
+def claims_of(recipe: Recipe, *, where: str = "the recipe") -> tuple[Measurement, Measurement]:
+    """What a recipe claims of the compressed model, and of the uncompressed one.
+
+    Raises:
+        InputError: they cannot be compared with a measurement.
+    """
+    found = []
+    for name in ("measurement", "baseline"):
+        try:
+            claim = Measurement.from_dict(getattr(recipe, name))
+        except AutocompressError as error:
+            raise InputError(f"{where}: `{name}`: {error} {_AGAIN}") from None
+        if "latency_ms" not in claim or claim["latency_ms"] <= 0:
+            raise InputError(f"{where}: `{name}` claims no latency above 0. {_AGAIN}")
+        found.append(claim)
+    return found[0], found[1]
 
 
 def open_recipe(
@@ -158,7 +190,7 @@ def apply(
 
     if output.suffix not in (".onnx", ".pt2", ".safetensors"):
         raise InputError(f"-o must end in .onnx, .pt2 or .safetensors, got {output.name!r}.")
-    recipe = Recipe.load(recipe_path)
+    recipe = load_recipe(recipe_path)
     with tempfile.TemporaryDirectory() as scratch:
         parts, same = open_recipe(recipe, model, checkpoint, data=data, folder=Path(scratch))
         compressed = rebuild(recipe, parts, same, recipe_path.parent)
@@ -184,7 +216,7 @@ def verify(
     recipe_path: Path, model: str | None, checkpoint: str | None, data: str | None = None
 ) -> dict[str, Any]:
     """Check a recipe in a fresh process."""
-    Recipe.load(recipe_path)  # a bad file is said at once, from here
+    load_recipe(recipe_path)  # a bad file is said at once, from here
     arguments = json.dumps([str(recipe_path), model, checkpoint, data])
     done = subprocess.run(
         [sys.executable, "-m", "autocompress.run.verify_worker", arguments],
@@ -213,14 +245,13 @@ def check(
         recipe_path: of the recipe.
         model, checkpoint, data: as for ``open_recipe``.
     """
-    recipe = Recipe.load(recipe_path)
+    recipe = load_recipe(recipe_path)
     with tempfile.TemporaryDirectory() as scratch:
         parts, same = open_recipe(recipe, model, checkpoint, data=data, folder=Path(scratch))
         evaluator = parts.evaluator
         compressed = rebuild(recipe, parts, same, recipe_path.parent)
         found = evaluator.measurer.measure(compressed, recipe.recovery.get("split", "val"))
-    claimed = Measurement.from_dict(recipe.measurement)
-    baseline = Measurement.from_dict(recipe.baseline)
+    claimed, baseline = claims_of(recipe)
     same_data = parts.data.fingerprint == recipe.data
     reasons = compare_claims(
         found,

@@ -42,7 +42,7 @@ def as_begun(study: StudyConfig, folder: RunFolder) -> StudyConfig:
         return study
     defaults = type(study.settings)().model_dump(mode="json")
     now = study.settings.model_dump(mode="json")
-    began = folder.read_study().get("settings", {})
+    began = folder.read_study().get("settings") or {}
     kept = {
         key: former
         for key, former in _FORMER.items()
@@ -98,7 +98,7 @@ def differences(before: Measurement, study: dict[str, Any], parts: Assembly) -> 
             nothing is compared of which they say nothing.
         parts: of the study that is to go on.
     """
-    known, now = before.context.get("identity", {}), parts.identity
+    known, now = before.context.get("identity") or {}, parts.identity
     earlier = parts.earlier
     if earlier is not None and known.get("architecture") == earlier.architecture:
         if earlier.names:
@@ -106,7 +106,7 @@ def differences(before: Measurement, study: dict[str, Any], parts: Assembly) -> 
         now = {**now, "architecture": earlier.architecture, "weights": earlier.weights}
     found = [text for key, text in _IDENTITY.items() if known.get(key, now[key]) != now[key]]
     found = found[:1] if found[:1] == ["another model"] else found
-    if "target" in study:
+    if study.get("target") is not None:
         old, new = (_target(t) for t in (study["target"], parts.study.target))
         found += [
             f"another target ({key} {old.get(key)!r}, now {new.get(key)!r})"
@@ -116,7 +116,7 @@ def differences(before: Measurement, study: dict[str, Any], parts: Assembly) -> 
     settings = parts.study.settings.model_dump(mode="json")
     found += [
         f"other settings ({key} {value!r}, now {settings[key]!r})"
-        for key, value in study.get("settings", {}).items()
+        for key, value in (study.get("settings") or {}).items()
         if key in settings and settings[key] != value
     ]
     return found

@@ -97,8 +97,7 @@ def run_study(
     from autocompress.controller.samplers import check_sampler
     from autocompress.run.assembly import assemble, silent
 
-    if sampler is None:
-        check_sampler(study.search.sampler)
+    check_sampler(study.search.sampler if sampler is None else sampler)
     preparing = silent if watcher is None else watcher.preparing
     config = study.search
     root = out or Path("runs") / study.name

@@ -17,6 +17,7 @@ from pydantic import Discriminator, Field, Tag
 from autocompress.controller.config import SearchConfig
 from autocompress.errors import InputError, nearest
 from autocompress.policy.budget import Budget
+from autocompress.policy.claims import ReadsAs
 from autocompress.policy.reading import read_mapping
 from autocompress.policy.recovery import ModelSection, RecoveryConfig, Schedule
 from autocompress.policy.section import Section
@@ -37,6 +38,19 @@ _VARIABLES = {
     "AUTOCOMPRESS_WEIGHTS": "the folder with the trained checkpoints",
     "IMAGENET": "the ImageNet folder, with `train` and `val`",
 }
+
+
+class TaskSection(Section):
+    """What the model is for.
+
+    Args:
+        factory: a ready-made task's name, or ``package.module:function`` that returns an
+            ``autocompress.Task``.
+        args: keyword arguments of the factory.
+    """
+
+    factory: str
+    args: dict[str, Any] = Field(default_factory=dict)
 
 
 class DataSection(Section):
@@ -68,7 +82,7 @@ class DataSection(Section):
     memory: str | int | None = None
     length: int | dict[str, int] | None = None
     dynamic: Literal["auto"] | dict[str, dict[int, str] | list[int]] | None = None
-    task: str | dict[str, Any] | None = None
+    task: str | Annotated[dict[str, Any], ReadsAs(TaskSection)] | None = None
 
 
 class BaselineSection(Section):

@@ -84,7 +84,8 @@ class Session(ABC):
     @property
     @abstractmethod
     def threads(self) -> int:
-        """Threads of one inference, as the runtime itself tells them."""
+        """Threads of one inference, as the runtime itself tells them: a property, or a class
+        attribute where there is only one number; it cannot be set in ``__init__``."""
 
     @abstractmethod
     def prepare(self, inputs: Inputs) -> Callable[[], Any]:

@@ -11,8 +11,8 @@ from autocompress.errors import InputError
 from autocompress.policy.section import Section, read_as
 from autocompress.targets import registry
 
-#: once fields of every runtime; files of that time may say that they ask for nothing
-_FORMER = {"providers": None, "compile": False}
+FORMER = {"providers": None, "compile": False}
+"""Once fields of every runtime; files of that time may say that they ask for nothing."""
 
 
 Length = Annotated[int, Field(ge=1)]
@@ -58,7 +58,7 @@ class TargetConfig(Section):
         model: Any = registry.load(runtime).config_model
         if type(data) is model:
             return data
-        for key, nothing in _FORMER.items():
+        for key, nothing in FORMER.items():
             if key not in model.model_fields and plain.get(key, 0) == nothing:
                 plain.pop(key, None)
         found: Self = read_as(model, plain, where or f"`target` with the runtime {runtime!r}")

@@ -13,10 +13,12 @@ from typing import Any
 
 import yaml
 
-from autocompress.errors import InputError, nearest
+from autocompress.errors import AutocompressError, InputError, nearest
 from autocompress.policy.reading import read_mapping
+from autocompress.policy.section import Section
 from autocompress.policy.writing import replacing
 from autocompress.results.metric import Measurement
+from autocompress.track.forms import IdentityForm, StudyForm, SummaryForm
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,39 +160,71 @@ class RunFolder:
     def identity(self) -> str:
         """A name that no other run has, not even a later one in the same folder; made once."""
         path = self.root / "run.json"
-        found = read_json(path)
-        if not isinstance(found, dict) or "id" not in found:
+        found = read_json(path, "run's identity", IdentityForm)
+        if found is None:
             found = {"id": f"{self.name}-{uuid.uuid4().hex[:12]}"}
             write_json(path, found)
         return str(found["id"])
 
     def write_study(self, study: Mapping[str, Any]) -> None:
         """Keep the resolved study."""
-        write_atomically(self.study, yaml.safe_dump(plain(study), sort_keys=False))
+        # the mark at its end tells a whole file from one that was cut off and can still be read
+        text = yaml.safe_dump(plain(study), sort_keys=False, explicit_end=True)
+        write_atomically(self.study, text)
 
     def read_study(self) -> dict[str, Any]:
-        """The resolved study, or nothing where none was written."""
+        """The resolved study, or nothing where none was written.
+
+        Raises:
+            InputError: it is damaged, or only a part of it is left.
+        """
         if not self.study.is_file():
             return {}
-        return read_mapping(self.study, "study")
+        remedy = (
+            "Put the study that the run was begun with in its place; without the file, --resume "
+            "with that study writes it again."
+        )
+        found = read_mapping(self.study, "study", remedy=remedy)
+        whole = self.study.read_bytes().rstrip().endswith(b"\n...")
+        # studies of earlier versions have no mark, and this key at their end
+        if not whole and "ray_address" not in found:
+            raise InputError(
+                f"{self.study} is not whole: its end is missing, and with it what the run was to "
+                f"keep to. {remedy}"
+            )
+        _check(StudyForm, found, self.study, remedy)
+        return found
 
     def write_baseline(self, measurement: Measurement, split: str = "val") -> None:
         """Keep what the uncompressed model does on one split."""
         write_json(self.baseline(split), measurement.as_dict())
 
     def read_baseline(self, split: str = "val") -> Measurement | None:
-        """What the uncompressed model does, or ``None`` where it was not measured yet."""
-        found = read_json(self.baseline(split))
-        return None if found is None else Measurement.from_dict(found)
+        """What the uncompressed model does, or ``None`` where it was not measured yet.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        path = self.baseline(split)
+        found = read_json(path, "measurement")
+        if found is None:
+            return None
+        try:
+            return Measurement.from_dict(found)
+        except AutocompressError as error:
+            raise InputError(f"{path}: {error} {_DELETE}") from None
 
     def write_front(self, summary: Mapping[str, Any]) -> None:
         """Keep the run's summary."""
         write_json(self.front, summary)
 
     def read_front(self) -> dict[str, Any]:
-        """The run's summary, or nothing where none was written."""
-        found = read_json(self.front)
-        return found if isinstance(found, dict) else {}
+        """The run's summary, or nothing where none was written.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        return read_json(self.front, "summary", SummaryForm) or {}
 
     def best_model(self) -> Path | None:
         """Exported file of the answer, where the summary names one that is still there."""
@@ -221,20 +255,33 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, json.dumps(plain(value), indent=2) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Read JSON; ``None`` where there is no such file.
+def read_json(path: Path, what: str, form: type[Section] | None = None) -> dict[str, Any] | None:
+    """Read a mapping; ``None`` where there is no such file.
+
+    Args:
+        path: of JSON.
+        what: it should be, for error messages.
+        form: that it must have.
 
     Raises:
         InputError: the file is damaged.
     """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{path} is not readable as JSON: {error}. Delete it; --resume writes it again."
-        ) from None
+    found = read_mapping(path, what, form="JSON", remedy=_DELETE)
+    if form is not None:
+        _check(form, found, path, _DELETE)
+    return found
+
+
+def _check(form: type[Section], found: dict[str, Any], path: Path, remedy: str) -> None:
+    try:
+        form.read(found, where=str(path))
+    except InputError as error:
+        raise InputError(f"{error} {remedy}") from None
+
+
+_DELETE = "Delete the file; --resume writes it again."
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -16,8 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.errors import AutocompressError, InputError
+from autocompress.policy.reading import read_line
+from autocompress.policy.registry import field_names
 from autocompress.results.trial import Trial
 from autocompress.track.folder import RunFolder, plain, sync_folder
+from autocompress.track.forms import TimesForm
 
 #: journals that this process holds: the kernel's lock does not stop a process from itself
 _held: set[str] = set()
@@ -195,20 +198,53 @@ def read_entries(run: str | Path | RunFolder) -> list[Entry]:
         data = folder.trials.read_bytes()
     except FileNotFoundError:
         return []
-    entries = []
-    for number, line in enumerate(data[: data.rfind(b"\n") + 1].splitlines(), start=1):
-        if not line.strip():
+    entries: list[Entry] = []
+    lines: dict[int, int] = {}
+    for line, text in enumerate(data[: data.rfind(b"\n") + 1].split(b"\n"), start=1):
+        if not text.strip():
             continue
         try:
-            found = json.loads(line)
-            trial = Trial.from_dict(found)
-        except (ValueError, KeyError, TypeError, AttributeError, AutocompressError) as error:
+            entry = _read_entry(text)
+        except AutocompressError as error:
             raise InputError(
-                f"{folder.trials}, line {number}, is not a trial ({type(error).__name__}: {error})."
-                " Remove that line to go on without it; keep a copy of the file."
+                f"{folder.trials}, line {line}, is not a trial that can be read: {error} "
+                f"{_REMEDY[isinstance(error, _FromElsewhere)]}"
             ) from None
-        entries.append(Entry(trial, found.get("elapsed_s", 0.0), found.get("finished", "")))
+        before = lines.setdefault(entry.trial.number, line)
+        if before != line:
+            raise InputError(
+                f"{folder.trials}, line {line}, holds trial {entry.trial.number}, and so does line "
+                f"{before}. Remove one of them; keep a copy of the file."
+            )
+        entries.append(entry)
     return entries
+
+
+class _FromElsewhere(InputError):
+    """A policy names a technique that is not installed here."""
+
+
+_REMEDY = {
+    False: "Remove that line to go on without it; keep a copy of the file.",
+    True: "The run stays as it is.",
+}
+
+
+def _read_entry(text: bytes) -> Entry:
+    found = read_line(text)
+    layers = found.get("policy", {})
+    layers = layers.get("layers") if isinstance(layers, dict) else None
+    for layer in layers.values() if isinstance(layers, dict) else ():
+        for key in layer if isinstance(layer, dict) else ():
+            if key not in field_names():
+                raise _FromElsewhere(
+                    f"its policy has {key!r}, which no technique here knows. Install the package "
+                    "that adds it, in the version that made the run."
+                )
+    times = TimesForm.read(
+        {k: v for k, v in found.items() if k in TimesForm.model_fields}, where="the trial"
+    )
+    return Entry(Trial.from_dict(found), times.elapsed_s, times.finished)
 
 
 def read_trials(run: str | Path | RunFolder) -> list[Trial]:

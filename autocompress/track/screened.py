@@ -12,9 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.errors import InputError
+from autocompress.policy.claims import Count, Number
+from autocompress.policy.reading import read_line
+from autocompress.policy.section import Section
 from autocompress.results.screened import Screened
 from autocompress.track.folder import plain
 from autocompress.track.journal import cut_torn_line
+
+
+class _Line(Section):
+    policy: str
+    images: Count
+    kl: Number
+    stderr: Number
+    made_with: str = ""
 
 
 class ScreenedPolicies(UserDict[tuple[str, int], Screened]):
@@ -46,18 +57,17 @@ class ScreenedPolicies(UserDict[tuple[str, int], Screened]):
             cut_torn_line(handle)
         finally:
             os.close(handle)
-        for number, line in enumerate(self._path.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in enumerate(self._path.read_bytes().splitlines(), 1):
             try:
-                found = json.loads(line)
-                key = found["policy"], found["images"]
-                screened = Screened(found["kl"], found["stderr"], found["images"])
-            except (ValueError, KeyError, TypeError) as error:
+                found = _Line.read(read_line(line), where="the entry")
+            except InputError as error:
                 raise InputError(
-                    f"{self._path}, line {number}, is not a screened policy "
-                    f"({type(error).__name__}: {error}). Delete the file; it is made again."
+                    f"{self._path}, line {number}, is not a screened policy: {error} Delete the "
+                    "file; it is made again."
                 ) from None
-            if found.get("made_with") == self._made_with:
-                self.data[key] = screened
+            if found.made_with == self._made_with:
+                screened = Screened(found.kl, found.stderr, found.images)
+                self.data[found.policy, found.images] = screened
 
     def __setitem__(self, key: tuple[str, int], found: Screened) -> None:
         super().__setitem__(key, found)

@@ -25,6 +25,7 @@ from autocompress.results.metric import (
 )
 from autocompress.results.trial import Trial, TrialState, confirmed
 from autocompress.track.folder import RunFolder
+from autocompress.track.forms import read_budget, trial_numbers
 from autocompress.track.journal import Entry, read_entries
 
 #: names that baselines go by, where they are not given: the origins of the first seeds
@@ -143,11 +144,12 @@ class RunView:
                 "was measured. Continue it with --resume."
             )
         summary, study = folder.read_front(), folder.read_study()
-        limits = study.get("budget") or summary.get("budget") or ()
+        by_study = study.get("budget") is not None  # `[]` is a budget: none
+        limits = (study if by_study else summary).get("budget") or ()
         asked = summary.get("objectives") or (study.get("search") or {}).get("objectives") or ()
         given: dict[str, Any] = {
-            "budget": Budget.parse([limits] if isinstance(limits, str) else limits),
-            "baselines": _numbers(summary.get("baselines") or {}),
+            "budget": read_budget(limits, folder.study if by_study else folder.front),
+            "baselines": trial_numbers(summary.get("baselines") or {}),
             "max_accuracy_drop": study.get("max_accuracy_drop"),
             "max_quality_drop": study.get("max_quality_drop"),
             "layers": tuple(summary.get("layers") or ()),
@@ -380,16 +382,6 @@ def policy_summary(policy: Policy, layers: Sequence[str]) -> dict[str, float | s
 def natural(name: str) -> list[tuple[int, int | str]]:
     """Sort key that puts layer2 before layer10."""
     return [(0, int(p)) if p.isdigit() else (1, p) for p in re.split(r"(\d+)", name) if p]
-
-
-def _numbers(baselines: Mapping[str, Any]) -> dict[str, int]:
-    """Trial numbers from either form: a number, or a trial as ``--json`` prints it."""
-    found = {}
-    for name, entry in baselines.items():
-        number = entry.get("number") if isinstance(entry, Mapping) else entry
-        if isinstance(number, int):
-            found[name] = number
-    return found
 
 
 def score(trial: Trial | None) -> float | None:

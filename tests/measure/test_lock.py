@@ -196,7 +196,7 @@ def test_a_wait_says_for_whom_and_how_long(
     said = [record.getMessage() for record in caplog.records]
     pattern = (
         rf"waiting for process {holder.process.pid} \(-c {how} quickstart\), "
-        rf"which is {doing} since (\d+) s; waited for (\d+) s so far"
+        rf"which has been {doing} for (\d+) s; waited for (\d+) s so far"
     )
     assert len(said) >= 2
     matches = [re.fullmatch(pattern, text) for text in said]
@@ -212,7 +212,7 @@ def test_work_of_ones_own_is_called_so(
     """A search computes in one thread while another one waits to time something."""
     monkeypatch.setenv("AUTOCOMPRESS_LOCK_DIR", str(tmp_path / "lock"))
     monkeypatch.setattr(lock, "_FIRST_WORD_S", 0.1)
-    caplog.set_level(logging.INFO, "autocompress.measure.lock")
+    caplog.set_level(logging.DEBUG, "autocompress.measure.lock")
     held, said = threading.Event(), threading.Event()
 
     def compute() -> None:
@@ -224,9 +224,11 @@ def test_work_of_ones_own_is_called_so(
     held.wait()
     threading.Timer(0.6, said.set).start()
     with machine_lock(exclusive=True):
-        texts = [record.getMessage() for record in caplog.records]
-    assert texts
-    assert texts[0].startswith("waiting for this program's own work, which is computing since 0 s")
+        said_so = list(caplog.records)
+    assert said_so
+    own = "waiting for this program's own work, which has been computing for 0 s"
+    assert said_so[0].getMessage().startswith(own)
+    assert {record.levelno for record in said_so} == {logging.DEBUG}  # nobody can act on it
 
 
 def test_short_waits_and_free_locks_say_nothing(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pickle
+import re
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autocompress.errors import PolicyError
+from autocompress.errors import InputError, PolicyError
 from autocompress.policy.policy import Distill, LayerPolicy, Policy
 
 layer_policies = st.builds(
@@ -99,3 +101,22 @@ def test_distillation_changes_nothing_before_training() -> None:
     distilled = Policy(plain.layers, Distill())
     assert plain.digest != distilled.digest
     assert plain.untrained_digest == distilled.untrained_digest
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        ({"layers": {"conv1": {"absent": True}}}, LayerPolicy),
+        ({"layers": {"conv1": {"identity": True}}}, LayerPolicy),
+        ({"layers": {"conv1": {"more": []}}}, LayerPolicy),
+        ({"__pydantic_config__": {}}, Policy),
+        ({"zzz": 1}, Policy),
+        ({"distill": {"zzz": 1}}, Distill),
+    ],
+)
+def test_an_unknown_key_is_told_only_what_may_be_written(data: Any, kind: type) -> None:
+    with pytest.raises(InputError) as caught:
+        Policy.read(data, where="policy.yaml")
+    told = set(re.findall(r"[\w]+", str(caught.value).partition(";")[2]))
+    inner = {name for name in dir(kind) if name.startswith("_")} | {"identity", "absent", "more"}
+    assert not told & inner

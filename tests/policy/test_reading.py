@@ -38,8 +38,8 @@ REFUSED: dict[str, tuple[str, bytes, str]] = {
     "merged aliases": ("x.yaml", MERGED.encode(), "more than 100,000 values"),
     "a megabyte of aliases": ("x.yaml", FLAT.encode(), "more than 100,000 values"),
     "an alias in itself": ("x.yaml", b"a: &a [*a]", "holds itself"),
-    "deep": ("x.yaml", b"a: " + b"[" * 5000, "deeper than 100|nesting depth"),
-    "deep blocks": ("x.yaml", b"- " * 5000, "deeper than 100|nesting depth"),
+    "deep": ("x.yaml", b"a: " + b"[" * 5000, "deeper than 100.* Make it flatter"),
+    "deep blocks": ("x.yaml", b"- " * 5000, "deeper than 100.* Make it flatter"),
     "deep JSON": ("x.json", b'{"a": ' + b"[" * 10**6, "x.json is not readable as a study in JSON"),
     "deep but closed JSON": ("x.json", b'{"a":' + b"[" * 101 + b"]" * 101 + b"}", "deeper"),
     "deep by aliases": ("x.yaml", DEEP_ALIASES.encode(), "nested deeper than 100"),
@@ -135,9 +135,10 @@ def test_json_is_read_as_json(tmp_path_factory: pytest.TempPathFactory, value: A
 
 def test_a_recipe_saved_as_json_keeps_small_numbers(tmp_path: Path) -> None:
     recipe = Recipe.load(FIXTURES / "recipe.yaml")
-    small = recipe.model_copy(update={"measurement": {"loss": 1e-07, "large": 1e22}})
+    claimed = {"values": {"loss": 1e-07, "large": 1e22}}
+    small = recipe.model_copy(update={"measurement": claimed})
     again = Recipe.load(small.save(tmp_path / "recipe.json"))
-    assert again.measurement == {"loss": 1e-07, "large": 1e22}
+    assert again.measurement == claimed
 
 
 def _read_study(path: Path) -> object:

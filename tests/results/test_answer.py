@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autocompress.errors import InputError
+from autocompress.errors import NoAnswer
 from autocompress.policy.budget import Budget
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.results.answer import decide, judged
@@ -49,7 +49,7 @@ def test_the_answer_is_what_its_definition_says(
         assert (found.nearest, found.reason) == (None, "")
         return
     assert found.best is None
-    with pytest.raises(InputError) as error:
+    with pytest.raises(NoAnswer) as error:
         found.answer()
     assert found.reason in str(error.value)
     if within:

@@ -106,3 +106,15 @@ def test_trials_survive_plain_data(number: int, accuracy: float, latency: float)
     one = trial(number, accuracy, latency)
     assert Trial.from_dict(json.loads(json.dumps(one.as_dict()))) == one
     assert pickle.loads(pickle.dumps(one)) == one
+
+
+def test_a_front_prints_in_few_lines() -> None:
+    trials = [trial(i, 0.5 + i / 100, 1.0 + i) for i in range(40)]
+    front = ParetoFront.of(trials, (ACCURACY, LATENCY))
+    assert len(repr(front)) < 80
+    lines = str(front).splitlines()
+    assert lines[0] == "Pareto front: 40 trials"
+    assert lines[1] == "  trial 0: accuracy 50.00%, latency_ms 1 ms"
+    assert lines[-1] == "  and 20 more"
+    assert max(map(len, lines)) < 100
+    assert "no trial" in str(ParetoFront((), (ACCURACY, LATENCY)))

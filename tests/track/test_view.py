@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from autocompress.errors import InputError
+from autocompress.errors import InputError, NoAnswer
 from autocompress.policy.budget import Budget
 from autocompress.policy.policy import Distill, LayerPolicy, Policy
 from autocompress.report.html import distillation_pairs, rung_forecasts
@@ -242,6 +244,29 @@ def test_the_verdict_says_who_won(
         assert gap.stderr == pytest.approx(100 * math.sqrt(2) * 0.003)
 
 
+def test_a_simple_way_is_not_set_against_another_trial_of_its_kind() -> None:
+    trials = [
+        trial(0, 0.85, 0.9, origin="uniform"),
+        trial(1, 0.85, 0.9, origin="uniform"),
+        trial(2, 0.84, 0.9, origin="solver"),
+    ]
+    run = view(trials, baselines={"uniform": 0})
+    judged = verdict(run)
+    assert judged.comparisons[0].found is trials[2]
+    assert "trial 2, its best with the same training" in judged.sentences[1]
+    table = Console(width=200, record=True, file=io.StringIO())
+    table.print(verdict_table(run))
+    text = table.export_text()
+    for number in re.findall(r"trial (\d+)", judged.sentences[1]):
+        assert f"(trial {number})" in text
+
+
+def test_a_random_search_is_set_against_random_policies() -> None:
+    trials = [trial(0, 0.80, 0.9, origin="random"), trial(1, 0.85, 0.9, origin="random")]
+    run = view(trials, baselines={"random": 0}, study={"search": {"sampler": "random"}})
+    assert verdict(run).comparisons[0].found is trials[1]
+
+
 def test_a_trained_answer_is_not_set_against_an_untrained_baseline() -> None:
     trials = [
         trial(0, 0.80, 0.9, origin="uniform"),
@@ -367,3 +392,15 @@ def test_tables_say_where_val_and_test_are_of_different_builds(
     said = front_table(found).caption
     assert isinstance(said, str)
     assert ("thorough" in said) == differ
+
+
+def test_a_run_without_an_answer_failed_and_is_no_bad_input(
+    tmp_path: Path, make_run: MakeRun
+) -> None:
+    folder = make_run(tmp_path / "r", 20, feasible=False)
+    with pytest.raises(NoAnswer) as none:
+        pick_trial(RunView.load(folder), "best")
+    assert none.value.exit_code == 1
+    with pytest.raises(InputError) as wrong:
+        pick_trial(RunView.load(folder), "bst")
+    assert wrong.value.exit_code == 2

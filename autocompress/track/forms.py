@@ -1,0 +1,98 @@
+"""The form of the files of a run, as far as anyone relies on it; they may hold more."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field
+
+from autocompress.errors import InputError
+from autocompress.policy.budget import Budget
+from autocompress.policy.claims import Count, Flag, Number
+from autocompress.policy.section import STRICT, Section
+
+
+class _Open(Section):
+    model_config = ConfigDict({**STRICT, "extra": "ignore"})
+
+
+class _SearchForm(_Open):
+    objectives: tuple[str, ...] | None = None
+
+
+class _FactoryForm(_Open):
+    factory: str | None = None
+
+
+class _TrackingForm(_Open):
+    uri: str | None = None
+    experiment: str | None = None
+    register_best: Flag = True
+
+
+class StudyForm(_Open):
+    """What is read of ``study.yaml`` without assembling the study."""
+
+    name: str | None = None
+    model: _FactoryForm | None = None
+    data: _FactoryForm | None = None
+    target: dict[str, Any] | None = None
+    settings: dict[str, Any] | None = None
+    space: str | dict[str, Any] | None = None
+    budget: tuple[str, ...] | str | None = None
+    max_accuracy_drop: Annotated[Number, Field(gt=0)] | None = None
+    max_quality_drop: str | Number | None = None
+    search: _SearchForm | None = None
+    tracking: _TrackingForm | None = None
+
+
+class _TrialForm(_Open):
+    number: Count
+
+
+class SummaryForm(_Open):
+    """What is read of ``front.json``."""
+
+    model: str | None = None
+    budget: tuple[str, ...] | str | None = None
+    objectives: tuple[str, ...] | None = None
+    baselines: dict[str, Count | _TrialForm] | None = None
+    layers: tuple[str, ...] | None = None
+    cannot_prune: str | None = None
+
+
+class IdentityForm(_Open):
+    """What ``run.json`` holds."""
+
+    id: str
+
+
+class TimesForm(Section):
+    """The times of a line of the journal."""
+
+    elapsed_s: Annotated[Number, Field(ge=0)] = 0.0
+    finished: str = ""
+
+
+def read_budget(limits: str | Sequence[str], path: Path) -> Budget:
+    """The budget that a file of the run holds.
+
+    Raises:
+        InputError: it is none; the file is named.
+    """
+    try:
+        return Budget.parse([limits] if isinstance(limits, str) else limits)
+    except InputError as error:
+        raise InputError(f"{path}: `budget`: {error}") from None
+
+
+def trial_numbers(baselines: Mapping[str, Any]) -> dict[str, int]:
+    """Trial numbers from either form: a number, or a trial as ``--json`` prints it."""
+    found = {}
+    for name, entry in baselines.items():
+        number = entry.get("number") if isinstance(entry, Mapping) else entry
+        if isinstance(number, int):
+            found[name] = number
+    return found

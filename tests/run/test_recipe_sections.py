@@ -1,0 +1,125 @@
+"""What recipes of strangers hold is checked when they are opened, before anything is built."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from jsonschema import Draft202012Validator
+from typer.testing import CliRunner
+
+from autocompress.api import SavedRecipe
+from autocompress.build.state import reading_weights
+from autocompress.cli import app
+from autocompress.commands.schema import schema
+from autocompress.errors import InputError
+from autocompress.policy.recipe import Recipe
+from autocompress.run.replay import load_recipe
+
+FIXTURES = Path(__file__).parent.parent / "fixtures" / "run_0_1"
+WHOLE = yaml.safe_load((FIXTURES / "recipe.yaml").read_text())
+MISTAKES: list[tuple[str, Any, str]] = [
+    ("measurement", {}, "`measurement` lacks `values`"),
+    ("baseline", {}, "`baseline` lacks `values`"),
+    ("measurement.values", "x", "`measurement`: `values`"),
+    ("measurement.values.latency_ms", "0.1", r"`values\.latency_ms`"),
+    ("measurement.values.latency_ms", True, r"`values\.latency_ms`"),
+    ("measurement.spread", [1], "`measurement`: `spread`"),
+    ("measurement.context", 3, "`measurement`: `context`"),
+    ("measurement.context.timing", {"ratio": "x"}, r"timing.*`ratio`|`timing\.ratio`"),
+    ("measurement.metrics", [{"name": "mae"}], r"`measurement` lacks `metrics\.0\.unit`"),
+    ("recovery.epochs", "x", "`recovery`: `epochs`"),
+    ("recovery.epochs", -1, "`recovery`: `epochs`"),
+    ("recovery.epocs", 1, "did you mean 'epochs'"),
+    ("recovery.split", "train", "`recovery`: `split`"),
+    ("target.threads", 0, "`target`: `threads`"),
+    ("environment.torch", [2], r"`environment\.torch`"),
+    ("study", 5, "`study` must be a mapping"),
+]
+BY_STUDY_OR_CLAIM: list[tuple[str, Any, str]] = [
+    ("study.model", {}, r"`study` lacks `model\.factory`"),
+    ("study.target", {"threads": 0}, "`study`.*threads"),
+    ("study.serch", {}, "`study` has an unknown key 'serch'; did you mean 'search'"),
+    ("baseline.values.latency_ms", 0, "`baseline` claims no latency above 0"),
+    ("measurement.values", {"accuracy": 0.5}, "`measurement` claims no latency above 0"),
+    ("measurement.values.acuracy", 0.5, "`measurement`.*did you mean 'accuracy'"),
+]
+
+
+def changed(path: str, value: Any) -> dict[str, Any]:
+    whole: dict[str, Any] = copy.deepcopy(WHOLE)
+    *parents, last = path.split(".")
+    part = whole
+    for parent in parents:
+        part = part[parent]
+    part[last] = value
+    return whole
+
+
+def saved(folder: Path, whole: dict[str, Any]) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(whole))
+    return path
+
+
+@pytest.mark.parametrize(("path", "value", "says"), MISTAKES)
+def test_a_wrong_section_is_refused_by_reader_and_schema(
+    tmp_path: Path, path: str, value: Any, says: str
+) -> None:
+    file = saved(tmp_path, changed(path, value))
+    with pytest.raises(InputError, match=says) as caught:
+        Recipe.load(file)
+    assert str(caught.value).startswith(str(file))
+    assert not Draft202012Validator(schema("recipe")).is_valid(changed(path, value))
+
+
+@pytest.mark.parametrize("command", ["apply", "verify"])
+@pytest.mark.parametrize(("path", "value", "says"), [*BY_STUDY_OR_CLAIM, *MISTAKES[:2]])
+def test_commands_refuse_it_as_bad_input_before_they_build(
+    tmp_path: Path, path: str, value: Any, says: str, command: str
+) -> None:
+    file = saved(tmp_path, changed(path, value))
+    with pytest.raises(InputError, match=says):
+        load_recipe(file)
+    more = ["-o", str(tmp_path / "model.onnx")] if command == "apply" else []
+    done = CliRunner().invoke(app, [command, str(file), *more])
+    assert isinstance(done.exception, InputError)
+    assert done.exception.exit_code == 2
+
+
+def test_an_earlier_recipe_is_kept_as_it_was_written() -> None:
+    recipe = load_recipe(FIXTURES / "recipe.yaml")
+    for name in ("measurement", "baseline", "recovery", "target", "environment"):
+        assert getattr(recipe, name) == WHOLE[name]
+    assert recipe.model_dump(mode="json")["measurement"] == WHOLE["measurement"]
+
+
+@pytest.mark.parametrize(
+    "name", ["../x.safetensors", "/etc/passwd", "a/b", "..", ".", "", "a\\b", "C:x", "x\0"]
+)
+def test_weights_lie_beside_the_recipe(name: str) -> None:
+    with pytest.raises(InputError, match=r"beside the recipe.* write only their name"):
+        Recipe.read({**WHOLE, "weights": name})
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 100, b"\xff" * 8, None])
+def test_damaged_weights_are_named(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "recipe.safetensors"
+    whole = (FIXTURES / "recipe.safetensors").read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] if content is None else content)
+    with (
+        pytest.raises(InputError, match=r"recipe\.safetensors is not readable.*Copy it again"),
+        reading_weights(path),
+    ):
+        pass
+
+
+def test_a_recipe_whose_weights_are_gone_is_not_copied(tmp_path: Path) -> None:
+    shutil.copy(FIXTURES / "recipe.yaml", tmp_path)
+    with pytest.raises(InputError, match=r"recipe\.safetensors of the recipe are missing"):
+        SavedRecipe(tmp_path / "recipe.yaml").save(tmp_path / "again.yaml")
+    assert not (tmp_path / "again.yaml").exists()
