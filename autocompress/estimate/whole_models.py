@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -57,27 +57,9 @@ def time_variants(
         return paired_timings(target, files, baseline, plan=_PLAN, quiet=quiet)
 
     def measure(places: Sequence[int]) -> None:
-        files = {}
-        for i in places:
-            file, reason = attempt(policies[i], PURPOSE, partial(export_variant, policies[i]))
-            if file is None:
-                reasons.append(reason)
-            else:
-                files[i] = Path(file)
-        if not files:
-            return
-        try:
-            timings.update(zip(files, time_together([*files.values()]), strict=True))
-        except Exception:  # one of them does not run: which of them, each alone tells
-            for i, file in files.items():
-                found, reason = attempt(policies[i], PURPOSE, partial(time_together, [file]))
-                if found is None:
-                    reasons.append(reason)
-                else:
-                    timings[i] = found[0]
-        finally:
-            for file in files.values():
-                file.unlink(missing_ok=True)
+        found, failed = _timed({i: policies[i] for i in places}, export_variant, time_together)
+        timings.update(found)
+        reasons.extend(failed)
 
     for start in range(0, len(policies), _AT_ONCE):
         end = min(start + _AT_ONCE, len(policies))
@@ -93,6 +75,37 @@ def time_variants(
     if not base:
         base = [time_together([baseline])[0].latency_ms]
     return {policies[i]: t.ratio for i, t in sorted(timings.items())}, float(np.median(base))
+
+
+def _timed(
+    policies: Mapping[int, Policy],
+    export_variant: ExportVariant,
+    time_together: Callable[[Sequence[Path]], list[Timing]],
+) -> tuple[dict[int, Timing], list[str]]:
+    """Timings of some models by their number, and why others have none."""
+    files: dict[int, Path] = {}
+    timings: dict[int, Timing] = {}
+    reasons = []
+    for i, policy in policies.items():
+        file, reason = attempt(policy, PURPOSE, partial(export_variant, policy))
+        if file is None:
+            reasons.append(reason)
+        else:
+            files[i] = Path(file)
+    try:
+        if files:
+            timings = dict(zip(files, time_together([*files.values()]), strict=True))
+    except Exception:  # one of them does not run: which of them, each alone tells
+        for i, file in files.items():
+            found, reason = attempt(policies[i], PURPOSE, partial(time_together, [file]))
+            if found is None:
+                reasons.append(reason)
+            else:
+                timings[i] = found[0]
+    finally:
+        for file in files.values():
+            file.unlink(missing_ok=True)
+    return timings, reasons
 
 
 def none_left(count: int, reason: str) -> str:
