@@ -52,29 +52,30 @@ def time_variants(
     """
     timings: dict[int, Timing] = {}
     reasons: list[str] = []
-
-    def time_together(files: Sequence[Path]) -> list[Timing]:
-        return paired_timings(target, files, baseline, plan=_PLAN, quiet=quiet)
+    time_together = partial(paired_timings, target, baseline=baseline, plan=_PLAN, quiet=quiet)
 
     def measure(places: Sequence[int]) -> None:
         found, failed = _timed({i: policies[i] for i in places}, export_variant, time_together)
         timings.update(found)
         reasons.extend(failed)
 
-    for start in range(0, len(policies), _AT_ONCE):
-        end = min(start + _AT_ONCE, len(policies))
-        measure(range(start, end))
-        progress("whole models", end / len(policies))
+    for places in _batches(range(len(policies))):
+        measure(places)
+        progress("whole models", (places[-1] + 1) / len(policies))
     if policies and not timings:
         raise ExportError(none_left(len(policies), reasons[-1]))
     # the first ones were judged before anything was known about a quiet machine
     late = [i for i, t in timings.items() if quiet.disturbed(t.baseline_ms)]
-    for start in range(0, len(late), _AT_ONCE):
-        measure(late[start : start + _AT_ONCE])
+    for places in _batches(late):
+        measure(places)
     base = [t.baseline_ms for t in timings.values()]
     if not base:
         base = [time_together([baseline])[0].latency_ms]
     return {policies[i]: t.ratio for i, t in sorted(timings.items())}, float(np.median(base))
+
+
+def _batches(places: Sequence[int]) -> list[Sequence[int]]:
+    return [places[i : i + _AT_ONCE] for i in range(0, len(places), _AT_ONCE)]
 
 
 def _timed(

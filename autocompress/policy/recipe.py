@@ -77,7 +77,7 @@ class Recipe(Section):
     def _full_range(cls, data: Any) -> Any:
         """A recipe that does not say was made with all levels, whatever this machine would take."""
         if isinstance(data, Mapping) and isinstance(data.get("settings"), Mapping):
-            settings = {"weight_range": "full", **data["settings"]}
+            settings = {"weight_range": "full", "equalization": False, **data["settings"]}
             study = data.get("study")
             if isinstance(study, Mapping):
                 study = {**study, "settings": {**(study.get("settings") or {}), **settings}}
