@@ -197,8 +197,8 @@ class Follower:
             axis = dims - 1 - i
             if (before or after) and base.shape[axis] > 1:
                 # what stands beside the channels has places, and no layer that makes them
-                held = self.atoms.held("padding: a layer makes these channels only in part")
-                self.atoms.unite(base, held)
+                reason = "zeros are padded beside these channels, which fixes their places"
+                self.atoms.unite(base, self.atoms.held(reason))
                 base = base.amax(axis, keepdim=True)
         self.put(out, Labels(tuple(out.shape), base, labels.loose))
         return True
