@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from autocompress.build.pipeline import Pipeline
     from autocompress.measure.latency import Timing
     from autocompress.model.cost import Cost
+    from autocompress.results.trial import Trial
     from autocompress.targets.base import Target
     from autocompress.task.task import Result
     from autocompress.techniques.compressed import Compressed
@@ -60,6 +61,7 @@ class Measurer:
     other_device: OtherDevice | None = None
     measure_memory: bool = False
     quiet_speed: QuietSpeed = field(default_factory=QuietSpeed)
+    _undisturbed: dict[str, tuple[float, float, float]] = field(default_factory=dict)
 
     @cached_property
     def example(self) -> Any:
@@ -145,6 +147,29 @@ class Measurer:
         quiet = self.quiet_speed if here else None
         return paired_timing(self.target, path, self.baseline_file, plan=plan, quiet=quiet)
 
+    def remember(self, trial: Trial) -> None:
+        """Keep how long a policy's file takes, where nothing disturbed its timing."""
+        timing = trial.measurement.context.get("timing") if trial.measurement else None
+        if timing and not timing.get("disturbed", True):
+            ratios = (timing["ratio"], timing["ratio_low"], timing["ratio_high"])
+            self._undisturbed[trial.policy.digest] = ratios
+
+    def _settled(self, timing: Timing, policy: Policy) -> tuple[Timing, list[str]]:
+        """A disturbed timing gives way to an earlier one of the same policy, with a note.
+
+        Training changes the values of a file's weights, which no runtime's time depends on.
+        """
+        known = self._undisturbed.get(policy.digest)
+        if not timing.disturbed or known is None:
+            return timing, list(timing.notes)
+        note = (
+            f"Something else slowed the machine ({timing.ratio:.2f} times the uncompressed "
+            "latency); the latency is that of the same policy in a quieter moment."
+        )
+        ratio, low, high = known
+        quieter = replace(timing, ratio=ratio, ratio_low=low, ratio_high=high, disturbed=False)
+        return quieter, [note]
+
     def measure(
         self, compressed: Compressed, split: str, path: Path | None = None, **context: Any
     ) -> Measurement:
@@ -163,7 +188,7 @@ class Measurer:
         with machine_lock(exclusive=False):
             self.export(compressed, path)
         exported = time.perf_counter()
-        timing = self.timing(path, max_seconds=3.0)
+        timing, notes = self._settled(self.timing(path, max_seconds=3.0), policy)
         timed = time.perf_counter()
         with machine_lock(exclusive=False):
             result = self.score(path, split)
@@ -182,7 +207,7 @@ class Measurer:
                 *overflow_problems(compressed, compressed.quantized and self._overflows),
                 *result.problems,
             ],
-            "notes": [*compressed.notes, *timing.notes, *judged.notes],
+            "notes": [*compressed.notes, *notes, *judged.notes],
             "conversions": judged.conversions.as_dict(),
         }
         # The ratio of an interleaved run carries over to the study's one baseline figure; the

@@ -48,8 +48,9 @@ class StudyEvaluator:
         return self.estimator.estimate(policy)
 
     def observe(self, trial: Trial) -> None:
-        """Let estimates learn from a finished trial."""
+        """Let estimates, and later timings of the same policy, learn from a finished trial."""
         self.estimator.observe(trial)
+        self.measurer.remember(trial)
 
     def screen(self, policy: Policy, images: int) -> Screened:
         """Divergence from the uncompressed outputs on training inputs, simulated, zero-shot."""

@@ -11,11 +11,13 @@ import torch
 from small_networks import hook_macs
 
 from autocompress.errors import InputError
+from autocompress.measure.latency import Timing
 from autocompress.model import trial
 from autocompress.model.cost import policy_cost
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.results.metric import Measurement
+from autocompress.results.trial import Trial
 from autocompress.run.assembly import Assembly, assemble
 from autocompress.run.study import read_study
 
@@ -90,3 +92,51 @@ def test_a_worker_on_another_model_is_refused(parts: list[Assembly], tmp_path: P
     other = dataclasses.replace(first.inventory, weights="other")
     with pytest.raises(InputError, match="same weights at every call"):
         assemble(first.study, tmp_path, inventory=other)
+
+
+@pytest.mark.parametrize("parts", ["prune"], indirect=True)
+def test_a_disturbed_timing_gives_way_to_a_quieter_one_of_the_same_policy(
+    parts: list[Assembly], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A recovered model has other weights, in layers of the same sizes."""
+    evaluator = parts[0].evaluator
+    found = {"ratio": 1.0, "disturbed": False}
+
+    def timed(path: Path, *, max_seconds: float) -> Timing:
+        ratio = float(found["ratio"])
+        plain = {"latency_ms": 2 * ratio, "iqr_ms": 0.1, "baseline_ms": 2.0, "baseline_iqr_ms": 0.1}
+        return Timing(
+            **plain,
+            ratio=ratio,
+            ratio_low=ratio - 0.01,
+            ratio_high=ratio + 0.01,
+            confidence=0.95,
+            noisy=False,
+            rounds=12,
+            seconds=1.0,
+            size_bytes=1,
+            baseline_size_bytes=1,
+            disturbed=bool(found["disturbed"]),
+        )
+
+    monkeypatch.setattr(evaluator.measurer, "timing", timed)
+    base = evaluator.baseline["latency_ms"]
+    group = parts[0].inventory.channel_groups[0]
+    known, new = (
+        Policy(dict.fromkeys(group.producers, LayerPolicy(prune_ratio=ratio)))
+        for ratio in (0.5, 0.25)
+    )
+    found |= {"ratio": 0.5}
+    first = evaluator.evaluate(known)
+    evaluator.observe(Trial(0, known, measurement=first))
+    found |= {"ratio": 0.6, "disturbed": True}
+    again, other = evaluator.evaluate(known), evaluator.evaluate(new)
+    assert first["latency_ms"] == again["latency_ms"] == pytest.approx(0.5 * base)
+    assert other["latency_ms"] == pytest.approx(0.6 * base)
+    assert not again.context["timing"]["disturbed"]
+    assert any("in a quieter moment" in note for note in again.context["notes"])
+    assert other.context["timing"]["disturbed"]
+    # what was itself disturbed is no measure for later ones
+    evaluator.observe(Trial(1, new, measurement=other))
+    found |= {"ratio": 0.7}
+    assert evaluator.evaluate(new)["latency_ms"] == pytest.approx(0.7 * base)
