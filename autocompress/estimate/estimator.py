@@ -84,6 +84,8 @@ class Estimator:
             return
         if "ratio" not in timing:  # a record from elsewhere
             return
+        if timing.get("facts", {}).get("earlier"):  # taken from a trial that taught it
+            return
         self._observed.add(key)
         self.latency_model.observe(trial.policy, timing["ratio"])
         self._estimates.clear()

@@ -167,8 +167,9 @@ class Measurer:
             "latency); the latency is that of the same policy in a quieter moment."
         )
         ratio, low, high = known
-        quieter = replace(timing, ratio=ratio, ratio_low=low, ratio_high=high, disturbed=False)
-        return quieter, [note]
+        facts = {**timing.facts, "earlier": True}
+        settled = replace(timing, ratio=ratio, ratio_low=low, ratio_high=high, facts=facts)
+        return replace(settled, disturbed=False), [note]
 
     def measure(
         self, compressed: Compressed, split: str, path: Path | None = None, **context: Any

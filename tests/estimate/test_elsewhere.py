@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,11 +114,18 @@ def test_a_disturbed_timing_is_noted_and_teaches_nothing(
     evaluator.measurer.quiet_speed.recent.extend(
         [1e-9] * 30
     )  # no machine will ever be that quick again
-    found = evaluator.evaluate(_POLICY)
+    other = Policy({name: replace(p, prune_ratio=0.25) for name, p in _POLICY.layers.items()})
+    found = evaluator.evaluate(other)
     assert found.context["timing"]["disturbed"]
     assert found.context["timing"]["rounds"] >= 6
     assert any("slowed" in note for note in found.context["notes"])
-    evaluator.observe(Trial(1, _POLICY, Phase("verify"), measurement=found))
+    evaluator.observe(Trial(1, other, Phase("verify"), measurement=found))
+    assert len(model.measured) == 1
+    # the same policy once more: its quiet timing stands for it, and is taught once
+    again = evaluator.evaluate(_POLICY)
+    assert again.context["timing"]["ratio"] == told.context["timing"]["ratio"]
+    assert any("slowed" in note for note in again.context["notes"])
+    evaluator.observe(Trial(2, _POLICY, Phase("verify"), measurement=again))
     assert len(model.measured) == 1
 
 
