@@ -214,8 +214,10 @@ def _peaks(module: nn.Module, names: Iterable[str], batch: Any) -> dict[str, Ten
 
     def note(name: str) -> Any:
         def hook(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
-            axis = 1 if isinstance(layer, CONV) else -1
-            peak = args[0].abs().transpose(0, axis).flatten(1).amax(1)
+            if not args:
+                return  # given by name: it stays as it is
+            axis = -1 - len(layer.kernel_size) if isinstance(layer, CONV) else -1
+            peak = args[0].abs().movedim(axis, 0).flatten(1).amax(1)
             found[name] = torch.maximum(found[name], peak) if name in found else peak
 
         return hook
@@ -276,6 +278,8 @@ def movable(module: nn.Module, site: Site, inputs: Any) -> bool:
     _move(module, site, scale)
     try:
         now = _answers(module, watched, inputs)
+    except Exception:  # forwards may refuse values that are not theirs
+        return False
     finally:
         _move(module, site, 1 / scale)
     return len(before) == len(now) and all(map(_same, before, now))
@@ -309,9 +313,16 @@ def _best_scale(
     batch: Any,
 ) -> Tensor | None:
     """The scale with which rounding costs the readers least, if that is much less."""
+    readers = [name for name in site.readers if name in peaks]
     fed: dict[str, Tensor] = {}
-    readers = [name for name in site.readers if name in wanted]
-    with _hooked(module, {n: lambda m, args, n=n: fed.setdefault(n, args[0]) for n in readers}):
+
+    def keep(name: str) -> Any:
+        def hook(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+            fed.setdefault(name, args[0])
+
+        return hook
+
+    with _hooked(module, {name: keep(name) for name in readers}):
         call(module, batch)
     sampled = {n: _sampled(matrix_layer(module, n), x) for n, x in fed.items()}
     size = torch.stack([_per_channel(peaks[n], site) for n in readers]).amax(0)

@@ -26,6 +26,12 @@ if TYPE_CHECKING:
     from autocompress.task.task import Result
     from autocompress.techniques.compressed import Compressed
 
+_FIGURES = (
+    *("latency_ms", "iqr_ms", "baseline_ms", "baseline_iqr_ms"),
+    *("ratio", "ratio_low", "ratio_high", "noisy", "rounds"),
+)
+"""What one timing found, all of it in the same rounds."""
+
 
 class OtherDevice(Protocol):
     """Predicts latencies of a device that is not here, from what was timed there."""
@@ -61,7 +67,7 @@ class Measurer:
     other_device: OtherDevice | None = None
     measure_memory: bool = False
     quiet_speed: QuietSpeed = field(default_factory=QuietSpeed)
-    _undisturbed: dict[str, tuple[float, float, float]] = field(default_factory=dict)
+    _undisturbed: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @cached_property
     def example(self) -> Any:
@@ -149,27 +155,27 @@ class Measurer:
 
     def remember(self, trial: Trial) -> None:
         """Keep how long a policy's file takes, where nothing disturbed its timing."""
-        timing = trial.measurement.context.get("timing") if trial.measurement else None
-        if timing and not timing.get("disturbed", True):
-            ratios = (timing["ratio"], timing["ratio_low"], timing["ratio_high"])
-            self._undisturbed[trial.policy.digest] = ratios
+        context = trial.measurement.context if trial.measurement else {}
+        timing = context.get("timing") or {}
+        known = {key: timing[key] for key in _FIGURES if timing.get(key) is not None}
+        here = context.get("target") == self.target.describe()
+        if here and len(known) == len(_FIGURES) and not timing.get("disturbed", True):
+            self._undisturbed[trial.policy.untrained_digest] = known
 
     def _settled(self, timing: Timing, policy: Policy) -> tuple[Timing, list[str]]:
         """A disturbed timing gives way to an earlier one of the same policy, with a note.
 
         Training changes the values of a file's weights, which no runtime's time depends on.
         """
-        known = self._undisturbed.get(policy.digest)
+        known = self._undisturbed.get(policy.untrained_digest)
         if not timing.disturbed or known is None:
             return timing, list(timing.notes)
         note = (
             f"Something else slowed the machine ({timing.ratio:.2f} times the uncompressed "
             "latency); the latency is that of the same policy in a quieter moment."
         )
-        ratio, low, high = known
         facts = {**timing.facts, "earlier": True}
-        settled = replace(timing, ratio=ratio, ratio_low=low, ratio_high=high, facts=facts)
-        return replace(settled, disturbed=False), [note]
+        return replace(timing, **known, facts=facts, disturbed=False), [note]
 
     def measure(
         self, compressed: Compressed, split: str, path: Path | None = None, **context: Any

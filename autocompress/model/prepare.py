@@ -113,14 +113,15 @@ def _copied(model: nn.Module) -> tuple[nn.Module, list[str]]:
 
 def _check(model: nn.Module) -> None:
     """Refuse what cannot be taken apart."""
-    own = {id(module) for module in model.modules()}
+    own = {id(part) for module in model.modules() for part in _parts(module)}
     for name, module in model.named_modules():
         for function in _functions(module):
             if any(id(held) in own for held in _held(function)):
                 raise UnsupportedModel(
                     f"A function that {name or 'the model'!r} keeps ({function.__name__}) refers "
-                    "to the model itself, so that a copy of the model would go on using parts of "
-                    "this one. Make it a method, or let the hook use the module that it is given."
+                    "to the model itself, or to what it keeps, so that a copy of the model would "
+                    "go on using parts of this one. Make it a method, or let the hook use the "
+                    "module that it is given."
                 )
     for name, module in model.named_modules():
         where = f"its part {name!r}" if name else "it"
@@ -142,6 +143,14 @@ def _check(model: nn.Module) -> None:
                 f"Every weight needs values; {name!r} has none yet. "
                 + ("Run the model once." if lazy else "Load its weights onto the CPU.")
             )
+
+
+def _parts(module: nn.Module) -> Iterable[Any]:
+    """A module, and what it keeps that a copy has its own of."""
+    yield module
+    yield from module.parameters(recurse=False)
+    yield from module.buffers(recurse=False)
+    yield from (v for v in vars(module).values() if isinstance(v, Tensor | dict | list | set))
 
 
 def _functions(module: nn.Module) -> Iterable[Any]:

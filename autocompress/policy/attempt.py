@@ -16,8 +16,10 @@ _SHOWN = 3
 """Layers that are named of those with the same policy."""
 
 
-def attempt(policy: Policy, purpose: str, make: Callable[[], Made]) -> tuple[Made | None, str]:
-    """What is made of a policy, or why not, which is logged as a warning.
+def attempt(
+    policy: Policy, purpose: str, make: Callable[[], Made], *, level: int = logging.WARNING
+) -> tuple[Made | None, str]:
+    """What is made of a policy, or why not, which is logged.
 
     A trial that fails does not end its study; models that are built for other ends must not end it
     either.
@@ -26,6 +28,7 @@ def attempt(policy: Policy, purpose: str, make: Callable[[], Made]) -> tuple[Mad
         policy: of the model.
         purpose: what the model is left out of where it fails.
         make: builds, exports or runs the model.
+        level: at which a failure is logged.
 
     Returns:
         What was made and an empty text, or ``None`` and the reason.
@@ -36,7 +39,7 @@ def attempt(policy: Policy, purpose: str, make: Callable[[], Made]) -> tuple[Mad
         said = str(error) if isinstance(error, AutocompressError) else ""
         reason = said or f"{type(error).__name__}: {error}"
         reason = reason.rstrip(". \n") + "."
-        _log.warning("Left out of %s: the model with %s. %s", purpose, words(policy), reason)
+        _log.log(level, "Left out of %s: the model with %s. %s", purpose, words(policy), reason)
         _log.debug("Where it failed", exc_info=True)
         return None, reason
 

@@ -75,7 +75,7 @@ class Recipe(Section):
     @model_validator(mode="before")
     @classmethod
     def _full_range(cls, data: Any) -> Any:
-        """A recipe that does not say was made with all levels, whatever this machine would take."""
+        """A recipe that does not say was made with all levels, and no scales were moved."""
         if isinstance(data, Mapping) and isinstance(data.get("settings"), Mapping):
             settings = {"weight_range": "full", "equalization": False, **data["settings"]}
             study = data.get("study")

@@ -136,6 +136,8 @@ class QuantizedLayer(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
+            if name.startswith("__"):
+                raise  # how it is copied and the like is its own affair
             # models ask a layer for its weight, encoder layers an attention for its settings
             return getattr(super().__getattr__("layer"), name)
 

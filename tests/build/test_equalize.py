@@ -230,3 +230,52 @@ def test_people_are_told(tmp_path: Path) -> None:
     _outlier(model, "one", "two")
     made = calibrate(_compressed(model), _images())
     assert any("outlier" in note and "two" in note for note in made.notes)
+
+
+class Awkward(nn.Module):
+    """Layers that are called by name, a sample without a batch axis, a forward with limits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 12, 3, padding=1), nn.Conv2d(12, 12, 1)
+        self.head, self.last = nn.Linear(12, 12), nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.stack([self.two(F.relu(self.one(image))) for image in x]).mean((2, 3))
+        if bool((y.abs() > 1e4).any()):
+            raise ValueError("too large")
+        return self.last(F.relu(self.head(input=y)))
+
+
+def test_calls_of_any_kind_are_looked_at_without_harm() -> None:
+    torch.manual_seed(0)
+    model = Awkward().eval()
+    _outlier(model, "one", "two")
+    _outlier(model, "head", "last")
+    moved = copy.deepcopy(model)
+    equalize(moved, _compressed(model), _images())
+    with torch.no_grad():
+        torch.testing.assert_close(moved(_images()), model(_images()), rtol=1e-4, atol=1e-4)
+
+
+def test_what_a_repeated_layer_reads_is_not_exchanged() -> None:
+    """While inputs are looked at, every call gets its own."""
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Conv2d(3, 12, 3, padding=1), nn.Conv2d(12, 12, 1)
+            self.seen: list[Tensor] = []
+            self.two.register_forward_hook(lambda m, args, out: self.seen.append(args[0]))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.relu(self.one(x))
+            return (self.two(F.max_pool2d(x, 2)) + self.two(F.avg_pool2d(x, 2))).mean((2, 3))
+
+    torch.manual_seed(0)
+    model = Twice().eval()
+    _outlier(model, "one", "two")
+    assert equalize(model, _compressed(model), _images()) == ("two",)
+    whole = [x for x in model.seen if len(x) == 64]
+    assert len(whole) >= 2
+    assert all(not torch.equal(a, b) for a, b in zip(whole[::2], whole[1::2], strict=True))

@@ -262,6 +262,12 @@ class Hooked(nn.Module):
                 owner.kept["x"] = out
 
             self.one.register_forward_hook(keep)
+        elif how == "container":
+            kept = self.kept
+            self.one.register_forward_hook(lambda m, args, out: kept.__setitem__("x", out))
+        elif how == "parameter":
+            weight = self.two.weight
+            self.curve = lambda x: x @ weight
         elif how == "attribute":
             self.curve = lambda x: torch.tanh(x * self.two.bias.sum())
         else:
@@ -275,10 +281,10 @@ class Hooked(nn.Module):
         return self.curve(y) if hasattr(self, "curve") else y + self.kept["x"]
 
 
-@pytest.mark.parametrize("how", ["closure", "default", "attribute"])
+@pytest.mark.parametrize("how", ["closure", "default", "attribute", "container", "parameter"])
 def test_functions_that_hold_the_model_are_refused(how: str) -> None:
     """A copy would read what the original kept: nothing tells that the numbers are old ones."""
-    with pytest.raises(UnsupportedModel, match=r"refers to the model itself.*[Mm]ake it a method"):
+    with pytest.raises(UnsupportedModel, match=r"refers to the model itself.*Make it a method"):
         prepare(Hooked(how))
 
 

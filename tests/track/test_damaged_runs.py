@@ -135,14 +135,17 @@ def written(file: str, content: bytes, rng: random.Random) -> bytes:
     return b"\n".join(lines) + b"\n"
 
 
-@pytest.mark.parametrize("file", FILES)
-@pytest.mark.parametrize("which", ["earlier", "handmade"])
+@pytest.mark.parametrize(
+    ("which", "file"),
+    [
+        *(("earlier", file) for file in FILES),
+        *(("handmade", file) for file in FILES if file != "baseline_test.json"),  # it has none
+    ],
+)
 def test_a_damaged_file_is_read_or_is_an_error_of_ours(
     runs: dict[str, Path], tmp_path: Path, which: str, file: str
 ) -> None:
     source = runs[which] / file
-    if not source.is_file():
-        pytest.skip("this run has no such file")
     root = tmp_path / "run"
     shutil.copytree(runs[which], root)
     assert outcome(root) == ""

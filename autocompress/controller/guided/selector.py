@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -17,6 +18,8 @@ from autocompress.policy.space import Assignment
 
 _NOT_SCREENED_KL = 1e3
 """Nats; stands for the divergence of a model that cannot be screened."""
+_TOLD = 3
+"""Policies that cannot be screened of which people are told; there may be hundreds."""
 
 
 class Selector:
@@ -31,6 +34,7 @@ class Selector:
         self.context = context
         self.costs = costs
         self.history = history
+        self._failed = 0
         self.sensitivity = Sensitivity(context.space, self.divergence)
 
     def divergence(self, assignment: Assignment) -> float:
@@ -42,7 +46,10 @@ class Selector:
         if known is not None:
             return known
         policy = self.context.space.decode(assignment)
-        found, _ = attempt(policy, "the screening", partial(self.context.screener, assignment))
+        level = logging.WARNING if self._failed < _TOLD else logging.DEBUG
+        screen = partial(self.context.screener, assignment)
+        found, reason = attempt(policy, "the screening", screen, level=level)
+        self._failed += bool(reason)
         kl = found.kl if found is not None and math.isfinite(found.kl) else _NOT_SCREENED_KL
         self.sensitivity.observe(assignment, kl)
         return kl
