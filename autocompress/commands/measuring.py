@@ -119,7 +119,7 @@ def show_targets(found: dict[str, Any], console: Console) -> None:
 
 def _details(row: dict[str, Any]) -> str:
     """What a runtime tells beside its version, as ``key: value`` pairs."""
-    rest = {k: v for k, v in row.items() if k not in Availability.__dataclass_fields__}
+    rest = {k: v for k, v in row.items() if k not in Availability.__dataclass_fields__ and v}
     return "; ".join(
         f"{key}: {', '.join(map(str, value)) if isinstance(value, list) else value}"
         for key, value in rest.items()

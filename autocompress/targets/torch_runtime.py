@@ -70,13 +70,13 @@ class TorchTarget(Target):
 
         devices = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
         found = ("cpu", *(device for device, here in devices.items() if here))
-        details = {"compile": _compiler() is not None}
+        details = {"compiler": _compiler()}
         return Availability(cls.name, True, torch.__version__, found, details=details)
 
     def check_device(self, found: Availability) -> None:
         """Compiling for the CPU also needs a C++ compiler."""
         super().check_device(found)
-        if self.config.compile and self.config.device == "cpu" and not found.details["compile"]:
+        if self.config.compile and self.config.device == "cpu" and not found.details["compiler"]:
             raise TargetUnavailable(
                 "`compile: true` needs a C++ compiler (g++ or clang++), there is none on the path. "
                 "Install one, or use `compile: false`."

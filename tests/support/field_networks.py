@@ -11,12 +11,12 @@ Each maps a name to a factory, an example input (or a tuple of them) and what is
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
+from field_answers import OUTPUTS, TwoOutputs, UnlikeInputs
+from field_attention import ChunkedAttention, FusedAttention, SeparateAttention, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune, weight_norm
@@ -302,82 +302,6 @@ class Normed(nn.Module):
         return self.head(F.relu(self.norm2(self.second(x))).mean((2, 3)))
 
 
-class FusedAttention(nn.Module):
-    """As timm writes it: one linear layer, literal numbers of heads and of their channels."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads, self.each = heads, width // heads
-        self.qkv, self.project = nn.Linear(width, 3 * width), nn.Linear(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        count, tokens, width = x.shape
-        stacked = self.qkv(x).reshape(count, tokens, 3, self.heads, self.each)
-        query, key, value = stacked.permute(2, 0, 3, 1, 4).unbind(0)
-        shares = (query @ key.transpose(-2, -1) * self.each**-0.5).softmax(-1)
-        return self.project((shares @ value).transpose(1, 2).reshape(count, tokens, width))
-
-
-class SeparateAttention(nn.Module):
-    """As transformers writes it: three linear layers."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads, self.each = heads, width // heads
-        self.query, self.key = nn.Linear(width, width), nn.Linear(width, width)
-        self.value, self.project = nn.Linear(width, width), nn.Linear(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        count, tokens, _ = x.shape
-        shape = (count, tokens, self.heads, self.each)
-        query, key, value = (
-            layer(x).view(shape).transpose(1, 2) for layer in (self.query, self.key, self.value)
-        )
-        x = F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
-        return self.project(x.reshape(count, tokens, self.heads * self.each))
-
-
-class ChunkedAttention(nn.Module):
-    """One linear layer, its outputs cut in three."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv, self.project = nn.Linear(width, 3 * width), nn.Linear(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        count, tokens, _ = x.shape
-        query, key, value = (
-            part.view(count, tokens, self.heads, -1).transpose(1, 2)
-            for part in self.qkv(x).chunk(3, -1)
-        )
-        x = F.scaled_dot_product_attention(query, key, value)
-        return self.project(x.transpose(1, 2).flatten(2))
-
-
-class VisionTransformer(nn.Module):
-    """One block, with a class token, positions and a layer scale."""
-
-    def __init__(self, attention: Callable[[int, int], nn.Module]) -> None:
-        super().__init__()
-        width = 16
-        self.patches = nn.Conv2d(3, width, 4, 4)
-        self.token = nn.Parameter(torch.randn(1, 1, width) * 0.1)
-        self.positions = nn.Parameter(torch.randn(1, 5, width) * 0.1)
-        self.norm1, self.attention = nn.LayerNorm(width), attention(width, 4)
-        self.scale = nn.Parameter(torch.full((width,), 0.5))
-        self.norm2 = nn.LayerNorm(width)
-        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-        self.norm3, self.head = nn.LayerNorm(width), nn.Linear(width, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.patches(x).flatten(2).transpose(1, 2)
-        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.positions
-        x = x + self.scale * self.attention(self.norm1(x))
-        x = x + self.down(F.gelu(self.up(self.norm2(x))))
-        return self.head(self.norm3(x)[:, 0])
-
-
 class InnerScale(nn.Module):
     """A parameter of the model's own for each inner channel."""
 
@@ -389,59 +313,6 @@ class InnerScale(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.second(F.relu(self.first(x) * self.gamma)))
         return self.head(x.mean((2, 3)))
-
-
-class Answer(OrderedDict[str, Tensor]):
-    """Keys are attributes as well, as in transformers' outputs."""
-
-    def __getattr__(self, key: str) -> Tensor:
-        try:
-            return self[key]
-        except KeyError:
-            raise AttributeError(key) from None
-
-
-@dataclass
-class AnswerFields:
-    """Outputs as a dataclass."""
-
-    logits: Tensor
-    aux: Tensor
-
-
-OUTPUTS: dict[str, Callable[[Tensor, Tensor], Any]] = {
-    "tuple": lambda logits, aux: (logits, aux),
-    "list": lambda logits, aux: [logits, aux],
-    "dict": lambda logits, aux: {"logits": logits, "aux": aux},
-    "answer": lambda logits, aux: Answer(logits=logits, aux=aux),
-    "dataclass": lambda logits, aux: AnswerFields(logits, aux),
-}
-
-
-class TwoOutputs(nn.Module):
-    """Two heads; how their outputs are handed out is a key of ``OUTPUTS``."""
-
-    def __init__(self, how: str) -> None:
-        super().__init__()
-        self.how = how
-        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
-        self.head, self.aux = nn.Linear(8, 5), nn.Linear(8, 2)
-
-    def forward(self, x: Tensor) -> Any:
-        x = F.relu(self.second(F.relu(self.first(x)))).mean((2, 3))
-        return OUTPUTS[self.how](self.head(x), self.aux(x))
-
-
-class UnlikeInputs(nn.Module):
-    """Tokens and numbers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed, self.words = nn.Embedding(20, 8), nn.Linear(8, 16)
-        self.numbers, self.head = nn.Linear(4, 16), nn.Linear(16, 5)
-
-    def forward(self, tokens: Tensor, numbers: Tensor) -> Tensor:
-        return self.head(F.relu(self.words(self.embed(tokens).mean(1)) + self.numbers(numbers)))
 
 
 def _drawn(*shape: int) -> Tensor:

@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from autocompress.errors import InputError, NoAnswer
+from autocompress.errors import InputError
 from autocompress.policy.budget import Budget
 from autocompress.policy.policy import Distill, LayerPolicy, Policy
 from autocompress.report.html import distillation_pairs, rung_forecasts
-from autocompress.report.tables import front_table, summary_json, verdict_table, write_summary
+from autocompress.report.tables import summary_json, verdict_table, write_summary
 from autocompress.report.verdict import verdict
 from autocompress.results.metric import Measurement
 from autocompress.results.trial import Phase, Trial, TrialState
@@ -358,49 +358,3 @@ def test_a_run_without_its_baseline_says_so(tmp_path: Path) -> None:
     RunFolder.create(tmp_path / "r").write_study({"name": "r"})
     with pytest.raises(InputError, match=r"baseline\.json"):
         RunView.load(tmp_path / "r")
-
-
-def test_tables_show_the_answer_beside_the_simple_ways(tmp_path: Path, make_run: MakeRun) -> None:
-    found = RunView.load(make_run(tmp_path / "resnet20", 40))
-    console = Console(width=200, record=True, file=(tmp_path / "out").open("w"))
-    console.print(front_table(found))
-    console.print(verdict_table(found))
-    text = console.export_text()
-    assert found.best is not None
-    assert f"{found.best.number} *" in text
-    assert all(f"{name} (trial" in text for name in ("uniform", "int8", "random", "chosen"))
-    assert all(f"{100 * t.measurement['accuracy']:.2f}" in text for t in found.front)  # type: ignore[index]  # measured: complete trials only
-
-
-@pytest.mark.parametrize(
-    ("ratio", "kind", "verified", "differ"),
-    [
-        (0.5, "search", True, True),
-        (0.0, "search", True, False),  # bits alone are the same in every build
-        (0.5, "recover", True, False),  # val and test are of the same weights
-        (0.5, "search", False, False),
-    ],
-)
-def test_tables_say_where_val_and_test_are_of_different_builds(
-    ratio: float, kind: str, verified: bool, differ: bool
-) -> None:
-    layer = LayerPolicy(prune_ratio=ratio, weight_bits=8)
-    first = replace(trial(1, 0.88, 0.8), policy=Policy({"a": layer}), phase=Phase(kind))
-    check = replace(first, number=2, phase=Phase("verify"), parent=1)
-    found = view([first, check] if verified else [first])
-    assert found.builds_differ == differ
-    said = front_table(found).caption
-    assert isinstance(said, str)
-    assert ("thorough" in said) == differ
-
-
-def test_a_run_without_an_answer_failed_and_is_no_bad_input(
-    tmp_path: Path, make_run: MakeRun
-) -> None:
-    folder = make_run(tmp_path / "r", 20, feasible=False)
-    with pytest.raises(NoAnswer) as none:
-        pick_trial(RunView.load(folder), "best")
-    assert none.value.exit_code == 1
-    with pytest.raises(InputError) as wrong:
-        pick_trial(RunView.load(folder), "bst")
-    assert wrong.value.exit_code == 2

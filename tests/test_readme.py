@@ -1,0 +1,49 @@
+"""What the README and the shipped studies promise is there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_every_command_of_the_readme_exists() -> None:
+    """Each `autocompress ...` line parses: the command and all its options are known."""
+    import typer
+
+    from autocompress.cli import app
+
+    root = typer.main.get_command(app)
+    text = (ROOT / "README.md").read_text()
+    lines = re.findall(r"^autocompress (.+?)(?:\s+#.*)?$", text, re.MULTILINE)
+    assert len(lines) >= 7
+    for line in lines:
+        name, *words = shlex.split(line)
+        command = root.commands[name]  # type: ignore[attr-defined]  # a click group, by typer's word a command
+        known = {o for p in command.params for o in (*p.opts, *p.secondary_opts)}
+        for word in words:
+            if word.startswith("-"):
+                assert word in known, f"{name} has no {word}"
+
+
+def test_make_targets_of_the_readme_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"^make ([a-z-]+)", (ROOT / "README.md").read_text(), re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_every_document_that_the_readme_names_is_there() -> None:
+    for link in re.findall(r"\]\(([^)#]+)\)", (ROOT / "README.md").read_text()):
+        if not link.startswith("http"):
+            assert (ROOT / link).exists(), link
+
+
+def test_shipped_studies_and_spaces_read() -> None:
+    from autocompress.run.study import load_study, shipped
+
+    for name in shipped("studies"):
+        study = load_study(name)
+        assert study.name == name
+        assert study.space_config().rules

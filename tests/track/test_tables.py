@@ -1,0 +1,82 @@
+"""The tables of a run on the terminal, and a run without an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from autocompress.errors import InputError, NoAnswer
+from autocompress.policy.budget import Budget
+from autocompress.policy.policy import LayerPolicy, Policy
+from autocompress.report.tables import front_table, verdict_table
+from autocompress.results.metric import Measurement
+from autocompress.results.trial import Phase, Trial
+from autocompress.run.recipes import pick_trial
+from autocompress.track.folder import RunFolder
+from autocompress.track.view import RunView
+
+MakeRun = Callable[..., RunFolder]
+BASE = Measurement({"accuracy": 0.9, "latency_ms": 2.0}, {"accuracy": 0.003})
+HALF = Budget("latency<=0.5x")
+
+
+def trial(number: int, accuracy: float, ms: float, error: float = 0.003, **more: object) -> Trial:
+    found = Measurement({"accuracy": accuracy, "latency_ms": ms}, {"accuracy": error})
+    policy = Policy({"a": LayerPolicy(prune_ratio=min(0.99, number / 1000))})
+    options: dict[str, object] = {"origin": "switch", **more}
+    over = HALF.violations(found.values, BASE.values)
+    return Trial(number, policy, measurement=found, violations=over, seconds=1.0, **options)  # type: ignore[arg-type]  # options of any type
+
+
+def view(trials: Sequence[Trial], **more: object) -> RunView:
+    return RunView.of(trials, BASE, run="runs/x", budget=HALF, **more)
+
+
+def test_tables_show_the_answer_beside_the_simple_ways(tmp_path: Path, make_run: MakeRun) -> None:
+    found = RunView.load(make_run(tmp_path / "resnet20", 40))
+    console = Console(width=200, record=True, file=(tmp_path / "out").open("w"))
+    console.print(front_table(found))
+    console.print(verdict_table(found))
+    text = console.export_text()
+    assert found.best is not None
+    assert f"{found.best.number} *" in text
+    assert all(f"{name} (trial" in text for name in ("uniform", "int8", "random", "chosen"))
+    assert all(f"{100 * t.measurement['accuracy']:.2f}" in text for t in found.front)  # type: ignore[index]  # measured: complete trials only
+
+
+@pytest.mark.parametrize(
+    ("ratio", "kind", "verified", "differ"),
+    [
+        (0.5, "search", True, True),
+        (0.0, "search", True, False),  # bits alone are the same in every build
+        (0.5, "recover", True, False),  # val and test are of the same weights
+        (0.5, "search", False, False),
+    ],
+)
+def test_tables_say_where_val_and_test_are_of_different_builds(
+    ratio: float, kind: str, verified: bool, differ: bool
+) -> None:
+    layer = LayerPolicy(prune_ratio=ratio, weight_bits=8)
+    first = replace(trial(1, 0.88, 0.8), policy=Policy({"a": layer}), phase=Phase(kind))
+    check = replace(first, number=2, phase=Phase("verify"), parent=1)
+    found = view([first, check] if verified else [first])
+    assert found.builds_differ == differ
+    said = front_table(found).caption
+    assert isinstance(said, str)
+    assert ("thorough" in said) == differ
+
+
+def test_a_run_without_an_answer_failed_and_is_no_bad_input(
+    tmp_path: Path, make_run: MakeRun
+) -> None:
+    folder = make_run(tmp_path / "r", 20, feasible=False)
+    with pytest.raises(NoAnswer) as none:
+        pick_trial(RunView.load(folder), "best")
+    assert none.value.exit_code == 1
+    with pytest.raises(InputError) as wrong:
+        pick_trial(RunView.load(folder), "bst")
+    assert wrong.value.exit_code == 2
