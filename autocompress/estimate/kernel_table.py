@@ -16,7 +16,7 @@ from typing import Any
 
 from autocompress.errors import InputError
 from autocompress.exporters.onnx_kernels import kernel_times
-from autocompress.measure.lock import machine_lock
+from autocompress.measure.lock import timing_lock
 from autocompress.measure.machine import machine_facts, machine_id
 from autocompress.measure.quiet import repeat_disturbed
 from autocompress.measure.rounds import warm_up
@@ -231,7 +231,7 @@ def _profile(
 
         def measure(i: int) -> None:
             file = written(i, str(i))
-            with closing(target.open(file)) as session, machine_lock(exclusive=True):
+            with closing(target.open(file)) as session, timing_lock():
                 profile = session.profile(random_inputs(session.inputs), runs)
             times = kernel_times([(n.name, n.ms) for n in profile.nodes], len(parts[i]))
             table.add({k.key: t for k, t in zip(parts[i], times, strict=True) if t == t})
@@ -244,7 +244,7 @@ def _profile(
         call = session.prepare(random_inputs(session.inputs))
 
         def look() -> float:
-            with machine_lock(exclusive=True):
+            with timing_lock():
                 return 1e3 * warm_up(call)
 
         repeat_disturbed([partial(measure, i) for i in range(len(parts))], look)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from autocompress.measure.lock import machine_lock
+from autocompress.measure.lock import after_timing
 from autocompress.measure.machine import usable_cores
 from autocompress.targets.base import Session, Target
 from autocompress.task.calling import rebuild
@@ -36,12 +36,12 @@ def module_answers(
         batch: samples per call.
         limit: only the first so many samples.
     """
-    with machine_lock(exclusive=False):
-        for inputs, targets in split.batches(_fitting(split, batch), limit=limit):
-            with torch.inference_mode():
-                found = predict(inputs)
-            # a copy outside of inference mode, which users' metrics may write to
-            yield map_tensors(torch.clone, _as_outputs(found)), targets
+    for inputs, targets in split.batches(_fitting(split, batch), limit=limit):
+        after_timing()
+        with torch.inference_mode():
+            found = predict(inputs)
+        # a copy outside of inference mode, which users' metrics may write to
+        yield map_tensors(torch.clone, _as_outputs(found)), targets
 
 
 def file_answers(
@@ -67,12 +67,10 @@ def file_answers(
         batch: samples per call, where the file leaves the batch free.
         threads: ``None`` takes all cores of this process.
     """
-    with (
-        machine_lock(exclusive=False),
-        closing(target.open(path, threads=threads or usable_cores(), fixed=False)) as session,
-    ):
+    with closing(target.open(path, threads=threads or usable_cores(), fixed=False)) as session:
         size = _batch_of(session, _fitting(split, batch, like))
         for inputs, targets in split.batches(size, limit=limit):
+            after_timing()
             yield rebuild(like, _run_padded(session, inputs, size)), targets
 
 

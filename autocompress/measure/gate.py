@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autocompress.measure.conversions import Conversions, conversion_notes, conversions
-from autocompress.measure.lock import machine_lock
 from autocompress.policy.policy import LayerPolicy
 from autocompress.policy.registry import techniques
 from autocompress.targets.base import NodeTime, Profile, Target
@@ -75,28 +74,53 @@ class Judgement:
     conversions: Conversions
 
 
-def judge_file(
-    target: Target,
-    path: str | Path,
-    compressed: Compressed | None = None,
-    timing: Timing | None = None,
-) -> Judgement:
-    """Profile a file in its runtime and compare with what was promised.
+@dataclass(frozen=True)
+class Inspection:
+    """What a file's profile shows, before its time is known; picklable.
 
     Args:
-        target, compressed, timing: see ``check_promise``.
-        path: of the exported file.
+        problems: promises that the operators break.
+        profile: of the file.
+        conversions: in the profile.
+        rounded: whether it was to compute on integers.
+        suspects: operators that are to blame where such a file is slow, with number and ms.
+        reduced: the processor has no 8-bit dot products.
     """
-    with machine_lock(exclusive=False), closing(target.open(path)) as session:
+
+    problems: tuple[str, ...]
+    profile: Profile
+    conversions: Conversions
+    rounded: bool
+    suspects: dict[str, tuple[int, float]]
+    reduced: bool = False
+
+    def judged(self, timing: Timing | None = None) -> Judgement:
+        """Together with the file's time beside the uncompressed one, where that is known."""
+        problems = list(self.problems)
+        if timing is not None and timing.slower and self.rounded:
+            problems.append(self._blame(timing))
+        ratio = None if timing is None else timing.ratio
+        notes = conversion_notes(self.conversions, self.profile, ratio, reduced=self.reduced)
+        return Judgement(problems, notes, self.conversions)
+
+    def _blame(self, timing: Timing) -> str:
+        """The sentence on a quantized file that is slower than the float one."""
+        listed = sorted(self.suspects.items(), key=lambda item: -item[1][1])[:3]
+        spent = ", ".join(f"{op} ({n} nodes, {ms:.3f} ms)" for op, (n, ms) in listed)
+        return (
+            f"The quantized file is slower than the uncompressed one in the same runtime: it takes "
+            f"{timing.ratio:.2f} times as long (at least {timing.ratio_low:.2f}). Operators to "
+            f"blame: {spent}."
+        )
+
+
+def inspect_file(
+    target: Target, path: str | Path, compressed: Compressed | None = None
+) -> Inspection:
+    """Profile a file in its runtime and compare with what was promised; see ``inspect``."""
+    with closing(target.open(path)) as session:
         profile = session.profile(drawn_inputs(session, target.config)[0], runs=2)
-    found = conversions(target, profile)
-    reduced = compressed is not None and any(p.reduced for p in compressed.precisions.values())
-    ratio = None if timing is None else timing.ratio
-    return Judgement(
-        check_promise(target, profile, compressed, timing),
-        conversion_notes(found, profile, ratio, reduced=reduced),
-        found,
-    )
+    return inspect(target, profile, compressed)
 
 
 def check_file(
@@ -105,35 +129,39 @@ def check_file(
     compressed: Compressed | None = None,
     timing: Timing | None = None,
 ) -> list[str]:
-    """The problems alone; see ``judge_file``."""
-    return judge_file(target, path, compressed, timing).problems
+    """What a file's profile and time do not show although a technique of the policy promised it.
+
+    Args:
+        target, compressed: see ``inspect``.
+        path: of the exported file.
+        timing: of the file beside the uncompressed one; ``None`` judges the operators only.
+
+    Returns:
+        One sentence per problem; empty when every promise is kept.
+    """
+    return inspect_file(target, path, compressed).judged(timing).problems
 
 
-def check_promise(
-    target: Target,
-    profile: Profile,
-    compressed: Compressed | None = None,
-    timing: Timing | None = None,
-) -> list[str]:
+def inspect(target: Target, profile: Profile, compressed: Compressed | None = None) -> Inspection:
     """What a runtime's profile does not show although a technique of the policy promised it.
 
     Args:
         target: tells what its kernels do.
         profile: of the exported file.
         compressed: the model that the file was made from; ``None`` where only its speed is judged.
-        timing: of the file beside the uncompressed one; ``None`` judges the operators only.
-
-    Returns:
-        One sentence per problem; empty when every promise is kept.
     """
-    problems = []
+    problems: tuple[str, ...] = ()
     if compressed is not None:
         shown = Shown(target, profile, compressed)
-        problems = [found for technique in techniques() for found in technique.problems(shown)]
-    rounded = compressed.quantized if compressed is not None else _rounds(target, profile)
-    if timing is not None and timing.slower and rounded:
-        problems.append(_blame(target, profile, timing))
-    return problems
+        problems = tuple(found for technique in techniques() for found in technique.problems(shown))
+    return Inspection(
+        problems,
+        profile,
+        conversions(target, profile),
+        compressed.quantized if compressed is not None else _rounds(target, profile),
+        _suspects(target, profile),
+        compressed is not None and any(p.reduced for p in compressed.precisions.values()),
+    )
 
 
 def layer_profile(profile: Profile, layers: Iterable[str]) -> dict[str, list[NodeTime]]:
@@ -159,18 +187,12 @@ def _rounds(target: Target, profile: Profile) -> bool:
     return any(target.classify(node) in quantized for node in profile.nodes)
 
 
-def _blame(target: Target, profile: Profile, timing: Timing) -> str:
-    """The sentence on a quantized file that is slower than the float one."""
-    suspects = {}
-    for op, (count, ms) in profile.by_op().items():
+def _suspects(target: Target, profile: Profile) -> dict[str, tuple[int, float]]:
+    """Operators that quantization brings along and that do not multiply integers, or all."""
+    found = {}
+    for op, spent in profile.by_op().items():
         nodes = [n for n in profile.nodes if n.op == op]
         wide = any(n.outputs and n.outputs[0][0] == "int32" for n in nodes)
         if wide or any(target.classify(n) in _SUSPECT for n in nodes):
-            suspects[op] = (count, ms)
-    listed = sorted((suspects or profile.by_op()).items(), key=lambda item: -item[1][1])[:3]
-    spent = ", ".join(f"{op} ({n} nodes, {ms:.3f} ms)" for op, (n, ms) in listed)
-    return (
-        f"The quantized file is slower than the uncompressed one in the same runtime: it takes "
-        f"{timing.ratio:.2f} times as long (at least {timing.ratio_low:.2f}). Operators to "
-        f"blame: {spent}."
-    )
+            found[op] = spent
+    return found or profile.by_op()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from autocompress.errors import MeasurementError
-from autocompress.measure.lock import machine_lock
+from autocompress.measure.lock import after_timing, timing_lock
 from autocompress.measure.machine import load_average, machine_facts
 from autocompress.measure.memory import peak_memory_bytes
 from autocompress.measure.quiet import QuietSpeed
@@ -105,8 +105,8 @@ def paired_timings(
 ) -> list[Timing]:
     """Time several files interleaved with one baseline; see ``Sampler`` for when it ends.
 
-    The machine lock is held shared while files are opened, exclusively while rounds are taken, and
-    not at all while it waits for a quiet machine.
+    The timing lock is held while rounds are taken and while it waits for a quiet machine, so that
+    computing of ours pauses; not while files are opened.
 
     Args:
         target: where they run; its batch and threads hold for all.
@@ -124,27 +124,21 @@ def paired_timings(
     """
     plan = plan or Plan()
     paths = [Path(baseline), *(Path(c) for c in candidates)]
-    cpu = wall = 0.0
-
-    @contextmanager
-    def alone() -> Iterator[None]:
-        nonlocal cpu, wall
-        with machine_lock(exclusive=True):
-            cpu, wall = cpu - time.process_time(), wall - time.perf_counter()
-            yield
-            cpu, wall = cpu + time.process_time(), wall + time.perf_counter()
-
+    after_timing()
     with ExitStack() as stack:
         opened = [_opened(stack, target, path, inputs, plan.seed) for path in paths]
         calls = [call for call, _ in opened]
         load = load_average()
-        samples = Sampler(calls, plan, quiet or QuietSpeed(), alone).run()
+        with timing_lock():
+            cpu, wall = time.process_time(), time.perf_counter()
+            samples = Sampler(calls, plan, quiet or QuietSpeed()).run()
+            cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
     facts = {
         "target": target.describe(),
         "machine": machine_facts(),
         "load_before": load,
         "load_after": load_average(),
-        "cpu_share": cpu / max(wall, 1e-9),
+        "cpu_share": cpu / max(wall - samples.waited_s, 1e-9),
         "plan": asdict(plan),
         "waited_s": samples.waited_s,
     }
@@ -161,12 +155,11 @@ def _opened(
 
     The stack closes the file.
     """
-    with machine_lock(exclusive=False):
-        session = stack.enter_context(closing(target.open(path)))
-        fed = [inputs] if inputs is not None else drawn_inputs(session, target.config, seed)
-        if len(fed) == 1:
-            return session.prepare(fed[0]), 1
-        return partial(_run_all, session, fed), len(fed)
+    session = stack.enter_context(closing(target.open(path)))
+    fed = [inputs] if inputs is not None else drawn_inputs(session, target.config, seed)
+    if len(fed) == 1:
+        return session.prepare(fed[0]), 1
+    return partial(_run_all, session, fed), len(fed)
 
 
 def _run_all(session: Session, fed: Sequence[Inputs]) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from autocompress.errors import InputError
-from autocompress.measure.lock import machine_lock
+from autocompress.measure.lock import after_timing
 from autocompress.measure.quiet import QuietSpeed
 from autocompress.measure.saturation import overflow_problems, products_overflow
 from autocompress.policy.policy import Policy
@@ -19,6 +19,7 @@ from autocompress.results.metric import Measurement
 
 if TYPE_CHECKING:
     from autocompress.build.pipeline import Pipeline
+    from autocompress.measure.gate import Inspection
     from autocompress.measure.latency import Timing
     from autocompress.model.cost import Cost
     from autocompress.results.trial import Trial
@@ -42,6 +43,27 @@ class OtherDevice(Protocol):
 
     def predict(self, policy: Policy) -> tuple[float, float]:
         """Latency in ms and one standard deviation."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A compressed model whose file waits to be timed; picklable.
+
+    Args:
+        policy: of the model.
+        path: of the exported file.
+        result: its quality.
+        inspection: what its profile shows.
+        memory: peak memory, where it was measured.
+        context: of the measurement, as far as it is known.
+    """
+
+    policy: Policy
+    path: Path
+    result: Result
+    inspection: Inspection
+    memory: dict[str, float]
+    context: dict[str, Any]
 
 
 @dataclass
@@ -100,7 +122,7 @@ class Measurer:
         return self._measurement(
             policy,
             path,
-            self.score(path, "val"),
+            self.quality(path, "val"),
             self._latency(policy, timing.baseline_ms, timing.baseline_iqr_ms),
             self.memory(path),
             {"timing": timing.as_dict(), "split": "val", "identity": self.pipeline.identity},
@@ -112,7 +134,7 @@ class Measurer:
 
         A quality that cannot be told there is missing, with the reason among the problems.
         """
-        result, val = self.score(self.baseline_file, "test"), self.baseline
+        result, val = self.quality(self.baseline_file, "test"), self.baseline
         names = {m.name for m in val.metrics}
         values = {n: v for n, v in val.values.items() if n not in names}
         spread = {n: v for n, v in val.spread.items() if n not in names}
@@ -138,20 +160,25 @@ class Measurer:
         self.target.export(compressed, path, self.example)
 
     def timing(self, path: Path, *, max_seconds: float) -> Timing:
-        """A file timed beside the uncompressed one; every timing of a study goes through here.
+        """A file timed beside the uncompressed one; see ``timings``."""
+        return self.timings([path], max_seconds=max_seconds)[0]
+
+    def timings(self, paths: Sequence[Path], *, max_seconds: float) -> list[Timing]:
+        """Files timed beside the uncompressed one; every timing of a study goes through here.
 
         Args:
-            path: the file.
-            max_seconds: of one timing.
+            paths: the files.
+            max_seconds: for one file; several share the uncompressed model's turns.
         """
-        from autocompress.measure.latency import paired_timing
+        from autocompress.measure.latency import paired_timings
         from autocompress.measure.sampling import Plan
 
         # nobody waits for a quiet machine where its times are not asked for
         here = self.other_device is None
-        plan = Plan(max_seconds=max_seconds, apart_s=1.0 if here else 0.0)
+        seconds = max_seconds * (1 + len(paths)) / 2
+        plan = Plan(max_seconds=seconds, apart_s=1.0 if here else 0.0)
         quiet = self.quiet_speed if here else None
-        return paired_timing(self.target, path, self.baseline_file, plan=plan, quiet=quiet)
+        return paired_timings(self.target, paths, self.baseline_file, plan=plan, quiet=quiet)
 
     def remember(self, trial: Trial) -> None:
         """Keep how long a policy's file takes, where nothing disturbed its timing."""
@@ -177,10 +204,12 @@ class Measurer:
         facts = {**timing.facts, "earlier": True}
         return replace(timing, **known, facts=facts, disturbed=False), [note]
 
-    def measure(
+    def score(
         self, compressed: Compressed, split: str, path: Path | None = None, **context: Any
-    ) -> Measurement:
-        """Export a compressed model, time the file beside the uncompressed one, and score it.
+    ) -> Scored:
+        """Export a compressed model, score the file and look through it; all but its time.
+
+        Other work on the machine may slow this, but changes nothing of it.
 
         Args:
             compressed: ready to export.
@@ -188,40 +217,70 @@ class Measurer:
             path: of the exported file; ``None`` puts it into the folder.
             **context: goes into the measurement's context.
         """
-        from autocompress.measure.gate import judge_file
+        from autocompress.measure.gate import inspect_file
 
-        policy, path = compressed.policy, path or self.file("measured")
+        path = path or self.file("measured")
+        after_timing()
         start = time.perf_counter()
-        with machine_lock(exclusive=False):
-            self.export(compressed, path)
+        self.export(compressed, path)
         exported = time.perf_counter()
-        timing, notes = self._settled(self.timing(path, max_seconds=3.0), policy)
-        timed = time.perf_counter()
-        with machine_lock(exclusive=False):
-            result = self.score(path, split)
-        judged = judge_file(
-            self.target, path, compressed, timing if self.other_device is None else None
-        )
+        result = self.quality(path, split)
+        inspection = inspect_file(self.target, path, compressed)
+        problems = [
+            *overflow_problems(compressed, compressed.quantized and self._overflows),
+            *result.problems,
+        ]
         context |= {
             "split": split,
             "export_s": exported - start,
-            "time_s": timed - exported,
-            "score_s": time.perf_counter() - timed,
-            "waited_s": timing.facts.get("waited_s", 0.0),
-            "timing": timing.as_dict(),
-            "problems": [
-                *judged.problems,
-                *overflow_problems(compressed, compressed.quantized and self._overflows),
-                *result.problems,
-            ],
-            "notes": [*compressed.notes, *notes, *judged.notes],
-            "conversions": judged.conversions.as_dict(),
+            "score_s": time.perf_counter() - exported,
+            "problems": problems,
+            "notes": compressed.notes,
         }
+        memory = self.memory(path) if self.measure_memory or split == "test" else {}
+        return Scored(compressed.policy, path, result, inspection, memory, context)
+
+    def timed(self, scored: Sequence[Scored]) -> list[Measurement]:
+        """Time files beside the uncompressed one, all in the same rounds.
+
+        Args:
+            scored: at least one.
+
+        Returns:
+            The whole measurement of each, in order.
+        """
+        start = time.perf_counter()
+        timings = self.timings([s.path for s in scored], max_seconds=3.0)
+        seconds = (time.perf_counter() - start) / len(scored)
+        return [self._judged(s, t, seconds) for s, t in zip(scored, timings, strict=True)]
+
+    def measure(
+        self, compressed: Compressed, split: str, path: Path | None = None, **context: Any
+    ) -> Measurement:
+        """Score a compressed model and time it; see ``score``."""
+        return self.timed([self.score(compressed, split, path, **context)])[0]
+
+    def _judged(self, scored: Scored, timing: Timing, seconds: float) -> Measurement:
+        """A file with its time."""
+        here, context = self.other_device is None, scored.context
+        timing, notes = self._settled(timing, scored.policy)
+        judged = scored.inspection.judged(timing if here else None)
         # The ratio of an interleaved run carries over to the study's one baseline figure; the
         # raw milliseconds of a drifting machine would not. Both stand in the context.
-        latency = self._latency(policy, timing.ratio * self.baseline["latency_ms"], timing.iqr_ms)
-        memory = self.memory(path) if self.measure_memory or split == "test" else {}
-        return self._measurement(policy, path, result, latency, memory, context)
+        latency = self._latency(
+            scored.policy, timing.ratio * self.baseline["latency_ms"], timing.iqr_ms
+        )
+        context = context | {
+            "time_s": seconds,
+            "waited_s": timing.facts.get("waited_s", 0.0),
+            "timing": timing.as_dict(),
+            "problems": [*judged.problems, *context["problems"]],
+            "notes": [*context["notes"], *notes, *judged.notes],
+            "conversions": judged.conversions.as_dict(),
+        }
+        return self._measurement(
+            scored.policy, scored.path, scored.result, latency, scored.memory, context
+        )
 
     @cached_property
     def _overflows(self) -> bool:
@@ -231,7 +290,7 @@ class Measurer:
         """A latency measured here with its spread, or the other device's predicted one."""
         return (ms, spread) if self.other_device is None else self.other_device.predict(policy)
 
-    def score(self, path: Path, split: str) -> Result:
+    def quality(self, path: Path, split: str) -> Result:
         """What the task says of a file on one split, in the target runtime.
 
         Raises:

@@ -37,7 +37,7 @@ def peak_memory_bytes(config: TargetConfig, path: str | Path) -> int | None:
     if not _STATUS.is_file():
         return None
     asked = json.dumps({"target": config.model_dump(mode="json"), "path": str(path)})
-    command = [sys.executable, "-m", "autocompress.measure.memory", asked]
+    command = [sys.executable, "-P", "-m", "autocompress.measure.memory", asked]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or ["no message"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from statistics import median
@@ -95,7 +94,6 @@ class Sampler:
         calls: the baseline and at least one candidate.
         plan: when to stop.
         quiet: what earlier timings of the same baseline showed; told about these.
-        alone: entered while calls run, and left while it waits.
         pause: waits for so many seconds.
         clock: in seconds.
     """
@@ -103,7 +101,6 @@ class Sampler:
     calls: Sequence[Call]
     plan: Plan
     quiet: QuietSpeed
-    alone: Callable[[], AbstractContextManager[object]] = nullcontext
     pause: Callable[[float], None] = time.sleep
     clock: Clock = time.perf_counter
     _taken: list[NDArray[np.float64]] = field(default_factory=list)
@@ -111,18 +108,16 @@ class Sampler:
     def run(self) -> Samples:
         """Warm up, and take repetitions until they tell enough."""
         start, plan, quiet = self.clock(), self.plan, self.quiet
-        with self.alone():
-            per_call = [warm_up(call, self.clock) for call in self.calls]
+        per_call = [warm_up(call, self.clock) for call in self.calls]
         repeats = [self._repeats(t) for t in per_call]
         rng = np.random.default_rng(plan.seed)
         take = partial(take_round, self.calls, repeats, rng, self.clock)
         enough = 1 if quiet.experienced else 2
         patience, left, waited = quiet.patience_s, plan.max_seconds, 0.0
         while True:
-            with self.alone():
-                begin = self.clock()
-                disturbed = self._repeat(take, min(left, plan.max_seconds / enough), patience > 0)
-                spent_s = self.clock() - begin
+            begin = self.clock()
+            disturbed = self._repeat(take, min(left, plan.max_seconds / enough), patience > 0)
+            spent_s = self.clock() - begin
             left -= spent_s
             found = self._judge()
             settled = found.agreeing >= enough and not found.disturbed and found.narrow(plan)
@@ -144,11 +139,10 @@ class Sampler:
 
         Taken after its warm-up, as in rounds: a core that was idle is slow at first.
         """
-        with self.alone():
-            per_call = warm_up(self.calls[0], self.clock)
-            repeats = self._repeats(per_call)
-            rng = np.random.default_rng(self.plan.seed)
-            turns = [take_round(self.calls[:1], [repeats], rng, self.clock) for _ in range(2)]
+        per_call = warm_up(self.calls[0], self.clock)
+        repeats = self._repeats(per_call)
+        rng = np.random.default_rng(self.plan.seed)
+        turns = [take_round(self.calls[:1], [repeats], rng, self.clock) for _ in range(2)]
         return float(np.median(turns))
 
     def _repeats(self, per_call: float) -> int:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from autocompress.build.pipeline import Pipeline
-from autocompress.measure.lock import machine_lock
+from autocompress.measure.lock import after_timing
 from autocompress.policy.policy import Policy
 from autocompress.policy.recovery import Schedule
 from autocompress.recover.device import Place, in_float
@@ -42,7 +42,8 @@ class Screening:
     def __call__(self, policy: Policy, images: int) -> Screened:
         """Mean divergence in nats from the uncompressed outputs, on the first ``images``."""
         count = min(images, len(self._inputs))
-        with machine_lock(exclusive=False), torch.inference_mode():
+        after_timing()
+        with torch.inference_mode():
             outputs = self._outputs(self.pipeline.rough(policy), count)
             reference = take(self._reference, slice(0, count))
             each = self._divergence(reference, outputs, self._targets(count))

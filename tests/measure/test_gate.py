@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from autocompress.build.calibrate import calibrate
 from autocompress.exporters.write import export
 from autocompress.measure.conversions import conversion_notes, conversions
-from autocompress.measure.gate import check_file, check_promise, judge_file, layer_profile
+from autocompress.measure.gate import check_file, inspect, inspect_file, layer_profile
 from autocompress.measure.latency import Timing
 from autocompress.policy.policy import Policy
 from autocompress.policy.settings import CompressionSettings
@@ -115,6 +115,12 @@ def by_hand(*nodes: tuple[str, str, float]) -> Profile:
     return Profile(tuple(NodeTime(n, op, ms) for n, op, ms in nodes), sum(n[2] for n in nodes))
 
 
+def problems_of(
+    profile: Profile, compressed: Compressed | None = None, timing: Timing | None = None
+) -> list[str]:
+    return inspect(ORT, profile, compressed).judged(timing).problems
+
+
 def two_layers() -> Compressed:
     module = nn.Sequential()
     module.add_module("a", nn.Linear(4, 4))
@@ -133,7 +139,7 @@ _SLOW = by_hand(
 
 
 def test_a_slower_quantized_file_names_the_operators_to_blame() -> None:
-    problems = check_promise(ORT, _SLOW, two_layers(), timing(1.4))
+    problems = problems_of(_SLOW, two_layers(), timing(1.4))
     assert problems[0].endswith("no integer kernel for b.")
     assert "takes 1.40 times as long (at least 1.38)" in problems[1]
     assert problems[1].endswith(
@@ -143,22 +149,22 @@ def test_a_slower_quantized_file_names_the_operators_to_blame() -> None:
 
 
 def test_speed_is_judged_only_where_it_was_measured_and_certain() -> None:
-    assert len(check_promise(ORT, _SLOW, two_layers())) == 1
-    assert len(check_promise(ORT, _SLOW, two_layers(), timing(1.01, width=0.05))) == 1
-    assert len(check_promise(ORT, _SLOW, two_layers(), timing(0.8))) == 1
+    assert len(problems_of(_SLOW, two_layers())) == 1
+    assert len(problems_of(_SLOW, two_layers(), timing(1.01, width=0.05))) == 1
+    assert len(problems_of(_SLOW, two_layers(), timing(0.8))) == 1
 
 
 def test_without_a_policy_only_quantized_files_are_judged() -> None:
-    (problem,) = check_promise(ORT, _SLOW, timing=timing(1.4))
+    (problem,) = problems_of(_SLOW, timing=timing(1.4))
     assert problem.startswith("The quantized file is slower")
     plain = by_hand(("a#0/MatMul", "MatMul", 1.0))
-    assert check_promise(ORT, plain, timing=timing(1.4)) == []
+    assert problems_of(plain, timing=timing(1.4)) == []
 
 
 def test_a_profile_without_layers_is_judged_by_counting() -> None:
     fused = by_hand(("one", "QGemm", 1.0), ("two", "QGemm", 1.0))
-    assert check_promise(ORT, fused, two_layers()) == []
-    (problem,) = check_promise(ORT, by_hand(("one", "QGemm", 1.0)), two_layers())
+    assert problems_of(fused, two_layers()) == []
+    (problem,) = problems_of(by_hand(("one", "QGemm", 1.0)), two_layers())
     assert "promises 8-bit arithmetic in 2 layers" in problem
     assert "shows 1 integer kernels" in problem
 
@@ -184,7 +190,7 @@ def test_what_an_integer_layer_does_beside_multiplying_does_not_count() -> None:
         ("a#0/Mul", "Mul", 1.0),
     )
     compressed = replace(two_layers(), precisions={"a": _INT8})
-    assert check_promise(ORT, profile, compressed) == []
+    assert problems_of(profile, compressed) == []
 
 
 class Attentive(nn.Module):
@@ -231,7 +237,7 @@ def test_integer_attention_and_recurrent_layers_keep_their_promise(
 def test_a_layer_that_runs_twice_must_be_integer_twice() -> None:
     half = by_hand(("a#0/MatMul", "QGemm", 1.0), ("a#1/MatMul", "MatMul", 1.0))
     compressed = replace(two_layers(), precisions={"a": _INT8})
-    (problem,) = check_promise(ORT, half, compressed)
+    (problem,) = problems_of(half, compressed)
     assert problem.endswith("no integer kernel for a.")
 
 
@@ -283,13 +289,13 @@ def test_an_integer_file_that_gains_little_is_explained(reduced: bool) -> None:
 
 
 def test_files_without_integer_layers_need_no_explanation(exported: dict[str, Path]) -> None:
-    judged = judge_file(ORT, exported[".onnx"], timing=timing(0.95))
+    judged = inspect_file(ORT, exported[".onnx"]).judged(timing(0.95))
     assert judged.notes == judged.problems == []
 
 
 def test_a_real_integer_file_tells_its_conversions(network: nn.Module, tmp_path: Path) -> None:
     compressed = quantized(network, dict.fromkeys(_LAYERS, _INT8))
-    judged = judge_file(ORT, written(compressed, tmp_path), compressed, timing(0.9))
+    judged = inspect_file(ORT, written(compressed, tmp_path), compressed).judged(timing(0.9))
     assert judged.problems == []
     assert judged.notes[0].startswith(f"{len(_LAYERS)} integer kernels, but 0.90 of the")
     assert 0 < judged.conversions.as_dict()["share"] < 1

@@ -1,7 +1,8 @@
-"""The lock between real processes: shared work side by side, timing alone, nobody starved."""
+"""The lock between real processes: one timing at a time, computing that pauses, nobody stuck."""
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -17,25 +18,31 @@ import pytest
 
 from autocompress.errors import MeasurementError
 from autocompress.measure import lock
-from autocompress.measure.lock import lock_folder, machine_lock
+from autocompress.measure.lock import after_timing, lock_folder, timing_lock
 
-_HOLDER = """
+_TIMING = """
 import sys
-from autocompress.measure.lock import machine_lock
+from autocompress.measure.lock import timing_lock
 print("waiting", flush=True)
-with machine_lock(exclusive=sys.argv[1] == "exclusive"):
+with timing_lock():
     print("holding", flush=True)
     sys.stdin.readline()
 print("released", flush=True)
 """
+_COMPUTING = """
+from autocompress.measure.lock import after_timing
+print("waiting", flush=True)
+after_timing()
+print("holding", flush=True)
+"""
 
 
-class Holder:
-    """Another process that holds the lock, or waits for it, until it is told to let go."""
+class Other:
+    """Another process that times until it is told to let go, or that computes after timing."""
 
-    def __init__(self, how: str) -> None:
+    def __init__(self, code: str) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _HOLDER, how, "quickstart"],
+            [sys.executable, "-c", code, "search", "quickstart"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -62,221 +69,201 @@ class Holder:
         self.process.stdin.write("\n")
         self.process.stdin.flush()
 
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
 
 @pytest.fixture
-def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Holder]]:
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Other]]:
     monkeypatch.setenv("AUTOCOMPRESS_LOCK_DIR", str(tmp_path / "lock"))
-    made: list[Holder] = []
+    made: list[Other] = []
 
-    def start_one(how: str) -> Holder:
-        made.append(Holder(how))
+    def start_one(code: str) -> Other:
+        made.append(Other(code))
         assert made[-1].reaches("waiting")
         return made[-1]
 
     yield start_one
-    for holder in made:
-        holder.process.kill()
-        holder.process.wait()
+    for other in made:
+        other.kill()
 
 
-def test_shared_work_runs_side_by_side(start: Callable[[str], Holder]) -> None:
-    one, two = start("shared"), start("shared")
-    assert one.reaches("holding")
-    assert two.reaches("holding")
-    with machine_lock(exclusive=False, timeout_s=5):
-        assert "released" not in one.said + two.said
+def held(seconds: float = 5.0) -> bool:
+    """Whether this thread gets the lock within some seconds."""
+    reached = threading.Event()
+
+    def take() -> None:
+        with timing_lock():
+            reached.set()
+
+    threading.Thread(target=take, daemon=True).start()
+    return reached.wait(seconds)
 
 
-def test_timing_waits_for_shared_work_and_keeps_it_out(start: Callable[[str], Holder]) -> None:
-    worker = start("shared")
-    assert worker.reaches("holding")
-    timer = start("exclusive")
-    assert not timer.reaches("holding", 0.3)
-    worker.let_go()
-    assert timer.reaches("holding")
-    late = start("shared")
-    assert not late.reaches("holding", 0.3)
-    with (
-        pytest.raises(MeasurementError, match="not free in time"),
-        machine_lock(exclusive=False, timeout_s=0.1),
-    ):
-        pass
-    timer.let_go()
-    assert late.reaches("holding")
-
-
-def test_two_timings_take_turns(start: Callable[[str], Holder]) -> None:
-    first = start("exclusive")
+def test_two_timings_take_turns(start: Callable[[str], Other]) -> None:
+    first = start(_TIMING)
     assert first.reaches("holding")
-    second = start("exclusive")
+    second = start(_TIMING)
     assert not second.reaches("holding", 0.3)
     first.let_go()
     assert second.reaches("holding")
 
 
-def test_a_stream_of_shared_work_does_not_starve_a_timing(start: Callable[[str], Holder]) -> None:
-    early = start("shared")
-    assert early.reaches("holding")
-    timer = start("exclusive")
-    assert not timer.reaches("holding", 0.3)
-    late = start("shared")
-    # the lock is shared at this moment, yet whoever comes after the timing queues behind it
-    assert not late.reaches("holding", 0.3)
-    early.let_go()
+def test_computing_pauses_while_somebody_times(start: Callable[[str], Other]) -> None:
+    timer = start(_TIMING)
     assert timer.reaches("holding")
-    assert "holding" not in late.said
+    worker = start(_COMPUTING)
+    assert not worker.reaches("holding", 0.3)
     timer.let_go()
-    assert late.reaches("holding")
+    assert worker.reaches("holding")
 
 
-def test_a_killed_holder_frees_the_lock(start: Callable[[str], Holder]) -> None:
-    dead = start("exclusive")
+def test_computing_keeps_no_timing_waiting(start: Callable[[str], Other]) -> None:
+    """A hung metric, too: whoever computes holds nothing."""
+    after_timing()
+    assert start(_TIMING).reaches("holding")
+
+
+@pytest.mark.parametrize("code", [_TIMING, _COMPUTING])
+def test_a_killed_holder_frees_the_lock(start: Callable[[str], Other], code: str) -> None:
+    dead = start(_TIMING)
     assert dead.reaches("holding")
-    dead.process.kill()
-    dead.process.wait()
-    with machine_lock(exclusive=True, timeout_s=5):
-        pass
+    dead.kill()
+    assert start(code).reaches("holding")
 
 
 def test_it_can_be_taken_again_by_its_own_thread() -> None:
-    with machine_lock(exclusive=True), machine_lock(exclusive=True), machine_lock(exclusive=False):
-        pass
-    with machine_lock(exclusive=False):
-        with machine_lock(exclusive=False):
-            pass
-        with pytest.raises(MeasurementError, match="shared"), machine_lock(exclusive=True):
-            pass
-    with machine_lock(exclusive=True, timeout_s=1):
-        pass
+    with timing_lock():
+        with timing_lock():
+            after_timing()
+        assert not held(0.3)
+    assert held()
 
 
 def test_an_exception_inside_frees_it() -> None:
-    with pytest.raises(ZeroDivisionError), machine_lock(exclusive=True):
+    with pytest.raises(ZeroDivisionError), timing_lock():
         raise ZeroDivisionError
-    with machine_lock(exclusive=True, timeout_s=1):
-        pass
+    assert held()
 
 
-def test_another_thread_of_the_same_process_is_kept_out() -> None:
+def test_another_thread_of_the_same_process_pauses() -> None:
     reached = threading.Event()
 
-    def take() -> None:
-        with machine_lock(exclusive=False):
-            reached.set()
+    def compute() -> None:
+        after_timing()
+        reached.set()
 
-    with machine_lock(exclusive=True):
-        thread = threading.Thread(target=take)
+    with timing_lock():
+        thread = threading.Thread(target=compute)
         thread.start()
         assert not reached.wait(0.2)
     assert reached.wait(10)
     thread.join()
 
 
-@pytest.mark.parametrize(("how", "doing"), [("exclusive", "timing"), ("shared", "computing")])
+@pytest.mark.parametrize("wait", [timing_lock, after_timing])
 def test_a_wait_says_for_whom_and_how_long(
-    start: Callable[[str], Holder],
+    start: Callable[[str], Other],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
-    how: str,
-    doing: str,
+    wait: Callable[[], object],
 ) -> None:
     monkeypatch.setattr(lock, "_FIRST_WORD_S", 0.2)
     monkeypatch.setattr(lock, "_NEXT_WORD_S", 0.5)
     caplog.set_level(logging.INFO, "autocompress.measure.lock")
-    dead = start("shared")
-    assert dead.reaches("holding")
-    dead.process.kill()
-    dead.process.wait()
-    holder = start(how)
+    holder = start(_TIMING)
     assert holder.reaches("holding")
-    assert len(list(lock_folder().glob("holder-*"))) == 2
     threading.Timer(1.6, holder.let_go).start()
-    with machine_lock(exclusive=True):
-        assert holder.reaches("released")
+    if wait is after_timing:
+        after_timing()
+    else:
+        with timing_lock():
+            pass
     said = [record.getMessage() for record in caplog.records]
     pattern = (
-        rf"waiting for process {holder.process.pid} \(-c {how} quickstart\), "
-        rf"which has been {doing} for (\d+) s; waited for (\d+) s so far"
+        rf"waiting for process {holder.process.pid} \(-c search quickstart\), "
+        r"which has been timing for (\d+) s; waited for (\d+) s so far"
     )
     assert len(said) >= 2
     matches = [re.fullmatch(pattern, text) for text in said]
     assert all(matches), said
     assert [int(m[2]) for m in matches if m] == sorted(int(m[2]) for m in matches if m)
-    # whom the system has freed of its lock is forgotten, and so is who has let go
-    assert list(lock_folder().glob("holder-*")) == []
-
-
-def test_work_of_ones_own_is_called_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A search computes in one thread while another one waits to time something."""
-    monkeypatch.setenv("AUTOCOMPRESS_LOCK_DIR", str(tmp_path / "lock"))
-    monkeypatch.setattr(lock, "_FIRST_WORD_S", 0.1)
-    caplog.set_level(logging.DEBUG, "autocompress.measure.lock")
-    held, said = threading.Event(), threading.Event()
-
-    def compute() -> None:
-        with machine_lock(exclusive=False):
-            held.set()
-            said.wait(10)
-
-    threading.Thread(target=compute).start()
-    held.wait()
-    threading.Timer(0.6, said.set).start()
-    with machine_lock(exclusive=True):
-        said_so = list(caplog.records)
-    assert said_so
-    own = "waiting for this program's own work, which has been computing for 0 s"
-    assert said_so[0].getMessage().startswith(own)
-    assert {record.levelno for record in said_so} == {logging.DEBUG}  # nobody can act on it
 
 
 def test_short_waits_and_free_locks_say_nothing(
-    start: Callable[[str], Holder], caplog: pytest.LogCaptureFixture
+    start: Callable[[str], Other], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "autocompress.measure.lock")
-    holder = start("exclusive")
+    holder = start(_TIMING)
     assert holder.reaches("holding")
     threading.Timer(0.2, holder.let_go).start()
-    with machine_lock(exclusive=True):
+    with timing_lock():
         pass
-    with machine_lock(exclusive=False):
-        pass
+    after_timing()
     assert caplog.records == []
 
 
-def test_who_gives_up_is_told_who_holds_it(start: Callable[[str], Holder]) -> None:
-    holder = start("exclusive")
+def test_who_holds_it_for_too_long_is_passed_by(
+    start: Callable[[str], Other],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A stopped process of whoever it be stops no study: computing goes on, then timing, too."""
+    monkeypatch.setattr(lock, "_PAUSE_S", 0.5)
+    monkeypatch.setattr(lock, "_LONGEST_S", 1.0)
+    holder = start(_TIMING)
     assert holder.reaches("holding")
-    with (
-        pytest.raises(MeasurementError, match=f"held by process {holder.process.pid}"),
-        machine_lock(exclusive=False, timeout_s=0.1),
-    ):
-        pass
+    begin = time.monotonic()
+    for _ in range(50):
+        after_timing()
+    assert time.monotonic() - begin < 5.0  # one pause, not fifty
+    with timing_lock():
+        assert "released" not in holder.said
+    (said,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert said.startswith(f"timing beside process {holder.process.pid}")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"about": 1}', '{"since": "x", "about": ""}'])
+def test_a_damaged_note_of_the_holder_harms_nobody(
+    start: Callable[[str], Other], text: str
+) -> None:
+    holder = start(_TIMING)
+    assert holder.reaches("holding")
+    (lock_folder() / "holder.json").write_text(text)
+    threading.Timer(0.3, holder.let_go).start()
+    after_timing()
+    with timing_lock():
+        assert json.loads((lock_folder() / "holder.json").read_text())["since"] <= time.time()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has neither users' ids nor links")
+@pytest.mark.parametrize("name", ["timing.lock", "holder.json"])
 def test_the_folder_is_the_users_own_and_links_are_not_followed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.delenv("AUTOCOMPRESS_LOCK_DIR")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with machine_lock(exclusive=True):
+    with timing_lock():
         pass
     assert lock_folder().name.endswith(f"-{os.getuid()}")
     assert lock_folder().stat().st_mode & 0o777 == 0o700
     target = tmp_path / "target"
     target.write_text("kept")
-    (lock_folder() / "room").unlink()
-    (lock_folder() / "room").symlink_to(target)
-    with pytest.raises(MeasurementError, match="room"), machine_lock(exclusive=True):
-        pass
+    (lock_folder() / name).unlink()
+    (lock_folder() / name).symlink_to(target)
+    if name == "timing.lock":
+        with pytest.raises(MeasurementError, match=r"timing\.lock"), timing_lock():
+            pass
+    else:
+        with timing_lock():
+            pass
     assert target.read_text() == "kept"
     owner = os.getuid()
     monkeypatch.setattr(os, "getuid", lambda: owner + 1)
     other = tmp_path / f"autocompress-lock-{os.getuid()}"
     other.mkdir()
-    with pytest.raises(MeasurementError, match="belongs to user"), machine_lock(exclusive=True):
+    with pytest.raises(MeasurementError, match="belongs to user"), timing_lock():
         pass
 
 
@@ -287,8 +274,7 @@ def test_a_folder_that_cannot_be_written_is_said(
     blocked.write_text("no folder")
     monkeypatch.setenv("AUTOCOMPRESS_LOCK_DIR", str(blocked))
     assert lock_folder() == blocked
-    with (
-        pytest.raises(MeasurementError, match="AUTOCOMPRESS_LOCK_DIR"),
-        machine_lock(exclusive=False),
-    ):
+    with pytest.raises(MeasurementError, match="AUTOCOMPRESS_LOCK_DIR"), timing_lock():
         pass
+    with pytest.raises(MeasurementError, match="AUTOCOMPRESS_LOCK_DIR"):
+        after_timing()

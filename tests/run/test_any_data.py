@@ -91,7 +91,7 @@ def test_rows_go_all_the_way_to_a_measured_file(
     measurer = parts.evaluator.measurer
     path = measurer.file("trial")
     measurer.export(compressed, path)
-    result = measurer.score(path, "val")
+    result = measurer.quality(path, "val")
     inputs, targets = next(iter(parts.data.val.batches(100)))
     with torch.no_grad():
         exact = right(call(parts.model, inputs), targets)

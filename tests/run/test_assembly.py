@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -102,7 +103,10 @@ def test_a_disturbed_timing_gives_way_to_a_quieter_one_of_the_same_policy(
     evaluator = parts[0].evaluator
     found = {"ratio": 1.0, "disturbed": False}
 
-    def timed(path: Path, *, max_seconds: float) -> Timing:
+    def timed(paths: Sequence[Path], *, max_seconds: float) -> list[Timing]:
+        return [one() for _ in paths]
+
+    def one() -> Timing:
         ratio = float(found["ratio"])
         plain = {"latency_ms": 2 * ratio, "iqr_ms": 0.1, "baseline_ms": 2.0, "baseline_iqr_ms": 0.1}
         return Timing(
@@ -119,7 +123,7 @@ def test_a_disturbed_timing_gives_way_to_a_quieter_one_of_the_same_policy(
             disturbed=bool(found["disturbed"]),
         )
 
-    monkeypatch.setattr(evaluator.measurer, "timing", timed)
+    monkeypatch.setattr(evaluator.measurer, "timings", timed)
     base = evaluator.baseline["latency_ms"]
     group = parts[0].inventory.channel_groups[0]
     known, new = (

@@ -124,7 +124,7 @@ def test_what_its_heads_say_goes_all_the_way_to_a_judged_file(
     measurer = parts.evaluator.measurer
     path = measurer.file("small")
     measurer.export(made, path)
-    result = measurer.score(path, "val")
+    result = measurer.quality(path, "val")
     judge = task.judge()
     for inputs, targets in parts.data.val.batches(2):
         with torch.no_grad():
