@@ -16,6 +16,8 @@ class SearchConfig(Section):
             installed package offers.
         trials: evaluations of the search phase; ``null`` leaves the end to the clock.
         timeout_s: seconds of the search phase; ``null`` leaves the end to the count.
+        trial_timeout_s: seconds after which an evaluation is given up as failed, for a metric or a
+            loader may hang; ``null`` takes what trials took, generously.
         seed: of everything random.
         objectives: ``quality``, the first metric of the task (accuracy of a classification), then
             the cost that the front trades it for.
@@ -30,6 +32,7 @@ class SearchConfig(Section):
     sampler: str = "guided"
     trials: int | None = Field(60, ge=1)
     timeout_s: float | None = Field(None, gt=0)
+    trial_timeout_s: float | None = Field(None, gt=0)
     seed: int = 0
     objectives: tuple[str, ...] = ("quality", "latency_ms")
     seeds: bool = True

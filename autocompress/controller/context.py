@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, MutableMapping, Sequence
 from dataclasses import InitVar, dataclass, field, replace
 
 from autocompress.controller.config import SearchConfig
 from autocompress.controller.feasibility import Feasibility
 from autocompress.controller.ledger import Ledger
+from autocompress.controller.limits import trial_limit_s
 from autocompress.controller.progress import ProgressCallback, SearchProgress
 from autocompress.controller.protocols import Evaluator, Executor, Job, Outcome, Sink
 from autocompress.controller.screener import Screener
+from autocompress.controller.shared_trials import SharedTrials
 from autocompress.controller.stop import StopFlag
 from autocompress.policy.budget import Budget
+from autocompress.policy.policy import Policy
 from autocompress.policy.space import Assignment, Space
 from autocompress.results.front import reference_point
 from autocompress.results.metric import Measurement, objectives
 from autocompress.results.screened import Screened
-from autocompress.results.trial import Trial, TrialState, waiting_share
+from autocompress.results.trial import SEARCH, Phase, Trial, TrialState, waiting_share
 
 
 @dataclass
@@ -31,6 +35,7 @@ class Context:
         stop: raised by Ctrl-C.
         progress: told after every trial.
         screened: of the screener: what earlier sessions screened.
+        shared: trials of several drivers, where there are some.
     """
 
     space: Space
@@ -43,6 +48,10 @@ class Context:
     stop: StopFlag = field(default_factory=StopFlag)
     progress: ProgressCallback | None = None
     screened: InitVar[MutableMapping[tuple[str, int], Screened] | None] = None
+    shared: SharedTrials | None = None
+
+    search_ends: float | None = None
+    """When the search's time is over, on the monotonic clock; ``None`` leaves it open."""
 
     def __post_init__(
         self,
@@ -60,6 +69,43 @@ class Context:
     def estimate(self, assignment: Assignment) -> Measurement:
         """Costs that the evaluator predicts for an assignment."""
         return self.evaluator.estimate(self.space.decode(assignment))
+
+    def seconds_left(self) -> float | None:
+        """Of the search's time; ``None`` where it has no end."""
+        return None if self.search_ends is None else max(0.0, self.search_ends - time.monotonic())
+
+    @property
+    def may_go_on(self) -> bool:
+        """Whether long work is worth going on with: nobody stopped it, and time is left."""
+        return not self.stop and self.seconds_left() != 0
+
+    def limit_s(self, phase: Phase) -> float:
+        """Seconds that an evaluation may take."""
+        return trial_limit_s(self.config.trial_timeout_s, self.ledger.trials, phase)
+
+    def submit(self, job: Job) -> None:
+        """Hand a job to the executor, with the time that it may take."""
+        self.executor.submit(replace(job, limit_s=self.limit_s(job.phase)))
+
+    def claim(self, policy: Policy, assignment: Assignment) -> bool:
+        """Whether no other driver of the study has a policy, which this one has from now on."""
+        limit = self.limit_s(SEARCH) * self.executor.slots
+        return self.shared is None or self.shared.claim(policy, assignment, limit)
+
+    def news(self) -> list[Trial]:
+        """Trials that other drivers have finished, now among this one's."""
+        found = [] if self.shared is None else self.shared.news()
+        return [
+            self.ledger.keep(
+                replace(
+                    trial,
+                    number=self.ledger.number(),
+                    violations=self.feasibility.violations(trial.measurement.values),
+                )
+            )
+            for trial in found
+            if trial.measurement is not None and self.ledger.known(trial.policy) is None
+        ]
 
     def finish(self, outcome: Outcome) -> Trial:
         """Turn an outcome into a trial, and hand it to the ledger."""
@@ -106,7 +152,7 @@ class Context:
         total, done, running = len(queue), [], 0
         while queue or running:
             while queue and running < self.executor.slots and not self.stop:
-                self.executor.submit(queue.pop(0))
+                self.submit(queue.pop(0))
                 running += 1
             if not running:
                 break

@@ -66,6 +66,9 @@ class _Loop:
         self.submitted: set[str] = set()
         self.unseen = Unseen(context.space, self._settled, context.config.seed + _SEED_STEP)
         self.started = time.monotonic()
+        context.search_ends = None
+        if context.config.timeout_s is not None:
+            context.search_ends = self.started + context.config.timeout_s
         self.waited = 0.0
         self.screened_before = context.screener.seconds
         self.repeats = 0
@@ -79,6 +82,7 @@ class _Loop:
         slots = self.context.executor.slots
         reason: StopReason | None = None
         while True:
+            self._take_news()
             reason = reason or self._why_stop()
             while reason is None and len(self.active) < slots:
                 reason = self._fill(slots - len(self.active)) or self._why_stop()
@@ -94,7 +98,7 @@ class _Loop:
             return "interrupted"
         if self._trials_left() == 0:
             return "trials"
-        if self._seconds_left() == 0:
+        if self.context.seconds_left() == 0:
             return "timeout"
         return None
 
@@ -102,12 +106,6 @@ class _Loop:
         """Trials that may still be started."""
         trials = self.context.config.trials
         return None if trials is None else max(0, trials - self.done - len(self.active))
-
-    def _seconds_left(self) -> float | None:
-        timeout = self.context.config.timeout_s
-        if timeout is None:
-            return None
-        return max(0.0, timeout - (time.monotonic() - self.started))
 
     def _too_many_rejections(self) -> bool:
         most = self.context.config.max_rejections
@@ -166,6 +164,10 @@ class _Loop:
         if violations is not None:
             return self._reject(proposal, policy, estimate, violations)
         self.rejections = 0
+        if not self.context.claim(policy, proposal.assignment):
+            self.submitted.add(policy.untrained_digest)
+            reason = "another driver evaluates it"
+            return Trial(-1, policy, SEARCH, TrialState.DUPLICATE, proposal.origin, reason=reason)
         self._submit(proposal, policy)
         return None
 
@@ -175,7 +177,7 @@ class _Loop:
         self.submitted.add(policy.untrained_digest)
         start = time.monotonic()
         seed = self.context.config.seed
-        self.context.executor.submit(Job(number, policy, SEARCH, seed, proposal.origin))
+        self.context.submit(Job(number, policy, SEARCH, seed, proposal.origin))
         self.waited += time.monotonic() - start
 
     def _repeat(self, proposal: Proposal, policy: Policy) -> Trial:
@@ -222,6 +224,18 @@ class _Loop:
             )
         )
 
+    def _take_news(self) -> None:
+        """What other drivers of the study have finished counts like trials of this one."""
+        found = self.context.news()
+        if not found:
+            return
+        self.done += len(found)
+        for trial in found:
+            self.unseen.remove(trial.policy)
+        encode = self.context.space.encode
+        settled = [Settled(encode(trial.policy), trial) for trial in found]
+        self.proposer.update(settled, list(self.active.values()))
+
     def _take_one(self) -> None:
         start = time.monotonic()
         outcome = self.context.executor.wait(1.0)
@@ -232,5 +246,5 @@ class _Loop:
         trial = self.context.finish(outcome)
         assignment = self.active.pop(trial.number).assignment
         self.proposer.update([Settled(assignment, trial)], list(self.active.values()))
-        trials, left = self.context.config.trials, self._seconds_left()
+        trials, left = self.context.config.trials, self.context.seconds_left()
         self.context.report("search", self.done, trials, left, trial)

@@ -1,6 +1,6 @@
 """The controller: one Optuna study that knows every trial, whoever proposed it.
 
-The only file that imports Optuna. The study lives in memory (the journal is what is kept), and
+The study lives in memory (the journal is what is kept), and
 forgets the oldest trials off the front once there are many, so that asking stays quick.
 """
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 from autocompress.policy.policy import Policy
 from autocompress.policy.space import Assignment
@@ -42,9 +43,28 @@ class Evaluator(Protocol):
         """
 
 
+class DividedEvaluator(Evaluator, Protocol):
+    """An evaluator whose work can be divided: workers score, one process times."""
+
+    def score(self, policy: Policy, phase: Phase, seed: int) -> Any:
+        """All of an evaluation but the time of the exported file; picklable.
+
+        For workers: what else they do at the same time changes nothing of it.
+        """
+
+    def files(self, policy: Policy, phase: Phase, seed: int) -> list[Path]:
+        """What ``score`` writes and later steps read, for workers on other machines."""
+
+    def timed(self, scored: Sequence[Any]) -> list[Measurement]:
+        """Complete what ``score`` found, on the machine that has the target, while it is quiet."""
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One evaluation to carry out."""
+    """One evaluation to carry out.
+
+    ``limit_s`` are seconds after which it is given up; ``None`` waits for ever.
+    """
 
     number: int
     policy: Policy
@@ -52,16 +72,18 @@ class Job:
     seed: int
     origin: str = ""
     parent: int | None = None
+    limit_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of a job: a measurement, or the text of the exception."""
+    """What came of a job: a measurement, the text of the exception, or what waits to be timed."""
 
     job: Job
     measurement: Measurement | None
     error: str = ""
     seconds: float = 0.0
+    scored: Any = None
 
 
 class Executor(Protocol):

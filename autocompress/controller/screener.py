@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import MutableMapping
 
 from autocompress.controller.protocols import Evaluator
 from autocompress.policy.space import Assignment, Space
 from autocompress.results.screened import Screened
+
+_FEWEST = 16
 
 
 class Screener:
@@ -32,6 +35,30 @@ class Screener:
         self.images = images
         self.known = {} if known is None else known
         self.seconds = 0.0
+
+    def afford(self, assignment: Assignment, seconds: float) -> None:
+        """Take fewer images from now on, if screening one policy takes longer than that.
+
+        A power of two, so that a run that goes on takes as many and finds its answers again.
+
+        Args:
+            assignment: a policy to try it with.
+            seconds: that one policy may take.
+        """
+        policy = self.space.decode(assignment)
+        few, many = min(_FEWEST, self.images), self.images
+        self.evaluator.screen(policy, few)  # the first one also prepares what all others share
+        start = time.monotonic()
+        self.evaluator.screen(policy, few)
+        fixed = time.monotonic()
+        self.evaluator.screen(policy, many)
+        took_few, took_many = fixed - start, time.monotonic() - fixed
+        self.seconds += time.monotonic() - start
+        if took_many <= seconds or many == few:
+            return
+        each = max(1e-9, (took_many - took_few) / (many - few))
+        affordable = max(float(few), few + (seconds - took_few) / each)
+        self.images = max(few, min(many, 2 ** int(math.log2(affordable))))
 
     def __call__(self, assignment: Assignment) -> Screened:
         """Screen an assignment; the time counts as evaluation, not as bookkeeping."""

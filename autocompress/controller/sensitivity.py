@@ -6,7 +6,7 @@ least goes, the rest are probed again without it. Each is then charged what it a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,26 +44,31 @@ class Sensitivity:
         self._prior: list[NDArray[np.float64]] = []
         self._seen: dict[Assignment, float] = {}
 
-    def probe(self, keep_going: Callable[[], bool]) -> None:
+    @property
+    def probes(self) -> int:
+        """How many policies ``probe`` screens, those of choices that interact left out."""
+        return sum(len(_probes(len(c.levels))) for c in self.space.choices if _probed(c))
+
+    def probe(self, keep_going: Callable[[], bool], first: Sequence[int] | None = None) -> None:
         """Screen single choices, all others at their mildest, and fill in between.
 
         Args:
             keep_going: asked before each probe; unprobed choices take the mean of the others.
+            first: all choices, in the order in which they are probed.
         """
-        probed: list[dict[int, float] | None] = []
-        for i, choice in enumerate(self.space.choices):
-            if choice.kind in ("distill", "student"):
-                probed.append(dict.fromkeys(range(len(choice.levels)), 0.0))
-                continue
-            found: dict[int, float] | None = {}
-            for level in _probes(len(choice.levels)):
+        choices = self.space.choices
+        probed: list[dict[int, float] | None] = [
+            None if _probed(c) else dict.fromkeys(range(len(c.levels)), 0.0) for c in choices
+        ]
+        for i in range(len(choices)) if first is None else first:
+            found: dict[int, float] = {}
+            for level in _probes(len(choices[i].levels)) if _probed(choices[i]) else ():
                 if not keep_going():
-                    found = None
                     break
-                one = tuple(level if j == i else 0 for j in range(len(self.space.choices)))
-                assert found is not None
+                one = tuple(level if j == i else 0 for j in range(len(choices)))
                 found[level] = self._screened(one)
-            probed.append(found)
+            else:
+                probed[i] = found or probed[i]
         floor = min((v for p in probed if p for v in p.values() if v > 0), default=0.0)
         known = [max(p.values()) for p in probed if p]
         typical = float(np.mean(known)) if known else 1.0
@@ -167,6 +172,10 @@ class Sensitivity:
     def predict(self, assignment: Assignment) -> float:
         """The model's KL."""
         return float(sum(t[level] for t, level in zip(self.losses, assignment, strict=True)))
+
+
+def _probed(choice: Choice) -> bool:
+    return choice.kind not in ("distill", "student")
 
 
 def _interacts(choice: Choice) -> bool:

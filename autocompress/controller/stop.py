@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+_ENDS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
 
 class StopFlag:
-    """Raised by Ctrl-C or by a caller; the loop looks at it between trials."""
+    """Raised by Ctrl-C, another request to end or a caller; looked at between trials."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -26,7 +29,9 @@ class StopFlag:
 def stopping_on_interrupt() -> Iterator[StopFlag]:
     """A flag that the first Ctrl-C raises; the second one interrupts at once.
 
-    Outside the main thread signals cannot be caught, and the flag is only raised by its owner.
+    A request to end (SIGTERM, as of a cluster's scheduler) and a terminal that goes (SIGHUP) count
+    like Ctrl-C, where they are not ignored. Outside the main thread signals cannot be caught, and
+    the flag is only raised by its owner.
     """
     flag = StopFlag()
 
@@ -35,12 +40,13 @@ def stopping_on_interrupt() -> Iterator[StopFlag]:
             raise KeyboardInterrupt
         flag.ask()
 
-    try:
-        before = signal.signal(signal.SIGINT, handle)
-    except ValueError:
+    if threading.current_thread() is not threading.main_thread():
         yield flag
         return
+    heeded = [s for s in _ENDS if signal.getsignal(s) is not signal.SIG_IGN]
+    before = [signal.signal(s, handle) for s in heeded]
     try:
         yield flag
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in zip(heeded, before, strict=True):
+            signal.signal(number, handler)

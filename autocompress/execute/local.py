@@ -5,9 +5,12 @@ from __future__ import annotations
 import time
 import traceback
 from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
 
 from autocompress.controller.protocols import Evaluator, Job, Outcome
 from autocompress.errors import AutocompressError
+from autocompress.execute.limit import TookTooLong, time_limit
 
 
 class InProcessExecutor:
@@ -15,12 +18,16 @@ class InProcessExecutor:
 
     Args:
         evaluator: used directly.
+        stuck: called, in another thread, with the outcome of a job that neither ends nor can be
+            interrupted.
     """
 
     slots = 1
 
-    def __init__(self, evaluator: Evaluator) -> None:
-        self.evaluator = evaluator
+    def __init__(
+        self, evaluator: Evaluator, stuck: Callable[[Outcome], object] = lambda outcome: None
+    ) -> None:
+        self.evaluator, self._stuck = evaluator, stuck
         self._queue: deque[Job] = deque()
 
     def submit(self, job: Job) -> None:
@@ -28,23 +35,53 @@ class InProcessExecutor:
         self._queue.append(job)
 
     def wait(self, timeout: float | None = None) -> Outcome | None:
-        """Run the next job; the timeout cannot interrupt it."""
+        """Run the next job; the timeout cannot interrupt it, the job's own limit can."""
         if not self._queue:
             return None
-        return run_job(self.evaluator, self._queue.popleft())
+        job = self._queue.popleft()
+        return evaluate(self.evaluator, job, lambda: self._stuck(too_long(job)))
 
     def close(self, *, cancel: bool = False) -> None:
         """Drop what is queued."""
         self._queue.clear()
 
 
-def run_job(evaluator: Evaluator, job: Job) -> Outcome:
-    """Evaluate one job; an exception becomes the outcome's error, never a crash of the study."""
+def evaluate(evaluator: Evaluator, job: Job, stuck: Callable[[], object] = lambda: None) -> Outcome:
+    """Carry a job out in this process, timing included; see ``run_job``."""
+    return run_job(
+        lambda: Outcome(job, evaluator.evaluate(job.policy, job.phase, job.seed)), job, stuck
+    )
+
+
+def run_job(work: Callable[[], Outcome], job: Job, stuck: Callable[[], object]) -> Outcome:
+    """Do a job within its limit; whatever its code raises becomes the outcome's error.
+
+    Ctrl-C alone is let through: the study's own process is told by it to stop.
+    """
     start = time.perf_counter()
     try:
-        found = evaluator.evaluate(job.policy, job.phase, job.seed)
-    except AutocompressError as error:
-        return Outcome(job, None, f"{type(error).__name__}: {error}", time.perf_counter() - start)
-    except Exception:
-        return Outcome(job, None, traceback.format_exc(limit=6), time.perf_counter() - start)
-    return Outcome(job, found, "", time.perf_counter() - start)
+        with time_limit(job.limit_s, stuck):
+            found = work()
+    except TookTooLong:
+        found = too_long(job)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # sys.exit in a user's code ends no study
+        found = Outcome(job, None, told(error))
+    return replace(found, seconds=time.perf_counter() - start)
+
+
+def too_long(job: Job) -> Outcome:
+    """What came of a job that took longer than its limit."""
+    error = (
+        f"it took longer than {job.limit_s or 0:g} s and was given up. If it needs that long, "
+        "set `search.trial_timeout_s`."
+    )
+    return Outcome(job, None, error, job.limit_s or 0.0)
+
+
+def told(error: BaseException) -> str:
+    """An exception as a trial's reason: a sentence of ours, or the last frames."""
+    if isinstance(error, AutocompressError):
+        return f"{type(error).__name__}: {error}"
+    return "".join(traceback.format_exception(error, limit=6))

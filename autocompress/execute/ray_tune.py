@@ -1,4 +1,4 @@
-"""Evaluate through Ray Tune, here or on a cluster: the only file that imports Ray.
+"""Score through Ray Tune, here or on a cluster.
 
 The one loop of the search stays in charge. Its jobs wait in a queue from which a ``Searcher`` of
 ours feeds Tune; results come back the same way. Actors are reused, so that each builds its
@@ -16,8 +16,9 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from autocompress.controller.protocols import Evaluator, Job, Outcome
-from autocompress.execute.worker import evaluate
+from autocompress.controller.protocols import DividedEvaluator, Job, Outcome
+from autocompress.execute.cluster import connect
+from autocompress.execute.worker import died, print_to_stderr, score
 
 _POLL_S = 0.1
 
@@ -29,39 +30,36 @@ class RayTuneExecutor:
         factory: picklable; builds the evaluator in an actor.
         workers: trials at once.
         address: of a running cluster; ``None`` starts Ray on this machine, offline.
-        cpus_per_worker: reserved for each actor; the machine's cores shared out by default.
+        cpus, gpus: reserved for each actor; the machine's cores shared out by default.
     """
+
+    away = False
 
     def __init__(
         self,
-        factory: Callable[[], Evaluator],
+        factory: Callable[[], DividedEvaluator],
         workers: int,
         *,
         address: str | None = None,
-        cpus_per_worker: float | None = None,
+        cpus: float | None = None,
+        gpus: float = 0.0,
     ) -> None:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        import ray
-
+        self._own = connect(address)
         self.slots = workers
-        self._own = not ray.is_initialized()
-        if self._own:
-            ray.init(
-                address=address, include_dashboard=False, log_to_driver=False, logging_level="error"
-            )
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
         self._failure = ""
         self._waiting: dict[int, Job] = {}
-        share = cpus_per_worker or max(0.1, (os.cpu_count() or 1) / workers)
+        share = cpus or max(0.1, (os.cpu_count() or 1) / workers)
         # a cancelled Tune may still write while its folder goes
         self._folder = tempfile.TemporaryDirectory(
             prefix="autocompress-ray-", ignore_cleanup_errors=True
         )
         self._thread = threading.Thread(
-            target=self._tune, args=(pickle.dumps(factory), share), name="ray-tune", daemon=True
+            target=self._tune,
+            args=(pickle.dumps(factory), {"cpu": share, "gpu": gpus}),
+            name="ray-tune",
+            daemon=True,
         )
         self._thread.start()
 
@@ -89,17 +87,18 @@ class RayTuneExecutor:
         while cancel and not self._jobs.empty():
             self._jobs.get()
         self._jobs.put(None)
-        if not cancel:
-            self._thread.join(timeout=60)
+        if self._own and cancel:
+            ray.shutdown()  # which ends what Tune waits for
+        self._thread.join(timeout=60)
         if self._own:
             ray.shutdown()
         self._folder.cleanup()
 
-    def _tune(self, factory: bytes, cpus: float) -> None:
+    def _tune(self, factory: bytes, resources: dict[str, float]) -> None:
         from ray import tune
 
         try:
-            trainable = tune.with_resources(_trainable(factory), {"cpu": cpus})
+            trainable = tune.with_resources(_trainable(factory), resources)
             tune.run(
                 trainable,
                 search_alg=_searcher(self._jobs, self._outcomes),
@@ -129,6 +128,7 @@ def _trainable(factory: bytes) -> Any:
 
     class Evaluation(tune.Trainable):  # type: ignore[misc, name-defined, unused-ignore]  # Ray is untyped
         def setup(self, config: dict[str, Any]) -> None:
+            print_to_stderr()
             self.job = pickle.loads(config["job"])
 
         def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -138,7 +138,7 @@ def _trainable(factory: bytes) -> Any:
         def step(self) -> dict[str, Any]:
             if os.path.isdir(home):
                 os.chdir(home)
-            return {"outcome": pickle.dumps(evaluate(factory, self.job)), "done": True}
+            return {"outcome": pickle.dumps(score(factory, self.job)), "done": True}
 
         def save_checkpoint(self, checkpoint_dir: str) -> None:
             """Nothing to keep: a trial is one step, and the journal has its result."""
@@ -175,7 +175,7 @@ def _searcher(jobs: queue.SimpleQueue[Job | None], outcomes: queue.SimpleQueue[O
             if job is None:
                 return
             if error or not result or "outcome" not in result:
-                outcomes.put(Outcome(job, None, "the Ray actor died or returned nothing"))
+                outcomes.put(died(job))
             else:
                 outcomes.put(pickle.loads(result["outcome"]))
 

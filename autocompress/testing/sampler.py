@@ -14,7 +14,7 @@ from autocompress.controller.config import SearchConfig
 from autocompress.controller.context import Context
 from autocompress.controller.loop import SearchResult, run_search
 from autocompress.controller.protocols import Job, Proposal, Proposer, Settled
-from autocompress.execute.local import InProcessExecutor, run_job
+from autocompress.execute.local import InProcessExecutor, evaluate
 from autocompress.policy.budget import Budget
 from autocompress.policy.inventory import ChannelGroup, Inventory, LayerSpec
 from autocompress.policy.policy import Policy
@@ -128,7 +128,7 @@ def settled(context: Context, proposals: Sequence[Proposal]) -> list[Settled]:
             )
         else:
             job = Job(context.ledger.number(), policy, SEARCH, 0, one.origin)
-            trial = context.finish(run_job(context.evaluator, job))
+            trial = context.finish(evaluate(context.evaluator, job))
         found.append(Settled(one.assignment, trial))
     return found
 

@@ -10,6 +10,7 @@ import math
 import os
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -48,8 +49,8 @@ class AnalyticEvaluator:
         layers: of ``make_space``.
         seed: draws how much each layer hurts and costs.
         violent: what to do instead of measuring: ``crash``, ``nan``, ``hang`` (half a second),
-            ``exit`` (the process dies), ``astray`` (fail where the relative folder ``beside`` is
-            not found); ``""`` measures.
+            ``hang for ever``, ``print``, ``exit`` (the process dies), ``astray`` (fail where the
+            relative folder ``beside`` is not found); ``""`` measures.
         share: of the policies, chosen by digest, that meet with violence.
     """
 
@@ -117,6 +118,10 @@ class AnalyticEvaluator:
             os._exit(17)
         if self.violent == "hang":
             time.sleep(hang_s)
+        if self.violent == "hang for ever":
+            time.sleep(1e6)
+        if self.violent == "print":
+            print("printed on purpose")
 
     def observe(self, trial: Trial) -> None:
         self.observed.append(trial)
@@ -136,6 +141,15 @@ class AnalyticEvaluator:
         if self.violent == "nan" and int(policy.digest[:8], 16) / 0xFFFFFFFF < self.share:
             loss = math.nan
         return self._measurement(policy, 0.9 - loss)
+
+    def score(self, policy: Policy, phase: Phase = SEARCH, seed: int = 0) -> Measurement:
+        return self.evaluate(policy, phase, seed)
+
+    def files(self, policy: Policy, phase: Phase, seed: int) -> list[Path]:
+        return []
+
+    def timed(self, scored: Sequence[Measurement]) -> list[Measurement]:
+        return list(scored)
 
 
 class Cautious(AnalyticEvaluator):
@@ -172,6 +186,6 @@ def jobs(count: int, space: Space | None = None) -> list[Job]:
     return found
 
 
-def numbered(job: Job, number: int) -> Job:
-    """The same job under another number."""
-    return replace(job, number=number)
+def numbered(job: Job, number: int, **more: float) -> Job:
+    """The same job under another number, or within a limit."""
+    return replace(job, number=number, **more)

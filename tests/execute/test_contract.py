@@ -1,4 +1,4 @@
-"""One contract for every executor: in this process, in a pool of processes, through Ray Tune."""
+"""One contract for every executor: in this process, in a pool of processes, through Ray."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from analytic import AnalyticEvaluator, AnalyticFactory, jobs
+from analytic import AnalyticEvaluator, AnalyticFactory, jobs, numbered
 
 from autocompress.controller.protocols import Executor, Job, Outcome
 from autocompress.errors import InputError
 from autocompress.execute import make_executor
 from autocompress.execute.local import InProcessExecutor
 from autocompress.execute.pool import ProcessPoolExecutor
+from autocompress.execute.timing import TimingExecutor
 from autocompress.results.trial import SEARCH
 
-KINDS = ["local", "pool", "ray"]
+KINDS = ["local", "pool", "ray", "ray_tune"]
+WORKERS = KINDS[1:]
 Make = Callable[..., Executor]
 
 
@@ -27,13 +29,13 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
     made: list[Executor] = []
 
     def build(kind: str, violent: str = "", workers: int = 2, share: float = 0.5) -> Executor:
-        if kind == "ray":
+        if kind.startswith("ray"):
             request.getfixturevalue("ray_offline")
         factory = AnalyticFactory(str(tmp_path), violent, share)
+        evaluator = AnalyticEvaluator(violent=violent, share=share)
         if kind == "pool":  # asked for one worker, `make_executor` would take this process
-            made.append(ProcessPoolExecutor(factory, workers))
+            made.append(TimingExecutor(ProcessPoolExecutor(factory, workers), evaluator))
         else:
-            evaluator = AnalyticEvaluator(violent=violent, share=share)
             workers = 1 if kind == "local" else workers
             made.append(make_executor(kind, workers, evaluator, factory))
         return made[-1]
@@ -109,7 +111,7 @@ def test_a_value_that_is_not_finite_is_an_error(kind: str, make: Make) -> None:
     assert "must be a finite number" in outcome.error
 
 
-@pytest.mark.parametrize("kind", ["pool", "ray"])
+@pytest.mark.parametrize("kind", WORKERS)
 def test_a_worker_that_dies_costs_one_job(kind: str, make: Make) -> None:
     """The job that was under way comes back with an error, and later ones still run."""
     deadly = [j for j in jobs(40) if int(j.policy.untrained_digest[:8], 16) < 2**31]
@@ -121,13 +123,33 @@ def test_a_worker_that_dies_costs_one_job(kind: str, make: Make) -> None:
     assert "died" in found[deadly[0].number].error
 
 
+@pytest.mark.parametrize("kind", WORKERS)
+def test_a_worker_that_hangs_costs_one_job(kind: str, make: Make) -> None:
+    """Its limit is the job's own; the worker, or another one in its place, goes on."""
+    hanging = [j for j in jobs(40) if int(j.policy.untrained_digest[:8], 16) < 2**31]
+    harmless = [j for j in jobs(40) if int(j.policy.untrained_digest[:8], 16) > 2**31]
+    executor = make(kind, "hang for ever", workers=1)
+    todo = [harmless[0], numbered(hanging[0], hanging[0].number, limit_s=1.0), harmless[1]]
+    found = collect(executor, todo)
+    assert [bool(found[j.number].error) for j in todo] == [False, True, False]
+    assert "took longer than 1 s" in found[hanging[0].number].error
+
+
+@pytest.mark.parametrize("kind", WORKERS)
+def test_what_code_prints_in_a_worker_is_no_answer(
+    kind: str, make: Make, capfd: pytest.CaptureFixture[str]
+) -> None:
+    collect(make(kind, "print", workers=1, share=1.1), jobs(1))
+    assert "printed on purpose" not in capfd.readouterr().out
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_to_wait_for_is_no_outcome(kind: str, make: Make) -> None:
     executor = make(kind)
     assert executor.wait(0.05) is None
 
 
-@pytest.mark.parametrize("kind", ["pool", pytest.param("ray", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["pool", "ray", pytest.param("ray_tune", marks=pytest.mark.slow)])
 def test_cancel_does_not_wait_for_running_jobs(kind: str, make: Make) -> None:
     executor = make(kind, "hang", workers=1, share=1.1)
     collect(executor, jobs(1))  # the worker is up
@@ -140,8 +162,10 @@ def test_cancel_does_not_wait_for_running_jobs(kind: str, make: Make) -> None:
 
 def test_a_factory_that_fails_is_an_outcome(tmp_path: Path) -> None:
     executor = ProcessPoolExecutor(AnalyticFactory(str(tmp_path / "missing")), 1)
-    (outcome,) = collect(executor, jobs(1)).values()
+    executor.submit(jobs(1)[0])
+    outcome = executor.wait(60)
     executor.close()
+    assert outcome is not None
     assert "the worker could not be set up" in outcome.error
     assert "FileNotFoundError" in outcome.error
 
@@ -150,6 +174,6 @@ def test_kinds_by_name() -> None:
     evaluator = AnalyticEvaluator()
     factory = AnalyticFactory("")
     assert isinstance(make_executor("local", 1, evaluator, factory), InProcessExecutor)
-    with pytest.raises(InputError, match="local or ray"):
+    with pytest.raises(InputError, match="local, ray or ray_tune"):
         make_executor("dask", 1, evaluator, factory)
     assert math.isfinite(evaluator.baseline["accuracy"])

@@ -20,6 +20,7 @@ from autocompress.estimate.latency_features import LayerPlan
 from autocompress.estimate.latency_model import LatencyModel
 from autocompress.execute.local import InProcessExecutor
 from autocompress.execute.pool import ProcessPoolExecutor
+from autocompress.execute.timing import TimingExecutor
 from autocompress.model.cost import Cost
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.budget import Budget
@@ -77,12 +78,12 @@ def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
     if request.param == "local":
         made = InProcessExecutor(Timed())
     elif request.param == "pool":
-        made = ProcessPoolExecutor(Timed, 2)
+        made = TimingExecutor(ProcessPoolExecutor(Timed, 2), Timed())
     else:
-        from autocompress.execute.ray_tune import RayTuneExecutor
+        from autocompress.execute.ray_actors import RayExecutor
 
         request.getfixturevalue("ray_offline")
-        made = RayTuneExecutor(Timed, 2)
+        made = TimingExecutor(RayExecutor(Timed, 2), Timed())
     yield made
     made.close()
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from autocompress.policy.policy import Policy
 from autocompress.results.metric import Measurement
@@ -43,6 +45,15 @@ class Timed:
 
     def evaluate(self, policy: Policy, phase: Phase, seed: int) -> Measurement:
         return self._measurement(ratio_of(policy))
+
+    def score(self, policy: Policy, phase: Phase, seed: int) -> Measurement:
+        return self.evaluate(policy, phase, seed)
+
+    def files(self, policy: Policy, phase: Phase, seed: int) -> list[Path]:
+        return []
+
+    def timed(self, scored: Sequence[Measurement]) -> list[Measurement]:
+        return list(scored)
 
     def observe(self, trial: Trial) -> None:
         raise AssertionError("a worker hears of no trial")

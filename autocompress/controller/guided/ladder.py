@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import deque
 
 from autocompress.controller.context import Context
@@ -15,6 +16,9 @@ from autocompress.policy.space import Assignment
 
 _RUNGS = (1.0, 0.85, 0.7, 0.55)
 """Cost targets of the solver, as shares of the way from the cheapest policy to the bound."""
+
+_PREPARING = 0.1
+"""Share of the search's time for screening each choice alone."""
 
 _REFIT_EVERY = 7
 """Rounds between two fits of the sensitivities; odd, to serve the answer and the front in turn."""
@@ -40,13 +44,43 @@ class SolverLadder:
     def suggest(self, n: int) -> list[Proposal]:
         """The next answers; the first call screens each choice alone."""
         if not self.sensitivity.losses:
-            self.sensitivity.probe(lambda: not self.context.stop)
+            self._probe()
             self._queue.extend(Proposal("solver", levels) for levels in self.solved())
             self._queue.extend(Proposal("nested", levels) for levels in self.nested())
         elif self._queue and self._overpriced(self._queue[0].assignment):
             found = [Proposal("solver", levels) for levels in self.solved()]
             self._queue = deque(found[: len(self._queue)])
         return [self._queue.popleft() for _ in range(min(n, len(self._queue)))]
+
+    def _probe(self) -> None:
+        """Screen each choice alone.
+
+        Where the search's time has an end, in a tenth of it, on as many images as that allows, and
+        so that a handful of proposals takes no longer to screen than a trial to evaluate. What
+        costs most comes first; choices that no time is left for take the mean of the others.
+        """
+        context, probes = self.context, self.sensitivity.probes
+        left, begin = context.seconds_left(), time.monotonic()
+        if left is not None and probes:
+            took = [t.seconds for t in self.history.complete()]
+            trial = sum(took) / len(took) if took else left
+            each = min(_PREPARING * left / probes, trial / context.config.candidates)
+            context.screener.afford(self.costs.cheapest, each)
+
+        def keep_going() -> bool:
+            over = left is not None and time.monotonic() - begin > _PREPARING * left
+            return context.may_go_on and not over
+
+        self.sensitivity.probe(keep_going, self._most_first())
+
+    def _most_first(self) -> list[int]:
+        """Choices by what their hardest levels save."""
+        space = self.context.space
+        saved = [
+            self.costs.main((*space.mildest[:i], len(c.levels) - 1, *space.mildest[i + 1 :]))
+            for i, c in enumerate(space.choices)
+        ]
+        return sorted(range(len(saved)), key=saved.__getitem__)
 
     def refitted(self, rounds: int) -> list[Proposal]:
         """Every few rounds the ladder under sensitivities fitted to all that was screened."""
@@ -63,6 +97,8 @@ class SolverLadder:
         top = self._top(least)
         found = []
         for share in _RUNGS:
+            if not self.context.may_go_on:
+                break
             answer = solve(
                 self.context.space,
                 self.sensitivity.losses,

@@ -69,7 +69,12 @@ class Selector:
         judge = self.context.feasibility.infeasible_by_estimate
         possible = [p for p in proposals if not judge(self.context.estimate(p.assignment))]
         proposals = possible or proposals
-        found = [self.divergence(p.assignment) for p in proposals]
+        found = [self.divergence(proposals[0].assignment)]
+        for one in proposals[1:]:
+            if not self.context.may_go_on:  # one that is known is better than many after the end
+                break
+            found.append(self.divergence(one.assignment))
+        proposals = proposals[: len(found)]
         gains = self._gains(proposals, found) if fill else [(0.0, 0.0)] * len(found)
         ranks = [(-gain, over, kl) for (gain, over), kl in zip(gains, found, strict=True)]
         return proposals[ranks.index(min(ranks))]

@@ -1,0 +1,304 @@
+"""One study of Optuna in a database, written and read by any number of drivers."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from autocompress.errors import InputError
+from autocompress.policy.policy import Policy
+from autocompress.policy.space import Assignment, Space
+from autocompress.results.metric import Measurement, Metric
+from autocompress.results.trial import SEARCH, Trial, TrialState
+
+if TYPE_CHECKING:
+    import optuna
+
+_T = TypeVar("_T")
+_log = logging.getLogger(__name__)
+_LOOK_EVERY_S, _RETRY_S = 2.0, 60.0
+_ELSEWHERE = "evaluated by another driver of the same study"
+
+
+class SharedTrials:
+    """Trials of a search in one of Optuna's storages: a mirror, and a meeting place. A ``Sink``.
+
+    Before a policy is evaluated it is claimed by a running trial that holds its digest. Of two
+    drivers that claim one policy at the same moment, the one with the lower trial number goes on;
+    both see both claims, for each looks after its own is written. A claim of a driver that has died
+    ends with its time limit.
+
+    Args:
+        url: of the storage: ``sqlite:///study.db``, ``postgresql://user@host/name``, or
+            ``journal:FILE``.
+        name: of the study there.
+        space: parameters are its choices, with their levels as categories.
+        objectives: each with its direction.
+        driver: a name for this process that a resumed run has again.
+        identity: of model and data; all drivers must have the same.
+
+    Raises:
+        InputError: the storage cannot be opened, or holds a study of something else.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        name: str,
+        space: Space,
+        objectives: Sequence[Metric],
+        driver: str,
+        identity: Mapping[str, str],
+    ) -> None:
+        import optuna
+
+        self.space, self.objectives, self.driver = space, tuple(objectives), driver
+        self._claimed: dict[str, int] = {}
+        self._seen: set[int] = set()
+        self._looked = 0.0
+        self._distributions: dict[str, optuna.distributions.BaseDistribution] = {
+            c.name: optuna.distributions.CategoricalDistribution([str(v) for v in c.levels])
+            for c in space.choices
+        }
+        self._storage = open_storage(url)
+        self._unsent: list[Trial] = []
+        self._down_until = 0.0
+        self.study = optuna.create_study(
+            storage=self._storage,
+            study_name=name,
+            directions=[m.goal for m in objectives],
+            load_if_exists=True,
+        )
+        self._agree(name, identity)
+        self._give_back_own()
+
+    def _agree(self, name: str, identity: Mapping[str, str]) -> None:
+        """See that all drivers work on the same model, data and space."""
+        import optuna
+
+        choices = [f"{c.name}: {list(c.levels)}" for c in self.space.choices]
+        wanted = {**identity, "choices": choices}
+        held = self.study.user_attrs.get("identity")
+        if held is None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                self.study.set_metric_names([m.name for m in self.objectives])
+            self.study.set_user_attr("identity", wanted)
+        elif held != wanted:
+            other = ", ".join(key for key in wanted if held.get(key) != wanted[key])
+            raise InputError(
+                f"The study {name!r} in the storage is of something else (other {other}). Name "
+                "this one differently, or use another storage."
+            )
+
+    def _give_back_own(self) -> None:
+        """Claims that an earlier session of this driver left are free again."""
+        for trial in self._running():
+            if trial.user_attrs.get("driver") == self.driver:
+                self.study.tell(trial.number, state=_state("FAIL"))
+
+    def _running(self) -> list[optuna.trial.FrozenTrial]:
+        return self.study.get_trials(deepcopy=False, states=(_state("RUNNING"),))
+
+    def claim(self, policy: Policy, assignment: Assignment, limit_s: float) -> bool:
+        """Take a policy for this driver.
+
+        Args:
+            policy: that is to be evaluated.
+            assignment: its levels.
+            limit_s: after so many seconds others may take it.
+
+        Returns:
+            Whether nobody else has it, or had it.
+        """
+        return self._tried(lambda: self._claim(policy, assignment, limit_s), True)
+
+    def _tried(self, work: Callable[[], _T], otherwise: _T) -> _T:
+        """Do something with the storage, or without it where it does not answer.
+
+        The search goes on alone meanwhile; what it finds is written when the storage is back.
+        """
+        if time.monotonic() < self._down_until:
+            return otherwise
+        try:
+            return work()
+        except Exception as error:  # of a database driver or of Optuna
+            self._down_until = time.monotonic() + _RETRY_S
+            first = (str(error).strip().splitlines() or [""])[0]
+            _log.warning(
+                "The storage does not answer (%s: %s). The search goes on alone and tries again in "
+                "a minute.",
+                type(error).__name__,
+                first,
+            )
+            return otherwise
+
+    def _claim(self, policy: Policy, assignment: Assignment, limit_s: float) -> bool:
+        digest = policy.untrained_digest
+        if self._taken(digest, below=None):
+            return False
+        claim = self._frozen(
+            assignment,
+            _state("RUNNING"),
+            {"driver": self.driver, "policy": digest, "until": time.time() + limit_s},
+        )
+        number = self._add(claim)
+        if self._taken(digest, below=number):
+            self.study.tell(number, state=_state("FAIL"))
+            return False
+        self._claimed[digest] = number
+        return True
+
+    def _taken(self, digest: str, below: int | None) -> bool:
+        """Whether a policy is settled, or claimed by a trial of a lower number."""
+        now = time.time()
+        states = (_state("RUNNING"), _state("COMPLETE"))
+        for trial in self.study.get_trials(deepcopy=False, states=states):
+            if trial.user_attrs.get("policy") != digest:
+                continue
+            if trial.state == _state("COMPLETE"):
+                return True
+            alive = trial.user_attrs.get("until", 0.0) > now
+            if alive and (below is None or trial.number < below):
+                return True
+        return False
+
+    def _add(self, frozen: optuna.trial.FrozenTrial) -> int:
+        """Write a trial as a whole, and give its number."""
+        study = self._storage.get_study_id_from_name(self.study.study_name)
+        trial = self._storage.create_new_trial(study, template_trial=frozen)
+        number = self._storage.get_trial(trial).number
+        self._seen.add(number)
+        return number
+
+    def record(self, trial: Trial) -> None:
+        """Write a trial of the search: into its claim, or as one more."""
+        if trial.phase != SEARCH or trial.reason == _ELSEWHERE:
+            return
+        self._unsent.append(trial)
+        self._tried(self._send, None)
+
+    def _send(self) -> None:
+        while self._unsent:
+            self._write(self._unsent[0])
+            self._unsent.pop(0)
+
+    def _write(self, trial: Trial) -> None:
+        number = self._claimed.pop(trial.policy.untrained_digest, None)
+        assignment, values = self.space.encode(trial.policy), self._values(trial.measurement)
+        done = trial.state is TrialState.COMPLETE and values is not None
+        if number is None and not (done and assignment is not None):
+            return
+        text, over = json.dumps(trial.as_dict()), dict(trial.violations)
+        if number is not None:
+            self._close(number, text, over, values if done else None)
+        elif assignment is not None:
+            about = {"driver": self.driver, "policy": trial.policy.untrained_digest, "trial": text}
+            self._add(self._frozen(assignment, _state("COMPLETE"), about, values, over))
+
+    def _close(
+        self, number: int, text: str, over: Mapping[str, float], values: list[float] | None
+    ) -> None:
+        """Give a claim what was found, or nothing where that failed."""
+        import optuna
+
+        study = self._storage.get_study_id_from_name(self.study.study_name)
+        place = self._storage.get_trial_id_from_study_id_trial_number(study, number)
+        claim = optuna.trial.Trial(self.study, place)
+        claim.set_user_attr("trial", text)
+        for name, violation in over.items():
+            claim.set_constraint(name, violation)
+        self.study.tell(claim, values, _state("FAIL" if values is None else "COMPLETE"))
+
+    def news(self) -> list[Trial]:
+        """Complete trials of other drivers since the last look; looks every other second."""
+        if time.monotonic() - self._looked < _LOOK_EVERY_S:
+            return []
+        self._looked = time.monotonic()
+        return self._tried(self._news, [])
+
+    def _news(self) -> list[Trial]:
+        found = []
+        for trial in self.study.get_trials(deepcopy=False, states=(_state("COMPLETE"),)):
+            text = trial.user_attrs.get("trial")
+            if trial.number in self._seen or text is None:
+                continue
+            self._seen.add(trial.number)
+            read = Trial.from_dict(json.loads(text))
+            found.append(replace(read, reason=_ELSEWHERE, parent=None))
+        return found
+
+    def _values(self, measured: Measurement | None) -> list[float] | None:
+        names = [m.name for m in self.objectives]
+        if measured is None or any(name not in measured for name in names):
+            return None
+        return [float(measured[name]) for name in names]
+
+    def _frozen(
+        self,
+        assignment: Assignment,
+        state: Any,
+        attributes: Mapping[str, Any],
+        values: Sequence[float] | None = None,
+        over: Mapping[str, float] | None = None,
+    ) -> optuna.trial.FrozenTrial:
+        import optuna
+
+        choices = zip(self.space.choices, assignment, strict=True)
+        return optuna.trial.create_trial(
+            state=state,
+            values=values,
+            params={c.name: str(c.levels[level]) for c, level in choices},
+            distributions=self._distributions,
+            user_attrs=dict(attributes),
+            constraints=dict(over or {}) or None,
+        )
+
+
+def open_storage(url: str) -> optuna.storages.BaseStorage:
+    """One of Optuna's storages.
+
+    Raises:
+        InputError: nothing that can be opened.
+    """
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        return _opened(url)
+    except Exception as error:  # of a database driver, of Optuna, of a URL
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"The storage {_without_password(url)} cannot be used: {first} It reads like "
+            "sqlite:///study.db, postgresql+psycopg://user:password@host/name (with psycopg "
+            "installed) or journal:study.log."
+        ) from None
+
+
+def _opened(url: str) -> optuna.storages.BaseStorage:
+    import optuna
+
+    if url.startswith("journal:"):
+        from optuna.storages.journal import JournalFileBackend
+
+        return optuna.storages.JournalStorage(JournalFileBackend(url.removeprefix("journal:")))
+    return optuna.storages.RDBStorage(url)
+
+
+def _without_password(url: str) -> str:
+    head, at, rest = url.rpartition("@")
+    if not at:
+        return url
+    scheme, _, user = head.partition("://")
+    return f"{scheme}://{user.partition(':')[0]}@{rest}"
+
+
+def _state(name: str) -> Any:
+    import optuna
+
+    return optuna.trial.TrialState[name]

@@ -1,0 +1,91 @@
+"""Workers score, this process times: several files at once, while no worker computes."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import replace
+from typing import Protocol
+
+from autocompress.controller.protocols import DividedEvaluator, Executor, Job, Outcome
+from autocompress.execute.local import told
+
+_FILES = 2
+"""Files per worker that are timed together."""
+
+
+class Workers(Executor, Protocol):
+    """An executor whose outcomes hold what waits to be timed (``Outcome.scored``)."""
+
+    @property
+    def away(self) -> bool:
+        """Whether all of them compute on other machines, where they disturb no timing here."""
+
+
+class TimingExecutor:
+    """Has workers score jobs, and times what they made.
+
+    A worker that computes slows a timing beside it, and one that times would keep the others
+    waiting. So files are collected while workers compute, and timed together while they rest: they
+    share the rounds of the uncompressed model, too. Workers on other machines need no rest.
+
+    Args:
+        workers: answer with ``scored``.
+        evaluator: times.
+    """
+
+    def __init__(self, workers: Workers, evaluator: DividedEvaluator) -> None:
+        self.slots = _FILES * workers.slots
+        self._workers, self._evaluator = workers, evaluator
+        self._queue: deque[Job] = deque()
+        self._running = 0
+        self._scored: list[Outcome] = []
+        self._done: deque[Outcome] = deque()
+
+    def submit(self, job: Job) -> None:
+        """Start a job, or queue it."""
+        self._queue.append(job)
+        self._start()
+
+    def _start(self) -> None:
+        while self._queue and self._running < self._workers.slots:
+            self._workers.submit(self._queue.popleft())
+            self._running += 1
+
+    def wait(self, timeout: float | None = None) -> Outcome | None:
+        """The next job that is finished, its file timed."""
+        end = None if timeout is None else time.monotonic() + timeout
+        while not self._done and self._running:
+            left = None if end is None else max(0.0, end - time.monotonic())
+            outcome = self._workers.wait(left)
+            if outcome is None:
+                return None
+            self._running -= 1
+            (self._done if outcome.scored is None else self._scored).append(outcome)
+            self._start()
+            if self._workers.away:
+                break
+        if not self._done and self._scored and (not self._running or self._workers.away):
+            self._done += self._timed(self._scored)
+            self._scored = []
+        return self._done.popleft() if self._done else None
+
+    def _timed(self, scored: list[Outcome]) -> list[Outcome]:
+        """Time files together; each alone where that fails, so that it costs one job."""
+        start = time.perf_counter()
+        try:
+            found = self._evaluator.timed([outcome.scored for outcome in scored])
+        except Exception as error:
+            if len(scored) > 1:
+                return [one for outcome in scored for one in self._timed([outcome])]
+            return [replace(scored[0], scored=None, error=told(error))]
+        seconds = (time.perf_counter() - start) / len(scored)
+        return [
+            replace(outcome, scored=None, measurement=measured, seconds=outcome.seconds + seconds)
+            for outcome, measured in zip(scored, found, strict=True)
+        ]
+
+    def close(self, *, cancel: bool = False) -> None:
+        """End the workers."""
+        self._queue.clear()
+        self._workers.close(cancel=cancel)

@@ -1,0 +1,152 @@
+"""Whatever an evaluation does, it ends: loops, sleeps, locks, code that catches everything."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+from analytic import AnalyticEvaluator, jobs, numbered
+
+from autocompress.controller.limits import trial_limit_s
+from autocompress.execute.limit import TookTooLong, time_limit
+from autocompress.execute.local import InProcessExecutor
+from autocompress.policy.policy import Policy
+from autocompress.results.metric import Measurement
+from autocompress.results.trial import SEARCH, Phase, Trial, TrialState
+
+
+def loop() -> None:
+    while True:
+        pass
+
+
+def sleep() -> None:
+    time.sleep(60)
+
+
+def wait() -> None:
+    threading.Event().wait()
+
+
+def stubborn() -> None:
+    """As users' code does that tries again whatever happens."""
+    for _ in range(1000):
+        try:
+            time.sleep(60)
+        except Exception:
+            continue
+
+
+HANGS = [loop, sleep, wait, stubborn]
+
+
+def fails(text: str = "", **more: object) -> None:
+    raise AssertionError(text)
+
+
+@pytest.mark.parametrize("hang", HANGS)
+def test_what_hangs_in_the_main_thread_is_interrupted(hang: Callable[[], None]) -> None:
+    start = time.monotonic()
+    with pytest.raises(TookTooLong), time_limit(0.3, fails):
+        hang()
+    assert time.monotonic() - start < 10
+
+
+def test_a_loop_in_another_thread_is_interrupted() -> None:
+    ended = threading.Event()
+
+    def work() -> None:
+        try:
+            with time_limit(0.3, fails):
+                loop()
+        except TookTooLong:
+            ended.set()
+
+    threading.Thread(target=work, daemon=True).start()
+    assert ended.wait(10)
+
+
+def test_what_ends_in_time_hears_nothing_of_it() -> None:
+    for _ in range(20):
+        with time_limit(0.05, fails):
+            time.sleep(0.03)
+    time.sleep(0.3)
+
+
+def test_native_code_that_never_comes_back_is_given_up() -> None:
+    """It holds the interpreter up in C, where no exception reaches it."""
+    code = """
+import ctypes, os
+from autocompress.execute import limit
+
+limit._GRACE_S = 0.5
+libc, nobody = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+libc.pthread_mutex_lock(nobody)
+with limit.time_limit(0.3, lambda: os._exit(7)):
+    libc.pthread_mutex_lock(nobody)
+"""
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 7
+
+
+class Hanging(AnalyticEvaluator):
+    """Hangs at every second policy, in one of the ways."""
+
+    hang: Callable[[], None] = staticmethod(loop)
+
+    def evaluate(self, policy: Policy, phase: Phase = SEARCH, seed: int = 0) -> Measurement:
+        if int(policy.digest[:8], 16) % 2:
+            type(self).hang()
+        return super().evaluate(policy, phase, seed)
+
+
+@pytest.mark.parametrize("hang", HANGS)
+def test_a_hung_evaluation_fails_its_trial_alone(
+    hang: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Hanging, "hang", staticmethod(hang))
+    executor = InProcessExecutor(Hanging(), fails)
+    todo = [numbered(job, job.number, limit_s=0.4) for job in jobs(6)]
+    for job in todo:
+        executor.submit(job)
+    found = [executor.wait() for _ in todo]
+    hung = [int(job.policy.digest[:8], 16) % 2 == 1 for job in todo]
+    assert 0 < sum(hung) < 6
+    for outcome, expected in zip(found, hung, strict=True):
+        assert outcome is not None
+        assert (outcome.measurement is None) == expected
+        assert ("longer than 0.4 s" in outcome.error) == expected
+        assert ("search.trial_timeout_s" in outcome.error) == expected
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), GeneratorExit(), TimeoutError("x")])
+def test_whatever_an_evaluation_throws_fails_its_trial(error: BaseException) -> None:
+    class Throwing(AnalyticEvaluator):
+        def evaluate(self, policy: Policy, phase: Phase = SEARCH, seed: int = 0) -> Measurement:
+            raise error
+
+    executor = InProcessExecutor(Throwing())
+    executor.submit(jobs(1)[0])
+    outcome = executor.wait()
+    assert outcome is not None
+    assert type(error).__name__ in outcome.error
+
+
+def trial(seconds: float, phase: Phase = SEARCH) -> Trial:
+    return Trial(0, Policy(), phase, TrialState.COMPLETE, seconds=seconds)
+
+
+def test_limits_are_generous_and_follow_what_trials_took() -> None:
+    train = Phase("recover", 4.0, 1)
+    assert trial_limit_s(5.0, [], SEARCH) == 5.0
+    assert trial_limit_s(None, [], SEARCH) == 3600
+    assert trial_limit_s(None, [trial(2.0)], SEARCH) == 600
+    assert trial_limit_s(None, [trial(50.0), trial(2.0)], SEARCH) == 1000
+    # training is not judged by how long an untrained evaluation took
+    assert trial_limit_s(None, [trial(10.0)], train) == 3600 + 8000 + 200
+    assert trial_limit_s(None, [trial(10.0), trial(500.0, train)], train) == 10_000
+    failed = Trial(0, Policy(), SEARCH, TrialState.FAILED, seconds=1e6)
+    assert trial_limit_s(None, [failed], SEARCH) == 3600
