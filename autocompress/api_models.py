@@ -14,6 +14,7 @@ from autocompress.policy.policy import Policy
 from autocompress.policy.recipe import Recipe
 from autocompress.policy.settings import CompressionSettings
 from autocompress.policy.space_config import SpaceConfig
+from autocompress.run.factories import from_elsewhere
 from autocompress.run.reading import Reading, file_part
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ def apply(
     data: Any = None,
     *,
     task: Any = None,
+    trust: bool = False,
     **reading: Unpack[Reading],
 ) -> nn.Module:
     """Rebuild a recipe's compressed model.
@@ -38,6 +40,8 @@ def apply(
         model: uncompressed; ``None`` takes the study's own. Not changed.
         data: the splits; ``None`` takes the study's own.
         task: what the model is for, where the study or the data do not say it by a name.
+        trust: run whatever functions the recipe names in place of a model or data; otherwise they
+            must have been run in a study of yours on this machine.
         **reading: how the data are read; as for ``search``.
 
     Returns:
@@ -56,7 +60,8 @@ def apply(
     path = Path() if isinstance(recipe, Recipe) else as_path(recipe, "recipe")
     loaded = recipe if isinstance(recipe, Recipe) else Recipe.load(path)
     given = None if model is None else as_module(model)
-    with tempfile.TemporaryDirectory() as scratch:
+    source = from_elsewhere(f"recipe {path}", trust=trust)
+    with tempfile.TemporaryDirectory() as scratch, source:
         splits = _told(data, task, reading, by_file=False)
         parts, same = open_recipe(loaded, given, data=splits, folder=Path(scratch))
         compressed = rebuild(loaded, parts, same, path.parent)
@@ -178,6 +183,7 @@ def verify(
     data: Any = None,
     *,
     task: Any = None,
+    trust: bool = False,
     **reading: Unpack[Reading],
 ) -> dict[str, Any]:
     """Apply a recipe, measure it, and compare with what it claims.
@@ -186,7 +192,7 @@ def verify(
         recipe: a path.
         model, data: objects in place of the study's own. Without them it runs in a fresh process,
             as ``autocompress verify`` does.
-        task, **reading: as for ``apply``.
+        task, trust, **reading: as for ``apply``.
 
     Returns:
         What ``autocompress verify --json`` prints; ``ok`` says whether the recipe holds.
@@ -196,9 +202,10 @@ def verify(
 
     path = recipe.path if isinstance(recipe, SavedRecipe) else as_path(recipe, "recipe")
     if model is None and data is None:
-        return replay.verify(path, None, None)
+        return replay.verify(path, None, None, trust=trust)
     given = None if model is None else as_module(model)
-    return replay.check(path, given, None, data=_told(data, task, reading, by_file=False))
+    told = _told(data, task, reading, by_file=False)
+    return replay.check(path, given, None, data=told, trust=trust)
 
 
 def _told(data: Any, task: Any, reading: Mapping[str, Any], *, by_file: bool = True) -> Any:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from autocompress.errors import InputError
 from autocompress.policy.recovery import ModelSection
-from autocompress.run.study import import_factory, resolve_variables
+from autocompress.run.factories import import_factory
+from autocompress.run.study import resolve_variables
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,7 +27,7 @@ def load_model(section: dict[str, Any]) -> nn.Module:
     """
     from torch import nn
 
-    model = import_factory(section["factory"])(**section.get("args", {}))
+    model = _called(section)
     if not isinstance(model, nn.Module):
         raise InputError(
             f"{section['factory']} must return a torch.nn.Module, got {type(model).__name__}."
@@ -36,6 +37,12 @@ def load_model(section: dict[str, Any]) -> nn.Module:
 
         load_weights(model, section["checkpoint"])
     return model.eval()
+
+
+def _called(section: dict[str, Any]) -> Any:
+    """What a section's factory gives."""
+    args = section.get("args") or {}
+    return import_factory(section["factory"], args)(**args)
 
 
 def load_teacher(section: ModelSection) -> nn.Module:
@@ -58,7 +65,7 @@ def load_data(section: dict[str, Any], given: Any = None) -> Data:
         return Data.wrap(given, dynamic=section.get("dynamic"))
     source = given
     if source is None:
-        source = import_factory(section["factory"])(**section.get("args", {}))
+        source = _called(section)
     options = {name: section.get(name) for name in ("memory", "length", "dynamic")}
     for name in ("input_fn", "target_fn"):
         path = section.get(name)

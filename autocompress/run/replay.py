@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from autocompress.errors import AutocompressError, InputError, nearest
 from autocompress.policy.recipe import Recipe
 from autocompress.results.metric import ACCURACY, Measurement
 from autocompress.results.trial import Phase
+from autocompress.run.factories import from_elsewhere
 from autocompress.run.study import GIVEN, StudyConfig, read_study
 
 _AGAIN = "Export the recipe again: `autocompress export RUN -o recipe.yaml`."
@@ -184,14 +186,23 @@ def apply(
     model: str | None,
     checkpoint: str | None,
     data: str | None = None,
+    *,
+    trust: bool = False,
 ) -> dict[str, Any]:
-    """Rebuild the compressed model of a recipe and write it."""
+    """Rebuild the compressed model of a recipe and write it.
+
+    Args:
+        recipe_path: of the recipe.
+        output: ``.onnx``, ``.pt2`` or ``.safetensors``.
+        model, checkpoint, data: as for ``open_recipe``.
+        trust: run whatever functions the recipe names; see ``factories``.
+    """
     from autocompress.exporters.write import export as write
 
     if output.suffix not in (".onnx", ".pt2", ".safetensors"):
         raise InputError(f"-o must end in .onnx, .pt2 or .safetensors, got {output.name!r}.")
     recipe = load_recipe(recipe_path)
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, _trusting(recipe_path, model, data, trust):
         parts, same = open_recipe(recipe, model, checkpoint, data=data, folder=Path(scratch))
         compressed = rebuild(recipe, parts, same, recipe_path.parent)
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -212,14 +223,26 @@ def apply(
     }
 
 
+def _trusting(
+    recipe_path: Path, model: Any, data: Any, trust: bool
+) -> AbstractContextManager[None]:
+    return from_elsewhere(f"recipe {recipe_path}", named=(model, data), trust=trust)
+
+
 def verify(
-    recipe_path: Path, model: str | None, checkpoint: str | None, data: str | None = None
+    recipe_path: Path,
+    model: str | None,
+    checkpoint: str | None,
+    data: str | None = None,
+    *,
+    trust: bool = False,
 ) -> dict[str, Any]:
-    """Check a recipe in a fresh process."""
+    """Check a recipe in a fresh process; see ``apply`` for the arguments."""
     load_recipe(recipe_path)  # a bad file is said at once, from here
-    arguments = json.dumps([str(recipe_path), model, checkpoint, data])
+    arguments = json.dumps([str(recipe_path), model, checkpoint, data, trust])
     done = subprocess.run(
-        [sys.executable, "-m", "autocompress.run.verify_worker", arguments],
+        # without the folder that it is started in on the path: a recipe may come from anybody
+        [sys.executable, "-P", "-m", "autocompress.run.verify_worker", arguments],
         stdout=subprocess.PIPE,
         text=True,
         check=False,
@@ -237,16 +260,21 @@ def verify(
 
 
 def check(
-    recipe_path: Path, model: Any, checkpoint: str | None, *, data: Any = None
+    recipe_path: Path,
+    model: Any,
+    checkpoint: str | None,
+    *,
+    data: Any = None,
+    trust: bool = False,
 ) -> dict[str, Any]:
     """Apply a recipe, measure it on its split beside the uncompressed model, and compare.
 
     Args:
         recipe_path: of the recipe.
-        model, checkpoint, data: as for ``open_recipe``.
+        model, checkpoint, data, trust: as for ``apply``; model and data may be objects, too.
     """
     recipe = load_recipe(recipe_path)
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, _trusting(recipe_path, model, data, trust):
         parts, same = open_recipe(recipe, model, checkpoint, data=data, folder=Path(scratch))
         evaluator = parts.evaluator
         compressed = rebuild(recipe, parts, same, recipe_path.parent)

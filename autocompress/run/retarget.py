@@ -13,6 +13,7 @@ from autocompress.errors import InputError
 from autocompress.policy.policy import Policy
 from autocompress.results.metric import Measurement
 from autocompress.results.trial import Trial
+from autocompress.run.factories import from_elsewhere
 from autocompress.run.study import read_study
 from autocompress.track.folder import RunFolder
 from autocompress.track.journal import Entry
@@ -48,7 +49,7 @@ def retarget(folder: RunFolder, view: RunView, target: str, progress: Progress) 
         raise InputError(f"There is no table at {target}; the packed runner writes it.")
     if not predicted:
         study = study.changed(target={"runtime": target})
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, from_elsewhere(f"run {folder.root}"):
         parts = assemble(study, Path(scratch), progress=progress)
         cost, base = _from_table(parts, table) if predicted else _timed(parts, folder)
         entries = []

@@ -11,7 +11,8 @@ from torch import nn
 
 from autocompress.errors import InputError
 from autocompress.results.metric import ACCURACY, Metric
-from autocompress.run.study import StudyConfig, import_factory
+from autocompress.run.factories import import_factory
+from autocompress.run.study import StudyConfig
 from autocompress.task.calling import call
 from autocompress.task.data import Data
 from autocompress.task.ready import ready
@@ -35,7 +36,7 @@ def make_task(given: str | Mapping[str, Any] | Task) -> Task:
         return given
     section: Mapping[str, Any] = {"factory": given} if isinstance(given, str) else given
     factory, args = str(section.get("factory")), dict(section.get("args") or {})
-    made = ready(factory, **args) if ":" not in factory else import_factory(factory)(**args)
+    made = ready(factory, **args) if ":" not in factory else import_factory(factory, args)(**args)
     if not isinstance(made, Task):
         raise InputError(f"{factory} must return an autocompress.Task, got {type(made).__name__}.")
     return made

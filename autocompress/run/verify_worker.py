@@ -15,11 +15,11 @@ def main(arguments: str) -> int:
 
     Args:
         arguments: JSON list of the recipe's path, a model factory, a checkpoint and a data
-            factory; null stands for the study's own.
+            factory, where null stands for the study's own, and whether to trust the recipe.
     """
-    recipe, model, checkpoint, data = json.loads(arguments)
+    recipe, model, checkpoint, data, trust = json.loads(arguments)
     try:
-        found = check(Path(recipe), model, checkpoint, data=data)
+        found = check(Path(recipe), model, checkpoint, data=data, trust=trust)
     except AutocompressError as error:
         found = {"error": str(error), "exit_code": error.exit_code}
     sys.stdout.write(json.dumps(found) + "\n")

@@ -1,0 +1,140 @@
+"""Functions that studies and recipes name: who may have one imported, and from where.
+
+A study that somebody runs names that person's own functions. A recipe or a run may come from
+anybody, and to import what it names is to run its author's code: that takes the user's word, or
+that the very same function was run on this machine before, in a study of the user's own.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autocompress.errors import InputError, nearest
+from autocompress.policy.writing import replacing
+from autocompress.workloads.cache import cache_folder, digest
+
+_OURS = "autocompress.workloads."
+
+
+@dataclass(frozen=True)
+class _FromElsewhere:
+    """A recipe or run whose factories are not taken on trust.
+
+    Args:
+        what: it is, for messages.
+        named: factories that the user named.
+        trust: import all the same.
+    """
+
+    what: str
+    named: frozenset[str]
+    trust: bool
+
+
+_reading: ContextVar[_FromElsewhere | None] = ContextVar("reading", default=None)
+
+
+@contextmanager
+def from_elsewhere(
+    what: str, *, named: Collection[Any] = (), trust: bool = False
+) -> Iterator[None]:
+    """Inside, import only what is this package's own, was named, or was run here before.
+
+    Args:
+        what: ``recipe x.yaml``, for messages.
+        named: factories that the user named; what is no name is passed over.
+        trust: import whatever is named.
+    """
+    names = frozenset(name for name in named if isinstance(name, str))
+    token = _reading.set(_FromElsewhere(what, names, trust))
+    try:
+        yield
+    finally:
+        _reading.reset(token)
+
+
+def import_factory(path: str, args: Mapping[str, Any] | None = None) -> Any:
+    """The object behind ``package.module:name``.
+
+    Args:
+        path: where it is.
+        args: that it will be called with.
+
+    Raises:
+        InputError: no such module or name, or one that nobody vouches for.
+    """
+    module_name, _, name = path.partition(":")
+    if not name:
+        raise InputError(f"A factory reads `package.module:function`, got {path!r}.")
+    source = _reading.get()
+    if module_name.startswith(_OURS):
+        return _attribute(module_name, name, path)
+    if source is None or source.trust or path in source.named:
+        folder = os.getcwd()  # a user's own module beside the study
+    else:
+        folder = _known().get(_key(path, args), "")
+        if not folder:
+            raise InputError(
+                f"The {source.what} names the function {path!r}. Importing it runs code of whoever "
+                "wrote it, and no study of yours has called it here before with these arguments. "
+                "Look at it; then give a function of your own (--model, --data), or say --trust."
+            )
+    if "" not in sys.path and folder not in sys.path:
+        sys.path.insert(0, folder)
+    found = _attribute(module_name, name, path)
+    if source is None:
+        _remember(_key(path, args), folder)
+    return found
+
+
+def _attribute(module_name: str, name: str, path: str) -> Any:
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and not module_name.startswith(error.name):
+            raise
+        raise InputError(
+            f"There is no module {module_name!r} (factory {path!r}). Install it, or "
+            "run from the folder that holds it."
+        ) from None
+    if not hasattr(module, name):
+        raise InputError(f"{module_name} has no {name!r}; {nearest(name, dir(module))}")
+    return getattr(module, name)
+
+
+def _key(path: str, args: Mapping[str, Any] | None) -> str:
+    return f"{path} {digest(json.dumps(dict(args or {}), sort_keys=True, default=str))}"
+
+
+def _file() -> Path:
+    return cache_folder() / "factories.json"
+
+
+def _known() -> dict[str, str]:
+    """Functions that studies here have called, with the folder that held their module."""
+    try:
+        found = json.loads(_file().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    items = found.items() if isinstance(found, dict) else ()
+    return {key: folder for key, folder in items if isinstance(folder, str)}
+
+
+def _remember(key: str, folder: str) -> None:
+    known = _known()
+    if known.get(key) == folder:
+        return
+    try:
+        with replacing(_file()) as beside:
+            beside.write_text(json.dumps({**known, key: folder}, indent=0), encoding="utf-8")
+    except OSError:
+        return  # a cache that cannot be written: recipes then ask for the user's word
