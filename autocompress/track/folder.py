@@ -18,7 +18,7 @@ from autocompress.policy.reading import read_mapping
 from autocompress.policy.section import Section
 from autocompress.policy.writing import replacing
 from autocompress.results.metric import Measurement
-from autocompress.track.forms import IdentityForm, StudyForm, SummaryForm
+from autocompress.track.forms import FORMAT, IdentityForm, StudyForm, SummaryForm, check_format
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +82,8 @@ class RunFolder:
 
     @property
     def is_run(self) -> bool:
-        """Whether the folder holds a run: its journal, or at least its study."""
-        return self.trials.is_file() or self.study.is_file()
+        """Whether the folder holds a run: a journal that is not empty, or at least its study."""
+        return self.study.is_file() or (self.trials.is_file() and self.trials.stat().st_size > 0)
 
     @classmethod
     def create(cls, path: str | Path, *, resume: bool = False) -> RunFolder:
@@ -98,16 +98,22 @@ class RunFolder:
                 folder. Nothing was touched then.
         """
         folder = cls(Path(path))
-        if folder.root.exists() and not folder.root.is_dir():
-            raise InputError(f"A run needs a folder, and {path} is a file. Choose another --out.")
-        if folder.is_run and not resume:
-            raise InputError(
-                f"{path} already holds a run. Continue it with --resume, "
-                "or choose another folder with --out."
-            )
+        folder.check_free(resume=resume)
         for part in (folder.root, folder.recipes, folder.models):
             part.mkdir(parents=True, exist_ok=True)
         return folder
+
+    def check_free(self, *, resume: bool = False) -> None:
+        """See that a run can be written here; see ``create``."""
+        if self.root.exists() and not self.root.is_dir():
+            raise InputError(
+                f"A run needs a folder, and {self.root} is a file. Choose another --out."
+            )
+        if self.is_run and not resume:
+            raise InputError(
+                f"{self.root} already holds a run. Continue it with --resume, "
+                "or choose another folder with --out."
+            )
 
     @classmethod
     def open(cls, path: str | Path, *, root: str | Path = "runs") -> RunFolder:
@@ -159,15 +165,23 @@ class RunFolder:
 
     def identity(self) -> str:
         """A name that no other run has, not even a later one in the same folder; made once."""
-        path = self.root / "run.json"
-        found = read_json(path, "run's identity", IdentityForm)
+        found = self._identity()
         if found is None:
-            found = {"id": f"{self.name}-{uuid.uuid4().hex[:12]}"}
-            write_json(path, found)
+            found = {"id": f"{self.name}-{uuid.uuid4().hex[:12]}", "format": FORMAT}
+            write_json(self.root / "run.json", found)
         return str(found["id"])
 
+    def _identity(self) -> dict[str, Any] | None:
+        path = self.root / "run.json"
+        found = read_json(path, "run's identity")
+        if found is not None:
+            check_format(found.get("format"), f"The run in {self.root}")
+            _check(IdentityForm, found, path, _DELETE)
+        return found
+
     def write_study(self, study: Mapping[str, Any]) -> None:
-        """Keep the resolved study."""
+        """Keep the resolved study, and which form the run's files have."""
+        self.identity()
         # the mark at its end tells a whole file from one that was cut off and can still be read
         text = yaml.safe_dump(plain(study), sort_keys=False, explicit_end=True)
         write_atomically(self.study, text)
@@ -178,6 +192,7 @@ class RunFolder:
         Raises:
             InputError: it is damaged, or only a part of it is left.
         """
+        self._identity()
         if not self.study.is_file():
             return {}
         remedy = (

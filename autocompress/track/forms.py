@@ -63,10 +63,36 @@ class SummaryForm(_Open):
     cannot_prune: str | None = None
 
 
+FORMAT = 1
+"""Of a run's files. A version that writes what this one would misread counts further."""
+
+
+class NewerFormat(InputError):
+    """A newer version wrote this."""
+
+
+def check_format(found: Any, what: str) -> None:
+    """Refuse what a newer version wrote, which only looks damaged from here.
+
+    Args:
+        found: ``format`` as it was read; files of early versions have none.
+        what: the file, or its line.
+
+    Raises:
+        NewerFormat: it is.
+    """
+    if isinstance(found, int) and not isinstance(found, bool) and found > FORMAT:
+        raise NewerFormat(
+            f"{what} was written by a newer version of autocompress (format {found}, this version "
+            f"reads {FORMAT}). Install that version; the run stays as it is."
+        )
+
+
 class IdentityForm(_Open):
     """What ``run.json`` holds."""
 
     id: str
+    format: int = FORMAT
 
 
 class TimesForm(Section):

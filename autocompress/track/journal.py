@@ -5,7 +5,6 @@ Everything else (MLflow, the report, the front) can be rebuilt from it.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import time
@@ -20,10 +19,8 @@ from autocompress.policy.reading import read_line
 from autocompress.policy.registry import field_names
 from autocompress.results.trial import Trial
 from autocompress.track.folder import RunFolder, plain, sync_folder
-from autocompress.track.forms import TimesForm
-
-#: journals that this process holds: the kernel's lock does not stop a process from itself
-_held: set[str] = set()
+from autocompress.track.forms import FORMAT, NewerFormat, TimesForm, check_format
+from autocompress.track.lock import RunLock
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +40,8 @@ class Entry:
 
     def as_dict(self) -> dict[str, Any]:
         """``Trial.as_dict`` with the two times added."""
-        return {**self.trial.as_dict(), "elapsed_s": self.elapsed_s, "finished": self.finished}
+        times = {"elapsed_s": self.elapsed_s, "finished": self.finished}
+        return {"format": FORMAT, **self.trial.as_dict(), **times}
 
 
 class Journal:
@@ -54,16 +52,16 @@ class Journal:
 
     Args:
         run: the run's folder; made if it is not there.
+        lock: of the run, where it is held already.
 
     Raises:
         InputError: another process writes this run (its number is named), or the file is damaged.
     """
 
-    def __init__(self, run: str | Path | RunFolder) -> None:
+    def __init__(self, run: str | Path | RunFolder, lock: RunLock | None = None) -> None:
         self.folder = run if isinstance(run, RunFolder) else RunFolder(Path(run))
-        self.folder.root.mkdir(parents=True, exist_ok=True)
-        self._key = str(self.folder.trials.resolve())
-        self._lock = self._acquire()
+        self._lock = lock or RunLock(self.folder)
+        self._own = lock is None
         try:
             new = not self.folder.trials.exists()
             self._file = os.open(self.folder.trials, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
@@ -83,39 +81,9 @@ class Journal:
         self._opened = time.monotonic()
         self._closed = False
 
-    def _acquire(self) -> int:
-        """Take the lock, or say who holds it.
-
-        A POSIX record lock: it dies with its process, however that ends, and is not inherited by
-        forked workers that outlive a killed parent. It would be dropped by closing any other
-        handle to the same file in this process, therefore the check for ourselves comes first.
-        """
-        if self._key in _held:
-            raise InputError(
-                f"{self.folder.root} is already being written by this process ({os.getpid()}). "
-                "Close that journal first."
-            )
-        handle = os.open(self.folder.lock, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            owner = os.pread(handle, 64, 0).decode("ascii", "replace").strip() or "unknown"
-            os.close(handle)
-            if not isinstance(error, BlockingIOError | PermissionError):
-                raise
-            raise InputError(
-                f"{self.folder.root} is being written by process {owner}. Wait for it, end it, "
-                "or choose another folder with --out."
-            ) from None
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
-        _held.add(self._key)
-        return handle
-
     def _release(self) -> None:
-        os.ftruncate(self._lock, 0)
-        os.close(self._lock)
-        _held.discard(self._key)
+        if self._own:
+            self._lock.release()
 
     @property
     def elapsed_s(self) -> float:
@@ -126,7 +94,8 @@ class Journal:
         """Append a finished trial; returns when it is on disk.
 
         Raises:
-            AutocompressError: the journal is closed, or holds a trial of this number already.
+            AutocompressError: the journal is closed, holds a trial of this number already, or was
+                deleted.
             OSError: the disk refused; nothing of the trial stays in the file then.
         """
         if self._closed:
@@ -136,6 +105,7 @@ class Journal:
                 f"Trial numbers are unique in a run; {self.folder.trials} already holds trial "
                 f"{trial.number}. Number new trials from {max(self._numbers) + 1}."
             )
+        self._lock.check()
         finished = datetime.now(UTC).isoformat(timespec="milliseconds")
         entry = Entry(trial, round(self.elapsed_s, 3), finished)
         line = json.dumps(plain(entry.as_dict()), separators=(",", ":"), allow_nan=False)
@@ -204,7 +174,9 @@ def read_entries(run: str | Path | RunFolder) -> list[Entry]:
         if not text.strip():
             continue
         try:
-            entry = _read_entry(text)
+            entry = _read_entry(text, f"{folder.trials}, line {line},")
+        except NewerFormat:
+            raise
         except AutocompressError as error:
             raise InputError(
                 f"{folder.trials}, line {line}, is not a trial that can be read: {error} "
@@ -230,8 +202,9 @@ _REMEDY = {
 }
 
 
-def _read_entry(text: bytes) -> Entry:
+def _read_entry(text: bytes, where: str) -> Entry:
     found = read_line(text)
+    check_format(found.get("format"), where)
     layers = found.get("policy", {})
     layers = layers.get("layers") if isinstance(layers, dict) else None
     for layer in layers.values() if isinstance(layers, dict) else ():
@@ -239,7 +212,7 @@ def _read_entry(text: bytes) -> Entry:
             if key not in field_names():
                 raise _FromElsewhere(
                     f"its policy has {key!r}, which no technique here knows. Install the package "
-                    "that adds it, in the version that made the run."
+                    "that adds it, or the version of autocompress that made the run."
                 )
     times = TimesForm.read(
         {k: v for k, v in found.items() if k in TimesForm.model_fields}, where="the trial"
@@ -250,24 +223,6 @@ def _read_entry(text: bytes) -> Entry:
 def read_trials(run: str | Path | RunFolder) -> list[Trial]:
     """Finished trials of a run, without locking it."""
     return [entry.trial for entry in read_entries(run)]
-
-
-def writer_of(run: str | Path | RunFolder) -> str | None:
-    """Number of the process that is writing a run now, or ``None``."""
-    folder = run if isinstance(run, RunFolder) else RunFolder(Path(run))
-    if str(folder.trials.resolve()) in _held:
-        return str(os.getpid())  # closing a second handle here would drop our own lock
-    try:
-        handle = os.open(folder.lock, os.O_RDWR)
-    except FileNotFoundError:
-        return None
-    try:
-        os.lockf(handle, os.F_TEST, 0)
-    except (BlockingIOError, PermissionError):
-        return os.pread(handle, 64, 0).decode("ascii", "replace").strip() or "unknown"
-    finally:
-        os.close(handle)
-    return None
 
 
 def cut_torn_line(handle: int) -> None:

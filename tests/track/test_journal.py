@@ -21,7 +21,8 @@ from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.results.metric import Measurement
 from autocompress.results.trial import Phase, Trial, TrialState
 from autocompress.track.folder import RunFolder, write_atomically
-from autocompress.track.journal import Journal, read_entries, read_trials, writer_of
+from autocompress.track.journal import Journal, read_entries, read_trials
+from autocompress.track.lock import writer_of
 
 ratios = st.sampled_from([0.0, 0.25, 0.5])
 policies = st.builds(
@@ -142,7 +143,7 @@ def test_two_processes_cannot_write_one_run(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=str(other.pid)):
             Journal(tmp_path)
         assert read_trials(tmp_path) == []
-        assert writer_of(tmp_path) == str(other.pid)
+        assert writer_of(RunFolder(tmp_path)) == str(other.pid)
         other.stdin.write("\n")
         other.stdin.flush()
         other.stdout.readline()
@@ -151,13 +152,13 @@ def test_two_processes_cannot_write_one_run(tmp_path: Path) -> None:
 
 
 def test_one_process_cannot_open_a_run_twice(tmp_path: Path) -> None:
-    assert writer_of(tmp_path) is None
+    assert writer_of(RunFolder(tmp_path)) is None
     with Journal(tmp_path):
-        assert writer_of(tmp_path) == str(os.getpid())
+        assert writer_of(RunFolder(tmp_path)) == str(os.getpid())
         with pytest.raises(InputError, match=str(os.getpid())):
             Journal(tmp_path)
     Journal(tmp_path).close()
-    assert writer_of(tmp_path) is None
+    assert writer_of(RunFolder(tmp_path)) is None
 
 
 def test_a_trial_is_recorded_once(tmp_path: Path) -> None:
@@ -200,6 +201,25 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
         Journal(tmp_path)
     with pytest.raises(InputError, match="line 2"):  # the failed open freed its lock
         Journal(tmp_path)
+
+
+def test_what_a_newer_version_wrote_is_not_called_damaged(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path)
+    folder.write_study({"name": "x", "ray_address": None})
+    with Journal(folder) as journal:
+        journal.record(trial(0))
+    line = json.loads(folder.trials.read_text())
+    newer = {**line, "number": 1, "format": 2, "invented": {}}
+    with folder.trials.open("a") as stream:
+        stream.write(json.dumps(newer) + "\n")
+    with pytest.raises(InputError, match=r"line 2, was written by a newer version") as told:
+        Journal(folder)
+    assert "Remove" not in str(told.value)
+    identity = json.loads((tmp_path / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps({**identity, "format": 2}))
+    with pytest.raises(InputError, match=r"was written by a newer version") as told:
+        folder.read_study()
+    assert "Delete" not in str(told.value)
 
 
 def test_elapsed_time_leaves_pauses_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
