@@ -24,6 +24,7 @@ from autocompress.commands.options import (
     Run,
     StudyName,
 )
+from autocompress.commands.output import answer, keep_for_answers
 from autocompress.errors import AutocompressError, InfeasibleBudget, InputError
 from autocompress.report.display import Display, console
 from autocompress.report.tables import summary_json
@@ -63,7 +64,7 @@ def _everywhere(
 def _print(data: Any, as_json: bool, show: Callable[[Console], None]) -> None:
     """One object for machines, or something readable for people."""
     if as_json:
-        sys.stdout.write(json.dumps(data) + "\n")
+        answer(json.dumps(data))
     else:
         show(console())
 
@@ -80,6 +81,7 @@ def search(
     sampler: options.Sampler = None,
     workers: options.Workers = None,
     executor: options.Executor = None,
+    storage: options.Storage = None,
     ray_address: options.RayAddress = None,
     resume: options.Resume = False,
     new_baseline: options.NewBaseline = False,
@@ -107,14 +109,22 @@ def search(
         sampler=sampler,
         workers=workers,
         executor=executor,
+        storage=storage,
         ray_address=ray_address,
         seed=seed,
     )
     if dry_run:
         _dry_run(config, as_json)
         return
-    with Display(as_json) as shown:
-        done = run_study(config, out, resume=resume, new_baseline=new_baseline, watcher=shown)
+    with searching.interruptible(out or Path("runs") / config.name), Display(as_json) as shown:
+        done = run_study(
+            config,
+            out,
+            resume=resume,
+            new_baseline=new_baseline,
+            watcher=shown,
+            give_up=searching.give_up,
+        )
     _print(done.summary, as_json, lambda console: searching.show_result(done, console))
     if not done.summary["feasible"]:
         raise typer.Exit(1)
@@ -234,12 +244,13 @@ def apply(
     model: Factory = None,
     checkpoint: Checkpoint = None,
     data: DataFactory = None,
+    trust: options.Trust = False,
     as_json: Json = False,
 ) -> None:
     """Rebuild the compressed model from a recipe."""
     from autocompress.run import replay
 
-    found = replay.apply(recipe, output, model, checkpoint, data)
+    found = replay.apply(recipe, output, model, checkpoint, data, trust=trust)
     _print(found, as_json, lambda console: showing.show_applied(found, console))
 
 
@@ -249,12 +260,13 @@ def verify(
     model: Factory = None,
     checkpoint: Checkpoint = None,
     data: DataFactory = None,
+    trust: options.Trust = False,
     as_json: Json = False,
 ) -> None:
     """Apply a recipe in a fresh process and compare the result with what the recipe claims."""
     from autocompress.run import replay
 
-    found = replay.verify(recipe, model, checkpoint, data)
+    found = replay.verify(recipe, model, checkpoint, data, trust=trust)
     _print(found, as_json, lambda console: showing.show_verification(found, console))
     if not found["ok"]:
         raise typer.Exit(1)
@@ -308,6 +320,22 @@ def targets(as_json: Json = False) -> None:
     _print(found, as_json, lambda console: measuring.show_targets(found, console))
 
 
+@app.command(epilog="Example: autocompress track runs/quickstart --uri http://mlflow:5000")
+def track(
+    run: Run,
+    uri: Annotated[
+        str | None, typer.Option(help="Tracking URI; the study's own, or the file beside the run.")
+    ] = None,
+    experiment: Annotated[
+        str | None, typer.Option(help="Its name; the study's by default.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Bring MLflow up to date with a run; repeating it changes nothing."""
+    found = reading.track(run, uri, experiment)
+    _print(found, as_json, lambda console: reading.show_tracked(found, console))
+
+
 @app.command(epilog="Example: autocompress ui runs")
 def ui(
     runs: Annotated[Path, typer.Argument(metavar="[RUNS]", help="The folder of the runs.")] = Path(
@@ -336,11 +364,13 @@ def schema(
     if (what is None) != markdown:
         raise InputError("Give either study, space or recipe, or --markdown.")
     text = schemas.reference() if what is None else json.dumps(schemas.schema(what), indent=2)
-    sys.stdout.write(text.rstrip() + "\n")
+    answer(text.rstrip())
 
 
 def main() -> None:
     """Entry point: prints an error of ours without a traceback and returns its exit code."""
+    if "--json" in sys.argv:
+        keep_for_answers()
     try:
         app()
     except AutocompressError as error:

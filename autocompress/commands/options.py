@@ -34,6 +34,23 @@ DataFactory = Annotated[
     typer.Option("--data", metavar="PKG.MOD:FN", help="Its data, for a recipe found in Python."),
 ]
 
+Storage = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="A storage of Optuna that trials are mirrored to: sqlite:///study.db, "
+        "postgresql://..., journal:FILE. Searches that name the same one share their trials.",
+    ),
+]
+
+Trust = Annotated[
+    bool,
+    typer.Option(
+        help="Run whatever functions the recipe names; otherwise only those of autocompress, those "
+        "given by --model and --data, and those that a study here has run before."
+    ),
+]
+
 LatencyMs = Annotated[
     float | None,
     typer.Option(
@@ -70,7 +87,7 @@ Workers = Annotated[
     int | None,
     typer.Option(min=1, help="Evaluations at once. Latency is still measured one at a time."),
 ]
-Executor = Annotated[str | None, typer.Option(help="local or ray.")]
+Executor = Annotated[str | None, typer.Option(help="local, ray or ray_tune.")]
 RayAddress = Annotated[str | None, typer.Option(help="A running Ray cluster.")]
 Resume = Annotated[
     bool, typer.Option(help="Go on with the run in --out; finished trials are not repeated.")

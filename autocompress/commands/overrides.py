@@ -31,6 +31,7 @@ def overrides(
     sampler: str | None = None,
     workers: int | None = None,
     executor: str | None = None,
+    storage: str | None = None,
     ray_address: str | None = None,
     seed: int | None = None,
 ) -> StudyConfig:
@@ -42,6 +43,8 @@ def overrides(
         "executor": executor,
         "ray_address": ray_address,
     }
+    if storage is not None:
+        changes["tracking"] = {"storage": storage}
     limits = list(budget) if budget else None
     if latency_ms is not None:
         kept = study.budget if limits is None else limits

@@ -6,16 +6,19 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 
-from autocompress.errors import InputError
+from autocompress.commands.output import answer
+from autocompress.errors import AutocompressError, InputError
 from autocompress.mlflow.server import serve
+from autocompress.mlflow.store import sync
 from autocompress.report.display import Display
 from autocompress.report.tables import front_table, verdict_table
 from autocompress.track.folder import RunFolder
+from autocompress.track.lock import writer_of
 from autocompress.track.view import RunView
 
 if TYPE_CHECKING:
@@ -49,9 +52,45 @@ def ui(runs: Path, host: str, port: int, *, as_json: bool) -> None:
     serve(runs, _print_links_json if as_json else _print_links, host=host, port=port)
 
 
+def track(run: str, uri: str | None, experiment: str | None) -> dict[str, Any]:
+    """Bring an MLflow store up to date with a run."""
+    folder = RunFolder.open(run)
+    writer = writer_of(folder)
+    if writer is not None:
+        raise InputError(
+            f"Process {writer} is writing {folder.root} and shows its trials itself. Wait for it."
+        )
+    try:
+        found = sync(folder, uri=uri, experiment=experiment)
+    except AutocompressError:
+        raise
+    except Exception as error:  # whatever a tracking store answers
+        raise AutocompressError(
+            f"MLflow does not take the run ({type(error).__name__}: {error}). The run stays as it "
+            "is; try again when the server answers."
+        ) from None
+    return {
+        "run": str(folder.root),
+        "uri": found.store.uri,
+        "experiment": found.experiment,
+        "trials": len(found.children),
+    }
+
+
+def show_tracked(found: dict[str, Any], console: Console) -> None:
+    """Where the trials are now."""
+    console.print(
+        f"{found['trials']} trials of {found['run']} are in MLflow at {found['uri']}, experiment "
+        f"{found['experiment']}.",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
 def _print_links_json(url: str, pages: Mapping[str, Links], skipped: Mapping[str, str]) -> None:
     found = {"url": url, "runs": {n: asdict(p) for n, p in pages.items()}, "skipped": skipped}
-    print(json.dumps(found), flush=True)
+    answer(json.dumps(found))
 
 
 def _print_links(url: str, pages: Mapping[str, Links], skipped: Mapping[str, str]) -> None:

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 from rich.console import Console
 
 from autocompress.controller.loop import StopReason
+from autocompress.errors import Interrupted
 from autocompress.report.tables import front_table, verdict_table
 from autocompress.report.verdict import verdict
+from autocompress.track.folder import RunFolder
 
 if TYPE_CHECKING:
-    from autocompress.run.session import Finished
+    from autocompress.run.finishing import Finished
 
 _COLOURS = {"good": "green", "unsure": "yellow", "bad": "red"}
 
@@ -26,6 +35,37 @@ WHY_ENDED: dict[StopReason, str] = {
     "`search.max_rejections`.",
 }
 """A sentence for each reason in ``SearchResult.stopped``."""
+
+
+@contextmanager
+def interruptible(root: Path) -> Iterator[None]:
+    """Where a search is ended from outside before or after its trials, say what there is.
+
+    Args:
+        root: folder of the run.
+    """
+    before = None
+    if threading.current_thread() is threading.main_thread():
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        if RunFolder(root).is_run:
+            raise Interrupted(
+                f"Interrupted. What is finished is kept in {root}; `--resume` goes on and writes "
+                "the front, the report and the recipe."
+            ) from None
+        raise Interrupted("Interrupted before the first trial; nothing is kept.") from None
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
+def give_up() -> None:
+    """End the process from whatever thread, for its main one does not answer any more."""
+    sys.stderr.write("The study cannot go on in this process; `--resume` goes on without it.\n")
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def show_result(done: Finished, console: Console) -> None:

@@ -24,7 +24,7 @@ from urllib.parse import quote
 from autocompress.errors import AutocompressError, InputError
 from autocompress.mlflow.store import ENVIRONMENT, Recorder, Store, sync
 from autocompress.track.folder import RunFolder
-from autocompress.track.journal import writer_of
+from autocompress.track.lock import writer_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +95,15 @@ class Server:
         self.url = f"http://{host}:{port}"
         # a file, not a pipe: nobody reads it, and a full pipe would stop the server
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the server)
-        command = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port)]
+        python = [sys.executable, "-P", "-m"]
+        command = [*python, "autocompress.mlflow.guard", *python, "mlflow", "server"]
+        command += ["--host", host, "--port", str(port)]
         command += ["--backend-store-uri", store.uri, "--workers", "1"]
         command += ["--artifacts-destination", str(store.artifacts)]
         self._process = subprocess.Popen(
             command,
             env={**os.environ, **ENVIRONMENT},
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,  # never written to: it closes when this process is gone
             stdout=self._log,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # it has children of its own: they end together
@@ -151,6 +153,8 @@ class Server:
                 self._process.wait()
         # workers that their parent left behind
         self._signal(signal.SIGKILL)
+        if self._process.stdin is not None:
+            self._process.stdin.close()
         if not self._log.closed:
             self._log.close()
 
@@ -209,7 +213,7 @@ def sync_all(runs: str | Path) -> tuple[dict[str, Recorder], dict[str, str]]:
             continue
         try:
             done[folder.name] = sync(folder, uri=Store.beside(runs).uri)
-        except AutocompressError as error:
+        except Exception as error:  # one bad run must not hide the others
             skipped[folder.name] = str(error)
     return done, skipped
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from autocompress.mlflow.store import Recorder, Store
 from autocompress.results.metric import ACCURACY, LATENCY, Measurement, Metric
@@ -17,9 +16,18 @@ from autocompress.track.journal import Entry, Journal
 from autocompress.track.view import RunView
 
 _RETRY_S = 60.0
+_PATIENCE_S = 0.8
+"""How long the end of a study waits for a server; a store beside the run is always finished."""
 
 Say = Callable[[str], None]
-Gate = Callable[[], AbstractContextManager[Any]]
+
+
+@dataclass(frozen=True)
+class _End:
+    """No more trials: what the whole run and its answer are."""
+
+    view: RunView | None
+    model: Path | None
 
 
 class MlflowSink:
@@ -36,7 +44,7 @@ class MlflowSink:
         objectives: quality first.
         layers: all layers that policies may touch.
         say: takes remarks for people.
-        gate: entered around every step, so that none falls into somebody's latency measurement.
+        pause: called before every step, so that none falls into somebody's latency measurement.
     """
 
     def __init__(
@@ -49,14 +57,14 @@ class MlflowSink:
         objectives: tuple[Metric, ...] = (ACCURACY, LATENCY),
         layers: Sequence[str] = (),
         say: Say = lambda text: None,
-        gate: Gate = nullcontext,
+        pause: Callable[[], None] = lambda: None,
     ) -> None:
-        self._journal, self._say, self._gate = journal, say, gate
+        self._journal, self._say, self._pause = journal, say, pause
         store = Store.of(journal.folder, uri)
         self.recorder = Recorder(journal.folder, baseline, store, experiment, objectives, layers)
-        self._queue: queue.SimpleQueue[Entry | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Entry | _End] = queue.SimpleQueue()
         self._waiting: list[Entry] = []
-        self._failed = False
+        self._failed = self._whole = False
         for entry in journal.entries():
             self._queue.put(entry)
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
@@ -70,24 +78,35 @@ class MlflowSink:
         self._queue.put(last)
 
     def _work(self) -> None:
-        more = True
-        while more:
+        end: _End | None = None
+        while end is None:
             try:
                 entry = self._queue.get(timeout=_RETRY_S if self._waiting else None)
-                more = entry is not None
-                if entry is not None:
+                if isinstance(entry, _End):
+                    end = entry
+                else:
                     self._waiting.append(entry)
             except queue.Empty:
                 self._failed = False
-            if not self._failed or not more:
+            if not self._failed or end is not None:
                 self._send()
+        self._whole = not self._waiting and (end.view is None or self._finish(end.view, end.model))
+
+    def _finish(self, view: RunView, model: Path | None) -> bool:
+        try:
+            for remark in self.recorder.finish(view, model):
+                self._say(remark)
+        except Exception as error:  # the next sync makes up for it
+            self._refused(error)
+            return False
+        return True
 
     def _send(self) -> None:
         """Log what waits, oldest first; at the first refusal the rest goes on waiting."""
         while self._waiting:
             try:
-                with self._gate():
-                    self.recorder.add(self._waiting[0])
+                self._pause()
+                self.recorder.add(self._waiting[0])
             except Exception as error:  # a study must survive whatever a tracking store does
                 self._refused(error)
                 return
@@ -99,7 +118,7 @@ class MlflowSink:
             self._say(
                 f"MLflow at {self.recorder.store.uri} does not take trials "
                 f"({type(error).__name__}: {_first_line(error)}). The study goes on; "
-                "`autocompress ui` shows them later, from the journal."
+                "`autocompress track` makes up for it later, from the journal."
             )
         self._failed = True
 
@@ -114,18 +133,14 @@ class MlflowSink:
             Whether MLflow holds everything.
         """
         if self._thread.is_alive():
-            self._queue.put(None)
-            self._thread.join()
-        if self._waiting:
-            return False
-        if view is not None:
-            try:
-                for remark in self.recorder.finish(view, best_model):
-                    self._say(remark)
-            except Exception as error:  # as above; the next sync makes up for it
-                self._refused(error)
-                return False
-        return True
+            self._queue.put(_End(view, best_model))
+            self._thread.join(_PATIENCE_S if self.recorder.store.artifacts is None else None)
+        if self._thread.is_alive():
+            self._say(
+                f"MLflow at {self.recorder.store.uri} is still taking records; "
+                f"`autocompress track {self._journal.folder.root}` brings it up to date."
+            )
+        return self._whole
 
 
 def _first_line(error: Exception) -> str:

@@ -8,14 +8,17 @@ import socket
 import subprocess
 import sys
 import textwrap
+import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
-from autocompress.errors import InputError
+from autocompress.commands.reading import track
+from autocompress.errors import AutocompressError, InputError
 from autocompress.mlflow.server import Server, links_of
 from autocompress.mlflow.sink import MlflowSink
 from autocompress.mlflow.store import Recorder, Store, sync
@@ -211,6 +214,38 @@ def test_a_dead_server_never_stops_a_study(tmp_path: Path, make_run: MakeRun) ->
     assert len(content(Store.of(live, None))) == len(view.trials)
 
 
+def test_a_server_that_never_answers_holds_up_no_study(tmp_path: Path, make_run: MakeRun) -> None:
+    """It takes connections and says nothing; one that answers is caught up with later."""
+    folder = make_run(tmp_path / "source" / "resnet20", 5)
+    live = RunFolder.create(tmp_path / "live" / "resnet20")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        begin = time.monotonic()
+        view, said = logged_live(folder, live, uri=uri)
+        took = time.monotonic() - begin
+    # without the bound it would take two requests of five seconds at least
+    assert took < 5.0
+    assert any("autocompress track" in text and uri in text for text in said)
+    assert len(read_trials(live)) == len(view.trials)
+    for _ in range(2):
+        sync(live, uri=f"sqlite:///{tmp_path / 'later.db'}")
+        assert len(content(Store(f"sqlite:///{tmp_path / 'later.db'}"))) == len(view.trials)
+
+
+def test_track_brings_any_store_up_to_date(
+    tmp_path: Path, make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_run(tmp_path / "resnet20", 6)
+    uri = f"sqlite:///{tmp_path / 'other.db'}"
+    for _ in range(2):
+        found = track(str(folder.root), uri, None)
+        assert found["trials"] == len(read_trials(folder)) == len(content(Store(uri)))
+    with Journal(folder), pytest.raises(InputError, match="shows its trials itself"):
+        track(str(folder.root), uri, None)
+    with pytest.raises(AutocompressError, match="does not take the run"):
+        track(str(folder.root), "http://127.0.0.1:1", None)
+
+
 def test_a_resumed_run_continues_its_parent(tmp_path: Path, make_run: MakeRun) -> None:
     folder = make_run(tmp_path / "source" / "resnet20", 8)
     live = RunFolder.create(tmp_path / "live" / "resnet20")
@@ -249,6 +284,19 @@ def test_a_taken_port_is_bad_input(tmp_path: Path) -> None:
             Server(tmp_path, port=taken.getsockname()[1])
     with pytest.raises(InputError, match="no folder of runs"):
         Server(tmp_path / "nowhere")
+
+
+def test_a_killed_ui_leaves_no_server_behind(tmp_path: Path, make_run: MakeRun) -> None:
+    make_run(tmp_path / "resnet20", 4)
+    command = [sys.executable, "-m", "autocompress", "ui", str(tmp_path), "--port", "0", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        json.loads(process.stdout.readline())
+        family = psutil.Process(process.pid).children(recursive=True)
+        assert len(family) >= 2
+        process.kill()
+    psutil.wait_procs(family, timeout=10)
+    assert not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
 def test_importing_the_sink_loads_neither_mlflow_nor_torch() -> None:
