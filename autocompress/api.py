@@ -168,7 +168,7 @@ def search(
         task: a ``Task``, or a ready-made one's name (``"regression"``); see ``docs/tasks.md``.
         max_accuracy_drop: in points; the cheapest policy that keeps to it is the answer.
         max_quality_drop: the same for any task: in the metric's unit, or a share (``"2%"``).
-        executor, workers: ``local`` or ``ray``, and how many evaluations at once.
+        executor, workers: ``local``, ``ray`` or ``ray_tune``, and how many evaluations at once.
         resume: go on with the run in ``out``.
         new_baseline: with ``resume``, set trials of another model, data, target or settings aside.
         quiet: nothing on the terminal.

@@ -32,6 +32,12 @@ class NoAnswer(InputError):
     exit_code = 1
 
 
+class Interrupted(AutocompressError):
+    """Ended from outside, by Ctrl-C or a signal. Exit code 130."""
+
+    exit_code = 130
+
+
 class UnsupportedModel(InputError):
     """The model, or one of its layers, cannot be handled by the asked technique."""
 

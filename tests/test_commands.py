@@ -295,8 +295,8 @@ def test_a_dry_run_with_a_cached_table_waits_for_nobody(
     folder = place / f"lock-{code}"
     monkeypatch.setenv("AUTOCOMPRESS_LOCK_DIR", str(folder))
     hold = (
-        "from autocompress.measure.lock import machine_lock\n"
-        "with machine_lock(exclusive=True):\n"
+        "from autocompress.measure.lock import timing_lock\n"
+        "with timing_lock():\n"
         "    print('held', flush=True); input()"
     )
     with subprocess.Popen(

@@ -42,8 +42,8 @@ ALLOWED["api_models"] = {*ALLOWED["api"], "api"}
 TOP = {"commands", "cli", "testing", "__main__", "__init__"}
 """What nothing else imports."""
 ONLY_IN = {
-    "optuna": {"controller/optuna_study.py"},
-    "ray": {"execute/ray_tune.py"},
+    "optuna": {"controller/optuna_study.py", "controller/shared_trials.py"},
+    "ray": {"execute/cluster.py", "execute/ray_actors.py", "execute/ray_tune.py"},
     "mlflow": {"mlflow/store.py"},
 }
 TALKS = {"commands", "report", "cli"}

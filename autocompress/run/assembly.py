@@ -166,15 +166,24 @@ class Assembly:
             model.baseline_ms = self.evaluator.baseline["latency_ms"]
         self.evaluator.estimator.predict_with(model)
 
-    def evaluator_factory(self) -> EvaluatorFactory:
-        """Builds the evaluator again in another process."""
-        model, data = self.given
+    def evaluator_factory(self, shared: Path | None = None) -> EvaluatorFactory:
+        """Builds the evaluator again in another process.
+
+        Args:
+            shared: folder on this machine from whose file processes map a model and data that were
+                handed over, instead of each holding a copy.
+        """
+        import torch
+
+        given: Any = self.given
+        if shared is not None and given != (None, None):
+            torch.save(given, shared / "given.pt")
+            given = shared / "given.pt"
         return EvaluatorFactory(
             self.study.model_dump(mode="json"),
             str(self.folder),
             self.evaluator.baseline.as_dict(),
-            model,
-            data,
+            given,
             inventory=self.inventory,
         )
 
@@ -332,6 +341,13 @@ def _train_baseline(
     )
 
 
+def _mapped(file: Path) -> Any:
+    """Objects of this study's own making, with their tensors mapped from the file."""
+    import torch
+
+    return torch.load(file, mmap=True, weights_only=False)
+
+
 @dataclass(frozen=True)
 class EvaluatorFactory:
     """Builds the evaluator again in a worker process; picklable.
@@ -340,7 +356,7 @@ class EvaluatorFactory:
         study: plain data of the resolved study.
         folder: shared with the parent.
         baseline: the parent's measurement of the uncompressed model.
-        model, data: objects handed over in Python, or ``None``.
+        given: model and data that were handed over in Python, or the file that holds them.
         threads: torch threads of the worker; ``None`` leaves them.
         inventory: of the model, as the parent took it.
     """
@@ -348,8 +364,7 @@ class EvaluatorFactory:
     study: dict[str, Any]
     folder: str
     baseline: dict[str, Any] | None = None
-    model: Any = None
-    data: Any = None
+    given: Any = (None, None)
     threads: int | None = None
     inventory: Inventory | None = None
 
@@ -359,11 +374,12 @@ class EvaluatorFactory:
             import torch
 
             torch.set_num_threads(self.threads)
+        model, data = self.given if not isinstance(self.given, Path) else _mapped(self.given)
         parts = assemble(
             read_study(self.study),
             Path(self.folder),
-            model=self.model,
-            data=self.data,
+            model=model,
+            data=data,
             inventory=self.inventory,
         )
         if self.baseline is None:

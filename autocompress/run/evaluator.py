@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autocompress.build.builder import Builder
+from autocompress.build.state import state_file
 from autocompress.estimate.estimator import Estimator
-from autocompress.measure.lock import machine_lock
-from autocompress.measure.measurer import Measurer
+from autocompress.measure.lock import after_timing
+from autocompress.measure.measurer import Measurer, Scored
 from autocompress.policy.policy import Policy
 from autocompress.results.metric import Measurement
 from autocompress.results.screened import Screened
@@ -58,14 +60,30 @@ class StudyEvaluator:
 
     def evaluate(self, policy: Policy, phase: Phase = SEARCH, seed: int = 0) -> Measurement:
         """Build (or load what was trained before), export, and measure the file."""
-        path = self.model_path(policy, phase)
+        return self.timed([self.score(policy, phase, seed)])[0]
+
+    def score(self, policy: Policy, phase: Phase = SEARCH, seed: int = 0) -> Scored:
+        """All of an evaluation but the time of the file, which is kept until it is timed."""
+        after_timing()
         start = time.perf_counter()
-        with machine_lock(exclusive=False):
-            compressed = self.builder(policy, phase, seed)
+        compressed = self.builder(policy, phase, seed)
         split, built = "test" if phase.kind == "verify" else "val", time.perf_counter() - start
-        found = self.measurer.measure(compressed, split, path, build_s=built)
-        if phase.kind == "search":
-            path.unlink(missing_ok=True)
+        path = self.model_path(policy, phase)
+        return self.measurer.score(compressed, split, path, build_s=built)
+
+    def files(self, policy: Policy, phase: Phase, seed: int) -> list[Path]:
+        """The exported file, and the trained weights that verification and recipes read."""
+        found = [self.model_path(policy, phase)]
+        if phase.epochs > 0:
+            found.append(state_file(self.builder.folder, policy, phase.epochs, seed))
+        return found
+
+    def timed(self, scored: Sequence[Scored]) -> list[Measurement]:
+        """Time files, and delete those that the search alone asked for."""
+        found = self.measurer.timed(scored)
+        for one in scored:
+            if one.path == self.model_path(one.policy, SEARCH):
+                one.path.unlink(missing_ok=True)
         return found
 
     def model_path(self, policy: Policy, phase: Phase) -> Path:

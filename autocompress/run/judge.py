@@ -39,7 +39,7 @@ def judge(
     with tempfile.TemporaryDirectory() as scratch:
         parts = assemble(study, Path(scratch), progress=progress)
         evaluator = parts.evaluator
-        base = evaluator.measurer.score(evaluator.measurer.baseline_file, split)
+        base = evaluator.measurer.quality(evaluator.measurer.baseline_file, split)
         rows = []
         for i, file in enumerate(files):
             progress(f"measuring {file.name}", i / len(files))
@@ -65,12 +65,12 @@ def _scores(result: Result) -> dict[str, Any]:
 
 
 def _row(evaluator: StudyEvaluator, file: Path, split: str, base: Result) -> dict[str, Any]:
-    from autocompress.measure.gate import judge_file
+    from autocompress.measure.gate import inspect_file
 
     measurer = evaluator.measurer
     timing = measurer.timing(file, max_seconds=3.0)
-    found = measurer.score(file, split)
-    judged = judge_file(measurer.target, file, timing=timing)
+    found = measurer.quality(file, split)
+    judged = inspect_file(measurer.target, file).judged(timing)
     row = {
         "file": str(file),
         **_scores(found),

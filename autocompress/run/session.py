@@ -2,43 +2,50 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import pickle
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Protocol
 
 from autocompress.controller.config import SearchConfig
 from autocompress.controller.context import Context
 from autocompress.controller.loop import run_search
 from autocompress.controller.phases import run_baselines, run_recovery, run_verify
+from autocompress.controller.shared_trials import SharedTrials, open_storage
 from autocompress.controller.stop import stopping_on_interrupt
-from autocompress.errors import InputError
+from autocompress.errors import AutocompressError, InputError
 from autocompress.execute import make_executor
-from autocompress.measure.lock import machine_lock
+from autocompress.measure.lock import after_timing
 from autocompress.mlflow.sink import MlflowSink
-from autocompress.report.html import write_report
-from autocompress.report.tables import write_summary
 from autocompress.results.answer import decide, judged
-from autocompress.results.metric import objectives
+from autocompress.results.metric import Measurement, objectives
 from autocompress.results.trial import Trial, TrialState
 from autocompress.run.feasibility import check_formula_budget, check_latency_budget
+from autocompress.run.finishing import Finished, finish
 from autocompress.run.resuming import as_begun, known_baseline
-from autocompress.run.study import StudyConfig
+from autocompress.run.study import StudyConfig, resolve_variables
 from autocompress.track.folder import RunFolder
 from autocompress.track.journal import Journal
+from autocompress.track.lock import RunLock
 from autocompress.track.screened import ScreenedPolicies
-from autocompress.track.view import RunView
 
 if TYPE_CHECKING:
-    from autocompress.controller.loop import StopReason
+    from autocompress.build.pipeline import Progress
     from autocompress.controller.optuna_study import BaseSampler
     from autocompress.controller.progress import SearchProgress
+    from autocompress.controller.protocols import Outcome
     from autocompress.controller.stop import StopFlag
-    from autocompress.run.assembly import Assembly
+    from autocompress.run.assembly import Assembly, EvaluatorFactory
+
+
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+_log = logging.getLogger(__name__)
 
 
 class Watcher(Protocol):
@@ -51,23 +58,6 @@ class Watcher(Protocol):
         """The state after every trial."""
 
 
-@dataclass
-class Finished:
-    """A run that came to its end.
-
-    Args:
-        folder, view, parts: of the run.
-        summary: the ``--json`` object.
-        stopped: why the search phase ended.
-    """
-
-    folder: RunFolder
-    view: RunView
-    parts: Assembly
-    summary: dict[str, Any]
-    stopped: StopReason
-
-
 def run_study(
     study: StudyConfig,
     out: Path | None = None,
@@ -78,6 +68,7 @@ def run_study(
     data: Any = None,
     sampler: BaseSampler | None = None,
     watcher: Watcher | None = None,
+    give_up: Callable[[], object] | None = None,
 ) -> Finished:
     """Run a study to its end, or go on with one.
 
@@ -89,6 +80,8 @@ def run_study(
         model, data: objects in place of the study's factories.
         sampler: one of Optuna's, in place of the study's.
         watcher: told how far it is.
+        give_up: ends this process where an evaluation hangs in native code, which nothing can
+            interrupt; its trial is written first. ``None`` waits for it.
 
     Raises:
         InputError: anything that cannot be used, before an existing run is touched.
@@ -98,34 +91,42 @@ def run_study(
     from autocompress.run.assembly import assemble, silent
 
     check_sampler(study.search.sampler if sampler is None else sampler)
+    if study.tracking.storage is not None:
+        open_storage(str(resolve_variables(study.tracking.storage)))
     preparing = silent if watcher is None else watcher.preparing
     config = study.search
     root = out or Path("runs") / study.name
     if new_baseline and not resume:
         raise InputError("--new-baseline is for a run that goes on; give --resume too.")
-    if not resume and RunFolder(root).is_run:
-        RunFolder.create(root)  # says that there is a run
     if resume and not new_baseline:
         study = as_begun(study, RunFolder(root))
     _check_sent(study, data)
-    with _nothing_left_behind(root):
-        parts = assemble(study, root / "models", model=model, data=data, progress=preparing)
-        check_formula_budget(parts)
-        before = None
-        if resume:
-            before = known_baseline(RunFolder(root), parts, new_baseline=new_baseline)
-        if before is not None:
-            parts.evaluator.measurer.set_baseline(before)
-        preparing("latency table", 0.0)
-        parts.predict_latency()
-        check_latency_budget(parts)
-        folder = RunFolder.create(root, resume=resume)
-        folder.write_study(parts.study.model_dump(mode="json"))
-        if before is None:
-            folder.write_baseline(parts.evaluator.baseline)
-    preparing("first trial", 0.0)
-    with Journal(folder) as journal:
-        return _phases(parts, config, journal, sampler, watcher)
+    existed, folder = root.exists(), RunFolder(root)
+    folder.check_free(resume=resume)
+    with _disk_told(folder), RunLock(folder) as lock:
+        with _nothing_left_behind(folder, existed):
+            parts = assemble(study, folder.models, model=model, data=data, progress=preparing)
+            check_formula_budget(parts)
+            before = known_baseline(folder, parts, new_baseline=new_baseline) if resume else None
+            _predict_and_begin(parts, folder, before, preparing)
+        preparing("first trial", 0.0)
+        with Journal(folder, lock) as journal:
+            return _phases(parts, config, journal, sampler, watcher, give_up)
+
+
+def _predict_and_begin(
+    parts: Assembly, folder: RunFolder, before: Measurement | None, preparing: Progress
+) -> None:
+    """Build the latency model, see that the budget can be met, and write what the run is."""
+    if before is not None:
+        parts.evaluator.measurer.set_baseline(before)
+    preparing("latency table", 0.0)
+    parts.predict_latency()
+    check_latency_budget(parts)
+    RunFolder.create(folder.root, resume=True)
+    folder.write_study(parts.study.model_dump(mode="json"))
+    if before is None:
+        folder.write_baseline(parts.evaluator.baseline)
 
 
 def _check_sent(study: StudyConfig, data: Any) -> None:
@@ -148,14 +149,28 @@ def _check_sent(study: StudyConfig, data: Any) -> None:
 
 
 @contextmanager
-def _nothing_left_behind(root: Path) -> Iterator[None]:
+def _disk_told(folder: RunFolder) -> Iterator[None]:
+    """Say in a sentence that a disk is full or may not be written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        raise AutocompressError(
+            f"{error.filename or folder.root} cannot be written: {error.strerror}. What is "
+            "finished is kept. Mend that (or choose another folder with --out) and go on with "
+            "--resume."
+        ) from None
+
+
+@contextmanager
+def _nothing_left_behind(folder: RunFolder, existed: bool) -> Iterator[None]:
     """Remove the folder again if the study cannot begin; one that was there before stays."""
-    existed = root.exists()
     try:
         yield
     except BaseException:
         if not existed:
-            shutil.rmtree(root, ignore_errors=True)
+            shutil.rmtree(folder.root, ignore_errors=True)
         raise
 
 
@@ -165,13 +180,15 @@ def _phases(
     journal: Journal,
     sampler: BaseSampler | None,
     watcher: Watcher | None,
+    give_up: Callable[[], object] | None,
 ) -> Finished:
     """Search, baselines, recovery, verification; then what the run leaves."""
     from autocompress.controller.samplers import make_proposer
 
     mlflow = _mlflow(parts, journal)
-    with stopping_on_interrupt() as stop:
-        context = _context(parts, config, journal, mlflow, stop, watcher)
+    with TemporaryDirectory(prefix="autocompress-") as shared, stopping_on_interrupt() as stop:
+        factory = _factory(parts, Path(shared))
+        context = _context(parts, config, journal, mlflow, stop, watcher, give_up, factory)
         try:
             result = run_search(context, make_proposer(context, sampler))
             baselines = run_baselines(context)
@@ -179,7 +196,7 @@ def _phases(
             run_verify(context, lambda: _answer(context, parts.study))
         finally:
             context.executor.close(cancel=bool(stop))
-    return _finish(journal.folder, parts, baselines, mlflow, result.stopped)
+    return finish(journal.folder, parts, baselines, mlflow, result.stopped)
 
 
 def _context(
@@ -189,29 +206,67 @@ def _context(
     mlflow: MlflowSink | None,
     stop: StopFlag,
     watcher: Watcher | None,
+    give_up: Callable[[], object] | None,
+    factory: EvaluatorFactory,
 ) -> Context:
     study = parts.study
+
+    def stuck(outcome: Outcome) -> None:
+        number = outcome.job.number
+        _log.error("Trial %d hangs and cannot be interrupted: %s", number, outcome.error)
+        if give_up is not None:
+            context.finish(outcome)
+            give_up()
+
     # before workers are started: a damaged file would leave them behind
     screened = ScreenedPolicies(journal.folder.screened, parts.evaluator.screening.depends_on)
     trials = [_rejudged(trial, parts) for trial in journal.load()]
+    shared = _shared(parts, config, journal)
     executor = make_executor(
         study.executor,
         study.workers,
         parts.evaluator,
-        parts.evaluator_factory(),
+        factory,
         ray_address=study.ray_address,
+        cpus=study.resources.cpus,
+        gpus=study.resources.gpus,
+        stuck=stuck,
     )
-    return Context(
+    sinks = [sink for sink in (journal, shared, mlflow) if sink is not None]
+    context = Context(
         parts.space,
         parts.evaluator,
         executor,
         study.limits(),
         config,
-        [journal, *([mlflow] if mlflow is not None else [])],
+        sinks,
         trials,
         stop,
         None if watcher is None else watcher.progressed,
         screened,
+        shared,
+    )
+    return context
+
+
+def _factory(parts: Assembly, shared: Path) -> EvaluatorFactory:
+    """For workers; those of this machine map what was handed over from a file."""
+    alone = parts.study.workers == 1 or parts.study.executor != "local"
+    return parts.evaluator_factory(None if alone else shared)
+
+
+def _shared(parts: Assembly, config: SearchConfig, journal: Journal) -> SharedTrials | None:
+    """The storage that the study's trials are mirrored to, if it names one."""
+    url = parts.study.tracking.storage
+    if url is None:
+        return None
+    return SharedTrials(
+        str(resolve_variables(url)),
+        parts.study.tracking.experiment or parts.study.name,
+        parts.space,
+        objectives(config.objectives, parts.evaluator.baseline.metrics),
+        journal.folder.identity(),
+        parts.identity,
     )
 
 
@@ -251,63 +306,5 @@ def _mlflow(parts: Assembly, journal: Journal) -> MlflowSink | None:
         objectives=objectives(parts.study.search.objectives, parts.evaluator.baseline.metrics),
         layers=[layer.name for layer in parts.inventory.layers],
         say=logging.getLogger("autocompress.mlflow").warning,
-        gate=lambda: machine_lock(exclusive=False),
+        pause=after_timing,
     )
-
-
-def _finish(
-    folder: RunFolder,
-    parts: Assembly,
-    baselines: dict[str, int],
-    mlflow: MlflowSink | None,
-    stopped: StopReason,
-) -> Finished:
-    """Write summary, report, recipe and model, and close MLflow."""
-    from autocompress.run.recipes import write_recipe
-
-    folder.write_baseline(parts.evaluator.measurer.baseline_test, "test")
-    study = parts.study
-    view = RunView.load(
-        folder,
-        baselines=baselines,
-        layers=tuple(layer.name for layer in parts.inventory.layers),
-        cannot_prune=parts.inventory.cannot_prune,
-        budget=study.limits(),
-        objectives=objectives(study.search.objectives, parts.evaluator.baseline.metrics),
-    )
-    _forget_answer(folder, parts.evaluator.measurer.target.suffix)
-    model = _keep_models(folder, parts, view)
-    summary = write_summary(folder, view, model)
-    summary["stopped"] = stopped
-    if view.best is not None:
-        write_recipe(view, folder, view.best, folder.recipes / "best.yaml")
-    write_report(folder, view)
-    if mlflow is not None:
-        mlflow.close(view, model if study.tracking.register_best else None)
-    return Finished(folder, view, parts, summary, stopped)
-
-
-def _forget_answer(folder: RunFolder, suffix: str) -> None:
-    """A run that goes on may have had another answer, or one where it has none now."""
-    names = [folder.recipes / "best.yaml", folder.recipes / "best.safetensors"]
-    for path in (*names, folder.models / f"best{suffix}"):
-        path.unlink(missing_ok=True)
-
-
-def _keep_models(folder: RunFolder, parts: Assembly, view: RunView) -> Path | None:
-    """Give the verified files readable names; the answer's becomes ``best``.
-
-    An interrupted study verified nothing; a recovered answer's own file is still there.
-    """
-    found = None
-    for trial in view.front:
-        last = view.verified(trial) or trial
-        path = parts.evaluator.model_path(last.policy, last.phase)
-        if not path.exists():
-            continue
-        named = folder.models / f"trial-{trial.number}{path.suffix}"
-        shutil.copyfile(path, named)
-        if view.best is not None and trial.number == view.best.number:
-            found = folder.models / f"best{path.suffix}"
-            shutil.copyfile(path, found)
-    return found

@@ -111,12 +111,28 @@ class TrackingSection(Section):
         uri: tracking store; ``null`` is an SQLite file beside the runs.
         experiment: name; ``null`` is the study's.
         register_best: register the best model's ONNX file in the model registry.
+        storage: one of Optuna's storages (``sqlite:///study.db``, ``postgresql://...``,
+            ``journal:FILE``) that the search's trials are mirrored to. Several drivers that name
+            the same one share a study: each policy is evaluated once.
     """
 
     mlflow: bool = True
     uri: str | None = None
     experiment: str | None = None
     register_best: bool = True
+    storage: str | None = None
+
+
+class ResourcesSection(Section):
+    """What Ray reserves for each worker.
+
+    Args:
+        cpus: cores, or a share of one; ``null`` shares out this machine's.
+        gpus: graphics cards, or a share of one.
+    """
+
+    cpus: float | None = Field(None, gt=0)
+    gpus: float = Field(0.0, ge=0)
 
 
 class StudyConfig(Section):
@@ -138,9 +154,10 @@ class StudyConfig(Section):
         search: how policies are found.
         recovery: how the best policies are trained.
         tracking: where trials are shown.
-        executor: ``local`` or ``ray``.
+        executor: ``local``, ``ray`` (its actors) or ``ray_tune`` (trials of Ray Tune).
         workers: evaluations at once; latency is still measured one at a time.
         ray_address: of a running Ray cluster; ``null`` starts one here.
+        resources: of each worker under Ray.
     """
 
     name: str
@@ -159,9 +176,10 @@ class StudyConfig(Section):
     search: SearchConfig = SearchConfig()
     recovery: RecoveryConfig = RecoveryConfig()
     tracking: TrackingSection = TrackingSection()
-    executor: Literal["local", "ray"] = "local"
+    executor: Literal["local", "ray", "ray_tune"] = "local"
     workers: int = Field(1, ge=1)
     ray_address: str | None = None
+    resources: ResourcesSection = ResourcesSection()
 
     def limits(self) -> Budget:
         """The budget as a value."""
@@ -268,31 +286,3 @@ def find_file(name: str, kind: Literal["studies", "search_spaces"]) -> Path:
         f"There is no {what} {name!r}; {nearest(name, [*known, *beside])} "
         f"Shipped: {', '.join(known) or 'none'}."
     )
-
-
-def import_factory(path: str) -> Any:
-    """The object behind ``package.module:name``.
-
-    Raises:
-        InputError: no such module or name.
-    """
-    import importlib
-    import sys
-
-    module_name, _, name = path.partition(":")
-    if not name:
-        raise InputError(f"A factory reads `package.module:function`, got {path!r}.")
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # a user's own module beside the study
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name and not module_name.startswith(error.name):
-            raise
-        raise InputError(
-            f"There is no module {module_name!r} (factory {path!r}). Install it, or "
-            "run from the folder that holds it."
-        ) from None
-    if not hasattr(module, name):
-        raise InputError(f"{module_name} has no {name!r}; {nearest(name, dir(module))}")
-    return getattr(module, name)

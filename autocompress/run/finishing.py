@@ -1,0 +1,134 @@
+"""What a run leaves: its answer first, then whatever may still fail."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from autocompress.controller.limits import trial_limit_s
+from autocompress.execute.limit import time_limit
+from autocompress.report.html import write_report
+from autocompress.report.tables import write_summary
+from autocompress.results.metric import objectives
+from autocompress.results.trial import Phase
+from autocompress.track.view import RunView
+
+if TYPE_CHECKING:
+    from autocompress.controller.loop import StopReason
+    from autocompress.mlflow.sink import MlflowSink
+    from autocompress.run.assembly import Assembly
+    from autocompress.track.folder import RunFolder
+
+_T = TypeVar("_T")
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Finished:
+    """A run that came to its end.
+
+    Args:
+        folder, view, parts: of the run.
+        summary: the ``--json`` object.
+        stopped: why the search phase ended.
+    """
+
+    folder: RunFolder
+    view: RunView
+    parts: Assembly
+    summary: dict[str, Any]
+    stopped: StopReason
+
+
+def finish(
+    folder: RunFolder,
+    parts: Assembly,
+    baselines: dict[str, int],
+    mlflow: MlflowSink | None,
+    stopped: StopReason,
+) -> Finished:
+    """Write summary, recipe, model and report, and close MLflow.
+
+    The trials are safe by now. Whatever fails here is said and costs itself alone.
+    """
+    from autocompress.run.recipes import write_recipe
+
+    study, view = parts.study, _view(folder, parts, baselines)
+    suffix = parts.evaluator.measurer.target.suffix
+    _attempt("the answer of an earlier session", lambda: _forget_answer(folder, suffix))
+    if view.best is not None:
+        best, path = view.best, folder.recipes / "best.yaml"
+        _attempt("the recipe", lambda: write_recipe(view, folder, best, path))
+    model = _attempt("the models", lambda: _keep_models(folder, parts, view))
+    limit = trial_limit_s(study.search.trial_timeout_s, view.trials, Phase("verify"))
+    test = _attempt(
+        "the uncompressed model on test", lambda: parts.evaluator.measurer.baseline_test, limit
+    )
+    if test is not None:
+        _attempt("the uncompressed model on test", lambda: folder.write_baseline(test, "test"))
+        view = _view(folder, parts, baselines)
+    summary = write_summary(folder, view, model)
+    summary["stopped"] = stopped
+    _attempt("the report", lambda: write_report(folder, view))
+    if mlflow is not None:
+        registered = model if study.tracking.register_best else None
+        _attempt("MLflow", lambda: mlflow.close(view, registered))
+    return Finished(folder, view, parts, summary, stopped)
+
+
+def _view(folder: RunFolder, parts: Assembly, baselines: dict[str, int]) -> RunView:
+    return RunView.load(
+        folder,
+        baselines=baselines,
+        layers=tuple(layer.name for layer in parts.inventory.layers),
+        cannot_prune=parts.inventory.cannot_prune,
+        budget=parts.study.limits(),
+        objectives=objectives(parts.study.search.objectives, parts.evaluator.baseline.metrics),
+    )
+
+
+def _attempt(what: str, work: Callable[[], _T], limit_s: float | None = None) -> _T | None:
+    """Do something that the answer does not depend on; say why where it fails or hangs."""
+    try:
+        with time_limit(limit_s, lambda: None):
+            return work()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a user's metric may throw, or exit, as in a trial
+        _log.warning(
+            "Finishing the run failed at %s: %s: %s. All trials are kept; `--resume` tries again.",
+            what,
+            type(error).__name__,
+            error,
+        )
+        return None
+
+
+def _forget_answer(folder: RunFolder, suffix: str) -> None:
+    """A run that goes on may have had another answer, or one where it has none now."""
+    names = [folder.recipes / "best.yaml", folder.recipes / "best.safetensors"]
+    for path in (*names, folder.models / f"best{suffix}"):
+        path.unlink(missing_ok=True)
+
+
+def _keep_models(folder: RunFolder, parts: Assembly, view: RunView) -> Path | None:
+    """Give the verified files readable names; the answer's becomes ``best``.
+
+    An interrupted study verified nothing; a recovered answer's own file is still there.
+    """
+    found = None
+    for trial in view.front:
+        last = view.verified(trial) or trial
+        path = parts.evaluator.model_path(last.policy, last.phase)
+        if not path.exists():
+            continue
+        named = folder.models / f"trial-{trial.number}{path.suffix}"
+        shutil.copyfile(path, named)
+        if view.best is not None and trial.number == view.best.number:
+            found = folder.models / f"best{path.suffix}"
+            shutil.copyfile(path, found)
+    return found
