@@ -1,0 +1,149 @@
+"""How a search behaves with thousands of trials: choosing, memory, resuming, the report.
+
+A made-up evaluator answers at once, so that all time is the controller's own. Printed per sampler:
+seconds of a proposal (median and 95th percentile, and those of the last tenth), of the whole loop,
+peak memory, seconds to take a finished journal up again, seconds and bytes of the report.
+
+    python benchmarks/scale.py --json [--trials 10000] [--layers 18] [--sampler guided ...]
+
+The simulation of many workers asks at which rate one controller is busy all the time:
+
+    python benchmarks/scale.py --json --workers 1000 --evaluation-s 60
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from autocompress.controller.config import SearchConfig
+from autocompress.controller.context import Context
+from autocompress.controller.loop import run_search
+from autocompress.controller.protocols import Proposal
+from autocompress.controller.samplers import make_proposer
+from autocompress.execute.local import InProcessExecutor
+from autocompress.policy.budget import Budget
+from autocompress.report.html import write_report
+from autocompress.testing.sampler import ChainEvaluator, chain_space
+from autocompress.track.folder import RunFolder
+from autocompress.track.journal import Journal
+
+SAMPLERS = ("guided", "tpe", "nsga2", "random")
+
+
+def quantile(values: list[float], share: float) -> float:
+    return sorted(values)[min(len(values) - 1, int(share * len(values)))] if values else 0.0
+
+
+def searched(sampler: str, trials: int, layers: int, levels: int, folder: Path) -> dict[str, Any]:
+    """One search in this process, with a real journal."""
+    evaluator = ChainEvaluator(layers)
+    run = RunFolder.create(folder)
+    run.write_study({"name": sampler, "budget": ["latency<=0.7x"], "ray_address": None})
+    run.write_baseline(evaluator.baseline)
+    asked: list[float] = []
+    with Journal(run) as journal:
+        context = Context(
+            chain_space(layers, levels, ()),
+            evaluator,
+            InProcessExecutor(evaluator),
+            Budget("latency<=0.7x"),
+            SearchConfig(sampler=sampler, trials=trials),
+            [journal],
+        )
+        proposer = make_proposer(context)
+        suggest = proposer.suggest
+
+        def timed(count: int) -> list[Proposal]:
+            begin = time.perf_counter()
+            found = suggest(count)
+            asked.append(time.perf_counter() - begin)
+            return found
+
+        proposer.suggest = timed  # type: ignore[method-assign, assignment]  # watched
+        begin = time.perf_counter()
+        run_search(context, proposer)
+        took = time.perf_counter() - begin
+    begin = time.perf_counter()
+    with Journal(run) as journal:
+        again = Context(
+            chain_space(layers, levels, ()),
+            evaluator,
+            InProcessExecutor(evaluator),
+            Budget("latency<=0.7x"),
+            SearchConfig(sampler=sampler, trials=trials),
+            [journal],
+            journal.load(),
+        )
+        run_search(again, make_proposer(again))
+    resumed = time.perf_counter() - begin
+    begin = time.perf_counter()
+    report = write_report(run)
+    reported = time.perf_counter() - begin
+    last = asked[-max(1, len(asked) // 10) :]
+    return {
+        "sampler": sampler,
+        "trials": len(context.ledger.trials),
+        "ask_median_ms": 1e3 * statistics.median(asked),
+        "ask_p95_ms": 1e3 * quantile(asked, 0.95),
+        "last_tenth_p95_ms": 1e3 * quantile(last, 0.95),
+        "loop_s": took,
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "resume_s": resumed,
+        "report_s": reported,
+        "report_mb": report.stat().st_size / 1e6,
+    }
+
+
+def simulated(workers: int, evaluation_s: float, ask_ms: float) -> dict[str, Any]:
+    """When a controller that takes so long for a proposal is busy all the time."""
+    demand = workers / evaluation_s
+    return {
+        "workers": workers,
+        "evaluation_s": evaluation_s,
+        "asked_per_s": demand,
+        "controller_busy": demand * ask_ms / 1e3,
+        "workers_at_saturation": evaluation_s / (ask_ms / 1e3),
+    }
+
+
+def main() -> None:
+    """Each sampler in a process of its own, so that memory is its own."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--trials", type=int, default=10_000)
+    parser.add_argument("--layers", type=int, default=18)
+    parser.add_argument("--levels", type=int, default=6)
+    parser.add_argument("--sampler", nargs="*", default=list(SAMPLERS))
+    parser.add_argument("--workers", type=int, default=1000)
+    parser.add_argument("--evaluation-s", type=float, default=60.0)
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.one:
+        with tempfile.TemporaryDirectory() as folder:
+            size = given.trials, given.layers, given.levels
+            print(json.dumps(searched(given.one, *size, Path(folder) / "run")))
+        return
+    rows = []
+    for sampler in given.sampler:
+        own = [*sys.argv, "--one", sampler]
+        done = subprocess.run([sys.executable, *own], capture_output=True, text=True, check=True)
+        row = json.loads(done.stdout.splitlines()[-1])
+        many = simulated(given.workers, given.evaluation_s, row["ask_median_ms"])
+        rows.append({**row, "many_workers": many})
+        if not given.json:
+            print(json.dumps(rows[-1], indent=2))
+    if given.json:
+        print(json.dumps(rows))
+
+
+if __name__ == "__main__":
+    main()
