@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import getpass
+import os
 import shutil
 import socket
 import subprocess
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,33 +21,27 @@ _PROGRAMS = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=
 
 
 @pytest.fixture
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres() -> Iterator[str]:
     if _PROGRAMS is None:
         pytest.skip("PostgreSQL is not installed (the distribution's package `postgresql`)")
-    folder = tmp_path_factory.mktemp("postgres")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    # it refuses to run as root
-    become = ["runuser", "-u", "postgres", "--"] if Path("/root").owner() == "root" else []
-    become = become if subprocess.run(["id", "-u"], capture_output=True).stdout == b"0\n" else []
-    if become:
-        shutil.chown(folder, "postgres")
-        for parent in (folder, *folder.parents):
-            if parent == Path("/tmp"):
-                break
-            parent.chmod(0o755)
-    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder}"
-    data, log = str(folder / "data"), str(folder / "log")
-    subprocess.run([*become, _PROGRAMS / "initdb", "-D", data, "-A", "trust"], check=True)
-    begin = [*become, _PROGRAMS / "pg_ctl", "-D", data, "-o", options, "-l", log, "-w", "start"]
-    subprocess.run(begin, check=True, stdout=subprocess.DEVNULL)
-    user = "postgres" if become else subprocess.getoutput("id -un")
-    try:
-        yield f"postgresql+psycopg://{user}@127.0.0.1:{port}/postgres"
-    finally:
-        end = [*become, _PROGRAMS / "pg_ctl", "-D", data, "-m", "immediate", "stop"]
-        subprocess.run(end, check=True, stdout=subprocess.DEVNULL)
+    root = os.getuid() == 0
+    user = "postgres" if root else getpass.getuser()
+    become = ["runuser", "-u", user, "--"] if root else []  # it refuses to run as root
+    with tempfile.TemporaryDirectory(prefix="autocompress-postgres-") as folder:
+        if root:
+            shutil.chown(folder, user)
+        options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder}"
+        control = [*become, str(_PROGRAMS / "pg_ctl"), "-D", f"{folder}/data", "-w"]
+        quiet = {"check": True, "stdout": subprocess.DEVNULL}
+        subprocess.run([*control, "init", "-o", "-A trust"], **quiet)
+        subprocess.run([*control, "-o", options, "-l", f"{folder}/log", "start"], **quiet)
+        try:
+            yield f"postgresql+psycopg://{user}@127.0.0.1:{port}/postgres"
+        finally:
+            subprocess.run([*control, "-m", "immediate", "stop"], **quiet)
 
 
 def test_drivers_share_a_database_server(postgres: str) -> None:
