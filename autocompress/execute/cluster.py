@@ -24,8 +24,8 @@ def connect(address: str | None) -> bool:
     """Connect to a cluster, or start one on this machine.
 
     Args:
-        address: of a running one. ``None`` starts one that only this process uses, on loopback,
-            whatever a variable or a file of another program says of clusters.
+        address: of a running one. ``None`` starts one that only this process uses, whatever a
+            variable or a file of another program says of clusters.
 
     Returns:
         Whether it was connected here, and is to be shut down by whoever called.
@@ -40,7 +40,7 @@ def connect(address: str | None) -> bool:
     if ray.is_initialized():
         return False
     if address is None:
-        ray.init(address="local", _node_ip_address="127.0.0.1", **_QUIET)
+        ray.init(address="local", **_QUIET)
     else:
         _check_answers(address)
         ray.init(address=address, **_QUIET)

@@ -89,5 +89,5 @@ def test_a_cluster_of_ones_own_is_not_the_one_that_a_variable_names() -> None:
             timeout=120,
             check=True,
         )
-    assert found.stdout.strip().startswith("127.0.0.1:")
+    assert found.stdout.strip().rpartition(":")[2].isdigit()
     assert found.stdout.strip() != dead
