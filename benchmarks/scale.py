@@ -43,22 +43,28 @@ def quantile(values: list[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(share * len(values)))] if values else 0.0
 
 
+def study(sampler: str, trials: int, layers: int, levels: int, journal: Journal) -> Context:
+    """A study on what the journal holds so far."""
+    evaluator = ChainEvaluator(layers)
+    return Context(
+        chain_space(layers, levels, ()),
+        evaluator,
+        InProcessExecutor(evaluator),
+        Budget("latency<=0.7x"),
+        SearchConfig(sampler=sampler, trials=trials),
+        [journal],
+        journal.load(),
+    )
+
+
 def searched(sampler: str, trials: int, layers: int, levels: int, folder: Path) -> dict[str, Any]:
     """One search in this process, with a real journal."""
-    evaluator = ChainEvaluator(layers)
     run = RunFolder.create(folder)
     run.write_study({"name": sampler, "budget": ["latency<=0.7x"], "ray_address": None})
-    run.write_baseline(evaluator.baseline)
+    run.write_baseline(ChainEvaluator(layers).baseline)
     asked: list[float] = []
     with Journal(run) as journal:
-        context = Context(
-            chain_space(layers, levels, ()),
-            evaluator,
-            InProcessExecutor(evaluator),
-            Budget("latency<=0.7x"),
-            SearchConfig(sampler=sampler, trials=trials),
-            [journal],
-        )
+        context = study(sampler, trials, layers, levels, journal)
         proposer = make_proposer(context)
         suggest = proposer.suggest
 
@@ -74,15 +80,7 @@ def searched(sampler: str, trials: int, layers: int, levels: int, folder: Path) 
         took = time.perf_counter() - begin
     begin = time.perf_counter()
     with Journal(run) as journal:
-        again = Context(
-            chain_space(layers, levels, ()),
-            evaluator,
-            InProcessExecutor(evaluator),
-            Budget("latency<=0.7x"),
-            SearchConfig(sampler=sampler, trials=trials),
-            [journal],
-            journal.load(),
-        )
+        again = study(sampler, trials, layers, levels, journal)
         run_search(again, make_proposer(again))
     resumed = time.perf_counter() - begin
     begin = time.perf_counter()

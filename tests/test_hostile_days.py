@@ -20,7 +20,7 @@ import yaml
 from tiny_study import STUDY, call, environment
 
 from autocompress.errors import AutocompressError
-from autocompress.run import finishing
+from autocompress.run import finishing, session
 from autocompress.run.session import run_study
 from autocompress.run.study import read_study
 from autocompress.track import journal
@@ -235,6 +235,21 @@ def test_a_full_disk_is_a_sentence_and_resuming_finishes(
     assert len(read_trials(tmp_path / "run")) == 2
     done = run_study(study, tmp_path / "run", resume=True)
     assert done.view.best is not None
+
+
+def test_a_password_of_the_storage_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path / "cache"))
+    url = "sqlite://me:secret-word@/study.db"
+    monkeypatch.setattr(session, "open_storage", lambda asked: asked == url)
+    monkeypatch.setattr(session, "SharedTrials", lambda *args: None)
+    done = run_study(read_study(study_of(2, tracking={"storage": url})), tmp_path / "run")
+    assert done.view.trials
+    written = [p for p in (tmp_path / "run").rglob("*") if p.is_file()]
+    assert len(written) > 5
+    assert not [p for p in written if b"secret-word" in p.read_bytes()]
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,8 @@ class SearchConfig(Section):
         objectives: ``quality``, the first metric of the task (accuracy of a classification), then
             the cost that the front trades it for.
         seeds: begin with uniform policies and all-int8 (and the solver's, if guided).
-        screen_images: training inputs that a proposal is screened on at most.
+        screen_images: training inputs that a proposal is screened on at most; fewer where
+            ``timeout_s`` leaves no time for them.
         candidates: proposals that are screened for each trial that is evaluated.
         max_rejections: proposals in a row whose estimate is over the budget before the search gives
             up; ``null`` goes on until trials or time are used up (``random`` under a tight budget).

@@ -274,7 +274,7 @@ def open_storage(url: str) -> optuna.storages.BaseStorage:
     except Exception as error:  # of a database driver, of Optuna, of a URL
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
-            f"The storage {_without_password(url)} cannot be used: {first} It reads like "
+            f"The storage {without_password(url)} cannot be used: {first} It reads like "
             "sqlite:///study.db, postgresql+psycopg://user:password@host/name (with psycopg "
             "installed) or journal:study.log."
         ) from None
@@ -290,7 +290,8 @@ def _opened(url: str) -> optuna.storages.BaseStorage:
     return optuna.storages.RDBStorage(url)
 
 
-def _without_password(url: str) -> str:
+def without_password(url: str) -> str:
+    """The same URL for people and files; the database's own ways find the password again."""
     head, at, rest = url.rpartition("@")
     if not at:
         return url

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import multiprocessing
 import pickle
+import time
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Future
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future
 from concurrent.futures import wait as wait_for
+from concurrent.futures.process import BrokenProcessPool
 
 from pebble import ProcessExpired, ProcessPool
 
 from autocompress.controller.protocols import DividedEvaluator, Job, Outcome
 from autocompress.execute.local import told
 from autocompress.execute.worker import begin, died, score
+
+_SETUP_S = 900.0
+"""What a worker takes at most to load models and data, and to end a job that is over its limit."""
 
 
 class ProcessPoolExecutor:
@@ -30,37 +35,59 @@ class ProcessPoolExecutor:
     def __init__(self, factory: Callable[[], DividedEvaluator], workers: int) -> None:
         self.slots = workers
         self._factory = pickle.dumps(factory)
-        self._running: dict[Future[Outcome], Job] = {}
+        self._running: dict[Future[Outcome], tuple[Job, float]] = {}
+        self._pool = self._start()
+
+    def _start(self) -> ProcessPool:
         # torch and ONNX Runtime hold threads that a fork would leave dead
         context = multiprocessing.get_context("spawn")
-        self._pool = ProcessPool(
-            workers, initializer=begin, initargs=[self._factory], context=context
-        )
-        assert self._pool.active  # workers start now, not with the first job
+        pool = ProcessPool(self.slots, initializer=begin, initargs=[self._factory], context=context)
+        assert pool.active  # workers start now, not with the first job
+        return pool
 
     def submit(self, job: Job) -> None:
-        """Hand a job to the pool."""
-        self._running[self._pool.schedule(score, args=[self._factory, job])] = job
+        """Hand a job to the pool; one that broke, as when an idle worker dies, is started anew."""
+        if not self._pool.active:
+            self._stop()
+            self._pool = self._start()
+        future = self._pool.schedule(score, args=[self._factory, job])
+        self._running[future] = (job, time.monotonic())
 
     def wait(self, timeout: float | None = None) -> Outcome | None:
         """The next finished job."""
         done, _ = wait_for(self._running, timeout, FIRST_COMPLETED)
         if not done:
-            return None
+            return self._lost()
         future = next(iter(done))
-        job = self._running.pop(future)
+        job, _ = self._running.pop(future)
         try:
             return future.result()
         except ProcessExpired as error:
             return died(job, error.exitcode)
+        except (BrokenProcessPool, CancelledError):
+            return died(job)
         except Exception as error:  # what a worker found could not be sent
             return Outcome(job, None, told(error))
 
+    def _lost(self) -> Outcome | None:
+        """A job that got lost between the pool and a worker, which ends those that it has."""
+        now = time.monotonic()
+        for future, (job, since) in self._running.items():
+            if job.limit_s is not None and now - since > job.limit_s + _SETUP_S:
+                del self._running[future]
+                self._stop()  # the next job finds a new pool
+                return died(job)
+        return None
+
     def close(self, *, cancel: bool = False) -> None:
         """End the processes; with ``cancel``, the running jobs too."""
-        if cancel:
-            self._pool.stop()  # type: ignore[no-untyped-call]  # pebble's
+        if cancel or not self._pool.active:
+            self._stop()
         else:
             self._pool.close()  # type: ignore[no-untyped-call]  # pebble's
-        self._pool.join()
+            self._pool.join()
         self._running.clear()
+
+    def _stop(self) -> None:
+        self._pool.stop()  # type: ignore[no-untyped-call]  # pebble's
+        self._pool.join()

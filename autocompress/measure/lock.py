@@ -137,6 +137,9 @@ def _sign() -> None:
     with suppress(OSError):  # it only informs
         file = os.open(lock_folder() / "holder.json", flags, 0o666)
         with os.fdopen(file, "w") as out:
+            if "AUTOCOMPRESS_LOCK_DIR" in os.environ and hasattr(os, "fchmod"):
+                with suppress(PermissionError):  # another user's, who let everybody write it
+                    os.fchmod(out.fileno(), 0o666)
             json.dump({"about": about, "since": time.time()}, out)
 
 

@@ -77,7 +77,11 @@ def import_factory(path: str, args: Mapping[str, Any] | None = None) -> Any:
         raise InputError(f"A factory reads `package.module:function`, got {path!r}.")
     source = _reading.get()
     if module_name.startswith(_OURS):
-        return _attribute(module_name, name, path)
+        found = _attribute(module_name, name, path)
+        if getattr(found, "__module__", None) == module_name:
+            return found
+        # a module's imports are not its functions
+        raise InputError(f"{path!r} is none of autocompress's own functions.")
     if source is None or source.trust or path in source.named:
         folder = os.getcwd()  # a user's own module beside the study
     else:

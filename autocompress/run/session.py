@@ -17,7 +17,7 @@ from autocompress.controller.config import SearchConfig
 from autocompress.controller.context import Context
 from autocompress.controller.loop import run_search
 from autocompress.controller.phases import run_baselines, run_recovery, run_verify
-from autocompress.controller.shared_trials import SharedTrials, open_storage
+from autocompress.controller.shared_trials import SharedTrials, open_storage, without_password
 from autocompress.controller.stop import stopping_on_interrupt
 from autocompress.errors import AutocompressError, InputError
 from autocompress.execute import make_executor
@@ -124,7 +124,10 @@ def _predict_and_begin(
     parts.predict_latency()
     check_latency_budget(parts)
     RunFolder.create(folder.root, resume=True)
-    folder.write_study(parts.study.model_dump(mode="json"))
+    plain = parts.study.model_dump(mode="json")
+    if parts.study.tracking.storage is not None:  # a run and its recipes are handed around
+        plain["tracking"]["storage"] = without_password(parts.study.tracking.storage)
+    folder.write_study(plain)
     if before is None:
         folder.write_baseline(parts.evaluator.baseline)
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 
+import psutil
 import pytest
 from analytic import AnalyticEvaluator, AnalyticFactory, jobs, numbered
 
 from autocompress.controller.protocols import Executor, Job, Outcome
 from autocompress.errors import InputError
-from autocompress.execute import make_executor
+from autocompress.execute import make_executor, pool
 from autocompress.execute.local import InProcessExecutor
 from autocompress.execute.pool import ProcessPoolExecutor
 from autocompress.execute.timing import TimingExecutor
@@ -121,6 +123,42 @@ def test_a_worker_that_dies_costs_one_job(kind: str, make: Make) -> None:
     found = collect(executor, todo)
     assert [bool(found[j.number].error) for j in todo] == [False, True, False, False]
     assert "died" in found[deadly[0].number].error
+
+
+def test_workers_that_die_while_they_have_nothing_to_do_cost_nothing(make: Make) -> None:
+    executor = make("pool")
+    first, *later = jobs(5)
+    collect(executor, [first])
+    idle = [p for p in psutil.Process().children() if "spawn_main" in " ".join(p.cmdline())]
+    assert idle
+    for process in idle:
+        process.kill()
+    # not waited for: that would take their exit codes from the pool
+    while any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in idle):
+        time.sleep(0.05)
+    found = collect(executor, later)
+    assert len(found) == len(later)
+    # a job that was handed over before the loss was noticed may fail with it
+    assert sum(bool(o.error) for o in found.values()) <= 2
+    assert not found[later[-1].number].error
+
+
+def test_a_job_that_got_lost_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the pool and its worker, where no limit of the worker's holds."""
+    executor = ProcessPoolExecutor(AnalyticFactory(str(tmp_path)), 1)
+    monkeypatch.setattr(executor._pool, "schedule", lambda *args, **more: Future())
+    first, second = (numbered(job, job.number, limit_s=60.0 * i) for i, job in enumerate(jobs(2)))
+    executor.submit(first)
+    monkeypatch.setattr(pool, "_SETUP_S", 0.2)
+    outcome = executor.wait(0.5)
+    assert outcome is not None
+    assert "died" in outcome.error
+    monkeypatch.setattr(pool, "_SETUP_S", 900.0)
+    executor.submit(second)
+    outcome = executor.wait(60.0)
+    executor.close(cancel=True)
+    assert outcome is not None
+    assert outcome.scored is not None
 
 
 @pytest.mark.parametrize("kind", WORKERS)

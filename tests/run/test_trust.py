@@ -15,6 +15,7 @@ from tiny_study import STUDY, call, environment
 
 from autocompress.errors import InputError
 from autocompress.run.factories import from_elsewhere, import_factory
+from autocompress.run.study import load_study, shipped
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -70,7 +71,16 @@ def test_what_was_trusted_once_is_not_trusted_for_ever(here: Path) -> None:
 
 def test_the_packages_own_functions_need_no_word(here: Path) -> None:
     with from_elsewhere("recipe r.yaml"):
-        assert callable(import_factory("autocompress.workloads.models:resnet20", {"seed": 1}))
+        for name in shipped("studies"):
+            study = load_study(name)
+            for section in (study.model, study.data):
+                assert callable(import_factory(section.factory, section.args))
+
+
+@pytest.mark.parametrize("name", ["cache:Path", "cache:os", "models:partial", "models:load_file"])
+def test_what_its_modules_import_is_not_its_own(here: Path, name: str) -> None:
+    with from_elsewhere("recipe r.yaml"), pytest.raises(InputError):
+        import_factory(f"autocompress.workloads.{name}")
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"a": 1}', "\x00"])

@@ -2,38 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from made_trials import trial, view
 from rich.console import Console
 
 from autocompress.errors import InputError, NoAnswer
-from autocompress.policy.budget import Budget
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.report.tables import front_table, verdict_table
-from autocompress.results.metric import Measurement
-from autocompress.results.trial import Phase, Trial
+from autocompress.results.trial import Phase
 from autocompress.run.recipes import pick_trial
 from autocompress.track.folder import RunFolder
 from autocompress.track.view import RunView
 
 MakeRun = Callable[..., RunFolder]
-BASE = Measurement({"accuracy": 0.9, "latency_ms": 2.0}, {"accuracy": 0.003})
-HALF = Budget("latency<=0.5x")
-
-
-def trial(number: int, accuracy: float, ms: float, error: float = 0.003, **more: object) -> Trial:
-    found = Measurement({"accuracy": accuracy, "latency_ms": ms}, {"accuracy": error})
-    policy = Policy({"a": LayerPolicy(prune_ratio=min(0.99, number / 1000))})
-    options: dict[str, object] = {"origin": "switch", **more}
-    over = HALF.violations(found.values, BASE.values)
-    return Trial(number, policy, measurement=found, violations=over, seconds=1.0, **options)  # type: ignore[arg-type]  # options of any type
-
-
-def view(trials: Sequence[Trial], **more: object) -> RunView:
-    return RunView.of(trials, BASE, run="runs/x", budget=HALF, **more)
 
 
 def test_tables_show_the_answer_beside_the_simple_ways(tmp_path: Path, make_run: MakeRun) -> None:

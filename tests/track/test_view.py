@@ -6,13 +6,14 @@ import io
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_trials import BASE, HALF, trial, view
 from rich.console import Console
 
 from autocompress.errors import InputError
@@ -28,20 +29,6 @@ from autocompress.track.folder import RunFolder
 from autocompress.track.view import RunView, latency_ratio, natural, policy_summary
 
 MakeRun = Callable[..., RunFolder]
-BASE = Measurement({"accuracy": 0.9, "latency_ms": 2.0}, {"accuracy": 0.003})
-HALF = Budget("latency<=0.5x")
-
-
-def trial(number: int, accuracy: float, ms: float, error: float = 0.003, **more: object) -> Trial:
-    found = Measurement({"accuracy": accuracy, "latency_ms": ms}, {"accuracy": error})
-    policy = Policy({"a": LayerPolicy(prune_ratio=min(0.99, number / 1000))})
-    options: dict[str, object] = {"origin": "switch", **more}
-    over = HALF.violations(found.values, BASE.values)
-    return Trial(number, policy, measurement=found, violations=over, seconds=1.0, **options)  # type: ignore[arg-type]  # options of any type
-
-
-def view(trials: Sequence[Trial], **more: object) -> RunView:
-    return RunView.of(trials, BASE, run="runs/x", budget=HALF, **more)
 
 
 def staircase(points: list[tuple[float, float]]) -> float:
