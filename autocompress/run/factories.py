@@ -8,6 +8,7 @@ that the very same function was run on this machine before, in a study of the us
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import os
 import sys
@@ -22,7 +23,40 @@ from autocompress.errors import InputError, nearest
 from autocompress.policy.writing import replacing
 from autocompress.workloads.cache import cache_folder, digest
 
-_OURS = "autocompress.workloads."
+_OURS = frozenset(
+    f"autocompress.workloads.{name}"
+    for name in (
+        "crossmodal:digits_lstm",
+        "crossmodal:digits_sequence",
+        "crossmodal:image_teacher",
+        "data:digits",
+        "data:image_folder",
+        "data:torchvision_cifar10",
+        "detector:detect_shapes",
+        "detector:detector",
+        "efficientnet:efficientnet_lite0",
+        "efficientnet:enlarged_folder",
+        "efficientnet:imagenet_samples",
+        "imagenet:imagenet",
+        "imagenet:mobilenet_v2",
+        "minilm:minilm_spam",
+        "minilm:spam",
+        "models:digits_resnet",
+        "models:resnet20",
+        "models:resnet56",
+        "models:vgg16_bn",
+        "ocr:crnn_ocr",
+        "ocr:rendered_words",
+        "onnx_file:onnx_model",
+        "pitch:crepe",
+        "pitch:tones",
+        "shapes:segment_shapes",
+        "shapes:unet",
+        "speakers:resemblyzer",
+        "speakers:spoken_digits",
+    )
+)
+"""The package's own models and data. Its other functions are no factories, and do other things."""
 
 
 @dataclass(frozen=True)
@@ -76,28 +110,45 @@ def import_factory(path: str, args: Mapping[str, Any] | None = None) -> Any:
     if not name:
         raise InputError(f"A factory reads `package.module:function`, got {path!r}.")
     source = _reading.get()
-    if module_name.startswith(_OURS):
+    if source is None:  # a user's own module beside the study
+        _put_on_path(os.getcwd(), first=True)
         found = _attribute(module_name, name, path)
-        if getattr(found, "__module__", None) == module_name:
-            return found
-        # a module's imports are not its functions
-        raise InputError(f"{path!r} is none of autocompress's own functions.")
-    if source is None or source.trust or path in source.named:
-        folder = os.getcwd()  # a user's own module beside the study
-    else:
-        folder = _known().get(_key(path, args), "")
-        if not folder:
-            raise InputError(
-                f"The {source.what} names the function {path!r}. Importing it runs code of whoever "
-                "wrote it, and no study of yours has called it here before with these arguments. "
-                "Look at it; then give a function of your own (--model, --data), or say --trust."
-            )
-    if "" not in sys.path and folder not in sys.path:
+        _remember(_key(path, args), os.getcwd(), _origin(module_name))
+        return found
+    if path in _OURS:
+        return _attribute(module_name, name, path)
+    if source.trust or path in source.named:
+        _put_on_path(os.getcwd(), first=False)
+        return _attribute(module_name, name, path)
+    folder, origin = _known().get(_key(path, args), ("", ""))
+    if folder:
+        _put_on_path(folder, first=True)
+    if not folder or _origin(module_name) != origin:
+        raise InputError(
+            f"The {source.what} names the function {path!r}. Importing it runs code of whoever "
+            "wrote it, and no study of yours has called it here before with these arguments. "
+            "Look at it; then give a function of your own (--model, --data), or say --trust."
+        )
+    return _attribute(module_name, name, path)
+
+
+def _put_on_path(folder: str, *, first: bool) -> None:
+    """Let modules of a folder be found: before all others, or after them."""
+    if first and folder not in sys.path[:1]:
         sys.path.insert(0, folder)
-    found = _attribute(module_name, name, path)
-    if source is None:
-        _remember(_key(path, args), folder)
-    return found
+    elif not first and folder not in sys.path:
+        sys.path.append(folder)
+
+
+def _origin(module_name: str) -> str:
+    """The file that a module, or the package around it, would come from; none of it is run."""
+    try:
+        found = importlib.util.find_spec(module_name.partition(".")[0])
+    except (ImportError, ValueError):
+        return ""
+    if found is None:
+        return ""
+    return str(found.origin or list(found.submodule_search_locations or ()))
 
 
 def _attribute(module_name: str, name: str, path: str) -> Any:
@@ -123,22 +174,27 @@ def _file() -> Path:
     return cache_folder() / "factories.json"
 
 
-def _known() -> dict[str, str]:
-    """Functions that studies here have called, with the folder that held their module."""
+def _known() -> dict[str, tuple[str, str]]:
+    """Functions that studies here have called, with the folder and the file of their module."""
     try:
         found = json.loads(_file().read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     items = found.items() if isinstance(found, dict) else ()
-    return {key: folder for key, folder in items if isinstance(folder, str)}
+    return {
+        key: (value[0], value[1])
+        for key, value in items
+        if isinstance(value, list) and len(value) == 2 and all(isinstance(v, str) for v in value)
+    }
 
 
-def _remember(key: str, folder: str) -> None:
+def _remember(key: str, folder: str, origin: str) -> None:
     known = _known()
-    if known.get(key) == folder:
+    if not origin or known.get(key) == (folder, origin):
         return
     try:
         with replacing(_file()) as beside:
-            beside.write_text(json.dumps({**known, key: folder}, indent=0), encoding="utf-8")
+            text = json.dumps({**known, key: (folder, origin)}, indent=0)
+            beside.write_text(text, encoding="utf-8")
     except OSError:
         return  # a cache that cannot be written: recipes then ask for the user's word

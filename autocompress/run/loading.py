@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import traceback
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from autocompress.errors import InputError
+from autocompress.errors import AutocompressError, InputError
 from autocompress.policy.recovery import ModelSection
 from autocompress.run.factories import import_factory
 from autocompress.run.study import resolve_variables
@@ -42,7 +43,17 @@ def load_model(section: dict[str, Any]) -> nn.Module:
 def _called(section: dict[str, Any]) -> Any:
     """What a section's factory gives."""
     args = section.get("args") or {}
-    return import_factory(section["factory"], args)(**args)
+    factory = import_factory(section["factory"], args)
+    try:
+        return factory(**args)
+    except AutocompressError:
+        raise
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        raise InputError(
+            f"{section['factory']} failed with {args}: {type(error).__name__}: {error} "
+            f"({where.filename}, line {where.lineno})."
+        ) from error
 
 
 def load_teacher(section: ModelSection) -> nn.Module:

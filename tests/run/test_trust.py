@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 import subprocess
@@ -14,7 +15,9 @@ import yaml
 from tiny_study import STUDY, call, environment
 
 from autocompress.errors import InputError
+from autocompress.run import factories
 from autocompress.run.factories import from_elsewhere, import_factory
+from autocompress.run.loading import load_model
 from autocompress.run.study import load_study, shipped
 
 pytestmark = pytest.mark.timeout(900)
@@ -69,6 +72,49 @@ def test_what_was_trusted_once_is_not_trusted_for_ever(here: Path) -> None:
         import_factory("stranger_b:make")
 
 
+def test_another_file_of_the_same_name_is_not_the_function_that_was_run(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An archive that brings a module of a name that a study used elsewhere."""
+    (here / "mine_there.py").write_text("def make():\n    return 1\n")
+    import_factory("mine_there:make")
+    monkeypatch.delitem(sys.modules, "mine_there")
+    (here / "mine_there.py").unlink()
+    unpacked = here / "unpacked"
+    unpacked.mkdir()
+    proof = plant(unpacked, "mine_there")
+    monkeypatch.chdir(unpacked)
+    for first in ("", str(unpacked)):  # as with `python -c`, and as with a script in that folder
+        monkeypatch.setattr(sys, "path", [first, *sys.path])
+        with from_elsewhere("recipe r.yaml"), pytest.raises(InputError, match="--trust"):
+            import_factory("mine_there:make")
+    assert not proof.exists()
+
+
+def test_a_named_function_does_not_put_the_folder_first(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What --model names is imported; modules beside it take no installed one's place."""
+    (here / "mine_named.py").write_text("def make():\n    return 1\n")
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(here))])
+    with from_elsewhere("recipe r.yaml", named=["mine_named:make"]):
+        assert import_factory("mine_named:make")() == 1
+    assert sys.path[-1] == str(here)
+
+
+def test_a_factory_that_fails_is_a_sentence_with_its_line(here: Path) -> None:
+    (here / "mine_fails.py").write_text("def make(n):\n    return 1 / n\n")
+    with pytest.raises(InputError, match=r"mine_fails:make failed.*ZeroDivisionError.*line 2"):
+        load_model({"factory": "mine_fails:make", "args": {"n": 0}})
+
+
+def test_the_list_of_the_packages_own_functions_is_true() -> None:
+    """Each is defined where it is said to be, and makes a model or data."""
+    for path in factories._OURS:
+        module, _, name = path.partition(":")
+        assert getattr(importlib.import_module(module), name).__module__ == module
+
+
 def test_the_packages_own_functions_need_no_word(here: Path) -> None:
     with from_elsewhere("recipe r.yaml"):
         for name in shipped("studies"):
@@ -77,8 +123,8 @@ def test_the_packages_own_functions_need_no_word(here: Path) -> None:
                 assert callable(import_factory(section.factory, section.args))
 
 
-@pytest.mark.parametrize("name", ["cache:Path", "cache:os", "models:partial", "models:load_file"])
-def test_what_its_modules_import_is_not_its_own(here: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["cache:Path", "cache:digest", "models:partial", "data:Path"])
+def test_what_else_its_modules_hold_is_no_factory(here: Path, name: str) -> None:
     with from_elsewhere("recipe r.yaml"), pytest.raises(InputError):
         import_factory(f"autocompress.workloads.{name}")
 
