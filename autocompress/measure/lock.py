@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import stat
 import sys
 import tempfile
 import time
@@ -58,6 +59,9 @@ def timing_lock() -> Iterator[None]:
         yield
     finally:
         if free:
+            if not again:
+                with suppress(OSError):
+                    _unsign()
             lock.release()
 
 
@@ -112,8 +116,12 @@ def _usable(lock: BaseFileLock) -> Iterator[None]:
     """See to the lock's folder, and say what is wrong with it."""
     folder = Path(lock.lock_file).parent
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if sys.platform != "win32" and "AUTOCOMPRESS_LOCK_DIR" not in os.environ:
+        shared = "AUTOCOMPRESS_LOCK_DIR" in os.environ
+        if not folder.exists():
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if shared:  # for all users, none of whom may delete what another one holds
+                folder.chmod(0o1777)
+        if sys.platform != "win32" and not shared:
             owner = folder.lstat().st_uid
             if owner != os.getuid():
                 raise PermissionError(f"it belongs to user {owner}")
@@ -128,27 +136,39 @@ def _usable(lock: BaseFileLock) -> Iterator[None]:
 
 
 def _sign() -> None:
-    """Leave word who holds the lock, for those who wait."""
+    """Leave word who holds the lock, for those who wait.
+
+    Only the words of the command that are no options: these may hold a password.
+    """
     program = Path(sys.argv[0])
     program = program.parent if program.stem == "__main__" else program
-    command = " ".join([program.name, *sys.argv[1:3]])
-    about = f"process {os.getpid()} ({command}), which has been timing"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0)
-    with suppress(OSError):  # it only informs
-        file = os.open(lock_folder() / "holder.json", flags, 0o666)
-        with os.fdopen(file, "w") as out:
-            if "AUTOCOMPRESS_LOCK_DIR" in os.environ and hasattr(os, "fchmod"):
-                with suppress(PermissionError):  # another user's, who let everybody write it
-                    os.fchmod(out.fileno(), 0o666)
+    words = [w for w in sys.argv[1:3] if not w.startswith("-") and "://" not in w]
+    about = f"process {os.getpid()} ({' '.join([program.name, *words])}), which has been timing"
+    note = lock_folder() / "holder.json"
+    try:
+        _unsign()
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        with os.fdopen(os.open(note, flags, 0o644), "w") as out:
             json.dump({"about": about, "since": time.time()}, out)
+    except OSError as error:
+        _log.warning("others cannot be told who times here: %s", error)
+
+
+def _unsign() -> None:
+    """Take the word back; one that a killed process of another user left may have to stay."""
+    (lock_folder() / "holder.json").unlink(missing_ok=True)
 
 
 def _holder() -> tuple[str, float]:
     """Who holds the lock, in words, and since when; now where nothing is known."""
-    now = time.time()
+    now, note = time.time(), lock_folder() / "holder.json"
     try:
-        found = json.loads((lock_folder() / "holder.json").read_text())
-        about, since = str(found["about"]), min(float(found["since"]), now)
+        if not stat.S_ISREG(note.lstat().st_mode):
+            return "another process", now
+        found = json.loads(note.read_text())
+        about, since = str(found["about"])[:200], float(found["since"])
     except (OSError, ValueError, TypeError, KeyError):
+        return "another process", now
+    if not 0 < since <= now:
         return "another process", now
     return f"{about} for {now - since:.0f} s", since
