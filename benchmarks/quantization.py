@@ -82,7 +82,8 @@ def made(model: nn.Module, data: Data, layer: LayerPolicy, changed: dict[str, An
         precisions=dict.fromkeys(names, Precision.of(layer, settings)),
     )
     return calibrate(
-        compressed, data.train.sample(settings.calibrating(inventory.macs), 0).inputs()
+        compressed,
+        data.train.sample(settings.calibrating(inventory.macs, len(data.train)), 0).inputs(),
     )
 
 

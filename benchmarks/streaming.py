@@ -109,7 +109,7 @@ def steps(gigabytes: float, memory: str) -> list[dict[str, Any]]:
     note("moments and layer bank", begin)
     begin = time.perf_counter()
     layers = {n: LayerPolicy(weight_bits=8, activation_bits=8) for n in ("0", "2", "6")}
-    sample = train.sample(settings.calibrating(inventory.macs), settings.seed)
+    sample = train.sample(settings.calibrating(inventory.macs, len(train)), settings.seed)
     compressed = calibrate(bank.stitch(Policy(layers)), feed(sample, data.memory))
     note("calibration and ranges", begin)
     begin = time.perf_counter()

@@ -78,7 +78,7 @@ def one_trial(
     path = baseline.with_name("trial.onnx")
     with watch.step("stitch"):
         compressed = bank.stitch(policy)
-    calibration = images.inputs(settings.calibrating(bank.inventory.macs))
+    calibration = images.inputs(settings.calibrating(bank.inventory.macs, len(images)))
     with watch.step("calibrate"):
         if compressed.quantized:
             compressed = calibrate(compressed, calibration)

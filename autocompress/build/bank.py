@@ -114,7 +114,7 @@ class LayerBank:
         Raises:
             CalibrationError: calibration inputs are empty, not finite or of the wrong shape.
         """
-        sample = train.sample(settings.calibrating(inventory.macs), settings.seed)
+        sample = train.sample(settings.calibrating(inventory.macs, len(train)), settings.seed)
         inputs = feed(sample)
         check_inputs(sample.inputs(64), inventory.input_shape)
         plan = slicing_plan(model, train.inputs(1), inventory.groups_by_name)
@@ -140,7 +140,7 @@ class LayerBank:
         if cache_dir is None:
             return None
         shared = settings.model_dump(include={"importance", "ridge", "seed", "prune_residual"})
-        shared["calibration_images"] = settings.calibrating(inventory.macs)
+        shared["calibration_images"] = settings.calibrating(inventory.macs, len(train))
         told: list[Any] = [_VERSION, inventory.fingerprint, train.fingerprint, shared]
         if ":" in settings.importance:  # a function of the user's, which may have changed
             told.append(inspect.getsource(load(settings.importance)))

@@ -9,6 +9,7 @@ re-estimated; never both (the re-estimation would undo the re-solve).
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -112,8 +113,9 @@ class Pipeline:
 
     def calibration(self) -> Split:
         """The training inputs that ranges, moments and statistics are taken from."""
-        count = self.settings.calibrating(self.inventory.macs)
-        return self.data.train.sample(count, self.settings.seed)
+        train = self.data.train
+        count = self.settings.calibrating(self.inventory.macs, len(train))
+        return train.sample(count, self.settings.seed)
 
     def build(
         self,
@@ -246,17 +248,10 @@ class Pipeline:
     def _repaired(self, compressed: Compressed, how: str) -> Compressed:
         """Re-solved layer by layer, or batch norms re-estimated."""
         from autocompress.build.batch_norm import reestimate
-        from autocompress.build.sequential import sequential_resolve
 
         if how == "sequential":
-            count = self._sequential_count()
-            images = self.data.train.sample(count, self.settings.seed)
-            if count < min(self.settings.resolving(self.inventory.macs), len(self.data.train)):
-                note = f"Re-solved on {count} samples: activations of more would not fit in memory."
-                compressed = compressed.with_(notes=(*compressed.notes, note))
             try:
-                left = [n.name for n in self.inventory.layers if n.why_not("re-solve")]
-                return sequential_resolve(self.model, compressed, images.inputs(), left)
+                return self._resolved(compressed)
             except UnsupportedModel as error:  # says so before it changes anything
                 note = f"No sequential re-solve, the bank's weights instead: {error}"
                 _log.info(note)
@@ -266,12 +261,44 @@ class Pipeline:
             reestimate(compressed.module, self._calibration_inputs())
         return compressed
 
-    def _sequential_count(self) -> int:
-        """Samples of the sequential re-solve: as many as asked, as far as memory allows."""
+    def _resolved(self, compressed: Compressed) -> Compressed:
+        """Re-solved layer by layer, unless the bank's weights do better on inputs kept apart."""
+        import torch
+
+        from autocompress.build.judge import Judge
+        from autocompress.build.sequential import sequential_resolve
+
+        train, settings, macs = self.data.train, self.settings, self.inventory.macs
+        apart = settings.judging(macs, len(train))
+        wanted = min(settings.resolving(macs), len(train) - apart)
+        count = self._affordable(wanted)
+        if count < wanted:
+            note = f"Re-solved on {count} samples: activations of more would not fit in memory."
+            compressed = compressed.with_(notes=(*compressed.notes, note))
+        order = torch.arange(wanted + apart)
+        sample = train.sample(len(order), settings.seed)
+        stitched = compressed.with_(module=copy.deepcopy(compressed.module))
+        left = [n.name for n in self.inventory.layers if n.why_not("re-solve")]
+        images = sample.subset(order[:count])
+        solved = sequential_resolve(self.model, compressed, images.inputs(), left)
+        if not apart:
+            return solved
+        plain = self._repaired(stitched, "bank_batch_norm")
+        judge = Judge(self.model, sample.subset(order[wanted:]), self.task)
+        if judge(solved.module) <= judge(plain.module):
+            return solved
+        note = (
+            f"No sequential re-solve: on {apart} training inputs that were kept apart, the bank's "
+            f"weights are nearer to the original than what {count} others gave."
+        )
+        _log.info(note)
+        return plain.with_(notes=(*plain.notes, note))
+
+    def _affordable(self, wanted: int) -> int:
+        """Samples of the sequential re-solve, as far as memory allows."""
         from autocompress.build.lockstep import affordable
 
         widest = max((x.positions * x.out_channels for x in self.inventory.layers), default=1)
-        wanted = self.settings.resolving(self.inventory.macs)
         return affordable(wanted, widest, self.data.memory)
 
     def train(

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.build.calibrate import calibrate
+from autocompress.build.judge import CHUNK, Judge
 from autocompress.build.rounding import compensate
 from autocompress.build.segments import Segment, common_segments, inside, reads_inputs, run_segment
 from autocompress.build.walk import Steps, Walk
@@ -29,16 +30,15 @@ from autocompress.policy.registry import sets_weights
 from autocompress.policy.settings import RefineConfig
 from autocompress.recover.device import Place, in_float
 from autocompress.task.calling import call
-from autocompress.task.data import Data, Split
+from autocompress.task.data import Data
 from autocompress.task.divergence import Divergence
-from autocompress.task.nested import concat, map_tensors, tensors
+from autocompress.task.nested import tensors
 from autocompress.task.task import Task
 from autocompress.techniques.compressed import Compressed
 from autocompress.techniques.quantize import QuantizedLayer, simulate, trainable, trained
 
 Progress = Callable[[str, float], None]
 
-_CHUNK = 128
 _CALIBRATING = 256
 _MEMORY = 1 << 30
 """Bytes that the values at one joint may take, and the original's answers that are kept."""
@@ -84,15 +84,14 @@ class Refinement:
         begin, config = time.monotonic(), self.config
         limit = math.inf if config.seconds is None else config.seconds
         count = min(config.images, len(self.data.train))
-        held = max(1, min(_CHUNK * 2, count // 8))
+        held = max(1, min(CHUNK * 2, count // 8))
         images = self.data.train.sample(count, self.seed)
         every = torch.arange(count)
         self._images, self._held = images.subset(every[held:]), images.subset(every[:held])
         original = self.place.put_module(copy.deepcopy(self.model))
         module = self.place.put_module(self._module()).requires_grad_(True)
-        wanted = self._outputs(original, self._held)
-        divergence = self.task.compared.fitted(wanted)
-        best = _Best(lambda m: self._distance(m, wanted, divergence), module)
+        judge = Judge(original, self._held, self.task, self.place)
+        best = _Best(judge, module)
         segments: list[Segment] = []
         self._known: dict[tuple[int, int], Steps] = {}
         try:
@@ -108,7 +107,7 @@ class Refinement:
         self._zeros = [(p, p != 0) for p in weights]
         self._each_segment(original, module, segments, begin + limit / 2)
         best.offer(module)
-        self._whole(original, module, divergence, begin + limit)
+        self._whole(original, module, judge.divergence, begin + limit)
         best.offer(module)
         result = self._result(best.restored(module))
         return result if not self.compressed.quantized else self._nearer(result, best.distance)
@@ -202,7 +201,7 @@ class Refinement:
         """The segment's output for all samples, on the CPU; ``None`` for what is no batch."""
         out: list[Tensor] = []
         with torch.no_grad(), self.place.autocast():
-            for index in torch.arange(len(self._images)).split(_CHUNK):
+            for index in torch.arange(len(self._images)).split(CHUNK):
                 value = None if values is None else self.place.put(values[index])
                 found = self._run(segment, value, index, which)
                 if not isinstance(found, Tensor) or len(found) != len(index):
@@ -309,19 +308,6 @@ class Refinement:
                         parameter.mul_(kept)
                 if tell:
                     self._tell("whole network", 0.5 + done / 2)
-
-    def _outputs(self, module: nn.Module, images: Split) -> Any:
-        with torch.no_grad():
-            parts = [
-                in_float(call(module, self.place.put(inputs)))
-                for inputs, _ in images.batches(_CHUNK)
-            ]
-        return map_tensors(Tensor.cpu, concat(parts))
-
-    def _distance(self, module: nn.Module, wanted: Any, divergence: Divergence) -> float:
-        """Mean divergence on the samples that were held back."""
-        _, targets = self._held.take(slice(None))
-        return float(divergence(wanted, self._outputs(module, self._held), targets).mean())
 
     def _tell(self, what: str, done: float) -> None:
         if self.progress is not None:

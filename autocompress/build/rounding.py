@@ -117,11 +117,12 @@ def _in_order(
             continue
         assert isinstance(layer, MatrixLayer)
         fed = [side.source(key) for side in pair.new]
-        gram, cross = accumulate(layer, fed, [side.ahead(key) for side in pair.old])
+        equations = accumulate(layer, fed, [side.ahead(key) for side in pair.old])
         zeros = layer.weight == 0 if _sparse(compressed) else None
         if not pair.same(key):
             flat = None if zeros is None else zeros.flatten(1)
-            refit(layer, gram, cross, compressed.settings.ridge, flat)
+            refit(layer, equations, compressed.settings.ridge, flat)
+        gram = equations.gram
         moments = gram[:-1, :-1].to(layer.weight.dtype)
         rounded = _rounded(layer.weight, moments, wanted[name], zeros)
         if layer.bias is not None and compressed.settings.bias_correction:

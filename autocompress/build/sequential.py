@@ -212,16 +212,17 @@ class _Resolver:
         zeros: Tensor | None,
     ) -> None:
         """Least squares with a ridge toward the weights that are there; ``zeros`` stay zero."""
-        gram, cross = accumulate(layer, fed, wanted)
+        equations = accumulate(layer, fed, wanted)
         if norm is None:
-            refit(layer, gram, cross, self.ridge, zeros)
+            refit(layer, equations, self.ridge, zeros)
             return
         module = self.small.get_submodule(norm)
         assert isinstance(module, _NORM)
         _, variance = statistics(module)
         scale = module.weight.double() / (variance.double() + module.eps).sqrt()
         flat = layer.weight.flatten(1).double() * scale[:, None]
-        damping = damp(gram, cross, flat, self.ridge)
+        gram, cross = equations.gram.clone(), equations.cross.clone()
+        damping = damp(gram, cross, flat, equations.ridge(flat, self.ridge))
         solved = solved_with(gram, cross, zeros)
         place_before_norm(layer, module, solved[:-1].T, solved[-1], gram, damping)
 

@@ -105,15 +105,27 @@ class CompressionSettings(Section):
     sparsity_scope: Literal["layer", "global"] = "layer"
     seed: int = 0
 
-    def calibrating(self, macs: int) -> int:
+    def calibrating(self, macs: int, training: int) -> int:
         """How many inputs calibrate a network.
 
         Args:
             macs: its multiply-adds for one sample.
+            training: how many training inputs there are.
         """
-        if self.calibration_images != "auto":
-            return self.calibration_images
-        return min(_IMAGES, max(_FEWEST, _AFFORDED // max(1, macs)))
+        given, usual = (
+            self.calibration_images,
+            min(_IMAGES, max(_FEWEST, _AFFORDED // max(1, macs))),
+        )
+        wanted = given if isinstance(given, int) else usual
+        return min(wanted, training - self.judging(macs, training))
+
+    def judging(self, macs: int, training: int) -> int:
+        """How many training inputs judge a repair, and take part in none.
+
+        Args:
+            macs, training: as in ``calibrating``.
+        """
+        return min(max(_FEWEST, _AFFORDED // max(1, macs)) // 4, _IMAGES // 4, training // 5)
 
     def resolving(self, macs: int) -> int:
         """How many inputs the sequential re-solve of a network uses.

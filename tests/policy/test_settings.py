@@ -22,13 +22,26 @@ def test_large_networks_are_calibrated_by_fewer(
     macs: int, calibrating: int, resolving: int
 ) -> None:
     settings = CompressionSettings()
-    assert settings.calibrating(macs) == calibrating
+    assert settings.calibrating(macs, 50_000) == calibrating
     assert settings.resolving(macs) == resolving
+
+
+@pytest.mark.parametrize(
+    ("training", "calibrating", "judging"),
+    [(50_000, 512, 128), (700, 512, 128), (400, 320, 80), (6, 5, 1), (4, 4, 0), (1, 1, 0)],
+)
+def test_of_few_training_inputs_some_are_kept_apart(
+    training: int, calibrating: int, judging: int
+) -> None:
+    settings = CompressionSettings()
+    assert settings.calibrating(1, training) == calibrating
+    assert settings.judging(1, training) == judging
+    assert calibrating + judging <= training
 
 
 def test_what_is_asked_for_is_taken() -> None:
     settings = CompressionSettings(calibration_images=3000, sequential_images=40)
-    assert settings.calibrating(10**12) == 3000
+    assert settings.calibrating(10**12, 50_000) == 3000
     assert settings.resolving(10**12) == 40
 
 
