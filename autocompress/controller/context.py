@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from dataclasses import InitVar, dataclass, field, replace
 
 from autocompress.controller.config import SearchConfig
 from autocompress.controller.feasibility import Feasibility
 from autocompress.controller.ledger import Ledger
 from autocompress.controller.limits import trial_limit_s
+from autocompress.controller.near import estimates_near
 from autocompress.controller.progress import ProgressCallback, SearchProgress
 from autocompress.controller.protocols import Evaluator, Executor, Job, Outcome, Sink
 from autocompress.controller.screener import Screener
@@ -70,6 +71,10 @@ class Context:
         """Costs that the evaluator predicts for an assignment."""
         return self.evaluator.estimate(self.space.decode(assignment))
 
+    def estimates_near(self, assignment: Assignment) -> Callable[[int, int], Measurement]:
+        """The same for assignments that differ in one choice, by its place and a level."""
+        return estimates_near(self.space, self.evaluator, assignment)
+
     def seconds_left(self) -> float | None:
         """Of the search's time; ``None`` where it has no end."""
         return None if self.search_ends is None else max(0.0, self.search_ends - time.monotonic())
@@ -96,16 +101,19 @@ class Context:
         """Trials that other drivers have finished, now among this one's."""
         found = [] if self.shared is None else self.shared.news()
         return [
-            self.ledger.keep(
-                replace(
-                    trial,
-                    number=self.ledger.number(),
-                    violations=self.feasibility.violations(trial.measurement.values),
-                )
-            )
+            self.ledger.keep(self._beside_own_baseline(trial, trial.measurement))
             for trial in found
             if trial.measurement is not None and self.ledger.known(trial.policy) is None
         ]
+
+    def _beside_own_baseline(self, trial: Trial, found: Measurement) -> Trial:
+        """A trial of another driver: the ratio it timed, in milliseconds of this one's baseline."""
+        ratio = (found.context.get("timing") or {}).get("ratio")
+        if ratio is not None:
+            ms = ratio * self.feasibility.baseline["latency_ms"]
+            found = replace(found, values={**found.values, "latency_ms": ms})
+        over = self.feasibility.violations(found.values)
+        return replace(trial, number=self.ledger.number(), measurement=found, violations=over)
 
     def finish(self, outcome: Outcome) -> Trial:
         """Turn an outcome into a trial, and hand it to the ledger."""

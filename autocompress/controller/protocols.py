@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from autocompress.policy.policy import Policy
+from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.space import Assignment
 from autocompress.results.metric import Measurement
 from autocompress.results.screened import Screened
@@ -40,6 +40,27 @@ class Evaluator(Protocol):
 
         The ledger calls it once per complete trial, wherever that was evaluated; trials of earlier
         sessions come first.
+        """
+
+
+@runtime_checkable
+class NearEvaluator(Evaluator, Protocol):
+    """An evaluator that estimates small changes of a policy quickly.
+
+    A solver asks what every level of every choice would change. Whole estimates take as long as
+    the network has layers, so that those of all choices take the square of that.
+    """
+
+    def estimate_changes(
+        self, policy: Policy
+    ) -> Callable[[Mapping[str, LayerPolicy]], Measurement]:
+        """Estimates of policies that differ from one in a few layers.
+
+        Args:
+            policy: to start from; no student.
+
+        Returns:
+            From what is done to some layers instead to what ``estimate`` would give.
         """
 
 

@@ -7,6 +7,7 @@ least goes, the rest are probed again without it. Each is then charged what it a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,8 @@ _HEAVY = 3.0
 """Nats; heavier damage tells nothing about what is worth choosing."""
 _LOOKS = 4
 """Interacting choices that are probed again at each step: what hurt least when last probed."""
+_LATEST = 2000
+"""Of what was screened, the last so many are fitted to; long searches screen ten thousands."""
 _NEVER = 1e3
 """Nats; above any divergence, and small enough not to drown the rest in rounding."""
 
@@ -135,43 +138,66 @@ class Sensitivity:
         return self._seen.get(assignment)
 
     def refit(self) -> None:
-        """Fit all levels to everything screened so far, near the probed values, never negative."""
-        from scipy.optimize import lsq_linear
-
+        """Fit all levels to what was screened, near the probed values, never negative."""
         # heavy damage would drown the rest
         place = self.space.index.get("student")
         rows = [
             (a, kl)
-            for a, kl in self._seen.items()
+            for a, kl in islice(reversed(self._seen.items()), _LATEST)
             if kl < _HEAVY and (place is None or not a[place])
         ]
-        starts = np.concatenate([[0], np.cumsum([len(c.levels) for c in self.space.choices])])
-        prior = np.concatenate(self._prior)
         if len(rows) < 8:
             return
+        starts = np.concatenate([[0], np.cumsum([len(c.levels) for c in self.space.choices])])
+        levels = np.array([assignment for assignment, _ in rows])
         matrix = np.zeros((len(rows), starts[-1]))
-        for r, (assignment, _) in enumerate(rows):
-            for i, level in enumerate(assignment):
-                if level:
-                    matrix[r, starts[i] + level] = 1
+        matrix[np.arange(len(rows))[:, None], starts[:-1] + levels] = levels > 0
         target = np.array([kl for _, kl in rows])
-        weight = 1.0 / (0.1 + target)
-        anchor = 0.3 / (0.02 + prior)
-        full = np.concatenate([matrix * weight[:, None], np.diag(anchor)])
-        right = np.concatenate([target * weight, prior * anchor])
-        found = lsq_linear(full, right, bounds=(0, np.inf)).x
+        found = _fitted(matrix, target, np.concatenate(self._prior))
         self.losses = []
         for i, choice in enumerate(self.space.choices):
             if choice.kind == "student":
                 self.losses.append(_apart(choice))
                 continue
-            levels = found[starts[i] : starts[i + 1]].copy()
-            levels[0] = 0.0
-            self.losses.append(np.maximum.accumulate(levels))
+            loss = found[starts[i] : starts[i + 1]].copy()
+            loss[0] = 0.0
+            self.losses.append(np.maximum.accumulate(loss))
 
     def predict(self, assignment: Assignment) -> float:
         """The model's KL."""
         return float(sum(t[level] for t, level in zip(self.losses, assignment, strict=True)))
+
+
+def _fitted(
+    matrix: NDArray[np.float64], target: NDArray[np.float64], prior: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Least squares with bounds at zero, each unknown drawn to a prior.
+
+    Args:
+        matrix: ``(rows, unknowns)``, of zeros and ones.
+        target: ``(rows,)``; the smaller a value, the more exactly it is met.
+        prior: ``(unknowns,)``, what the unknowns are without any row.
+    """
+    from scipy.optimize import fmin_l_bfgs_b
+
+    weight, anchor = 1.0 / (0.1 + target), 0.3 / (0.02 + prior)
+    used = matrix.any(axis=0)
+    # in units in which each is as sure of its prior as any other
+    scaled, aims = matrix[:, used] * (weight[:, None] / anchor[used]), target * weight
+    if len(scaled) > scaled.shape[1]:  # as many rows as there are unknowns say the same
+        left = np.asarray(np.linalg.qr(np.c_[scaled, aims], mode="r"))
+        scaled, aims = left[:, :-1], left[:, -1]
+    start = prior[used] * anchor[used]
+
+    def squares(x: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        off, away = scaled @ x - aims, x - start
+        return 0.5 * float(off @ off + away @ away), scaled.T @ off + away
+
+    bounds = [(0.0, None)] * len(start)
+    found, *_ = fmin_l_bfgs_b(squares, start, bounds=bounds, factr=1e4, pgtol=1e-6, maxiter=500)
+    out = prior.copy()
+    out[used] = found / anchor[used]
+    return out
 
 
 def _probed(choice: Choice) -> bool:

@@ -1,4 +1,9 @@
-"""The exact solver: the least total sensitivity within cost limits, one level per choice."""
+"""The solver: the least total sensitivity within cost limits, one level per choice.
+
+Costs are no sums over choices: a convolution costs the product of its widths. They are linearized,
+which makes a multiple-choice knapsack, and its answer is followed as far as the true costs allow,
+where they are linearized again: sequential linear programming with a line search.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -17,14 +23,28 @@ from autocompress.policy.space import Assignment, Space
 Costs = Callable[[Assignment], Mapping[str, float]]
 """From an assignment to metric name and cost; microseconds."""
 
-Tables = dict[tuple[Assignment, tuple[str, ...]], list[NDArray[np.float64]]]
-"""Marginal costs around assignments, per metrics asked for."""
+Marginals = Callable[[Assignment, Sequence[str]], list[NDArray[np.float64]]]
+"""From an assignment and metric names to what each level of each choice would add to the costs of
+the assignment: ``(metrics, levels)`` per choice."""
+
+Near = Callable[[Assignment], Callable[[int, int], Mapping[str, float]]]
+"""From an assignment to the costs of those that differ from it in one choice, by its place and a
+level."""
 
 _GAP = 1e-3
+_ROUNDING = 1e-9
+"""Costs that differ by so little of themselves are the same."""
 _NODES = 2000
+_TRIFLE = 1e-9
+"""Of a limit; what a level costs at least where it is weighed against what it loses."""
+_IN_VAIN = 1
+"""Linearizations in a row that may bring nothing before the last."""
+_FILL_ROUNDS = 8
 _HARDEN_ROUNDS = 30
 _POLISH_ROUNDS = 20
 _POLISH_LOOKS = 30
+_POLISH_LEVELS = 600
+"""Levels whose pairs are looked at in one round; the most promising ones of more."""
 _OPTIMISM = 0.05
 """Pairs that seem to be over the limits by so little are looked at all the same."""
 
@@ -34,6 +54,8 @@ def knapsack(
     costs: Sequence[NDArray[np.float64]],
     limits: NDArray[np.float64],
     order: Sequence[int] = (),
+    *,
+    exact: bool = True,
 ) -> Assignment | None:
     """The multiple-choice knapsack, solved to a tenth of a percent of its optimum.
 
@@ -46,6 +68,9 @@ def knapsack(
         limits: ``(metrics,)`` upper bounds on the summed costs.
         order: positions of choices of which each may only leave its level 0 where the one before
             it does.
+        exact: otherwise levels may be mixed, in a fifth of the time; there are never more mixtures
+            than limits, and each choice gets the level that has most of it. What is rounded so may
+            be over a limit.
 
     Returns:
         One level per choice, or ``None`` where nothing fits.
@@ -54,13 +79,13 @@ def knapsack(
         Sinha and Zoltners, The Multiple-Choice Knapsack Problem, Operations Research 27 (1979).
     """
     from scipy.optimize import Bounds, LinearConstraint, milp
+    from scipy.sparse import csr_array, lil_array
 
     sizes = [len(loss) for loss in losses]
     starts = np.concatenate([[0], np.cumsum(sizes)])
-    one_each = np.zeros((len(sizes), starts[-1]))
-    for i, size in enumerate(sizes):
-        one_each[i, starts[i] : starts[i] + size] = 1
-    after = np.zeros((max(0, len(order) - 1), starts[-1]))
+    owner = np.repeat(np.arange(len(sizes)), sizes)
+    one_each = csr_array((np.ones(starts[-1]), (owner, np.arange(starts[-1]))))
+    after = lil_array((max(0, len(order) - 1), starts[-1]))
     for row, (first, second) in enumerate(pairwise(order)):
         after[row, starts[second] + 1 : starts[second + 1]] = 1
         after[row, starts[first] + 1 : starts[first + 1]] = -1
@@ -70,12 +95,12 @@ def knapsack(
     with _no_stdout():
         found = milp(
             np.concatenate(losses),
-            integrality=np.ones(starts[-1]),
+            integrality=np.full(starts[-1], int(exact)),
             bounds=Bounds(0, 1),
             constraints=[
                 LinearConstraint(one_each, 1, 1),
                 LinearConstraint(total / scale[:, None], -np.inf, limits / scale),
-                *([LinearConstraint(after, -np.inf, 0)] if len(after) else []),
+                *([LinearConstraint(after.tocsr(), -np.inf, 0)] if len(order) > 1 else []),
             ],
             # nodes, not seconds: a limit by the clock would make two runs differ
             options={"mip_rel_gap": _GAP, "node_limit": _NODES, "presolve": False},
@@ -109,13 +134,13 @@ def solve(
     costs: Costs,
     limits: Mapping[str, float],
     start: Assignment | None = None,
-    rounds: int = 4,
+    rounds: int = 6,
     *,
     polish: bool = True,
-    known: Tables | None = None,
+    marginals: Marginals | None = None,
     order: Sequence[int] = (),
 ) -> Assignment | None:
-    """The knapsack on costs that are not additive, linearized again around each answer.
+    """The least loss under costs that are not additive.
 
     Args:
         space: of the assignments.
@@ -124,38 +149,53 @@ def solve(
         limits: metric name to upper bound.
         start: where costs are linearized first; the hardest levels by default.
         rounds: at most so many linearizations.
-        polish: end with exchanges of one and two levels under the true costs.
-        known: marginal costs around assignments, kept between calls by whoever asks often.
+        polish: end with an exact knapsack, and exchanges of one and two levels under true costs.
+        marginals: where they are found more quickly than from costs of whole assignments; they may
+            be off by a little, as answers are judged by ``costs``.
         order: as in ``knapsack``.
 
     Returns:
         The best assignment found whose true costs meet the limits, or ``None``.
     """
-    at = _Problem(space, losses, costs, limits, known, order)
-    current = start or space.hardest
-    best: tuple[float, Assignment] | None = None
-    seen: set[Assignment] = set()
-    slack = np.zeros(len(at.names))
+    tables = marginals or partial(_marginals, space, costs)
+    at = _Problem(space, losses, costs, limits, tables, order)
+    current = at.changed(start or space.hardest, ())
+    if not at.fits(current):
+        hardened = _hardened(at, current)
+        if hardened is None:
+            return None
+        current = hardened
+    best, seen, in_vain = current, {current}, 0
     for _ in range(rounds):
-        found = knapsack(losses, at.marginals(current), -at.over(current) - slack, order)
-        if found is None:
+        current = _step(at, current)
+        found = _filled(at, current)
+        in_vain += 1
+        if at.loss(found) < at.loss(best):
+            best, in_vain = found, 0
+        if current in seen or in_vain > _IN_VAIN:
             break
-        over = at.over(found)
-        if at.fits(over):
-            loss = float(sum(table[level] for table, level in zip(losses, found, strict=True)))
-            if best is None or loss < best[0]:
-                best = (loss, found)
-        else:
-            slack += np.maximum(over, 0)  # aim lower next time
-        if found in seen:
-            break
-        seen.add(found)
-        current = found
-    answer = best[1] if best else _hardened(at, current)
-    return _polished(at, answer) if answer is not None and polish else answer
+        seen.add(current)
+    if polish:
+        found = _filled(at, _step(at, best, exact=True))
+        best = _polished(at, min(best, found, key=at.loss))
+    return best
 
 
-def cheapest(space: Space, costs: Costs, metric: str, start: Assignment) -> Assignment:
+def _marginals(
+    space: Space, costs: Costs, current: Assignment, names: Sequence[str]
+) -> list[NDArray[np.float64]]:
+    """From costs of whole assignments."""
+    own = costs(current)
+    tables = []
+    for i, choice in enumerate(space.choices):
+        each = [
+            costs((*current[:i], level, *current[i + 1 :])) for level in range(len(choice.levels))
+        ]
+        tables.append(np.array([[c[n] - own[n] for c in each] for n in names], dtype=np.float64))
+    return tables
+
+
+def cheapest(space: Space, near: Near, metric: str, start: Assignment) -> Assignment:
     """An assignment of about the least cost, without a student.
 
     The hardest levels are not always the cheapest in latency: a layer of low rank is two layers,
@@ -164,20 +204,24 @@ def cheapest(space: Space, costs: Costs, metric: str, start: Assignment) -> Assi
 
     Args:
         space: of the assignments.
-        costs: of whole assignments.
+        near: costs of small changes.
         metric: the cost that counts.
         start: where to begin.
     """
     current = start
-    least = costs(current)[metric]
+    look = near(current)
+    least = look(0, current[0])[metric] if space.choices else 0.0
     while True:
         before = current
         for i, choice in enumerate(space.choices):
+            own = current[i]
             for level in range(len(choice.levels) if choice.kind != "student" else 0):
-                changed = (*current[:i], level, *current[i + 1 :])
-                cost = costs(changed)[metric]
-                if cost < least:
-                    current, least = changed, cost
+                cost = look(i, level)[metric]
+                if cost < least - _ROUNDING * abs(least):
+                    own, least = level, cost
+            if own != current[i]:
+                current = (*current[:i], own, *current[i + 1 :])
+                look = near(current)
         if current == before:
             return current
 
@@ -190,25 +234,40 @@ class _Problem:
     losses: Sequence[NDArray[np.float64]]
     costs: Costs
     limits: Mapping[str, float]
-    known: Tables | None
+    marginals_at: Marginals
     order: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         self.names = list(self.limits)
         self.bounds: NDArray[np.float64] = np.array([self.limits[n] for n in self.names])
 
-    def spent(self, assignment: Assignment) -> NDArray[np.float64]:
-        """True costs, in the order of the limits."""
-        found = self.costs(assignment)
-        return np.array([found[n] for n in self.names], dtype=np.float64)
+    def loss(self, assignment: Assignment) -> float:
+        """Summed over the choices."""
+        return float(sum(t[level] for t, level in zip(self.losses, assignment, strict=True)))
 
     def over(self, assignment: Assignment) -> NDArray[np.float64]:
         """How far the true costs are over the limits."""
-        return self.spent(assignment) - self.bounds
+        found = self.costs(assignment)
+        return np.array([found[n] for n in self.names], dtype=np.float64) - self.bounds
 
-    def fits(self, over: NDArray[np.float64]) -> bool:
-        """Whether that is nothing but rounding."""
-        return bool((over <= 1e-9 * np.abs(self.bounds)).all())
+    def fits(self, assignment: Assignment) -> bool:
+        """Whether the true costs are over the limits by nothing but rounding."""
+        return bool((self.over(assignment) <= _ROUNDING * np.abs(self.bounds)).all())
+
+    def shares(self, table: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The greatest share of a limit that each level adds, ``(levels,)``; at least a trifle."""
+        scale = np.maximum(np.abs(self.bounds), 1e-12)
+        worst: NDArray[np.float64] = (table / scale[:, None]).max(axis=0)
+        return np.maximum(worst, _TRIFLE)
+
+    def changed(self, assignment: Assignment, changes: Sequence[tuple[int, int]]) -> Assignment:
+        """An assignment after changes (choice, level), as far as these keep the order."""
+        levels = list(assignment)
+        for i, level in changes:
+            levels[i] = level
+        for before, after in pairwise(self.order):
+            levels[after] = levels[after] if levels[before] else 0
+        return tuple(levels)
 
     def ordered(self, assignment: Sequence[int]) -> bool:
         """Whether the choices that have an order keep it."""
@@ -216,33 +275,69 @@ class _Problem:
 
     def marginals(self, current: Assignment) -> list[NDArray[np.float64]]:
         """What each level of each choice adds to the costs, ``(metrics, levels)`` each."""
-        key = (current, tuple(self.names))
-        if self.known is not None and key in self.known:
-            return self.known[key]
-        base = self.spent(current)
-        tables = []
-        for i, choice in enumerate(self.space.choices):
-            columns = [
-                self.spent((*current[:i], level, *current[i + 1 :])) - base
-                for level in range(len(choice.levels))
-            ]
-            tables.append(np.stack(columns, axis=1))
-        if self.known is not None:
-            self.known[key] = tables
-        return tables
+        return self.marginals_at(current, self.names)
+
+
+def _step(at: _Problem, current: Assignment, *, exact: bool = False) -> Assignment:
+    """Towards the knapsack's answer around an assignment, as far as the true costs allow."""
+    tables = at.marginals(current)
+    found = knapsack(at.losses, tables, -at.over(current), at.order, exact=exact)
+    if found is None:
+        return current
+    priced = []
+    for i, (loss, table) in enumerate(zip(at.losses, tables, strict=True)):
+        level = found[i]
+        if level != current[i]:
+            saves = bool((table[:, level] <= 0).all())
+            price = (loss[level] - loss[current[i]]) / at.shares(table)[level]
+            priced.append((not saves, price, i, level))
+    return _as_far_as_fits(at, current, [(i, level) for _, _, i, level in sorted(priced)])
+
+
+def _as_far_as_fits(
+    at: _Problem, current: Assignment, changes: Sequence[tuple[int, int]]
+) -> Assignment:
+    """Make as many of some changes, one after the other, as the true costs allow; by bisection."""
+    whole = at.changed(current, changes)
+    if at.fits(whole):
+        return whole
+    fit, over = 0, len(changes)
+    while over - fit > 1:
+        middle = (fit + over) // 2
+        if at.fits(at.changed(current, changes[:middle])):
+            fit = middle
+        else:
+            over = middle
+    return at.changed(current, changes[:fit])
+
+
+def _filled(at: _Problem, current: Assignment) -> Assignment:
+    """Soften choices, the most loss per cost first, as long as the true costs meet the limits."""
+    for _ in range(_FILL_ROUNDS):
+        left, priced = -at.over(current), []
+        for i, (loss, table) in enumerate(zip(at.losses, at.marginals(current), strict=True)):
+            fits = (table <= left[:, None]).all(axis=0)
+            price = np.where(fits, np.minimum(loss - loss[current[i]], 0.0) / at.shares(table), 0.0)
+            level = int(np.argmin(price))
+            if price[level] < 0:
+                priced.append((float(price[level]), i, level))
+        filled = _as_far_as_fits(at, current, [(i, level) for _, i, level in sorted(priced)])
+        if at.loss(filled) >= at.loss(current):
+            return current
+        current = filled
+    return current
 
 
 def _hardened(at: _Problem, start: Assignment) -> Assignment | None:
     """Change choices, the least loss per cost saved first, until the true costs meet the bounds.
 
-    For where every linearization ended over the limits: far from the point that it was made at,
-    products of widths are misjudged by multiples.
+    For a start that is over the limits.
     """
     current = list(start)
     for _ in range(_HARDEN_ROUNDS):
-        over = at.over(tuple(current))
-        if at.fits(over):
+        if at.fits(tuple(current)):
             return tuple(current)
+        over = at.over(tuple(current))
         worst = int(np.argmax(over / np.maximum(np.abs(at.bounds), 1e-12)))
         moves = []
         tables = at.marginals(tuple(current))
@@ -281,6 +376,8 @@ def _polished(at: _Problem, start: Assignment) -> Assignment:
         level = np.concatenate([np.arange(len(t)) for t in at.losses])
         gain = np.concatenate([t - t[k] for t, k in zip(at.losses, current, strict=True)])
         extra = np.concatenate(at.marginals(current), axis=1)
+        few = _promising(gain, extra, np.abs(at.bounds))
+        owner, level, gain, extra = owner[few], level[few], gain[few], extra[:, few]
         both = gain[:, None] + gain[None, :]
         spent = extra[:, :, None] + extra[:, None, :]
         fits = (spent <= -over[:, None, None] * (1 + _OPTIMISM)).all(axis=0)
@@ -299,3 +396,17 @@ def _polished(at: _Problem, start: Assignment) -> Assignment:
             return current
         current = better
     return current
+
+
+def _promising(
+    gain: NDArray[np.float64], extra: NDArray[np.float64], bounds: NDArray[np.float64]
+) -> NDArray[np.intp]:
+    """Which of many levels to look at in pairs: those that lower the loss most for what they cost,
+    and those that save most for what they lose; in their order."""
+    if len(gain) <= _POLISH_LEVELS:
+        return np.arange(len(gain))
+    cost = (extra / np.maximum(bounds, 1e-12)[:, None]).max(axis=0)
+    half = _POLISH_LEVELS // 2
+    lowering = np.where(gain < 0, gain / np.maximum(cost, 1e-6), 0.0)
+    saving = np.where(cost < 0, cost / np.maximum(gain, 1e-6), 0.0)
+    return np.unique([*np.argsort(lowering)[:half], *np.argsort(saving)[:half]])

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from autocompress.policy.inventory import Inventory
-from autocompress.policy.policy import Policy
+from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.settings import CompressionSettings
 from autocompress.results.metric import Measurement
 from autocompress.results.trial import Phase, Trial, TrialState
@@ -50,13 +50,32 @@ class Estimator:
         policy = policy.untrained
         known = self._estimates.get(policy)
         if known is None:
-            cost = self.cost(policy)
-            names = ("macs", "params", "size_bytes", "bops")
-            values, spread = {n: float(getattr(cost, n)) for n in names}, {}
-            if self.latency_model is not None:
-                values["latency_ms"], spread["latency_ms"] = self.latency_model.predict(policy)
-            known = self._estimates[policy] = Measurement(values, spread)
+            model = self.latency_model
+            latency = None if model is None else model.predict(policy)
+            known = self._estimates[policy] = _estimate(self.cost(policy), latency)
         return known
+
+    def changes(self, policy: Policy) -> Callable[[Mapping[str, LayerPolicy]], Measurement]:
+        """Estimates of policies that differ from one in a few layers, in time of these alone.
+
+        Args:
+            policy: to start from; no student.
+
+        Returns:
+            From what is done to some layers instead to what ``estimate`` gives.
+        """
+        from autocompress.model.cost import cost_changes
+        from autocompress.model.shapes import resolver
+
+        shapes = resolver(self.inventory, self.settings).changes(policy)
+        costs = cost_changes(self.inventory, policy, self.settings)
+        latency = None if self.latency_model is None else self.latency_model.changes(policy)
+
+        def changed(layers: Mapping[str, LayerPolicy]) -> Measurement:
+            found = shapes(layers)
+            return _estimate(costs(found), None if latency is None else latency(found))
+
+        return changed
 
     def predict_with(self, latency_model: LatencyModel) -> None:
         """Take a latency model, which has seen no trial; estimates made before are forgotten."""
@@ -89,3 +108,11 @@ class Estimator:
         self._observed.add(key)
         self.latency_model.observe(trial.policy, timing["ratio"])
         self._estimates.clear()
+
+
+def _estimate(cost: Cost, latency: tuple[float, float] | None) -> Measurement:
+    names = ("macs", "params", "size_bytes", "bops")
+    values, spread = {n: float(getattr(cost, n)) for n in names}, {}
+    if latency is not None:
+        values["latency_ms"], spread["latency_ms"] = latency
+    return Measurement(values, spread)

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import pairwise, product
 from math import prod
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from autocompress.estimate.latency_row import FEATURES, LayerKernels, Row, RowSum
 from autocompress.model.cost import layer_cost
-from autocompress.model.kernels import Kernel, KernelPrecision, kernel_precision, part_kernel
+from autocompress.model.kernels import Kernel, kernel_precision, part_kernel
 from autocompress.model.shapes import LayerShape, layer_shape, resolver
 from autocompress.policy.inventory import ChannelGroup, Inventory, LayerSpec
 from autocompress.policy.policy import LayerPolicy, Policy
@@ -21,77 +18,8 @@ from autocompress.policy.registry import by_knob, techniques
 from autocompress.policy.settings import CompressionSettings
 from autocompress.policy.space import Space
 
-#: what a latency is a sum of, in the order of ``Row.features``, and of which kind each of them is
-FEATURES = {
-    "float_ms": "time",
-    "int8_ms": "time",
-    "dynamic_ms": "time",
-    "half_ms": "time",
-    "float_kernels": "node",
-    "int8_kernels": "node",
-    "float_outputs": "value",
-    "int8_outputs": "value",
-    "to_int8": "node",
-    "to_int8_values": "change",
-    "to_int8_far": "change",
-    "to_float": "node",
-    "to_float_values": "change",
-    "to_float_far": "change",
-    "float_adds": "value",
-    "int8_adds": "value",
-    "stored_int_weights": "value",
-    "far_weights": "far",
-    "other_macs": "macs",
-}
-#: which of them a kernel's time, count and outputs go to
-_PLACES: dict[KernelPrecision, tuple[str, str, str]] = {
-    "fp32": ("float_ms", "float_kernels", "float_outputs"),
-    "int8": ("int8_ms", "int8_kernels", "int8_outputs"),
-    "int8_dynamic": ("dynamic_ms", "float_kernels", "float_outputs"),
-    "fp16": ("half_ms", "float_kernels", "float_outputs"),
-}
-#: values of one activation that a core's own cache still holds, 1 MiB as floats; what lies beyond
-#: is read and written several times as slowly
-_NEAR = 1 << 18
-#: a network weighs up to about twice the table's footprint, a power of two: its times hold so far
-_NEAR_FOOTPRINTS = 2
 #: input widths of one layer that are timed; times between them are interpolated
 _MOST_WIDTHS = 16
-
-
-@dataclass(frozen=True, slots=True)
-class LayerKernels:
-    """What one layer runs as.
-
-    Args:
-        precision: of its arithmetic.
-        kernels: one, or one for each of its factors; none for kinds that are not timed alone.
-        outputs: values that all of them put out per sample.
-        volume: values that the last of them puts out.
-        stored: values of weights that are turned into floats at every inference.
-        macs: multiply-adds of a layer without kernels.
-    """
-
-    precision: KernelPrecision
-    kernels: tuple[Kernel, ...]
-    outputs: int
-    volume: int
-    stored: int
-    macs: int
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """What the latency of one model is made of.
-
-    Args:
-        features: the quantities named in ``FEATURES``; values count in thousands, weights beyond
-            the caches (``far_weights``) in MiB.
-        kernels: key of each kernel, and the milliseconds that all of its uses sum up to.
-    """
-
-    features: NDArray[np.float64]
-    kernels: Mapping[str, float]
 
 
 class LayerPlan:
@@ -226,47 +154,72 @@ class LayerPlan:
             table_ms: from a kernel to milliseconds.
             footprint: bytes of weights that the kernels were timed among.
         """
-        total = dict.fromkeys(FEATURES, 0.0)
-        times: dict[str, float] = {}
-        weight = 0
-        layers = self.layers(policy)
-        for layer in layers:
-            time, count, outputs = _PLACES[layer.precision]
-            for kernel in layer.kernels:
-                ms = table_ms(kernel)
-                times[kernel.key] = times.get(kernel.key, 0.0) + ms
-                total[time] += ms
-                weight += kernel.weight_bytes
-            total[count] += len(layer.kernels)
-            total[outputs] += layer.outputs * 1e-3
-            total["stored_int_weights"] += layer.stored * 1e-3
-            total["other_macs"] += layer.macs * 1e-6
-        total["far_weights"] = max(0, weight - _NEAR_FOOTPRINTS * footprint) / 2**20
-        self._add_boundaries(total, policy, layers)
-        return Row(np.array(list(total.values())), times)
+        return self._sum(self.shapes.layers(policy), table_ms).row(footprint)
 
-    def _add_boundaries(
-        self, total: dict[str, float], policy: Policy, layers: Sequence[LayerKernels]
-    ) -> None:
-        """Count what goes from integers to floats or back, and additions by what they add."""
-        image = sum(map(prod, self.inventory.input_shape))
-        # the last entry is the network's input, which edges call -1
-        integer = [*(layer.precision == "int8" for layer in layers), False]
-        values = [*(layer.volume for layer in layers), image]
-        gone = frozenset(i for i, shape in enumerate(self.shapes.layers(policy)) if not shape.parts)
-        edges, adds = self._between(gone)
-        for source, sink in edges:
-            if integer[source] != integer[sink]:
-                change = "to_int8" if integer[sink] else "to_float"
-                total[change] += 1
-                total[f"{change}_values"] += values[source] * 1e-3
-                total[f"{change}_far"] += max(0, values[source] - _NEAR) * 1e-3
+    def row_changes(
+        self, policy: Policy, table_ms: Callable[[Kernel], float], footprint: int
+    ) -> Callable[[Mapping[int, LayerShape]], Row]:
+        """What policies that differ from one in a few layers add to its row.
+
+        Args:
+            policy, table_ms, footprint: as in ``row``.
+
+        Returns:
+            From what ``Resolver.changes`` finds to a row of differences.
+        """
+        shapes = self.shapes.layers(policy)
+        whole = self._sum(shapes, table_ms)
+        own = whole.row(footprint)
+        edges, adds = self._between(_gone(shapes))
+        touching = _by_place(edges), _by_place(adds)
+
+        def changed(found: Mapping[int, LayerShape]) -> Row:
+            if any(bool(shape.parts) != bool(shapes[i].parts) for i, shape in found.items()):
+                now = [found.get(i, shape) for i, shape in enumerate(shapes)]
+                return self._sum(now, table_ms).row(footprint).minus(own)
+            edges, adds = ({pair for i in found for pair in pairs.get(i, ())} for pairs in touching)
+            new = RowSum(self._image, dict(whole.total), {}, whole.weight)
+            for sign, given in ((-1, {}), (1, found)):
+                near = {*found, *(i for pair in (*edges, *adds) for i in pair if i >= 0)}
+                at = {i: layer_kernels(given.get(i, shapes[i])) for i in near}
+                new.add_layers((at[i] for i in found), table_ms, sign)
+                new.add_boundaries(edges, adds, at.__getitem__, sign)
+                if whole.last in found:
+                    new.add_end(at[whole.last], sign)
+            row = new.row(footprint)
+            return Row(row.features - own.features, row.kernels)
+
+        return changed
+
+    @cached_property
+    def _image(self) -> int:
+        """Values of the network's input."""
+        return sum(map(prod, self.inventory.input_shape))
+
+    def _sum(self, shapes: Sequence[LayerShape], table_ms: Callable[[Kernel], float]) -> RowSum:
+        gone = _gone(shapes)
+        layers = [layer_kernels(shape) for shape in shapes]
         last = next((i for i in range(len(layers) - 1, -1, -1) if i not in gone), -1)
-        if integer[last]:
-            total["to_float"] += 1
-        for branch, stream in adds:
-            both = integer[branch] and integer[stream]
-            total["int8_adds" if both else "float_adds"] += values[branch] * 1e-3
+        found = RowSum(self._image, dict.fromkeys(FEATURES, 0.0), {}, 0, last)
+        found.add_layers(layers, table_ms)
+        found.add_boundaries(*self._between(gone), layers.__getitem__)
+        if last >= 0:
+            found.add_end(layers[last])
+        return found
+
+
+def _gone(shapes: Iterable[LayerShape]) -> frozenset[int]:
+    """Places of layers that are left out."""
+    return frozenset(i for i, shape in enumerate(shapes) if not shape.parts)
+
+
+def _by_place(pairs: Iterable[tuple[int, int]]) -> dict[int, list[tuple[int, int]]]:
+    """Pairs of places by either of them."""
+    found: dict[int, list[tuple[int, int]]] = {}
+    for pair in pairs:
+        for place in {*pair}:
+            found.setdefault(place, []).append(pair)
+    return found
 
 
 @lru_cache(maxsize=1 << 16)

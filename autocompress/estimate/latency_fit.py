@@ -6,7 +6,7 @@ than it does in the table; whole models tell, and all that share the kernel prof
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.estimate.latency_features import FEATURES, Row
+from autocompress.estimate.latency_row import FEATURES, Row
 
 #: what a coefficient is expected to be, and how sure that is: kernel times count once; nodes and
 #: values cost a few per cent of an average kernel, per node or per value; a value that changes
@@ -60,21 +60,61 @@ class Fit:
 
     def predict(self, row: Row) -> tuple[float, float]:
         """Milliseconds and one standard deviation."""
+        return self._judged(*self._start(row))
+
+    def changes(self, start: Row) -> Callable[[Row], tuple[float, float]]:
+        """Predictions for rows that differ from one in a few quantities, in time of these alone.
+
+        Returns:
+            From a row of differences to milliseconds and one standard deviation.
+        """
+        before = np.concatenate([[1.0], start.features])
+        ms, learned, own = self._start(start)
+
+        def changed(difference: Row) -> tuple[float, float]:
+            moved = np.concatenate([[0.0], difference.features])
+            sums = self._sums(before, moved, start.kernels, difference.kernels)
+            return self._judged(ms + sums[0], learned + sums[1], own + sums[2])
+
+        return changed
+
+    def _start(self, row: Row) -> tuple[float, NDArray[np.float64], float]:
         features = np.concatenate([[1.0], row.features])
-        ms = float(features @ self.coefficients)
-        places, times, new = list(range(len(features))), [], 0.0
-        for key, time in row.kernels.items():
+        return self._sums(np.zeros_like(features), features, {}, row.kernels)
+
+    def _judged(self, ms: float, learned: NDArray[np.float64], own: float) -> tuple[float, float]:
+        left = max(own - float(learned @ learned), 0.0)
+        return ms, self.sigma * (left + float(_noise(ms, self.slowest)) ** 2) ** 0.5
+
+    def _sums(
+        self,
+        features: NDArray[np.float64],
+        moved: NDArray[np.float64],
+        times: Mapping[str, float],
+        times_moved: Mapping[str, float],
+    ) -> tuple[float, NDArray[np.float64], float]:
+        """What a change of the quantities adds to the latency, and to what its error follows from.
+
+        Args:
+            features, times: quantities before.
+            moved, times_moved: what is added to them.
+
+        Returns:
+            Milliseconds; the quantities, in prior standard deviations, times ``root``; their
+            squared length.
+        """
+        ms = float(moved @ self.coefficients)
+        spread = moved * self.spread
+        own = float(spread @ ((2 * features + moved) * self.spread))
+        places, changes = list(range(len(moved))), []
+        for key, time in times_moved.items():
+            own += _CORRECTION**2 * time * (2 * times.get(key, 0.0) + time)
             place = self.places.get(key)
-            if place is None:
-                new += time * time
-            else:
+            if place is not None:
                 ms += time * self.corrections[key]
                 places.append(place)
-                times.append(time)
-        own = np.concatenate([features * self.spread, _CORRECTION * np.array(times)])
-        learned = own @ self.root[places]
-        left = own @ own + _CORRECTION**2 * new - learned @ learned
-        return ms, self.sigma * (max(left, 0.0) + float(_noise(ms, self.slowest)) ** 2) ** 0.5
+                changes.append(_CORRECTION * time)
+        return ms, np.concatenate([spread, changes]) @ self.root[places], own
 
 
 def fit(rows: Sequence[Row], times: Sequence[float], base: NDArray[np.float64]) -> Fit:

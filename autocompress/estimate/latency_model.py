@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -25,10 +25,12 @@ from autocompress.estimate.kernel_table import (
     table_path,
     typical_footprint,
 )
-from autocompress.estimate.latency_features import LayerPlan, Row
+from autocompress.estimate.latency_features import LayerPlan
 from autocompress.estimate.latency_fit import Fit, fit
+from autocompress.estimate.latency_row import Row
 from autocompress.estimate.whole_models import ExportVariant, time_variants
 from autocompress.measure.quiet import QuietSpeed
+from autocompress.model.shapes import LayerShape
 from autocompress.policy.inventory import Inventory
 from autocompress.policy.policy import Policy
 from autocompress.policy.reading import read_mapping
@@ -172,6 +174,24 @@ class LatencyModel:
         ms, sigma = self.fit.predict(self._row(policy))
         scale = self.baseline_ms / self.reference_ms
         return ms * scale, sigma * scale
+
+    def changes(self, policy: Policy) -> Callable[[Mapping[int, LayerShape]], tuple[float, float]]:
+        """Predictions for policies that differ from one in a few layers, in time of these alone.
+
+        Args:
+            policy: to start from; no student.
+
+        Returns:
+            From what ``Resolver.changes`` finds to what ``predict`` gives.
+        """
+        rows = self.plan.row_changes(policy, self.table.ms, self.table.footprint)
+        predicted, scale = self.fit.changes(self._row(policy)), self.baseline_ms / self.reference_ms
+
+        def changed(found: Mapping[int, LayerShape]) -> tuple[float, float]:
+            ms, sigma = predicted(rows(found))
+            return ms * scale, sigma * scale
+
+        return changed
 
     def copy(self) -> LatencyModel:
         """One that learns on its own from here on."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -58,23 +58,55 @@ def policy_cost(inventory: Inventory, policy: Policy, settings: CompressionSetti
         policy: what is done; ``student`` policies cannot be told from the inventory.
         settings: ``channel_multiple`` rounds the kept channels.
     """
-    macs = params = size = bops = 0
-    shapes = {shape.layer.name: shape for shape in resolver(inventory, settings).layers(policy)}
-    for shape in shapes.values():
-        cost = layer_cost(shape, _stored_already(shape, shapes))
-        macs += cost.macs
-        params += cost.params
-        size += cost.size_bytes
-        bops += cost.bops
-    return Cost(macs, params, size + CONTAINER_BYTES, bops)
+    shapes = resolver(inventory, settings).layers(policy)
+    return Cost(*_summed(inventory, shapes.__getitem__, range(len(shapes))))
 
 
-def _stored_already(shape: LayerShape, shapes: Mapping[str, LayerShape]) -> bool:
+def cost_changes(
+    inventory: Inventory, policy: Policy, settings: CompressionSettings
+) -> Callable[[Mapping[int, LayerShape]], Cost]:
+    """Costs of policies that differ from one in a few layers, in time of these alone.
+
+    Args:
+        inventory, policy, settings: as in ``policy_cost``.
+
+    Returns:
+        From what ``Resolver.changes`` finds to the cost of the whole model.
+    """
+    shapes = resolver(inventory, settings).layers(policy)
+    before = _summed(inventory, shapes.__getitem__, range(len(shapes)))
+    tied: dict[int, list[int]] = {}
+    for i, first in inventory.tied_places.items():
+        tied.setdefault(first, []).append(i)
+
+    def changed(found: Mapping[int, LayerShape]) -> Cost:
+        moved = {*found, *(i for first in found for i in tied.get(first, ()))}
+        old = _summed(inventory, shapes.__getitem__, moved)
+        new = _summed(inventory, lambda i: found[i] if i in found else shapes[i], moved)
+        return Cost(*(b - o + n for b, o, n in zip(before, old, new, strict=True)))
+
+    return changed
+
+
+def _summed(
+    inventory: Inventory, shape_at: Callable[[int], LayerShape], places: Iterable[int]
+) -> list[int]:
+    """The fields of ``Cost``, of some layers; the file's own bytes are counted once."""
+    total = [0, 0, CONTAINER_BYTES, 0]
+    for i in places:
+        shape, first = shape_at(i), inventory.tied_places.get(i)
+        stored = first is not None and _stored_already(shape, shape_at(first))
+        cost = layer_cost(shape, stored)
+        total[0] += cost.macs
+        total[1] += cost.params
+        total[2] += cost.size_bytes
+        total[3] += cost.bops
+    return total
+
+
+def _stored_already(shape: LayerShape, first: LayerShape) -> bool:
     """Whether a tied weight is kept in the same form by the layer that it is tied to."""
-    first = shapes.get(shape.layer.tied_to or "")
-    if first is None or not first.parts:
-        return False
-    return first.policy.weight_bits == shape.policy.weight_bits
+    return bool(first.parts) and first.policy.weight_bits == shape.policy.weight_bits
 
 
 @lru_cache(maxsize=1 << 16)

@@ -5,8 +5,9 @@ Cost, latency and the layer bank read these shapes; none of them counts channels
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from autocompress.model.part import Part, whole
 from autocompress.policy.inventory import ChannelGroup, Inventory, LayerSpec
@@ -72,6 +73,7 @@ class Resolver:
             )
             for layer in inventory.layers
         ]
+        self._places = {layer.name: i for i, layer in enumerate(inventory.layers)}
         self._last: tuple[Policy, tuple[LayerShape, ...]] = (Policy(), self._resolve(Policy()))
 
     def count(self, group: ChannelGroup, policy: LayerPolicy) -> int:
@@ -85,13 +87,13 @@ class Resolver:
     def kept(self, policy: Policy) -> Mapping[str, int]:
         """Group name to the channels that a policy keeps."""
         layers = policy.layers
-        found = {}
-        for group in self.inventory.channel_groups:
-            # layers that are gone say nothing of the channels that they share with others
-            each = (layers.get(name) for name in group.producers)
-            own = next((p for p in each if p is None or not p.absent), None)
-            found[group.name] = group.channels if own is None else self.count(group, own)
-        return found
+        return {g.name: self._kept(g, layers.get) for g in self.inventory.channel_groups}
+
+    def _kept(self, group: ChannelGroup, of: Callable[[str], LayerPolicy | None]) -> int:
+        # layers that are gone say nothing of the channels that they share with others
+        each = map(of, group.producers)
+        own = next((p for p in each if p is None or not p.absent), None)
+        return group.channels if own is None else self.count(group, own)
 
     def layers(self, policy: Policy) -> tuple[LayerShape, ...]:
         """The shape of every layer, in the order of the inventory.
@@ -108,24 +110,77 @@ class Resolver:
 
     def _resolve(self, policy: Policy) -> tuple[LayerShape, ...]:
         kept = self.kept(policy)
-        found = []
-        for layer, reads, made, known in self._steps:
-            inputs = layer.in_channels
-            for group, span in reads:
-                inputs -= group.read_less(kept[group.name], span)
-            if layer.depthwise:
-                outputs = inputs
-            else:
-                outputs = layer.out_channels
-                if made is not None:  # every producer of a group is thinned alike
-                    outputs = outputs * kept[made.name] // made.channels
-            own = policy[layer.name]
-            shape = known.get((own, inputs, outputs))
-            if shape is None:
-                shape = layer_shape(layer, own, inputs, outputs)
-                known[own, inputs, outputs] = shape
-            found.append(shape)
-        return tuple(found)
+        each = enumerate(self.inventory.layers)
+        return tuple(self._shape(i, policy[layer.name], kept) for i, layer in each)
+
+    def _shape(self, place: int, own: LayerPolicy, kept: Mapping[str, int]) -> LayerShape:
+        layer, reads, made, known = self._steps[place]
+        inputs = layer.in_channels
+        for group, span in reads:
+            inputs -= group.read_less(kept[group.name], span)
+        if layer.depthwise:
+            outputs = inputs
+        else:
+            outputs = layer.out_channels
+            if made is not None:  # every producer of a group is thinned alike
+                outputs = outputs * kept[made.name] // made.channels
+        shape = known.get((own, inputs, outputs))
+        if shape is None:
+            shape = known[own, inputs, outputs] = layer_shape(layer, own, inputs, outputs)
+        return shape
+
+    def changes(
+        self, policy: Policy
+    ) -> Callable[[Mapping[str, LayerPolicy]], dict[int, LayerShape]]:
+        """Shapes of policies that differ from one in a few layers, in time of these alone.
+
+        Args:
+            policy: to start from; a ``student`` cannot be told from the inventory.
+
+        Returns:
+            From what is done to some layers instead to the places, in the order of the inventory,
+            of all layers whose shape differs from the policy's, with their shapes.
+        """
+        shapes, kept, before = self.layers(policy), dict(self.kept(policy)), policy.layers
+
+        def changed(layers: Mapping[str, LayerPolicy]) -> dict[int, LayerShape]:
+            def of(name: str) -> LayerPolicy | None:
+                return layers.get(name) or before.get(name)
+
+            places = {self._places[name] for name in layers}
+            groups = {g.name: g for name in layers for g in self._made.get(name, ())}
+            now = {name: self._kept(group, of) for name, group in groups.items()}
+            for name, count in now.items():
+                if count != kept[name]:
+                    places |= self._touched[name]
+            all_kept = {**kept, **now} if now else kept
+            found = {}
+            for i in places:
+                name = shapes[i].layer.name
+                shape = self._shape(i, layers.get(name) or policy[name], all_kept)
+                if shape is not shapes[i]:
+                    found[i] = shape
+            return found
+
+        return changed
+
+    @cached_property
+    def _made(self) -> Mapping[str, tuple[ChannelGroup, ...]]:
+        """Layer name to the groups that it puts out, and so has a say in."""
+        found: dict[str, tuple[ChannelGroup, ...]] = {}
+        for group in self.inventory.channel_groups:
+            for name in group.producers:
+                found[name] = (*found.get(name, ()), group)
+        return found
+
+    @cached_property
+    def _touched(self) -> Mapping[str, set[int]]:
+        """Group name to the places of the layers whose widths it sets."""
+        found: dict[str, set[int]] = {g.name: set() for g in self.inventory.channel_groups}
+        for i, (_, reads, made, _) in enumerate(self._steps):
+            for group in (*(g for g, _ in reads), *([made] if made is not None else [])):
+                found[group.name].add(i)
+        return found
 
 
 def resolver(inventory: Inventory, settings: CompressionSettings) -> Resolver:

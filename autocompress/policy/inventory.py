@@ -226,6 +226,13 @@ class Inventory:
         return {name: block for block in self.blocks for name in block.layers}
 
     @cached_property
+    def tied_places(self) -> Mapping[int, int]:
+        """Place of a layer to that of the earlier one which holds the same weight."""
+        places = {layer.name: i for i, layer in enumerate(self.layers)}
+        tied = ((i, places.get(layer.tied_to or "")) for i, layer in enumerate(self.layers))
+        return {i: first for i, first in tied if first is not None}
+
+    @cached_property
     def _reads(self) -> Mapping[str, tuple[tuple[ChannelGroup, float], ...]]:
         found: dict[str, tuple[tuple[ChannelGroup, float], ...]] = {}
         for group in self.channel_groups:

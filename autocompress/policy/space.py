@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 from autocompress.errors import InputError, nearest
@@ -111,6 +112,41 @@ class Space:
     @cached_property
     def _layers(self) -> dict[tuple[object, ...], LayerPolicy]:
         return {}
+
+    def set_by(
+        self, assignment: Assignment, place: int, level: int
+    ) -> Mapping[str, LayerPolicy] | None:
+        """What an assignment would do to the layers of one choice at another of its levels.
+
+        Returns:
+            Layer name to its policy; ``None`` where the choice is not about layers.
+        """
+        choice = self.choices[place]
+        if choice.kind in ("distill", "student"):
+            return None
+        changed = (*assignment[:place], level, *assignment[place + 1 :])
+        return {name: self._layer(name, changed) for name in choice.layers}
+
+    @cached_property
+    def beside(self) -> tuple[tuple[int, ...], ...]:
+        """For each choice, the others that have a say in what a level of it costs.
+
+        Those of the same layers, of layers that put out or read the same channels, and of the next
+        ones in order; what reaches further, as the weights of all together, counts little.
+        """
+        near: dict[str, set[str]] = {layer.name: set() for layer in self.inventory.layers}
+        for group in self.inventory.channel_groups:
+            for one in (members := {*group.producers, *group.consumers}):
+                near.setdefault(one, set()).update(members)
+        for one, other in pairwise(layer.name for layer in self.inventory.layers):
+            near[one].add(other)
+            near[other].add(one)
+        found = []
+        for place, choice in enumerate(self.choices):
+            names = {*choice.layers, *(n for own in choice.layers for n in near.get(own, ()))}
+            places = {i for name in names for i in self._knobs.get(name, ())}
+            found.append(tuple(sorted(places - {place})))
+        return tuple(found)
 
     def encode(self, policy: Policy) -> Assignment | None:
         """From a policy to the levels that give it, or ``None`` if it lies outside the space."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ from autocompress.build.state import state_file
 from autocompress.estimate.estimator import Estimator
 from autocompress.measure.lock import after_timing
 from autocompress.measure.measurer import Measurer, Scored
-from autocompress.policy.policy import Policy
+from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.results.metric import Measurement
 from autocompress.results.screened import Screened
 from autocompress.results.trial import SEARCH, Phase, Trial
@@ -48,6 +48,12 @@ class StudyEvaluator:
     def estimate(self, policy: Policy) -> Measurement:
         """Cost by formula and latency by the model; no module is built."""
         return self.estimator.estimate(policy)
+
+    def estimate_changes(
+        self, policy: Policy
+    ) -> Callable[[Mapping[str, LayerPolicy]], Measurement]:
+        """The same for policies that differ from one in a few layers; see ``NearEvaluator``."""
+        return self.estimator.changes(policy)
 
     def observe(self, trial: Trial) -> None:
         """Let estimates, and later timings of the same policy, learn from a finished trial."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -142,15 +142,19 @@ def cheap_ends(parts: Assembly) -> list[Policy]:
     The hardest levels are not always the quickest: a factorized layer is two small ones. From the
     quickest ladder, one choice after another takes its quickest level until none gains.
     """
+    from autocompress.controller.near import estimates_near
     from autocompress.controller.solver import cheapest
 
-    def costs(levels: Assignment) -> Mapping[str, float]:
-        return parts.evaluator.estimate(parts.space.decode(levels)).values
+    space, evaluator = parts.space, parts.evaluator
 
-    ends = [parts.space.hardest, *(levels for _, levels in ladders(parts.space))]
-    start = min(ends, key=lambda levels: costs(levels)["latency_ms"])
-    best = cheapest(parts.space, costs, "latency_ms", start)
-    return [parts.space.decode(levels) for levels in [best, *(e for e in ends if e != best)]]
+    def near(levels: Assignment) -> Callable[[int, int], Mapping[str, float]]:
+        found = estimates_near(space, evaluator, levels)
+        return lambda place, level: found(place, level).values
+
+    ends = [space.hardest, *(levels for _, levels in ladders(space))]
+    start = min(ends, key=lambda e: evaluator.estimate(space.decode(e))["latency_ms"])
+    best = cheapest(space, near, "latency_ms", start)
+    return [space.decode(levels) for levels in [best, *(e for e in ends if e != best)]]
 
 
 def check_formula_budget(parts: Assembly) -> None:

@@ -16,9 +16,10 @@ from autocompress.errors import PolicyError
 from autocompress.estimate import latency_fit
 from autocompress.estimate import latency_model as module
 from autocompress.estimate.kernel_table import KernelTable
-from autocompress.estimate.latency_features import FEATURES, LayerPlan, Row
+from autocompress.estimate.latency_features import LayerPlan
 from autocompress.estimate.latency_fit import Problem, fit
 from autocompress.estimate.latency_model import LatencyModel, choose_variants
+from autocompress.estimate.latency_row import FEATURES, Row
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.settings import CompressionSettings

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from autocompress.estimate.kernel_table import KernelTable
-from autocompress.estimate.latency_features import FEATURES, LayerPlan
+from autocompress.estimate.latency_features import LayerPlan
 from autocompress.estimate.latency_model import LatencyModel, choose_variants
+from autocompress.estimate.latency_row import FEATURES
 from autocompress.model.kernels import Kernel
 from autocompress.policy.policy import Policy
 from autocompress.policy.space import Space

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 
 from autocompress.controller.context import Context
 from autocompress.controller.feasibility import ONE_SIDED_95
-from autocompress.controller.solver import Tables, cheapest
+from autocompress.controller.solver import cheapest
 from autocompress.policy.space import Assignment
+from autocompress.results.metric import Measurement
 
 STALE = 0.01
 """Estimates are kept as long as those of measured policies move by less, as a share."""
@@ -24,7 +28,7 @@ class EstimatedCosts:
         self.context = context
         self.metric = context.cost
         self.cheapest = context.space.hardest
-        self.tables: Tables = {}
+        self._tables: dict[tuple[object, ...], NDArray[np.float64]] = {}
         self._margin = ONE_SIDED_95
         self._known: dict[Assignment, Mapping[str, float]] = {}
 
@@ -32,12 +36,36 @@ class EstimatedCosts:
         """Metric name to cost."""
         known = self._known.get(assignment)
         if known is None:
-            found = self.context.estimate(assignment)
-            known = {
-                n: v + self._margin * found.spread.get(n, 0.0) for n, v in found.values.items()
-            }
-            self._known[assignment] = known
+            known = self._known[assignment] = self._safe(self.context.estimate(assignment))
         return known
+
+    def _safe(self, found: Measurement) -> Mapping[str, float]:
+        return {n: v + self._margin * found.spread.get(n, 0.0) for n, v in found.values.items()}
+
+    def near(self, assignment: Assignment) -> Callable[[int, int], Mapping[str, float]]:
+        """Costs of assignments that differ in one choice, by its place and a level."""
+        found = self.context.estimates_near(assignment)
+        return lambda place, level: self._safe(found(place, level))
+
+    def marginals(self, assignment: Assignment, names: Sequence[str]) -> list[NDArray[np.float64]]:
+        """What each level of each choice adds to the costs, ``(metrics, levels)`` each.
+
+        Found anew only where choices stand differently that have a say in them: nearly none do
+        from one step of a solver to the next.
+        """
+        near, own, tables = None, self(assignment), []
+        for i, choice in enumerate(self.context.space.choices):
+            around = tuple(assignment[j] for j in self.context.space.beside[i])
+            key = (i, assignment[i], around, *names)
+            table = self._tables.get(key)
+            if table is None:
+                near = near or self.near(assignment)
+                changed = [near(i, level) for level in range(len(choice.levels))]
+                changed[assignment[i]] = own
+                table = np.array([[c[n] - own[n] for c in changed] for n in names])
+                self._tables[key] = table
+            tables.append(table)
+        return tables
 
     def main(self, assignment: Assignment) -> float:
         """The cost that the front trades quality for."""
@@ -51,7 +79,7 @@ class EstimatedCosts:
 
     def _forget(self) -> None:
         self._known.clear()
-        self.tables.clear()
+        self._tables.clear()
 
     def least(self, bound: float, measured: Sequence[Assignment]) -> float:
         """Cost of the cheapest policy, by estimates that have learned from the trials so far.
@@ -70,7 +98,7 @@ class EstimatedCosts:
             self._margin = margin
             self._forget()
             start = min([self.cheapest, *measured], key=self.main)
-            self.cheapest = cheapest(self.context.space, self, self.metric, start)
+            self.cheapest = cheapest(self.context.space, self.near, self.metric, start)
             least = self.main(self.cheapest)
             if least < bound:
                 break

@@ -22,6 +22,8 @@ class History:
         self.context = context
         self.assignments: dict[int, Assignment] = {}
         self.trials: dict[int, Trial] = {}
+        self._front = ParetoFront.of([], context.objectives)
+        self._seen = 0
 
     def add(self, one: Settled) -> None:
         """Remember where a trial came from."""
@@ -51,8 +53,16 @@ class History:
 
     def front(self) -> ParetoFront:
         """Of what the search measured: trained policies of an earlier session stand apart."""
-        searched = [t for t in self.context.ledger.scored() if t.phase == SEARCH]
-        return ParetoFront.of(searched, self.context.objectives)
+        ledger = self.context.ledger
+        new = ledger.trials[self._seen :]
+        if new:
+            # what verifying an earlier session's answer found may take others off the front
+            whole = not self._seen or any(t.phase != SEARCH for t in new)
+            searched = ledger.scored() if whole else [*self._front, *new]
+            of_search = [t for t in searched if t.phase == SEARCH]
+            self._front = ParetoFront.of(of_search, self.context.objectives)
+            self._seen = len(ledger.trials)
+        return self._front
 
     def reference(self) -> list[float]:
         """The reference point of hypervolumes."""

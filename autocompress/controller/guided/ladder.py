@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 import time
 from collections import deque
+from collections.abc import Iterable
 
 from autocompress.controller.context import Context
 from autocompress.controller.guided.costs import STALE, EstimatedCosts
@@ -13,12 +15,16 @@ from autocompress.controller.protocols import Proposal
 from autocompress.controller.sensitivity import Sensitivity
 from autocompress.controller.solver import solve
 from autocompress.policy.space import Assignment
+from autocompress.results.trial import Trial
 
 _RUNGS = (1.0, 0.85, 0.7, 0.55)
 """Cost targets of the solver, as shares of the way from the cheapest policy to the bound."""
 
 _PREPARING = 0.1
 """Share of the search's time for screening each choice alone."""
+
+_FEW = 20
+"""Trials whose costs are estimated again whenever the estimate has moved."""
 
 _REFIT_EVERY = 7
 """Rounds between two fits of the sensitivities; odd, to serve the answer and the front in turn."""
@@ -76,10 +82,8 @@ class SolverLadder:
     def _most_first(self) -> list[int]:
         """Choices by what their hardest levels save."""
         space = self.context.space
-        saved = [
-            self.costs.main((*space.mildest[:i], len(c.levels) - 1, *space.mildest[i + 1 :]))
-            for i, c in enumerate(space.choices)
-        ]
+        look = self.costs.near(space.mildest)
+        saved = [look(i, len(c.levels) - 1)[self.costs.metric] for i, c in enumerate(space.choices)]
         return sorted(range(len(saved)), key=saved.__getitem__)
 
     def refitted(self, rounds: int) -> list[Proposal]:
@@ -92,7 +96,7 @@ class SolverLadder:
     def solved(self) -> list[Assignment]:
         """The solver's answers at the ladder's costs that are not settled yet."""
         bounds = self.context.feasibility.bounds(self.context.cost)
-        measured = [self.history.assignment(t) for t in self.history.scored()]
+        measured = [self.history.assignment(t) for t in self._few_cheapest(self.history.scored())]
         least = self.costs.least(bounds[self.context.cost], measured)
         top = self._top(least)
         found = []
@@ -104,7 +108,7 @@ class SolverLadder:
                 self.sensitivity.losses,
                 self.costs,
                 {**bounds, self.context.cost: least + share * (top - least)},
-                known=self.costs.tables,
+                marginals=self.costs.marginals,
                 order=self.sensitivity.order,
             )
             if answer and answer not in found and not self._known(answer):
@@ -142,9 +146,13 @@ class SolverLadder:
     def _lossless(self) -> float:
         """Estimated cost of the cheapest policy so far that loses no quality: nothing above it
         is worth looking for."""
-        costs = [
-            self.costs.main(self.history.assignment(t))
-            for t in self.history.scored()
-            if t.feasible and not self.history.loses(t)
-        ]
+        lossless = (t for t in self.history.scored() if t.feasible and not self.history.loses(t))
+        costs = [self.costs.main(self.history.assignment(t)) for t in self._few_cheapest(lossless)]
         return min(costs, default=math.inf)
+
+    def _few_cheapest(self, trials: Iterable[Trial]) -> list[Trial]:
+        """Those that cost least as they were measured: of thousands, these are estimated again."""
+        cost = self.context.cost
+        return heapq.nsmallest(
+            _FEW, trials, key=lambda t: t.measurement[cost] if t.measurement else 0.0
+        )

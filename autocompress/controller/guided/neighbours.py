@@ -160,7 +160,7 @@ class Neighbours:
             start=parent,
             rounds=2,
             polish=False,
-            known=self.costs.tables,
+            marginals=self.costs.marginals,
             order=self.sensitivity.order,
         )
         return found or parent
