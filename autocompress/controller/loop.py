@@ -16,6 +16,9 @@ from autocompress.results.trial import SEARCH, Trial, TrialState
 _REPEATS = 20
 """Proposals in a row that are settled already before a random unseen policy takes their place."""
 
+_ELSEWHERE_S = 60.0
+"""How long a policy that another driver has claimed is left to it before it is asked for again."""
+
 _SEED_STEP = 2_000_003
 """Between the study's seed and that of random unseen policies: others count up from the first."""
 
@@ -64,6 +67,7 @@ class _Loop:
         self.proposer = proposer
         self.active: dict[int, Proposal] = {}
         self.submitted: set[str] = set()
+        self.elsewhere: dict[str, float] = {}
         self.unseen = Unseen(context.space, self._settled, context.config.seed + _SEED_STEP)
         self.started = time.monotonic()
         context.search_ends = None
@@ -113,7 +117,9 @@ class _Loop:
 
     def _settled(self, policy: Policy) -> bool:
         known = self.context.ledger.known(policy) is not None
-        return known or policy.untrained_digest in self.submitted
+        digest = policy.untrained_digest
+        elsewhere = self.elsewhere.get(digest, 0.0) > time.monotonic()
+        return known or elsewhere or digest in self.submitted
 
     def _fill(self, free: int) -> StopReason | None:
         """Submit what is new of the next proposals and may be within the budget.
@@ -165,7 +171,7 @@ class _Loop:
             return self._reject(proposal, policy, estimate, violations)
         self.rejections = 0
         if not self.context.claim(policy, proposal.assignment):
-            self.submitted.add(policy.untrained_digest)
+            self.elsewhere[policy.untrained_digest] = time.monotonic() + _ELSEWHERE_S
             reason = "another driver evaluates it"
             return Trial(-1, policy, SEARCH, TrialState.DUPLICATE, proposal.origin, reason=reason)
         self._submit(proposal, policy)

@@ -6,13 +6,15 @@ import json
 import logging
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from autocompress.errors import InputError
+from autocompress.errors import AutocompressError, InputError
 from autocompress.policy.policy import Policy
 from autocompress.policy.space import Assignment, Space
+from autocompress.policy.writing import without_password
 from autocompress.results.metric import Measurement, Metric
 from autocompress.results.trial import SEARCH, Trial, TrialState
 
@@ -40,7 +42,7 @@ class SharedTrials:
         space: parameters are its choices, with their levels as categories.
         objectives: each with its direction.
         driver: a name for this process that a resumed run has again.
-        identity: of model and data; all drivers must have the same.
+        identity: of all that trials must have in common to be compared; every driver's is the same.
 
     Raises:
         InputError: the storage cannot be opened, or holds a study of something else.
@@ -65,20 +67,21 @@ class SharedTrials:
             c.name: optuna.distributions.CategoricalDistribution([str(v) for v in c.levels])
             for c in space.choices
         }
-        self._storage = open_storage(url)
         self._unsent: list[Trial] = []
         self._down_until = 0.0
-        self.study = optuna.create_study(
-            storage=self._storage,
-            study_name=name,
-            directions=[m.goal for m in objectives],
-            load_if_exists=True,
-        )
-        self._agree(name, identity)
-        self._give_back_own()
+        self._storage = open_storage(url)
+        with _told(url):
+            self.study = optuna.create_study(
+                storage=self._storage,
+                study_name=name,
+                directions=[m.goal for m in objectives],
+                load_if_exists=True,
+            )
+            self._agree(name, identity)
+            self._give_back_own()
 
     def _agree(self, name: str, identity: Mapping[str, str]) -> None:
-        """See that all drivers work on the same model, data and space."""
+        """See that what all drivers find can be compared."""
         import optuna
 
         choices = [f"{c.name}: {list(c.levels)}" for c in self.space.choices]
@@ -269,14 +272,23 @@ def open_storage(url: str) -> optuna.storages.BaseStorage:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
+    with _told(url):
         return _opened(url)
+
+
+@contextmanager
+def _told(url: str) -> Iterator[None]:
+    """Say in a sentence what is wrong with a storage."""
+    try:
+        yield
+    except AutocompressError:
+        raise
     except Exception as error:  # of a database driver, of Optuna, of a URL
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
-            f"The storage {without_password(url)} cannot be used: {first} It reads like "
-            "sqlite:///study.db, postgresql+psycopg://user:password@host/name (with psycopg "
-            "installed) or journal:study.log."
+            f"The storage {without_password(url)} cannot be used: "
+            f"{first.replace(url, without_password(url))} It reads like sqlite:///study.db, "
+            "postgresql+psycopg://user@host/name (with psycopg installed) or journal:study.log."
         ) from None
 
 
@@ -288,15 +300,6 @@ def _opened(url: str) -> optuna.storages.BaseStorage:
 
         return optuna.storages.JournalStorage(JournalFileBackend(url.removeprefix("journal:")))
     return optuna.storages.RDBStorage(url)
-
-
-def without_password(url: str) -> str:
-    """The same URL for people and files; the database's own ways find the password again."""
-    head, at, rest = url.rpartition("@")
-    if not at:
-        return url
-    scheme, _, user = head.partition("://")
-    return f"{scheme}://{user.partition(':')[0]}@{rest}"
 
 
 def _state(name: str) -> Any:

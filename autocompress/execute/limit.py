@@ -39,7 +39,7 @@ def time_limit(seconds: float | None, stuck: Callable[[], object]) -> Iterator[N
     over, guard, thread = threading.Event(), threading.Lock(), threading.current_thread()
 
     def watch() -> None:
-        if over.wait(seconds):
+        if over.wait(min(seconds, threading.TIMEOUT_MAX)):
             return
         end = time.monotonic() + _GRACE_S
         while time.monotonic() < end:

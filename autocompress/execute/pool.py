@@ -4,20 +4,46 @@ from __future__ import annotations
 
 import multiprocessing
 import pickle
+import re
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future
 from concurrent.futures import wait as wait_for
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 
 from pebble import ProcessExpired, ProcessPool
 
 from autocompress.controller.protocols import DividedEvaluator, Job, Outcome
+from autocompress.errors import InputError
 from autocompress.execute.local import told
 from autocompress.execute.worker import begin, died, score
 
 _SETUP_S = 900.0
 """What a worker takes at most to load models and data, and to end a job that is over its limit."""
+
+
+def check_main() -> None:
+    """See that a new process can import the script that runs here.
+
+    Raises:
+        InputError: importing it would start its search again, in every worker.
+    """
+    main = sys.modules["__main__"]
+    path = getattr(main, "__file__", None)
+    if path is None or not path.endswith(".py"):
+        return  # a notebook, or lines typed in: nothing that workers would import
+    try:
+        source = Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return
+    if not re.search(r"\b__name__\b", source):
+        raise InputError(
+            f"Workers import {path}, which would start its search in each of them. Put what it "
+            'does into a function, and call that under `if __name__ == "__main__":`; or give '
+            "`workers=1`."
+        )
 
 
 class ProcessPoolExecutor:

@@ -30,7 +30,7 @@ def begin(pickled: bytes) -> None:
     print_to_stderr()
     try:
         prepare(pickled)
-    except Exception:
+    except BaseException:  # a user's factory may exit
         return  # the first job says why
 
 

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from autocompress.mlflow.store import Recorder, Store
+from autocompress.policy.writing import without_password
 from autocompress.results.metric import ACCURACY, LATENCY, Measurement, Metric
 from autocompress.results.trial import Trial
 from autocompress.track.journal import Entry, Journal
@@ -116,11 +117,15 @@ class MlflowSink:
     def _refused(self, error: Exception) -> None:
         if not self._failed:
             self._say(
-                f"MLflow at {self.recorder.store.uri} does not take trials "
-                f"({type(error).__name__}: {_first_line(error)}). The study goes on; "
+                f"MLflow at {without_password(self.recorder.store.uri)} does not take trials "
+                f"({type(error).__name__}: {self._first_line(error)}). The study goes on; "
                 "`autocompress track` makes up for it later, from the journal."
             )
         self._failed = True
+
+    def _first_line(self, error: Exception) -> str:
+        text = str(error).strip().replace(self.recorder.store.uri, "it")
+        return text.splitlines()[0][:200] if text else "no message"
 
     def close(self, view: RunView | None = None, best_model: Path | None = None) -> bool:
         """Flush, and with a view close the study in MLflow too.
@@ -134,15 +139,11 @@ class MlflowSink:
         """
         if self._thread.is_alive():
             self._queue.put(_End(view, best_model))
-            self._thread.join(_PATIENCE_S if self.recorder.store.artifacts is None else None)
+            local = self.recorder.store.uri.startswith(("sqlite:", "file:", "/"))
+            self._thread.join(None if local else _PATIENCE_S)
         if self._thread.is_alive():
             self._say(
-                f"MLflow at {self.recorder.store.uri} is still taking records; "
+                f"MLflow at {without_password(self.recorder.store.uri)} is still taking records; "
                 f"`autocompress track {self._journal.folder.root}` brings it up to date."
             )
         return self._whole
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:200] if text else "no message"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,3 +24,13 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def without_password(url: str) -> str:
+    """A URL for people and files, which are handed around: its user stays, its password goes."""
+    head, separator, rest = url.partition("://")
+    if not separator:
+        return url
+    place, at, tail = ("", "", rest) if rest.startswith("/") else rest.rpartition("@")
+    user = place.partition(":")[0] + at if at else ""
+    return head + separator + user + re.sub(r"(?i)([?&;]password=)[^&;]*", r"\1", tail)

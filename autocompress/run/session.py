@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import pickle
 import shutil
@@ -17,12 +18,15 @@ from autocompress.controller.config import SearchConfig
 from autocompress.controller.context import Context
 from autocompress.controller.loop import run_search
 from autocompress.controller.phases import run_baselines, run_recovery, run_verify
-from autocompress.controller.shared_trials import SharedTrials, open_storage, without_password
+from autocompress.controller.shared_trials import SharedTrials, open_storage
 from autocompress.controller.stop import stopping_on_interrupt
 from autocompress.errors import AutocompressError, InputError
 from autocompress.execute import make_executor
+from autocompress.execute.pool import check_main
 from autocompress.measure.lock import after_timing
+from autocompress.measure.machine import machine_facts
 from autocompress.mlflow.sink import MlflowSink
+from autocompress.policy.writing import without_password
 from autocompress.results.answer import decide, judged
 from autocompress.results.metric import Measurement, objectives
 from autocompress.results.trial import Trial, TrialState
@@ -125,8 +129,9 @@ def _predict_and_begin(
     check_latency_budget(parts)
     RunFolder.create(folder.root, resume=True)
     plain = parts.study.model_dump(mode="json")
-    if parts.study.tracking.storage is not None:  # a run and its recipes are handed around
-        plain["tracking"]["storage"] = without_password(parts.study.tracking.storage)
+    for name in ("uri", "storage"):
+        if plain["tracking"][name] is not None:
+            plain["tracking"][name] = without_password(plain["tracking"][name])
     folder.write_study(plain)
     if before is None:
         folder.write_baseline(parts.evaluator.baseline)
@@ -136,10 +141,13 @@ def _check_sent(study: StudyConfig, data: Any) -> None:
     """Refuse what other processes cannot be given, before anything is measured.
 
     Raises:
-        InputError: a function of the data or of its task that cannot be found by its name.
+        InputError: a script that starts its search again where it is imported, or a function of
+            the data or of its task that cannot be found by its name.
     """
     if study.workers == 1 and study.executor == "local":
         return
+    if study.executor == "local":
+        check_main()
     for name in ("options", "task", "metric", "loss", "augment"):
         try:
             pickle.dumps(getattr(data, name, None))
@@ -269,8 +277,20 @@ def _shared(parts: Assembly, config: SearchConfig, journal: Journal) -> SharedTr
         parts.space,
         objectives(config.objectives, parts.evaluator.baseline.metrics),
         journal.folder.identity(),
-        parts.identity,
+        _compared(parts),
     )
+
+
+def _compared(parts: Assembly) -> dict[str, str]:
+    """What trials of several drivers must have in common for their figures to mean the same."""
+    quality, facts = parts.task.quality, machine_facts()
+    return {
+        **parts.identity,
+        "target": json.dumps(parts.evaluator.measurer.target.describe(), sort_keys=True),
+        "settings": json.dumps(parts.study.settings.model_dump(mode="json"), sort_keys=True),
+        "metric": f"{quality.name} ({quality.goal} it)",
+        "machine": f"{facts['cpu']}, {facts['usable_cores']} cores",
+    }
 
 
 def _rejudged(trial: Trial, parts: Assembly) -> Trial:

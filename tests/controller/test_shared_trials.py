@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -93,6 +94,30 @@ def test_a_later_driver_knows_what_was_evaluated(url: str) -> None:
     assert len({t.number for t in trials}) == len(trials)
 
 
+def test_what_another_driver_timed_is_read_beside_ones_own_baseline(url: str) -> None:
+    """Each has timed the uncompressed model itself, in an hour of its own: ratios compare."""
+    theirs, mine = shared(url, "one"), shared(url, "two")
+    policy, evaluator = mine.space.decode((1, 2, 3)), AnalyticEvaluator(3)
+    found = evaluator.evaluate(policy)
+    found = replace(found, context={"timing": {"ratio": 0.5}})
+    assert theirs.claim(policy, (1, 2, 3), 60)
+    theirs.record(Trial(0, policy, measurement=found))
+    base = evaluator.baseline.values["latency_ms"]
+    context = Context(
+        mine.space,
+        evaluator,
+        InProcessExecutor(evaluator),
+        Budget("latency<=0.4x"),
+        SearchConfig(sampler="random", trials=1, seeds=False),
+        [],
+        shared=mine,
+    )
+    (trial,) = context.news()
+    assert trial.measurement is not None
+    assert trial.measurement.values["latency_ms"] == pytest.approx(0.5 * base)
+    assert trial.violations["latency_ms"] == pytest.approx(0.1 / 0.4, rel=1e-6)
+
+
 def test_of_two_claims_the_earlier_holds_until_its_time_is_over(url: str) -> None:
     one, two = shared(url, "one"), shared(url, "two")
     space = one.space
@@ -140,7 +165,8 @@ def test_a_storage_that_goes_away_stops_no_search(
 
 
 @pytest.mark.parametrize(
-    ("change", "says"), [({"weights": "x"}, "weights"), ({"data": "x"}, "data")]
+    ("change", "says"),
+    [({"weights": "x"}, "weights"), ({"data": "x"}, "data"), ({"target": "x"}, "target")],
 )
 def test_a_study_of_something_else_is_refused(url: str, change: dict[str, str], says: str) -> None:
     shared(url, "one")
