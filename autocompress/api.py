@@ -189,7 +189,7 @@ def search(
     study = given_study(folder.name, budget, task, data=file_part(reading), **named)
     given: dict[str, Any] = {"model": as_module(model), "data": told(data, task, reading)}
     given |= {"sampler": sampler, "resume": resume, "new_baseline": new_baseline}
-    with Display(quiet) as shown:
+    with Display(silent=quiet) as shown:
         done = run_study(study, folder, watcher=shown, **given)
     return Result(done.folder.root, done.summary, done.view)
 

@@ -126,7 +126,7 @@ def search(
             give_up=searching.give_up,
         )
     _print(done.summary, as_json, lambda console: searching.show_result(done, console))
-    if not done.summary["feasible"]:
+    if not done.summary["feasible"] or done.summary["unfinished"]:
         raise typer.Exit(1)
 
 

@@ -181,6 +181,32 @@ def test_an_interrupt_before_the_first_trial_is_a_sentence(tmp_path: Path) -> No
     assert not folder.exists()
 
 
+def test_a_script_that_workers_cannot_import_is_refused_at_once(tmp_path: Path) -> None:
+    """It would start its search in every worker, which would start theirs."""
+    begin = (
+        "import torch, autocompress as ac\n"
+        "model, rows = torch.nn.Linear(4, 3), (torch.randn(64, 4), torch.arange(64) % 3)\n"
+    )
+    call = "ac.search(model, {'train': rows}, workers=2, budget='latency<=0.5x')\n"
+    guarded = f"if __name__ == '__main__':\n    {call.replace('latency<=0.5x', 'nonsense')}"
+    guard, script = '`if __name__ == "__main__":`', tmp_path / "mine.py"
+    for text, says in ((call, guard), (guarded, "nonsense")):
+        text = begin + text
+        script.write_text(text)
+        done = subprocess.run(
+            [sys.executable, "mine.py"],
+            cwd=tmp_path,
+            env=environment(tmp_path),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        assert done.returncode == 1
+        assert says in done.stderr
+    assert guard not in done.stderr
+
+
 def test_a_second_search_changes_nothing_of_the_first(tmp_path: Path) -> None:
     process = started(tmp_path, study_of(500))
     run = tmp_path / "runs" / "tiny"
@@ -237,15 +263,17 @@ def test_a_full_disk_is_a_sentence_and_resuming_finishes(
     assert done.view.best is not None
 
 
-def test_a_password_of_the_storage_is_not_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_passwords_are_neither_written_nor_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path / "cache"))
     url = "sqlite://me:secret-word@/study.db"
     monkeypatch.setattr(session, "open_storage", lambda asked: asked == url)
     monkeypatch.setattr(session, "SharedTrials", lambda *args: None)
-    done = run_study(read_study(study_of(2, tracking={"storage": url})), tmp_path / "run")
+    tracking = {"storage": url, "uri": "http://me:secret-word@127.0.0.1:9/"}
+    done = run_study(read_study(study_of(2, tracking=tracking)), tmp_path / "run")
+    assert "secret-word" not in caplog.text
     assert done.view.trials
     written = [p for p in (tmp_path / "run").rglob("*") if p.is_file()]
     assert len(written) > 5
@@ -278,10 +306,13 @@ def test_a_failure_at_the_end_costs_itself_alone(
         done = run_study(read_study(study_of(4)), tmp_path / "run")
     folder = RunFolder(tmp_path / "run")
     assert "No space left on device" in caplog.text
+    (told,) = done.summary["unfinished"]
+    assert "No space left on device" in told
     assert folder.front.is_file()
     assert folder.report.is_file() == (what != "write_report")
     assert (folder.recipes / "best.yaml").is_file() == (what != "write_recipe")
     assert done.view.best is not None
-    run_study(read_study(study_of(4)), tmp_path / "run", resume=True)
+    again = run_study(read_study(study_of(4)), tmp_path / "run", resume=True)
+    assert again.summary["unfinished"] == []
     assert folder.report.is_file()
     assert (folder.recipes / "best.yaml").is_file()

@@ -42,12 +42,13 @@ class Display:
     that output stays clean; so do messages of the logger ``autocompress`` from INFO on.
 
     Args:
-        quiet: show nothing.
+        quiet: show warnings only.
+        silent: not even these.
     """
 
-    def __init__(self, quiet: bool = False) -> None:
+    def __init__(self, quiet: bool = False, *, silent: bool = False) -> None:
         self._console = Console(stderr=True)
-        self._quiet = quiet
+        self._quiet, self._silent = quiet or silent, silent
         self._spinner: Status | None = None
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
@@ -55,10 +56,12 @@ class Display:
         self._level = logging.NOTSET
 
     def __enter__(self) -> Display:
-        if not self._quiet:
+        if not self._silent:
             logger = logging.getLogger("autocompress")
             self._level = logger.level
-            logger.setLevel(min(logger.getEffectiveLevel(), logging.INFO))
+            wanted = logging.WARNING if self._quiet else logging.INFO
+            self._handler.setLevel(wanted)
+            logger.setLevel(min(logger.getEffectiveLevel(), wanted))
             logger.addHandler(self._handler)
         return self
 
@@ -66,7 +69,7 @@ class Display:
         for shown in (self._spinner, self._bars):
             if shown is not None:
                 shown.stop()
-        if not self._quiet:
+        if not self._silent:
             logger = logging.getLogger("autocompress")
             logger.removeHandler(self._handler)
             logger.setLevel(self._level)

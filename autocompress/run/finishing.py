@@ -6,6 +6,7 @@ import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -33,7 +34,7 @@ class Finished:
 
     Args:
         folder, view, parts: of the run.
-        summary: the ``--json`` object.
+        summary: the ``--json`` object; ``unfinished`` names what could not be written at the end.
         stopped: why the search phase ended.
     """
 
@@ -57,26 +58,29 @@ def finish(
     """
     from autocompress.run.recipes import write_recipe
 
+    failed: list[str] = []
+    attempt = partial(_attempt, failed)
     study, view = parts.study, _view(folder, parts, baselines)
     suffix = parts.evaluator.measurer.target.suffix
-    _attempt("the answer of an earlier session", lambda: _forget_answer(folder, suffix))
+    attempt("the answer of an earlier session", lambda: _forget_answer(folder, suffix))
     if view.best is not None:
         best, path = view.best, folder.recipes / "best.yaml"
-        _attempt("the recipe", lambda: write_recipe(view, folder, best, path))
-    model = _attempt("the models", lambda: _keep_models(folder, parts, view))
+        attempt("the recipe", lambda: write_recipe(view, folder, best, path))
+    model = attempt("the models", lambda: _keep_models(folder, parts, view))
     limit = trial_limit_s(study.search.trial_timeout_s, view.trials, Phase("verify"))
-    test = _attempt(
+    test = attempt(
         "the uncompressed model on test", lambda: parts.evaluator.measurer.baseline_test, limit
     )
     if test is not None:
-        _attempt("the uncompressed model on test", lambda: folder.write_baseline(test, "test"))
+        attempt("the uncompressed model on test", lambda: folder.write_baseline(test, "test"))
         view = _view(folder, parts, baselines)
     summary = write_summary(folder, view, model)
     summary["stopped"] = stopped
-    _attempt("the report", lambda: write_report(folder, view))
+    attempt("the report", lambda: write_report(folder, view))
     if mlflow is not None:
         registered = model if study.tracking.register_best else None
-        _attempt("MLflow", lambda: mlflow.close(view, registered))
+        attempt("MLflow", lambda: mlflow.close(view, registered))
+    summary["unfinished"] = failed
     return Finished(folder, view, parts, summary, stopped)
 
 
@@ -91,7 +95,9 @@ def _view(folder: RunFolder, parts: Assembly, baselines: dict[str, int]) -> RunV
     )
 
 
-def _attempt(what: str, work: Callable[[], _T], limit_s: float | None = None) -> _T | None:
+def _attempt(
+    failed: list[str], what: str, work: Callable[[], _T], limit_s: float | None = None
+) -> _T | None:
     """Do something that the answer does not depend on; say why where it fails or hangs."""
     try:
         with time_limit(limit_s, lambda: None):
@@ -99,6 +105,7 @@ def _attempt(what: str, work: Callable[[], _T], limit_s: float | None = None) ->
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a user's metric may throw, or exit, as in a trial
+        failed.append(f"{what}: {type(error).__name__}: {error}")
         _log.warning(
             "Finishing the run failed at %s: %s: %s. All trials are kept; `--resume` tries again.",
             what,
