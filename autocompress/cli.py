@@ -208,10 +208,11 @@ def front(
             help="Re-cost the stored trials for another runtime, or for a device's table.json."
         ),
     ] = None,
+    trust: options.Trust = False,
     as_json: Json = False,
 ) -> None:
     """Show the Pareto front of a run."""
-    view = reading.view_of(run, target, quiet=as_json)
+    view = reading.view_of(run, target, trust=trust, quiet=as_json)
     _print(summary_json(view), as_json, lambda console: reading.show_front(view, console))
     if open_report:
         typer.launch(str(RunFolder.open(run).report.resolve()))

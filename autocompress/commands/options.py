@@ -46,7 +46,7 @@ Storage = Annotated[
 Trust = Annotated[
     bool,
     typer.Option(
-        help="Run whatever functions the recipe names; otherwise only those of autocompress, those "
+        help="Run whatever functions the file names; otherwise only those of autocompress, those "
         "given by --model and --data, and those that a study here has run before."
     ),
 ]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from autocompress.mlflow.server import Links
 
 
-def view_of(run: str, target: str | None, *, quiet: bool) -> RunView:
+def view_of(run: str, target: str | None, *, trust: bool, quiet: bool) -> RunView:
     """A run as it was measured, or re-costed for another target."""
     view = RunView.load(run)
     if target is None:
@@ -34,7 +34,7 @@ def view_of(run: str, target: str | None, *, quiet: bool) -> RunView:
     from autocompress.run.retarget import retarget
 
     with Display(quiet) as shown:
-        return retarget(RunFolder.open(run), view, target, shown.preparing)
+        return retarget(RunFolder.open(run), view, target, shown.preparing, trust=trust)
 
 
 def show_front(view: RunView, console: Console) -> None:

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from autocompress.controller.loop import StopReason
 from autocompress.errors import Interrupted
+from autocompress.policy.writing import without_password
 from autocompress.report.tables import front_table, verdict_table
 from autocompress.report.verdict import verdict
 from autocompress.track.folder import RunFolder
@@ -84,8 +85,11 @@ def show_result(done: Finished, console: Console) -> None:
         kept = file or "not kept; `autocompress apply` builds it from the recipe"
         console.print(f"model   {kept}", soft_wrap=True)
     console.print(f"report  {folder.report}", soft_wrap=True)
-    if done.parts.study.tracking.mlflow:
-        console.print(f"MLflow  autocompress ui {folder.root.parent}", soft_wrap=True)
+    tracking = done.parts.study.tracking
+    if tracking.mlflow:
+        place = without_password(tracking.uri) if tracking.uri else ""
+        server = place if place.startswith("http") else f"autocompress ui {folder.root.parent}"
+        console.print(f"MLflow  {server}", soft_wrap=True)
 
 
 def show_dry_run(found: dict[str, Any], console: Console) -> None:

@@ -12,6 +12,8 @@ from autocompress.execute.local import told
 
 _FILES = 2
 """Files per worker that are timed together."""
+_SHORT_S = 10.0
+"""Jobs that take no longer pause soon where a timing begins in the middle of them."""
 
 
 class Workers(Executor, Protocol):
@@ -27,7 +29,10 @@ class TimingExecutor:
 
     A worker that computes slows a timing beside it, and one that times would keep the others
     waiting. So files are collected while workers compute, and timed together while they rest: they
-    share the rounds of the uncompressed model, too. Workers on other machines need no rest.
+    share the rounds of the uncompressed model, too. Workers pause between batches while somebody
+    times (``measure.lock.after_timing``), so that nobody waits for the last of them; only where
+    jobs are long, and so are the stretches between their pauses, do all end theirs first. The first
+    file is timed at once: people wait for it. Workers on other machines need no rest.
 
     Args:
         workers: answer with ``scored``.
@@ -35,12 +40,14 @@ class TimingExecutor:
     """
 
     def __init__(self, workers: Workers, evaluator: DividedEvaluator) -> None:
-        self.slots = _FILES * workers.slots
+        self._together = _FILES * workers.slots
+        self.slots = self._together + workers.slots  # files that wait, and jobs under way
         self._workers, self._evaluator = workers, evaluator
         self._queue: deque[Job] = deque()
         self._running = 0
         self._scored: list[Outcome] = []
         self._done: deque[Outcome] = deque()
+        self._timed_any = self._long = False
 
     def submit(self, job: Job) -> None:
         """Start a job, or queue it."""
@@ -48,31 +55,49 @@ class TimingExecutor:
         self._start()
 
     def _start(self) -> None:
-        while self._queue and self._running < self._workers.slots:
+        room = self._together if self._long and not self._workers.away else self.slots
+        under_way = self._running + len(self._scored)
+        for _ in range(
+            min(len(self._queue), self._workers.slots - self._running, room - under_way)
+        ):
             self._workers.submit(self._queue.popleft())
             self._running += 1
 
     def wait(self, timeout: float | None = None) -> Outcome | None:
         """The next job that is finished, its file timed."""
         end = None if timeout is None else time.monotonic() + timeout
-        while not self._done and self._running:
+        while not self._done:
+            if self._scored and self._may_time():
+                self._done += self._timed(self._scored)
+                self._scored = []
+                self._start()
+                break
+            if not self._running:
+                break
             left = None if end is None else max(0.0, end - time.monotonic())
             outcome = self._workers.wait(left)
             if outcome is None:
                 return None
             self._running -= 1
-            (self._done if outcome.scored is None else self._scored).append(outcome)
+            if outcome.scored is None:
+                self._done.append(outcome)
+            else:
+                self._scored.append(outcome)
+                self._long = outcome.seconds > _SHORT_S
             self._start()
-            if self._workers.away:
-                break
-        if not self._done and self._scored and (not self._running or self._workers.away):
-            self._done += self._timed(self._scored)
-            self._scored = []
         return self._done.popleft() if self._done else None
+
+    def _may_time(self) -> bool:
+        """Whether there are files enough, and no worker is in the middle of something long."""
+        if not self._running or self._workers.away:
+            return True
+        if self._long:
+            return False
+        return not self._timed_any or len(self._scored) >= self._together
 
     def _timed(self, scored: list[Outcome]) -> list[Outcome]:
         """Time files together; each alone where that fails, so that it costs one job."""
-        start = time.perf_counter()
+        start, self._timed_any = time.perf_counter(), True
         try:
             found = self._evaluator.timed([outcome.scored for outcome in scored])
         except Exception as error:

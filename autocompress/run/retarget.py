@@ -27,7 +27,9 @@ Cost = Callable[[Trial], tuple[float, float]]
 """From a trial to its latency in ms and the spread of that."""
 
 
-def retarget(folder: RunFolder, view: RunView, target: str, progress: Progress) -> RunView:
+def retarget(
+    folder: RunFolder, view: RunView, target: str, progress: Progress, *, trust: bool = False
+) -> RunView:
     """The same trials with their latency on another target; quality and size stay.
 
     Args:
@@ -36,6 +38,7 @@ def retarget(folder: RunFolder, view: RunView, target: str, progress: Progress) 
         target: a device's ``table.json`` (latencies are then predicted) or a runtime's name
             (every trial's model is rebuilt, exported and timed there).
         progress: told what is going on.
+        trust: import whatever functions the run's study names.
 
     Raises:
         InputError: no such table or runtime, or a table of another model.
@@ -49,7 +52,8 @@ def retarget(folder: RunFolder, view: RunView, target: str, progress: Progress) 
         raise InputError(f"There is no table at {target}; the packed runner writes it.")
     if not predicted:
         study = study.changed(target={"runtime": target})
-    with tempfile.TemporaryDirectory() as scratch, from_elsewhere(f"run {folder.root}"):
+    source = from_elsewhere(f"run {folder.root}", trust=trust)
+    with tempfile.TemporaryDirectory() as scratch, source:
         parts = assemble(study, Path(scratch), progress=progress)
         cost, base = _from_table(parts, table) if predicted else _timed(parts, folder)
         entries = []

@@ -19,8 +19,8 @@ class Workers:
 
     slots, away = 2, False
 
-    def __init__(self, failing: Sequence[int] = ()) -> None:
-        self.failing = failing
+    def __init__(self, failing: Sequence[int] = (), seconds: float = 1.0) -> None:
+        self.failing, self.seconds = failing, seconds
         self.running: deque[Job] = deque()
         self.closed: list[bool] = []
 
@@ -33,8 +33,8 @@ class Workers:
             return None
         job = self.running.popleft()
         if job.number in self.failing:
-            return Outcome(job, None, "it failed", 1.0)
-        return Outcome(job, None, seconds=1.0, scored=(job.number, self))
+            return Outcome(job, None, "it failed", self.seconds)
+        return Outcome(job, None, seconds=self.seconds, scored=(job.number, self))
 
     def close(self, *, cancel: bool = False) -> None:
         self.closed.append(cancel)
@@ -48,7 +48,8 @@ class Timer(AnalyticEvaluator):
         self.broken, self.together = broken, []
 
     def timed(self, scored: Sequence[Any]) -> list[Measurement]:
-        assert all(not workers.running for _, workers in scored), "a worker computes"
+        if any(workers.seconds > 10 for _, workers in scored):
+            assert all(not workers.running for _, workers in scored), "a worker computes"
         numbers = [number for number, _ in scored]
         self.together.append(numbers)
         if set(numbers) & set(self.broken):
@@ -69,15 +70,17 @@ def answers(executor: TimingExecutor, todo: Sequence[Job]) -> dict[int, Outcome]
     return found
 
 
-def test_as_many_as_are_under_way_are_timed_together() -> None:
+@pytest.mark.parametrize(("seconds", "groups"), [(1.0, [1, 4, 4, 1]), (30.0, [4, 4, 2])])
+def test_files_are_timed_together(seconds: float, groups: list[int]) -> None:
+    """The first at once, then four; all that are under way where jobs are long."""
     timer = Timer()
-    found = answers(TimingExecutor(Workers(), timer), jobs(8))
+    found = answers(TimingExecutor(Workers(seconds=seconds), timer), jobs(10))
     assert {n: o.measurement["latency_ms"] for n, o in found.items() if o.measurement} == {
-        n: float(n) for n in range(8)
+        n: float(n) for n in range(10)
     }
     assert all(o.scored is None and o.error == "" and o.seconds >= 1.0 for o in found.values())
-    assert sorted(n for group in timer.together for n in group) == list(range(8))
-    assert max(map(len, timer.together)) == 4
+    assert sorted(n for group in timer.together for n in group) == list(range(10))
+    assert [len(group) for group in timer.together] == groups
 
 
 @pytest.mark.parametrize("bad", [[0], [1, 2], list(range(6))])
