@@ -26,9 +26,9 @@ from torch.nn import functional as F
 
 from autocompress.build.calibrate import calibrate
 from autocompress.exporters.write import export
+from autocompress.machine.facts import machine_facts
 from autocompress.measure.conversions import conversions
 from autocompress.measure.latency import paired_timing
-from autocompress.measure.machine import machine_facts
 from autocompress.measure.sampling import Plan
 from autocompress.measure.saturation import products_overflow, settled
 from autocompress.model.inventory import take_inventory

@@ -295,7 +295,7 @@ def test_a_dry_run_with_a_cached_table_waits_for_nobody(
     folder = place / f"lock-{code}"
     monkeypatch.setenv("AUTOCOMPRESS_LOCK_DIR", str(folder))
     hold = (
-        "from autocompress.measure.lock import timing_lock\n"
+        "from autocompress.machine.lock import timing_lock\n"
         "with timing_lock():\n"
         "    print('held', flush=True); input()"
     )

@@ -11,12 +11,13 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "autocompress"
 
-_BASE = {"errors", "policy", "results"}
+_BASE = {"errors", "policy", "results", "machine"}
 _MODEL = {*_BASE, "task", "model"}
 _BUILD = {*_MODEL, "techniques", "recover", "exporters", "build"}
 _TRACK = {*_BASE, "controller", "track"}
 ALLOWED = {
     "errors": set(),
+    "machine": {"errors", "machine"},
     "policy": {"errors", "policy"},
     "results": _BASE,
     "task": {*_BASE, "task"},
@@ -50,7 +51,7 @@ TALKS = {"commands", "report", "cli"}
 """Where people are shown things; a library logs."""
 PROGRAMS = {"estimate/device_runner.py", "measure/memory.py"}
 """Programs of their own, run in another process or on a device: they answer by printing."""
-NO_TORCH = ("policy", "results", "controller", "execute", "track", "report", "mlflow")
+NO_TORCH = ("machine", "policy", "results", "controller", "execute", "track", "report", "mlflow")
 FOR_TYPES = {
     "policy/technique.py": {"measure", "model", "targets", "techniques"},
     "techniques/promises.py": {"measure", "targets"},

@@ -16,8 +16,8 @@ from typing import Any
 
 from autocompress.errors import InputError
 from autocompress.exporters.onnx_kernels import kernel_times
-from autocompress.measure.lock import timing_lock
-from autocompress.measure.machine import machine_facts, machine_id
+from autocompress.machine.facts import machine_facts, machine_id
+from autocompress.machine.lock import timing_lock
 from autocompress.measure.quiet import repeat_disturbed
 from autocompress.measure.rounds import warm_up
 from autocompress.model.kernels import Kernel

@@ -16,7 +16,8 @@ from autocompress.estimate.latency_features import LayerPlan
 from autocompress.estimate.latency_model import choose_variants
 from autocompress.estimate.whole_models import ExportVariant, none_left
 from autocompress.exporters.onnx_kernels import write_kernels
-from autocompress.measure import machine, rounds
+from autocompress.machine import facts
+from autocompress.measure import rounds
 from autocompress.model.kernels import Kernel
 from autocompress.policy.attempt import attempt
 from autocompress.policy.inventory import Inventory
@@ -33,7 +34,7 @@ RUNNER = "run_kernels.py"
 _RUNNER_FILES = {
     Path(__file__).with_name("device_runner.py"): RUNNER,
     Path(rounds.__file__): "rounds.py",
-    Path(machine.__file__): "machine.py",
+    Path(facts.__file__): "machine.py",
 }
 
 

@@ -30,7 +30,7 @@ class TimingExecutor:
     A worker that computes slows a timing beside it, and one that times would keep the others
     waiting. So files are collected while workers compute, and timed together while they rest: they
     share the rounds of the uncompressed model, too. Workers pause between batches while somebody
-    times (``measure.lock.after_timing``), so that nobody waits for the last of them; only where
+    times (``machine.lock.after_timing``), so that nobody waits for the last of them; only where
     jobs are long, and so are the stretches between their pauses, do all end theirs first. The first
     file is timed at once: people wait for it. Workers on other machines need no rest.
 

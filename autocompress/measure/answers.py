@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from autocompress.measure.lock import after_timing
-from autocompress.measure.machine import usable_cores
+from autocompress.machine.facts import usable_cores
+from autocompress.machine.lock import after_timing
 from autocompress.targets.base import Session, Target
 from autocompress.task.calling import rebuild
 from autocompress.task.nested import batch_size, map_tensors, tensors

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from autocompress.errors import MeasurementError
-from autocompress.measure.lock import after_timing, timing_lock
-from autocompress.measure.machine import load_average, machine_facts
+from autocompress.machine.facts import load_average, machine_facts
+from autocompress.machine.lock import after_timing, timing_lock
 from autocompress.measure.memory import peak_memory_bytes
 from autocompress.measure.quiet import QuietSpeed
 from autocompress.measure.sampling import Plan, Sampler, Samples

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from autocompress.errors import InputError
-from autocompress.measure.lock import after_timing
+from autocompress.machine.lock import after_timing
 from autocompress.measure.quiet import QuietSpeed
 from autocompress.measure.saturation import overflow_problems, products_overflow
 from autocompress.policy.policy import Policy

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from autocompress.build.pipeline import Pipeline
-from autocompress.measure.lock import after_timing
+from autocompress.machine.lock import after_timing
 from autocompress.policy.policy import Policy
 from autocompress.policy.recovery import Schedule
 from autocompress.recover.device import Place, in_float

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from autocompress.build.builder import Builder
 from autocompress.build.state import state_file
 from autocompress.estimate.estimator import Estimator
-from autocompress.measure.lock import after_timing
+from autocompress.machine.lock import after_timing
 from autocompress.measure.measurer import Measurer, Scored
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.results.metric import Measurement

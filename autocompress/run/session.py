@@ -23,8 +23,8 @@ from autocompress.controller.stop import stopping_on_interrupt
 from autocompress.errors import AutocompressError, InputError
 from autocompress.execute import make_executor
 from autocompress.execute.pool import check_main
-from autocompress.measure.lock import after_timing
-from autocompress.measure.machine import machine_facts
+from autocompress.machine.facts import machine_facts
+from autocompress.machine.lock import after_timing
 from autocompress.mlflow.sink import MlflowSink
 from autocompress.policy.writing import without_password
 from autocompress.results.answer import decide, judged

@@ -19,8 +19,8 @@ from autocompress.estimate.latency_features import LayerPlan
 from autocompress.estimate.latency_model import LatencyModel, choose_variants
 from autocompress.estimate.pack import RUNNER, pack_kernels
 from autocompress.exporters.write import export
+from autocompress.machine.facts import machine_facts
 from autocompress.measure import rounds as rule
-from autocompress.measure.machine import machine_facts
 from autocompress.measure.rounds import quiet_rounds
 from autocompress.policy.inventory import Inventory
 from autocompress.policy.policy import Policy

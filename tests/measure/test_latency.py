@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from autocompress.errors import InputError
-from autocompress.measure import latency, lock, sampling
+from autocompress.machine import lock
+from autocompress.measure import latency, sampling
 from autocompress.measure.latency import bench, paired_timing, paired_timings
 from autocompress.measure.quiet import QuietSpeed
 from autocompress.measure.rounds import take_round

@@ -52,7 +52,7 @@ def test_a_quiet_display_shows_nothing(capsys: pytest.CaptureFixture[str]) -> No
     with Display(quiet=True) as display:
         display.preparing("layer bank", 0.5)
         display.progressed(SearchProgress("search", 3, 10, None, 0.0, None))
-        logging.getLogger("autocompress.measure.lock").info("waiting")
+        logging.getLogger("autocompress.machine.lock").info("waiting")
         logging.getLogger("autocompress.mlflow").warning("MLflow is down")
     assert capsys.readouterr() == ("", "")
 
@@ -60,7 +60,7 @@ def test_a_quiet_display_shows_nothing(capsys: pytest.CaptureFixture[str]) -> No
 def test_what_the_library_logs_is_shown_and_only_meanwhile(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    root, lock = logging.getLogger("autocompress"), logging.getLogger("autocompress.measure.lock")
+    root, lock = logging.getLogger("autocompress"), logging.getLogger("autocompress.machine.lock")
     before = (root.level, list(root.handlers))
     with Display() as display:
         display.preparing("latency table", 0.0)

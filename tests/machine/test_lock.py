@@ -17,12 +17,12 @@ from pathlib import Path
 import pytest
 
 from autocompress.errors import MeasurementError
-from autocompress.measure import lock
-from autocompress.measure.lock import after_timing, lock_folder, timing_lock
+from autocompress.machine import lock
+from autocompress.machine.lock import after_timing, lock_folder, timing_lock
 
 _TIMING = """
 import sys
-from autocompress.measure.lock import timing_lock
+from autocompress.machine.lock import timing_lock
 print("waiting", flush=True)
 with timing_lock():
     print("holding", flush=True)
@@ -30,7 +30,7 @@ with timing_lock():
 print("released", flush=True)
 """
 _COMPUTING = """
-from autocompress.measure.lock import after_timing
+from autocompress.machine.lock import after_timing
 print("waiting", flush=True)
 after_timing()
 print("holding", flush=True)
@@ -171,7 +171,7 @@ def test_a_wait_says_for_whom_and_how_long(
 ) -> None:
     monkeypatch.setattr(lock, "_FIRST_WORD_S", 0.2)
     monkeypatch.setattr(lock, "_NEXT_WORD_S", 0.5)
-    caplog.set_level(logging.INFO, "autocompress.measure.lock")
+    caplog.set_level(logging.INFO, "autocompress.machine.lock")
     holder = start(_TIMING)
     assert holder.reaches("holding")
     threading.Timer(1.6, holder.let_go).start()
@@ -194,7 +194,7 @@ def test_a_wait_says_for_whom_and_how_long(
 def test_short_waits_and_free_locks_say_nothing(
     start: Callable[[str], Other], caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, "autocompress.measure.lock")
+    caplog.set_level(logging.INFO, "autocompress.machine.lock")
     holder = start(_TIMING)
     assert holder.reaches("holding")
     threading.Timer(0.2, holder.let_go).start()

@@ -1,0 +1,1 @@
+"""The machine that everything runs on: what it is, and who times on it now."""
