@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from autocompress.build.walk import Key, Steps, Walk
 from autocompress.errors import UnsupportedModel
+from autocompress.machine.lock import after_timing
 from autocompress.task.memory import Memory
 from autocompress.task.nested import batch_size, take
 
@@ -118,6 +119,7 @@ class Lockstep:
     def layers(self) -> Iterator[tuple[Key, fx.Node]]:
         """The first network's layers, each when both are about to run it."""
         for key, node in self._layers.items():
+            after_timing()
             for side in (*self.old, *self.new):
                 side.until(key)
             yield key, node

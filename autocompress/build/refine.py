@@ -24,6 +24,7 @@ from autocompress.build.rounding import compensate
 from autocompress.build.segments import Segment, common_segments, inside, reads_inputs, run_segment
 from autocompress.build.walk import Steps, Walk
 from autocompress.errors import UnsupportedModel
+from autocompress.machine.lock import after_timing
 from autocompress.model.weights import load_tensors, state_tensors
 from autocompress.policy.recovery import Schedule
 from autocompress.policy.registry import sets_weights
@@ -293,6 +294,7 @@ class Refinement:
         with torch.enable_grad():
             order = _order(count, self.config.batch_size, steps, self.seed)
             for step, (batch, index) in enumerate(order):
+                after_timing()
                 spent = (time.monotonic() - begin) / max(1e-9, deadline - begin)
                 done = max(step / steps, min(1.0, spent))
                 if done >= 1:

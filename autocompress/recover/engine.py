@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from autocompress.errors import InputError, TrainingDiverged
+from autocompress.machine.lock import after_timing
 from autocompress.model.weights import state_tensors
 from autocompress.policy.recovery import Schedule
 from autocompress.recover.augment import Augment, mix
@@ -192,6 +193,7 @@ class Trainer:
     def _one_step(self, draw: int, number: int, index: Tensor) -> None:
         generator = stream(self.seed, "augment", draw, number)
         stored, targets = self.train.take(index.to(self.train.device))
+        after_timing()
         if self.augment is not None:
             stored = self.augment(stored, generator)
         inputs = self.place.put(self.train.prepare(stored))

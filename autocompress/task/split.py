@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from autocompress.errors import InputError
+from autocompress.machine.lock import after_timing
 from autocompress.task.boxes import digest_boxes, is_boxes
 from autocompress.task.memory import Memory
 from autocompress.task.nested import batch_size, take, tensors
@@ -95,6 +96,7 @@ class Split:
             else torch.arange(count)
         )
         for start in range(0, count, size):
+            after_timing()  # who reads batches computes
             stored, targets = self.take(order[start : start + size])
             yield self.prepare(stored), targets
 
