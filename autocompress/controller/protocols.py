@@ -43,7 +43,6 @@ class Evaluator(Protocol):
         """
 
 
-@runtime_checkable
 class NearEvaluator(Evaluator, Protocol):
     """An evaluator that estimates small changes of a policy quickly.
 
