@@ -20,7 +20,8 @@ import numpy as np
 from autocompress.controller.config import SearchConfig
 from autocompress.controller.context import Context
 from autocompress.controller.guided.costs import EstimatedCosts
-from autocompress.controller.solver import knapsack, solve
+from autocompress.controller.knapsack import knapsack
+from autocompress.controller.solver import solve
 from autocompress.estimate.estimator import Estimator
 from autocompress.estimate.kernel_table import KernelTable
 from autocompress.estimate.latency_features import LayerPlan

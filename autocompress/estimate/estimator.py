@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from autocompress.model.shapes import resolver
 from autocompress.policy.inventory import Inventory
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.settings import CompressionSettings
@@ -65,7 +66,6 @@ class Estimator:
             From what is done to some layers instead to what ``estimate`` gives.
         """
         from autocompress.model.cost import cost_changes
-        from autocompress.model.shapes import resolver
 
         shapes = resolver(self.inventory, self.settings).changes(policy)
         costs = cost_changes(self.inventory, policy, self.settings)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autocompress.build.pipeline import student_cost
+from autocompress.controller.near import estimates_near
 from autocompress.controller.seeds import ladders
 from autocompress.errors import InfeasibleBudget
 from autocompress.policy.budget import Budget, Limit
@@ -142,7 +143,6 @@ def cheap_ends(parts: Assembly) -> list[Policy]:
     The hardest levels are not always the quickest: a factorized layer is two small ones. From the
     quickest ladder, one choice after another takes its quickest level until none gains.
     """
-    from autocompress.controller.near import estimates_near
     from autocompress.controller.solver import cheapest
 
     space, evaluator = parts.space, parts.evaluator

@@ -13,7 +13,8 @@ from analytic import AnalyticEvaluator, make_space
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autocompress.controller.solver import cheapest, knapsack, solve
+from autocompress.controller.knapsack import knapsack
+from autocompress.controller.solver import cheapest, solve
 from autocompress.policy.inventory import Inventory
 from autocompress.policy.space import Assignment, Choice, Space
 

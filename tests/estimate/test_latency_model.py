@@ -180,9 +180,9 @@ def test_what_lies_beyond_the_caches_counts_by_itself(
     plan: LayerPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first of the maps that change (8 x 8 x 8) exceeds a cache of 300 values."""
-    from autocompress.estimate import latency_features
+    from autocompress.estimate import latency_row
 
-    monkeypatch.setattr(latency_features, "_NEAR", 300)
+    monkeypatch.setattr(latency_row, "_NEAR", 300)
     int8 = LayerPolicy(weight_bits=8, activation_bits=8)
     policy = Policy({"first": int8, "last": int8})
     weights = plan.weight_bytes(policy)

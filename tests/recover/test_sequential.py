@@ -22,12 +22,14 @@ from autocompress.techniques.moments import rows
 from autocompress.techniques.prune import remove
 
 
-def pruned(name: str, ratio: float = 0.5, ridge: float = 0.01) -> tuple[LayerBank, Policy]:
-    model = make(name)
-    reestimate(model, data(name).train.inputs())  # as trained: statistics that fit the data
+def pruned(
+    name: str, ratio: float = 0.5, ridge: float = 0.01, count: int = 48
+) -> tuple[LayerBank, Policy]:
+    model, train = make(name), data(name, count).train
+    reestimate(model, train.inputs())  # as trained: statistics that fit the data
     settings = CompressionSettings(ridge=ridge)
     inventory = take_inventory(model, example(name))
-    bank = LayerBank.build(model, inventory, data(name).train, settings)
+    bank = LayerBank.build(model, inventory, train, settings)
     groups = [g for g in inventory.channel_groups if not g.residual]
     return bank, Policy({p: LayerPolicy(prune_ratio=ratio) for g in groups for p in g.producers})
 
@@ -44,8 +46,8 @@ def test_outputs_come_nearer_than_with_the_bank_alone(name: str) -> None:
 
 
 def test_the_last_layer_is_the_least_squares_of_numpy() -> None:
-    bank, policy = pruned("plain", ridge=1e-9)
-    inputs = torch.cat([data("plain").train.inputs(), example("plain", 400, seed=5)])
+    bank, policy = pruned("plain", ridge=1e-9, count=96)
+    inputs = torch.cat([data("plain").train.inputs(), example("plain", 1000, seed=5)])
     small = sequential_resolve(bank.model, bank.stitch(policy), inputs).module
     seen: list[torch.Tensor] = []
     handle = small.fc2.register_forward_pre_hook(lambda m, args: seen.append(args[0]))

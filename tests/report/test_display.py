@@ -48,13 +48,18 @@ def test_a_narrow_terminal_keeps_what_matters(
     assert "best in budget 90.00%, 3600 s left" in capsys.readouterr().err
 
 
-def test_a_quiet_display_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    with Display(quiet=True) as display:
+@pytest.mark.parametrize("silent", [False, True])
+def test_a_quiet_display_shows_warnings_and_a_silent_one_nothing(
+    capsys: pytest.CaptureFixture[str], silent: bool
+) -> None:
+    with Display(quiet=not silent, silent=silent) as display:
         display.preparing("layer bank", 0.5)
         display.progressed(SearchProgress("search", 3, 10, None, 0.0, None))
         logging.getLogger("autocompress.machine.lock").info("waiting")
         logging.getLogger("autocompress.mlflow").warning("MLflow is down")
-    assert capsys.readouterr() == ("", "")
+    out, told = capsys.readouterr()
+    assert out == ""
+    assert told.split() == ([] if silent else ["MLflow", "is", "down"])
 
 
 def test_what_the_library_logs_is_shown_and_only_meanwhile(
