@@ -52,16 +52,16 @@ def timing_lock() -> Iterator[None]:
     lock, again = _lock(), _lock().is_locked
     free = _wait(lock, _LONGEST_S)
     if not free:
-        _log.warning("timing beside %s: the latency may be too high", _holder()[0])
+        _log.warning("timing beside %s: the latency may be too high", _holder(lock)[0])
     try:
         if free and not again:
-            _sign()
+            _sign(lock)
         yield
     finally:
         if free:
             if not again:
                 with suppress(OSError):
-                    _unsign()
+                    _note(lock).unlink(missing_ok=True)
             lock.release()
 
 
@@ -76,7 +76,7 @@ def after_timing() -> None:
         return
     with _usable(lock), suppress(Timeout), lock.acquire(timeout=0):
         return
-    left = _PAUSE_S - (time.time() - _holder()[1])
+    left = _PAUSE_S - (time.time() - _holder(lock)[1])
     if left > 0 and _wait(lock, left):
         lock.release()
 
@@ -93,7 +93,7 @@ def _wait(lock: BaseFileLock, seconds: float) -> bool:
                 waited = time.monotonic() - start
                 if waited >= seconds:
                     return False
-                _log.info("waiting for %s; waited for %.0f s so far", _holder()[0], waited)
+                _log.info("waiting for %s; waited for %.0f s so far", _holder(lock)[0], waited)
                 pause = _NEXT_WORD_S
             else:
                 return True
@@ -135,7 +135,7 @@ def _usable(lock: BaseFileLock) -> Iterator[None]:
         ) from None
 
 
-def _sign() -> None:
+def _sign(lock: BaseFileLock) -> None:
     """Leave word who holds the lock, for those who wait.
 
     Only the words of the command that are no options: these may hold a password.
@@ -144,9 +144,9 @@ def _sign() -> None:
     program = program.parent if program.stem == "__main__" else program
     words = [w for w in sys.argv[1:3] if not w.startswith("-") and "://" not in w]
     about = f"process {os.getpid()} ({' '.join([program.name, *words])}), which has been timing"
-    note = lock_folder() / "holder.json"
+    note = _note(lock)
     try:
-        _unsign()
+        note.unlink(missing_ok=True)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
         with os.fdopen(os.open(note, flags, 0o644), "w") as out:
             json.dump({"about": about, "since": time.time()}, out)
@@ -154,14 +154,14 @@ def _sign() -> None:
         _log.warning("others cannot be told who times here: %s", error)
 
 
-def _unsign() -> None:
-    """Take the word back; one that a killed process of another user left may have to stay."""
-    (lock_folder() / "holder.json").unlink(missing_ok=True)
+def _note(lock: BaseFileLock) -> Path:
+    """Beside the lock; one that a killed process of another user left may have to stay."""
+    return Path(lock.lock_file).with_name("holder.json")
 
 
-def _holder() -> tuple[str, float]:
+def _holder(lock: BaseFileLock) -> tuple[str, float]:
     """Who holds the lock, in words, and since when; now where nothing is known."""
-    now, note = time.time(), lock_folder() / "holder.json"
+    now, note = time.time(), _note(lock)
     try:
         if not stat.S_ISREG(note.lstat().st_mode):
             return "another process", now
