@@ -21,9 +21,10 @@ from autocompress.policy.space import Assignment, Space
 Costs = Callable[[Assignment], Mapping[str, float]]
 """From an assignment to metric name and cost; microseconds."""
 
-Marginals = Callable[[Assignment, Sequence[str]], list[NDArray[np.float64]]]
+Marginals = Callable[[Assignment, Sequence[str], bool], list[NDArray[np.float64]]]
 """From an assignment and metric names to what each level of each choice would add to the costs of
-the assignment: ``(metrics, levels)`` per choice."""
+the assignment: ``(metrics, levels)`` per choice. The last argument asks for what is true there, of
+whoever gives what was true nearby otherwise."""
 
 Near = Callable[[Assignment], Callable[[int, int], Mapping[str, float]]]
 """From an assignment to the costs of those that differ from it in one choice, by its place and a
@@ -35,6 +36,10 @@ _TRIFLE = 1e-9
 """Of a limit; what a level costs at least where it is weighed against what it loses."""
 _IN_VAIN = 1
 """Linearizations in a row that may bring nothing before the last."""
+_LOOKS = 2000
+"""Levels that are looked at anew where the answer is, all looks together, but once at least."""
+_WORTH = 0.002
+"""Share of the loss that another look at what is true at the answer has to bring."""
 _FILL_ROUNDS = 8
 _HARDEN_ROUNDS = 30
 _POLISH_ROUNDS = 20
@@ -93,13 +98,19 @@ def solve(
             break
         seen.add(current)
     if polish:
+        for _ in range(max(1, min(rounds, _LOOKS // sum(map(len, losses))))):
+            at.marginals(best, fresh=True)
+            found = min(_filled(at, _step(at, best)), _filled(at, best), key=at.loss)
+            if at.loss(found) > (1 - _WORTH) * at.loss(best):
+                break
+            best = found
         found = _filled(at, _step(at, best, exact=True))
         best = _polished(at, min(best, found, key=at.loss))
     return best
 
 
 def _marginals(
-    space: Space, costs: Costs, current: Assignment, names: Sequence[str]
+    space: Space, costs: Costs, current: Assignment, names: Sequence[str], fresh: bool
 ) -> list[NDArray[np.float64]]:
     """From costs of whole assignments."""
     own = costs(current)
@@ -190,9 +201,9 @@ class _Problem:
         """Whether the choices that have an order keep it."""
         return all(assignment[a] or not assignment[b] for a, b in pairwise(self.order))
 
-    def marginals(self, current: Assignment) -> list[NDArray[np.float64]]:
+    def marginals(self, current: Assignment, *, fresh: bool = False) -> list[NDArray[np.float64]]:
         """What each level of each choice adds to the costs, ``(metrics, levels)`` each."""
-        return self.marginals_at(current, self.names)
+        return self.marginals_at(current, self.names, fresh)
 
 
 def _step(at: _Problem, current: Assignment, *, exact: bool = False) -> Assignment:

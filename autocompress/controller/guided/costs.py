@@ -47,12 +47,17 @@ class EstimatedCosts:
         found = self.context.estimates_near(assignment)
         return lambda place, level: self._safe(found(place, level))
 
-    def marginals(self, assignment: Assignment, names: Sequence[str]) -> list[NDArray[np.float64]]:
+    def marginals(
+        self, assignment: Assignment, names: Sequence[str], fresh: bool = False
+    ) -> list[NDArray[np.float64]]:
         """What each level of each choice adds to the costs, ``(metrics, levels)`` each.
 
         Found anew only where choices stand differently that have a say in them: nearly none do
-        from one step of a solver to the next.
+        from one step of a solver to the next. How sure an estimate is depends a little on all
+        others; ``fresh`` forgets what was found elsewhere.
         """
+        if fresh:
+            self._tables.clear()
         near, own, tables = None, self(assignment), []
         for i, choice in enumerate(self.context.space.choices):
             around = tuple(assignment[j] for j in self.context.space.beside[i])
