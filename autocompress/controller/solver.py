@@ -34,6 +34,8 @@ _ROUNDING = 1e-9
 """Costs that differ by so little of themselves are the same."""
 _TRIFLE = 1e-9
 """Of a limit; what a level costs at least where it is weighed against what it loses."""
+_EXACT = 400
+"""Levels of all choices together, up to which every knapsack may be solved exactly."""
 _IN_VAIN = 1
 """Linearizations in a row that may bring nothing before the last."""
 _LOOKS = 2000
@@ -88,25 +90,19 @@ def solve(
             return None
         current = hardened
     best, seen, in_vain = current, {current}, 0
+    exact = sum(map(len, losses)) <= _EXACT
     for _ in range(rounds):
-        current = _step(at, current)
+        current = _step(at, current, exact=exact)
         found = _filled(at, current)
+        # a point with room left is the better one to go on from, where there are rounds to do so
+        current = current if polish else found
         in_vain += 1
         if at.loss(found) < at.loss(best):
             best, in_vain = found, 0
         if current in seen or in_vain > _IN_VAIN:
             break
         seen.add(current)
-    if polish:
-        for _ in range(max(1, min(rounds, _LOOKS // sum(map(len, losses))))):
-            at.marginals(best, fresh=True)
-            found = min(_filled(at, _step(at, best)), _filled(at, best), key=at.loss)
-            if at.loss(found) > (1 - _WORTH) * at.loss(best):
-                break
-            best = found
-        found = _filled(at, _step(at, best, exact=True))
-        best = _polished(at, min(best, found, key=at.loss))
-    return best
+    return _ended(at, best, rounds, exact=exact) if polish else best
 
 
 def _marginals(
@@ -204,6 +200,19 @@ class _Problem:
     def marginals(self, current: Assignment, *, fresh: bool = False) -> list[NDArray[np.float64]]:
         """What each level of each choice adds to the costs, ``(metrics, levels)`` each."""
         return self.marginals_at(current, self.names, fresh)
+
+
+def _ended(at: _Problem, best: Assignment, rounds: int, *, exact: bool) -> Assignment:
+    """Improved by what costs are where the answer is, an exact knapsack, and exchanges."""
+    for _ in range(max(1, min(rounds, _LOOKS // max(1, sum(map(len, at.losses)))))):
+        at.marginals(best, fresh=True)
+        step = _step(at, best, exact=exact)
+        found = min(_filled(at, step), _filled(at, best), key=at.loss)
+        if at.loss(found) > (1 - _WORTH) * at.loss(best):
+            break
+        best = found
+    found = _filled(at, _step(at, best, exact=True))
+    return _polished(at, min(best, found, key=at.loss))
 
 
 def _step(at: _Problem, current: Assignment, *, exact: bool = False) -> Assignment:

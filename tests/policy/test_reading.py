@@ -225,6 +225,7 @@ def _places(node: Any) -> Iterator[tuple[Any, Any]]:
             yield from _places(part)
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("kind", READERS)
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data())
