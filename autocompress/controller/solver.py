@@ -281,7 +281,8 @@ def _hardened(at: _Problem, start: Assignment) -> Assignment | None:
         for i, (loss, table) in enumerate(zip(at.losses, tables, strict=True)):
             saved = -table[worst]
             price = np.maximum(loss - loss[current[i]], 0.0) / np.where(saved > 0, saved, np.nan)
-            if not np.isnan(price).all():
+            # another architecture saves everything, and is not what the levels are about
+            if not np.isnan(price).all() and at.space.choices[i].kind != "student":
                 level = int(np.nanargmin(price))
                 if not at.ordered((*current[:i], level, *current[i + 1 :])):
                     continue  # its turn comes when those before it have moved
