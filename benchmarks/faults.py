@@ -33,20 +33,14 @@ from typing import Any
 import psutil
 
 from autocompress.results.trial import TrialState
+from autocompress.run.study import load_study
 from autocompress.track.journal import read_trials
 
 MARK = "AUTOCOMPRESS_FAULTS"
 PATIENCE_S = 900.0
-STUDY: dict[str, Any] = {
-    "name": "faults",
-    "model": {"factory": "autocompress.workloads.models:digits_resnet", "args": {"width": 12}},
-    "baseline": {"schedule": {"epochs": 4, "batch_size": 64, "lr": 0.1}},
-    "data": {"factory": "autocompress.workloads.data:digits"},
-    "space": "joint",
-    "budget": ["macs<=0.5x", "latency<=3x"],
-    "search": {"trials": 12, "timeout_s": None, "candidates": 2, "screen_images": 64},
-    "recovery": {"epochs": 1, "candidates": 1, "schedule": {"batch_size": 64, "lr": 0.02}},
-}
+STUDY = load_study("quickstart").changed(
+    name="faults", search={"trials": 12, "timeout_s": None}, recovery={"candidates": 1}
+)
 
 
 @dataclass
@@ -73,8 +67,8 @@ class Study:
 
     def begin(self, *more: str) -> subprocess.Popen[bytes]:
         """Start or resume it."""
-        whole = {**STUDY, "workers": self.workers, "tracking": self.tracking}
-        (self.folder / "study.json").write_text(json.dumps(whole))
+        own = STUDY.changed(workers=self.workers, tracking=self.tracking)
+        (self.folder / "study.json").write_text(own.model_dump_json())
         limit = None if "--resume" in more else self.limit
         with (self.folder / "log").open("a") as log:
             self.process = subprocess.Popen(

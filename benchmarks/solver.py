@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -30,11 +30,11 @@ from autocompress.execute.local import InProcessExecutor
 from autocompress.model.kernels import Kernel
 from autocompress.policy.budget import Budget
 from autocompress.policy.inventory import ChannelGroup, Inventory, LayerSpec
-from autocompress.policy.policy import LayerPolicy, Policy
+from autocompress.policy.policy import Policy
 from autocompress.policy.settings import CompressionSettings
 from autocompress.policy.space import Assignment, Space
 from autocompress.policy.space_config import SpaceConfig
-from autocompress.results.metric import Measurement
+from autocompress.run.evaluator import StudyEvaluator
 from autocompress.testing.sampler import ChainEvaluator
 
 RULE = {
@@ -94,13 +94,8 @@ class Estimates(ChainEvaluator):
     def _no_student(name: str) -> object:
         raise NotImplementedError(name)
 
-    def estimate(self, policy: Policy) -> Measurement:
-        return self.estimator.estimate(policy)
-
-    def estimate_changes(
-        self, policy: Policy
-    ) -> Callable[[Mapping[str, LayerPolicy]], Measurement]:
-        return self.estimator.changes(policy)
+    estimate = StudyEvaluator.estimate
+    estimate_changes = StudyEvaluator.estimate_changes
 
 
 def linearized(

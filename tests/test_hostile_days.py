@@ -184,7 +184,8 @@ def test_an_interrupt_before_the_first_trial_is_a_sentence(tmp_path: Path) -> No
 def test_a_script_that_workers_cannot_import_is_refused_at_once(tmp_path: Path) -> None:
     """It would start its search in every worker, which would start theirs."""
     begin = (
-        "import torch, autocompress as ac\n"
+        "import logging, torch, autocompress as ac\n"
+        "log = logging.getLogger(__name__)  # a name that guards nothing\n"
         "model, rows = torch.nn.Linear(4, 3), (torch.randn(64, 4), torch.arange(64) % 3)\n"
     )
     call = "ac.search(model, {'train': rows}, workers=2, budget='latency<=0.5x')\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -10,11 +11,29 @@ from torch import Tensor, nn
 from autocompress.policy.recovery import Schedule
 from autocompress.recover.device import Place, in_float
 from autocompress.task.calling import call
-from autocompress.task.nested import concat, map_tensors
+from autocompress.task.memory import Memory
+from autocompress.task.nested import concat, map_tensors, tensors
 from autocompress.task.split import Split
 from autocompress.task.task import Task
 
 CHUNK = 128
+_FEWEST = 8
+"""Inputs that a divergence is told from at least."""
+
+
+def as_many_as_fit(model: nn.Module, inputs: Split, wanted: int, memory: Memory | None) -> int:
+    """How many inputs networks are compared on: as far as the outputs of three fit into memory.
+
+    Args:
+        model: uncompressed.
+        inputs: at least one.
+        wanted: at most so many.
+        memory: what may be used; by default the machine's share.
+    """
+    with torch.inference_mode():
+        two = tensors(call(model, inputs.inputs(2)))
+    each = sum(4 * part.numel() for part in two) // 2
+    return min(wanted, max(_FEWEST, (memory or Memory.of()).limit // max(1, 3 * each)))
 
 
 class Judge:
@@ -36,8 +55,9 @@ class Judge:
         _, self._targets = inputs.take(slice(None))
 
     def __call__(self, module: nn.Module) -> float:
-        """Mean divergence of a network; its mode is its owner's."""
-        return float(self.divergence(self._wanted, self._outputs(module), self._targets).mean())
+        """Mean divergence of a network, infinite where it has none; its mode is its owner's."""
+        found = self.divergence(self._wanted, self._outputs(module), self._targets).mean()
+        return math.inf if math.isnan(found) else float(found)
 
     def _outputs(self, module: nn.Module) -> Any:
         with torch.no_grad():

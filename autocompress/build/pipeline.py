@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from autocompress.build.state import load_state
 from autocompress.errors import InputError, UnsupportedModel
+from autocompress.policy.attempt import attempt
 from autocompress.policy.inventory import Inventory
 from autocompress.policy.policy import Distill, Policy
 from autocompress.policy.settings import CompressionSettings
@@ -265,7 +266,6 @@ class Pipeline:
         """Re-solved layer by layer, unless the bank's weights do better on inputs kept apart."""
         import torch
 
-        from autocompress.build.judge import Judge
         from autocompress.build.sequential import sequential_resolve
 
         train, settings, macs = self.data.train, self.settings, self.inventory.macs
@@ -284,15 +284,34 @@ class Pipeline:
         if not apart:
             return solved
         plain = self._repaired(stitched, "bank_batch_norm")
-        judge = Judge(self.model, sample.subset(order[wanted:]), self.task)
-        if judge(solved.module) <= judge(plain.module):
-            return solved
-        note = (
-            f"No sequential re-solve: on {apart} training inputs that were kept apart, the bank's "
-            f"weights are nearer to the original than what {count} others gave."
+        judges = sample.subset(order[wanted:])
+        nearer, reason = attempt(
+            compressed.policy,
+            "the judging of repairs",
+            lambda: self._nearer(solved, plain, judges),
+            level=logging.INFO,
         )
-        _log.info(note)
-        return plain.with_(notes=(*plain.notes, note))
+        if nearer is None:
+            note = f"The sequential re-solve was not judged on other inputs: {reason}"
+            return solved.with_(notes=(*solved.notes, note))
+        if nearer is plain:
+            note = (
+                f"No sequential re-solve: on {apart} training inputs that were kept apart, the "
+                f"bank's weights are nearer to the original than what {count} others gave."
+            )
+            _log.info(note)
+            nearer = plain.with_(notes=(*plain.notes, note))
+        return nearer
+
+    def _nearer(self, solved: Compressed, plain: Compressed, inputs: Split) -> Compressed:
+        """The one whose outputs are nearer to the uncompressed model's; the first of equals."""
+        import torch
+
+        from autocompress.build.judge import Judge, as_many_as_fit
+
+        count = as_many_as_fit(self.model, inputs, len(inputs), self.data.memory)
+        judge = Judge(self.model, inputs.subset(torch.arange(count)), self.task)
+        return min(solved, plain, key=lambda compressed: judge(compressed.module))
 
     def _affordable(self, wanted: int) -> int:
         """Samples of the sequential re-solve, as far as memory allows."""

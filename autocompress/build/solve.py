@@ -205,7 +205,7 @@ def accumulate(layer: MatrixLayer, fed: Sequence[Tensor], wanted: Sequence[Tenso
         wanted: what its outputs are to be, in chunks.
     """
     generator = torch.Generator().manual_seed(0)
-    sums = _Sums(), _Sums()
+    whole, held = _Sums(), _Sums()
     for x, t in zip(fed, wanted, strict=True):
         found = rows(layer, x)[0]
         goal = (
@@ -213,22 +213,19 @@ def accumulate(layer: MatrixLayer, fed: Sequence[Tensor], wanted: Sequence[Tenso
             if isinstance(layer, nn.Linear)
             else t.flatten(2).transpose(1, 2).reshape(len(found), -1)
         )
-        held = int(len(x) * _HELD) * (len(found) // len(x))
+        apart = int(len(x) * _HELD) * (len(found) // len(x))
         limit = max(_ROWS // len(fed), 8 * found.shape[1])
-        index = torch.arange(len(found))
-        if len(found) > limit:
+        if len(found) > limit:  # more than are ever few
             index = torch.randint(len(found), (limit,), generator=generator)
-        found, goal = found[index], goal[index]
+            found, goal, apart = found[index], goal[index], 0
         found = torch.cat([found, found.new_ones(len(found), 1)], 1)
-        for one, own in zip(sums, (index < held, index >= held), strict=True):
-            one.add(found[own], goal[own])
-    held_out, others = sums
-    count = held_out.count + others.count
-    gram, cross = held_out.gram + others.gram, held_out.cross + others.cross
-    if not 0 < held_out.count < count or count >= _FEW * len(gram):
-        return Equations(gram / count, cross / count)
-    judge = held_out.gram / held_out.count, held_out.cross / held_out.count
-    return Equations(gram / count, cross / count, judge, held_out.count / count)
+        whole.add(found, goal)
+        if apart and len(found) * len(fed) < _FEW * found.shape[1]:
+            held.add(found[:apart], goal[:apart])
+    gram, cross = whole.means
+    if not held.count or whole.count >= _FEW * len(gram):
+        return Equations(gram, cross)
+    return Equations(gram, cross, held.means, held.count / whole.count)
 
 
 class _Sums:
@@ -243,6 +240,11 @@ class _Sums:
         self.count += len(x)
         self.gram = (x.T @ x).double() + self.gram
         self.cross = (x.T @ goal).double() + self.cross
+
+    @property
+    def means(self) -> tuple[Tensor, Tensor]:
+        """Both, per row."""
+        return self.gram / self.count, self.cross / self.count
 
 
 def damp(gram: Tensor, cross: Tensor, weight: Tensor, ridge: float) -> float:

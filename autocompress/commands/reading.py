@@ -15,7 +15,7 @@ from autocompress.commands.output import answer
 from autocompress.errors import AutocompressError, InputError
 from autocompress.mlflow.server import serve
 from autocompress.mlflow.store import sync
-from autocompress.policy.writing import without_password
+from autocompress.policy.writing import scrubbed, without_password
 from autocompress.report.display import Display
 from autocompress.report.tables import front_table, verdict_table
 from autocompress.track.folder import RunFolder
@@ -68,7 +68,7 @@ def track(run: str, uri: str | None, experiment: str | None) -> dict[str, Any]:
     except Exception as error:  # whatever a tracking store answers
         raise AutocompressError(
             f"MLflow does not take the run ({type(error).__name__}: "
-            f"{_scrubbed(str(error), uri)}). The run stays as it "
+            f"{scrubbed(str(error), uri)}). The run stays as it "
             "is; try again when the server answers."
         ) from None
     return {
@@ -77,11 +77,6 @@ def track(run: str, uri: str | None, experiment: str | None) -> dict[str, Any]:
         "experiment": found.experiment,
         "trials": len(found.children),
     }
-
-
-def _scrubbed(text: str, uri: str | None) -> str:
-    """A message of somebody else's, without a password that it may repeat."""
-    return text if uri is None else text.replace(uri, without_password(uri))
 
 
 def show_tracked(found: dict[str, Any], console: Console) -> None:

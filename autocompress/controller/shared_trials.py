@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from autocompress.errors import AutocompressError, InputError
 from autocompress.policy.policy import Policy
 from autocompress.policy.space import Assignment, Space
-from autocompress.policy.writing import without_password
+from autocompress.policy.writing import scrubbed, without_password
 from autocompress.results.metric import Measurement, Metric
 from autocompress.results.trial import SEARCH, Trial, TrialState
 
@@ -287,7 +287,7 @@ def _told(url: str) -> Iterator[None]:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
             f"The storage {without_password(url)} cannot be used: "
-            f"{first.replace(url, without_password(url))} It reads like sqlite:///study.db, "
+            f"{scrubbed(first, url)} It reads like sqlite:///study.db, "
             "postgresql+psycopg://user@host/name (with psycopg installed) or journal:study.log."
         ) from None
 

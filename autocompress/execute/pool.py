@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import multiprocessing
 import pickle
-import re
 import sys
 import time
 from collections.abc import Callable
@@ -32,13 +32,14 @@ def check_main() -> None:
     """
     main = sys.modules["__main__"]
     path = getattr(main, "__file__", None)
-    if path is None or not path.endswith(".py"):
-        return  # a notebook, or lines typed in: nothing that workers would import
+    named = getattr(getattr(main, "__spec__", None), "name", "")
+    if path is None or not path.endswith(".py") or named.endswith("__main__"):
+        return  # a notebook, lines typed in, a package's command: nothing that workers import
     try:
-        source = Path(path).read_text(encoding="utf-8")
+        statements = ast.parse(Path(path).read_text(encoding="utf-8")).body
     except (OSError, ValueError):
         return
-    if not re.search(r"\b__name__\b", source):
+    if not any(isinstance(s, ast.If) and "__name__" in ast.unparse(s.test) for s in statements):
         raise InputError(
             f"Workers import {path}, which would start its search in each of them. Put what it "
             'does into a function, and call that under `if __name__ == "__main__":`; or give '

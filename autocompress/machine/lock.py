@@ -69,14 +69,19 @@ def after_timing() -> None:
     """Return when nobody times anything on this machine; at once in a thread that does itself.
 
     For work that computes, before each piece of it. Whoever times for more than a minute is not
-    waited for: a stopped process holds up no study.
+    waited for: a stopped process holds up no study. Where the lock's folder cannot be used nobody
+    times, and computing needs none.
     """
     lock = _lock()
     if lock.is_locked:
         return
-    with _usable(lock), suppress(Timeout), lock.acquire(timeout=0):
+    try:
+        with _usable(lock), lock.acquire(timeout=0):
+            return
+    except MeasurementError:
         return
-    left = _PAUSE_S - (time.time() - _holder(lock)[1])
+    except Timeout:
+        left = _PAUSE_S - (time.time() - _holder(lock)[1])
     if left > 0 and _wait(lock, left):
         lock.release()
 
@@ -151,7 +156,13 @@ def _sign(lock: BaseFileLock) -> None:
         with os.fdopen(os.open(note, flags, 0o644), "w") as out:
             json.dump({"about": about, "since": time.time()}, out)
     except OSError as error:
-        _log.warning("others cannot be told who times here: %s", error)
+        _tell(f"others cannot be told who times here: {error}")
+
+
+@cache
+def _tell(text: str) -> None:
+    """Warn once: a study times by the hundred."""
+    _log.warning(text)
 
 
 def _note(lock: BaseFileLock) -> Path:

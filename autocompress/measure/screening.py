@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from autocompress.build.judge import as_many_as_fit
 from autocompress.build.pipeline import Pipeline
 from autocompress.machine.lock import after_timing
 from autocompress.policy.policy import Policy
@@ -20,11 +21,7 @@ from autocompress.results.screened import Screened
 from autocompress.task.calling import call
 from autocompress.task.data import Split
 from autocompress.task.divergence import Divergence
-from autocompress.task.memory import Memory
-from autocompress.task.nested import concat, take, tensors
-
-_FEWEST = 8
-"""Inputs that a divergence is told from at least."""
+from autocompress.task.nested import concat, take
 
 
 @dataclass
@@ -65,11 +62,9 @@ class Screening:
 
         As many as asked, as far as the outputs of three networks fit into the data's memory.
         """
-        train, fits = self.pipeline.data.train, (self.pipeline.data.memory or Memory.of()).limit
-        with torch.inference_mode():
-            two = tensors(call(self.pipeline.model, train.inputs(2)))
-        each = sum(4 * part.numel() for part in two) // 2
-        count = min(self.images, max(_FEWEST, fits // max(1, 3 * each)))
+        data = self.pipeline.data
+        train = data.train
+        count = as_many_as_fit(self.pipeline.model, train, self.images, data.memory)
         return train.sample(count, self.pipeline.settings.seed + 1)
 
     @cached_property

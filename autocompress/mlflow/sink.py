@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from autocompress.mlflow.store import Recorder, Store
-from autocompress.policy.writing import without_password
+from autocompress.policy.writing import scrubbed, without_password
 from autocompress.results.metric import ACCURACY, LATENCY, Measurement, Metric
 from autocompress.results.trial import Trial
 from autocompress.track.journal import Entry, Journal
@@ -124,7 +124,7 @@ class MlflowSink:
         self._failed = True
 
     def _first_line(self, error: Exception) -> str:
-        text = str(error).strip().replace(self.recorder.store.uri, "it")
+        text = scrubbed(str(error).strip(), self.recorder.store.uri)
         return text.splitlines()[0][:200] if text else "no message"
 
     def close(self, view: RunView | None = None, best_model: Path | None = None) -> bool:
@@ -139,7 +139,8 @@ class MlflowSink:
         """
         if self._thread.is_alive():
             self._queue.put(_End(view, best_model))
-            local = self.recorder.store.uri.startswith(("sqlite:", "file:", "/"))
+            uri = self.recorder.store.uri
+            local = "://" not in uri or uri.startswith(("sqlite:", "file:"))
             self._thread.join(None if local else _PATIENCE_S)
         if self._thread.is_alive():
             self._say(

@@ -34,3 +34,8 @@ def without_password(url: str) -> str:
     place, at, tail = ("", "", rest) if rest.startswith("/") else rest.rpartition("@")
     user = place.partition(":")[0] + at if at else ""
     return head + separator + user + re.sub(r"(?i)([?&;]password=)[^&;]*", r"\1", tail)
+
+
+def scrubbed(text: str, url: str | None) -> str:
+    """A message of somebody else's about a URL, without the password that it may repeat."""
+    return text if url is None else text.replace(url, without_password(url))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from torch import nn
 
 from autocompress.build.bank import LayerBank
 from autocompress.build.batch_norm import reestimate
-from autocompress.build.judge import Judge
+from autocompress.build.judge import Judge, as_many_as_fit
 from autocompress.build.pipeline import Pipeline
 from autocompress.build.sequential import sequential_resolve
 from autocompress.build.solve import accumulate, refit
@@ -20,6 +22,8 @@ from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.recovery import Schedule
 from autocompress.policy.settings import CompressionSettings
 from autocompress.results.trial import Phase
+from autocompress.task.divergence import SoftmaxKL
+from autocompress.task.memory import Memory
 from autocompress.task.ready import classification
 from autocompress.techniques.compressed import Compressed
 
@@ -122,3 +126,43 @@ def test_a_judge_tells_how_far_outputs_are() -> None:
     judge = Judge(make("plain"), data("plain", 32).train, classification())
     assert judge(make("plain")) == pytest.approx(0.0, abs=1e-6)
     assert judge(make("plain", seed=1)) > 0.01
+
+
+def test_a_repair_that_cannot_be_judged_is_kept_and_said() -> None:
+    """A task whose divergence is undefined on these outputs; the re-solve itself needs none."""
+
+    class Undefined(SoftmaxKL):
+        def fitted(self, outputs: object) -> SoftmaxKL:
+            raise ValueError("no divergence here")
+
+    model, own = make("plain"), data("plain", 48)
+    settings = CompressionSettings()
+    inventory = take_inventory(model, example("plain"))
+    bank = LayerBank.build(model, inventory, own.train, settings)
+    task = replace(classification(), divergence=Undefined())
+    parts = Pipeline(
+        model, replace(own, task=task), inventory, bank, settings, Schedule(device="cpu")
+    )
+    policy = Policy({"conv1": LayerPolicy(prune_ratio=0.5)})
+    built = parts.build(policy, FINAL)
+    assert any("no divergence here" in note for note in built.notes)
+    order = own.train.sample(48, settings.seed).subset(torch.arange(39))
+    wanted = sequential_resolve(model, bank.stitch(policy), order.inputs()).module
+    for key, value in wanted.state_dict().items():
+        torch.testing.assert_close(built.module.state_dict()[key], value, msg=key)
+
+
+def test_outputs_without_a_divergence_are_the_farthest() -> None:
+    broken = make("plain")
+    with torch.no_grad():
+        broken.fc2.bias.fill_(float("nan"))
+    judge = Judge(make("plain"), data("plain", 32).train, classification())
+    assert judge(broken) == math.inf
+
+
+def test_as_many_are_compared_as_fit_into_memory() -> None:
+    """Five logits of four bytes, for three networks: sixty bytes for each input."""
+    model, inputs = make("plain"), data("plain", 48).train
+    assert as_many_as_fit(model, inputs, 40, Memory(60 * 20)) == 20
+    assert as_many_as_fit(model, inputs, 10, Memory(60 * 20)) == 10
+    assert as_many_as_fit(model, inputs, 40, Memory(1)) == 8

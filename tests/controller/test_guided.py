@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from dataclasses import replace
 
 import pytest
@@ -11,14 +12,17 @@ from analytic_study import Kept, context, search
 
 from autocompress.controller.config import SearchConfig
 from autocompress.controller.context import Context
+from autocompress.controller.guided.costs import EstimatedCosts
 from autocompress.controller.guided.proposer import GuidedProposer
 from autocompress.controller.loop import run_search
 from autocompress.execute.local import InProcessExecutor
 from autocompress.policy.budget import Budget
 from autocompress.policy.policy import Policy
 from autocompress.policy.space import Assignment
+from autocompress.results.front import ParetoFront
 from autocompress.results.metric import Measurement
 from autocompress.results.trial import SEARCH, Phase, Trial, TrialState
+from autocompress.testing.sampler import settled
 
 ORIGINS = ["solver", "refit", "switch", "jitter"]
 
@@ -253,3 +257,27 @@ def test_every_origin_is_recorded() -> None:
     search(ctx)
     origins = {t.origin for t in ctx.ledger.trials}
     assert {"int8", "uniform", "solver", "refit", "switch", "jitter"} <= origins
+
+
+def test_marginal_costs_that_are_kept_are_those_of_whole_estimates() -> None:
+    """What a level adds depends on its neighbours alone here, wherever else it was found first."""
+    ctx = context(AnalyticEvaluator(9), budget="macs<=0.5x")
+    costs, draw = EstimatedCosts(ctx), random.Random(0)
+    for _ in range(20):
+        at = tuple(draw.randrange(len(c.levels)) for c in ctx.space.choices)
+        own = costs(at)
+        for i, table in enumerate(costs.marginals(at, ("macs",))):
+            for level, found in enumerate(table[0]):
+                whole = costs((*at[:i], level, *at[i + 1 :]))["macs"] - own["macs"]
+                assert found == pytest.approx(whole, abs=1e-9)
+
+
+def test_the_front_is_that_of_all_trials_at_any_time() -> None:
+    guided = GuidedProposer(context(AnalyticEvaluator(6), trials=30))
+    ledger = guided.context.ledger
+    for _ in range(8):
+        found = guided.suggest(3)
+        guided.update(settled(guided.context, found), [])
+        whole = ParetoFront.of(ledger.scored(), guided.context.objectives)
+        assert guided.history.front().trials == whole.trials
+    assert len(whole) > 2

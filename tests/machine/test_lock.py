@@ -315,5 +315,4 @@ def test_a_folder_that_cannot_be_written_is_said(
     assert lock_folder() == blocked
     with pytest.raises(MeasurementError, match="AUTOCOMPRESS_LOCK_DIR"), timing_lock():
         pass
-    with pytest.raises(MeasurementError, match="AUTOCOMPRESS_LOCK_DIR"):
-        after_timing()
+    after_timing()  # reading and training need no lock, and nobody can time

@@ -225,7 +225,7 @@ def _places(node: Any) -> Iterator[tuple[Any, Any]]:
             yield from _places(part)
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(900)  # a thousand files through YAML in Python; a slow machine took 300 s
 @pytest.mark.parametrize("kind", READERS)
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data())
