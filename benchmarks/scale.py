@@ -6,15 +6,18 @@ peak memory, seconds to take a finished journal up again, seconds and bytes of t
 
     python benchmarks/scale.py --json [--trials 10000] [--layers 18] [--sampler guided ...]
 
-The simulation of many workers asks at which rate one controller is busy all the time:
+With ``--workers`` the evaluations take time on paper, on so many workers at once, while the
+controller's own time is real: how busy both are, and the rate at which the controller saturates.
 
-    python benchmarks/scale.py --json --workers 1000 --evaluation-s 60
+    python benchmarks/scale.py --json --workers 1000 --evaluation-s 60 --trials 5000
 """
 
 from __future__ import annotations
 
 import argparse
+import heapq
 import json
+import random
 import resource
 import statistics
 import subprocess
@@ -27,9 +30,9 @@ from typing import Any
 from autocompress.controller.config import SearchConfig
 from autocompress.controller.context import Context
 from autocompress.controller.loop import run_search
-from autocompress.controller.protocols import Proposal
+from autocompress.controller.protocols import Job, Outcome, Proposal
 from autocompress.controller.samplers import make_proposer
-from autocompress.execute.local import InProcessExecutor
+from autocompress.execute.local import InProcessExecutor, evaluate
 from autocompress.policy.budget import Budget
 from autocompress.report.html import write_report
 from autocompress.testing.sampler import ChainEvaluator, chain_space
@@ -101,15 +104,67 @@ def searched(sampler: str, trials: int, layers: int, levels: int, folder: Path) 
     }
 
 
-def simulated(workers: int, evaluation_s: float, ask_ms: float) -> dict[str, Any]:
-    """When a controller that takes so long for a proposal is busy all the time."""
-    demand = workers / evaluation_s
+class SimulatedWorkers:
+    """Workers whose evaluations take time on paper; what the controller takes is real.
+
+    Args:
+        evaluator: answers at once.
+        workers: at work at the same time.
+        evaluation_s: mean of the times, which are log-normal (a sigma of 0.5).
+    """
+
+    def __init__(self, evaluator: ChainEvaluator, workers: int, evaluation_s: float) -> None:
+        self.slots, self._evaluator = workers, evaluator
+        self._mean, self._draw = evaluation_s, random.Random(0)
+        self._running: list[tuple[float, int, Job]] = []
+        self._since = time.perf_counter()
+        self.now = self.controller_s = self.worked_s = 0.0
+
+    def _pass(self) -> None:
+        """The controller's own time passes for the workers, too."""
+        took = time.perf_counter() - self._since
+        self.now += took
+        self.controller_s += took
+        self._since = time.perf_counter()
+
+    def submit(self, job: Job) -> None:
+        self._pass()
+        takes = self._mean * self._draw.lognormvariate(-0.125, 0.5)  # exp(-sigma^2 / 2) is mean 1
+        self.worked_s += takes
+        heapq.heappush(self._running, (self.now + takes, job.number, job))
+
+    def wait(self, timeout: float | None = None) -> Outcome | None:
+        self._pass()
+        if not self._running:
+            return None
+        ends, _, job = heapq.heappop(self._running)
+        self.now = max(self.now, ends)
+        outcome = evaluate(self._evaluator, job)
+        self._since = time.perf_counter()
+        return outcome
+
+    def close(self, *, cancel: bool = False) -> None:
+        """Nothing is held."""
+
+
+def many_workers(sampler: str, trials: int, layers: int, levels: int, given: Any) -> dict[str, Any]:
+    """How much of many workers one controller keeps at work, and how many it could."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = RunFolder.create(Path(folder) / "run")
+        with Journal(run) as journal:
+            context = study(sampler, trials, layers, levels, journal)
+            workers = SimulatedWorkers(ChainEvaluator(layers), given.workers, given.evaluation_s)
+            context.executor = workers
+            run_search(context, make_proposer(context))
     return {
-        "workers": workers,
-        "evaluation_s": evaluation_s,
-        "asked_per_s": demand,
-        "controller_busy": demand * ask_ms / 1e3,
-        "workers_at_saturation": evaluation_s / (ask_ms / 1e3),
+        "sampler": sampler,
+        "workers": given.workers,
+        "evaluation_s": given.evaluation_s,
+        "trials": trials,
+        "hours": workers.now / 3600,
+        "workers_busy": workers.worked_s / (workers.now * given.workers),
+        "controller_busy": workers.controller_s / workers.now,
+        "saturates_at_trials_per_s": trials / workers.controller_s,
     }
 
 
@@ -121,22 +176,23 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=18)
     parser.add_argument("--levels", type=int, default=6)
     parser.add_argument("--sampler", nargs="*", default=list(SAMPLERS))
-    parser.add_argument("--workers", type=int, default=1000)
+    parser.add_argument("--workers", type=int, help="simulate so many instead")
     parser.add_argument("--evaluation-s", type=float, default=60.0)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
+        size = given.trials, given.layers, given.levels
+        if given.workers is not None:
+            print(json.dumps(many_workers(given.one, *size, given)))
+            return
         with tempfile.TemporaryDirectory() as folder:
-            size = given.trials, given.layers, given.levels
             print(json.dumps(searched(given.one, *size, Path(folder) / "run")))
         return
     rows = []
     for sampler in given.sampler:
         own = [*sys.argv, "--one", sampler]
         done = subprocess.run([sys.executable, *own], capture_output=True, text=True, check=True)
-        row = json.loads(done.stdout.splitlines()[-1])
-        many = simulated(given.workers, given.evaluation_s, row["ask_median_ms"])
-        rows.append({**row, "many_workers": many})
+        rows.append(json.loads(done.stdout.splitlines()[-1]))
         if not given.json:
             print(json.dumps(rows[-1], indent=2))
     if given.json:

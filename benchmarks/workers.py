@@ -25,7 +25,7 @@ from typing import Any
 import psutil
 
 from autocompress.run.study import load_study
-from autocompress.track.journal import read_entries
+from autocompress.track.journal import Entry, read_entries
 
 
 def peaks(process: psutil.Process, found: dict[int, float]) -> None:
@@ -35,6 +35,14 @@ def peaks(process: psutil.Process, found: dict[int, float]) -> None:
             found[one.pid] = max(found.get(one.pid, 0.0), one.memory_info().rss / 1e6)
         except psutil.NoSuchProcess:
             continue
+
+
+def searched(run: Path) -> list[Entry]:
+    """Evaluated trials of the search so far."""
+    if not (run / "trials.jsonl").is_file():
+        return []
+    done = [e for e in read_entries(run) if e.trial.phase.kind == "search"]
+    return [e for e in done if e.trial.state in ("COMPLETE", "FAILED")]
 
 
 def measured(study: str, workers: int, trials: int, executor: str) -> dict[str, Any]:
@@ -56,14 +64,13 @@ def measured(study: str, workers: int, trials: int, executor: str) -> dict[str, 
             command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
         ) as process:
             watched = psutil.Process(process.pid)
-            while process.poll() is None:
+            while process.poll() is None and len(done := searched(run)) < trials:
                 peaks(watched, memory)
                 time.sleep(0.5)
             assert process.stderr is not None
-            if process.returncode not in (0, 1):
+            if process.returncode not in (None, 0, 1):
                 raise SystemExit(process.stderr.read().decode())
-        done = [e for e in read_entries(run) if e.trial.phase.kind == "search"]
-        done = [e for e in done if e.trial.state in ("COMPLETE", "FAILED")]
+            process.kill()  # what follows the search is not looked at
     times = [e.elapsed_s for e in done]
     own = memory.pop(process.pid, 0.0)
     return {
@@ -86,8 +93,13 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=24)
     parser.add_argument("--executor", default="local")
     args = parser.parse_args()
-    rows = [measured(args.study, n, args.trials, args.executor) for n in args.workers]
-    print(json.dumps(rows, indent=None if args.json else 1))
+    rows = []
+    for workers in args.workers:
+        rows.append(measured(args.study, workers, args.trials, args.executor))
+        if not args.json:
+            print(json.dumps(rows[-1]), flush=True)
+    if args.json:
+        print(json.dumps(rows))
 
 
 if __name__ == "__main__":

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import ast
 import multiprocessing
+import os
 import pickle
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future
 from concurrent.futures import wait as wait_for
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import forkserver
+from multiprocessing.context import BaseContext
 from pathlib import Path
 
 from pebble import ProcessExpired, ProcessPool
@@ -19,9 +23,27 @@ from autocompress.controller.protocols import DividedEvaluator, Job, Outcome
 from autocompress.errors import InputError
 from autocompress.execute.local import told
 from autocompress.execute.worker import begin, died, score
+from autocompress.machine.facts import usable_cores
 
 _SETUP_S = 900.0
 """What a worker takes at most to load models and data, and to end a job that is over its limit."""
+
+
+_AGAIN = 2
+"""How often a job that no worker had begun when the pool broke is handed over again."""
+_IMPORTS = (
+    "torch._dynamo",
+    "onnxruntime",
+    "autocompress.run.assembly",
+    "autocompress.build.pipeline",
+    "autocompress.build.bank",
+    "autocompress.build.lockstep",
+    "autocompress.exporters.checked",
+    "autocompress.measure.measurer",
+    "autocompress.recover.engine",
+    "autocompress.execute.worker",
+)
+"""Modules that import, between them, what takes workers seconds."""
 
 
 def check_main() -> None:
@@ -47,10 +69,26 @@ def check_main() -> None:
         )
 
 
-class ProcessPoolExecutor:
-    """A pool of fresh processes; each builds its evaluator once.
+def import_early() -> None:
+    """Start importing what workers need; in another process, so that this one goes on.
 
-    A worker that dies fails the job that it had, and another takes its place.
+    On Linux workers are forked from a process that has imported but never computed: torch and ONNX
+    Runtime hold no threads there that a fork would leave dead. Elsewhere each imports for itself.
+    """
+    if _context().get_start_method() == "forkserver":
+        multiprocessing.set_forkserver_preload(list(_IMPORTS))
+        forkserver.ensure_running()
+
+
+def _context() -> BaseContext:
+    return multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+
+
+class ProcessPoolExecutor:
+    """A pool of fresh processes; each builds its evaluator once, and keeps its share of cores busy.
+
+    A worker that dies fails the job that it had, and another takes its place. Jobs that it had not
+    begun are none of its own: they are handed over again.
 
     Args:
         factory: picklable; builds the evaluator in the worker.
@@ -63,12 +101,14 @@ class ProcessPoolExecutor:
         self.slots = workers
         self._factory = pickle.dumps(factory)
         self._running: dict[Future[Outcome], tuple[Job, float]] = {}
+        self._broken: Counter[int] = Counter()
         self._pool = self._start()
 
     def _start(self) -> ProcessPool:
-        # torch and ONNX Runtime hold threads that a fork would leave dead
-        context = multiprocessing.get_context("spawn")
-        pool = ProcessPool(self.slots, initializer=begin, initargs=[self._factory], context=context)
+        import_early()
+        share = max(1, usable_cores() // self.slots)
+        given = [self._factory, dict(os.environ), share]
+        pool = ProcessPool(self.slots, initializer=begin, initargs=given, context=_context())
         assert pool.active  # workers start now, not with the first job
         return pool
 
@@ -91,8 +131,12 @@ class ProcessPoolExecutor:
             return future.result()
         except ProcessExpired as error:
             return died(job, error.exitcode)
-        except (BrokenProcessPool, CancelledError):
-            return died(job)
+        except (BrokenProcessPool, CancelledError):  # other processes died, or were ended
+            self._broken[job.number] += 1
+            if self._broken[job.number] > _AGAIN:
+                return died(job)
+            self.submit(job)
+            return None
         except Exception as error:  # what a worker found could not be sent
             return Outcome(job, None, told(error))
 

@@ -11,20 +11,25 @@ from multiprocessing import parent_process
 
 from autocompress.controller.protocols import DividedEvaluator, Job, Outcome
 from autocompress.execute.local import run_job, told, too_long
+from autocompress.machine.facts import take_share
+from autocompress.machine.lock import pause_anywhere
 
 _EVALUATORS: dict[int, DividedEvaluator] = {}
 
 
-def begin(pickled: bytes) -> None:
-    """Make this process a worker: it ends with its parent, and builds its evaluator."""
-    parent = parent_process()
-    if parent is not None:
+def begin(pickled: bytes, environment: dict[str, str], cores: int) -> None:
+    """Make this process a worker: it ends with its parent, and builds its evaluator.
 
-        def follow() -> None:
-            parent.join()
-            os._exit(1)
-
-        threading.Thread(target=follow, name="follow-parent", daemon=True).start()
+    Args:
+        pickled: the evaluator's factory.
+        environment: of the study's process, which may have changed since this one's was copied.
+        cores: that it may keep busy; the others are for other workers.
+    """
+    take_share(cores)
+    pause_anywhere()
+    os.environ.clear()
+    os.environ.update(environment)
+    threading.Thread(target=_follow, args=[os.getppid()], name="follow", daemon=True).start()
     # the terminal's Ctrl-C is for the study, which decides what becomes of its workers
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     print_to_stderr()
@@ -32,6 +37,14 @@ def begin(pickled: bytes) -> None:
         prepare(pickled)
     except BaseException:  # a user's factory may exit
         return  # the first job says why
+
+
+def _follow(starter: int) -> None:
+    """End soon after the study's process, and after the one that this was forked from."""
+    study = parent_process()
+    while study is not None and study.is_alive() and os.getppid() == starter:
+        study.join(1.0)
+    os._exit(1)
 
 
 def print_to_stderr() -> None:

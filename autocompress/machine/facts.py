@@ -33,6 +33,20 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+_share: int | None = None
+
+
+def take_share(cores: int) -> None:
+    """Keep no more cores busy from now on: this process is one of several workers."""
+    global _share
+    _share = cores
+
+
+def cores_to_use() -> int:
+    """Cores that this process may keep busy: all that it may run on, or its share of them."""
+    return usable_cores() if _share is None else max(1, min(_share, usable_cores()))
+
+
 def load_average() -> float | None:
     """Runnable processes of the last minute, where the system tells."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None

@@ -10,9 +10,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import stat
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -27,6 +29,8 @@ from autocompress.errors import MeasurementError
 _FIRST_WORD_S, _NEXT_WORD_S = 2.0, 10.0
 #: a timing lasts seconds: who holds the lock for longer is not waited for
 _PAUSE_S, _LONGEST_S = 60.0, 600.0
+#: between two looks for a note of somebody who times
+_LOOK_EVERY_S = 0.05
 _log = logging.getLogger(__name__)
 
 
@@ -50,7 +54,8 @@ def timing_lock() -> Iterator[None]:
         MeasurementError: the lock file cannot be written.
     """
     lock, again = _lock(), _lock().is_locked
-    free = _wait(lock, _LONGEST_S)
+    with _at_the_lock():
+        free = _wait(lock, _LONGEST_S)
     if not free:
         _log.warning("timing beside %s: the latency may be too high", _holder(lock)[0])
     try:
@@ -73,17 +78,64 @@ def after_timing() -> None:
     times, and computing needs none.
     """
     lock = _lock()
-    if lock.is_locked:
+    if lock.is_locked or _THREAD.at_the_lock:
         return
-    try:
-        with _usable(lock), lock.acquire(timeout=0):
+    with _at_the_lock():
+        try:
+            with _usable(lock), lock.acquire(timeout=0):
+                _forget_the_dead(lock)
+                return
+        except MeasurementError:
             return
-    except MeasurementError:
+        except Timeout:
+            left = _PAUSE_S - (time.time() - _holder(lock)[1])
+        try:
+            if left > 0:
+                _wait(lock, left)
+        finally:
+            if lock.is_locked:
+                lock.release()
+
+
+def pause_anywhere() -> None:
+    """Have the main thread of this process pause while somebody times, whatever it does.
+
+    ``after_timing`` is called by work between its pieces, which may take a second. Here it is
+    called by a signal, ``SIGUSR1``, between two instructions of Python: within an operator's time.
+    For worker processes; where there is no such signal nothing is changed.
+    """
+    if sys.platform == "win32":
         return
-    except Timeout:
-        left = _PAUSE_S - (time.time() - _holder(lock)[1])
-    if left > 0 and _wait(lock, left):
-        lock.release()
+    main, note = threading.main_thread().ident, _note(_lock())
+    assert main is not None
+    signal.signal(signal.SIGUSR1, lambda number, frame: after_timing())
+    signal.siginterrupt(signal.SIGUSR1, False)
+
+    def watch() -> None:
+        while True:
+            time.sleep(_LOOK_EVERY_S)
+            if note.exists():
+                signal.pthread_kill(main, signal.SIGUSR1)
+
+    threading.Thread(target=watch, name="pause", daemon=True).start()
+
+
+class _Thread(threading.local):
+    """Whether a thread is taking the lock: a signal may come in the middle of that."""
+
+    at_the_lock = False
+
+
+_THREAD = _Thread()
+
+
+@contextmanager
+def _at_the_lock() -> Iterator[None]:
+    before, _THREAD.at_the_lock = _THREAD.at_the_lock, True
+    try:
+        yield
+    finally:
+        _THREAD.at_the_lock = before
 
 
 def _wait(lock: BaseFileLock, seconds: float) -> bool:
@@ -168,6 +220,13 @@ def _tell(text: str) -> None:
 def _note(lock: BaseFileLock) -> Path:
     """Beside the lock; one that a killed process of another user left may have to stay."""
     return Path(lock.lock_file).with_name("holder.json")
+
+
+def _forget_the_dead(lock: BaseFileLock) -> None:
+    """Whoever holds the lock finds only notes of processes that were killed."""
+    with suppress(OSError):
+        if _note(lock).exists():
+            _note(lock).unlink()
 
 
 def _holder(lock: BaseFileLock) -> tuple[str, float]:

@@ -92,11 +92,11 @@ def file_accuracy(
     metric: MetricFunction | None = None,
     *,
     like: Any = None,
-    batch: int = 250,
+    batch: int = 50,
     limit: int | None = None,
     threads: int | None = None,
 ) -> Accuracy:
-    """Score an exported file in its runtime, in big batches on all cores.
+    """Score an exported file in its runtime, in batches on all cores.
 
     A file whose batch is fixed is fed in batches of that size; the last one is padded.
 
@@ -106,7 +106,7 @@ def file_accuracy(
         split, metric, limit: as in ``accuracy``.
         like: as in ``file_answers``.
         batch: samples per call, where the file leaves the batch free.
-        threads: ``None`` takes all cores of this process.
+        threads: ``None`` takes all cores that this process may use.
     """
     answers = file_answers(
         target, path, split, like=like, batch=batch, limit=limit, threads=threads
@@ -121,7 +121,7 @@ def file_quality(
     task: Task,
     *,
     like: Any = None,
-    batch: int = 250,
+    batch: int = 50,
     threads: int | None = None,
 ) -> Result:
     """All figures of a task for an exported file, in its runtime.

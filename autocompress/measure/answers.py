@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from autocompress.machine.facts import usable_cores
+from autocompress.machine.facts import cores_to_use
 from autocompress.machine.lock import after_timing
 from autocompress.targets.base import Session, Target
 from autocompress.task.calling import rebuild
@@ -50,7 +50,7 @@ def file_answers(
     split: Split,
     *,
     like: Any = None,
-    batch: int = 250,
+    batch: int = 50,
     limit: int | None = None,
     threads: int | None = None,
 ) -> Iterator[tuple[Any, Any]]:
@@ -65,9 +65,9 @@ def file_answers(
         like: what the model itself answers to any inputs: outputs are built like it. ``None``
             gives the one output, or a tuple of several.
         batch: samples per call, where the file leaves the batch free.
-        threads: ``None`` takes all cores of this process.
+        threads: ``None`` takes all cores that this process may use.
     """
-    with closing(target.open(path, threads=threads or usable_cores(), fixed=False)) as session:
+    with closing(target.open(path, threads=threads or cores_to_use(), fixed=False)) as session:
         size = _batch_of(session, _fitting(split, batch, like))
         for inputs, targets in split.batches(size, limit=limit):
             after_timing()

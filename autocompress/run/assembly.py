@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from autocompress.build.pipeline import Pipeline, identity
 from autocompress.errors import InputError
+from autocompress.machine.facts import cores_to_use
 from autocompress.policy.inventory import Inventory
 from autocompress.policy.policy import Policy
 from autocompress.policy.registry import by_knob, techniques
@@ -357,7 +358,6 @@ class EvaluatorFactory:
         folder: shared with the parent.
         baseline: the parent's measurement of the uncompressed model.
         given: model and data that were handed over in Python, or the file that holds them.
-        threads: torch threads of the worker; ``None`` leaves them.
         inventory: of the model, as the parent took it.
     """
 
@@ -365,15 +365,13 @@ class EvaluatorFactory:
     folder: str
     baseline: dict[str, Any] | None = None
     given: Any = (None, None)
-    threads: int | None = None
     inventory: Inventory | None = None
 
     def __call__(self) -> StudyEvaluator:
         """The worker's evaluator; the layer bank comes from the cache."""
-        if self.threads is not None:
-            import torch
+        import torch
 
-            torch.set_num_threads(self.threads)
+        torch.set_num_threads(min(torch.get_num_threads(), cores_to_use()))
         model, data = self.given if not isinstance(self.given, Path) else _mapped(self.given)
         parts = assemble(
             read_study(self.study),

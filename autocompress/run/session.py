@@ -22,7 +22,7 @@ from autocompress.controller.shared_trials import SharedTrials, open_storage
 from autocompress.controller.stop import stopping_on_interrupt
 from autocompress.errors import AutocompressError, InputError
 from autocompress.execute import make_executor
-from autocompress.execute.pool import check_main
+from autocompress.execute.pool import check_main, import_early
 from autocompress.machine.facts import machine_facts
 from autocompress.machine.lock import after_timing
 from autocompress.mlflow.sink import MlflowSink
@@ -148,6 +148,7 @@ def _check_sent(study: StudyConfig, data: Any) -> None:
         return
     if study.executor == "local":
         check_main()
+        import_early()
     for name in ("options", "task", "metric", "loss", "augment"):
         try:
             pickle.dumps(getattr(data, name, None))

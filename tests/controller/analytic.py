@@ -11,11 +11,13 @@ import os
 import random
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from autocompress.controller.protocols import Job
 from autocompress.errors import PolicyError
+from autocompress.machine.facts import cores_to_use
 from autocompress.policy.inventory import ChannelGroup, Inventory, LayerSpec
 from autocompress.policy.policy import Policy
 from autocompress.policy.space import Space
@@ -50,7 +52,8 @@ class AnalyticEvaluator:
         seed: draws how much each layer hurts and costs.
         violent: what to do instead of measuring: ``crash``, ``nan``, ``hang`` (half a second),
             ``hang for ever``, ``print``, ``exit`` (the process dies), ``astray`` (fail where the
-            relative folder ``beside`` is not found); ``""`` measures.
+            relative folder ``beside`` is not found), ``cores`` (tell how many it may keep busy);
+            ``""`` measures.
         share: of the policies, chosen by digest, that meet with violence.
     """
 
@@ -138,6 +141,9 @@ class AnalyticEvaluator:
             loss *= 0.9
         if phase.kind == "verify":
             loss += 0.01
+        if self.violent == "cores":
+            found = self._measurement(policy, 0.9 - loss)
+            return replace(found, values={**found.values, "params": cores_to_use()})
         if self.violent == "nan" and int(policy.digest[:8], 16) / 0xFFFFFFFF < self.share:
             loss = math.nan
         return self._measurement(policy, 0.9 - loss)
@@ -163,13 +169,25 @@ class Cautious(AnalyticEvaluator):
 
 @dataclass(frozen=True)
 class AnalyticFactory:
-    """Builds the evaluator in a worker and leaves a file behind for each time that it did."""
+    """Builds the evaluator in a worker and leaves a file behind for each time that it did.
+
+    With ``exit in set-up`` the first process that tries dies, with ``never set up`` each does;
+    with ``environment`` it asks for a variable.
+    """
 
     folder: str
     violent: str = ""
     share: float = 0.5
 
     def __call__(self) -> AnalyticEvaluator:
+        if self.violent == "never set up":
+            os._exit(17)
+        if self.violent == "exit in set-up":
+            with suppress(FileExistsError):
+                (Path(self.folder) / "died").touch(exist_ok=False)
+                os._exit(17)
+        if self.violent == "environment":
+            assert os.environ["AUTOCOMPRESS_OF_THE_MOMENT"] == "set"
         stamp = f"{os.getpid()}-{time.monotonic_ns()}"
         (Path(self.folder) / stamp).touch()
         return AnalyticEvaluator(violent=self.violent, share=self.share)

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -34,6 +35,20 @@ from autocompress.machine.lock import after_timing
 print("waiting", flush=True)
 after_timing()
 print("holding", flush=True)
+"""
+
+_BUSY = """
+import sys, threading
+from autocompress.machine.lock import pause_anywhere
+count = 0
+def answer():
+    for line in sys.stdin:
+        print(f"count {count}", flush=True)
+threading.Thread(target=answer, daemon=True).start()
+pause_anywhere()
+print("waiting", flush=True)
+while True:
+    count += 1
 """
 
 
@@ -316,3 +331,77 @@ def test_a_folder_that_cannot_be_written_is_said(
     with pytest.raises(MeasurementError, match="AUTOCOMPRESS_LOCK_DIR"), timing_lock():
         pass
     after_timing()  # reading and training need no lock, and nobody can time
+
+
+def _counted(busy: Other) -> int:
+    """How far a busy process is."""
+    before = len(busy.said)
+    busy.let_go()
+    end = time.monotonic() + 20.0
+    while len(busy.said) == before and time.monotonic() < end:
+        time.sleep(0.01)
+    return int(busy.said[before].removeprefix("count "))
+
+
+def _until(moves: bool, busy: Other, seconds: float = 20.0) -> bool:
+    """Wait until a busy process gets on, or does not."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        before = _counted(busy)
+        time.sleep(0.2)
+        if (_counted(busy) != before) == moves:
+            return True
+    return False
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such signals")
+def test_a_worker_pauses_in_the_middle_of_what_it_does(start: Callable[[str], Other]) -> None:
+    """Without a word from its code, and as often as somebody times."""
+    busy = start(_BUSY)
+    for _ in range(2):
+        assert _until(True, busy)
+        timing = start(_TIMING)
+        assert timing.reaches("holding")
+        assert _until(False, busy)
+        timing.let_go()
+    assert _until(True, busy)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such signals")
+def test_a_worker_does_not_pause_for_the_dead(start: Callable[[str], Other]) -> None:
+    """Whose note is removed, so that nobody is asked to look again."""
+    busy, timing = start(_BUSY), start(_TIMING)
+    assert timing.reaches("holding")
+    timing.kill()
+    assert _until(True, busy)
+    note, end = lock_folder() / "holder.json", time.monotonic() + 20.0
+    while note.exists() and time.monotonic() < end:
+        time.sleep(0.01)
+    assert not note.exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such signals")
+def test_whoever_is_interrupted_while_it_pauses_keeps_no_lock(
+    start: Callable[[str], Other],
+) -> None:
+    """As an evaluation is whose time is over."""
+
+    class Over(BaseException):
+        pass
+
+    def ring(number: int, frame: object) -> None:
+        raise Over
+
+    timing = start(_TIMING)
+    assert timing.reaches("holding")
+    before = signal.signal(signal.SIGALRM, ring)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        with pytest.raises(Over):
+            after_timing()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    timing.let_go()
+    assert timing.reaches("released")
+    later = start(_TIMING)
+    assert later.reaches("holding")
