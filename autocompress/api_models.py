@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from autocompress.api import SavedRecipe
 from autocompress.errors import InputError
+from autocompress.machine.scratch import scratch_folder
 from autocompress.policy.budget import Budget
 from autocompress.policy.policy import Policy
 from autocompress.policy.recipe import Recipe
@@ -61,9 +61,9 @@ def apply(
     loaded = recipe if isinstance(recipe, Recipe) else Recipe.load(path)
     given = None if model is None else as_module(model)
     source = from_elsewhere(f"recipe {path}", trust=trust)
-    with tempfile.TemporaryDirectory() as scratch, source:
+    with scratch_folder("model") as scratch, source:
         splits = _told(data, task, reading, by_file=False)
-        parts, same = open_recipe(loaded, given, data=splits, folder=Path(scratch))
+        parts, same = open_recipe(loaded, given, data=splits, folder=scratch)
         compressed = rebuild(loaded, parts, same, path.parent)
         return handed_out(compressed, parts.data.train.inputs(2))
 

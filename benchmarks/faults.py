@@ -39,7 +39,11 @@ from autocompress.track.journal import read_trials
 MARK = "AUTOCOMPRESS_FAULTS"
 PATIENCE_S = 900.0
 STUDY = load_study("quickstart").changed(
-    name="faults", search={"trials": 12, "timeout_s": None}, recovery={"candidates": 1}
+    name="faults",
+    model={"args": {"width": 8}},
+    budget=["macs<=0.7x"],
+    search={"trials": 6, "timeout_s": None},
+    recovery={"epochs": 1, "candidates": 1},
 )
 
 

@@ -7,6 +7,8 @@ where they are linearized again: sequential linear programming with a line searc
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -63,6 +65,7 @@ def solve(
     polish: bool = True,
     marginals: Marginals | None = None,
     order: Sequence[int] = (),
+    seconds: float = math.inf,
 ) -> Assignment | None:
     """The least loss under costs that are not additive.
 
@@ -77,12 +80,13 @@ def solve(
         marginals: where they are found more quickly than from costs of whole assignments; they may
             be off by a little, as answers are judged by ``costs``.
         order: as in ``knapsack``.
+        seconds: nothing new is begun after them: an answer that would be improved stays as it is.
 
     Returns:
         The best assignment found whose true costs meet the limits, or ``None``.
     """
     tables = marginals or partial(_marginals, space, costs)
-    at = _Problem(space, losses, costs, limits, tables, order)
+    at = _Problem(space, losses, costs, limits, tables, order, time.monotonic() + seconds)
     current = at.changed(start or space.hardest, ())
     if not at.fits(current):
         hardened = _hardened(at, current)
@@ -99,10 +103,10 @@ def solve(
         in_vain += 1
         if at.loss(found) < at.loss(best):
             best, in_vain = found, 0
-        if current in seen or in_vain > _IN_VAIN:
+        if current in seen or in_vain > _IN_VAIN or at.late:
             break
         seen.add(current)
-    return _ended(at, best, rounds, exact=exact) if polish else best
+    return _ended(at, best, rounds, exact=exact) if polish and not at.late else best
 
 
 def _marginals(
@@ -160,10 +164,16 @@ class _Problem:
     limits: Mapping[str, float]
     marginals_at: Marginals
     order: Sequence[int] = ()
+    ends: float = math.inf
 
     def __post_init__(self) -> None:
         self.names = list(self.limits)
         self.bounds: NDArray[np.float64] = np.array([self.limits[n] for n in self.names])
+
+    @property
+    def late(self) -> bool:
+        """Whether the time is over."""
+        return time.monotonic() >= self.ends
 
     def loss(self, assignment: Assignment) -> float:
         """Summed over the choices."""
@@ -211,6 +221,8 @@ def _ended(at: _Problem, best: Assignment, rounds: int, *, exact: bool) -> Assig
         if at.loss(found) > (1 - _WORTH) * at.loss(best):
             break
         best = found
+        if at.late:
+            return best
     found = _filled(at, _step(at, best, exact=True))
     return _polished(at, min(best, found, key=at.loss))
 
@@ -262,6 +274,8 @@ def _filled(at: _Problem, current: Assignment) -> Assignment:
         if at.loss(filled) >= at.loss(current):
             return current
         current = filled
+        if at.late:
+            break
     return current
 
 
@@ -308,7 +322,7 @@ def _polished(at: _Problem, start: Assignment) -> Assignment:
     current = start
     for _ in range(_POLISH_ROUNDS):
         over = at.over(current)
-        if (over > 0).any():
+        if at.late or (over > 0).any():
             return current
         owner = np.concatenate([np.full(len(t), i) for i, t in enumerate(at.losses)])
         level = np.concatenate([np.arange(len(t)) for t in at.losses])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -18,6 +17,7 @@ from autocompress.errors import InputError
 from autocompress.exporters.onnx_kernels import kernel_times
 from autocompress.machine.facts import machine_facts, machine_id
 from autocompress.machine.lock import timing_lock
+from autocompress.machine.scratch import scratch_folder
 from autocompress.measure.quiet import repeat_disturbed
 from autocompress.measure.rounds import warm_up
 from autocompress.model.kernels import Kernel
@@ -224,10 +224,10 @@ def _profile(
 ) -> None:
     """Time the kernels of each part in one file; again where the machine was disturbed."""
     done: set[int] = set()
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+    with scratch_folder("kernels") as folder, ExitStack() as stack:
 
         def written(i: int, name: str) -> Path:
-            return writer(parts[i], Path(folder) / f"{name}{target.suffix}", target.config.batch)
+            return writer(parts[i], folder / f"{name}{target.suffix}", target.config.batch)
 
         def measure(i: int) -> None:
             file = written(i, str(i))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 import zipfile
 from collections.abc import Sequence
 from functools import partial
@@ -17,6 +16,7 @@ from autocompress.estimate.latency_model import choose_variants
 from autocompress.estimate.whole_models import ExportVariant, none_left
 from autocompress.exporters.onnx_kernels import write_kernels
 from autocompress.machine import facts
+from autocompress.machine.scratch import scratch_folder
 from autocompress.measure import rounds
 from autocompress.model.kernels import Kernel
 from autocompress.policy.attempt import attempt
@@ -108,10 +108,10 @@ def _add_kernels(
     archive: zipfile.ZipFile, parts: Sequence[list[Kernel]], batch: int, progress: Progress
 ) -> list[dict[str, Any]]:
     listed: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_folder("pack") as folder:
         for i, chunk in enumerate(parts):
             name = f"kernels/{i:03d}.onnx"
-            file = write_kernels(chunk, Path(folder) / "kernels.onnx", batch)
+            file = write_kernels(chunk, folder / "kernels.onnx", batch)
             archive.write(file, name)
             listed.append({"file": name, "keys": [kernel.key for kernel in chunk]})
             progress("kernels", (i + 1) / len(parts))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import pickle
 import queue
-import tempfile
+import shutil
 import threading
 import traceback
 from collections.abc import Callable
@@ -19,6 +19,7 @@ from typing import Any
 from autocompress.controller.protocols import DividedEvaluator, Job, Outcome
 from autocompress.execute.cluster import connect
 from autocompress.execute.worker import died, print_to_stderr, score
+from autocompress.machine.scratch import make_scratch
 
 _POLL_S = 0.1
 
@@ -51,10 +52,7 @@ class RayTuneExecutor:
         self._failure = ""
         self._waiting: dict[int, Job] = {}
         share = cpus or max(0.1, (os.cpu_count() or 1) / workers)
-        # a cancelled Tune may still write while its folder goes
-        self._folder = tempfile.TemporaryDirectory(
-            prefix="autocompress-ray-", ignore_cleanup_errors=True
-        )
+        self._folder = make_scratch("ray")
         self._thread = threading.Thread(
             target=self._tune,
             args=(pickle.dumps(factory), {"cpu": share, "gpu": gpus}),
@@ -92,7 +90,7 @@ class RayTuneExecutor:
         self._thread.join(timeout=60)
         if self._own:
             ray.shutdown()
-        self._folder.cleanup()
+        shutil.rmtree(self._folder, ignore_errors=True)  # a cancelled Tune may still write
 
     def _tune(self, factory: bytes, resources: dict[str, float]) -> None:
         from ray import tune
@@ -106,7 +104,7 @@ class RayTuneExecutor:
                 max_concurrent_trials=self.slots,
                 reuse_actors=True,
                 verbose=0,
-                storage_path=self._folder.name,
+                storage_path=str(self._folder),
                 raise_on_failed_trial=False,
                 checkpoint_config=None,
                 callbacks=[],

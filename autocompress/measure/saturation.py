@@ -7,13 +7,13 @@ then computes something else than the quantized model. Weights of at most 64 can
 
 from __future__ import annotations
 
-import tempfile
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from autocompress.machine.scratch import scratch_folder
 from autocompress.policy.settings import CompressionSettings
 from autocompress.targets.base import Target
 
@@ -31,8 +31,8 @@ def products_overflow(target: Target) -> bool:
     """
     if target.suffix != ".onnx":
         return False
-    with tempfile.TemporaryDirectory() as folder:
-        path = _largest_products(Path(folder) / "largest.onnx")
+    with scratch_folder("saturation") as folder:
+        path = _largest_products(folder / "largest.onnx")
         with closing(target.open(path)) as session:
             found = session.run([np.ones((1, _WIDTH), np.float32)])[0]
     return bool(np.abs(found - _WIDTH).max() > 0.01 * _WIDTH)

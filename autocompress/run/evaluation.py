@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autocompress.errors import InputError
+from autocompress.machine.scratch import scratch_folder
 from autocompress.policy.policy import Policy
 from autocompress.policy.reading import read_mapping, read_value
 from autocompress.policy.registry import field_names, no_field, techniques
@@ -52,9 +52,9 @@ def evaluate(
             f"--quick measures what the search measures, which is not trained; got --epochs "
             f"{epochs:g}. Leave one of them out."
         )
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch_folder("evaluate") as scratch:
         model, data = given
-        parts = assemble(study, Path(scratch), model=model, data=data, progress=progress)
+        parts = assemble(study, scratch, model=model, data=data, progress=progress)
         if uniform is not None:
             policy = parts.space.decode(parts.space.uniform(**read_uniform(uniform)))
         else:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autocompress.build.pipeline import student_cost
 from autocompress.controller.near import estimates_near
 from autocompress.controller.seeds import ladders
 from autocompress.errors import InfeasibleBudget
+from autocompress.machine.scratch import scratch_folder
 from autocompress.policy.budget import Budget, Limit
 from autocompress.policy.policy import Policy
 from autocompress.run.study import StudyConfig
@@ -195,10 +194,10 @@ def dry_run(study: StudyConfig, progress: Progress) -> dict[str, Any]:
     from autocompress.run.assembly import assemble
 
     check_sampler(study.search.sampler)
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch_folder("budget") as scratch:
         # what a policy costs does not depend on trained weights: a baseline may take an hour
         untrained = study.model_copy(update={"baseline": None})
-        parts = assemble(untrained, Path(scratch), progress=progress)
+        parts = assemble(untrained, scratch, progress=progress)
         ends = formula_ends(parts)
         if not ends.over:
             parts.evaluator.estimator.predict_with(parts.latency_model())

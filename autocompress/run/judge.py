@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autocompress.errors import InputError
+from autocompress.machine.scratch import scratch_folder
 from autocompress.results.metric import Metric
 from autocompress.run.study import StudyConfig
 
@@ -36,8 +36,8 @@ def judge(
     missing = [str(f) for f in files if not f.is_file()]
     if missing:
         raise InputError(f"There is no file {', '.join(missing)}.")
-    with tempfile.TemporaryDirectory() as scratch:
-        parts = assemble(study, Path(scratch), progress=progress)
+    with scratch_folder("judge") as scratch:
+        parts = assemble(study, scratch, progress=progress)
         evaluator = parts.evaluator
         base = evaluator.measurer.quality(evaluator.measurer.baseline_file, split)
         rows = []

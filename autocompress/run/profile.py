@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from autocompress.machine.scratch import scratch_folder
 from autocompress.policy.attempt import attempt
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.registry import techniques
@@ -37,9 +37,9 @@ def profile(
     """
     from autocompress.run.assembly import assemble
 
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch_folder("profile") as scratch:
         model, data = given
-        parts = assemble(study, Path(scratch), model=model, data=data, progress=progress)
+        parts = assemble(study, scratch, model=model, data=data, progress=progress)
         evaluator = parts.evaluator
         baseline = evaluator.baseline
         operators = operator_times(evaluator)

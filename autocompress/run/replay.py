@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import tempfile
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autocompress.errors import AutocompressError, InputError, nearest
+from autocompress.machine.scratch import scratch_folder
 from autocompress.policy.recipe import Recipe
 from autocompress.results.metric import ACCURACY, Measurement
 from autocompress.results.trial import Phase
@@ -202,8 +202,8 @@ def apply(
     if output.suffix not in (".onnx", ".pt2", ".safetensors"):
         raise InputError(f"-o must end in .onnx, .pt2 or .safetensors, got {output.name!r}.")
     recipe = load_recipe(recipe_path)
-    with tempfile.TemporaryDirectory() as scratch, _trusting(recipe_path, model, data, trust):
-        parts, same = open_recipe(recipe, model, checkpoint, data=data, folder=Path(scratch))
+    with scratch_folder("replay") as scratch, _trusting(recipe_path, model, data, trust):
+        parts, same = open_recipe(recipe, model, checkpoint, data=data, folder=scratch)
         compressed = rebuild(recipe, parts, same, recipe_path.parent)
         output.parent.mkdir(parents=True, exist_ok=True)
         written = write(compressed, output, parts.data.train.inputs(2))
@@ -274,8 +274,8 @@ def check(
         model, checkpoint, data, trust: as for ``apply``; model and data may be objects, too.
     """
     recipe = load_recipe(recipe_path)
-    with tempfile.TemporaryDirectory() as scratch, _trusting(recipe_path, model, data, trust):
-        parts, same = open_recipe(recipe, model, checkpoint, data=data, folder=Path(scratch))
+    with scratch_folder("replay") as scratch, _trusting(recipe_path, model, data, trust):
+        parts, same = open_recipe(recipe, model, checkpoint, data=data, folder=scratch)
         evaluator = parts.evaluator
         compressed = rebuild(recipe, parts, same, recipe_path.parent)
         found = evaluator.measurer.measure(compressed, recipe.recovery.get("split", "val"))

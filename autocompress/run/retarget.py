@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from autocompress.build.state import state_file
 from autocompress.errors import InputError
+from autocompress.machine.scratch import scratch_folder
 from autocompress.policy.policy import Policy
 from autocompress.results.metric import Measurement
 from autocompress.results.trial import Trial
@@ -53,8 +53,8 @@ def retarget(
     if not predicted:
         study = study.changed(target={"runtime": target})
     source = from_elsewhere(f"run {folder.root}", trust=trust)
-    with tempfile.TemporaryDirectory() as scratch, source:
-        parts = assemble(study, Path(scratch), progress=progress)
+    with scratch_folder("retarget") as scratch, source:
+        parts = assemble(study, scratch, progress=progress)
         cost, base = _from_table(parts, table) if predicted else _timed(parts, folder)
         entries = []
         for done, entry in enumerate(view.entries):

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Protocol
 
 from autocompress.controller.config import SearchConfig
@@ -25,6 +24,7 @@ from autocompress.execute import make_executor
 from autocompress.execute.pool import check_main, import_early
 from autocompress.machine.facts import machine_facts
 from autocompress.machine.lock import after_timing
+from autocompress.machine.scratch import scratch_folder
 from autocompress.mlflow.sink import MlflowSink
 from autocompress.policy.writing import without_password
 from autocompress.results.answer import decide, judged
@@ -198,8 +198,8 @@ def _phases(
     from autocompress.controller.samplers import make_proposer
 
     mlflow = _mlflow(parts, journal)
-    with TemporaryDirectory(prefix="autocompress-") as shared, stopping_on_interrupt() as stop:
-        factory = _factory(parts, Path(shared))
+    with scratch_folder("study") as shared, stopping_on_interrupt() as stop:
+        factory = _factory(parts, shared)
         context = _context(parts, config, journal, mlflow, stop, watcher, give_up, factory)
         try:
             result = run_search(context, make_proposer(context, sampler))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 
 from autocompress.errors import InputError, TargetUnavailable
 from autocompress.exporters.metadata import SIZES_KEY
+from autocompress.machine.scratch import scratch_folder
 from autocompress.targets.base import (
     WARM_UP,
     Array,
@@ -218,8 +218,8 @@ class OnnxRuntimeSession(Session):
     def profile(self, inputs: Inputs, runs: int = 20) -> Profile:
         """The runtime's own profile, from a second session with the profiler on."""
         feed = self._feed(inputs)
-        with tempfile.TemporaryDirectory() as folder:
-            session = self._make(str(Path(folder) / "profile"))
+        with scratch_folder("profile") as folder:
+            session = self._make(str(folder / "profile"))
             for _ in range(WARM_UP + runs):
                 session.run(None, feed)
             events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))

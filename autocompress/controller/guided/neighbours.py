@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import random
+import time
 from collections.abc import Callable, Sequence
 
 from autocompress.controller.context import Context
-from autocompress.controller.guided.costs import EstimatedCosts
+from autocompress.controller.guided.costs import SOLVING_S, EstimatedCosts
 from autocompress.controller.guided.history import History
 from autocompress.controller.optuna_study import OptunaController
 from autocompress.controller.protocols import Proposal
@@ -51,17 +52,17 @@ class Neighbours:
         front: Sequence[Trial],
         known: Callable[[Assignment], bool],
     ) -> list[Proposal]:
-        """A handful of new proposals.
+        """A handful of new proposals; fewer where solving takes long.
 
         Args:
             answer: the trial to vary; ``None`` takes front members at random.
             front: members of the front, the cheapest first.
             known: says what is settled already, or under way.
         """
-        wanted = self.context.config.candidates
+        wanted, begin = self.context.config.candidates, time.monotonic()
         found: dict[Assignment, Proposal] = {}
         for _ in range(_TRIES * wanted):
-            if len(found) >= wanted:
+            if len(found) >= wanted or (found and time.monotonic() - begin > SOLVING_S):
                 break
             one = self._proposal(answer or self._parent(front), front)
             if one.assignment not in found and not known(one.assignment):
@@ -162,5 +163,6 @@ class Neighbours:
             polish=False,
             marginals=self.costs.marginals,
             order=self.sensitivity.order,
+            seconds=SOLVING_S / 2,
         )
         return found or parent
