@@ -28,6 +28,7 @@ from autocompress.commands.output import answer, keep_for_answers
 from autocompress.errors import AutocompressError, InfeasibleBudget, InputError
 from autocompress.report.display import Display, console
 from autocompress.report.tables import summary_json
+from autocompress.report.terminal import PlainConsole, write_anything
 from autocompress.track.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -370,12 +371,13 @@ def schema(
 
 def main() -> None:
     """Entry point: prints an error of ours without a traceback and returns its exit code."""
+    write_anything()
     if "--json" in sys.argv:
         keep_for_answers()
     try:
         app()
     except AutocompressError as error:
-        Console(stderr=True).print(
+        PlainConsole(stderr=True).print(
             f"[bold red]Error:[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True
         )
         sys.exit(error.exit_code)

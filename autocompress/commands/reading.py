@@ -18,6 +18,7 @@ from autocompress.mlflow.store import sync
 from autocompress.policy.writing import scrubbed, without_password
 from autocompress.report.display import Display
 from autocompress.report.tables import front_table, verdict_table
+from autocompress.report.terminal import PlainConsole
 from autocompress.track.folder import RunFolder
 from autocompress.track.lock import writer_of
 from autocompress.track.view import RunView
@@ -96,7 +97,7 @@ def _print_links_json(url: str, pages: Mapping[str, Links], skipped: Mapping[str
 
 
 def _print_links(url: str, pages: Mapping[str, Links], skipped: Mapping[str, str]) -> None:
-    console = Console(highlight=False, soft_wrap=True)
+    console = PlainConsole(highlight=False, soft_wrap=True)
     console.print(f"MLflow is up at [bold]{url}[/bold]. Ctrl-C ends it.")
     for name, page in pages.items():
         console.print(f"\n[bold]{escape(name)}[/bold]")

@@ -20,6 +20,7 @@ from rich.table import Column
 from rich.text import Text
 
 from autocompress.controller.progress import SearchProgress
+from autocompress.report.terminal import PlainConsole
 from autocompress.results.metric import ACCURACY
 from autocompress.results.trial import MUCH_WAITING
 
@@ -31,8 +32,8 @@ _PIPED_WIDTH = 140
 
 def console() -> Console:
     """Standard output, wide enough for the tables where nothing says how wide it is."""
-    found = Console()
-    return found if found.is_terminal else Console(width=_PIPED_WIDTH)
+    found = PlainConsole()
+    return found if found.is_terminal else PlainConsole(width=_PIPED_WIDTH)
 
 
 class Display:
@@ -47,7 +48,7 @@ class Display:
     """
 
     def __init__(self, quiet: bool = False, *, silent: bool = False) -> None:
-        self._console = Console(stderr=True)
+        self._console = PlainConsole(stderr=True)
         self._quiet, self._silent = quiet or silent, silent
         self._spinner: Status | None = None
         self._bars: Progress | None = None

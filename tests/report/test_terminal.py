@@ -1,0 +1,104 @@
+"""Terminals that show ASCII alone, and narrow ones: nothing is lost, nothing fails."""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.table import Table
+
+from autocompress.report.terminal import PlainConsole, write_anything
+
+RUN = Path(__file__).parent.parent / "fixtures" / "run_0_1" / "run"
+words = st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=1, max_size=12)
+
+
+def printed(table: Table, width: int, encoding: str) -> str:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    PlainConsole(file=stream, width=width).print(table)
+    stream.flush()
+    assert isinstance(stream.buffer, io.BytesIO)
+    return stream.buffer.getvalue().decode(encoding)
+
+
+@given(
+    st.integers(1, 8).flatmap(
+        lambda n: st.lists(st.lists(words, min_size=n, max_size=n), min_size=2, max_size=5)
+    ),
+    st.integers(30, 90),
+)
+@settings(max_examples=60, deadline=None)
+def test_whatever_the_width_every_cell_is_there_and_fits(rows: list[list[str]], width: int) -> None:
+    heads, *cells = rows
+    table = Table(title="T", caption="C")
+    for head in heads:
+        table.add_column(head, no_wrap=True)
+    for row in cells:
+        table.add_row(*row)
+    found = printed(table, width, "ascii")
+    assert all(len(line) <= width for line in found.splitlines())
+    for text in [*heads, *(cell for row in cells for cell in row), "T", "C"]:
+        assert text in found
+
+
+def test_signs_are_replaced_before_the_table_is_laid_out() -> None:
+    table = Table("accuracy", "mark")
+    table.add_row("31.00 \u00b1 1.46", "x")
+    table.add_row("31.00", "x")
+    plain = printed(table, 60, "ascii").splitlines()
+    assert any("31.00 +/- 1.46" in line for line in plain)
+    assert len({len(line) for line in plain if "x" in line}) == 1
+    assert "\u00b1" in printed(table, 60, "utf-8")
+
+
+def test_names_of_other_alphabets_stay_different(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    write_anything()
+    stream.write("\u6a21\u578b-1 \u6a21\u5f0f-2 \u2026")
+    stream.flush()
+    assert isinstance(stream.buffer, io.BytesIO)
+    assert stream.buffer.getvalue() == rb"\u6a21\u578b-1 \u6a21\u5f0f-2 ~"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+@pytest.mark.parametrize("command", [["--help"], ["front", str(RUN)], ["front", "/no/\u6a21"]])
+def test_forty_columns_of_ascii_are_enough(command: list[str]) -> None:
+    own, others = pty.openpty()
+    fcntl.ioctl(others, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 40, 0, 0))
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii", "TERM": "xterm"}
+    environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "FORCE_COLOR")}
+    with subprocess.Popen(
+        [sys.executable, "-m", "autocompress", *command],
+        stdin=others,
+        stdout=others,
+        stderr=others,
+        env={**environment, **plain, "NO_COLOR": "1", "COLUMNS": "40"},
+    ) as process:
+        os.close(others)
+        said = b""
+        while True:
+            try:
+                more = os.read(own, 65536)
+            except OSError:  # the other end is closed
+                break
+            if not more:
+                break
+            said += more
+    os.close(own)
+    text = re.sub("\x1b\\[[0-9;]*m", "", said.decode("ascii").replace("\r", ""))
+    assert "Traceback" not in text
+    assert process.returncode == (0 if "/no/" not in command[-1] else 2), text
+    if "/no/" not in command[-1]:
+        assert max(map(len, text.splitlines())) <= 41, text
