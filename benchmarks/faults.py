@@ -73,7 +73,7 @@ class Study:
         """Start or resume it."""
         own = STUDY.changed(workers=self.workers, tracking=self.tracking)
         (self.folder / "study.json").write_text(own.model_dump_json())
-        limit = None if "--resume" in more else self.limit
+        limit, self.limit = self.limit, None  # by the next session somebody has made room
         with (self.folder / "log").open("a") as log:
             self.process = subprocess.Popen(
                 [
@@ -117,11 +117,12 @@ class Study:
     def end(self) -> bool:
         """Wait for it, and resume it as long as that helps; whether it has an answer."""
         assert self.process is not None
-        for _ in range(4):
+        for attempt in range(4):
+            if attempt:
+                self.begin(*(["--resume"] if (self.run / "study.yaml").is_file() else []))
             self.process.wait(PATIENCE_S)
             if self.process.returncode == 0 and (self.run / "recipes" / "best.yaml").is_file():
                 return True
-            self.begin(*(["--resume"] if (self.run / "study.yaml").is_file() else []))
         return False
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from autocompress.exporters.agreement import check_program
 from autocompress.exporters.metadata import AXES_KEY, SIZES_KEY
 from autocompress.exporters.silence import silent
 from autocompress.model.weights import state_tensors
+from autocompress.policy.writing import replacing
 from autocompress.task.calling import Flat, call, input_names, is_flat
 from autocompress.task.dynamic import sizes_of
 from autocompress.techniques.compressed import Compressed
@@ -54,18 +54,13 @@ def export(compressed: Compressed, path: str | Path, example: Any) -> ExportedFi
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise InputError(f"A model is written as .onnx, .pt2 or .safetensors, got {path.name!r}.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
+    with replacing(path) as partial:
         if path.suffix == ".onnx":
             _write_onnx(compressed, partial, example)
         elif path.suffix == ".pt2":
             _write_pt2(compressed, partial, example)
         else:
             _write_safetensors(compressed, partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
     changed = tuple(n for n, p in compressed.precisions.items() if p.weight_bits < 32)
     return ExportedFile(path, path.stat().st_size, changed)
 

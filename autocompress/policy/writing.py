@@ -9,12 +9,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+_PROBED = 1 << 20
+"""Bytes that find out whether a disk is full: more than a page that a file has begun."""
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A name for a new file, which takes the place of ``path`` when the block has ended well.
 
     Any number of processes and threads may write the same file; parent folders are made.
+
+    Raises:
+        OSError: the disk is full, in whatever words the library that writes puts it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     mark = f"{os.getpid()}-{threading.get_ident()}"
@@ -22,8 +28,23 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield partial
         os.replace(partial, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a write that fails does not know
+        raise
+    except Exception as error:
+        _check_room(partial, error)
+        raise
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _check_room(partial: Path, error: Exception) -> None:
+    """Torch and safetensors have errors of their own for a disk that is full: see whether it is."""
+    try:
+        with partial.open("ab") as file:
+            file.write(bytes(_PROBED))
+    except OSError as found:
+        raise OSError(found.errno, found.strerror, str(partial)) from error
 
 
 def without_password(url: str) -> str:

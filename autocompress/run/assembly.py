@@ -16,6 +16,7 @@ from autocompress.policy.inventory import Inventory
 from autocompress.policy.policy import Policy
 from autocompress.policy.registry import by_knob, techniques
 from autocompress.policy.space import Space
+from autocompress.policy.writing import replacing
 from autocompress.results.metric import Measurement
 from autocompress.run.evaluator import make_evaluator
 from autocompress.run.loading import load_data, load_model, load_teacher, with_axes
@@ -178,7 +179,8 @@ class Assembly:
 
         given: Any = self.given
         if shared is not None and given != (None, None):
-            torch.save(given, shared / "given.pt")
+            with replacing(shared / "given.pt") as partial:
+                torch.save(given, partial)
             given = shared / "given.pt"
         return EvaluatorFactory(
             self.study.model_dump(mode="json"),
