@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import re
-import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -20,9 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from autocompress.errors import AutocompressError
 from autocompress.machine.scratch import scratch_folder
 from autocompress.mlflow import labels
+from autocompress.mlflow.database import check_database
 from autocompress.report import plots
 from autocompress.report.tables import summary_json
 from autocompress.results.front import reference_point
@@ -42,9 +41,6 @@ ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
 }
-#: of the database servers that MLflow writes to
-_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
-_DATABASE_S = 5.0
 _TRIAL_TAG = "autocompress.trial"
 _RUN_TAG = "autocompress.run"
 
@@ -85,7 +81,7 @@ class Store:
         Raises:
             AutocompressError: no database answers at its address.
         """
-        _check_database(self.uri)
+        check_database(self.uri)
         for name, text in ENVIRONMENT.items():
             os.environ.setdefault(name, text)
         from mlflow import MlflowClient
@@ -95,26 +91,6 @@ class Store:
         if self.artifacts is not None:
             self.artifacts.mkdir(parents=True, exist_ok=True)
         return MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
-
-
-def _check_database(uri: str) -> None:
-    """See that a database server answers at all: MLflow would try for minutes.
-
-    Raises:
-        AutocompressError: it does not.
-    """
-    parts = urlsplit(uri)
-    port = _PORTS.get(parts.scheme.partition("+")[0])
-    if port is None or parts.hostname is None:
-        return
-    place = parts.hostname, parts.port or port
-    try:
-        socket.create_connection(place, timeout=_DATABASE_S).close()
-    except OSError as error:
-        raise AutocompressError(
-            f"No database answers at {place[0]}:{place[1]} ({error}). Start it, or give another "
-            "address with --uri."
-        ) from None
 
 
 @dataclass

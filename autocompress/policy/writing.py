@@ -29,7 +29,8 @@ def replacing(path: Path) -> Iterator[Path]:
         yield partial
         os.replace(partial, path)
     except OSError as error:
-        error.filename = error.filename or str(path)  # a write that fails does not know
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)  # a write that fails does not know
         raise
     except Exception as error:
         _check_room(partial, error)
