@@ -27,8 +27,6 @@ from autocompress.machine.facts import usable_cores
 
 _SETUP_S = 900.0
 """What a worker takes at most to load models and data, and to end a job that is over its limit."""
-
-
 _AGAIN = 2
 """How often a job that no worker had begun when the pool broke is handed over again."""
 _IMPORTS = (

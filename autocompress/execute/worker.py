@@ -25,10 +25,10 @@ def begin(pickled: bytes, environment: dict[str, str], cores: int) -> None:
         environment: of the study's process, which may have changed since this one's was copied.
         cores: that it may keep busy; the others are for other workers.
     """
-    take_share(cores)
-    pause_anywhere()
     os.environ.clear()
     os.environ.update(environment)
+    take_share(cores)
+    pause_anywhere()
     threading.Thread(target=_follow, args=[os.getppid()], name="follow", daemon=True).start()
     # the terminal's Ctrl-C is for the study, which decides what becomes of its workers
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -42,7 +42,8 @@ def begin(pickled: bytes, environment: dict[str, str], cores: int) -> None:
 def _follow(starter: int) -> None:
     """End soon after the study's process, and after the one that this was forked from."""
     study = parent_process()
-    while study is not None and study.is_alive() and os.getppid() == starter:
+    assert study is not None  # this is a worker
+    while study.is_alive() and os.getppid() == starter:
         study.join(1.0)
     os._exit(1)
 

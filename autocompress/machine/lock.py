@@ -80,19 +80,16 @@ def after_timing() -> None:
     lock = _lock()
     if lock.is_locked or _THREAD.at_the_lock:
         return
-    with _at_the_lock():
+    with _at_the_lock(), suppress(MeasurementError):
         try:
-            with _usable(lock), lock.acquire(timeout=0):
-                _forget_the_dead(lock)
-                return
-        except MeasurementError:
-            return
+            with _usable(lock):
+                lock.acquire(timeout=0)
+            _forget_the_dead(lock)
         except Timeout:
             left = _PAUSE_S - (time.time() - _holder(lock)[1])
-        try:
             if left > 0:
                 _wait(lock, left)
-        finally:
+        finally:  # whatever a signal raises in between: an evaluation's time may be over
             if lock.is_locked:
                 lock.release()
 
@@ -101,21 +98,26 @@ def pause_anywhere() -> None:
     """Have the main thread of this process pause while somebody times, whatever it does.
 
     ``after_timing`` is called by work between its pieces, which may take a second. Here it is
-    called by a signal, ``SIGUSR1``, between two instructions of Python: within an operator's time.
-    For worker processes; where there is no such signal nothing is changed.
+    called by a signal, ``SIGUSR1``, between two instructions of Python: at the latest when the
+    native call has ended that the thread is in. For worker processes; where there is no such
+    signal, or code of a user's has taken it, nothing is changed.
     """
     if sys.platform == "win32":
         return
-    main, note = threading.main_thread().ident, _note(_lock())
+    main = threading.main_thread().ident
     assert main is not None
-    signal.signal(signal.SIGUSR1, lambda number, frame: after_timing())
-    signal.siginterrupt(signal.SIGUSR1, False)
+
+    def pause(number: int, frame: object) -> None:
+        after_timing()
 
     def watch() -> None:
         while True:
             time.sleep(_LOOK_EVERY_S)
-            if note.exists():
+            if _note(_lock()).exists() and signal.getsignal(signal.SIGUSR1) is pause:
                 signal.pthread_kill(main, signal.SIGUSR1)
+
+    signal.signal(signal.SIGUSR1, pause)
+    signal.siginterrupt(signal.SIGUSR1, False)
 
     threading.Thread(target=watch, name="pause", daemon=True).start()
 

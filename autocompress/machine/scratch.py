@@ -68,5 +68,8 @@ def _runs(process: int) -> bool:
 
 
 def _machine() -> str:
-    """Processes of other machines, or containers, that share the folder are not known here."""
-    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+    """Where a process's number means something: other machines, and containers, may share the
+    folder without knowing each other's processes."""
+    namespace = Path("/proc/self/ns/pid")
+    known = os.readlink(namespace) if namespace.is_symlink() else ""
+    return hashlib.sha256(f"{platform.node()}|{known}".encode()).hexdigest()[:8]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autocompress.errors import InputError, MeasurementError
-from autocompress.measure.answers import file_answers, module_answers
+from autocompress.measure.answers import BATCH, file_answers, module_answers
 from autocompress.targets.base import Target
 from autocompress.task.data import Split
 from autocompress.task.metrics import Meter, TaskMetric
@@ -92,7 +92,7 @@ def file_accuracy(
     metric: MetricFunction | None = None,
     *,
     like: Any = None,
-    batch: int = 50,
+    batch: int = BATCH,
     limit: int | None = None,
     threads: int | None = None,
 ) -> Accuracy:
@@ -121,7 +121,7 @@ def file_quality(
     task: Task,
     *,
     like: Any = None,
-    batch: int = 50,
+    batch: int = BATCH,
     threads: int | None = None,
 ) -> Result:
     """All figures of a task for an exported file, in its runtime.

@@ -7,8 +7,8 @@ from urllib.parse import urlsplit
 
 from autocompress.errors import AutocompressError
 
-#: of the servers that MLflow writes to
-_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+#: of servers whose URL names a host; others (SQL Server) may name what their driver looks up
+_PORTS = {"postgresql": 5432, "mysql": 3306}
 _DATABASE_S = 5.0
 
 
@@ -20,8 +20,8 @@ def check_database(uri: str) -> None:
     """
     parts = urlsplit(uri)
     port = _PORTS.get(parts.scheme.partition("+")[0])
-    if port is None or parts.hostname is None:
-        return
+    if port is None or parts.hostname is None or "," in parts.netloc:
+        return  # a file, a local socket, or several hosts, of which the driver takes one
     place = parts.hostname, parts.port or port
     try:
         socket.create_connection(place, timeout=_DATABASE_S).close()

@@ -108,6 +108,8 @@ def run_study(
     existed, folder = root.exists(), RunFolder(root)
     folder.check_free(resume=resume)
     with _disk_told(folder), RunLock(folder) as lock:
+        if study.executor == "local" and study.workers > 1:
+            import_early()
         with _nothing_left_behind(folder, existed):
             parts = assemble(study, folder.models, model=model, data=data, progress=preparing)
             check_formula_budget(parts)
@@ -148,7 +150,6 @@ def _check_sent(study: StudyConfig, data: Any) -> None:
         return
     if study.executor == "local":
         check_main()
-        import_early()
     for name in ("options", "task", "metric", "loss", "augment"):
         try:
             pickle.dumps(getattr(data, name, None))

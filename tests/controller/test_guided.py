@@ -12,13 +12,14 @@ from analytic_study import Kept, context, search
 
 from autocompress.controller.config import SearchConfig
 from autocompress.controller.context import Context
+from autocompress.controller.guided import ladder
 from autocompress.controller.guided.costs import EstimatedCosts
 from autocompress.controller.guided.proposer import GuidedProposer
 from autocompress.controller.loop import run_search
 from autocompress.execute.local import InProcessExecutor
 from autocompress.policy.budget import Budget
 from autocompress.policy.policy import Policy
-from autocompress.policy.space import Assignment
+from autocompress.policy.space import Assignment, Space
 from autocompress.results.front import ParetoFront
 from autocompress.results.metric import Measurement
 from autocompress.results.trial import SEARCH, Phase, Trial, TrialState
@@ -145,6 +146,31 @@ def test_the_solver_forgets_what_the_estimate_said_before_it_learned() -> None:
     after = long_there.ladder.solved()
     assert after == fresh.ladder.solved()
     assert after != before
+
+
+def test_rungs_that_no_time_is_left_for_come_with_the_next_proposals(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All costs of the ladder are solved for in turn, none is skipped for another."""
+    guided = GuidedProposer(context(AnalyticEvaluator(9), budget="latency<=0.8x"))
+    guided.sensitivity.probe(lambda: True)
+    bounds: list[float] = []
+
+    def watched(space: Space, *args: object, **more: object) -> Assignment | None:
+        limits = args[2]
+        assert isinstance(limits, dict)
+        bounds.append(limits["latency_ms"])
+        return space.hardest
+
+    monkeypatch.setattr(ladder, "solve", watched)
+    guided.ladder.solved()
+    whole, bounds[:] = list(bounds), []
+    assert whole == sorted(whole, reverse=True)
+    monkeypatch.setattr(ladder, "SOLVING_S", 0.0)
+    for done in range(1, 2 * len(whole) + 1):
+        guided.ladder.solved()
+        assert len(bounds) == done
+    assert bounds == [*whole, *whole]
 
 
 class Surprised(AnalyticEvaluator):

@@ -368,6 +368,36 @@ def test_a_worker_pauses_in_the_middle_of_what_it_does(start: Callable[[str], Ot
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no such signals")
+def test_a_worker_looks_into_the_folder_of_the_moment(start: Callable[[str], Other]) -> None:
+    """It may be told of another one after it was made."""
+    late = "pause_anywhere()\nimport os\nos.environ['AUTOCOMPRESS_LOCK_DIR'] = folder"
+    begun = f"folder = {str(lock_folder())!r}\nimport os\n"
+    begun += "os.environ['AUTOCOMPRESS_LOCK_DIR'] = folder + '-elsewhere'"
+    busy = start(begun + _BUSY.replace("pause_anywhere()\nprint", f"{late}\nprint"))
+    timing = start(_TIMING)
+    assert timing.reaches("holding")
+    assert _until(False, busy)
+    timing.let_go()
+    assert _until(True, busy)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such signals")
+@pytest.mark.parametrize("taken", ["signal.SIG_DFL", "lambda *_: print('mine', flush=True)"])
+def test_a_signal_that_other_code_has_taken_is_left_to_it(
+    taken: str, start: Callable[[str], Other]
+) -> None:
+    """By default it would end the process."""
+    take = f"pause_anywhere()\nimport signal\nsignal.signal(signal.SIGUSR1, {taken})"
+    busy = start(_BUSY.replace("pause_anywhere()\nprint", f"{take}\nprint"))
+    timing = start(_TIMING)
+    assert timing.reaches("holding")
+    for _ in range(5):
+        assert _until(True, busy)
+    assert busy.process.poll() is None
+    assert "mine" not in busy.said
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such signals")
 def test_a_worker_does_not_pause_for_the_dead(start: Callable[[str], Other]) -> None:
     """Whose note is removed, so that nobody is asked to look again."""
     busy, timing = start(_BUSY), start(_TIMING)

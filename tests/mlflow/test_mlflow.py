@@ -19,6 +19,7 @@ import pytest
 
 from autocompress.commands.reading import track
 from autocompress.errors import AutocompressError, InputError
+from autocompress.mlflow.database import check_database
 from autocompress.mlflow.server import Server, links_of
 from autocompress.mlflow.sink import MlflowSink
 from autocompress.mlflow.store import Recorder, Store, sync
@@ -255,6 +256,20 @@ def test_a_database_that_is_away_is_said_at_once(tmp_path: Path, make_run: MakeR
         with pytest.raises(AutocompressError, match=r"No database answers at 127\.0\.0\.1") as told:
             track(str(tmp_path / "run"), uri, None)
     assert "secret" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "postgresql://me@one.invalid:5432,two.invalid:5432/mlflow",
+        "postgresql:///mlflow?host=/run/postgresql",
+        "mssql+pyodbc://my_dsn",
+        "sqlite:////tmp/mlflow.db",
+        "http://127.0.0.1:1",
+    ],
+)
+def test_addresses_that_only_their_driver_understands_are_left_to_it(uri: str) -> None:
+    check_database(uri)
 
 
 def test_a_resumed_run_continues_its_parent(tmp_path: Path, make_run: MakeRun) -> None:

@@ -72,7 +72,6 @@ def test_names_of_other_alphabets_stay_different(monkeypatch: pytest.MonkeyPatch
     assert stream.buffer.getvalue() == rb"\u6a21\u578b-1 \u6a21\u5f0f-2 ~"
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
 @pytest.mark.parametrize("command", [["--help"], ["front", str(RUN)], ["front", "/no/\u6a21"]])
 def test_forty_columns_of_ascii_are_enough(command: list[str]) -> None:
     own, others = pty.openpty()

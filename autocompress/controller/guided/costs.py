@@ -15,8 +15,6 @@ from autocompress.results.metric import Measurement
 
 STALE = 0.01
 """Estimates are kept as long as those of measured policies move by less, as a share."""
-
-
 SOLVING_S = 4.0
 """Seconds that solving may take for one proposal; networks of hundreds of layers need them all."""
 

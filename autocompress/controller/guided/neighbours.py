@@ -62,7 +62,7 @@ class Neighbours:
         wanted, begin = self.context.config.candidates, time.monotonic()
         found: dict[Assignment, Proposal] = {}
         for _ in range(_TRIES * wanted):
-            if len(found) >= wanted or (found and time.monotonic() - begin > SOLVING_S):
+            if len(found) >= wanted or time.monotonic() - begin > SOLVING_S:
                 break
             one = self._proposal(answer or self._parent(front), front)
             if one.assignment not in found and not known(one.assignment):
