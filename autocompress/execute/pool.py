@@ -10,7 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Future
+from concurrent.futures import FIRST_COMPLETED, Future
 from concurrent.futures import wait as wait_for
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import forkserver
@@ -23,25 +23,13 @@ from autocompress.controller.protocols import DividedEvaluator, Job, Outcome
 from autocompress.errors import InputError
 from autocompress.execute.local import told
 from autocompress.execute.worker import begin, died, score
-from autocompress.machine.facts import usable_cores
+from autocompress.machine.facts import cores, usable_cores
 
 _SETUP_S = 900.0
 """What a worker takes at most to load models and data, and to end a job that is over its limit."""
 _AGAIN = 2
 """How often a job that no worker had begun when the pool broke is handed over again."""
-_IMPORTS = (
-    "torch._dynamo",
-    "onnxruntime",
-    "autocompress.run.assembly",
-    "autocompress.build.pipeline",
-    "autocompress.build.bank",
-    "autocompress.build.lockstep",
-    "autocompress.exporters.checked",
-    "autocompress.measure.measurer",
-    "autocompress.recover.engine",
-    "autocompress.execute.worker",
-)
-"""Modules that import, between them, what takes workers seconds."""
+_SAFE = "PYTHONSAFEPATH"
 
 
 def check_main() -> None:
@@ -70,12 +58,22 @@ def check_main() -> None:
 def import_early() -> None:
     """Start importing what workers need; in another process, so that this one goes on.
 
-    On Linux workers are forked from a process that has imported but never computed: torch and ONNX
-    Runtime hold no threads there that a fork would leave dead. Elsewhere each imports for itself.
+    On Linux workers are forked from a process that has imported but never computed (``imports``).
+    Elsewhere each imports for itself. As other processes of ours it does not look for modules in
+    the folder that it was started in; workers look where the study's own process does.
     """
-    if _context().get_start_method() == "forkserver":
-        multiprocessing.set_forkserver_preload(list(_IMPORTS))
+    if _context().get_start_method() != "forkserver":
+        return
+    multiprocessing.set_forkserver_preload(["autocompress.execute.imports"])
+    before = os.environ.get(_SAFE)
+    os.environ[_SAFE] = "1"
+    try:
         forkserver.ensure_running()
+    finally:
+        if before is None:
+            del os.environ[_SAFE]
+        else:
+            os.environ[_SAFE] = before
 
 
 def _context() -> BaseContext:
@@ -105,7 +103,7 @@ class ProcessPoolExecutor:
     def _start(self) -> ProcessPool:
         import_early()
         share = max(1, usable_cores() // self.slots)
-        given = [self._factory, dict(os.environ), share]
+        given = [self._factory, dict(os.environ), cores(), share]
         pool = ProcessPool(self.slots, initializer=begin, initargs=given, context=_context())
         assert pool.active  # workers start now, not with the first job
         return pool
@@ -129,7 +127,7 @@ class ProcessPoolExecutor:
             return future.result()
         except ProcessExpired as error:
             return died(job, error.exitcode)
-        except (BrokenProcessPool, CancelledError):  # other processes died, or were ended
+        except BrokenProcessPool:  # other processes died, or were ended
             self._broken[job.number] += 1
             if self._broken[job.number] > _AGAIN:
                 return died(job)
@@ -140,6 +138,9 @@ class ProcessPoolExecutor:
 
     def _lost(self) -> Outcome | None:
         """A job that got lost between the pool and a worker, which ends those that it has."""
+        if not self._pool.active:
+            self._stop()
+            return None
         now = time.monotonic()
         for future, (job, since) in self._running.items():
             if job.limit_s is not None and now - since > job.limit_s + _SETUP_S:
@@ -160,3 +161,6 @@ class ProcessPoolExecutor:
     def _stop(self) -> None:
         self._pool.stop()  # type: ignore[no-untyped-call]  # pebble's
         self._pool.join()
+        for future in self._running:
+            if not future.done():  # the pool tells nothing of what it had not finished
+                future.set_exception(BrokenProcessPool())  # the next wait hands it over again

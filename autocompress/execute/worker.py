@@ -17,17 +17,20 @@ from autocompress.machine.lock import pause_anywhere
 _EVALUATORS: dict[int, DividedEvaluator] = {}
 
 
-def begin(pickled: bytes, environment: dict[str, str], cores: int) -> None:
+def begin(pickled: bytes, environment: dict[str, str], cores: set[int], share: int) -> None:
     """Make this process a worker: it ends with its parent, and builds its evaluator.
 
     Args:
         pickled: the evaluator's factory.
         environment: of the study's process, which may have changed since this one's was copied.
-        cores: that it may keep busy; the others are for other workers.
+        cores: that the study's process may run on by now; empty where nothing is known.
+        share: how many of them it may keep busy; the others are for other workers.
     """
     os.environ.clear()
     os.environ.update(environment)
-    take_share(cores)
+    if cores:
+        os.sched_setaffinity(0, cores)
+    take_share(share)
     pause_anywhere()
     threading.Thread(target=_follow, args=[os.getppid()], name="follow", daemon=True).start()
     # the terminal's Ctrl-C is for the study, which decides what becomes of its workers

@@ -113,7 +113,7 @@ def pause_anywhere() -> None:
     def watch() -> None:
         while True:
             time.sleep(_LOOK_EVERY_S)
-            if _note(_lock()).exists() and signal.getsignal(signal.SIGUSR1) is pause:
+            if _fresh(_note(_lock())) and signal.getsignal(signal.SIGUSR1) is pause:
                 signal.pthread_kill(main, signal.SIGUSR1)
 
     signal.signal(signal.SIGUSR1, pause)
@@ -222,6 +222,14 @@ def _tell(text: str) -> None:
 def _note(lock: BaseFileLock) -> Path:
     """Beside the lock; one that a killed process of another user left may have to stay."""
     return Path(lock.lock_file).with_name("holder.json")
+
+
+def _fresh(note: Path) -> bool:
+    """Whether somebody may be timing who is waited for; some notes nobody may remove."""
+    try:
+        return time.time() - note.lstat().st_mtime < _PAUSE_S
+    except OSError:
+        return False
 
 
 def _forget_the_dead(lock: BaseFileLock) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -179,6 +180,44 @@ def test_workers_end_with_the_process_that_they_are_forked_from(make: Make) -> N
     assert [found[job.number].error for job in later] == [""] * 3
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux alone")
+def test_no_thread_runs_where_workers_are_forked() -> None:
+    """A fork would leave it dead; OpenBLAS, which has its own handler for that, is kept to one."""
+    code = "import os, autocompress.execute.imports; print(len(os.listdir('/proc/self/task')))"
+    alone = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", code]
+    found = subprocess.run(command, env=alone, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "1"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux alone")
+def test_modules_of_the_folder_that_one_is_in_are_not_taken(tmp_path: Path) -> None:
+    """Where the program itself does not look there, as the command line does not."""
+    for name in ("profile", "statistics"):
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError('a stranger was run')\n")
+    code = (
+        "import sys; from autocompress.execute.pool import ProcessPoolExecutor;"
+        "from analytic import AnalyticFactory, jobs; executor = ProcessPoolExecutor("
+        "AnalyticFactory(sys.argv[1]), 1); executor.submit(jobs(1)[0]);"
+        "outcome = executor.wait(60.0); print(outcome.error or 'scored'); executor.close()"
+    )
+    (tmp_path / "left").mkdir()
+    beside = str(Path(__file__).parent.parent / "controller")
+    found = subprocess.run(
+        [sys.executable, "-P", "-c", code, str(tmp_path / "left")],
+        cwd=tmp_path,
+        env={
+            **os.environ,
+            "PYTHONPATH": f"{beside}:{os.environ.get('PYTHONPATH', '')}".rstrip(":"),
+        },
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert found.stdout.strip() == "scored", found.stderr
+    assert "a stranger was run" not in found.stderr
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_share_the_cores(make: Make, workers: int) -> None:
     """Each keeps its part of them busy, and one alone keeps all."""
@@ -214,6 +253,21 @@ def test_a_job_that_got_lost_is_given_up(tmp_path: Path, monkeypatch: pytest.Mon
     executor.close(cancel=True)
     assert outcome is not None
     assert outcome.scored is not None
+
+
+def test_a_job_that_was_on_its_way_to_a_pool_that_broke_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pool tells of jobs that it has registered alone."""
+    executor = ProcessPoolExecutor(AnalyticFactory(str(tmp_path)), 1)
+    monkeypatch.setattr(executor._pool, "schedule", lambda *args, **more: Future())
+    executor.submit(jobs(1)[0])
+    executor._pool.stop()
+    outcomes = (executor.wait(5.0) for _ in range(12))
+    outcome = next(filter(None, outcomes), None)
+    executor.close(cancel=True)
+    assert outcome is not None
+    assert (outcome.error, outcome.scored is None) == ("", False)
 
 
 @pytest.mark.parametrize("kind", WORKERS)
