@@ -21,9 +21,9 @@ from autocompress.task.calling import rebuild
 from autocompress.task.nested import batch_size, map_tensors, tensors
 from autocompress.task.split import Split
 
-BATCH = 50
-"""Samples of one call: as quick as hundreds, or quicker where activations stay in the cache, and
-whoever times waits for one call at most."""
+BATCH = 250
+"""Samples of one call. Ranges that a file takes at run time are those of a batch: with another one
+the quality of such files is another."""
 _BYTES = 64_000_000
 """Of a batch's inputs; about a hundred images of 224 pixels."""
 
