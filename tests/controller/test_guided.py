@@ -166,11 +166,17 @@ def test_rungs_that_no_time_is_left_for_come_with_the_next_proposals(
     guided.ladder.solved()
     whole, bounds[:] = list(bounds), []
     assert whole == sorted(whole, reverse=True)
-    monkeypatch.setattr(ladder, "SOLVING_S", 0.0)
+    assert guided.costs.solving_s == math.inf  # few levels: a seed makes the same study
+    guided.costs.solving_s = 0.0
     for done in range(1, 2 * len(whole) + 1):
         guided.ladder.solved()
         assert len(bounds) == done
     assert bounds == [*whole, *whole]
+    guided.ladder.solved()
+    bounds.clear()
+    guided.costs.solving_s = math.inf
+    guided.ladder.solved()  # with time again: what was left comes first, and the others with it
+    assert bounds == [*whole[1:], whole[0]]
 
 
 class Surprised(AnalyticEvaluator):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -15,8 +16,9 @@ from autocompress.results.metric import Measurement
 
 STALE = 0.01
 """Estimates are kept as long as those of measured policies move by less, as a share."""
-SOLVING_S = 4.0
-"""Seconds that solving may take for one proposal; networks of hundreds of layers need them all."""
+_MANY = 1000
+"""Levels of all choices together from which on solving looks at the clock: it takes seconds."""
+_SOLVING_S = 4.0
 
 
 class EstimatedCosts:
@@ -24,12 +26,18 @@ class EstimatedCosts:
 
     Args:
         context: of the study.
+
+    Attributes:
+        solving_s: seconds that solving may take for one proposal; without end where it takes less
+            anyway, so that a seed makes the same study on any machine.
     """
 
     def __init__(self, context: Context) -> None:
         self.context = context
         self.metric = context.cost
         self.cheapest = context.space.hardest
+        levels = sum(len(choice.levels) for choice in context.space.choices)
+        self.solving_s = math.inf if levels < _MANY else _SOLVING_S
         self._tables: dict[tuple[object, ...], NDArray[np.float64]] = {}
         self._margin = ONE_SIDED_95
         self._known: dict[Assignment, Mapping[str, float]] = {}

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterable
 
 from autocompress.controller.context import Context
-from autocompress.controller.guided.costs import SOLVING_S, STALE, EstimatedCosts
+from autocompress.controller.guided.costs import STALE, EstimatedCosts
 from autocompress.controller.guided.history import History
 from autocompress.controller.protocols import Proposal
 from autocompress.controller.sensitivity import Sensitivity
@@ -46,7 +46,7 @@ class SolverLadder:
         self.history = history
         self.sensitivity = sensitivity
         self._queue: deque[Proposal] = deque()
-        self._rungs: deque[float] = deque()
+        self._left: list[float] = []
 
     def suggest(self, n: int) -> list[Proposal]:
         """The next answers; the first call screens each choice alone."""
@@ -104,13 +104,13 @@ class SolverLadder:
         least = self.costs.least(bounds[self.context.cost], measured)
         top = self._top(least)
         found: list[Assignment] = []
-        self._rungs = self._rungs or deque(_RUNGS)
+        rungs = deque([*self._left, *(share for share in _RUNGS if share not in self._left)])
         begin, longest = time.monotonic(), 0.0
-        while self._rungs and self.context.may_go_on:
+        while rungs and self.context.may_go_on:
             since = time.monotonic()
-            if longest and since - begin + longest > SOLVING_S:
+            if longest and since - begin + longest > self.costs.solving_s:
                 break
-            share = self._rungs.popleft()
+            share = rungs.popleft()
             answer = solve(
                 self.context.space,
                 self.sensitivity.losses,
@@ -118,11 +118,12 @@ class SolverLadder:
                 {**bounds, self.context.cost: least + share * (top - least)},
                 marginals=self.costs.marginals,
                 order=self.sensitivity.order,
-                seconds=SOLVING_S,
+                seconds=self.costs.solving_s,
             )
             longest = max(longest, time.monotonic() - since)
             if answer and answer not in found and not self._known(answer):
                 found.append(answer)
+        self._left = list(rungs)
         return found
 
     def nested(self) -> list[Assignment]:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from autocompress.controller.context import Context
-from autocompress.controller.guided.costs import SOLVING_S, EstimatedCosts
+from autocompress.controller.guided.costs import EstimatedCosts
 from autocompress.controller.guided.history import History
 from autocompress.controller.optuna_study import OptunaController
 from autocompress.controller.protocols import Proposal
@@ -62,7 +62,7 @@ class Neighbours:
         wanted, begin = self.context.config.candidates, time.monotonic()
         found: dict[Assignment, Proposal] = {}
         for _ in range(_TRIES * wanted):
-            if len(found) >= wanted or time.monotonic() - begin > SOLVING_S:
+            if len(found) >= wanted or time.monotonic() - begin > self.costs.solving_s:
                 break
             one = self._proposal(answer or self._parent(front), front)
             if one.assignment not in found and not known(one.assignment):
@@ -163,6 +163,6 @@ class Neighbours:
             polish=False,
             marginals=self.costs.marginals,
             order=self.sensitivity.order,
-            seconds=SOLVING_S / 2,
+            seconds=self.costs.solving_s / 2,
         )
         return found or parent
