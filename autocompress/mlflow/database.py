@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import socket
-from urllib.parse import urlsplit
+
+from sqlalchemy.engine import make_url
 
 from autocompress.errors import AutocompressError
 
 #: of servers whose URL names a host; others (SQL Server) may name what their driver looks up
 _PORTS = {"postgresql": 5432, "mysql": 3306}
 _DATABASE_S = 5.0
+#: parts of a URL that name a place of their own
+_ELSEWHERE = {"host", "unix_socket", "service"}
 
 
 def check_database(uri: str) -> None:
@@ -18,11 +21,14 @@ def check_database(uri: str) -> None:
     Raises:
         AutocompressError: it does not.
     """
-    parts = urlsplit(uri)
-    port = _PORTS.get(parts.scheme.partition("+")[0])
-    if port is None or parts.hostname is None or "," in parts.netloc:
-        return  # a file, a local socket, or several hosts, of which the driver takes one
-    place = parts.hostname, parts.port or port
+    port = _PORTS.get(uri.partition(":")[0].partition("+")[0])
+    if port is None:
+        return
+    url = make_url(uri)
+    local = url.host == "localhost" and url.drivername.startswith("mysql")
+    if not url.host or local or not _ELSEWHERE.isdisjoint(url.query):
+        return  # a socket of this machine, or what its driver looks up
+    place = url.host, url.port or port
     try:
         socket.create_connection(place, timeout=_DATABASE_S).close()
     except OSError as error:

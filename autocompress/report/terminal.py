@@ -12,6 +12,8 @@ from rich.table import Column, Table
 from rich.text import Text
 
 _SIGNS = {"±": "+/-", "–": "-", "…": "~", "×": "x", "≤": "<=", "≥": ">=", "µ": "u", "•": "*"}
+_FAILING = ("strict", "surrogateescape")
+"""Ways to treat what a stream cannot write that may end in an error."""
 _WORDS = 16
 """Columns of a table's text that may wrap; less would be a word a line."""
 _TABLE = str.maketrans(_SIGNS)
@@ -21,7 +23,7 @@ def write_anything() -> None:
     """Let the standard streams write every text: what they cannot is replaced, never an error."""
     codecs.register_error("autocompress", _replaced)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in _FAILING:
             stream.reconfigure(errors="autocompress")
 
 
@@ -57,34 +59,44 @@ class _Fitting:
         self._table = table
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        widths = [self._least(console, column) for column in self._table.columns]
-        if sum(widths) + 3 * len(widths) + 1 <= options.max_width:
+        columns = [_texts(console, column) for column in self._table.columns]
+        widths = map(self._least, self._table.columns, columns)
+        plain = all(text is not None for texts in columns for text in texts)
+        if not plain or sum(widths) + 3 * len(columns) + 1 <= options.max_width:
             yield self._table
-            return
-        yield from self._list(console)
+        else:
+            yield from self._list([[t for t in texts if t is not None] for texts in columns])
 
     @staticmethod
-    def _least(console: Console, column: Column) -> int:
+    def _least(column: Column, texts: list[Text | None]) -> int:
         """Columns that a column of the table needs; text may wrap, down to some words a line."""
-        cells = (cell for cell in (column.header, *column.cells) if isinstance(cell, str))
-        widest = max((console.render_str(cell).cell_len for cell in cells), default=0)
+        widest = max((text.cell_len for text in texts if text is not None), default=0)
         return widest if column.no_wrap else min(widest, _WORDS)
 
-    def _list(self, console: Console) -> RenderResult:
+    def _list(self, columns: list[list[Text]]) -> RenderResult:
         table = self._table
         if table.title:
             yield from (table.title, "")
-        first, *others = table.columns
-        for row, name, *cells in zip(
-            table.rows, first.cells, *(column.cells for column in others), strict=True
-        ):
-            head = console.render_str(f"{first.header} {name}".strip(), highlight=False)
-            head.stylize(row.style or "bold")
-            yield head
-            for column, cell in zip(others, cells, strict=True):
-                if cell not in ("", "-"):
-                    line = console.render_str(f"  {column.header}: {cell}", highlight=False)
+        heads, *cells = zip(*columns, strict=True)
+        for row, (name, *others) in zip(table.rows, cells, strict=True):
+            begin = Text(" ").join(part for part in (heads[0], name) if part.plain)
+            begin.stylize(row.style or "bold")
+            yield begin
+            for head, cell in zip(heads[1:], others, strict=True):
+                if cell.plain not in ("", "-"):
+                    line = Text.assemble("  ", head, ": ", cell)
                     line.stylize(row.style or "")
                     yield line
         if table.caption:
             yield from ("", table.caption)
+
+
+def _texts(console: Console, column: Column) -> list[Text | None]:
+    """Head and cells of a column; ``None`` for what is more than text."""
+    found: list[Text | None] = []
+    for part in (column.header, *column.cells):
+        if isinstance(part, str):
+            found.append(console.render_str(part, highlight=False))
+        else:
+            found.append(part if isinstance(part, Text) else None)
+    return found

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.table import Table
+from rich.text import Text
 
 from autocompress.report.terminal import PlainConsole, write_anything
 
@@ -62,8 +63,24 @@ def test_signs_are_replaced_before_the_table_is_laid_out() -> None:
     assert "\u00b1" in printed(table, 60, "utf-8")
 
 
-def test_names_of_other_alphabets_stay_different(monkeypatch: pytest.MonkeyPatch) -> None:
-    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+def test_texts_are_shown_as_they_are_and_tables_of_more_stay_tables() -> None:
+    names = ["model[/x].onnx", "[a] n[0]"]
+    table = Table("a long head of a file", "another long head")
+    for name in names:
+        table.add_row(Text(name), "[bold]1[/bold]")
+    narrow = printed(table, 20, "utf-8")
+    assert all(part in narrow.replace("\n", " ") for part in names)
+    assert "bold" not in narrow
+    table.add_row(Text("x"), Table("in"))
+    assert "in" in printed(table, 30, "utf-8")
+    assert "model[/x].onnx" not in printed(table, 20, "utf-8")  # no list of more than text
+
+
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
+def test_names_of_other_alphabets_stay_different(
+    errors: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors=errors)
     monkeypatch.setattr(sys, "stdout", stream)
     write_anything()
     stream.write("\u6a21\u578b-1 \u6a21\u5f0f-2 \u2026")
@@ -72,11 +89,12 @@ def test_names_of_other_alphabets_stay_different(monkeypatch: pytest.MonkeyPatch
     assert stream.buffer.getvalue() == rb"\u6a21\u578b-1 \u6a21\u5f0f-2 ~"
 
 
+@pytest.mark.parametrize("encoding", [{"PYTHONIOENCODING": "ascii"}, {"PYTHONCOERCECLOCALE": "0"}])
 @pytest.mark.parametrize("command", [["--help"], ["front", str(RUN)], ["front", "/no/\u6a21"]])
-def test_forty_columns_of_ascii_are_enough(command: list[str]) -> None:
+def test_forty_columns_of_ascii_are_enough(command: list[str], encoding: dict[str, str]) -> None:
     own, others = pty.openpty()
     fcntl.ioctl(others, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 40, 0, 0))
-    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii", "TERM": "xterm"}
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "TERM": "xterm", **encoding}
     environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "FORCE_COLOR")}
     with subprocess.Popen(
         [sys.executable, "-m", "autocompress", *command],
