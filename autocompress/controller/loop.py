@@ -14,7 +14,8 @@ from autocompress.results.metric import Measurement
 from autocompress.results.trial import SEARCH, Trial, TrialState
 
 _REPEATS = 20
-"""Proposals in a row that are settled already before a random unseen policy takes their place."""
+"""Proposals in a row that are settled already before a random unseen policy takes their place;
+half as many each time that this happens again, until the proposer comes with something new."""
 
 _ELSEWHERE_S = 60.0
 """How long a policy that another driver has claimed is left to it before it is asked for again."""
@@ -76,6 +77,7 @@ class _Loop:
         self.waited = 0.0
         self.screened_before = context.screener.seconds
         self.repeats = 0
+        self.patience, self.gave_way = _REPEATS, False
         self.rejections = 0
         self.done = sum(
             t.phase == SEARCH and t.state in (TrialState.COMPLETE, TrialState.FAILED)
@@ -151,7 +153,8 @@ class _Loop:
         """Proposals; one at random where the proposer only repeats itself; none at the end."""
         if self.unseen.none_left:
             return []
-        if self.repeats < _REPEATS:
+        self.gave_way = self.repeats >= self.patience
+        if not self.gave_way:
             return self.proposer.suggest(count)
         levels = self.unseen.draw()
         return [] if levels is None else [Proposal("random", levels)]
@@ -166,6 +169,7 @@ class _Loop:
         self.waited += time.monotonic() - start
         violations = self.context.feasibility.infeasible_by_estimate(estimate)
         self.repeats = 0
+        self.patience = max(1, self.patience // 2) if self.gave_way else _REPEATS
         self.unseen.remove(policy)
         if violations is not None:
             return self._reject(proposal, policy, estimate, violations)

@@ -105,14 +105,28 @@ class OptunaController:
 
     def ask(self) -> Assignment:
         """The sampler's next proposal; it may repeat an earlier one."""
+        levels, trial = self._asked()
+        self._pending.setdefault(levels, []).append(trial)
+        return levels
+
+    def candidate(self) -> Assignment:
+        """A proposal that is one of several, of which most are never evaluated.
+
+        The sampler knows nothing of it until it hears of a trial: whatever an Optuna study waits
+        for is looked through at each proposal.
+        """
+        levels, trial = self._asked()
+        self._study.tell(trial, state=self._state("FAIL"))
+        return levels
+
+    def _asked(self) -> tuple[Assignment, optuna.trial.Trial]:
         trial = self._study.ask()
         # students are tried once each, as seeds: untrained they teach the sampler nothing
         levels = tuple(
             0 if c.kind == "student" else trial.suggest_int(c.name, 0, len(c.levels) - 1)
             for c in self.space.choices
         )
-        self._pending.setdefault(levels, []).append(trial)
-        return levels
+        return levels, trial
 
     def tell(self, assignment: Assignment | None, trial: Trial) -> None:
         """What came of an assignment, asked for here or proposed by somebody else.

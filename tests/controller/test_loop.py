@@ -176,6 +176,29 @@ def test_a_sampler_that_repeats_itself_gives_way_to_random_policies(layers: int)
     assert origins[seeds:] == ["Stuck", *["random"] * (11 - seeds)]
 
 
+def test_a_sampler_that_goes_on_repeating_itself_is_asked_less() -> None:
+    """Of every answer that is new it gets its patience back."""
+    asked: list[int] = []
+    since = 0
+
+    class Mostly:
+        def suggest(self, n: int) -> list[Proposal]:
+            nonlocal since
+            since += 1
+            new = len(asked) == 6  # the seventh policy is its own
+            return [Proposal("mostly", (1, 2, 3, 4, 5, 6) if new else (0,) * 6)]
+
+        def update(self, completed: Sequence[Settled], active: Sequence[Proposal]) -> None:
+            nonlocal since
+            if any(s.trial.state is TrialState.COMPLETE for s in completed):
+                asked.append(since)
+                since = 0
+
+    ctx = context(AnalyticEvaluator(6), trials=10, budget="latency<=1x")
+    run_search(ctx, Mostly())
+    assert asked == [1, 20, 10, 5, 2, 1, 1, 20, 10, 5]
+
+
 def test_a_proposal_that_comes_again_says_what_became_of_it() -> None:
     evaluator = AnalyticEvaluator(3)
     ctx = context(evaluator, trials=99)

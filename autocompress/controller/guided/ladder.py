@@ -27,7 +27,10 @@ _FEW = 20
 """Trials whose costs are estimated again whenever the estimate has moved."""
 
 _REFIT_EVERY = 7
-"""Rounds between two fits of the sensitivities; odd, to serve the answer and the front in turn."""
+"""Rounds between two fits of the sensitivities at first; odd, to serve the answer and the front in
+turn."""
+_REFIT_SHARE = 0.05
+"""Of all rounds, later: what they add to thousands changes a fit little."""
 
 
 class SolverLadder:
@@ -47,6 +50,7 @@ class SolverLadder:
         self.sensitivity = sensitivity
         self._queue: deque[Proposal] = deque()
         self._left: list[float] = []
+        self._refit_at = _REFIT_EVERY
 
     def suggest(self, n: int) -> list[Proposal]:
         """The next answers; the first call screens each choice alone."""
@@ -89,8 +93,9 @@ class SolverLadder:
 
     def refitted(self, rounds: int) -> list[Proposal]:
         """Every few rounds the ladder under sensitivities fitted to all that was screened."""
-        if rounds % _REFIT_EVERY:
+        if rounds < self._refit_at:
             return []
+        self._refit_at = rounds + max(_REFIT_EVERY, int(_REFIT_SHARE * rounds) | 1)
         self.sensitivity.refit()
         return [Proposal("refit", levels) for levels in self.solved()]
 

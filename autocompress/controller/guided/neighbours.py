@@ -83,7 +83,7 @@ class Neighbours:
         roll = self.random.random()
         number = None if parent is None else parent.number
         if parent is None or roll < 0.1:
-            return Proposal("tpe", self.optuna.ask(), number)
+            return Proposal("tpe", self.optuna.candidate(), number)
         levels, target = self.history.assignment(parent), self._target(parent, front)
         if roll < 0.4:
             return Proposal("jitter", self._jittered(levels, target), number)

@@ -82,7 +82,7 @@ class GuidedProposer:
         proposals = self.ladder.refitted(self.rounds)
         proposals = proposals or self.neighbours.around(answer, front, self._known)
         if not proposals:
-            return Proposal("tpe", self.optuna.ask())
+            return Proposal("tpe", self.optuna.candidate())
         return self.selector.pick(proposals, fill=answer is None)
 
     def _digest(self, assignment: Assignment) -> str:
