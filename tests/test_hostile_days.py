@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-from tiny_study import STUDY, call, environment
+from tiny_study import STUDY, call, environment, started
 
 from autocompress.errors import AutocompressError
 from autocompress.run import finishing, session
@@ -67,20 +67,6 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def use_prepared(tmp_path: Path, prepared: Path) -> None:
     (tmp_path / "cache").symlink_to(prepared)
-
-
-def started(folder: Path, study: dict[str, Any], *more: str) -> subprocess.Popen[bytes]:
-    """A search in a session of its own; what it prints goes to ``log``."""
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(study))
-    with (folder / "log").open("w") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "autocompress", "search", "tiny.yaml", *more],
-            cwd=folder,
-            env=environment(folder),
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
 
 
 def study_of(trials: int = 6, **more: Any) -> dict[str, Any]:

@@ -5,15 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
-from tiny_study import STUDY, call, environment
+from tiny_study import STUDY, call, started
 
 _PATIENCE_S = 300.0
 
@@ -24,20 +20,6 @@ def lines(journal: Path) -> list[str]:
         return []
     text = journal.read_text(encoding="utf-8")
     return text[: text.rfind("\n") + 1].splitlines()
-
-
-def started(folder: Path, study: dict[str, Any]) -> subprocess.Popen[bytes]:
-    """The search in a process group of its own; what it prints goes to ``log``."""
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(study))
-    with (folder / "log").open("w") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "autocompress", "search", "tiny.yaml"],
-            cwd=folder,
-            env=environment(folder),
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
 
 
 @pytest.mark.timeout(900)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import platform
 import sys
@@ -27,13 +28,48 @@ def machine_facts() -> dict[str, Any]:
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(cores()) or os.cpu_count() or 1
+    """Cores that this process may keep busy, as far as the system and a container's quota allow."""
+    given = len(cores()) or os.cpu_count() or 1
+    return max(1, min(given, math.ceil(_quota(_GROUPS, _MOUNTED))))
 
 
 def cores() -> set[int]:
     """Numbers of the cores that this process may run on; empty where the system does not tell."""
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+
+
+_GROUPS, _MOUNTED = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+
+
+def _quota(groups: Path, mounted: Path) -> float:
+    """Cores' worth of time that control groups leave to this process; infinite without a limit.
+
+    Args:
+        groups: the file that lists this process's groups, of version 1 or 2.
+        mounted: where they are mounted. A container may see its own group as the topmost one.
+    """
+    least = float(sys.maxsize)
+    for line in _text(groups).splitlines():
+        _, kinds, path = (*line.split(":", 2), "", "")[:3]
+        if kinds and "cpu" not in kinds.split(","):
+            continue
+        top = mounted / "cpu" if kinds else mounted
+        group = top / path.strip("/")
+        for folder in (group, *group.parents):
+            if not folder.is_relative_to(top):
+                break
+            names = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if kinds else ("cpu.max",)
+            found = [word for name in names for word in _text(folder / name).split()]
+            if len(found) == 2 and all(word.isdigit() and int(word) for word in found):
+                least = min(least, int(found[0]) / int(found[1]))
+    return least
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
 
 
 _share: int | None = None
@@ -63,11 +99,9 @@ def machine_id() -> str:
 
 
 def _cpu_model() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith(("model name", "Model")):
-                return line.partition(":")[2].strip()
+    for line in _text(Path("/proc/cpuinfo")).splitlines():
+        if line.startswith(("model name", "Model")):
+            return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
 
 

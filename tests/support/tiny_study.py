@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 STUDY: dict[str, Any] = {
     "name": "tiny",
@@ -28,6 +31,24 @@ STUDY: dict[str, Any] = {
 def environment(place: Path) -> dict[str, str]:
     """Variables of a command run in a folder with a cache of its own."""
     return {**os.environ, "AUTOCOMPRESS_CACHE": str(place / "cache"), "COLUMNS": "200"}
+
+
+def started(folder: Path, study: dict[str, Any], *more: str) -> subprocess.Popen[bytes]:
+    """A search in a session of its own; what it prints goes to ``log``.
+
+    Ctrl-C reaches it, whether or not it does whoever runs the tests in the background of a shell.
+    """
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(study))
+    with (folder / "log").open("w") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "autocompress", "search", "tiny.yaml", *more],
+            cwd=folder,
+            env=environment(folder),
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
 
 
 def call(
