@@ -9,7 +9,6 @@ from dataclasses import InitVar, dataclass, field, replace
 from autocompress.controller.config import SearchConfig
 from autocompress.controller.feasibility import Feasibility
 from autocompress.controller.ledger import Ledger
-from autocompress.controller.limits import trial_limit_s
 from autocompress.controller.near import estimates_near
 from autocompress.controller.progress import ProgressCallback, SearchProgress
 from autocompress.controller.protocols import Evaluator, Executor, Job, Outcome, Sink
@@ -22,7 +21,7 @@ from autocompress.policy.space import Assignment, Space
 from autocompress.results.front import reference_point
 from autocompress.results.metric import Measurement, objectives
 from autocompress.results.screened import Screened
-from autocompress.results.trial import SEARCH, Phase, Trial, TrialState, waiting_share
+from autocompress.results.trial import SEARCH, Phase, Trial, TrialState
 
 
 @dataclass
@@ -86,7 +85,7 @@ class Context:
 
     def limit_s(self, phase: Phase) -> float:
         """Seconds that an evaluation may take."""
-        return trial_limit_s(self.config.trial_timeout_s, self.ledger.trials, phase)
+        return self.ledger.durations.limit_s(self.config.trial_timeout_s, phase)
 
     def submit(self, job: Job) -> None:
         """Hand a job to the executor, with the time that it may take."""
@@ -149,7 +148,7 @@ class Context:
         quality = self.feasibility.baseline.quality
         scores = (t.measurement.score for t in front if t.measurement)
         best = min(scores, key=quality.loss, default=None)
-        volume, waiting = front.hypervolume(reference), waiting_share(self.ledger.trials)
+        volume, waiting = front.hypervolume(reference), self.ledger.waiting.share
         self.progress(
             SearchProgress(phase, done, total, best, volume, left, waiting, trial, quality)
         )

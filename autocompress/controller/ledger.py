@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from autocompress.controller.limits import Durations
 from autocompress.controller.protocols import Sink
 from autocompress.policy.policy import Policy
 from autocompress.results.front import ParetoFront
 from autocompress.results.metric import Metric
-from autocompress.results.trial import SEARCH, Phase, Trial, TrialState, confirmed
+from autocompress.results.trial import SEARCH, Phase, Trial, TrialState, Waiting, confirmed
 
 
 class Ledger:
@@ -19,6 +20,11 @@ class Ledger:
         sinks: told of every finished trial, at once.
         observe: taught by every complete trial, those of earlier sessions first.
         earlier: finished trials of earlier sessions.
+
+    Attributes:
+        trials: all of them, in the order in which they came.
+        durations: of the evaluations.
+        waiting: how much of them timing has waited.
     """
 
     def __init__(
@@ -31,6 +37,8 @@ class Ledger:
         self.objectives = tuple(objectives)
         self.sinks = sinks
         self.trials: list[Trial] = []
+        self.durations, self.waiting = Durations(), Waiting()
+        self._front = GrowingFront(self)
         self._observe = observe
         self._settled: dict[tuple[str, Phase], Trial] = {}
         self._next = max((t.number for t in earlier), default=-1) + 1
@@ -57,6 +65,8 @@ class Ledger:
 
     def _enter(self, trial: Trial) -> None:
         self.trials.append(trial)
+        self.durations.add(trial)
+        self.waiting.add(trial)
         if trial.state in (TrialState.COMPLETE, TrialState.REJECTED):
             self._settled.setdefault(self._key(trial.policy, trial.phase), trial)
 
@@ -76,4 +86,31 @@ class Ledger:
 
     def front(self) -> ParetoFront:
         """The front of what was scored on val."""
-        return ParetoFront.of(self.scored(), self.objectives)
+        return self._front()
+
+
+class GrowingFront:
+    """The front of a ledger's trials, found from what is new as long as that is enough.
+
+    Args:
+        ledger: of the trials.
+        counts: whether a trial may be on the front; all that are scored by default.
+    """
+
+    def __init__(self, ledger: Ledger, counts: Callable[[Trial], bool] | None = None) -> None:
+        self._ledger = ledger
+        self._counts = counts or (lambda trial: True)
+        self._front = ParetoFront.of([], ledger.objectives)
+        self._seen = 0
+
+    def __call__(self) -> ParetoFront:
+        """As it is by now."""
+        new = self._ledger.trials[self._seen :]
+        if new:
+            # what verifying an answer found may take others off the front
+            whole = any(t.phase != SEARCH for t in new)
+            found = self._ledger.scored() if whole else [*self._front, *new]
+            counting = [t for t in found if self._counts(t)]
+            self._front = ParetoFront.of(counting, self._ledger.objectives)
+            self._seen = len(self._ledger.trials)
+        return self._front

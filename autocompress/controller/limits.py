@@ -10,23 +10,39 @@ _LEAST_S, _UNKNOWN_S = 600.0, 3600.0
 _ALIKE, _EPOCH = 20.0, 200.0
 
 
-def trial_limit_s(asked: float | None, trials: Iterable[Trial], phase: Phase) -> float:
-    """Seconds after which an evaluation is given up.
-
-    Without a wish it is twenty times what the longest one of the same phase took, ten minutes at
-    least. Before there is one, it is an hour, and two hundred times the longest of any phase for
-    each epoch of training.
+class Durations:
+    """What evaluations took at most, by kind of phase and epochs of training.
 
     Args:
-        asked: the study's own limit.
         trials: so far.
-        phase: of the evaluation.
     """
-    if asked is not None:
-        return asked
-    took = [(t.phase, t.seconds) for t in trials if t.state is TrialState.COMPLETE]
-    alike = [seconds for of, seconds in took if (of.kind, of.epochs) == (phase.kind, phase.epochs)]
-    if alike:
-        return max(_LEAST_S, _ALIKE * max(alike))
-    longest = max((seconds for _, seconds in took), default=0.0)
-    return _UNKNOWN_S + _EPOCH * phase.epochs * longest + _ALIKE * longest
+
+    def __init__(self, trials: Iterable[Trial] = ()) -> None:
+        self._longest: dict[tuple[str, float], float] = {}
+        for trial in trials:
+            self.add(trial)
+
+    def add(self, trial: Trial) -> None:
+        """Take note of one more trial; what came to nothing says nothing."""
+        if trial.state is TrialState.COMPLETE:
+            key = trial.phase.kind, trial.phase.epochs
+            self._longest[key] = max(trial.seconds, self._longest.get(key, 0.0))
+
+    def limit_s(self, asked: float | None, phase: Phase) -> float:
+        """Seconds after which an evaluation is given up.
+
+        Without a wish it is twenty times what the longest one of the same phase took, ten minutes
+        at least. Before there is one, it is an hour, and two hundred times the longest of any phase
+        for each epoch of training.
+
+        Args:
+            asked: the study's own limit.
+            phase: of the evaluation.
+        """
+        if asked is not None:
+            return asked
+        alike = self._longest.get((phase.kind, phase.epochs))
+        if alike is not None:
+            return max(_LEAST_S, _ALIKE * alike)
+        longest = max(self._longest.values(), default=0.0)
+        return _UNKNOWN_S + _EPOCH * phase.epochs * longest + _ALIKE * longest

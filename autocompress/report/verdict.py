@@ -9,7 +9,7 @@ from autocompress.report.comparison import Comparison, compared
 from autocompress.report.tables import number_text
 from autocompress.results.answer import drop
 from autocompress.results.difference import difference
-from autocompress.results.trial import MUCH_WAITING, Trial, waiting_share
+from autocompress.results.trial import MUCH_WAITING, Trial, Waiting
 from autocompress.track.view import RunView, score, value
 
 Tone = Literal["good", "unsure", "bad"]
@@ -137,7 +137,7 @@ def _given_up(view: RunView, best: Trial | None) -> tuple[str, ...]:
 
 def _waited(view: RunView) -> tuple[str, ...]:
     """Why there are fewer trials than there could be."""
-    share = waiting_share(view.trials)
+    share = Waiting(view.trials).share
     if share < MUCH_WAITING:
         return ()
     return (

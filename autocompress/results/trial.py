@@ -177,15 +177,28 @@ def confirmed(trials: Iterable[Trial]) -> list[Trial]:
     return [_worse(t, over.get(t.policy.untrained_digest)) for t in trials] if over else trials
 
 
-def waiting_share(trials: Iterable[Trial]) -> float:
-    """Share of the evaluations' time in which timing waited for a quiet machine, from 0 to 1."""
-    waited = seconds = 0.0
-    for trial in trials:
-        # a duplicate has the measurement of another trial
+class Waiting:
+    """How much of the evaluations' time was spent in waiting for a quiet machine to time on.
+
+    Args:
+        trials: so far.
+    """
+
+    def __init__(self, trials: Iterable[Trial] = ()) -> None:
+        self._waited = self._seconds = 0.0
+        for trial in trials:
+            self.add(trial)
+
+    def add(self, trial: Trial) -> None:
+        """Take note of one more trial; a duplicate has the measurement of another one."""
         if trial.state is TrialState.COMPLETE and trial.measurement is not None:
-            waited += trial.measurement.context.get("waited_s", 0.0)
-            seconds += trial.seconds
-    return waited / seconds if seconds else 0.0
+            self._waited += trial.measurement.context.get("waited_s", 0.0)
+            self._seconds += trial.seconds
+
+    @property
+    def share(self) -> float:
+        """From 0 to 1."""
+        return self._waited / self._seconds if self._seconds else 0.0
 
 
 def _worse(trial: Trial, check: Trial | None) -> Trial:

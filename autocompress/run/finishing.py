@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from autocompress.controller.limits import trial_limit_s
+from autocompress.controller.limits import Durations
 from autocompress.execute.limit import time_limit
 from autocompress.report.html import write_report
 from autocompress.report.tables import write_summary
@@ -67,7 +67,7 @@ def finish(
         best, path = view.best, folder.recipes / "best.yaml"
         attempt("the recipe", lambda: write_recipe(view, folder, best, path))
     model = attempt("the models", lambda: _keep_models(folder, parts, view))
-    limit = trial_limit_s(study.search.trial_timeout_s, view.trials, Phase("verify"))
+    limit = Durations(view.trials).limit_s(study.search.trial_timeout_s, Phase("verify"))
     test = attempt(
         "the uncompressed model on test", lambda: parts.evaluator.measurer.baseline_test, limit
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -21,8 +22,8 @@ from autocompress.controller.unseen import Unseen
 from autocompress.execute.local import InProcessExecutor
 from autocompress.policy.budget import Budget
 from autocompress.policy.space import Assignment
-from autocompress.results.front import non_dominated
-from autocompress.results.trial import SEARCH, Trial, TrialState
+from autocompress.results.front import ParetoFront, non_dominated
+from autocompress.results.trial import SEARCH, Phase, Trial, TrialState
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -300,3 +301,28 @@ def test_several_workers_share_one_study() -> None:
         assert len(digests) == len(set(digests)) == 30
         pairs = itertools.pairwise(sorted(t.number for t in ctx.ledger.trials))
         assert all(a < b for a, b in pairs)
+
+
+def test_the_front_of_the_ledger_is_that_of_all_trials_at_any_time() -> None:
+    """Searched, recovered and verified ones, of which some are over the budget after all."""
+    draw, ctx = random.Random(0), context(AnalyticEvaluator(3), budget="latency<=0.7x")
+    phases = [SEARCH, SEARCH, SEARCH, Phase("recover", 2.0), Phase("verify")]
+    for number in range(200):
+        policy = ctx.space.decode(tuple(draw.randrange(8) for _ in ctx.space.choices))
+        found = ctx.evaluator.baseline
+        cost = draw.uniform(1.0, found["latency_ms"])
+        values = {**found.values, "accuracy": draw.random(), "latency_ms": cost}
+        over = {"latency_ms": draw.choice((-0.1, -0.1, 0.1))}
+        ctx.ledger.keep(
+            Trial(
+                number,
+                policy,
+                draw.choice(phases),
+                draw.choice((TrialState.COMPLETE, TrialState.COMPLETE, TrialState.FAILED)),
+                measurement=replace(found, values=values),
+                violations=over,
+            )
+        )
+        if draw.random() < 0.5:
+            whole = ParetoFront.of(ctx.ledger.scored(), ctx.objectives)
+            assert ctx.ledger.front().trials == whole.trials

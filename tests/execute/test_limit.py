@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 from analytic import AnalyticEvaluator, jobs, numbered
 
-from autocompress.controller.limits import trial_limit_s
+from autocompress.controller.limits import Durations
 from autocompress.execute.limit import TookTooLong, time_limit
 from autocompress.execute.local import InProcessExecutor
 from autocompress.policy.policy import Policy
@@ -72,8 +72,12 @@ def test_a_loop_in_another_thread_is_interrupted() -> None:
 
 def test_what_ends_in_time_hears_nothing_of_it() -> None:
     for _ in range(20):
-        with time_limit(0.05, fails):
-            time.sleep(0.03)
+        begin = time.monotonic()
+        try:
+            with time_limit(0.05, fails):
+                time.sleep(0.03)
+        except TookTooLong:  # on a busy machine it does not end in time
+            assert time.monotonic() - begin > 0.05
     time.sleep(0.3)
 
 
@@ -141,12 +145,12 @@ def trial(seconds: float, phase: Phase = SEARCH) -> Trial:
 
 def test_limits_are_generous_and_follow_what_trials_took() -> None:
     train = Phase("recover", 4.0, 1)
-    assert trial_limit_s(5.0, [], SEARCH) == 5.0
-    assert trial_limit_s(None, [], SEARCH) == 3600
-    assert trial_limit_s(None, [trial(2.0)], SEARCH) == 600
-    assert trial_limit_s(None, [trial(50.0), trial(2.0)], SEARCH) == 1000
+    assert Durations([]).limit_s(5.0, SEARCH) == 5.0
+    assert Durations([]).limit_s(None, SEARCH) == 3600
+    assert Durations([trial(2.0)]).limit_s(None, SEARCH) == 600
+    assert Durations([trial(50.0), trial(2.0)]).limit_s(None, SEARCH) == 1000
     # training is not judged by how long an untrained evaluation took
-    assert trial_limit_s(None, [trial(10.0)], train) == 3600 + 8000 + 200
-    assert trial_limit_s(None, [trial(10.0), trial(500.0, train)], train) == 10_000
+    assert Durations([trial(10.0)]).limit_s(None, train) == 3600 + 8000 + 200
+    assert Durations([trial(10.0), trial(500.0, train)]).limit_s(None, train) == 10_000
     failed = Trial(0, Policy(), SEARCH, TrialState.FAILED, seconds=1e6)
-    assert trial_limit_s(None, [failed], SEARCH) == 3600
+    assert Durations([failed]).limit_s(None, SEARCH) == 3600

@@ -18,7 +18,7 @@ from autocompress.errors import AutocompressError, InputError
 from autocompress.report.html import write_report
 from autocompress.report.tables import front_table, summary_json, verdict_table
 from autocompress.report.verdict import verdict
-from autocompress.results.trial import waiting_share
+from autocompress.results.trial import Waiting
 from autocompress.run.recipes import export
 from autocompress.track.folder import RunFolder
 from autocompress.track.journal import Journal
@@ -62,7 +62,7 @@ def read_all(root: Path) -> None:
     verdict(view)
     verdict_table(view)
     front_table(view)
-    waiting_share(view.trials)
+    assert 0 <= Waiting(view.trials).share <= 1
     write_report(folder)
     folder.best_model()
     if "data" in view.study:  # the handmade run is of no whole study

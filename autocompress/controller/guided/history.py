@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from autocompress.controller.context import Context
+from autocompress.controller.ledger import GrowingFront
 from autocompress.controller.protocols import Settled
 from autocompress.policy.space import Assignment
 from autocompress.results.front import ParetoFront, reference_point
@@ -22,8 +23,7 @@ class History:
         self.context = context
         self.assignments: dict[int, Assignment] = {}
         self.trials: dict[int, Trial] = {}
-        self._front = ParetoFront.of([], context.objectives)
-        self._seen = 0
+        self._front = GrowingFront(context.ledger, lambda trial: trial.phase == SEARCH)
 
     def add(self, one: Settled) -> None:
         """Remember where a trial came from."""
@@ -53,16 +53,7 @@ class History:
 
     def front(self) -> ParetoFront:
         """Of what the search measured: trained policies of an earlier session stand apart."""
-        ledger = self.context.ledger
-        new = ledger.trials[self._seen :]
-        if new:
-            # what verifying an earlier session's answer found may take others off the front
-            whole = not self._seen or any(t.phase != SEARCH for t in new)
-            searched = ledger.scored() if whole else [*self._front, *new]
-            of_search = [t for t in searched if t.phase == SEARCH]
-            self._front = ParetoFront.of(of_search, self.context.objectives)
-            self._seen = len(ledger.trials)
-        return self._front
+        return self._front()
 
     def reference(self) -> list[float]:
         """The reference point of hypervolumes."""
