@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 _LOOK_EVERY_S, _RETRY_S = 2.0, 60.0
+_LISTED = "constraints"
+"""Where optuna-dashboard looks for constraints; Optuna itself knows them by name."""
 _ELSEWHERE = "evaluated by another driver of the same study"
 
 
@@ -216,6 +218,7 @@ class SharedTrials:
         claim.set_user_attr("trial", text)
         for name, violation in over.items():
             claim.set_constraint(name, violation)
+        self._storage.set_trial_system_attr(place, _LISTED, list(over.values()))
         self.study.tell(claim, values, _state("FAIL" if values is None else "COMPLETE"))
 
     def news(self) -> list[Trial]:
@@ -260,6 +263,7 @@ class SharedTrials:
             distributions=self._distributions,
             user_attrs=dict(attributes),
             constraints=dict(over or {}) or None,
+            system_attrs={_LISTED: list(over.values())} if over else {},
         )
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+from wsgiref.util import setup_testing_defaults
 
 import optuna
+import optuna_dashboard
 import pytest
 from analytic import AnalyticEvaluator, make_space
 
@@ -20,7 +24,7 @@ from autocompress.errors import InputError
 from autocompress.execute.local import InProcessExecutor
 from autocompress.policy.budget import Budget
 from autocompress.results.metric import ACCURACY, LATENCY
-from autocompress.results.trial import Trial
+from autocompress.results.trial import Trial, TrialState
 
 IDENTITY = {"architecture": "a", "weights": "w", "data": "d"}
 OBJECTIVES = (ACCURACY, LATENCY)
@@ -82,6 +86,21 @@ def test_of_drivers_side_by_side_each_policy_is_evaluated_once(url: str) -> None
     done = study.get_trials(states=[optuna.trial.TrialState.COMPLETE])
     assert Counter(t.user_attrs["policy"] for t in done) == evaluated
     assert all(t.constraints for t in done)
+
+
+def test_the_dashboard_shows_what_is_over_the_budget(url: str) -> None:
+    """Through its own server; each trial has as many constraints as the budget has bounds."""
+    trials, _ = search(url, "one", 0, trials=10)
+    server = optuna_dashboard.wsgi(shared(url, "reader")._storage)
+    environ: dict[str, Any] = {"PATH_INFO": "/api/studies/1"}
+    setup_testing_defaults(environ)
+    if url.startswith("journal"):
+        environ["PATH_INFO"] = "/api/studies/0"
+    answered = json.loads(b"".join(server(environ, lambda *status: None)))
+    shown = [one["constraints"] for one in answered["trials"] if one["state"] == "Complete"]
+    over = [list(t.violations.values()) for t in trials if t.state is TrialState.COMPLETE]
+    assert shown == over
+    assert {value > 0 for (value,) in shown} == {True, False}
 
 
 def test_a_later_driver_knows_what_was_evaluated(url: str) -> None:
