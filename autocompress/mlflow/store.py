@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 from autocompress.machine.scratch import scratch_folder
 from autocompress.mlflow import labels
+from autocompress.mlflow.artifacts import as_json, log_text, save_onnx
 from autocompress.mlflow.database import check_database
 from autocompress.report import plots
 from autocompress.report.tables import summary_json
@@ -274,8 +275,8 @@ class Recorder:
             self._set_tag(client, trial.number, "front", str(trial.number in front).lower())
         for trial in view.front:
             if trial.number in self.children:
-                policy = trial.policy.as_dict()
-                client.log_dict(self.children[trial.number], policy, "policy.json")
+                policy = as_json(trial.policy.as_dict())
+                log_text(client, self.children[trial.number], policy, "policy.json")
         self._write_study(client, view)
         remarks = self._register(client, view, best_model) if best_model is not None else []
         client.set_terminated(self.parent, "FINISHED", self._ended)
@@ -292,14 +293,16 @@ class Recorder:
             tags=[RunTag(k, v) for k, v in labels.study_tags(view).items()],
         )
         columns, rows = labels.front_rows(view)
-        client.log_dict(self.parent, {"columns": columns, "data": rows}, "front/front.json")
-        client.log_text(self.parent, labels.as_csv(columns, rows), "front/front.csv")
-        client.log_dict(self.parent, summary_json(view), "front/summary.json")
+        for name, text in {
+            "front.json": as_json({"columns": columns, "data": rows}),
+            "front.csv": labels.as_csv(columns, rows),
+            "summary.json": as_json(summary_json(view)),
+            "front.html": plots.page([plots.pareto_figure(view), plots.growth_figure(view)]),
+        }.items():
+            log_text(client, self.parent, text, f"front/{name}")
         # the tag makes MLflow show the file as a table; `log_table` would append at each sync
         shown = json.dumps([{"path": "front/front.json", "type": "table"}])
         client.set_tag(self.parent, "mlflow.loggedArtifacts", shown)
-        figures = [plots.pareto_figure(view), plots.growth_figure(view)]
-        client.log_text(self.parent, plots.page(figures), "front/front.html")
         if self.folder.report.is_file():
             client.log_artifact(self.parent, str(self.folder.report))
 
@@ -324,7 +327,7 @@ class Recorder:
             self.experiment_id, name=name, source_run_id=self.parent, model_type="compressed"
         )
         with scratch_folder("mlflow") as folder:
-            _save_onnx(path, folder / "model")
+            save_onnx(path, folder / "model")
             client.log_model_artifacts(model.model_id, str(folder / "model"))
         client.finalize_logged_model(model.model_id, "READY")
         tags = {"trial": str(best.number), "run": self._identity, "digest": digest}
@@ -374,14 +377,6 @@ def sync(
     register = section.get("register_best", True)
     recorder.finish(view, best_model or (folder.best_model() if register else None))
     return recorder
-
-
-def _save_onnx(path: Path, folder: Path) -> None:
-    import mlflow.onnx
-    import onnx
-
-    # stated requirements: MLflow would find them out by loading the model in a new process
-    mlflow.onnx.save_model(onnx.load(str(path)), str(folder), pip_requirements=["onnxruntime"])
 
 
 def _milliseconds(finished: str) -> int:
