@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.errors import InputError
-from autocompress.exporters.onnx_kernels import kernel_times
 from autocompress.machine.facts import machine_facts, machine_id
 from autocompress.machine.lock import timing_lock
 from autocompress.machine.scratch import scratch_folder
@@ -233,7 +232,7 @@ def _profile(
             file = written(i, str(i))
             with closing(target.open(file)) as session, timing_lock():
                 profile = session.profile(random_inputs(session.inputs), runs)
-            times = kernel_times([(n.name, n.ms) for n in profile.nodes], len(parts[i]))
+            times = target.kernel_times(profile, len(parts[i]))
             table.add({k.key: t for k, t in zip(parts[i], times, strict=True) if t == t})
             file.unlink()
             done.add(i)

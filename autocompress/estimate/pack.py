@@ -14,7 +14,6 @@ from autocompress.estimate.kernel_table import TABLE_VERSION, Progress, chunks, 
 from autocompress.estimate.latency_features import LayerPlan
 from autocompress.estimate.latency_model import choose_variants
 from autocompress.estimate.whole_models import ExportVariant, none_left
-from autocompress.exporters.onnx_kernels import write_kernels
 from autocompress.machine import facts
 from autocompress.machine.scratch import scratch_folder
 from autocompress.measure import rounds
@@ -25,7 +24,7 @@ from autocompress.policy.policy import Policy
 from autocompress.policy.settings import CompressionSettings
 from autocompress.policy.space import Space
 from autocompress.policy.writing import replacing
-from autocompress.targets.base import TargetConfig
+from autocompress.targets.base import Target
 
 #: bytes of weights that an unpacked archive may hold; widths in between are interpolated
 _LARGEST = 300_000_000
@@ -42,7 +41,7 @@ def pack_kernels(
     path: str | Path,
     inventory: Inventory,
     space: Space,
-    config: TargetConfig,
+    target: Target,
     export_variant: ExportVariant,
     baseline: str | Path,
     *,
@@ -56,7 +55,7 @@ def pack_kernels(
         path: of the zip file.
         inventory: of the uncompressed model.
         space: which widths, bits and ranks will be asked for.
-        config: threads and batch of the device.
+        target: of the study; its threads and batch are those of the device.
         export_variant: builds and exports a policy's model; the files are deleted when packed.
         baseline: the exported uncompressed model; not deleted.
         settings: rounding of channel counts.
@@ -64,10 +63,11 @@ def pack_kernels(
         progress: told how far it is.
 
     Raises:
-        InputError: the path is no zip file, or the runtime opens other files than ``.onnx``.
+        InputError: the path is no zip file, or the target is not ``packable``.
     """
     path = Path(path)
-    _check(path, config)
+    _check(path, target)
+    config = target.config
     plan = LayerPlan(inventory, settings or CompressionSettings())
     chosen = choose_variants(space, variants)
     needed = plan.kernels([Policy(), *chosen])
@@ -83,7 +83,7 @@ def pack_kernels(
             "threads": config.threads,
             "batch": config.batch,
             "footprint": footprint,
-            "kernels": _add_kernels(archive, chunks(kernels, footprint), config.batch, progress),
+            "kernels": _add_kernels(archive, chunks(kernels, footprint), target, progress),
             "baseline": "models/uncompressed.onnx",
             "models": _add_models(archive, chosen, export_variant, progress),
         }
@@ -94,24 +94,26 @@ def pack_kernels(
     return path
 
 
-def _check(path: Path, config: TargetConfig) -> None:
+def _check(path: Path, target: Target) -> None:
     if path.suffix != ".zip":
         raise InputError(f"Kernels are packed into a .zip file, got {path.name!r}.")
-    if config.runtime != "onnxruntime":
+    if not target.packable or target.kernel_writer() is None:
         raise InputError(
-            f"Kernels are packed for ONNX Runtime on another device, the study's runtime is "
-            f"{config.runtime!r}. Use `target: {{runtime: onnxruntime}}`."
+            "Kernels are packed for ONNX Runtime on another device, which tells nothing of the "
+            f"study's runtime {target.name!r}. Use `target: {{runtime: onnxruntime}}`."
         )
 
 
 def _add_kernels(
-    archive: zipfile.ZipFile, parts: Sequence[list[Kernel]], batch: int, progress: Progress
+    archive: zipfile.ZipFile, parts: Sequence[list[Kernel]], target: Target, progress: Progress
 ) -> list[dict[str, Any]]:
+    write = target.kernel_writer()
+    assert write is not None
     listed: list[dict[str, Any]] = []
     with scratch_folder("pack") as folder:
         for i, chunk in enumerate(parts):
             name = f"kernels/{i:03d}.onnx"
-            file = write_kernels(chunk, folder / "kernels.onnx", batch)
+            file = write(chunk, folder / "kernels.onnx", target.config.batch)
             archive.write(file, name)
             listed.append({"file": name, "keys": [kernel.key for kernel in chunk]})
             progress("kernels", (i + 1) / len(parts))

@@ -1,4 +1,4 @@
-"""ONNX files that hold many single layers, to time each by the runtime's profiler."""
+"""ONNX files of single layers: to time each by the runtime's profiler, and to try one's range."""
 
 from __future__ import annotations
 
@@ -55,6 +55,45 @@ def kernel_times(nodes: Sequence[tuple[str, float]], count: int) -> list[float]:
             i = int(match.group(1))
             found[i] = ms if np.isnan(found[i]) else found[i] + ms
     return found
+
+
+PRODUCTS = 64
+"""Products that are added up in the file of ``write_largest_products``, and the exact sum."""
+
+_LARGEST = f"""
+<ir_version: 10, opset_import: ["": 18]>
+largest (float[1, {PRODUCTS}] x) => (float[1, {PRODUCTS}] y) {{
+    xq = QuantizeLinear(x, scale, zero)
+    xf = DequantizeLinear(xq, scale, zero)
+    wf = DequantizeLinear(weight, weight_scale, weight_zero)
+    yf = MatMul(xf, wf)
+    yq = QuantizeLinear(yf, out_scale, zero)
+    y = DequantizeLinear(yq, out_scale, zero)
+}}
+"""
+
+
+def write_largest_products(path: Path) -> Path:
+    """Write a linear layer in 8 bits whose every weight is 127 (as a float, 1).
+
+    On inputs of ones, each of which is then 255, every output is ``PRODUCTS``.
+    """
+    import onnx
+    from onnx import numpy_helper
+
+    values = {
+        "weight": np.full((PRODUCTS, PRODUCTS), 127, np.int8),
+        "weight_scale": np.float32(1 / 127),
+        "weight_zero": np.int8(0),
+        "scale": np.float32(1 / 255),
+        "zero": np.uint8(0),
+        "out_scale": np.float32(PRODUCTS / 255),
+    }
+    model = onnx.parser.parse_model(_LARGEST)
+    tensors = [numpy_helper.from_array(np.asarray(value), name) for name, value in values.items()]
+    model.graph.initializer.extend(tensors)
+    onnx.save(model, path)
+    return path
 
 
 class _Graph:

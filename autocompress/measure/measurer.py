@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from autocompress.errors import InputError
 from autocompress.machine.lock import after_timing
 from autocompress.measure.quiet import QuietSpeed
-from autocompress.measure.saturation import overflow_problems, products_overflow
+from autocompress.measure.saturation import overflow_problems
 from autocompress.policy.policy import Policy
 from autocompress.results.difference import HITS, SCORES, pack_hits, pack_scores
 from autocompress.results.metric import Measurement
@@ -284,7 +284,7 @@ class Measurer:
 
     @cached_property
     def _overflows(self) -> bool:
-        return products_overflow(self.target)
+        return self.target.products_overflow()
 
     def _latency(self, policy: Policy, ms: float, spread: float) -> tuple[float, float]:
         """A latency measured here with its spread, or the other device's predicted one."""

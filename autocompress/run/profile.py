@@ -83,7 +83,7 @@ def _pack(parts: Assembly, path: Path) -> None:
         path,
         parts.inventory,
         parts.space,
-        measurer.target.config,
+        measurer.target,
         parts.evaluator.export_variant,
         measurer.baseline_file,
         settings=parts.study.settings,

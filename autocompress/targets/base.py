@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.errors import InputError, TargetUnavailable
+from autocompress.exporters.onnx_kernels import kernel_times
 from autocompress.model.kernels import Kernel
 from autocompress.targets.config import TargetConfig
 from autocompress.targets.profile import KernelClass, NodeTime, Profile
@@ -179,13 +180,15 @@ class Target(ABC):
     Attributes:
         name: as ``target: {runtime: ...}`` and the entry point say it.
         suffix: of the files that are exported for it, ``.onnx`` for example.
-        also_opens: other suffixes.
+        also_opens, also_writes: other suffixes that ``open`` and ``export`` take.
         config_model: the fields of ``target:`` that it takes.
         install: how to get the runtime, for messages.
         integer_kernels: whether layers of 8 bits run on integers, not simulated in float.
         free_batch: whether a file can be opened for any number of samples.
         half_formats: 16-bit formats that its files can hold.
         skips_zeros: whether kernels are faster on weights that hold zeros.
+        packable: whether files that ONNX Runtime times on another device tell how fast this one
+            is there; see ``estimate.pack``.
 
     Raises:
         TargetUnavailable: the runtime or the device is not present here.
@@ -194,12 +197,14 @@ class Target(ABC):
     name: ClassVar[str]
     suffix: ClassVar[str]
     also_opens: ClassVar[tuple[str, ...]] = ()
+    also_writes: ClassVar[tuple[str, ...]] = ()
     config_model: ClassVar[type[TargetConfig]] = TargetConfig
     install: ClassVar[str] = ""
     integer_kernels: ClassVar[bool] = False
     free_batch: ClassVar[bool] = True
     half_formats: ClassVar[tuple[str, ...]] = ("float16",)
     skips_zeros: ClassVar[bool] = False
+    packable: ClassVar[bool] = False
 
     config: TargetConfig
 
@@ -297,11 +302,11 @@ class Target(ABC):
         return node.outputs[0][1][-1 if linear else 1] == channels
 
     def export(self, compressed: Compressed, path: str | Path, example: Any) -> ExportedFile:
-        """Write a compressed model as a file that this target opens.
+        """Write a compressed model as a file for this target.
 
         Args:
             compressed: calibrated, if any layer is quantized with static activations.
-            path: with the target's suffix.
+            path: with ``suffix``, or one of ``also_writes``.
             example: inputs of two samples or more, built as the model takes them.
 
         Raises:
@@ -317,6 +322,17 @@ class Target(ABC):
         ``None`` where no layer can be timed alone.
         """
         return None
+
+    def kernel_times(self, profile: Profile, count: int) -> list[float]:
+        """Milliseconds of each layer in a file of ``kernel_writer``; NaN where none is told.
+
+        Nodes are expected under the names that ``exporters.onnx_kernels`` gives them.
+        """
+        return kernel_times([(node.name, node.ms) for node in profile.nodes], count)
+
+    def products_overflow(self) -> bool:
+        """Whether sums of 8-bit products overflow on this machine; see ``measure.saturation``."""
+        return False
 
     def describe(self) -> dict[str, Any]:
         """Runtime, version, device, threads, batch, ...: JSON-able, for every record."""

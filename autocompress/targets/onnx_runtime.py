@@ -19,18 +19,15 @@ from autocompress.targets.base import (
     Array,
     Availability,
     Inputs,
-    KernelWriter,
     Session,
-    Target,
     TargetConfig,
     TensorSpec,
 )
+from autocompress.targets.onnx_files import OnnxTarget, free_batch_names, makers
 from autocompress.targets.profile import KernelClass, NodeTime, Profile, kernel_class
 
 #: where a name within ``tensor(...)`` is not numpy's
 _DTYPES = {"float": "float32", "double": "float64"}
-#: what the runtime merges into the node before
-_FUSED_AFTER = frozenset({"Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "Cast"})
 #: what it adds to the output's name when it calls a merged node after it
 _RENAMED = re.compile("^InsertedPrecisionFreeCast_|_nchwc$")
 _BY_DEVICE = {
@@ -79,14 +76,14 @@ class OnnxRuntimeConfig(TargetConfig):
     providers: tuple[str, ...] | None = None
 
 
-class OnnxRuntimeTarget(Target):
-    """Opens ``.onnx`` files."""
+class OnnxRuntimeTarget(OnnxTarget):
+    """See ``OnnxTarget``."""
 
     name = "onnxruntime"
-    suffix = ".onnx"
     config_model = OnnxRuntimeConfig
     install = "pip install onnxruntime, or onnxruntime-gpu for CUDA and TensorRT"
     integer_kernels = True
+    packable = True
     config: OnnxRuntimeConfig
 
     @classmethod
@@ -136,12 +133,6 @@ class OnnxRuntimeTarget(Target):
             shown = vectors or {shape[1], shape[-1]}
         return any(-(-channels // block) * block in shown for block in _BLOCKS)
 
-    def kernel_writer(self) -> KernelWriter | None:
-        """ONNX files with a node per layer."""
-        from autocompress.exporters.onnx_kernels import write_kernels
-
-        return write_kernels
-
     def facts(self) -> dict[str, Any]:
         """The execution providers."""
         return {"providers": [name for name, _ in self.providers]}
@@ -167,7 +158,7 @@ class OnnxRuntimeSession(Session):
         self.file = file
         self._providers = list(providers)
         self._threads = threads
-        self._free = _free_batch_names(file) if batch is not None else ()
+        self._free = free_batch_names(file) if batch is not None else ()
         self._batch = batch
         self._session: Any = self._make(None)
         self.inputs = tuple(
@@ -229,50 +220,6 @@ class OnnxRuntimeSession(Session):
     def close(self) -> None:
         """Free the session."""
         self._session = None
-
-
-def _free_batch_names(file: Path) -> tuple[str, ...]:
-    """Names of the symbolic first dimensions of the inputs."""
-    import onnx
-
-    try:
-        model = onnx.load(str(file), load_external_data=False)
-    except Exception as error:  # protobuf's decode error is not exported
-        raise InputError(f"{file} is not an ONNX file: {error}") from None
-    own = {i.name for i in model.graph.initializer}
-    names = []
-    for value in model.graph.input:
-        dims = value.type.tensor_type.shape.dim
-        if value.name not in own and dims and dims[0].dim_param:
-            names.append(dims[0].dim_param)
-    return tuple(dict.fromkeys(names))
-
-
-def file_sizes(file: Path) -> dict[str, int]:
-    """Axis name to the size that a file was exported with, of its free axes."""
-    import onnx
-
-    held = {p.key: p.value for p in onnx.load(str(file), load_external_data=False).metadata_props}
-    found: dict[str, int] = json.loads(held.get(SIZES_KEY, "{}"))
-    return found
-
-
-def makers(file: Path) -> dict[str, str]:
-    """Tensor to the node of the file that computed it, activations and casts looked through.
-
-    Runtimes name a node after its output where they merge several into it, or where it is the
-    last one; by then that may be an activation's output.
-    """
-    import onnx
-
-    graph = onnx.load(str(file), load_external_data=False).graph
-    by_output = {output: node for node in graph.node for output in node.output}
-    found = {}
-    for output, node in by_output.items():
-        while node.op_type in _FUSED_AFTER and node.input[0] in by_output:
-            node = by_output[node.input[0]]
-        found[output] = node.name
-    return found
 
 
 def _origin(name: str, makers: Mapping[str, str]) -> str:

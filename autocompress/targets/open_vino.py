@@ -15,13 +15,11 @@ from autocompress.targets.base import (
     WARM_UP,
     Availability,
     Inputs,
-    KernelWriter,
     Session,
-    Target,
     TargetConfig,
     TensorSpec,
 )
-from autocompress.targets.onnx_runtime import file_sizes, makers
+from autocompress.targets.onnx_files import OnnxTarget, file_sizes, makers
 from autocompress.targets.profile import KernelClass, NodeTime, Profile, kernel_class
 
 #: biases and scales are split off and merged again, which leaves marks in the names
@@ -43,15 +41,14 @@ class OpenVinoConfig(TargetConfig):
     runtime: str = "openvino"
 
 
-class OpenVinoTarget(Target):
-    """Opens ``.onnx`` files.
+class OpenVinoTarget(OnnxTarget):
+    """See ``OnnxTarget``.
 
     Float layers compute in 32 bits even where the processor has bfloat16, which OpenVINO would
     otherwise take by itself: the uncompressed model is the reference of every ratio.
     """
 
     name = "openvino"
-    suffix = ".onnx"
     config_model = OpenVinoConfig
     install = "pip install 'autocompress[openvino]'"
     integer_kernels = True
@@ -86,12 +83,6 @@ class OpenVinoTarget(Target):
     def classify(cls, node: NodeTime) -> KernelClass:
         """By the layer's type and the type of its arithmetic; see ``Target``."""
         return _class(node.op)
-
-    def kernel_writer(self) -> KernelWriter | None:
-        """ONNX files with a node per layer."""
-        from autocompress.exporters.onnx_kernels import write_kernels
-
-        return write_kernels
 
     def facts(self) -> dict[str, Any]:
         """What float layers compute in."""

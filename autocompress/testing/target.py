@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from autocompress.build.calibrate import calibrate
 from autocompress.errors import InputError
-from autocompress.exporters.onnx_kernels import kernel_times
+from autocompress.exporters.onnx_kernels import PRODUCTS, write_largest_products
 from autocompress.measure.gate import check_file, layer_profile
 from autocompress.measure.latency import paired_timing
 from autocompress.measure.memory import peak_memory_bytes
@@ -280,8 +280,18 @@ class TargetContract:
         path = writer(kernels, tmp_path / f"kernels{target.suffix}", target.config.batch)
         with closing(target.open(path)) as session:
             profile = session.profile(random_inputs(session.inputs), runs=3)
-        times = kernel_times([(n.name, n.ms) for n in profile.nodes], len(kernels))
+        times = target.kernel_times(profile, len(kernels))
         assert all(ms >= 0 for ms in times)
+
+    def test_products_that_overflow_are_told(self, target: Target, tmp_path: Path) -> None:
+        """Of a target of ONNX files: the largest 8-bit products, beside their exact sum."""
+        if ".onnx" not in (target.suffix, *target.also_opens):
+            return
+        path = write_largest_products(tmp_path / "largest.onnx")
+        with closing(target.open(path)) as session:
+            (found,) = session.run([np.ones((1, PRODUCTS), np.float32)])
+        exact = np.allclose(found, PRODUCTS, rtol=0.01)
+        assert target.products_overflow() == (not exact)
 
     def test_threads_are_those_that_were_asked_for(
         self, target: Target, exported: Exported

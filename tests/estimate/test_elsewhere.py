@@ -137,7 +137,7 @@ def test_the_evaluator_packs_what_the_runner_needs(pipeline: Pipeline, tmp_path:
         tmp_path / "kernels.zip",
         pipeline.inventory,
         space,
-        evaluator.measurer.target.config,
+        evaluator.measurer.target,
         evaluator.export_variant,
         evaluator.measurer.baseline_file,
         settings=pipeline.settings,

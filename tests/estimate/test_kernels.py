@@ -32,7 +32,8 @@ from autocompress.model.part import whole
 from autocompress.policy.inventory import Inventory
 from autocompress.policy.policy import LayerPolicy
 from autocompress.targets import get_target
-from autocompress.targets.base import random_inputs
+from autocompress.targets.base import Profile, random_inputs
+from autocompress.targets.onnx_runtime import OnnxRuntimeTarget
 
 _OPS: dict[str, set[str]] = {
     "fp32": {"Conv", "FusedConv", "Gemm"},
@@ -229,3 +230,16 @@ def test_a_runtime_of_other_files_gets_a_table_by_multiply_adds(tmp_path: Path) 
         (32**2 - 8**2) / (16**2 - 8**2)
     )
     assert len(load_table(table_path(target, tmp_path, FOOTPRINT)).times) == 3
+
+
+def test_a_target_reads_its_own_kernel_files(tmp_path: Path) -> None:
+    """One that names the nodes of its profiles its own way."""
+
+    class Own(OnnxRuntimeTarget):
+        def kernel_times(self, profile: Profile, count: int) -> list[float]:
+            return [7.0 + i for i in range(count)]
+
+    table = measure_kernels(
+        Own(OnnxRuntimeTarget.config_model()), [conv(4, 4), conv(8, 4)], tmp_path, runs=2
+    )
+    assert [table.ms(conv(4, 4)), table.ms(conv(8, 4))] == [7.0, 8.0]

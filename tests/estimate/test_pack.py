@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,16 +20,20 @@ from autocompress.estimate.kernel_table import parse_key
 from autocompress.estimate.latency_features import LayerPlan
 from autocompress.estimate.latency_model import LatencyModel, choose_variants
 from autocompress.estimate.pack import RUNNER, pack_kernels
+from autocompress.exporters.onnx_kernels import write_kernels
 from autocompress.exporters.write import export
 from autocompress.machine.facts import machine_facts
 from autocompress.measure import rounds as rule
 from autocompress.measure.rounds import quiet_rounds
+from autocompress.model.kernels import Kernel
 from autocompress.policy.inventory import Inventory
 from autocompress.policy.policy import Policy
 from autocompress.policy.settings import CompressionSettings
 from autocompress.policy.space import Space
 from autocompress.policy.space_config import SpaceConfig
-from autocompress.targets import TargetConfig
+from autocompress.targets import get_target
+from autocompress.targets.base import KernelWriter
+from autocompress.targets.onnx_runtime import OnnxRuntimeTarget
 from autocompress.techniques.compressed import Precision
 
 #: what a bare environment with the two packages holds, beside the standard library and the archive
@@ -87,7 +93,7 @@ def packed(
         folder / "kernels.zip",
         inventory,
         space,
-        TargetConfig(threads=1, batch=1),
+        get_target({"threads": 1, "batch": 1}),
         variant,
         baseline,
         variants=4,
@@ -204,10 +210,38 @@ def test_what_cannot_be_packed_is_said(
 
     base = exported[".onnx"]
     with pytest.raises(InputError, match=r"\.zip"):
-        pack_kernels(tmp_path / "k.tar", inventory, space, TargetConfig(), variant, base)
-    torch = TargetConfig(runtime="torch")
+        pack_kernels(tmp_path / "k.tar", inventory, space, get_target("onnxruntime"), variant, base)
+    torch = get_target("torch")
     with pytest.raises(InputError, match="ONNX Runtime"):
         pack_kernels(tmp_path / "k.zip", inventory, space, torch, variant, base)
+
+
+def test_a_target_says_whether_it_can_be_packed(
+    tmp_path: Path, inventory: Inventory, space: Space, exported: dict[str, Path]
+) -> None:
+    """By whatever name it goes, with kernels that it writes itself."""
+    written: list[int] = []
+
+    class Own(OnnxRuntimeTarget):
+        name = "own"
+
+        def kernel_writer(self) -> KernelWriter | None:
+            def write(kernels: Sequence[Kernel], path: str | Path, batch: int) -> Path:
+                written.append(len(kernels))
+                return write_kernels(kernels, path, batch)
+
+            return write
+
+    target = Own(OnnxRuntimeTarget.config_model(runtime="own"))
+
+    def variant(policy: Policy) -> Path:
+        return Path(shutil.copyfile(exported[".onnx"], tmp_path / f"{policy.digest[:8]}.onnx"))
+
+    where = tmp_path / "k.zip"
+    pack_kernels(where, inventory, space, target, variant, exported[".onnx"], variants=1)
+    with zipfile.ZipFile(where) as archive:
+        manifest = json.loads(archive.read("manifest.json"))
+    assert [len(one["keys"]) for one in manifest["kernels"]] == written
 
 
 def test_a_failed_packing_leaves_no_file(
@@ -218,6 +252,11 @@ def test_a_failed_packing_leaves_no_file(
 
     with pytest.raises(ExportError, match="cannot export"):
         pack_kernels(
-            tmp_path / "k.zip", inventory, space, TargetConfig(), variant, exported[".onnx"]
+            tmp_path / "k.zip",
+            inventory,
+            space,
+            get_target("onnxruntime"),
+            variant,
+            exported[".onnx"],
         )
     assert list(tmp_path.iterdir()) == []

@@ -12,10 +12,11 @@ from torch import nn
 
 from autocompress.build.calibrate import calibrate
 from autocompress.exporters.write import export
-from autocompress.measure.saturation import overflow_problems, products_overflow, settled
+from autocompress.measure.saturation import overflow_problems, settled
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.settings import CompressionSettings
 from autocompress.targets import get_target
+from autocompress.targets.torch_runtime import TorchTarget
 from autocompress.techniques.compressed import Compressed, Precision
 from autocompress.techniques.quantize import simulate, weight_limit
 
@@ -58,7 +59,7 @@ def test_the_file_computes_the_quantized_model(tmp_path: Path, scaling: str) -> 
 def test_the_probe_tells_whether_the_full_range_is_safe(tmp_path: Path, scaling: str) -> None:
     got, simulated = outputs(CompressionSettings(weight_range="full"), tmp_path, scaling)
     wrong = bool(np.abs(got / simulated - 1).max() > 0.02)
-    assert wrong == products_overflow(get_target("onnxruntime"))
+    assert wrong == get_target("onnxruntime").products_overflow()
 
 
 def test_reduced_products_fit_into_16_bits_and_full_ones_do_not() -> None:
@@ -81,6 +82,20 @@ def test_a_full_range_file_is_named_only_where_products_overflow() -> None:
     assert [said(p, "full", True) for p in (INT8, low, only_weights, LayerPolicy())] == [1, 0, 0, 0]
     assert [said(p, "reduced", True) for p in (INT8, low, only_weights)] == [0, 0, 0]
     assert [said(p, "full", False) for p in (INT8, low)] == [0, 0]
+
+
+@pytest.mark.parametrize("overflows", [True, False])
+def test_a_target_of_any_format_says_whether_products_overflow(overflows: bool) -> None:
+    class Own(TorchTarget):
+        suffix = ".own"
+
+        def products_overflow(self) -> bool:
+            return overflows
+
+    target = Own(TorchTarget.config_model())
+    found = settled(CompressionSettings(), target)
+    assert found.weight_range == ("reduced" if overflows else "full")
+    assert settled(CompressionSettings(), get_target("torch")).weight_range == "full"
 
 
 def test_what_was_chosen_by_hand_stays() -> None:
