@@ -15,6 +15,7 @@ from autocompress.policy.recipe import Recipe
 from autocompress.policy.settings import CompressionSettings
 from autocompress.policy.space_config import SpaceConfig
 from autocompress.run.factories import from_elsewhere
+from autocompress.run.formats import writer_of
 from autocompress.run.reading import Reading, file_part
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def export(module: nn.Module, path: str | Path, *, example: Any = None) -> Path:
     Args:
         module: from ``apply``; layers in 8 bits become integer operators. Any other module is
             written in float. Not changed.
-        path: ends in ``.onnx``, ``.pt2`` or ``.safetensors``.
+        path: ends in ``.onnx``, ``.pt2``, ``.safetensors``, or what a target here writes.
         example: one batched input; needed for a module that ``apply`` did not give.
 
     Returns:
@@ -86,7 +87,7 @@ def export(module: nn.Module, path: str | Path, *, example: Any = None) -> Path:
     """
     from autocompress.exporters.again import export_module
 
-    return export_module(module, path, example).path
+    return export_module(module, path, example, writer_of(Path(path))).path
 
 
 def evaluate(

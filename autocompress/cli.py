@@ -241,7 +241,7 @@ def export(
 def apply(
     recipe: RecipePath,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="model.onnx, model.pt2 or model.safetensors.")
+        Path, typer.Option("--output", "-o", help="model.onnx, model.pt2, model.safetensors, ...")
     ] = Path("model.onnx"),
     model: Factory = None,
     checkpoint: Checkpoint = None,

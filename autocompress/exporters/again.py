@@ -6,6 +6,7 @@ where they belong) travels along as an attribute that copies, pickles and traini
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,8 @@ from autocompress.techniques.quantize import simulate, unwrapped
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+Writer = Callable[[Compressed, Path, Any], ExportedFile]
 
 _ATTRIBUTE = "_autocompress"
 
@@ -55,7 +58,9 @@ def handed_out(compressed: Compressed, example: Any) -> nn.Module:
     return module
 
 
-def export_module(module: nn.Module, path: str | Path, example: Any = None) -> ExportedFile:
+def export_module(
+    module: nn.Module, path: str | Path, example: Any = None, write: Writer = export
+) -> ExportedFile:
     """Write a module that ``apply`` gave, with the weights that it has now.
 
     Layers in 8 bits keep the input ranges that they had, and that further training went through:
@@ -64,8 +69,9 @@ def export_module(module: nn.Module, path: str | Path, example: Any = None) -> E
     Args:
         module: from ``apply``, perhaps trained since, on any device; or any other module, which
             is then written in float. Not changed.
-        path: ends in ``.onnx``, ``.pt2`` or ``.safetensors``.
+        path: with a suffix that ``write`` takes.
         example: one batched input; needed for a module that ``apply`` did not give.
+        write: as ``export``; a target's own for a format of its own.
 
     Raises:
         InputError: no example, or another suffix.
@@ -85,7 +91,7 @@ def export_module(module: nn.Module, path: str | Path, example: Any = None) -> E
     compressed = origin.compressed.with_(module=plain)
     if compressed.ranges is not None:
         compressed = _with_graph(compressed, inputs)
-    return export(compressed, path, inputs)
+    return write(compressed, Path(path), inputs)
 
 
 def _with_graph(compressed: Compressed, example: Any) -> Compressed:

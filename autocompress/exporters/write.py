@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,6 @@ from autocompress.policy.writing import replacing
 from autocompress.task.calling import Flat, call, input_names, is_flat
 from autocompress.task.dynamic import sizes_of
 from autocompress.techniques.compressed import Compressed
-
-SUFFIXES = (".onnx", ".pt2", ".safetensors")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +51,11 @@ def export(compressed: Compressed, path: str | Path, example: Any) -> ExportedFi
         ExportError: the file does not do what the module does.
     """
     path = Path(path)
-    if path.suffix not in SUFFIXES:
-        raise InputError(f"A model is written as .onnx, .pt2 or .safetensors, got {path.name!r}.")
+    if path.suffix not in WRITERS:
+        listed = ", ".join(WRITERS)
+        raise InputError(f"The formats that every target shares are {listed}, got {path.name!r}.")
     with replacing(path) as partial:
-        if path.suffix == ".onnx":
-            _write_onnx(compressed, partial, example)
-        elif path.suffix == ".pt2":
-            _write_pt2(compressed, partial, example)
-        else:
-            _write_safetensors(compressed, partial)
+        WRITERS[path.suffix](compressed, partial, example)
     changed = tuple(n for n, p in compressed.precisions.items() if p.weight_bits < 32)
     return ExportedFile(path, path.stat().st_size, changed)
 
@@ -104,7 +99,7 @@ def _write_pt2(compressed: Compressed, path: Path, example: Any) -> None:
     torch.export.save(program, path, extra_files={k: json.dumps(v) for k, v in about.items()})
 
 
-def _write_safetensors(compressed: Compressed, path: Path) -> None:
+def _write_safetensors(compressed: Compressed, path: Path, example: Any) -> None:
     from safetensors.torch import save_file
 
     tensors = {
@@ -113,3 +108,11 @@ def _write_safetensors(compressed: Compressed, path: Path) -> None:
     }
     policy = json.dumps(compressed.policy.as_dict(), sort_keys=True)
     save_file(tensors, path, {"policy": policy, "digest": compressed.policy.digest})
+
+
+WRITERS: dict[str, Callable[[Compressed, Path, Any], None]] = {
+    ".onnx": _write_onnx,
+    ".pt2": _write_pt2,
+    ".safetensors": _write_safetensors,
+}
+"""By suffix. Targets bring further formats; ``run.formats`` knows all."""

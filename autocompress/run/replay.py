@@ -16,7 +16,8 @@ from autocompress.policy.recipe import Recipe
 from autocompress.results.metric import ACCURACY, Measurement
 from autocompress.results.trial import Phase
 from autocompress.run.factories import from_elsewhere
-from autocompress.run.study import GIVEN, StudyConfig, read_study
+from autocompress.run.formats import writer_of
+from autocompress.run.study import GIVEN, StudyConfig, read_study, resolve_variables
 
 _AGAIN = "Export the recipe again: `autocompress export RUN -o recipe.yaml`."
 
@@ -193,15 +194,13 @@ def apply(
 
     Args:
         recipe_path: of the recipe.
-        output: ``.onnx``, ``.pt2`` or ``.safetensors``.
+        output: its suffix names the format; see ``writer_of``.
         model, checkpoint, data: as for ``open_recipe``.
         trust: run whatever functions the recipe names; see ``factories``.
     """
-    from autocompress.exporters.write import export as write
-
-    if output.suffix not in (".onnx", ".pt2", ".safetensors"):
-        raise InputError(f"-o must end in .onnx, .pt2 or .safetensors, got {output.name!r}.")
     recipe = load_recipe(recipe_path)
+    target = read_study(recipe.study, where="the recipe's study").target
+    write = writer_of(output, resolve_variables(target))  # said before anything is loaded
     with scratch_folder("replay") as scratch, _trusting(recipe_path, model, data, trust):
         parts, same = open_recipe(recipe, model, checkpoint, data=data, folder=scratch)
         compressed = rebuild(recipe, parts, same, recipe_path.parent)

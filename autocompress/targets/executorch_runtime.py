@@ -5,13 +5,16 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from autocompress.errors import InputError
+from autocompress.machine.scratch import scratch_folder
+from autocompress.policy.writing import replacing
 from autocompress.targets.base import (
     WARM_UP,
     Availability,
@@ -22,6 +25,10 @@ from autocompress.targets.base import (
     TensorSpec,
 )
 from autocompress.targets.profile import KernelClass, NodeTime, Profile
+
+if TYPE_CHECKING:
+    from autocompress.exporters.write import ExportedFile
+    from autocompress.techniques.compressed import Compressed
 
 #: torch's numbers of element types, which the runtime hands out
 _DTYPES = {0: "uint8", 1: "int8", 3: "int32", 4: "int64", 5: "float16", 6: "float32", 11: "bool"}
@@ -41,7 +48,7 @@ class ExecuTorchTarget(Target):
 
     name = "executorch"
     suffix = ".pt2"
-    also_opens = (".pte",)
+    also_opens = also_writes = (".pte",)
     config_model = ExecuTorchConfig
     install = "pip install 'autocompress[executorch]'"
     free_batch = False
@@ -67,6 +74,16 @@ class ExecuTorchTarget(Target):
         state = file.stat()
         lowered = _lower(file, state.st_mtime_ns, state.st_size, self.config.batch)
         return ExecuTorchSession(file, lowered, threads)
+
+    def export(self, compressed: Compressed, path: str | Path, example: Any) -> ExportedFile:
+        """Write a ``.pt2`` file, or lower it to a ``.pte`` file for phones; see ``Target``."""
+        path = Path(path)
+        if path.suffix not in self.also_writes:
+            return super().export(compressed, path, example)
+        with scratch_folder("lowered") as folder, replacing(path) as partial:
+            made = super().export(compressed, folder / "model.pt2", example)
+            partial.write_bytes(_lower.__wrapped__(made.path, 0, 0, self.config.batch))
+        return replace(made, path=path, size_bytes=path.stat().st_size)
 
     @classmethod
     def classify(cls, node: NodeTime) -> KernelClass:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import onnx
 import pytest
+import yaml
 from measured_network import images, quantized, small
 
 from autocompress.exporters.write import export
@@ -15,6 +18,7 @@ from autocompress.exporters.write import export
 pytestmark = pytest.mark.timeout(900)
 
 HERE = Path(__file__).parent
+FIXTURES = HERE.parent / "fixtures" / "run_0_1"
 DOCS = HERE.parent.parent / "docs" / "extending.md"
 
 Called = Callable[..., str]
@@ -36,6 +40,32 @@ def test_a_target_from_outside(installed: Callable[[str], Called], tmp_path: Pat
     assert " passed" in told
     assert " skipped" not in told
 
+
+def test_a_format_of_its_own_is_written(installed: Callable[[str], Called], tmp_path: Path) -> None:
+    """By ``apply`` and ``export``; a runtime of its own then opens the file."""
+    called = installed("target_numpy")
+    for name in ("recipe.yaml", "recipe.safetensors", "weights.safetensors"):
+        shutil.copy(FIXTURES / name, tmp_path / name)
+    recipe = tmp_path / "recipe.yaml"
+    plain = yaml.safe_load(recipe.read_text())
+    plain["study"]["model"]["checkpoint"] = str(tmp_path / "weights.safetensors")
+    recipe.write_text(yaml.safe_dump(plain))
+    files = [tmp_path / name for name in ("a.onnx", "a.textproto", "again.textproto")]
+    for file in files[:2]:
+        called("-m", "autocompress", "apply", str(recipe), "-o", str(file))
+    called("-c", _EXPORT, str(recipe), str(files[2]))
+    models = [onnx.load(file).graph for file in files]
+    assert models[0] == models[1] == models[2]
+    assert files[1].read_text().startswith("ir_version")
+    again = called("-m", "autocompress", "bench", str(files[1]), "--target", "numpy", "--json")
+    assert json.loads(again)["size_bytes"] == files[1].stat().st_size
+
+
+_EXPORT = """
+import sys
+import autocompress
+autocompress.export(autocompress.apply(sys.argv[1]), sys.argv[2])
+"""
 
 _SEARCH = """
 import autocompress.controller.samplers as samplers

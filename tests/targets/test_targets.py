@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from measured_network import images, quantized, small
 
 from autocompress.errors import InputError, TargetUnavailable
 from autocompress.targets import (
@@ -169,3 +170,19 @@ def test_channels_are_counted_where_they_lie() -> None:
     last = shaped("QLinearConv", (1, 4, 4, 10), (1, 4, 4, 3), (10,))
     assert onnx_.shows_channels(last, 10, linear=False)
     assert not onnx_.shows_channels(last, 4, linear=False)
+
+
+def test_a_program_is_lowered_for_phones(tmp_path: Path) -> None:
+    """The ``.pte`` file computes what the ``.pt2`` file does, which is lowered when opened."""
+    pytest.importorskip("executorch")
+    target = get_target({"runtime": "executorch", "batch": 2})
+    files = [tmp_path / "m.pt2", tmp_path / "m.pte"]
+    inputs = [images(2).numpy()]
+    answers = []
+    for file in files:
+        made = target.export(quantized(small(), {}), file, images())
+        assert made.size_bytes == file.stat().st_size
+        with closing(target.open(file)) as session:
+            answers.append(session.run(inputs)[0])
+    np.testing.assert_array_equal(answers[0], answers[1])
+    assert sorted(tmp_path.iterdir()) == files

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -21,6 +23,10 @@ from autocompress.targets import (
     TensorSpec,
 )
 
+if TYPE_CHECKING:
+    from autocompress.exporters.write import ExportedFile
+    from autocompress.techniques.compressed import Compressed
+
 
 class NumpyConfig(TargetConfig):
     """What a study's ``target:`` may say.
@@ -35,10 +41,11 @@ class NumpyConfig(TargetConfig):
 
 
 class NumpyTarget(Target):
-    """Opens the ``.onnx`` files that autocompress writes anyway."""
+    """Opens the ``.onnx`` files that autocompress writes anyway, and the same as text."""
 
     name = "numpy"
     suffix = ".onnx"
+    also_opens = also_writes = (".textproto",)
     config_model = NumpyConfig
     config: NumpyConfig
     install = "pip install autocompress-target-numpy"
@@ -53,6 +60,18 @@ class NumpyTarget(Target):
     def load(self, file: Path, threads: int, batch: int | None) -> Session:
         """Open a file; there is only one thread."""
         return NumpySession(file, batch, self.config.verbose)
+
+    def export(self, compressed: Compressed, path: str | Path, example: Any) -> ExportedFile:
+        """``.onnx`` is written already, and what this adds is made from it."""
+        import onnx
+
+        path = Path(path)
+        if path.suffix == self.suffix:
+            return super().export(compressed, path, example)
+        with TemporaryDirectory() as folder:
+            written = super().export(compressed, Path(folder) / "model.onnx", example)
+            onnx.save(onnx.load(written.path), path)
+        return replace(written, path=path, size_bytes=path.stat().st_size)
 
     @classmethod
     def classify(cls, node: NodeTime) -> KernelClass:
