@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from autocompress.controller.context import Context
 from autocompress.controller.promotion import by_band, promoted
 from autocompress.controller.protocols import Job
-from autocompress.controller.seeds import ladders, uniform_by_cost, uniform_near
+from autocompress.controller.seeds import ladders, named, uniform_by_cost, uniform_near
 from autocompress.policy.policy import Distill, Policy
 from autocompress.policy.recovery import RecoveryConfig
 from autocompress.policy.space import Assignment
@@ -20,22 +20,22 @@ VERIFIED = 6
 
 
 def run_baselines(context: Context) -> dict[str, int]:
-    """What a person would do by hand at the same budget: uniform, all-int8, random.
+    """What a person would do by hand at the same budget: uniform, named (all-int8), random.
 
     Policies that the search evaluated already are not evaluated again.
 
     Returns:
-        ``uniform``, ``int8``, ``random`` to the number of the trial that shows the best of each;
-        a kind that the space does not know is left out.
+        ``uniform``, the names that techniques give (``int8``) and ``random`` to the number of the
+        trial that shows the best of each; a kind that the space does not know is left out.
     """
-    by_hand = list(ladders(context.space))
     wanted = {
         "uniform": uniform_near(context) or uniform_by_cost(context)[:1],
-        "int8": [a for origin, a in by_hand if origin == "int8"],
+        **{name: [levels] for name, levels in named(context.space).items()},
         "random": _random(context),
     }
     # a milder one may have been measured within the budget, whatever the estimate says now
-    wanted["uniform"] += [a for o, a in by_hand if o == "uniform" and _measured(context, a)]
+    by_hand = [levels for origin, levels in ladders(context.space) if origin == "uniform"]
+    wanted["uniform"] += [levels for levels in by_hand if _measured(context, levels)]
     best: dict[str, int] = {}
     for kind, assignments in wanted.items():
         trials = [t for a in assignments if (t := _settled(context, a, kind)) is not None]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import chain, zip_longest
+from typing import Any
 
 from autocompress.controller.context import Context
-from autocompress.policy.registry import techniques
+from autocompress.policy.registry import named_starts, techniques
 from autocompress.policy.space import Assignment, Space
 
 _NEAR = 3
@@ -18,16 +19,16 @@ def ladders(space: Space) -> Iterator[tuple[str, Assignment]]:
 
     The order mixes mild and hard ones, so that a short study sees the whole range of costs.
     """
-    every = [level for choice in space.choices for level in choice.levels]
+    every = _levels(space)
     offered = [(t, [level for level in every if t.fields[0].name in level]) for t in techniques()]
     offered = [(technique, own) for technique, own in offered if own]
-    named = {n: v for technique, own in offered for n, v in technique.named_starts(own).items()}
-    found = [(name, space.uniform(**values)) for name, values in named.items()]
+    starts = named_starts(every)
+    found = [(name, space.uniform(**values)) for name, values in starts.items()]
     for coupled in (True, False):
         ladders = [t.ladder(own) for t, own in offered if t.coupled is coupled]
         for values in filter(None, chain(*zip_longest(*ladders))):
             if coupled:
-                found += [("uniform", space.uniform(**values, **n)) for n in named.values()]
+                found += [("uniform", space.uniform(**{**n, **values})) for n in starts.values()]
             found.append(("uniform", space.uniform(**values)))
     found += [("student", levels) for levels in students(space)]
     seen = {space.mildest}
@@ -35,6 +36,16 @@ def ladders(space: Space) -> Iterator[tuple[str, Assignment]]:
         if levels not in seen:
             seen.add(levels)
             yield origin, levels
+
+
+def named(space: Space) -> dict[str, Assignment]:
+    """The policies that techniques give a name, as far as the space has them."""
+    found = {n: space.uniform(**values) for n, values in named_starts(_levels(space)).items()}
+    return {name: levels for name, levels in found.items() if levels != space.mildest}
+
+
+def _levels(space: Space) -> list[Mapping[str, Any]]:
+    return [level for choice in space.choices for level in choice.levels]
 
 
 def students(space: Space) -> Iterator[Assignment]:
@@ -68,14 +79,15 @@ def uniform_near(context: Context) -> list[Assignment]:
 
 
 def leading_seeds(context: Context) -> list[tuple[str, Assignment]]:
-    """int8, the mildest uniform policies within the budget, and the students.
+    """Those with a name (int8), the mildest uniform ones within the budget, and the students.
 
     The rest of the ladders are what the solver does better; the baselines of the study still show
     the best uniform policy.
     """
-    found = list(ladders(context.space))
-    int8 = [s for s in found if s[0] == "int8"][:1]
     uniform = [("uniform", levels) for levels in uniform_near(context)]
-    students = [s for s in found if s[0] == "student"]
-    fitting = [s for s in students if context.feasibility.likely(context.estimate(s[1]))]
-    return [*int8, *uniform, *fitting]
+    fitting = [
+        ("student", levels)
+        for levels in students(context.space)
+        if context.feasibility.likely(context.estimate(levels))
+    ]
+    return [*named(context.space).items(), *uniform, *fitting]

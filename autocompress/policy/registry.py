@@ -6,11 +6,11 @@ A package offers one through an entry point of the group ``autocompress.techniqu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from autocompress.errors import AutocompressError, InputError, nearest
 from autocompress.policy.technique import STAGES, Field, Technique
@@ -24,6 +24,8 @@ MAYBE_MISSING = "A package that adds a technique must be installed in this envir
 
 _RESERVED = {"distill", "student", "more", "match", "kinds", "exclude", "weight_only"}
 """Words that mean something else in a policy, a space or a rule."""
+_STARTS = {"uniform", "random", "student"}
+"""Starts of a search that no technique names."""
 _OUR_OWN = (
     "autocompress.techniques.builtin.prune:Prune",
     "autocompress.techniques.builtin.quantize:Quantize",
@@ -82,6 +84,28 @@ def in_order() -> tuple[Technique, ...]:
 def by_knob() -> Mapping[str, Technique]:
     """The technique of each kind of choice; other kinds are not of one layer."""
     return {technique.knob: technique for technique in techniques()}
+
+
+def named_starts(levels: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Values of fields by the name that a technique gives them; see ``Technique.named_starts``.
+
+    Args:
+        levels: all that is offered, of any technique.
+
+    Raises:
+        InputError: a name that something else has.
+    """
+    found: dict[str, Mapping[str, Any]] = {}
+    for technique in techniques():
+        own = [level for level in levels if technique.fields[0].name in level]
+        for name, values in technique.named_starts(own).items() if own else ():
+            if name in found or name in _STARTS:
+                raise InputError(
+                    f"The technique {technique.name!r} names a start {name!r}, which is the name "
+                    "of others. Its package must choose another one."
+                )
+            found[name] = values
+    return found
 
 
 def sets_weights(policy: LayerPolicy) -> bool:

@@ -206,7 +206,12 @@ class Technique:
         return levels[1:4]
 
     def named_starts(self, levels: Sequence[Mapping[str, Any]]) -> Mapping[str, Mapping[str, Any]]:
-        """Policies under a name of their own, also tried together with coupled techniques."""
+        """Policies under a name of their own: every search begins with them, alone and together
+        with coupled techniques, and they are among the reference policies.
+
+        Args:
+            levels: all that the space offers of this technique, at least one.
+        """
         return {}
 
     def probes(self) -> Mapping[str, Mapping[str, Any]]:

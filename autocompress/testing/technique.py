@@ -27,7 +27,7 @@ from autocompress.model.cost import count_macs, layer_cost, policy_cost
 from autocompress.model.inventory import take_inventory
 from autocompress.model.shapes import resolver
 from autocompress.policy.policy import LayerPolicy, Policy
-from autocompress.policy.registry import techniques
+from autocompress.policy.registry import named_starts, techniques
 from autocompress.policy.settings import CompressionSettings
 from autocompress.policy.space import Choice, Space
 from autocompress.policy.space_config import SpaceConfig
@@ -228,6 +228,12 @@ class TechniqueContract:
                     cell = self.technique.cell(layer)
                     assert bool(cell) is self.technique.active(layer), cell
         assert self.technique.cell(LayerPolicy()) == ""
+
+    def test_a_search_begins_with_what_it_names(self) -> None:
+        space, choices = self.choices()
+        levels = [level for choice in choices for level in choice.levels]
+        for name, values in named_starts(levels).items():
+            assert space.uniform(**values) != space.mildest, f"{name!r} changes nothing"
 
     def test_what_is_tried_and_timed_exists(self) -> None:
         for values in self.technique.probes().values():

@@ -12,7 +12,7 @@ from typing import Any
 from autocompress.errors import InputError
 from autocompress.policy.budget import Budget
 from autocompress.policy.policy import Policy
-from autocompress.policy.registry import in_order
+from autocompress.policy.registry import in_order, named_starts
 from autocompress.results.answer import Decision, allowed, comparable, decide, judged, rank
 from autocompress.results.front import ParetoFront, reference_point
 from autocompress.results.metric import (
@@ -27,9 +27,6 @@ from autocompress.results.trial import Trial, TrialState, confirmed
 from autocompress.track.folder import RunFolder
 from autocompress.track.forms import read_budget, trial_numbers
 from autocompress.track.journal import Entry, read_entries
-
-#: names that baselines go by, where they are not given: the origins of the first seeds
-BASELINE_ORIGINS = ("uniform", "int8", "random")
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,9 +291,10 @@ class RunView:
         """
         if self.baselines:
             return {n: self.by_number[i] for n, i in self.baselines.items() if i in self.by_number}
+        searched = [t for t in self.compared if t.phase.kind == "search"]
         found: dict[str, Trial] = {}
-        for origin in BASELINE_ORIGINS:
-            mine = [t for t in self.compared if t.origin == origin and t.phase.kind == "search"]
+        for origin in ("uniform", *_named(searched), "random"):
+            mine = [t for t in searched if t.origin == origin]
             if mine:
                 found[origin] = min(mine, key=rank)
         return found
@@ -339,6 +337,13 @@ class RunView:
             seen.add(trial.number)
             trial = before
         return trial.origin or "unknown"
+
+
+def _named(trials: Sequence[Trial]) -> Iterable[str]:
+    """Names that techniques give to policies of the levels that the trials have."""
+    policies = {p for trial in trials for p in trial.policy.layers.values()}
+    each = [(technique.fields, policy) for technique in in_order() for policy in policies]
+    return named_starts([{f.name: policy.value(f.name) for f in fields} for fields, policy in each])
 
 
 def value(trial: Trial, name: str) -> float | None:

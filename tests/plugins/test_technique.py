@@ -66,11 +66,51 @@ def test_a_search_takes_it_and_its_recipe_holds_it(clusters: Called, tmp_path: P
     )
     fields = [set(p) for t in found["trials"] for p in t["policy"]["layers"].values()]
     assert {"cluster_count"} in fields
+    named = found["baselines"]["sixteen"]["policy"]["layers"].values()
+    assert {layer["cluster_count"] for layer in named} == {16}
     clusters("-m", "autocompress", "front", run)
     resolved = yaml.safe_load((tmp_path / "run" / "study.yaml").read_text())
     assert resolved["space"]["rules"][0]["cluster_count"] == [0, 16, 4]
     page = (tmp_path / "run" / "report.html").read_text()
     assert "cluster_count 4" in page or "cluster_count 16" in page
+
+
+_STARTS = """
+import json
+from autocompress.controller.config import SearchConfig
+from autocompress.controller.context import Context
+from autocompress.controller.loop import run_search
+from autocompress.controller.phases import run_baselines
+from autocompress.controller.samplers import make_proposer
+from autocompress.execute.local import InProcessExecutor
+from autocompress.policy.budget import Budget
+from autocompress.policy.space_config import SpaceConfig
+from autocompress.testing.sampler import ChainEvaluator, chain_space
+from autocompress.track.view import RunView
+
+rule = {"prune_ratio": [0, 0.5], "cluster_count": [0, 16, 4]}
+space = SpaceConfig.read({"rules": [rule]}).bind(chain_space(4, 2).inventory)
+by = ChainEvaluator(4)
+budget = Budget("latency<=1x")
+study = Context(space, by, InProcessExecutor(by), budget, SearchConfig(trials=6), [])
+run_search(study, make_proposer(study))
+told = RunView.of(study.ledger.trials, by.baseline).baseline_trials
+named = [t for t in study.ledger.trials if t.origin == "sixteen"]
+print(json.dumps({
+    "policies": [t.policy.as_dict()["layers"] for t in named],
+    "told": told["sixteen"].number == named[0].number,
+    "baselines": run_baselines(study)["sixteen"] == named[0].number,
+}))
+"""
+
+
+def test_what_it_names_begins_a_search_and_is_a_reference(clusters: Called) -> None:
+    found = json.loads(clusters("-c", _STARTS))
+    (policy,) = found["policies"]
+    assert set(policy) == {"l0", "l1", "l2", "l3", "head"}
+    assert all(layer == {"cluster_count": 16} for layer in policy.values())
+    assert found["told"]
+    assert found["baselines"]
 
 
 def test_profile_tells_what_it_does_to_each_layer(clusters: Called, tmp_path: Path) -> None:

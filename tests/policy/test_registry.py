@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import EntryPoint
 from itertools import islice, product
 from pathlib import Path
 from types import SimpleNamespace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 from small_networks import data, example, make
@@ -157,6 +157,32 @@ def offer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Offer]:
     yield found
     monkeypatch.undo()
     _clear()
+
+
+class Named(Technique):
+    """Names a start as something else does."""
+
+    name = "named"
+    knob = "named"
+    fields = (Field("named", 0, values=(0, 1)),)
+    start = "uniform"
+
+    def named_starts(self, levels: Sequence[Mapping[str, Any]]) -> Mapping[str, Mapping[str, Any]]:
+        return {self.start: {"named": 1}}
+
+
+@pytest.mark.parametrize("name", ["uniform", "random", "student", "int8"])
+def test_names_of_starts_are_those_of_one_technique(
+    name: str, offer: Offer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offer("Named")
+    monkeypatch.setattr(Named, "start", name)
+    levels = [{"named": 1}, {"weight_bits": 8, "activation_bits": 8}]
+    with pytest.raises(InputError, match=f"'named' names a start '{name}'"):
+        registry.named_starts(levels)
+    monkeypatch.setattr(Named, "start", "own")
+    assert list(registry.named_starts(levels)) == ["int8", "own"]
+    assert list(registry.named_starts(levels[1:])) == ["int8"]
 
 
 def test_ours_are_described_as_the_policy_declares_them() -> None:

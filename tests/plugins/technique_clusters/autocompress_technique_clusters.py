@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from autocompress.policy.technique import Field, Technique
 
@@ -35,6 +36,11 @@ class Clusters(Technique):
     def usable(self, layer: LayerSpec) -> bool:
         """Layers with one weight."""
         return layer.kind in ("conv", "linear")
+
+    def named_starts(self, levels: Sequence[Mapping[str, Any]]) -> Mapping[str, Mapping[str, Any]]:
+        """Every search tries the 16 that fit into four bits, and tells how well they do."""
+        sixteen = {"cluster_count": 16}
+        return {"sixteen": sixteen} if sixteen in levels else {}
 
     def no_gain(self, target: type[Target]) -> str:
         """No runtime that we know reads such tables."""
