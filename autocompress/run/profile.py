@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -112,21 +113,15 @@ def _fvcore(parts: Assembly) -> dict[str, Any]:
 
 def operator_times(evaluator: StudyEvaluator) -> dict[str, float]:
     """Milliseconds per layer of the uncompressed file, from the runtime's own profiler."""
-    from contextlib import closing
-
-    from autocompress.exporters.names import layer_of
+    from autocompress.measure.gate import layer_profile
     from autocompress.targets.lengths import drawn_inputs
 
     measurer = evaluator.measurer
-    target, names = measurer.target, set(measurer.pipeline.inventory.by_name)
+    target = measurer.target
     with closing(target.open(measurer.baseline_file)) as session:
         profile = session.profile(drawn_inputs(session, target.config)[0])
-    found: dict[str, float] = {}
-    for node in profile.nodes:
-        layer = layer_of(node.name)
-        if layer is not None and layer[0] in names:
-            found[layer[0]] = found.get(layer[0], 0.0) + node.ms
-    return found
+    found = layer_profile(profile, measurer.pipeline.inventory.by_name)
+    return {name: sum(node.ms for node in nodes) for name, nodes in found.items()}
 
 
 def _layer_row(parts: Assembly, name: str, operators: dict[str, float]) -> dict[str, Any]:
