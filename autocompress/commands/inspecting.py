@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from autocompress.report.tables import epochs_text
 from autocompress.results.metric import Metric
 
 
@@ -119,5 +120,5 @@ def _built(found: dict[str, Any]) -> str:
             "Built by the search's quick reconstruction; a study ends with a thorough one, which "
             "is measured without --quick."
         )
-    trained = f", trained for {found['epochs']:g} epochs" if found["epochs"] else ""
+    trained = f", trained for {epochs_text(found['epochs'])}" if found["epochs"] else ""
     return f"Built as a study would hand it over (settings.finish){trained}."

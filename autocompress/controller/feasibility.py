@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from autocompress.policy.budget import Budget
 from autocompress.results.metric import Measurement
+from autocompress.results.trial import within
 
 ONE_SIDED_95 = 1.64
 """Standard deviations of a one-sided 95 % bound."""
@@ -45,11 +46,11 @@ class Feasibility:
         Three standard deviations are taken off: what might fit is measured.
         """
         found = self._shifted(estimate, -_REJECTING)
-        return found if any(v > 0 for v in found.values()) else None
+        return None if within(found) else found
 
     def likely(self, estimate: Measurement) -> bool:
         """Whether an estimate is within the budget with a probability of 95 %."""
-        return all(v <= 0 for v in self._shifted(estimate, ONE_SIDED_95).values())
+        return within(self._shifted(estimate, ONE_SIDED_95))
 
     def _shifted(self, estimate: Measurement, sigmas: float) -> dict[str, float]:
         """Violations of what is estimated, some standard deviations added."""

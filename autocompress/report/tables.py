@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from autocompress.policy.registry import in_order
 from autocompress.report.comparison import compared
 from autocompress.results.metric import ACCURACY, Measurement, Metric
-from autocompress.results.trial import Trial
+from autocompress.results.trial import Trial, within
 from autocompress.track.folder import RunFolder
 from autocompress.track.view import RunView, latency_ratio, policy_summary
 
@@ -99,17 +99,28 @@ def _shown(view: RunView) -> list[Trial]:
     return list(view.front) or ([view.nearest] if view.nearest is not None else [])
 
 
-def trial_json(trial: Trial, baseline: Measurement) -> dict[str, Any]:
+def trial_json(trial: Trial, baseline: Measurement, *, alone: bool = False) -> dict[str, Any]:
     """One trial as ``--json`` prints it; ``accuracy`` is a fraction of 1.
 
     The quality stands under its own name: ``accuracy`` of a classification.
+
+    Args:
+        trial: of a run, or
+        alone: evaluated by itself: it has no place in a run, and is told in full.
+        baseline: the uncompressed model.
     """
     found = trial.measurement
     name = baseline.quality.name
+    place = {"number": trial.number, "phase": trial.phase.kind, "origin": trial.origin}
+    context = found.context if found else {}
+    full = {
+        "params": found.get("params") if found else None,
+        "violations": dict(trial.violations),
+        "problems": context.get("problems", []),
+        "notes": context.get("notes", []),
+    }
     return {
-        "number": trial.number,
-        "phase": trial.phase.kind,
-        "origin": trial.origin,
+        **(full if alone else place),
         name: found.get(name) if found else None,
         f"{name}_stderr": found.spread.get(name) if found else None,
         "latency_ms": found.get("latency_ms") if found else None,
@@ -203,8 +214,13 @@ def what(trial: Trial, view: RunView) -> str:
     parts += ["student"] if trial.policy.student is not None else []
     if trial.phase.epochs:
         guided = ", distilled" if trial.policy.distill else ""
-        parts.append(f"trained {trial.phase.epochs:g} epochs{guided}")
+        parts.append(f"trained {epochs_text(trial.phase.epochs)}{guided}")
     return ", ".join(parts) or "unchanged"
+
+
+def epochs_text(epochs: float) -> str:
+    """How long was trained."""
+    return f"{epochs:g} epoch{'' if epochs == 1 else 's'}"
 
 
 def origin_text(trial: Trial, view: RunView) -> str:
@@ -258,4 +274,4 @@ def _cost(found: Measurement | None, view: RunView) -> list[str]:
 
 def _within(view: RunView) -> bool:
     found = view.budget.violations(view.baseline.values, view.baseline.values)
-    return all(v <= 0 for v in found.values())
+    return within(found)

@@ -9,7 +9,7 @@ from autocompress.report.comparison import Comparison, compared
 from autocompress.report.tables import number_text
 from autocompress.results.answer import drop
 from autocompress.results.difference import difference
-from autocompress.results.trial import MUCH_WAITING, Trial, Waiting
+from autocompress.results.trial import MUCH_WAITING, Trial, Waiting, within
 from autocompress.track.view import RunView, score, value
 
 Tone = Literal["good", "unsure", "bad"]
@@ -124,7 +124,7 @@ def _given_up(view: RunView, best: Trial | None) -> tuple[str, ...]:
     for trial in view.compared:
         assert trial.measurement is not None
         once = view.budget.violations(trial.measurement.values, view.baseline.values)
-        was_within = all(v <= 0 for v in once.values())
+        was_within = within(once)
         mine = trial.measurement.score
         if was_within and not trial.feasible and (least is None or quality.better(mine, least)):
             excess = max(trial.violations.values())

@@ -53,6 +53,15 @@ class Phase:
 SEARCH = Phase()
 
 
+def within(violations: Mapping[str, float]) -> bool:
+    """Whether nothing is over the budget.
+
+    Args:
+        violations: by what share of each limit it is exceeded; see ``Budget.violations``.
+    """
+    return all(v <= 0 for v in violations.values())
+
+
 @dataclass(frozen=True)
 class Trial:
     """A policy and what came of it.
@@ -65,7 +74,7 @@ class Trial:
         origin: which proposer it came from (``uniform``, ``solver``, ``switch``, ``tpe``, ...).
         measurement: complete measurements; of a ``REJECTED`` trial, the estimate that it was
             rejected on; ``None`` for ``FAILED``.
-        violations: per limit of the budget; at most 0 is feasible.
+        violations: per limit of the budget; ``within`` judges them.
         reason: of a rejection, duplicate or failure, for people.
         seed: of everything random in the evaluation.
         seconds: wall-clock time of the evaluation.
@@ -94,7 +103,7 @@ class Trial:
     @property
     def feasible(self) -> bool:
         """Complete and within every limit of the budget."""
-        return self.state is TrialState.COMPLETE and all(v <= 0 for v in self.violations.values())
+        return self.state is TrialState.COMPLETE and within(self.violations)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, one line of ``trials.jsonl``; ``from_dict`` inverts it."""

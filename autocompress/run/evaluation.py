@@ -11,8 +11,9 @@ from autocompress.machine.scratch import scratch_folder
 from autocompress.policy.policy import Policy
 from autocompress.policy.reading import read_mapping, read_value
 from autocompress.policy.registry import field_names, no_field, techniques
-from autocompress.results.metric import Measurement
-from autocompress.results.trial import SEARCH, Phase
+from autocompress.report.tables import trial_json
+from autocompress.results.answer import judged
+from autocompress.results.trial import SEARCH, Phase, Trial
 from autocompress.run.study import StudyConfig
 
 if TYPE_CHECKING:
@@ -64,9 +65,9 @@ def evaluate(
         phase = SEARCH if quick else Phase("recover", epochs, 1)
         found = parts.evaluator.evaluate(policy, phase, 0)
         baseline = parts.evaluator.baseline
-    violations = study.limits().violations(found.values, baseline.values)
+    trial = judged(Trial(0, policy, phase, measurement=found), study.limits(), baseline)
     return {
-        "trial": trial_dict(found, baseline, policy, violations),
+        "trial": trial_json(trial, baseline, alone=True),
         "baseline": {
             k: baseline[k]
             for k in (baseline.quality.name, "latency_ms", "macs", "params", "size_bytes")
@@ -75,26 +76,6 @@ def evaluate(
         "budget": str(study.limits()),
         "build": "quick" if quick else "finished",
         "epochs": epochs,
-    }
-
-
-def trial_dict(
-    found: Measurement, baseline: Measurement, policy: Policy, violations: dict[str, float]
-) -> dict[str, Any]:
-    """A trial as ``--json`` shows it."""
-    return {
-        found.quality.name: found.score,
-        f"{found.quality.name}_stderr": found.spread.get(found.quality.name),
-        "latency_ms": found["latency_ms"],
-        "latency_ratio": found["latency_ms"] / baseline["latency_ms"],
-        "macs": found["macs"],
-        "params": found["params"],
-        "size_bytes": found["size_bytes"],
-        "feasible": all(v <= 0 for v in violations.values()),
-        "violations": violations,
-        "problems": found.context.get("problems", []),
-        "notes": found.context.get("notes", []),
-        "policy": policy.as_dict(),
     }
 
 

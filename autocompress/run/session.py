@@ -29,7 +29,7 @@ from autocompress.mlflow.sink import MlflowSink
 from autocompress.policy.writing import without_password
 from autocompress.results.answer import decide, judged
 from autocompress.results.metric import Measurement, objectives
-from autocompress.results.trial import Trial, TrialState
+from autocompress.results.trial import Trial, TrialState, within
 from autocompress.run.feasibility import check_formula_budget, check_latency_budget
 from autocompress.run.finishing import Finished, finish
 from autocompress.run.resuming import as_begun, known_baseline
@@ -301,7 +301,7 @@ def _rejudged(trial: Trial, parts: Assembly) -> Trial:
     if trial.state is not TrialState.REJECTED or trial.measurement is None:
         return judged(trial, budget, base)
     violations = budget.violations(trial.measurement.values, base.values)
-    if any(v > 0 for v in violations.values()):
+    if not within(violations):
         return replace(trial, violations=violations)
     reason = "rejected under an earlier budget"
     return replace(trial, state=TrialState.DUPLICATE, reason=reason)

@@ -356,6 +356,8 @@ def latency_ratio(measurement: Measurement | None, baseline: Measurement) -> flo
     if measurement is None:
         return None
     timing = measurement.context.get("timing")
+    if "table" in (measurement.context.get("target") or {}):
+        timing = None  # of this machine, while the latency is another device's
     if isinstance(timing, Mapping) and isinstance(timing.get("ratio"), int | float):
         return float(timing["ratio"])
     mine, theirs = measurement.get("latency_ms"), baseline.get("latency_ms")

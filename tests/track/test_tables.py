@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from made_trials import trial, view
+from made_trials import BASE, trial, view
 from rich.console import Console
 
 from autocompress.errors import InputError, NoAnswer
 from autocompress.policy.policy import LayerPolicy, Policy
-from autocompress.report.tables import front_table, verdict_table
-from autocompress.results.trial import Phase
+from autocompress.report.tables import front_table, trial_json, verdict_table, what
+from autocompress.results.trial import Phase, within
 from autocompress.run.recipes import pick_trial
 from autocompress.track.folder import RunFolder
 from autocompress.track.view import RunView
@@ -65,3 +65,36 @@ def test_a_run_without_an_answer_failed_and_is_no_bad_input(
     with pytest.raises(InputError) as wrong:
         pick_trial(RunView.load(folder), "bst")
     assert wrong.value.exit_code == 2
+
+
+def test_a_trial_alone_is_told_as_one_of_a_run_and_more() -> None:
+    """All but its place in a run; ``front.json`` of earlier versions keeps its keys."""
+    found = trial(3, 0.88, 0.8)
+    assert found.measurement is not None
+    timed = {"timing": {"ratio": 0.3}, "problems": ["slow"], "notes": ["a note"]}
+    found = replace(found, measurement=replace(found.measurement, context=timed))
+    in_run, alone = trial_json(found, BASE), trial_json(found, BASE, alone=True)
+    shared = set(in_run) & set(alone)
+    assert {k: in_run[k] for k in shared} == {k: alone[k] for k in shared}
+    assert set(in_run) - shared == {"number", "phase", "origin"}
+    assert {k: alone[k] for k in set(alone) - shared} == {
+        "params": None,
+        "violations": {"latency_ms": pytest.approx(-0.2)},
+        "problems": ["slow"],
+        "notes": ["a note"],
+    }
+    assert alone["feasible"]
+    assert alone["latency_ratio"] == 0.3  # as timed side by side
+
+
+@pytest.mark.parametrize(("epochs", "said"), [(1, "1 epoch"), (0.5, "0.5 epochs"), (2, "2 epochs")])
+def test_epochs_are_counted_in_words(epochs: float, said: str) -> None:
+    found = replace(trial(1, 0.88, 0.8), phase=Phase("recover", epochs, 1))
+    assert what(found, view([found])).endswith(f"trained {said}")
+
+
+def test_exactly_the_limit_is_within() -> None:
+    assert within({})
+    assert within({"a": 0.0, "b": -1.0})
+    assert not within({"a": -1.0, "b": 1e-9})
+    assert not within({"a": float("nan")})

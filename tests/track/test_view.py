@@ -184,6 +184,8 @@ def test_the_ratio_timed_side_by_side_comes_first() -> None:
     assert latency_ratio(plain, BASE) == 0.5
     timed = Measurement(plain.values, {}, {"timing": {"ratio": 0.4}})
     assert latency_ratio(timed, BASE) == 0.4
+    elsewhere = {**timed.context, "target": {"table": {"machine": "a phone"}}}
+    assert latency_ratio(Measurement(plain.values, {}, elsewhere), BASE) == 0.5
     assert latency_ratio(None, BASE) is None
 
 
