@@ -29,6 +29,7 @@ from autocompress.errors import AutocompressError, InfeasibleBudget, InputError
 from autocompress.report.display import Display, console
 from autocompress.report.tables import summary_json
 from autocompress.report.terminal import PlainConsole, write_anything
+from autocompress.run import tracking
 from autocompress.track.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -334,7 +335,7 @@ def track(
     as_json: Json = False,
 ) -> None:
     """Bring MLflow up to date with a run; repeating it changes nothing."""
-    found = reading.track(run, uri, experiment)
+    found = tracking.track(run, uri, experiment)
     _print(found, as_json, lambda console: reading.show_tracked(found, console))
 
 
@@ -361,7 +362,7 @@ def schema(
     ] = False,
 ) -> None:
     """Print the JSON Schema of a file, from which an editor completes and checks it."""
-    from autocompress.commands import schema as schemas
+    from autocompress.run import schema as schemas
 
     if (what is None) != markdown:
         raise InputError("Give either study, space or recipe, or --markdown.")

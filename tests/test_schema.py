@@ -12,10 +12,10 @@ from jsonschema import Draft202012Validator
 from typer.testing import CliRunner
 
 from autocompress.cli import app
-from autocompress.commands.schema import reference, schema
 from autocompress.errors import InputError
 from autocompress.policy.recipe import Recipe
 from autocompress.policy.space_config import SpaceConfig
+from autocompress.run.schema import reference, schema
 from autocompress.run.study import read_study, shipped
 
 ROOT = Path(__file__).parent.parent

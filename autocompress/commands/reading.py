@@ -12,15 +12,11 @@ from rich.console import Console
 from rich.markup import escape
 
 from autocompress.commands.output import answer
-from autocompress.errors import AutocompressError, InputError
 from autocompress.mlflow.server import serve
-from autocompress.mlflow.store import sync
-from autocompress.policy.writing import scrubbed, without_password
 from autocompress.report.display import Display
 from autocompress.report.tables import front_table, verdict_table
 from autocompress.report.terminal import PlainConsole
 from autocompress.track.folder import RunFolder
-from autocompress.track.lock import writer_of
 from autocompress.track.view import RunView
 
 if TYPE_CHECKING:
@@ -46,38 +42,7 @@ def show_front(view: RunView, console: Console) -> None:
 
 def ui(runs: Path, host: str, port: int, *, as_json: bool) -> None:
     """Serve MLflow on the runs' store until Ctrl-C."""
-    if not runs.is_dir():
-        raise InputError(
-            f"There is no folder {runs}. Runs are written to ./runs by default; name "
-            "the folder that holds yours."
-        )
     serve(runs, _print_links_json if as_json else _print_links, host=host, port=port)
-
-
-def track(run: str, uri: str | None, experiment: str | None) -> dict[str, Any]:
-    """Bring an MLflow store up to date with a run."""
-    folder = RunFolder.open(run)
-    writer = writer_of(folder)
-    if writer is not None:
-        raise InputError(
-            f"Process {writer} is writing {folder.root} and shows its trials itself. Wait for it."
-        )
-    try:
-        found = sync(folder, uri=uri, experiment=experiment)
-    except AutocompressError:
-        raise
-    except Exception as error:  # whatever a tracking store answers
-        raise AutocompressError(
-            f"MLflow does not take the run ({type(error).__name__}: "
-            f"{scrubbed(str(error), uri)}). The run stays as it "
-            "is; try again when the server answers."
-        ) from None
-    return {
-        "run": str(folder.root),
-        "uri": without_password(found.store.uri),
-        "experiment": found.experiment,
-        "trials": len(found.children),
-    }
 
 
 def show_tracked(found: dict[str, Any], console: Console) -> None:

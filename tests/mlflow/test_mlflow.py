@@ -17,7 +17,6 @@ from typing import Any
 import psutil
 import pytest
 
-from autocompress.commands.reading import track
 from autocompress.errors import AutocompressError, InputError
 from autocompress.mlflow.database import check_database
 from autocompress.mlflow.server import Server, links_of
@@ -25,6 +24,7 @@ from autocompress.mlflow.sink import MlflowSink
 from autocompress.mlflow.store import Recorder, Store, sync
 from autocompress.report.tables import write_summary
 from autocompress.results.metric import Measurement
+from autocompress.run.tracking import track
 from autocompress.track.folder import RunFolder
 from autocompress.track.journal import Journal, read_entries, read_trials
 from autocompress.track.view import RunView

@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 from autocompress.api import SavedRecipe
 from autocompress.build.state import reading_weights
 from autocompress.cli import app
-from autocompress.commands.schema import schema
 from autocompress.errors import InputError
 from autocompress.policy.recipe import Recipe
 from autocompress.run.replay import load_recipe
+from autocompress.run.schema import schema
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "run_0_1"
 WHOLE = yaml.safe_load((FIXTURES / "recipe.yaml").read_text())
