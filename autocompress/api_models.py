@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from autocompress.api import SavedRecipe
 from autocompress.errors import InputError
+from autocompress.machine.progress import silent
 from autocompress.machine.scratch import scratch_folder
 from autocompress.policy.budget import Budget
 from autocompress.policy.policy import Policy
@@ -122,7 +123,6 @@ def evaluate(
         What ``autocompress evaluate --json`` prints.
     """
     from autocompress.run import evaluation
-    from autocompress.run.assembly import silent
     from autocompress.run.given import as_module, given_study
 
     if policy is not None and uniform is not None:
@@ -169,7 +169,6 @@ def profile(
         What ``autocompress profile --json`` prints.
     """
     from autocompress.run import profile as profiling
-    from autocompress.run.assembly import silent
     from autocompress.run.given import as_module, given_study
 
     parts = {"data": file_part(reading), "space": space, "target": target, "settings": settings}

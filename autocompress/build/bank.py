@@ -12,7 +12,7 @@ import copy
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from autocompress.build.orders import removal_orders
 from autocompress.build.solve import solve_without
 from autocompress.build.stored import read_bank, write_bank
 from autocompress.errors import InputError, PolicyError
+from autocompress.machine.progress import Progress, silent
 from autocompress.model.groups import SlicingPlan, slicing_plan
 from autocompress.model.shapes import resolver
 from autocompress.model.tied import holders, shared_parameters
@@ -49,14 +50,8 @@ from autocompress.techniques.moments import (
 from autocompress.techniques.narrow import Turn, sees, turn, turns
 from autocompress.techniques.stitching import Stitching
 
-Progress = Callable[[str, float], None]
-
 _VERSION = 5
 """Of the file's content; a change makes old files stale."""
-
-
-def _silent(text: str, fraction: float) -> None:
-    """Progress that nobody watches."""
 
 
 class LayerBank:
@@ -97,7 +92,7 @@ class LayerBank:
         train: Split,
         settings: CompressionSettings,
         cache_dir: Path | None = None,
-        progress: Progress = _silent,
+        progress: Progress = silent,
         loss: Loss | None = None,
     ) -> LayerBank:
         """Compute the bank, or read it from the cache.

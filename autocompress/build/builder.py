@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autocompress.build.pipeline import Pipeline, Progress
+from autocompress.build.pipeline import Pipeline
 from autocompress.build.state import save_state, state_file
+from autocompress.machine.progress import Progress
 from autocompress.policy.policy import Policy
 from autocompress.results.trial import SEARCH, Phase
 

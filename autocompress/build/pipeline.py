@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from autocompress.build.state import load_state
 from autocompress.errors import InputError, UnsupportedModel
+from autocompress.machine.progress import Progress
 from autocompress.policy.attempt import attempt
 from autocompress.policy.inventory import Inventory
 from autocompress.policy.policy import Distill, Policy
@@ -38,9 +39,6 @@ if TYPE_CHECKING:
     from autocompress.techniques.compressed import Compressed
 
 _log = logging.getLogger(__name__)
-
-Progress = Callable[[str, float], None]
-"""Called with a short text and a fraction of 1."""
 
 
 def student_cost(module: nn.Module, example: Any, settings: CompressionSettings) -> Cost:

@@ -25,6 +25,7 @@ from autocompress.build.segments import Segment, common_segments, inside, reads_
 from autocompress.build.walk import Steps, Walk
 from autocompress.errors import UnsupportedModel
 from autocompress.machine.lock import after_timing
+from autocompress.machine.progress import Progress
 from autocompress.model.weights import load_tensors, state_tensors
 from autocompress.policy.recovery import Schedule
 from autocompress.policy.registry import sets_weights
@@ -37,8 +38,6 @@ from autocompress.task.nested import tensors
 from autocompress.task.task import Task
 from autocompress.techniques.compressed import Compressed
 from autocompress.techniques.quantize import QuantizedLayer, simulate, trainable, trained
-
-Progress = Callable[[str, float], None]
 
 _CALIBRATING = 256
 _MEMORY = 1 << 30

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -16,14 +16,13 @@ from typing import Any
 from autocompress.errors import InputError
 from autocompress.machine.facts import machine_facts, machine_id
 from autocompress.machine.lock import timing_lock
+from autocompress.machine.progress import Progress, silent
 from autocompress.machine.scratch import scratch_folder
 from autocompress.measure.quiet import repeat_disturbed
 from autocompress.measure.rounds import warm_up
 from autocompress.model.kernels import Kernel
 from autocompress.policy.writing import replacing
 from autocompress.targets.base import KernelWriter, Target, random_inputs
-
-Progress = Callable[[str, float], None]
 
 #: kernels per file: about as many as a network has layers
 _PER_FILE = 60
@@ -177,7 +176,7 @@ def measure_kernels(
     *,
     footprint: int = FOOTPRINT,
     runs: int = 16,
-    progress: Progress = lambda text, done: None,
+    progress: Progress = silent,
 ) -> KernelTable:
     """Times of the kernels, from the cache or by the runtime's profiler.
 

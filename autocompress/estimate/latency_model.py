@@ -17,7 +17,6 @@ from autocompress.errors import InputError, PolicyError
 from autocompress.estimate.kernel_table import (
     TABLE_VERSION,
     KernelTable,
-    Progress,
     keep,
     load_table,
     measure_kernels,
@@ -29,6 +28,7 @@ from autocompress.estimate.latency_features import LayerPlan
 from autocompress.estimate.latency_fit import Fit, fit
 from autocompress.estimate.latency_row import Row
 from autocompress.estimate.whole_models import ExportVariant, time_variants
+from autocompress.machine.progress import Progress, silent
 from autocompress.measure.quiet import QuietSpeed
 from autocompress.model.shapes import LayerShape
 from autocompress.policy.inventory import Inventory
@@ -95,7 +95,7 @@ class LatencyModel:
         variants: int = 24,
         seed: int = 0,
         quiet: QuietSpeed | None = None,
-        progress: Progress = lambda text, done: None,
+        progress: Progress = silent,
     ) -> LatencyModel:
         """Measure the layers of a space and a few whole models; read from the cache if possible.
 

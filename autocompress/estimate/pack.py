@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.errors import ExportError, InputError
-from autocompress.estimate.kernel_table import TABLE_VERSION, Progress, chunks, typical_footprint
+from autocompress.estimate.kernel_table import TABLE_VERSION, chunks, typical_footprint
 from autocompress.estimate.latency_features import LayerPlan
 from autocompress.estimate.latency_model import choose_variants
 from autocompress.estimate.whole_models import ExportVariant, none_left
 from autocompress.machine import facts
+from autocompress.machine.progress import Progress, silent
 from autocompress.machine.scratch import scratch_folder
 from autocompress.measure import rounds
 from autocompress.model.kernels import Kernel
@@ -47,7 +48,7 @@ def pack_kernels(
     *,
     settings: CompressionSettings | None = None,
     variants: int = 12,
-    progress: Progress = lambda text, done: None,
+    progress: Progress = silent,
 ) -> Path:
     """Write an archive whose runner needs numpy and onnxruntime only and makes ``table.json``.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from autocompress.errors import ExportError
-from autocompress.estimate.kernel_table import Progress
+from autocompress.machine.progress import Progress
 from autocompress.measure.latency import Timing, paired_timings
 from autocompress.measure.quiet import QuietSpeed
 from autocompress.measure.sampling import Plan

@@ -20,6 +20,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from autocompress.errors import InputError, TrainingDiverged
 from autocompress.machine.lock import after_timing
+from autocompress.machine.progress import Progress
 from autocompress.model.weights import state_tensors
 from autocompress.policy.recovery import Schedule
 from autocompress.recover.augment import Augment, mix
@@ -34,9 +35,6 @@ from autocompress.task.streamed import StreamedSplit
 
 if TYPE_CHECKING:
     from autocompress.recover.distill import Distillation, Teaching
-
-Progress = Callable[[str, float], None]
-"""Called with a short text and the fraction done, a few times per second at most."""
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,11 @@ from pathlib import Path
 from torch import nn
 
 from autocompress.errors import InputError
+from autocompress.machine.progress import Progress
 from autocompress.policy.recovery import Schedule
 from autocompress.policy.registry import sets_weights
 from autocompress.recover.distill import Distillation
-from autocompress.recover.engine import EpochRecord, Progress, Trainer
+from autocompress.recover.engine import EpochRecord, Trainer
 from autocompress.task.data import Data
 from autocompress.techniques.compressed import Compressed
 

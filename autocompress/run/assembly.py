@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from autocompress.build.pipeline import Pipeline, identity
 from autocompress.errors import InputError
 from autocompress.machine.facts import cores_to_use
+from autocompress.machine.progress import Progress, silent
 from autocompress.policy.inventory import Inventory
 from autocompress.policy.policy import Policy
 from autocompress.policy.registry import by_knob, techniques
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from autocompress.build.bank import LayerBank
-    from autocompress.build.pipeline import Pipeline, Progress
     from autocompress.estimate.latency_model import LatencyModel
     from autocompress.model.earlier import Earlier
     from autocompress.policy.space_config import SpaceConfig
@@ -40,10 +40,6 @@ _CLASSES = ("classification", "binary classification")
 """Tasks whose loss is that of earlier versions, so that what these kept is still good."""
 
 _log = logging.getLogger(__name__)
-
-
-def silent(text: str, fraction: float) -> None:
-    """Progress that nobody watches."""
 
 
 @dataclass

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autocompress.errors import InputError
+from autocompress.machine.progress import Progress
 from autocompress.machine.scratch import scratch_folder
 from autocompress.policy.policy import Policy
 from autocompress.policy.reading import read_mapping, read_value
@@ -17,7 +18,6 @@ from autocompress.results.trial import SEARCH, Phase, Trial
 from autocompress.run.study import StudyConfig
 
 if TYPE_CHECKING:
-    from autocompress.build.pipeline import Progress
     from autocompress.run.assembly import Assembly
 
 

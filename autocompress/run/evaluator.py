@@ -12,6 +12,7 @@ from autocompress.build.builder import Builder
 from autocompress.build.state import state_file
 from autocompress.estimate.estimator import Estimator
 from autocompress.machine.lock import after_timing
+from autocompress.machine.progress import Progress
 from autocompress.measure.measurer import Measurer, Scored
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.results.metric import Measurement
@@ -19,7 +20,7 @@ from autocompress.results.screened import Screened
 from autocompress.results.trial import SEARCH, Phase, Trial
 
 if TYPE_CHECKING:
-    from autocompress.build.pipeline import Pipeline, Progress
+    from autocompress.build.pipeline import Pipeline
     from autocompress.measure.screening import Screening
     from autocompress.targets.base import Target
 

@@ -11,13 +11,13 @@ from autocompress.build.pipeline import student_cost
 from autocompress.controller.near import estimates_near
 from autocompress.controller.seeds import ladders
 from autocompress.errors import InfeasibleBudget
+from autocompress.machine.progress import Progress
 from autocompress.machine.scratch import scratch_folder
 from autocompress.policy.budget import Budget, Limit
 from autocompress.policy.policy import Policy
 from autocompress.run.study import StudyConfig
 
 if TYPE_CHECKING:
-    from autocompress.build.pipeline import Progress
     from autocompress.model.cost import Cost
     from autocompress.policy.space import Assignment
     from autocompress.results.metric import Measurement

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autocompress.errors import InputError
+from autocompress.machine.progress import Progress
 from autocompress.machine.scratch import scratch_folder
 from autocompress.results.metric import Metric
 from autocompress.run.study import StudyConfig
 
 if TYPE_CHECKING:
-    from autocompress.build.pipeline import Progress
     from autocompress.run.evaluator import StudyEvaluator
     from autocompress.task.task import Result
 

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from autocompress.machine.progress import Progress
 from autocompress.machine.scratch import scratch_folder
 from autocompress.policy.attempt import attempt
 from autocompress.policy.policy import LayerPolicy, Policy
@@ -16,7 +17,6 @@ from autocompress.policy.registry import techniques
 from autocompress.run.study import StudyConfig
 
 if TYPE_CHECKING:
-    from autocompress.build.pipeline import Progress
     from autocompress.run.assembly import Assembly
     from autocompress.run.evaluator import StudyEvaluator
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from autocompress.build.state import state_file
 from autocompress.errors import InputError
+from autocompress.machine.progress import Progress
 from autocompress.machine.scratch import scratch_folder
 from autocompress.policy.policy import Policy
 from autocompress.results.metric import Measurement
@@ -20,7 +21,6 @@ from autocompress.track.journal import Entry
 from autocompress.track.view import RunView
 
 if TYPE_CHECKING:
-    from autocompress.build.pipeline import Progress
     from autocompress.run.assembly import Assembly
 
 Cost = Callable[[Trial], tuple[float, float]]

@@ -24,6 +24,7 @@ from autocompress.execute import make_executor
 from autocompress.execute.pool import check_main, import_early
 from autocompress.machine.facts import machine_facts
 from autocompress.machine.lock import after_timing
+from autocompress.machine.progress import Progress, silent
 from autocompress.machine.scratch import scratch_folder
 from autocompress.mlflow.sink import MlflowSink
 from autocompress.policy.writing import without_password
@@ -40,7 +41,6 @@ from autocompress.track.lock import RunLock
 from autocompress.track.screened import ScreenedPolicies
 
 if TYPE_CHECKING:
-    from autocompress.build.pipeline import Progress
     from autocompress.controller.optuna_study import BaseSampler
     from autocompress.controller.progress import SearchProgress
     from autocompress.controller.protocols import Outcome
@@ -92,7 +92,7 @@ def run_study(
         InfeasibleBudget: not even the cheapest policy meets the budget.
     """
     from autocompress.controller.samplers import check_sampler
-    from autocompress.run.assembly import assemble, silent
+    from autocompress.run.assembly import assemble
 
     check_sampler(study.search.sampler if sampler is None else sampler)
     if study.tracking.storage is not None:

@@ -14,10 +14,11 @@ import torch
 from torch import nn
 
 from autocompress.errors import InputError
+from autocompress.machine.progress import Progress
 from autocompress.model.weights import load_tensors, state_tensors
 from autocompress.policy.recovery import Schedule
 from autocompress.policy.writing import replacing
-from autocompress.recover.engine import Progress, Trainer
+from autocompress.recover.engine import Trainer
 from autocompress.recover.score import score
 from autocompress.task.calling import call
 from autocompress.task.data import Data

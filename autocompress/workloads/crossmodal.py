@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from autocompress.machine.progress import Progress
 from autocompress.policy.recovery import Schedule
-from autocompress.recover.engine import Progress
 from autocompress.task.data import Data, Split
 from autocompress.workloads.baseline import train_baseline
 from autocompress.workloads.cache import cache_folder
