@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.errors import InputError
+from autocompress.estimate.tasks import Tasks
 from autocompress.machine.facts import machine_facts, machine_id
 from autocompress.machine.lock import timing_lock
 from autocompress.machine.progress import Progress, silent
 from autocompress.machine.scratch import scratch_folder
-from autocompress.measure.quiet import repeat_disturbed
 from autocompress.measure.rounds import warm_up
 from autocompress.model.kernels import Kernel
 from autocompress.policy.writing import replacing
@@ -245,7 +245,7 @@ def _profile(
             with timing_lock():
                 return 1e3 * warm_up(call)
 
-        repeat_disturbed([partial(measure, i) for i in range(len(parts))], look)
+        Tasks([partial(measure, i) for i in range(len(parts))], look).run()
 
 
 def chunks(kernels: Sequence[Kernel], footprint: int = FOOTPRINT) -> list[list[Kernel]]:

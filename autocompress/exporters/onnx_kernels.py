@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from autocompress.exporters.kernel_names import kernel_name
 from autocompress.model.kernels import Kernel
 
-_ID = re.compile(r"k(\d{5})")
 _OPSET = 17
 _IR_VERSION = 8
 #: values of the block that weights repeat: as many bytes as a zip file looks back
@@ -44,17 +43,6 @@ def write_kernels(kernels: Sequence[Kernel], path: str | Path, batch: int = 1) -
     path.parent.mkdir(parents=True, exist_ok=True)
     onnx.save(model, str(path))
     return path
-
-
-def kernel_times(nodes: Sequence[tuple[str, float]], count: int) -> list[float]:
-    """Milliseconds per kernel from a profile's ``(node name, ms)``; NaN where it has none."""
-    found = [float("nan")] * count
-    for name, ms in nodes:
-        match = _ID.search(name)
-        if match:
-            i = int(match.group(1))
-            found[i] = ms if np.isnan(found[i]) else found[i] + ms
-    return found
 
 
 PRODUCTS = 64
@@ -113,7 +101,7 @@ class _Graph:
         """One kernel."""
         from onnx import TensorProto
 
-        name = f"k{i:05d}"
+        name = kernel_name(i)
         weight = np.resize(self._block, self._weight_shape(kernel))
         bias = np.zeros(kernel.out_channels, np.float32)
         if kernel.precision == "int8":

@@ -219,9 +219,8 @@ def _timing(
 ) -> Timing:
     """What the rounds say about call ``i``."""
     ratio, low, high = samples.interval(i, plan)
-    turns = samples.turns[np.repeat(samples.used, 2)]
-    median, iqr = _median_iqr(turns[:, i])
-    base_median, base_iqr = _median_iqr(turns[:, 0])
+    median, iqr = _median_iqr(samples.times(i))
+    base_median, base_iqr = _median_iqr(samples.times(0))
     if not np.isfinite([ratio, median, base_median]).all():
         raise MeasurementError(
             f"A latency must be finite, got {median} ms and {base_median} ms for the baseline."

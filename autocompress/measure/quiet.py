@@ -1,23 +1,21 @@
-"""Tells whether something outside disturbs a timing, by how quickly a known model runs."""
+"""The loop of all timing, and how it tells whether something outside disturbs; it is packed."""
 
 from __future__ import annotations
 
 import math
 import os
-import time
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from autocompress.errors import InputError
-from autocompress.measure.rounds import SLACK
+from autocompress.measure.rounds import SLACK, Clock
 
 PATIENCE_S = 16.0
 """Longest wait for a quiet machine: spells of disturbance have lasted for 1 to 30 seconds."""
 _VARIABLE = "AUTOCOMPRESS_QUIET_WAIT_S"
 _LOOK_EVERY_S = 0.25
-_ATTEMPTS = 5
-"""At a task: a spell may begin while it is done."""
 _REMEMBERED = 30
 _EXPERIENCE = 10
 """Timings after which the lowest decile says something."""
@@ -77,76 +75,70 @@ class QuietSpeed:
         return longest_wait_s() / 2**self.in_vain
 
     @property
-    def slowest_ms(self) -> float | None:
-        """What a timing on a quiet machine is at most, in milliseconds; unknown without any."""
+    def slowest_ms(self) -> float:
+        """What a timing on a quiet machine is at most, in milliseconds; infinite without any."""
         if not self.recent:
-            return None
+            return math.inf
         return (1 + SLACK) * sorted(self.recent)[(len(self.recent) - 1) // 10]
 
     def disturbed(self, ms: float) -> bool:
         """Whether a timing is over what it would be on a quiet machine."""
-        slowest = self.slowest_ms
-        return slowest is not None and ms > slowest
+        return ms > self.slowest_ms
 
-    def wait(
-        self,
-        look: Callable[[], float],
-        seconds: float,
-        pause: Callable[[float], None] = time.sleep,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> bool:
-        """Wait until the model runs quickly again, looking four times a second.
+
+class Work(ABC):
+    """What is timed piece by piece; ``quiet`` is how quickly what it looks at runs in quiet."""
+
+    quiet: QuietSpeed
+    pause: Callable[[float], None]
+    clock: Clock
+
+    @abstractmethod
+    def piece(self, limit_s: float, patient: bool) -> bool:
+        """Take the next one; whether the machine was disturbed.
 
         Args:
-            look: milliseconds of the model at this moment, roughly.
-            seconds: longest wait; it looks once in any case.
-            pause: waits for so many seconds.
-            clock: in seconds.
+            limit_s: for pieces that may be of any length.
+            patient: whether it may break off once the machine is disturbed.
+        """
+
+    @abstractmethod
+    def settled(self) -> bool:
+        """Whether the pieces tell enough."""
+
+    @abstractmethod
+    def look(self) -> float:
+        """Milliseconds, at this moment, of what always does the same work."""
+
+    def collect(self, fewest: int, seconds: float = math.inf, apart_s: float = 0.0) -> float:
+        """Take pieces until they are settled or the time is over; after a disturbed one, wait.
+
+        Args:
+            fewest: pieces that are taken even where the machine stays disturbed.
+            seconds: time limit for pieces; waiting comes on top.
+            apart_s: seconds between two pieces.
 
         Returns:
-            Whether it runs quickly.
+            Seconds of waiting; meanwhile it looks four times a second.
         """
-        end = clock() + seconds
-        while self.disturbed(look()):
-            if clock() >= end:
-                return False
-            pause(_LOOK_EVERY_S)
-        return True
-
-
-def repeat_disturbed(
-    tasks: Sequence[Callable[[], None]],
-    look: Callable[[], float],
-    pause: Callable[[float], None] = time.sleep,
-    clock: Callable[[], float] = time.monotonic,
-) -> list[int]:
-    """Do every task, and those again before or after which the machine was slower than it can be.
-
-    Args:
-        tasks: short ones; one that is done again should keep its best result.
-        look: milliseconds of something that always does the same work; taken between tasks.
-        pause: waits for so many seconds.
-        clock: in seconds.
-
-    Returns:
-        Places of the tasks that were disturbed to the end.
-    """
-    quiet = QuietSpeed(deque())  # nothing is forgotten: all of it is over in seconds
-    pending = list(range(len(tasks)))
-    slowest: dict[int, float] = {}
-    for attempt in range(_ATTEMPTS):
-        before = look()
-        quiet.note(before)
-        for i in pending:
-            if attempt and quiet.disturbed(before):
-                if not quiet.wait(look, longest_wait_s(), pause, clock):
-                    return [i for i in pending if quiet.disturbed(slowest[i])]
-                before = look()
-            tasks[i]()
-            after = look()
-            quiet.note(after)
-            before, slowest[i] = after, max(before, after)
-        pending = [i for i in pending if quiet.disturbed(slowest[i])]
-        if not pending:
-            break
-    return pending
+        quiet, clock = self.quiet, self.clock
+        patience, left, waited, count = quiet.patience_s, seconds, 0.0, 0
+        while True:
+            begin = clock()
+            disturbed = self.piece(min(left, seconds / fewest), patience > 0)
+            end = clock()
+            left, count = left - (end - begin), count + 1
+            settled = self.settled()
+            given_up = patience <= 0 and count >= fewest
+            if settled or (given_up if disturbed else left <= 0):
+                break
+            if not disturbed:
+                self.pause(min(apart_s, quiet.patience_s))
+                patience = quiet.patience_s
+                continue
+            while quiet.disturbed(self.look()) and clock() - end < patience:
+                self.pause(_LOOK_EVERY_S)
+            waited += clock() - end
+            patience -= clock() - begin
+        quiet.in_vain = quiet.in_vain + 1 if disturbed and not settled else 0
+        return waited

@@ -1,7 +1,4 @@
-"""Rounds of paired timing, and which of them were quiet; needs numpy only.
-
-The file is packed into the archive for other devices as it is, so that the rule is the same there.
-"""
+"""Rounds of paired timing, and which of them were quiet; packed, so that it needs numpy only."""
 
 from __future__ import annotations
 

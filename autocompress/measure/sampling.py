@@ -6,13 +6,13 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
-from statistics import median
+from functools import cache
+from statistics import NormalDist, median
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.measure.quiet import QuietSpeed
+from autocompress.measure.quiet import QuietSpeed, Work
 from autocompress.measure.rounds import FEWEST, Call, Clock, quiet_rounds, take_round, warm_up
 
 _AGREE = 0.05
@@ -70,6 +70,10 @@ class Samples:
         base, own = _rounds(self.turns)[self.used][:, [0, call]].T
         return ratio_interval(own, base, plan.confidence, plan.seed, resamples)
 
+    def times(self, call: int) -> NDArray[np.float64]:
+        """Milliseconds of a call in the turns that count."""
+        return self.turns[np.repeat(self.used, 2), call]
+
     def narrow(self, plan: Plan) -> bool:
         """Whether every interval is as narrow as asked, with as many rounds as that takes."""
         if self.used.sum() < max(3, plan.min_rounds):
@@ -79,7 +83,7 @@ class Samples:
 
 
 @dataclass
-class Sampler:
+class Sampler(Work):
     """Times several calls in turn until their ratios are known, or the time is over.
 
     What shares a core with us (another tenant on its second hardware thread) can slow code of one
@@ -105,67 +109,47 @@ class Sampler:
     clock: Clock = time.perf_counter
     _taken: list[NDArray[np.float64]] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self._rng = np.random.default_rng(self.plan.seed)
+        self._enough = 1 if self.quiet.experienced else 2
+
     def run(self) -> Samples:
         """Warm up, and take repetitions until they tell enough."""
-        start, plan, quiet = self.clock(), self.plan, self.quiet
-        per_call = [warm_up(call, self.clock) for call in self.calls]
-        repeats = [self._repeats(t) for t in per_call]
-        rng = np.random.default_rng(plan.seed)
-        take = partial(take_round, self.calls, repeats, rng, self.clock)
-        enough = 1 if quiet.experienced else 2
-        patience, left, waited = quiet.patience_s, plan.max_seconds, 0.0
-        while True:
-            begin = self.clock()
-            disturbed = self._repeat(take, min(left, plan.max_seconds / enough), patience > 0)
-            spent_s = self.clock() - begin
-            left -= spent_s
-            found = self._judge()
-            settled = found.agreeing >= enough and not found.disturbed and found.narrow(plan)
-            given_up = patience <= 0 and len(self._taken) >= enough
-            if settled or (given_up if disturbed else left <= 0):
-                break
-            if not disturbed:
-                self.pause(min(plan.apart_s, quiet.patience_s))
-                continue
-            begin = self.clock()
-            quiet.wait(self._look, patience, self.pause, self.clock)
-            waited += self.clock() - begin
-            patience -= self.clock() - begin + spent_s
-        quiet.in_vain = quiet.in_vain + 1 if disturbed and not settled else 0
-        return replace(found, seconds=self.clock() - start, waited_s=waited)
+        start = self.clock()
+        self._repeats = [self._calls_per_turn(warm_up(call, self.clock)) for call in self.calls]
+        waited = self.collect(self._enough, self.plan.max_seconds, self.plan.apart_s)
+        return replace(self._judge(), seconds=self.clock() - start, waited_s=waited)
 
-    def _look(self) -> float:
+    def settled(self) -> bool:
+        """Whether the repetitions agree, and were quiet, and their intervals are narrow."""
+        found = self._judge()
+        agree = found.agreeing >= self._enough
+        return agree and not found.disturbed and found.narrow(self.plan)
+
+    def look(self) -> float:
         """Milliseconds of the baseline at this moment, roughly.
 
         Taken after its warm-up, as in rounds: a core that was idle is slow at first.
         """
-        per_call = warm_up(self.calls[0], self.clock)
-        repeats = self._repeats(per_call)
+        repeats = self._calls_per_turn(warm_up(self.calls[0], self.clock))
         rng = np.random.default_rng(self.plan.seed)
         turns = [take_round(self.calls[:1], [repeats], rng, self.clock) for _ in range(2)]
         return float(np.median(turns))
 
-    def _repeats(self, per_call: float) -> int:
-        """Calls of one turn."""
+    def _calls_per_turn(self, per_call: float) -> int:
         return max(1, min(50, round(self.plan.slot_ms / 1e3 / per_call)))
 
-    def _repeat(self, take: Callable[[], list[list[float]]], limit_s: float, patient: bool) -> bool:
+    def piece(self, limit_s: float, patient: bool) -> bool:
         """One repetition: rounds until the intervals are narrow, or the time is over.
 
-        Args:
-            take: takes a round.
-            limit_s: time limit; a few rounds are taken in any case.
-            patient: whether to break off once the machine is disturbed.
-
-        Returns:
-            Whether the machine was disturbed.
+        A few rounds are taken in any case.
         """
         plan, begin, next_look = self.plan, self.clock(), self.plan.min_rounds
-        slowest = self.quiet.slowest_ms or math.inf
+        slowest = self.quiet.slowest_ms
         turns: list[list[float]] = []
         self._taken.append(np.empty((0, len(self.calls))))
         while True:
-            turns += take()
+            turns += take_round(self.calls, self._repeats, self._rng, self.clock)
             rounds = len(turns) // 2
             latest = [turn[0] for turn in turns[-2 * FEWEST :]]
             broken_off = patient and rounds >= FEWEST and median(latest) > slowest
@@ -189,7 +173,7 @@ class Sampler:
         slower than in the quickest by more than chance explains. A candidate's own time has no say
         in this, or it would be favoured.
         """
-        slowest = self.quiet.slowest_ms or math.inf
+        slowest = self.quiet.slowest_ms
         turns = np.concatenate(self._taken)
         rounds = _rounds(turns)
         kept = quiet_rounds([_rounds(t)[:, 0] for t in self._taken], slowest)
@@ -248,12 +232,16 @@ def ratio_interval(
     return float(np.median(ratios)), float(low), float(high)
 
 
+@cache
 def tail_share(count: int, confidence: float) -> float:
     """Share of bootstrap replications left out at either end, for so many observations."""
-    from scipy.special import ndtr, stdtrit
-
-    quantile = stdtrit(count - 1, (1 - confidence) / 2)
-    return float(ndtr(quantile * (count / (count - 1)) ** 0.5))
+    # Student's distribution of n degrees is that of sqrt(n) tan(a) for a density cos(a)^(n-1)
+    n = count - 1
+    angles = np.linspace(0, min(math.pi / 2, 12 / n**0.5), 20_001)
+    density = np.cos(angles) ** (n - 1)
+    below = np.append(0, np.cumsum(density[1:] + density[:-1]))
+    quantile = -math.tan(np.interp(confidence * below[-1], below, angles)) * n**0.5
+    return NormalDist().cdf(quantile * (count / n) ** 0.5)
 
 
 def _rounds(turns: NDArray[np.float64]) -> NDArray[np.float64]:

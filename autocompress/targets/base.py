@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.errors import InputError, TargetUnavailable
-from autocompress.exporters.onnx_kernels import kernel_times
+from autocompress.exporters.kernel_names import kernel_times
 from autocompress.model.kernels import Kernel
 from autocompress.targets.config import TargetConfig
 from autocompress.targets.profile import KernelClass, NodeTime, Profile

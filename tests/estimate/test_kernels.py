@@ -26,7 +26,8 @@ from autocompress.estimate.kernel_table import (
     table_path,
     typical_footprint,
 )
-from autocompress.exporters.onnx_kernels import kernel_times, write_kernels
+from autocompress.exporters.kernel_names import kernel_times
+from autocompress.exporters.onnx_kernels import write_kernels
 from autocompress.model.kernels import Kernel, KernelPrecision, kernel_precision, part_kernel
 from autocompress.model.part import whole
 from autocompress.policy.inventory import Inventory

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from autocompress.errors import InputError
-from autocompress.measure.quiet import QuietSpeed, longest_wait_s, repeat_disturbed
+from autocompress.estimate.tasks import Tasks
+from autocompress.measure.quiet import QuietSpeed, longest_wait_s
 from autocompress.measure.sampling import Plan, Sampler, Samples
 
 _PATIENCE_S = 16.0
@@ -270,7 +271,7 @@ def test_every_task_is_done_in_quiet_or_named(seed: int) -> None:
         return work
 
     tasks = [task(i) for i in range(60)]
-    named = repeat_disturbed(tasks, machine.sentinel, machine.pause, machine.clock)
+    named = Tasks(tasks, machine.sentinel, machine.pause, machine.clock).run()
     quiet = [ms for i, ms in best.items() if i not in named]
     assert len(best) == 60
     # a spell that begins and ends within a task's 0.2 s is seen by no sentinel: 0.1 % of them
@@ -281,7 +282,7 @@ def test_a_quiet_machine_does_every_task_once_and_a_loud_one_gives_up() -> None:
     done: list[int] = []
     tasks = [partial(done.append, i) for i in range(5)]
     machine = Machine([])
-    assert repeat_disturbed(tasks, lambda: 1.0, machine.pause, machine.clock) == []
+    assert Tasks(tasks, lambda: 1.0, machine.pause, machine.clock).run() == []
     assert done == [0, 1, 2, 3, 4]
     assert machine.paused == 0
     speeds = deque([1.0] * 4)  # before the tasks, and after the first three
@@ -289,9 +290,30 @@ def test_a_quiet_machine_does_every_task_once_and_a_loud_one_gives_up() -> None:
     def speed() -> float:
         return speeds.popleft() if speeds else 2.0
 
-    assert repeat_disturbed(tasks, speed, machine.pause, machine.clock) == [3, 4]
+    assert Tasks(tasks, speed, machine.pause, machine.clock).run() == [3, 4]
     assert done[5:] == [0, 1, 2, 3, 4]
     assert machine.paused == _PATIENCE_S
+
+
+def test_a_task_that_disturbs_itself_is_tried_five_times_and_named() -> None:
+    """Every look is quick but the one after it, so that nothing is waited for in vain."""
+    done: list[int] = []
+    machine = Machine([])
+
+    def sentinel() -> float:
+        slow = bool(done) and done.pop() == 2
+        return 2.0 if slow else 1.0
+
+    tries = [0] * 4
+
+    def work(i: int) -> None:
+        done.append(i)
+        tries[i] += 1
+
+    tasks = [partial(work, i) for i in range(4)]
+    assert Tasks(tasks, sentinel, machine.pause, machine.clock).run() == [2]
+    assert tries == [1, 1, 5, 1]
+    assert machine.paused == 0
 
 
 def test_how_long_it_may_wait_is_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
