@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
-import re
 import sys
-import tempfile
-import time
-from collections import defaultdict
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,82 +24,52 @@ import numpy as np
 import onnxruntime
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # the files packed beside this one
-from machine import machine_facts
-from rounds import quiet_rounds, take_round, warm_up
-
-WARM_UP = 5
-KERNEL_ID = re.compile(r"k(\d{5})")
-TYPES = {"tensor(float)": "float32", "tensor(double)": "float64"}
-
-
-def open_session(path: Path, threads: int, batch: int, profile: Path | None = None) -> Any:
-    """A session on the CPU with a fixed batch."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    # the name that autocompress gives the free batch dimension
-    options.add_free_dimension_override_by_name("batch", batch)
-    if profile is not None:
-        options.enable_profiling = True
-        options.profile_file_prefix = str(profile)
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+from autocompress.estimate.tasks import Tasks
+from autocompress.exporters.kernel_names import kernel_times
+from autocompress.machine.facts import machine_facts
+from autocompress.measure.quiet import QuietSpeed
+from autocompress.measure.rounds import Call, warm_up
+from autocompress.measure.sampling import Plan, Sampler
+from autocompress.targets.onnx_session import OnnxRuntimeSession
+from autocompress.targets.session import random_inputs
 
 
-def random_feed(session: Any, batch: int) -> dict[str, Any]:
-    """Inputs that fit: normal floats, zeros and ones otherwise."""
-    rng = np.random.default_rng(0)
-    feed = {}
-    for value in session.get_inputs():
-        shape = [d if isinstance(d, int) else batch for d in value.shape]
-        kind = np.dtype(TYPES.get(value.type, value.type[7:-1]))  # "tensor(int64)"
-        drawn = rng.standard_normal(shape) if kind.kind == "f" else rng.integers(0, 2, shape)
-        feed[value.name] = drawn.astype(kind)
-    return feed
+class Device:
+    """Runs files on the CPU.
 
+    Args:
+        threads: of one inference.
+        batch: samples; the free axis of that name is settled to it.
+    """
 
-def time_kernels(
-    path: Path, keys: list[str], threads: int, batch: int, runs: int
-) -> dict[str, float]:
-    """Milliseconds by key, from the runtime's own profiler."""
-    with tempfile.TemporaryDirectory() as folder:
-        session = open_session(path, threads, batch, Path(folder) / "profile")
-        feed = random_feed(session, batch)
-        for _ in range(WARM_UP + runs):
-            session.run(None, feed)
-        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    nodes: dict[str, list[float]] = defaultdict(list)
-    for event in events:
-        name = event.get("name", "")
-        if event.get("cat") == "Node" and name.endswith("_kernel_time"):
-            nodes[f"{event['args'].get('node_index')}:{name}"].append(event["dur"] / 1e3)
-    found: dict[str, float] = {}
-    for name, times in nodes.items():
-        match = KERNEL_ID.search(name)
-        if match:
-            kept = np.sort(times[WARM_UP:])
-            # the profiler counts whole microseconds: the faster half keeps more than a median
-            ms = float(np.mean(kept[: (len(kept) + 1) // 2]))
-            key = keys[int(match.group(1))]
-            found[key] = found.get(key, 0.0) + ms
-    return found
+    def __init__(self, threads: int, batch: int) -> None:
+        self.threads, self.batch = threads, batch
 
+    def open(self, path: Path) -> tuple[OnnxRuntimeSession, Any]:
+        """A session, and random inputs for it."""
+        providers = [("CPUExecutionProvider", dict[str, str]())]
+        session = OnnxRuntimeSession(path, providers, self.threads, {"batch": self.batch})
+        return session, random_inputs(session.inputs, self.batch, sizes=session.sizes)
 
-def time_models(paths: list[Path], threads: int, batch: int, seconds: float) -> Any:
-    """Milliseconds of one inference per quiet round and file; the first file is the baseline."""
-    calls = []
-    for path in paths:
-        session = open_session(path, threads, batch)
-        calls.append(partial(session.run, None, random_feed(session, batch)))
-    for call in calls:
-        warm_up(call)
-    rng = np.random.default_rng(0)
-    rounds: list[Any] = []
-    end = time.perf_counter() + seconds
-    while len(rounds) < 8 or time.perf_counter() < end:
-        rounds.append(np.mean(take_round(calls, [1] * len(calls), rng), axis=0))
-    taken = np.array(rounds)
-    return taken[quiet_rounds([taken[:, 0]])]
+    def call(self, path: Path) -> Call:
+        """One inference of a file."""
+        session, inputs = self.open(path)
+        return session.prepare(inputs)
+
+    def kernels(self, path: Path, keys: list[str], runs: int) -> dict[str, float]:
+        """Milliseconds by key, from the runtime's own profiler."""
+        session, inputs = self.open(path)
+        with closing(session):
+            nodes = session.profile(inputs, runs).nodes
+        times = kernel_times([(node.name, node.ms) for node in nodes], len(keys))
+        return {key: ms for key, ms in zip(keys, times, strict=True) if ms == ms}
+
+    def models(self, paths: list[Path], seconds: float) -> tuple[float, list[float]]:
+        """Milliseconds of the first file, and what the others take of it."""
+        plan = Plan(min_rounds=8, max_seconds=seconds, slot_ms=3.0)
+        found = Sampler([self.call(path) for path in paths], plan, QuietSpeed()).run()
+        ratios = [found.interval(i, plan)[0] for i in range(1, len(paths))]
+        return float(np.median(found.times(0))), ratios
 
 
 def facts(threads: int, batch: int) -> dict[str, Any]:
@@ -124,27 +92,31 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=20.0, help="for the whole models")
     parser.add_argument("--out", type=Path, default=here / "table.json")
     asked = parser.parse_args()
-    batch = manifest["batch"]
-    kernels: dict[str, float] = {}
-    steps = [chunk for _ in range(asked.passes) for chunk in manifest["kernels"]]
-    for i, chunk in enumerate(steps, 1):
-        print(f"kernels {i}/{len(steps)}", file=sys.stderr)
-        path = here / chunk["file"]
-        for key, ms in time_kernels(path, chunk["keys"], asked.threads, batch, asked.runs).items():
-            kernels[key] = min(ms, kernels.get(key, ms))
-    print(f"{len(manifest['models'])} whole models", file=sys.stderr)
+    device = Device(asked.threads, manifest["batch"])
     paths = [here / manifest["baseline"], *(here / m["file"] for m in manifest["models"])]
-    rounds = time_models(paths, asked.threads, batch, asked.seconds)
-    baseline = float(np.median(rounds[:, 0]))
-    ratios = np.median(rounds / rounds[:, :1], axis=0)[1:]
+    kernels: dict[str, float] = {}
+    watched = device.call(paths[0])
+    steps = [chunk for _ in range(asked.passes) for chunk in manifest["kernels"]]
+    done = 0
+
+    def profile(chunk: dict[str, Any]) -> None:
+        nonlocal done
+        done += 1
+        print(f"kernels {done}/{len(steps)}", file=sys.stderr)
+        times = device.kernels(here / chunk["file"], chunk["keys"], asked.runs)
+        kernels.update({key: min(ms, kernels.get(key, math.inf)) for key, ms in times.items()})
+
+    Tasks([partial(profile, chunk) for chunk in steps], lambda: 1e3 * warm_up(watched)).run()
+    print(f"{len(manifest['models'])} whole models", file=sys.stderr)
+    baseline, ratios = device.models(paths, asked.seconds)
     models = [
-        {"policy": m["policy"], "ms": float(r) * baseline}
-        for m, r in zip(manifest["models"], ratios, strict=True)
+        {"policy": m["policy"], "ms": ratio * baseline}
+        for m, ratio in zip(manifest["models"], ratios, strict=True)
     ]
     table = {
         "version": manifest["version"],
         "architecture": manifest["architecture"],
-        "facts": {**facts(asked.threads, batch), "footprint": manifest["footprint"]},
+        "facts": {**facts(asked.threads, device.batch), "footprint": manifest["footprint"]},
         "kernels": kernels,
         "baseline_ms": baseline,
         "models": models,

@@ -6,7 +6,7 @@ import json
 import zipfile
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from autocompress.errors import ExportError, InputError
@@ -14,10 +14,8 @@ from autocompress.estimate.kernel_table import TABLE_VERSION, chunks, typical_fo
 from autocompress.estimate.latency_features import LayerPlan
 from autocompress.estimate.latency_model import choose_variants
 from autocompress.estimate.whole_models import ExportVariant, none_left
-from autocompress.machine import facts
 from autocompress.machine.progress import Progress, silent
 from autocompress.machine.scratch import scratch_folder
-from autocompress.measure import rounds
 from autocompress.model.kernels import Kernel
 from autocompress.policy.attempt import attempt
 from autocompress.policy.inventory import Inventory
@@ -30,12 +28,21 @@ from autocompress.targets.base import Target
 #: bytes of weights that an unpacked archive may hold; widths in between are interpolated
 _LARGEST = 300_000_000
 RUNNER = "run_kernels.py"
-#: files that need no other of ours, and their names in the archive
-_RUNNER_FILES = {
-    Path(__file__).with_name("device_runner.py"): RUNNER,
-    Path(rounds.__file__): "rounds.py",
-    Path(facts.__file__): "machine.py",
-}
+#: what it imports, in the archive's own package of that name; these need numpy and onnxruntime only
+_SHARED = (
+    "errors.py",
+    "estimate/tasks.py",
+    "exporters/kernel_names.py",
+    "exporters/metadata.py",
+    "machine/facts.py",
+    "machine/scratch.py",
+    "measure/quiet.py",
+    "measure/rounds.py",
+    "measure/sampling.py",
+    "targets/onnx_session.py",
+    "targets/profile.py",
+    "targets/session.py",
+)
 
 
 def pack_kernels(
@@ -90,8 +97,8 @@ def pack_kernels(
         }
         archive.write(baseline, "models/uncompressed.onnx")
         archive.writestr("manifest.json", json.dumps(manifest, indent=1))
-        for file, name in _RUNNER_FILES.items():
-            archive.write(file, name)
+        for name, text in runner_files().items():
+            archive.writestr(name, text)
     return path
 
 
@@ -103,6 +110,15 @@ def _check(path: Path, target: Target) -> None:
             "Kernels are packed for ONNX Runtime on another device, which tells nothing of the "
             f"study's runtime {target.name!r}. Use `target: {{runtime: onnxruntime}}`."
         )
+
+
+def runner_files() -> dict[str, str]:
+    """Name in the archive to text: the script, and a package that it finds before others."""
+    package = Path(__file__).parents[1]
+    files = {RUNNER: "estimate/device_runner.py", **{f"autocompress/{n}": n for n in _SHARED}}
+    folders = {str(PurePosixPath(name).parent) for name in files} - {"."}
+    empty = {f"{folder}/__init__.py": "" for folder in sorted({"autocompress", *folders})}
+    return empty | {name: (package / f).read_text(encoding="utf-8") for name, f in files.items()}
 
 
 def _add_kernels(

@@ -45,12 +45,8 @@ def free_batch_names(file: Path) -> tuple[str, ...]:
     except Exception as error:  # protobuf's decode error is not exported
         raise InputError(f"{file} is not an ONNX file: {error}") from None
     own = {i.name for i in model.graph.initializer}
-    names = []
-    for value in model.graph.input:
-        dims = value.type.tensor_type.shape.dim
-        if value.name not in own and dims and dims[0].dim_param:
-            names.append(dims[0].dim_param)
-    return tuple(dict.fromkeys(names))
+    shapes = [v.type.tensor_type.shape.dim for v in model.graph.input if v.name not in own]
+    return tuple(dict.fromkeys(dims[0].dim_param for dims in shapes if dims and dims[0].dim_param))
 
 
 def file_sizes(file: Path) -> dict[str, int]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import Enum
 from typing import Any
 
 
-class KernelClass(StrEnum):
+class KernelClass(str, Enum):  # noqa: UP042 (devices have Python 3.10)
     """What a kernel does, as far as a policy's promises are concerned."""
+
+    __str__ = str.__str__
 
     INTEGER = "integer"
     """Multiplies integers: convolutions, products, recurrent layers, attention."""

@@ -17,7 +17,7 @@ from autocompress.build.bank import LayerBank
 from autocompress.build.pipeline import Pipeline
 from autocompress.estimate.latency_features import LayerPlan
 from autocompress.estimate.latency_model import LatencyModel
-from autocompress.estimate.pack import _RUNNER_FILES, pack_kernels
+from autocompress.estimate.pack import pack_kernels, runner_files
 from autocompress.model.inventory import take_inventory
 from autocompress.model.kernels import Kernel
 from autocompress.policy.policy import LayerPolicy, Policy
@@ -146,7 +146,7 @@ def test_the_evaluator_packs_what_the_runner_needs(pipeline: Pipeline, tmp_path:
         names = set(archive.namelist())
         manifest = json.loads(archive.read("manifest.json"))
     listed = {part["file"] for part in manifest["kernels"] + manifest["models"]}
-    assert names == listed | {manifest["baseline"], "manifest.json", *_RUNNER_FILES.values()}
+    assert names == listed | {manifest["baseline"], "manifest.json", *runner_files()}
     keys = [key for part in manifest["kernels"] for key in part["keys"]]
     plan = LayerPlan(pipeline.inventory, pipeline.settings)
     assert {k.key for k in plan.space_kernels(space)} <= set(keys)

@@ -15,6 +15,7 @@ import pytest
 from measured_network import images, quantized, small
 from torch import nn
 
+import autocompress
 from autocompress.errors import ExportError, InputError
 from autocompress.estimate.kernel_table import parse_key
 from autocompress.estimate.latency_features import LayerPlan
@@ -23,7 +24,6 @@ from autocompress.estimate.pack import RUNNER, pack_kernels
 from autocompress.exporters.onnx_kernels import write_kernels
 from autocompress.exporters.write import export
 from autocompress.machine.facts import machine_facts
-from autocompress.measure import rounds as rule
 from autocompress.measure.rounds import quiet_rounds
 from autocompress.model.kernels import Kernel
 from autocompress.policy.inventory import Inventory
@@ -38,8 +38,6 @@ from autocompress.techniques.compressed import Precision
 
 #: what a bare environment with the two packages holds, beside the standard library and the archive
 _ALLOWED = (
-    "rounds",
-    "machine",
     "numpy",
     "onnxruntime",
     "flatbuffers",
@@ -49,11 +47,16 @@ _ALLOWED = (
     "humanfriendly",
 )
 _GUARD = """
-import runpy, sys
+import importlib.machinery, os, runpy, sys
+folder = os.path.dirname({runner!r})
 allowed = {allowed!r} + tuple(sys.stdlib_module_names)
 class Guard:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] not in allowed:
+        if name.partition(".")[0] == "autocompress":
+            found = importlib.machinery.PathFinder.find_spec(name, path)
+            if found is None or not (found.origin or "").startswith(folder):
+                raise ImportError("not in the archive: " + name)
+        elif name.partition(".")[0] not in allowed:
             raise ImportError("not in a bare environment: " + name)
 sys.meta_path.insert(0, Guard())
 sys.argv = [{runner!r}, *{arguments!r}]
@@ -164,12 +167,22 @@ def test_the_runner_needs_numpy_and_onnxruntime_only(
     assert table["architecture"] == inventory.architecture
     assert not list(folder.glob("*.part"))
     assert facts["machine"]["cpu"] == machine_facts()["cpu"]
-    assert (folder / "rounds.py").read_bytes() == Path(rule.__file__).read_bytes()
+    shared = [p for p in (folder / "autocompress").rglob("*.py") if p.stat().st_size]
+    package = Path(autocompress.__file__).parent
+    for file in shared:
+        ours = package / file.relative_to(folder / "autocompress")
+        assert file.read_bytes() == ours.read_bytes()
+    assert {"rounds.py", "quiet.py", "sampling.py", "onnx_session.py"} <= {p.name for p in shared}
 
 
 def test_the_guard_of_these_tests_does_keep_other_packages_out(tmp_path: Path) -> None:
     (tmp_path / RUNNER).write_text("import torch\n")
     with pytest.raises(AssertionError, match="not in a bare environment: torch"):
+        run_isolated(sys.executable, tmp_path, guarded=True)
+    installed = str(Path(autocompress.__file__).parents[1])
+    ours = f"import sys; sys.path.append({installed!r}); import autocompress.measure.rounds"
+    (tmp_path / RUNNER).write_text(ours)
+    with pytest.raises(AssertionError, match="not in the archive: autocompress"):
         run_isolated(sys.executable, tmp_path, guarded=True)
 
 

@@ -115,11 +115,11 @@ def test_another_users_process_is_alive(place: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_no_other_temporary_folders_are_made() -> None:
-    """What is made elsewhere would stay; the program for other devices stands alone."""
+    """What is made elsewhere would stay."""
     package = Path(scratch.__file__).parent.parent
     makers = {
         path.relative_to(package).as_posix()
         for path in package.rglob("*.py")
         if re.search(r"mkdtemp|mkstemp|TemporaryDirectory|NamedTemporary", path.read_text())
     }
-    assert makers == {"machine/scratch.py", "estimate/device_runner.py"}
+    assert makers == {"machine/scratch.py"}
