@@ -35,12 +35,7 @@ from autocompress.targets.session import random_inputs
 
 
 class Device:
-    """Runs files on the CPU.
-
-    Args:
-        threads: of one inference.
-        batch: samples; the free axis of that name is settled to it.
-    """
+    """Runs files on the CPU; a free axis named ``batch`` is settled to so many samples."""
 
     def __init__(self, threads: int, batch: int) -> None:
         self.threads, self.batch = threads, batch
@@ -71,14 +66,13 @@ class Device:
         ratios = [found.interval(i, plan)[0] for i in range(1, len(paths))]
         return float(np.median(found.times(0))), ratios
 
-
-def facts(threads: int, batch: int) -> dict[str, Any]:
-    """What the times were taken on."""
-    target = {"runtime": "onnxruntime", "version": onnxruntime.__version__, "device": "cpu"}
-    return {
-        "target": {**target, "threads": threads, "batch": batch},
-        "machine": {**machine_facts(), "name": platform.node()},
-    }
+    def facts(self) -> dict[str, Any]:
+        """What the times were taken on."""
+        target = {"runtime": "onnxruntime", "version": onnxruntime.__version__, "device": "cpu"}
+        return {
+            "target": {**target, "threads": self.threads, "batch": self.batch},
+            "machine": {**machine_facts(), "name": platform.node()},
+        }
 
 
 def main() -> int:
@@ -116,7 +110,7 @@ def main() -> int:
     table = {
         "version": manifest["version"],
         "architecture": manifest["architecture"],
-        "facts": {**facts(asked.threads, device.batch), "footprint": manifest["footprint"]},
+        "facts": {**device.facts(), "footprint": manifest["footprint"]},
         "kernels": kernels,
         "baseline_ms": baseline,
         "models": models,

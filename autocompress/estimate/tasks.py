@@ -1,13 +1,10 @@
-"""Short timings, each taken again where something outside disturbed it.
-
-Packed for other devices; loads nothing.
-"""
+"""Short timings, each taken again where something outside disturbed it; packed."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -25,8 +22,6 @@ class Tasks(Work):
     Args:
         tasks: short ones; one that is done again should keep its best result.
         sentinel: milliseconds of something that always does the same work; taken between tasks.
-        pause: waits for so many seconds.
-        clock: in seconds.
     """
 
     tasks: Sequence[Callable[[], None]]
@@ -35,16 +30,14 @@ class Tasks(Work):
     clock: Clock = time.perf_counter
     # nothing is forgotten: all of it is over in minutes
     quiet: QuietSpeed = field(default_factory=lambda: QuietSpeed(deque()))
-    _now: float = 0.0
-    _slowest: dict[int, float] = field(default_factory=dict)
-    _tries: Counter[int] = field(default_factory=Counter)
 
     def run(self) -> list[int]:
         """Places of the tasks that were disturbed to the end."""
+        self._tries, self._slowest = [0] * len(self.tasks), [math.inf] * len(self.tasks)
         self.quiet.note(self.look())
         if self.tasks:
             self.collect(fewest=len(self.tasks))
-        return [i for i, ms in sorted(self._slowest.items()) if self.quiet.disturbed(ms)]
+        return [i for i, ms in enumerate(self._slowest) if self.quiet.disturbed(ms)]
 
     def piece(self, limit_s: float, patient: bool) -> bool:
         """The task that was tried least often."""
@@ -65,8 +58,5 @@ class Tasks(Work):
         return self._now
 
     def _pending(self) -> list[int]:
-        return [
-            i
-            for i in range(len(self.tasks))
-            if self._tries[i] < _ATTEMPTS and self.quiet.disturbed(self._slowest.get(i, math.inf))
-        ]
+        again = [self.quiet.disturbed(ms) for ms in self._slowest]
+        return [i for i, tries in enumerate(self._tries) if again[i] and tries < _ATTEMPTS]

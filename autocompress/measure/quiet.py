@@ -95,12 +95,8 @@ class Work(ABC):
 
     @abstractmethod
     def piece(self, limit_s: float, patient: bool) -> bool:
-        """Take the next one; whether the machine was disturbed.
-
-        Args:
-            limit_s: for pieces that may be of any length.
-            patient: whether it may break off once the machine is disturbed.
-        """
+        """Take the next one, for so many seconds where it may be of any length; where ``patient``,
+        break off once the machine is disturbed. Returns whether it was."""
 
     @abstractmethod
     def settled(self) -> bool:

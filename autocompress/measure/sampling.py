@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from statistics import NormalDist, median
 
 import numpy as np
@@ -115,29 +115,26 @@ class Sampler(Work):
 
     def run(self) -> Samples:
         """Warm up, and take repetitions until they tell enough."""
-        start = self.clock()
-        self._repeats = [self._calls_per_turn(warm_up(call, self.clock)) for call in self.calls]
+        start, slot = self.clock(), self.plan.slot_ms / 1e3
+        calls = [round(slot / warm_up(call, self.clock)) for call in self.calls]
+        self._repeats = [max(1, min(50, count)) for count in calls]
         waited = self.collect(self._enough, self.plan.max_seconds, self.plan.apart_s)
         return replace(self._judge(), seconds=self.clock() - start, waited_s=waited)
 
     def settled(self) -> bool:
         """Whether the repetitions agree, and were quiet, and their intervals are narrow."""
         found = self._judge()
-        agree = found.agreeing >= self._enough
-        return agree and not found.disturbed and found.narrow(self.plan)
+        calm = found.agreeing >= self._enough and not found.disturbed
+        return calm and found.narrow(self.plan)
 
     def look(self) -> float:
         """Milliseconds of the baseline at this moment, roughly.
 
         Taken after its warm-up, as in rounds: a core that was idle is slow at first.
         """
-        repeats = self._calls_per_turn(warm_up(self.calls[0], self.clock))
-        rng = np.random.default_rng(self.plan.seed)
-        turns = [take_round(self.calls[:1], [repeats], rng, self.clock) for _ in range(2)]
-        return float(np.median(turns))
-
-    def _calls_per_turn(self, per_call: float) -> int:
-        return max(1, min(50, round(self.plan.slot_ms / 1e3 / per_call)))
+        warm_up(self.calls[0], self.clock)
+        take = partial(take_round, self.calls[:1], self._repeats[:1], self._rng, self.clock)
+        return float(np.median([take() for _ in range(2)]))
 
     def piece(self, limit_s: float, patient: bool) -> bool:
         """One repetition: rounds until the intervals are narrow, or the time is over.
