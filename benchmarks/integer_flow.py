@@ -150,7 +150,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Tensor]]] = {
 def all_int8(model: nn.Module, inputs: Tensor) -> Compressed:
     """Every layer in 8 bits that can be, calibrated."""
     settings = settled(CompressionSettings(), get_target("onnxruntime"))
-    names = [s.name for s in take_inventory(model, inputs[:1]).layers if s.quantizable]
+    names = [s.name for s in take_inventory(model, inputs[:1]).layers if not s.why_not("quantize")]
     precision = Precision.of(INT8, settings)
     policy = Policy(dict.fromkeys(names, INT8))
     made = Compressed(model, policy, settings, precisions=dict.fromkeys(names, precision))

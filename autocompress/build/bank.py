@@ -33,13 +33,12 @@ from autocompress.model.weights import state_tensors
 from autocompress.policy.hooks import load
 from autocompress.policy.inventory import ChannelGroup, Inventory, LayerSpec
 from autocompress.policy.policy import LayerPolicy, Policy
-from autocompress.policy.registry import in_order
+from autocompress.policy.registry import in_order, techniques
 from autocompress.policy.settings import CompressionSettings
 from autocompress.task.data import Split, feed
 from autocompress.task.task import Loss
 from autocompress.techniques.attention import opened, projection_of
 from autocompress.techniques.compressed import Compressed
-from autocompress.techniques.factorize import choose_factors
 from autocompress.techniques.moments import (
     Moments,
     check_inputs,
@@ -123,7 +122,11 @@ class LayerBank:
         moments = input_moments(opened(model), names, inputs, seed=settings.seed)
         orders = removal_orders(model, groups, plan, settings, moments, sample, progress, loss)
         progress("factors", 1.0)
-        factors = choose_factors(model, inventory, moments)
+        factors = {
+            name: kinds
+            for technique in techniques()
+            for name, kinds in technique.settle(model, inventory, moments).items()
+        }
         if path is not None:
             write_bank(path, (orders, moments, factors))
         return cls(model, inventory.with_factors(factors), plan, settings, orders, moments)
@@ -322,7 +325,7 @@ class LayerBank:
 
 
 def _narrower(policy: Policy, group: ChannelGroup) -> bool:
-    return policy[group.producers[0]].heads == "narrower" and group.narrower > 0
+    return any(t.narrows(group, policy[group.producers[0]]) for t in techniques())
 
 
 def _watched(model: nn.Module, inventory: Inventory, plan: SlicingPlan) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from autocompress.policy.policy import Factorization
+from autocompress.policy.values import Factorization
 from autocompress.policy.writing import replacing
 from autocompress.techniques.moments import Moments
 

@@ -46,7 +46,7 @@ def factor_method(layer: LayerSpec, policy: LayerPolicy) -> str:
 
 def has_methods(layer: LayerSpec) -> bool:
     """Whether there is more than SVD to choose from: a plain layer's 2d kernel larger than 1x1."""
-    known = layer.factorizable and layer.plain
+    known = layer.plain and not layer.why_not("low-rank")
     return known and len(layer.kernel_size) == 2 and math.prod(layer.kernel_size) > 1
 
 

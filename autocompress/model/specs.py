@@ -87,12 +87,7 @@ def _counted(module: nn.Module) -> list[nn.Parameter]:
 def _without(spec: LayerSpec, reasons: dict[str, str]) -> LayerSpec:
     """A layer that some techniques leave alone, the first reason of each."""
     told = {**reasons, **dict(spec.left_alone)}
-    return replace(
-        spec,
-        left_alone=tuple(told.items()),
-        quantizable=spec.quantizable and "quantize" not in told,
-        factorizable=spec.factorizable and "low-rank" not in told,
-    )
+    return replace(spec, left_alone=tuple(told.items()))
 
 
 # ---- convolutions and linear layers
@@ -149,7 +144,7 @@ def _subclass(spec: LayerSpec, module: nn.Module) -> LayerSpec:
     elif found.after:
         reason = f"{type(module).__name__} changes its outputs inside the layer"
         spec = _without(spec, {"re-solve": reason})
-    if spec.factorizable and not found.plain and not splittable(module):
+    if not spec.why_not("low-rank") and not found.plain and not splittable(module):
         reason = f"{type(module).__name__} cannot be divided into two layers"
         spec = _without(spec, {"low-rank": reason})
     return replace(spec, plain=found.plain)

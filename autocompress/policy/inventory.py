@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from autocompress.errors import InputError, nearest
-from autocompress.policy.policy import Factorization
+from autocompress.policy.values import Factorization
 
 WHOLE = "*"
 """Stands for all layers where a model's channels cannot be followed."""
@@ -41,7 +41,6 @@ class LayerSpec:
         params: number of weights and biases, but for those that an earlier layer holds, too.
         out_group: name of the channel group that this layer's outputs belong to, if prunable.
         depth, directions: of a recurrent layer: how many are stacked, and 2 if bidirectional.
-        quantizable, factorizable: whether the techniques apply to this layer.
         integer: whether runtimes have kernels for integer activations; else its weights alone
             are kept in fewer bits.
         plain: whether it is its product and nothing else; a subclass that adds something, as
@@ -67,8 +66,6 @@ class LayerSpec:
     out_group: str | None = None
     depth: int = 1
     directions: int = 1
-    quantizable: bool = True
-    factorizable: bool = True
     sizes: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = ()
     factors: tuple[Factorization, ...] = ()
     integer: bool = True

@@ -16,10 +16,7 @@ from autocompress.errors import PolicyError, nearest
 from autocompress.policy.flat import Folded, fold, only_folded
 from autocompress.policy.registry import added_fields, builtin, no_field, techniques
 from autocompress.policy.section import STRICT, read_as
-
-Factorization = Literal["auto", "svd", "spatial", "tucker2"]
-Heads = Literal["fewer", "narrower"]
-ActivationScaling = Literal["static", "dynamic"]
+from autocompress.policy.values import ActivationScaling, Factorization, Heads, Presence
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +55,7 @@ class LayerPolicy:
     activation_scaling: ActivationScaling = "static"
     rank_ratio: float | None = None
     factorization: Factorization | None = None
-    block: Literal["keep", "gone"] = "keep"
+    block: Presence = "keep"
     heads: Heads = "fewer"
     more: Annotated[tuple[tuple[str, Any], ...], BeforeValidator(only_folded)] = ()
     identity: bool = field(init=False, compare=False, repr=False)

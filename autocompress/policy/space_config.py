@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import (
     BeforeValidator,
@@ -21,12 +21,21 @@ from autocompress.errors import InputError
 from autocompress.policy.flat import fold, only_folded
 from autocompress.policy.inventory import Inventory, LayerSpec
 from autocompress.policy.patterns import check_found, matches, within
-from autocompress.policy.policy import ActivationScaling, Factorization, Heads, LayerPolicy
+from autocompress.policy.policy import LayerPolicy
 from autocompress.policy.reading import read_mapping
 from autocompress.policy.registry import added_fields, techniques
 from autocompress.policy.section import OneOrMore, Section
 from autocompress.policy.space import Choice, Space
 from autocompress.policy.technique import Technique
+from autocompress.policy.values import (
+    ActivationBits,
+    ActivationScaling,
+    Factorization,
+    Heads,
+    Pattern,
+    Presence,
+    WeightBits,
+)
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -61,14 +70,14 @@ class Rule(Section):
     exclude: OneOrMore[str] = ()
     prune_ratio: OneOrMore[Annotated[float, Field(ge=0, lt=1)]] = (0.0,)
     sparsity: OneOrMore[Annotated[float, Field(ge=0, lt=1)]] = (0.0,)
-    pattern: OneOrMore[Literal["2:4"] | None] = (None,)
-    weight_bits: OneOrMore[Literal[2, 3, 4, 8, 16, 32]] = (32,)
-    activation_bits: OneOrMore[Literal[8, 16, 32]] = (32,)
+    pattern: OneOrMore[Pattern | None] = (None,)
+    weight_bits: OneOrMore[WeightBits] = (32,)
+    activation_bits: OneOrMore[ActivationBits] = (32,)
     weight_only: bool = False
     activation_scaling: OneOrMore[ActivationScaling] = ("static",)
     rank_ratio: OneOrMore[Annotated[float, Field(gt=0, le=1)] | None] = (None,)
     factorization: Factorization = "auto"
-    block: OneOrMore[Literal["keep", "gone"]] = ("keep",)
+    block: OneOrMore[Presence] = ("keep",)
     heads: OneOrMore[Heads] = ("fewer",)
     more: Annotated[tuple[tuple[str, Any], ...], BeforeValidator(only_folded)] = ()
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from autocompress.policy.policy import LayerPolicy
     from autocompress.policy.settings import CompressionSettings
     from autocompress.policy.space_config import Rule
+    from autocompress.policy.values import Factorization
     from autocompress.targets.base import Target
     from autocompress.techniques.stitching import Stitching
 
@@ -294,6 +295,30 @@ class Technique:
             multiple: kept channels are rounded to a multiple of this.
         """
         return group.channels
+
+    def narrows(self, group: ChannelGroup, policy: LayerPolicy) -> bool:
+        """Whether all heads of a group get narrower, where others lose some of them.
+
+        Args:
+            group: of the uncompressed model.
+            policy: that its layers share.
+        """
+        return False
+
+    def settle(
+        self, model: Any, inventory: Inventory, moments: Mapping[str, Any]
+    ) -> Mapping[str, tuple[Factorization, ...]]:
+        """What its levels stand for, for the layer bank to keep; where it is ``settled_by_bank``.
+
+        Args:
+            model: uncompressed.
+            inventory: of the model.
+            moments: layer name to moments of its inputs.
+
+        Returns:
+            Layer name to ``LayerSpec.factors``.
+        """
+        return {}
 
     def parts(
         self, layer: LayerSpec, policy: LayerPolicy, inputs: int, outputs: int

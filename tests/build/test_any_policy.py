@@ -35,7 +35,7 @@ def random_policy(inventory: Inventory, draw: random.Random) -> Policy:
     for layer in inventory.layers:
         weight_bits, activation_bits = draw.choice(BITS) if draw.random() < 0.4 else (32, 32)
         rank = draw.choice([0.2, 0.6, 1.0]) if draw.random() < 0.2 else None
-        if rank is not None and not layer.factorizable and draw.random() < 0.9:
+        if rank is not None and layer.why_not("low-rank") and draw.random() < 0.9:
             rank = None
         layers[layer.name] = LayerPolicy(
             prune_ratio=ratios.get(group_of.get(layer.name, ""), 0.0),

@@ -20,6 +20,7 @@ from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.settings import CompressionSettings
 from autocompress.policy.space_config import SpaceConfig
 from autocompress.task.data import Split
+from autocompress.techniques.builtin.prune import Prune
 from autocompress.techniques.narrow import joint_bases
 
 AS_WIDE = {"grouped queries", "one key for all", "rotary", "normed"}
@@ -93,6 +94,19 @@ def test_heads_get_the_best_products_under_the_inputs_second_moment() -> None:
             best = (np.linalg.svd(whole)[1][EACH // 2 :] ** 2).sum()
             error = ((whole - weigh(after[number])) ** 2).sum()
             assert error <= best * (1 + 1e-3) + 1e-6 * (whole**2).sum()
+
+
+def test_counts_and_cuts_ask_the_technique_which_heads_get_narrower(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bank, _, group = bank_of.__wrapped__("two products")
+    policy = narrower(group, 0.5)
+    assert bank.widths(policy) == {group.name: EACH // 2}
+    assert bank.gone(policy) == {}
+    monkeypatch.setattr(Prune, "narrows", lambda self, group, policy: False)
+    bank, _, group = bank_of.__wrapped__("two products")
+    assert bank.widths(policy) == {}
+    assert len(bank.gone(policy)[group.name]) == group.channels // 2
 
 
 @pytest.mark.parametrize("name", ATTENTIONS)

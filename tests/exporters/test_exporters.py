@@ -188,7 +188,7 @@ def precisions(name: str) -> dict[str, Precision]:
     return {
         layer.name: Precision(8, 8, "dynamic" if layer.kind == "lstm" else "static")
         for layer in found
-        if layer.quantizable and layer.integer
+        if not layer.why_not("quantize") and layer.integer
     }
 
 

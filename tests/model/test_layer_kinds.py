@@ -77,7 +77,7 @@ def test_what_is_left_alone_says_why(name: str, layer: str, technique: str, reas
 def test_integers_are_offered_where_runtimes_have_them() -> None:
     transposed, words = inventory_of("transposed 2d"), inventory_of("words")
     assert {n.name for n in transposed.layers if n.integer} == {"down", "last"}
-    assert all(n.quantizable for n in transposed.layers)
+    assert all(not n.why_not("quantize") for n in transposed.layers)
     assert not words.layer("table").integer
     half = Policy({"table": LayerPolicy(weight_bits=8)})
     whole, small = (policy_cost(words, p, SETTINGS).size_bytes for p in (Policy(), half))

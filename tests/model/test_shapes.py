@@ -37,7 +37,7 @@ def random_policy(inventory: Inventory, draw: random.Random) -> Policy:
         ratio_of |= dict.fromkeys(group.producers, draw.choice(RATIOS))
     layers = {}
     for layer in inventory.layers:
-        factorized = layer.factorizable and draw.random() < 0.3
+        factorized = not layer.why_not("low-rank") and draw.random() < 0.3
         layers[layer.name] = LayerPolicy(
             prune_ratio=ratio_of.get(layer.name, 0),
             rank_ratio=draw.choice([0.1, 0.5, 1.0]) if factorized else None,

@@ -259,9 +259,11 @@ class Row:
         self.integer = {
             layer.name
             for layer in self.inventory.layers
-            if layer.quantizable and layer.kind != "embedding"
+            if not layer.why_not("quantize") and layer.kind != "embedding"
         }
-        self.low_rank = {layer.name for layer in self.inventory.layers if layer.factorizable}
+        self.low_rank = {
+            layer.name for layer in self.inventory.layers if not layer.why_not("low-rank")
+        }
 
     def _first(self, count: int) -> Any:
         return take(self.inputs, slice(0, count))

@@ -19,7 +19,8 @@ from autocompress.model.factors import break_even_rank, factor_ranks
 from autocompress.model.inventory import take_inventory
 from autocompress.model.shapes import layer_shape
 from autocompress.policy.inventory import LayerSpec
-from autocompress.policy.policy import Factorization, LayerPolicy, Policy
+from autocompress.policy.policy import LayerPolicy, Policy
+from autocompress.policy.values import Factorization
 from autocompress.techniques.factorize import (
     METHODS,
     factorize,
@@ -231,7 +232,7 @@ def test_layers_of_one_and_three_axes_have_svd_factors(padding: str | int, mode:
         layer = kind(3, 4, 3, padding=padding, padding_mode=mode)
         x = torch.randn(2, 3, *sizes)
         (spec,) = take_inventory(layer.eval(), x).layers
-        assert spec.factorizable
+        assert not spec.why_not("low-rank")
         with torch.no_grad():  # of rank one
             layer.weight.copy_(torch.randn(4, *[1] * layer.weight[0].dim()) * layer.weight[:1])
         factors = factorize(layer, spec, LayerPolicy(rank_ratio=0.1, factorization="auto"))

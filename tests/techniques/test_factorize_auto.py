@@ -16,10 +16,13 @@ from autocompress.model.cost import policy_cost
 from autocompress.model.factors import factor_ranks
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.inventory import RANK_STEPS, LayerSpec
-from autocompress.policy.policy import Factorization, LayerPolicy, Policy
+from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.settings import CompressionSettings
 from autocompress.policy.space_config import SpaceConfig
+from autocompress.policy.values import Factorization
 from autocompress.task.data import Data
+from autocompress.techniques.builtin.low_rank import LowRank
+from autocompress.techniques.builtin.sparsify import Sparsify
 from autocompress.techniques.factorize import (
     METHODS,
     best_factors,
@@ -163,6 +166,16 @@ def test_the_choice_is_cached_with_the_bank(tmp_path: Path) -> None:
     }
     assert all(len(factors) in (0, RANK_STEPS) for factors in chosen.values())
     assert banks[1].inventory.architecture == inventory.architecture
+
+
+def test_the_bank_keeps_what_the_techniques_settle(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, split = make("residual"), data("residual").train
+    inventory = take_inventory(model, example("residual"))
+    settled = {"conv1": ("tucker2",) * RANK_STEPS}
+    monkeypatch.setattr(LowRank, "settle", lambda self, *seen: {})
+    monkeypatch.setattr(Sparsify, "settle", lambda self, *seen: settled)
+    bank = LayerBank.build(model, inventory, split, CompressionSettings())
+    assert {x.name: x.factors for x in bank.inventory.layers if x.factors} == settled
 
 
 def test_a_policy_that_does_not_say_is_svd_as_it_always_was(bank: Build) -> None:

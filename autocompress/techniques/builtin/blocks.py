@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from autocompress.errors import PolicyError
 from autocompress.policy.technique import Field, Technique
+from autocompress.policy.values import Presence
 
 if TYPE_CHECKING:
     from autocompress.measure.gate import Shown
@@ -30,7 +31,7 @@ class Blocks(Technique):
             "block",
             "keep",
             "`gone` leaves out the residual block that the layer lies in; all of its layers say so",
-            values=("keep", "gone"),
+            values=get_args(Presence),
         ),
     )
     knob = "block"

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from autocompress.model.factors import factor_parts
 from autocompress.policy.technique import Field, Technique
+from autocompress.policy.values import Factorization
 
 if TYPE_CHECKING:
     from autocompress.model.part import Part
-    from autocompress.policy.inventory import LayerSpec
+    from autocompress.policy.inventory import Inventory, LayerSpec
     from autocompress.policy.policy import LayerPolicy
     from autocompress.policy.space_config import Rule
     from autocompress.techniques.stitching import Stitching
@@ -23,16 +24,12 @@ class LowRank(Technique):
     name = "low-rank"
     fields = (
         Field("rank_ratio", None, above=0, at_most=1, null="no factorization"),
-        Field("factorization", None, values=(None, "auto", "svd", "spatial", "tucker2")),
+        Field("factorization", None, values=(None, *get_args(Factorization))),
     )
     knob = "rank_ratio"
     stage = "factors"
     removes = True
     settled_by_bank = True
-
-    def usable(self, layer: LayerSpec) -> bool:
-        """Whether factors of this kind of layer are known."""
-        return layer.factorizable and super().usable(layer)
 
     def levels(self, rule: Rule, layer: LayerSpec) -> list[dict[str, Any]]:
         """Not factorized first, then the highest rank."""
@@ -48,6 +45,14 @@ class LowRank(Technique):
                 chosen = None if best == "svd" else best
             levels.append({"rank_ratio": ratio, "factorization": chosen})
         return levels
+
+    def settle(
+        self, model: Any, inventory: Inventory, moments: Mapping[str, Any]
+    ) -> Mapping[str, tuple[Factorization, ...]]:
+        """Which factors have the least error, where there is a choice."""
+        from autocompress.techniques.factorize import choose_factors
+
+        return choose_factors(model, inventory, moments)
 
     def ladder(self, levels: Sequence[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
         """Half, then a mild and a hard one."""
@@ -75,7 +80,7 @@ class LowRank(Technique):
         self, layer: LayerSpec, policy: LayerPolicy, inputs: int, outputs: int
     ) -> tuple[Part, ...] | None:
         """The factors, where the layer has any."""
-        return factor_parts(layer, policy, inputs, outputs) if layer.factorizable else None
+        return factor_parts(layer, policy, inputs, outputs) if self.usable(layer) else None
 
     def apply(self, work: Stitching) -> None:
         """Put the factors in the layers' places."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from autocompress.policy.inventory import WHOLE
 from autocompress.policy.technique import Field, Technique
+from autocompress.policy.values import Heads
 
 if TYPE_CHECKING:
     from autocompress.measure.gate import Shown
@@ -24,7 +25,7 @@ class Prune(Technique):
     name = "prune"
     fields = (
         Field("prune_ratio", 0.0, at_least=0, below=1),
-        Field("heads", "fewer", values=("fewer", "narrower")),
+        Field("heads", "fewer", values=get_args(Heads)),
     )
     knob = "prune_ratio"
     stage = "channels"
@@ -108,9 +109,13 @@ class Prune(Technique):
 
     def kept(self, group: ChannelGroup, policy: LayerPolicy, multiple: int) -> int:
         """By the ratio."""
-        if policy.heads == "narrower" and group.narrower:
+        if self.narrows(group, policy):
             return group.narrowed(policy.prune_ratio)
         return group.kept(policy.prune_ratio, multiple)
+
+    def narrows(self, group: ChannelGroup, policy: LayerPolicy) -> bool:
+        """Where the policy says so, and the heads can."""
+        return policy.heads == "narrower" and group.narrower > 0
 
     def problems(self, shown: Shown) -> list[str]:
         """Layers that are as wide as before."""

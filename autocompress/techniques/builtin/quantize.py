@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from autocompress.errors import InputError, PolicyError
 from autocompress.policy.technique import Field, Technique
+from autocompress.policy.values import ActivationBits, ActivationScaling, WeightBits
 
 if TYPE_CHECKING:
     from autocompress.measure.gate import Shown
@@ -29,9 +30,9 @@ class Quantize(Technique):
 
     name = "quantize"
     fields = (
-        Field("weight_bits", 32, values=(2, 3, 4, 8, 16, 32)),
-        Field("activation_bits", 32, values=(8, 16, 32)),
-        Field("activation_scaling", "static", values=("static", "dynamic")),
+        Field("weight_bits", 32, values=get_args(WeightBits)),
+        Field("activation_bits", 32, values=get_args(ActivationBits)),
+        Field("activation_scaling", "static", values=get_args(ActivationScaling)),
     )
     knob = "bits"
     stage = "precision"
@@ -53,10 +54,6 @@ class Quantize(Technique):
                 "`activation_bits` must be 16 together with weight_bits 16 (half precision), "
                 f"got {activations}."
             )
-
-    def usable(self, layer: LayerSpec) -> bool:
-        """Whether runtimes have such layers in fewer bits."""
-        return layer.quantizable and super().usable(layer)
 
     def levels(self, rule: Rule, layer: LayerSpec) -> list[dict[str, Any]]:
         """Every valid pair of bits, the most bits first; weights alone where only they can be."""

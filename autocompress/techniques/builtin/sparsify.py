@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from autocompress.errors import PolicyError
 from autocompress.policy.technique import Field, Technique
+from autocompress.policy.values import Pattern
 
 if TYPE_CHECKING:
     from autocompress.policy.inventory import LayerSpec
@@ -23,7 +24,7 @@ class Sparsify(Technique):
     name = "sparse"
     fields = (
         Field("sparsity", 0.0, at_least=0, below=1),
-        Field("pattern", None, values=(None, "2:4")),
+        Field("pattern", None, values=(None, *get_args(Pattern))),
     )
     knob = "sparsity"
     stage = "weights"
