@@ -151,6 +151,15 @@ def test_repetitions_lie_apart_and_wait_for_the_end_of_a_spell() -> None:
     assert machine.now > 5.0
 
 
+def test_a_second_spell_is_waited_for_as_long_as_the_first() -> None:
+    machine, quiet = Machine([(0.0, 12.0), (12.6, 25.0)]), QuietSpeed()
+    quiet.note(_BASE_MS)
+    found = machine.time(quiet)  # loud, quiet, loud, and quiet again
+    assert len(found.repetitions) == 4
+    assert not found.disturbed
+    assert found.waited_s > _PATIENCE_S
+
+
 def test_a_machine_that_stays_loud_ends_as_disturbed() -> None:
     machine, quiet = Machine([(0.0, 1e9)]), QuietSpeed()
     quiet.note(_BASE_MS)
