@@ -79,8 +79,10 @@ class Recipe(Section):
         if isinstance(data, Mapping) and isinstance(data.get("settings"), Mapping):
             settings = {"weight_range": "full", "equalization": False, **data["settings"]}
             study = data.get("study")
-            if isinstance(study, Mapping):
-                study = {**study, "settings": {**(study.get("settings") or {}), **settings}}
+            if isinstance(study, Mapping) and isinstance(
+                own := study.get("settings") or {}, Mapping
+            ):
+                study = {**study, "settings": {**own, **settings}}
             data = {**data, "settings": settings, "study": study}
         return data
 

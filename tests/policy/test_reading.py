@@ -133,6 +133,16 @@ def test_json_is_read_as_json(tmp_path_factory: pytest.TempPathFactory, value: A
     assert read_mapping(path, "study") == {"value": value}
 
 
+def test_settings_of_a_recipes_study_that_are_no_mapping_are_left_to_the_study(
+    tmp_path: Path,
+) -> None:
+    whole = yaml.safe_load((FIXTURES / "recipe.yaml").read_text())
+    whole["study"]["settings"] = True
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(whole))
+    assert Recipe.load(path).study["settings"] is True
+
+
 def test_a_recipe_saved_as_json_keeps_small_numbers(tmp_path: Path) -> None:
     recipe = Recipe.load(FIXTURES / "recipe.yaml")
     claimed = {"values": {"loss": 1e-07, "large": 1e22}}
