@@ -11,13 +11,14 @@ from collections.abc import Iterable
 from autocompress.controller.context import Context
 from autocompress.controller.guided.costs import STALE, EstimatedCosts
 from autocompress.controller.guided.history import History
+from autocompress.controller.guided.methods import Round
 from autocompress.controller.protocols import Proposal
 from autocompress.controller.sensitivity import Sensitivity
 from autocompress.controller.solver import solve
 from autocompress.policy.space import Assignment
 from autocompress.results.trial import Trial
 
-_RUNGS = (1.0, 0.85, 0.7, 0.55)
+RUNGS = (1.0, 0.85, 0.7, 0.55)
 """Cost targets of the solver, as shares of the way from the cheapest policy to the bound."""
 
 _PREPARING = 0.1
@@ -50,9 +51,8 @@ class SolverLadder:
         self.sensitivity = sensitivity
         self._queue: deque[Proposal] = deque()
         self._left: list[float] = []
-        self._refit_at = _REFIT_EVERY
 
-    def suggest(self, n: int) -> list[Proposal]:
+    def suggest(self, n: int, now: Round) -> list[Proposal]:
         """The next answers; the first call screens each choice alone."""
         if not self.sensitivity.losses:
             self._probe()
@@ -91,14 +91,6 @@ class SolverLadder:
         saved = [look(i, len(c.levels) - 1)[self.costs.metric] for i, c in enumerate(space.choices)]
         return sorted(range(len(saved)), key=saved.__getitem__)
 
-    def refitted(self, rounds: int) -> list[Proposal]:
-        """Every few rounds the ladder under sensitivities fitted to all that was screened."""
-        if rounds < self._refit_at:
-            return []
-        self._refit_at = rounds + max(_REFIT_EVERY, int(_REFIT_SHARE * rounds) | 1)
-        self.sensitivity.refit()
-        return [Proposal("refit", levels) for levels in self.solved()]
-
     def solved(self) -> list[Assignment]:
         """The solver's answers at the ladder's costs that are not settled yet.
 
@@ -109,7 +101,7 @@ class SolverLadder:
         least = self.costs.least(bounds[self.context.cost], measured)
         top = self._top(least)
         found: list[Assignment] = []
-        rungs = deque([*self._left, *(share for share in _RUNGS if share not in self._left)])
+        rungs = deque([*self._left, *(share for share in RUNGS if share not in self._left)])
         begin, longest = time.monotonic(), 0.0
         while rungs and self.context.may_go_on:
             since = time.monotonic()
@@ -139,7 +131,7 @@ class SolverLadder:
             sets.append((*sets[-1][:i], len(choices[i].levels) - 1, *sets[-1][i + 1 :]))
         least = self.costs.main(self.costs.cheapest)
         found = []
-        for share in _RUNGS if len(sets) > 1 else ():
+        for share in RUNGS if len(sets) > 1 else ():
             bound = least + share * (top - least)
             one = next((a for a in sets if self.costs.main(a) <= bound), None)
             if one is not None and one not in found and not self._known(one):
@@ -172,3 +164,23 @@ class SolverLadder:
         return heapq.nsmallest(
             _FEW, trials, key=lambda t: t.measurement[cost] if t.measurement else 0.0
         )
+
+
+class Refit:
+    """Every few rounds the ladder under sensitivities fitted to all that was screened.
+
+    Args:
+        ladder: solves anew.
+    """
+
+    def __init__(self, ladder: SolverLadder) -> None:
+        self.ladder = ladder
+        self._next = _REFIT_EVERY
+
+    def suggest(self, n: int, now: Round) -> list[Proposal]:
+        """The ladder's answers that are not settled yet."""
+        if now.number < self._next:
+            return []
+        self._next = now.number + max(_REFIT_EVERY, int(_REFIT_SHARE * now.number) | 1)
+        self.ladder.sensitivity.refit()
+        return [Proposal("refit", levels) for levels in self.ladder.solved()[:n]]

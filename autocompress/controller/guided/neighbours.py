@@ -1,34 +1,37 @@
-"""Variations of front members: level switches, the solver under noise, and Optuna's TPE."""
+"""Variations of the answer, or of front members: level switches, and the solver under noise."""
 
 from __future__ import annotations
 
 import math
 import random
-import time
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
 
 from autocompress.controller.context import Context
 from autocompress.controller.guided.costs import EstimatedCosts
 from autocompress.controller.guided.history import History
-from autocompress.controller.optuna_study import OptunaController
+from autocompress.controller.guided.methods import Round
 from autocompress.controller.protocols import Proposal
 from autocompress.controller.sensitivity import Sensitivity
 from autocompress.controller.solver import solve
 from autocompress.policy.space import Assignment
 from autocompress.results.trial import Trial
 
-_TRIES = 40
-"""Variations drawn for each one that is asked for, before fewer have to do."""
 
-
-class Neighbours:
+class Neighbours(ABC):
     """Proposes policies near the answer, or near some front member.
 
     Args:
         context: of the study.
-        costs, history, sensitivity, optuna: shared by the portfolio.
+        costs, history, sensitivity: shared by the portfolio.
         draw: of everything random.
+
+    Attributes:
+        origin: of the proposals.
     """
+
+    origin: ClassVar[str]
 
     def __init__(
         self,
@@ -36,38 +39,26 @@ class Neighbours:
         costs: EstimatedCosts,
         history: History,
         sensitivity: Sensitivity,
-        optuna: OptunaController,
         draw: random.Random,
     ) -> None:
         self.context = context
         self.costs = costs
         self.history = history
         self.sensitivity = sensitivity
-        self.optuna = optuna
         self.random = draw
 
-    def around(
-        self,
-        answer: Trial | None,
-        front: Sequence[Trial],
-        known: Callable[[Assignment], bool],
-    ) -> list[Proposal]:
-        """A handful of new proposals; fewer where solving takes long.
+    def suggest(self, n: int, now: Round) -> list[Proposal]:
+        """Variations, each of the answer or of a member of its own; none before any trial."""
+        parents = [now.answer or self._parent(now.front) for _ in range(n)]
+        return [
+            Proposal(self.origin, self._varied(p, self._target(p, now.front)), p.number)
+            for p in parents
+            if p is not None
+        ]
 
-        Args:
-            answer: the trial to vary; ``None`` takes front members at random.
-            front: members of the front, the cheapest first.
-            known: says what is settled already, or under way.
-        """
-        wanted, begin = self.context.config.candidates, time.monotonic()
-        found: dict[Assignment, Proposal] = {}
-        for _ in range(_TRIES * wanted):
-            if len(found) >= wanted or time.monotonic() - begin > self.costs.solving_s:
-                break
-            one = self._proposal(answer or self._parent(front), front)
-            if one.assignment not in found and not known(one.assignment):
-                found[one.assignment] = one
-        return list(found.values())
+    @abstractmethod
+    def _varied(self, parent: Trial, target: float) -> Assignment:
+        """Near a trial's assignment, at about some cost."""
 
     def _parent(self, front: Sequence[Trial]) -> Trial | None:
         """Some front member that counts; without a front, the nearest to the budget."""
@@ -78,16 +69,6 @@ class Neighbours:
             return self.random.choice(counting or list(front))
         done = self.history.complete()
         return min(done, key=lambda t: max(t.violations.values(), default=0.0), default=None)
-
-    def _proposal(self, parent: Trial | None, front: Sequence[Trial]) -> Proposal:
-        roll = self.random.random()
-        number = None if parent is None else parent.number
-        if parent is None or roll < 0.1:
-            return Proposal("tpe", self.optuna.candidate(), number)
-        levels, target = self.history.assignment(parent), self._target(parent, front)
-        if roll < 0.4:
-            return Proposal("jitter", self._jittered(levels, target), number)
-        return Proposal("switch", self._switched(levels, target), number)
 
     def _target(self, parent: Trial, front: Sequence[Trial]) -> float:
         """A cost between a front member's and that of its cheaper neighbour, to fill the gap.
@@ -120,13 +101,18 @@ class Neighbours:
         rest = 1.0 + 0.5 * estimate.spread.get(cost, 0.0) / estimate[cost]
         return self._bound() * self.costs.main(levels) / (found[cost] * rest)
 
-    def _switched(self, parent: Assignment, target: float) -> Assignment:
-        """Harden one choice and soften one or two others as long as the cost is about the target.
 
-        Where hardening saves too little for that, nothing is softened.
-        """
+class Switch(Neighbours):
+    """Hardens one choice and softens one or two others as long as the cost is about the target.
+
+    Where hardening saves too little for that, nothing is softened.
+    """
+
+    origin = "switch"
+
+    def _varied(self, parent: Trial, target: float) -> Assignment:
         choices = self.context.space.choices
-        levels = list(parent)
+        levels = list(self.history.assignment(parent))
         order = [i for i, c in enumerate(choices) if c.kind not in ("distill", "student")]
         self.random.shuffle(order)
         hardened = False
@@ -148,8 +134,14 @@ class Neighbours:
                 break
         return tuple(levels)
 
-    def _jittered(self, parent: Assignment, target: float) -> Assignment:
-        """The solver's answer at a cost, under sensitivities drawn around the fit."""
+
+class Jitter(Neighbours):
+    """The solver's answer at a cost, under sensitivities drawn around the fit."""
+
+    origin = "jitter"
+
+    def _varied(self, parent: Trial, target: float) -> Assignment:
+        levels = self.history.assignment(parent)
         noise = self.random.gauss
         losses = [table * 2.0 ** noise(0.0, 0.7) for table in self.sensitivity.losses]
         bounds = self.context.feasibility.bounds(self.context.cost)
@@ -158,11 +150,11 @@ class Neighbours:
             losses,
             self.costs,
             {**bounds, self.context.cost: target * 1.001},
-            start=parent,
+            start=levels,
             rounds=2,
             polish=False,
             marginals=self.costs.marginals,
             order=self.sensitivity.order,
             seconds=self.costs.solving_s / 2,
         )
-        return found or parent
+        return found or levels

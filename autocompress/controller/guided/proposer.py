@@ -1,6 +1,7 @@
 """The guided search: seeds, an exact solver, level switches on the front, and Optuna's TPE.
 
-A portfolio of methods and a selector. Seeds and the solver's ladder become trials as they are.
+A portfolio of methods (``methods.py``) and a selector. Seeds and the solver's ladder become trials
+as they are.
 After that every proposal is checked against the budget by the cost estimate and screened by its KL
 divergence to the uncompressed outputs; only the best of a handful becomes a trial. Every other
 round works on the answer, the most expensive policy within the budget, as long as it loses
@@ -10,19 +11,26 @@ quality; the others go where the front gains most.
 from __future__ import annotations
 
 import random
-from collections import deque
+import time
 from collections.abc import Sequence
 
 from autocompress.controller.context import Context
 from autocompress.controller.guided.costs import EstimatedCosts
 from autocompress.controller.guided.history import History
-from autocompress.controller.guided.ladder import SolverLadder
-from autocompress.controller.guided.neighbours import Neighbours
+from autocompress.controller.guided.ladder import RUNGS, Refit, SolverLadder
+from autocompress.controller.guided.methods import Candidates, Method, Round, Seeds
+from autocompress.controller.guided.neighbours import Jitter, Switch
 from autocompress.controller.guided.selector import Selector
 from autocompress.controller.optuna_study import OptunaController
 from autocompress.controller.protocols import Proposal, Settled
 from autocompress.controller.seeds import leading_seeds
 from autocompress.policy.space import Assignment
+
+_SHARES = {"switch": 0.6, "jitter": 0.3, "tpe": 0.1}
+"""Of the proposals of a round, by the method that makes them."""
+
+_TRIES = 40
+"""Proposals drawn for each one that is asked for, before fewer have to do."""
 
 
 class GuidedProposer:
@@ -47,17 +55,25 @@ class GuidedProposer:
             baseline=context.feasibility.baseline,
         )
         shared = context, self.costs, self.history, self.sensitivity
+        self.random = random.Random(config.seed)
+        self.seeds = Seeds(leading_seeds(context) if config.seeds else ())
         self.ladder = SolverLadder(*shared)
-        self.neighbours = Neighbours(*shared, self.optuna, random.Random(config.seed))
-        self.seeds = deque(leading_seeds(context) if config.seeds else [])
+        self.refit = Refit(self.ladder)
+        self.varying: dict[str, Method] = {
+            "switch": Switch(*shared, self.random),
+            "jitter": Jitter(*shared, self.random),
+            "tpe": Candidates(self.optuna),
+        }
         self.rounds = 0
         self._under_way: set[str] = set()
 
     def suggest(self, n: int) -> list[Proposal]:
         """Seeds, then the solver's ladder, then the best of a handful for each one asked for."""
-        found = [Proposal(*self.seeds.popleft()) for _ in range(min(n, len(self.seeds)))]
-        if len(found) < n:
-            found += self.ladder.suggest(n - len(found))
+        found: list[Proposal] = []
+        first: tuple[Method, ...] = (self.seeds, self.ladder)
+        for method in first:
+            if len(found) < n:
+                found += method.suggest(n - len(found), Round())
         self._under_way |= {self._digest(p.assignment) for p in found}
         while len(found) < n:
             found.append(self._best_of_a_handful())
@@ -74,16 +90,29 @@ class GuidedProposer:
         self._under_way = {self._digest(p.assignment) for p in active}
 
     def _best_of_a_handful(self) -> Proposal:
-        """The selector's choice from a refitted ladder, or from variations of front members."""
+        """The selector's choice from a refitted ladder, or from what the varying methods find."""
         self.rounds += 1
         front = self.history.members(self.history.front())
         most_expensive = front[-1] if front and self.rounds % 2 else None
         answer = most_expensive if most_expensive and self.history.loses(most_expensive) else None
-        proposals = self.ladder.refitted(self.rounds)
-        proposals = proposals or self.neighbours.around(answer, front, self._known)
+        now = Round(self.rounds, front, answer)
+        proposals = self.refit.suggest(len(RUNGS), now) or self._handful(now)
         if not proposals:
-            return Proposal("tpe", self.optuna.candidate())
+            return self.varying["tpe"].suggest(1, now)[0]
         return self.selector.pick(proposals, fill=answer is None)
+
+    def _handful(self, now: Round) -> list[Proposal]:
+        """New proposals of the methods by their shares; fewer where solving takes long."""
+        wanted, begin = self.context.config.candidates, time.monotonic()
+        names, shares = [*_SHARES], [*_SHARES.values()]
+        found: dict[Assignment, Proposal] = {}
+        for name in self.random.choices(names, shares, k=_TRIES * wanted):
+            if len(found) >= wanted or time.monotonic() - begin > self.costs.solving_s:
+                break
+            for one in self.varying[name].suggest(1, now):
+                if one.assignment not in found and not self._known(one.assignment):
+                    found[one.assignment] = one
+        return list(found.values())
 
     def _digest(self, assignment: Assignment) -> str:
         return self.context.space.decode(assignment).untrained_digest
