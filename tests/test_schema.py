@@ -64,6 +64,9 @@ MISTAKES: list[tuple[str, dict[str, Any]]] = [
     ("study", {**LEAST, "target": {"runtime": "onnx"}}),
     ("study", {**LEAST, "target": {"runtime": "openvino", "providers": ["x"]}}),
     ("study", {**LEAST, "target": {"lengths": {"ids": -1}}}),
+    ("study", {**LEAST, "target": {"threds": 1, "table": "${FOO}"}}),
+    ("study", {**LEAST, "target": {"threads": 0, "table": "${FOO}"}}),
+    ("study", {**LEAST, "target": {"runtime": "${FOO}", "threds": 1}}),
     ("study", {**LEAST, "data": {"factory": "a:b", "task": {"args": {}}}}),
     ("study", {**LEAST, "data": {"factory": "a:b", "task": {"factory": "x", "arg": {}}}}),
     ("space", {}),
@@ -88,13 +91,14 @@ def test_schema_and_reader_refuse_the_same_mistakes(what: str, data: dict[str, A
         {"runtime": "torch", "compile": True},
         {"runtime": "openvino", "threads": 2, "providers": None, "compile": False},
         {"threads": "${N}", "lengths": {"ids": [16, 128]}},
+        {"runtime": "${R}", "compile": True},
         {"table": "table.json", "batch": 4, "providers": ["CPUExecutionProvider"]},
     ],
 )
 def test_targets_that_the_reader_takes_are_valid(target: dict[str, Any]) -> None:
     data = {**LEAST, "target": target}
     assert valid("study", data)
-    assert read_study({"name": "x", **data}).target == target
+    assert read_study({"name": "x", **data}).model_dump(mode="json")["target"] == target
 
 
 def test_a_recipe_with_a_wrong_policy_is_not_valid() -> None:

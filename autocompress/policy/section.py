@@ -184,7 +184,7 @@ def _fields(kind: type) -> dict[str, Any]:
 def _writable(kind: type) -> list[str]:
     """What a file may give: neither class variables nor what a class works out for itself."""
     if issubclass(kind, BaseModel):
-        return list(kind.model_fields)
+        return [name for name, field in kind.model_fields.items() if not field.deprecated]
     return [field.name for field in fields(kind) if field.init] if is_dataclass(kind) else []
 
 

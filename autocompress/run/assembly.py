@@ -21,7 +21,8 @@ from autocompress.policy.writing import replacing
 from autocompress.results.metric import Measurement
 from autocompress.run.evaluator import make_evaluator
 from autocompress.run.loading import load_data, load_model, load_teacher, with_axes
-from autocompress.run.study import StudyConfig, read_study, resolve_variables
+from autocompress.run.study import StudyConfig, read_study
+from autocompress.run.variables import resolve_variables
 from autocompress.workloads.cache import cache_folder, digest
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ class Assembly:
 
         return make_evaluator(
             self.pipeline,
-            get_target(resolve_variables(self.study.target)),
+            get_target(self.study.target.config()),
             self.folder,
             measure_memory="peak_memory_bytes" in self.study.limits().metrics,
             progress=self.progress,
@@ -255,7 +256,7 @@ def assemble(
     from autocompress.task.calling import without_cache
 
     plain = resolve_variables(study.model_dump(mode="json"))
-    target = get_target(plain["target"])  # an absent runtime is said before anything is loaded
+    target = get_target(study.target.config())  # said before anything is loaded
     for technique in techniques():
         technique.check_target(target, study.settings)
     progress("data", 0.0)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from autocompress.errors import AutocompressError, InputError
 from autocompress.policy.recovery import ModelSection
 from autocompress.run.factories import import_factory
-from autocompress.run.study import resolve_variables
+from autocompress.run.variables import resolve_variables
 
 if TYPE_CHECKING:
     from torch import nn

@@ -48,7 +48,9 @@ def make_recipe(
         },
         model=ModelIdentity(architecture=identity["architecture"], weights=identity["weights"]),
         data=identity["data"],
-        target=dict(trial.measurement.context.get("target", study.target)),
+        target=dict(
+            trial.measurement.context.get("target") or study.target.model_dump(mode="json")
+        ),
         measurement=trial.measurement.as_dict(),
         baseline=baseline.as_dict(),
         environment=environment(),

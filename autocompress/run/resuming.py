@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from autocompress.errors import InputError
 from autocompress.results.metric import Measurement
-from autocompress.run.study import resolve_variables
+from autocompress.run.target_section import TargetSection
 from autocompress.run.tasks import judged_alike
-from autocompress.targets.base import TargetConfig
 from autocompress.track.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -107,7 +106,10 @@ def differences(before: Measurement, study: dict[str, Any], parts: Assembly) -> 
     found = [text for key, text in _IDENTITY.items() if known.get(key, now[key]) != now[key]]
     found = found[:1] if found[:1] == ["another model"] else found
     if study.get("target") is not None:
-        old, new = (_target(t) for t in (study["target"], parts.study.target))
+        old, new = (
+            TargetSection.of(t).config().model_dump(mode="json")
+            for t in (study["target"], parts.study.target)
+        )
         found += [
             f"another target ({key} {old.get(key)!r}, now {new.get(key)!r})"
             for key in sorted({*old, *new})
@@ -120,8 +122,3 @@ def differences(before: Measurement, study: dict[str, Any], parts: Assembly) -> 
         if key in settings and settings[key] != value
     ]
     return found
-
-
-def _target(section: dict[str, Any]) -> dict[str, Any]:
-    """A target section with its defaults."""
-    return TargetConfig.read(resolve_variables(section)).model_dump(mode="json")

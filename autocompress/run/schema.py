@@ -6,13 +6,12 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from autocompress.errors import InputError, TargetUnavailable, nearest
+from autocompress.errors import InputError, nearest
 from autocompress.policy.recipe import Recipe
 from autocompress.policy.section import Section
 from autocompress.policy.space_config import SpaceConfig
 from autocompress.run.study import StudyConfig
-from autocompress.targets.config import FORMER, TargetConfig
-from autocompress.targets.registry import entries, load_entry
+from autocompress.run.variables import NAMED
 
 _KINDS: dict[str, type[Section]] = {"study": StudyConfig, "space": SpaceConfig, "recipe": Recipe}
 
@@ -28,57 +27,16 @@ def schema(what: str) -> dict[str, Any]:
     """
     if what not in _KINDS:
         raise InputError(f"There is no schema of {what!r}; {nearest(what, _KINDS)}")
-    found = _study() if what == "study" else _KINDS[what].model_json_schema()
+    found = _KINDS[what].model_json_schema()
     if what == "study":
         found["required"].remove("name")  # a file's own name stands in
     if what == "recipe":  # `policy`, where recipes stand, knows no studies
-        study = _study()
+        study = StudyConfig.model_json_schema()
         defined = {**study.pop("$defs"), **found["$defs"], "StudyConfig": study}
         about = found["properties"]["study"]["description"]
         found["properties"]["study"] = {"$ref": "#/$defs/StudyConfig", "description": about}
         found["$defs"] = dict(sorted(defined.items()))
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **found}
-
-
-def _study() -> dict[str, Any]:
-    """A study, its target as the runtimes that are registered here read it."""
-    found = StudyConfig.model_json_schema()
-    targets: dict[str, dict[str, Any]] = {}
-    for entry in entries():
-        try:
-            config = load_entry(entry).config_model
-        except TargetUnavailable:
-            continue  # a broken package is told by `autocompress targets`
-        target = config.model_json_schema()
-        found["$defs"] |= target.pop("$defs", {})
-        target["title"] = name = f"Target_{entry.name}"
-        fields = {key: _or_variable(field) for key, field in target["properties"].items()}
-        fields["runtime"] = {**target["properties"]["runtime"], "enum": [entry.name]}
-        if entry.name != TargetConfig.model_fields["runtime"].default:
-            target["required"] = ["runtime"]
-            fields["runtime"].pop("default", None)
-        former = {"deprecated": True, "description": "of earlier versions"}
-        fields |= {k: {"const": v, **former} for k, v in FORMER.items() if k not in fields}
-        targets.setdefault(name, {**target, "properties": fields})
-    found["$defs"] = dict(sorted((found["$defs"] | targets).items()))
-    about = found["properties"]["target"]
-    about.pop("type"), about.pop("additionalProperties")
-    about["anyOf"] = [{"$ref": f"#/$defs/{name}"} for name in targets]
-    return found
-
-
-def _or_variable(field: dict[str, Any]) -> dict[str, Any]:
-    """A field that may also hold the name of an environment variable."""
-    about: dict[str, Any] = {k: v for k, v in field.items() if k in _ABOUT}
-    plain = {k: v for k, v in field.items() if k not in about}
-    if plain.get("type") == "string":
-        return field
-    options = plain["anyOf"] if set(plain) == {"anyOf"} else [plain]
-    return {**about, "anyOf": [*options, {"type": "string", "pattern": _VARIABLE}]}
-
-
-_ABOUT = ("default", "description", "title")
-_VARIABLE = r"\$\{[A-Za-z_][A-Za-z0-9_]*\}"
 
 
 def reference() -> str:
@@ -145,7 +103,7 @@ def _values(field: Mapping[str, Any]) -> str:
     for key in ("anyOf", "oneOf"):
         if key in field:
             return " or ".join(dict.fromkeys(_values(option) for option in field[key]))
-    if field.get("pattern") == _VARIABLE:
+    if field.get("pattern") == NAMED:
         return "`${NAME}`"
     if "$ref" in field:
         name = field["$ref"].rpartition("/")[2]

@@ -34,7 +34,8 @@ from autocompress.results.trial import Trial, TrialState, within
 from autocompress.run.feasibility import check_formula_budget, check_latency_budget
 from autocompress.run.finishing import Finished, finish
 from autocompress.run.resuming import as_begun, known_baseline
-from autocompress.run.study import StudyConfig, resolve_variables
+from autocompress.run.study import StudyConfig
+from autocompress.run.variables import resolve_variables
 from autocompress.track.folder import RunFolder
 from autocompress.track.journal import Journal
 from autocompress.track.lock import RunLock

@@ -7,7 +7,6 @@ search space; ``${NAME}`` in any text stands for an environment variable.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,20 +23,10 @@ from autocompress.policy.section import Section
 from autocompress.policy.settings import CompressionSettings
 from autocompress.policy.space_config import SpaceConfig
 from autocompress.results.metric import Allowance
-from autocompress.targets.base import TargetConfig
+from autocompress.run.target_section import ByRuntime, TargetSection
 
 GIVEN = "given-in-python"
 """Stands for a model or data that were handed over as objects, not by a factory."""
-
-_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
-
-#: what a missing variable should hold, for the error message
-_VARIABLES = {
-    "AUTOCOMPRESS_DATA": "the folder with the data sets (for the shipped studies: one that holds "
-    "`cifar10/{train,val,test}/CLASS/*.jpg` or `cifar10.tar.xz`)",
-    "AUTOCOMPRESS_WEIGHTS": "the folder with the trained checkpoints",
-    "IMAGENET": "the ImageNet folder, with `train` and `val`",
-}
 
 
 class TaskSection(Section):
@@ -164,7 +153,9 @@ class StudyConfig(Section):
     model: ModelSection
     data: DataSection
     baseline: BaselineSection | None = None
-    target: dict[str, Any] = Field(default_factory=dict)
+    target: Annotated[TargetSection, ByRuntime()] = Field(
+        default_factory=lambda: TargetSection.of({})
+    )
     space: Annotated[
         Annotated[str, Tag("(by name)")] | Annotated[SpaceConfig, Tag("(inline)")],
         Discriminator(lambda data: "(by name)" if isinstance(data, str) else "(inline)"),
@@ -227,38 +218,9 @@ def read_study(data: Mapping[str, Any], *, where: str = "the study") -> StudyCon
             Allowance.parse(study.max_quality_drop)
             if study.max_accuracy_drop is not None:
                 raise InputError("Give `max_accuracy_drop` or `max_quality_drop`, not both.")
-        if not _VARIABLE.search(repr(study.target)):
-            TargetConfig.read(study.target)
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
     return study
-
-
-def resolve_variables(value: Any) -> Any:
-    """Replace ``${NAME}`` by environment variables, at any depth.
-
-    Raises:
-        InputError: a variable is not set; the message says what it should hold.
-    """
-    if isinstance(value, str):
-        return _VARIABLE.sub(_lookup, value)
-    if isinstance(value, Mapping):
-        return {k: resolve_variables(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [resolve_variables(v) for v in value]
-    return value
-
-
-def _lookup(found: re.Match[str]) -> str:
-    name = found.group(1)
-    value = os.environ.get(name)
-    if not value:
-        raise InputError(
-            f"The study needs the environment variable {name}: "
-            f"{_VARIABLES.get(name, 'it stands in the study file')}. Set it, or write "
-            "the path into the study."
-        )
-    return value
 
 
 def shipped(kind: Literal["studies", "search_spaces"]) -> dict[str, Path]:

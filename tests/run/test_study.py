@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from autocompress.policy.policy import Distill
 from autocompress.policy.recipe import Recipe
 from autocompress.policy.space_config import SpaceConfig
 from autocompress.run.study import StudyConfig, load_study, read_study, shipped
+from autocompress.targets import TargetConfig
 from autocompress.track.folder import RunFolder
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "run_0_1"
@@ -160,10 +162,58 @@ def test_mistakes_in_a_space_file_and_in_a_policy_file_are_said_alike(tmp_path: 
             Recipe.load(path)
 
 
-def test_a_target_with_a_variable_is_checked_when_it_is_known() -> None:
-    assert read_study(_with("target.threads", "${N}")).target == {"threads": "${N}"}
+@pytest.mark.parametrize(
+    ("target", "says"),
+    [
+        (
+            {"threds": 1},
+            "`target` with the runtime 'onnxruntime'.*'threds'; did you mean 'threads'",
+        ),
+        ({"runtime": "torch", "compil": True}, "did you mean 'compile'"),
+        (
+            {"runtime": "torch", "providers": ["x"]},
+            "runtime 'torch' has an unknown key 'providers'",
+        ),
+        ({"threads": 0}, "`threads`: .*greater than or equal to 1, got 0"),
+        ({"lengths": {"ids": -1}}, "lengths"),
+        ({"runtime": "onnxruntim"}, "did you mean 'onnxruntime'"),
+        ({"runtime": "${R}", "threds": 1}, "did you mean 'threads'"),
+        ({"runtime": "${R}", "threads": 0}, "got 0"),
+    ],
+)
+def test_a_target_is_checked_whether_it_holds_a_variable_or_not(
+    target: dict[str, Any], says: str
+) -> None:
+    for section in (target, {**target, "table": "${FOO}"}):
+        with pytest.raises(InputError, match=says):
+            read_study(_with("target", section))
+
+
+def test_variables_of_a_target_are_looked_up_when_it_is_needed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    written = {"runtime": "${R}", "threads": "${N}", "lengths": {"ids": ["${L}", 3]}}
+    study = read_study(_with("target", written))
+    assert study.model_dump(mode="json")["target"] == written
+    with pytest.raises(InputError, match="variable R"):
+        study.target.config()
+    for name, value in {"R": "torch", "N": "3", "L": "5"}.items():
+        monkeypatch.setenv(name, value)
+    plain = {"runtime": "torch", "threads": 3, "lengths": {"ids": [5, 3]}}
+    assert study.target.config() == TargetConfig.read(plain)
+    monkeypatch.setenv("N", "none")
     with pytest.raises(InputError, match="threads"):
-        read_study(_with("target.threads", 0))
+        study.target.config()
+
+
+def test_a_study_goes_to_other_processes_with_its_target() -> None:
+    study = read_study(_with("target", {"runtime": "torch", "compile": True, "table": "${T}"}))
+    assert pickle.loads(pickle.dumps(study)) == study
+    assert study.changed(target={"runtime": "openvino", "compile": False}).target.model_dump() == {
+        "runtime": "openvino",
+        "compile": False,
+        "table": "${T}",
+    }
 
 
 def test_the_same_reader_takes_objects_that_were_read() -> None:

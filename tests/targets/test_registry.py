@@ -11,8 +11,11 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
+from jsonschema import Draft202012Validator
 
+from autocompress.commands.schema import schema
 from autocompress.errors import InputError, TargetUnavailable
+from autocompress.run.study import read_study
 from autocompress.targets import RUNTIMES, TargetConfig, available_targets, get_target, registry
 
 
@@ -109,6 +112,22 @@ def test_a_target_of_a_package_is_found_by_its_name(install: Install) -> None:
     assert target.describe()["runtime"] == "good"
     with pytest.raises(InputError, match="did you mean 'colour'"):
         get_target({"runtime": "good", "color": "blue"})
+
+
+def test_a_study_knows_the_fields_of_a_target_of_a_package(install: Install) -> None:
+    install(GOOD, good="plug_in_of_a_test:Good")
+    factories = {"model": {"factory": "a:b"}, "data": {"factory": "a:b"}}
+
+    def study(**more: object) -> dict[str, object]:
+        return {"name": "x", **factories, "target": {"runtime": "good", "table": "${T}", **more}}
+
+    told = Draft202012Validator(schema("study"))
+    assert told.is_valid(study(colour="blue"))
+    read_study(study(colour="blue"))
+    for wrong in ({"color": "blue"}, {"colour": 3}):
+        assert not told.is_valid(study(**wrong))
+        with pytest.raises(InputError, match="colour"):
+            read_study(study(**wrong))
 
 
 BROKEN = """
