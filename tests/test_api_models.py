@@ -181,9 +181,9 @@ def test_a_recipe_is_verified_with_objects(
     found = ac.verify(recipes["pruned"], model, data)
     assert not [reason for reason in found["reasons"] if "latency" not in reason]
     claimed = ac.Recipe.load(recipes["pruned"])
-    values = {**claimed.measurement["values"], "accuracy": found["accuracy"] - 0.05}
+    values = {**claimed.measurement.values, "accuracy": found["accuracy"] - 0.05}
     wrong = claimed.model_copy(
-        update={"measurement": {**claimed.measurement, "values": values}}
+        update={"measurement": claimed.measurement.model_copy(update={"values": values})}
     ).save(tmp_path / "wrong.yaml")
     assert not ac.verify(wrong, model, data)["ok"]
 
@@ -326,7 +326,7 @@ def test_files_are_judged_beside_the_uncompressed_model(
         call(place, "judge pruned.onnx broken.onnx --study study.yaml --json").stdout
     )
     pruned, guess = shown["files"]
-    claimed = ac.Recipe.load(recipes["pruned"]).measurement["values"]
+    claimed = ac.Recipe.load(recipes["pruned"]).measurement.values
     assert pruned["accuracy"] == pytest.approx(claimed["accuracy"], abs=0.005)
     assert guess["accuracy"] < 0.5
     assert guess["accuracy_high"] < 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,55 @@ def test_targets_that_the_reader_takes_are_valid(target: dict[str, Any]) -> None
     data = {**LEAST, "target": target}
     assert valid("study", data)
     assert read_study({"name": "x", **data}).model_dump(mode="json")["target"] == target
+
+
+def sections(what: str) -> list[tuple[str | int, ...]]:
+    """Paths of all sections of a file, those in lists and mappings too, as its schema has them."""
+    top = schema(what)
+
+    def inside(node: Any, path: tuple[str | int, ...], seen: frozenset[str]) -> Iterator[Any]:
+        for option in node.get("anyOf", node.get("oneOf", [])):
+            yield from inside(option, path, seen)
+        name = node.get("$ref", "").rpartition("/")[2]
+        if name and name not in seen and not name.startswith(OTHER_RUNTIMES):
+            node, seen = top["$defs"][name], seen | {name}
+            if not node.get("additionalProperties", True):
+                yield path
+            for key, value in node.get("properties", {}).items():
+                yield from inside(value, (*path, key), seen)
+        elif isinstance(node.get("items"), dict):
+            yield from inside(node["items"], (*path, 0), seen)
+        elif isinstance(node.get("additionalProperties"), dict):
+            yield from inside(node["additionalProperties"], (*path, "some"), seen)
+
+    return [p for key, node in top["properties"].items() for p in inside(node, (key,), frozenset())]
+
+
+OTHER_RUNTIMES = ("Target_openvino", "Target_torch", "Target_executorch")
+"""Read where `runtime` names them only."""
+READERS: dict[str, Callable[[Any], object]] = {
+    "study": read_study,
+    "space": SpaceConfig.read,
+    "recipe": Recipe.read,
+}
+NESTED = [(what, path) for what in READERS for path in sections(what) if path[0] != "study"]
+
+
+def test_there_are_sections_in_sections() -> None:
+    assert ("study", ("data", "task")) in NESTED
+    assert ("study", ("recovery", "distillation", "teachers", 0)) in NESTED
+    assert ("study", ("target",)) in NESTED
+    assert ("recipe", ("policy", "layers", "some")) in NESTED
+
+
+@pytest.mark.parametrize(("what", "path"), NESTED)
+def test_the_path_of_a_mistake_is_whole(what: str, path: tuple[str | int, ...]) -> None:
+    data: Any = {"no_such_key": 1}
+    for part in reversed(path):
+        data = [data] if part == 0 else {part: data}
+    with pytest.raises(InputError) as caught:
+        READERS[what](data)
+    assert f"an unknown key '{'.'.join(map(str, path))}.no_such_key'" in str(caught.value)
 
 
 def test_a_recipe_with_a_wrong_policy_is_not_valid() -> None:

@@ -12,15 +12,26 @@ from pydantic import (
     FiniteFloat,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
+    PlainSerializer,
     Strict,
     TypeAdapter,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
 )
 from pydantic_core import CoreSchema, core_schema
 
-from autocompress.policy.section import STRICT, Section, read_as
+from autocompress.policy.section import STRICT, AsWritten
 
-Number = Annotated[FiniteFloat, Strict()]
-"""Neither text nor ``true``."""
+
+def _unchanged(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    check(value)
+    return value
+
+
+_SAME = PlainSerializer(lambda value: value)
+Number = Annotated[FiniteFloat, Strict(), WrapValidator(_unchanged), _SAME]
+"""Neither text nor ``true``; a whole number stays as it was written, without a point."""
+_NotNegative = Annotated[FiniteFloat, Strict(), Field(ge=0), WrapValidator(_unchanged), _SAME]
 Count = Annotated[int, Strict(), Field(ge=0)]
 Flag = Annotated[bool, Strict()]
 
@@ -38,19 +49,19 @@ class ReadsAs:
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler
     ) -> CoreSchema:
-        return core_schema.with_info_after_validator_function(self._check, handler(source))
+        return core_schema.no_info_wrap_validator_function(
+            _unchanged,
+            TypeAdapter(self.kind).core_schema,
+            serialization=core_schema.plain_serializer_function_ser_schema(lambda data: data),
+        )
 
     def __get_pydantic_json_schema__(
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
         return handler(TypeAdapter(self.kind).core_schema)
 
-    def _check(self, data: Any, info: core_schema.ValidationInfo) -> Any:
-        read_as(self.kind, data, f"`{info.field_name}`")
-        return data
 
-
-class MetricClaim(Section):
+class MetricClaim(AsWritten):
     """A metric of the task.
 
     Args:
@@ -66,7 +77,7 @@ class MetricClaim(Section):
     margin: str | float | None = None
 
 
-class _Open(Section):
+class _Open(AsWritten):
     """What may hold more than is named here; only what others rely on has a form."""
 
     model_config = ConfigDict({**STRICT, "extra": "allow"})
@@ -147,7 +158,7 @@ class Circumstances(_Open):
     scores: Packed | None = None
 
 
-class Claim(Section):
+class Claim(AsWritten):
     """What one evaluation found.
 
     Args:
@@ -163,7 +174,7 @@ class Claim(Section):
     metrics: tuple[MetricClaim, ...] | None = None
 
 
-class Recovered(Section):
+class Recovered(AsWritten):
     """The training that the claimed model got.
 
     Args:
@@ -174,7 +185,7 @@ class Recovered(Section):
         final: whether it was finished as for the ``verify`` phase.
     """
 
-    epochs: Annotated[Number, Field(ge=0)] = 0.0
+    epochs: _NotNegative = 0.0
     rung: Count = 0
     seed: Annotated[int, Strict()] = 0
     split: Literal["val", "test"] = "val"

@@ -10,12 +10,13 @@ from functools import cached_property, lru_cache
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, ConfigDict
+from pydantic import BeforeValidator, ConfigDict, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic_core import PydanticCustomError
 
 from autocompress.errors import PolicyError, nearest
 from autocompress.policy.flat import Folded, fold, only_folded
 from autocompress.policy.registry import added_fields, builtin, no_field, techniques
-from autocompress.policy.section import STRICT, read_as
+from autocompress.policy.section import CONTRADICTION, STRICT, read_as
 from autocompress.policy.values import ActivationScaling, Factorization, Heads, Presence
 
 
@@ -160,9 +161,19 @@ class Distill:
 
 
 def _fold_each(layers: Any) -> Any:
+    if layers is None:  # a key with nothing behind it
+        return {}
     if not isinstance(layers, Mapping):
         return layers
     return {name: fold(values, OWN_FIELDS) for name, values in layers.items()}
+
+
+def _with_place(values: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    """Let a mistake be told with the layer that it was made in."""
+    try:
+        return check(values)
+    except PolicyError as error:
+        raise PydanticCustomError(CONTRADICTION, "{said}", {"said": str(error)}) from None
 
 
 @dataclass(frozen=True)
@@ -178,9 +189,10 @@ class Policy:
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
-    layers: Annotated[Mapping[str, LayerPolicy], BeforeValidator(_fold_each)] = field(
-        default_factory=dict
-    )
+    layers: Annotated[
+        Mapping[str, Annotated[LayerPolicy, WrapValidator(_with_place)]],
+        BeforeValidator(_fold_each),
+    ] = field(default_factory=dict)
     distill: Distill | None = None
     student: str | None = None
 
@@ -247,8 +259,6 @@ class Policy:
         Raises:
             InputError: an unknown key (the nearest valid one is named) or a value of no use.
         """
-        if isinstance(data, Mapping) and data.get("layers", {}) is None:
-            data = {**data, "layers": {}}
         return read_as(cls, data, where)
 
     @cached_property

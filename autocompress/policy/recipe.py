@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, PlainSerializer, model_validator
 
 from autocompress.errors import InputError
-from autocompress.policy.claims import Claim, ReadsAs, Recovered, TargetClaim
+from autocompress.policy.claims import Claim, Recovered, TargetClaim
 from autocompress.policy.policy import Policy
 from autocompress.policy.reading import read_mapping
 from autocompress.policy.section import Section
@@ -48,7 +48,7 @@ class Recipe(Section):
     Args:
         schema_version: of this file's form.
         study: the resolved study (model, data, target, ...), so that the recipe stands alone.
-        policy: as ``Policy.as_dict`` gives it.
+        policy: what is done to which layer.
         settings: how compression was carried out.
         recovery: the fine-tuning that the claimed model got.
         model, data: identity of the model and fingerprint of the data it was measured on.
@@ -61,14 +61,14 @@ class Recipe(Section):
 
     schema_version: int = SCHEMA_VERSION
     study: dict[str, Any]
-    policy: Annotated[dict[str, Any], ReadsAs(Policy)]
+    policy: Annotated[Policy, PlainSerializer(Policy.as_dict)]
     settings: CompressionSettings
-    recovery: Annotated[dict[str, Any], ReadsAs(Recovered)] = Field(default_factory=dict)
+    recovery: Recovered = Recovered()
     model: ModelIdentity
     data: str
-    target: Annotated[dict[str, Any], ReadsAs(TargetClaim)]
-    measurement: Annotated[dict[str, Any], ReadsAs(Claim)]
-    baseline: Annotated[dict[str, Any], ReadsAs(Claim)]
+    target: TargetClaim
+    measurement: Claim
+    baseline: Claim
     environment: dict[str, str] = Field(default_factory=dict)
     weights: Annotated[str, AfterValidator(_beside)] | None = None
 
@@ -85,10 +85,6 @@ class Recipe(Section):
                 study = {**study, "settings": {**own, **settings}}
             data = {**data, "settings": settings, "study": study}
         return data
-
-    def as_policy(self) -> Policy:
-        """The policy as a value."""
-        return Policy.read(self.policy, where="the policy of the recipe")
 
     def save(self, path: str | Path) -> Path:
         """Write YAML (or JSON, by the suffix); parent folders are made."""

@@ -6,10 +6,10 @@ import math
 from dataclasses import asdict
 from typing import Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field
 
 from autocompress.policy.policy import Distill
-from autocompress.policy.section import Section
+from autocompress.policy.section import AsWritten, Section
 
 Augmentation = Literal[
     "crop",
@@ -91,8 +91,8 @@ class Schedule(Section):
         return self.lr * (1 + math.cos(math.pi * done)) / 2
 
 
-class DistillationConfig(Section):
-    """How policies with distillation on are trained.
+class DistillationConfig(AsWritten):
+    """How policies with distillation on are trained; what is left alone a policy decides.
 
     Args:
         temperature: ``null`` is the safe default: 2, and 1 where weights have 4 bits or fewer.
@@ -113,11 +113,6 @@ class DistillationConfig(Section):
     teachers: tuple[ModelSection, ...] = ()
     teacher_weights: tuple[float, ...] | Literal["quality", "accuracy"] | None = None
     cached_draws: int = Field(0, ge=0)
-
-    @model_serializer(mode="wrap")
-    def _given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # what was left alone must stay so in the resolved study: there a policy decides
-        return {k: v for k, v in handler(self).items() if k in self.model_fields_set}
 
     def over(self, asked: Distill | None) -> Distill:
         """What a policy asks for, with the fields that this section sets laid over it."""

@@ -14,8 +14,10 @@ from pydantic import (
     ConfigDict,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
+    SerializerFunctionWrapHandler,
     TypeAdapter,
     ValidationError,
+    model_serializer,
 )
 from pydantic_core import CoreSchema, core_schema
 
@@ -83,6 +85,14 @@ class Section(BaseModel):
         return read_as(cls, data, where or cls.__name__)
 
 
+class AsWritten(Section):
+    """A section of which only what was given is written again, not the defaults."""
+
+    @model_serializer(mode="wrap")
+    def _given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {k: v for k, v in handler(self).items() if k in self.model_fields_set}
+
+
 class _OneOrMore:
     """A single value stands for a list of one."""
 
@@ -103,13 +113,20 @@ class _OneOrMore:
 OneOrMore = Annotated[tuple[T, ...], _OneOrMore()]
 
 
-def read_as(kind: type[T], data: Any, where: str) -> T:
-    """Check plain data against a section or a dataclass; errors as of ``Section.read``."""
+def read_as(kind: type[T], data: Any, where: str, within: str = "") -> T:
+    """Check plain data against a section or a dataclass; errors as of ``Section.read``.
+
+    Args:
+        kind: of section.
+        data: a mapping.
+        where: as of ``Section.read``.
+        within: key of the section that it is, for the paths in error messages.
+    """
     try:
         found: T = _adapter(cast(Any, kind)).validate_python(data)
         return found
     except ValidationError as error:
-        raise InputError(explain(error, where, kind)) from None
+        raise InputError(explain(error, where, kind, within)) from None
     except AutocompressError as error:  # values that contradict each other
         raise InputError(f"{where}: {error}") from None
 
@@ -120,7 +137,7 @@ def _adapter(kind: type) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
-def explain(error: ValidationError, where: str, kind: type) -> str:
+def explain(error: ValidationError, where: str, kind: type, within: str = "") -> str:
     """Turn pydantic's error into one of our messages.
 
     Args:
@@ -128,11 +145,13 @@ def explain(error: ValidationError, where: str, kind: type) -> str:
             misspelled one that then is missing too.
         where: what was read: a file, or a section.
         kind: what it was to become.
+        within: key of the section that it is.
     """
     problems = error.errors(include_url=False)
     problem = next((p for p in problems if p["type"] in _UNKNOWN), problems[0])
     path, kinds = _walk(kind, problem["loc"], problem["type"] in _UNKNOWN)
-    at, found = _short(".".join(map(str, path))), _short(repr(problem["input"]))
+    parts = map(str, [within, *path] if within else path)
+    at, found = _short(".".join(parts)), _short(repr(problem["input"]))
     fields = {name for k in kinds for name in _fields(k)}
     name = str(path[-1]) if path else ""
     if problem["type"] in _UNKNOWN:
@@ -147,6 +166,8 @@ def explain(error: ValidationError, where: str, kind: type) -> str:
     subject = f"{where}: `{at}`" if at else where
     if problem["type"].startswith(("model_", "dataclass_", "dict_", "mapping_")):
         return f"{subject} must be a mapping, got {found}."
+    if problem["type"] == CONTRADICTION:
+        return f"{subject}: {problem['msg']}"
     text = problem["msg"].replace("a valid tuple", "a list")
     if problem["type"] == "literal_error":
         valid = re.findall(r"'([^']*)'", str(problem["ctx"]["expected"]))
@@ -155,6 +176,8 @@ def explain(error: ValidationError, where: str, kind: type) -> str:
     return f"{subject}: {text}, got {found}."
 
 
+CONTRADICTION = "contradiction"
+"""Type of an error whose message says all: which value it is, what it must be and what it is."""
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 
 

@@ -286,6 +286,10 @@ class Measurement:
         Raises:
             InputError: it does not have the form of a measurement.
         """
-        read_as(Claim, data, "the measurement")
-        metrics = tuple(Metric(**m) for m in data.get("metrics") or ()) or (ACCURACY,)
-        return cls(data["values"], data.get("spread", {}), data.get("context", {}), metrics)
+        return cls.of(read_as(Claim, data, "the measurement"))
+
+    @classmethod
+    def of(cls, claim: Claim) -> Measurement:
+        """What a recipe claims."""
+        metrics = tuple(Metric(m.name, m.unit, m.goal, m.margin) for m in claim.metrics or ())
+        return cls(claim.values, claim.spread, claim.context, metrics or (ACCURACY,))

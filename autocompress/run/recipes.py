@@ -9,6 +9,7 @@ from typing import Any
 
 from autocompress.build.state import state_file
 from autocompress.errors import AutocompressError, InputError, nearest
+from autocompress.policy.claims import Claim, Recovered, TargetClaim
 from autocompress.policy.recipe import ModelIdentity, Recipe
 from autocompress.results.metric import Measurement
 from autocompress.results.trial import Trial
@@ -37,22 +38,22 @@ def make_recipe(
         raise AutocompressError(f"Trial {trial.number} has no measurement to claim.")
     return Recipe(
         study=study.model_dump(mode="json"),
-        policy=trial.policy.as_dict(),
+        policy=trial.policy,
         settings=study.settings,
-        recovery={
-            "epochs": trial.phase.epochs,
-            "rung": trial.phase.rung,
-            "seed": trial.seed,
-            "split": "test" if trial.phase.kind == "verify" else "val",
-            "final": trial.phase.kind != "search",
-        },
+        recovery=Recovered(
+            epochs=trial.phase.epochs,
+            rung=trial.phase.rung,
+            seed=trial.seed,
+            split="test" if trial.phase.kind == "verify" else "val",
+            final=trial.phase.kind != "search",
+        ),
         model=ModelIdentity(architecture=identity["architecture"], weights=identity["weights"]),
         data=identity["data"],
-        target=dict(
+        target=TargetClaim.read(
             trial.measurement.context.get("target") or study.target.model_dump(mode="json")
         ),
-        measurement=trial.measurement.as_dict(),
-        baseline=baseline.as_dict(),
+        measurement=Claim.read(trial.measurement.as_dict()),
+        baseline=Claim.read(baseline.as_dict()),
         environment=environment(),
         weights=weights,
     )
@@ -117,7 +118,7 @@ def export(run: str, pick: str, output: Path) -> dict[str, Any]:
         "recipe": str(output),
         "weights": recipe.weights,
         "policy": trial.policy.as_dict(),
-        "measurement": recipe.measurement["values"],
+        "measurement": recipe.measurement.values,
     }
 
 

@@ -55,7 +55,7 @@ def claims_of(recipe: Recipe, *, where: str = "the recipe") -> tuple[Measurement
     found = []
     for name in ("measurement", "baseline"):
         try:
-            claim = Measurement.from_dict(getattr(recipe, name))
+            claim = Measurement.of(getattr(recipe, name))
         except AutocompressError as error:
             raise InputError(f"{where}: `{name}`: {error} {_AGAIN}") from None
         if "latency_ms" not in claim or claim["latency_ms"] <= 0:
@@ -147,7 +147,7 @@ def _study_of(recipe: Recipe, model: Any, checkpoint: str | None, data: Any) -> 
 
 def _nearest_layer(recipe: Recipe, parts: Assembly) -> str:
     names = parts.inventory.by_name
-    for layer in recipe.policy.get("layers", {}):
+    for layer in recipe.policy:
         if layer not in names:
             return f"Its layer {layer!r} is not in this model; {nearest(layer, names)}"
     return "The layers have the same names but other shapes."
@@ -163,22 +163,19 @@ def rebuild(recipe: Recipe, parts: Assembly, same_weights: bool, beside: Path) -
             policy is carried out (and fine-tuned) again on the model's own weights.
         beside: folder of the recipe.
     """
-    policy = written = recipe.as_policy()
+    policy = written = recipe.policy
     earlier = from_earlier(recipe, parts)
     if earlier is not None:
         policy = replace(policy, layers={earlier.now(n): p for n, p in policy.layers.items()})
     if recipe.weights is not None and same_weights:
         now = None if earlier is None else earlier.now
         return parts.pipeline.restore(policy, beside / recipe.weights, written, now)
-    return parts.pipeline.build(policy, _phase(recipe), int(recipe.recovery.get("seed", 0)))
+    return parts.pipeline.build(policy, _phase(recipe), recipe.recovery.seed)
 
 
 def _phase(recipe: Recipe) -> Phase:
-    if not recipe.recovery.get("final", False):
-        return Phase("search")
-    return Phase(
-        "verify", float(recipe.recovery.get("epochs", 0.0)), int(recipe.recovery.get("rung", 0))
-    )
+    got = recipe.recovery
+    return Phase("verify", got.epochs, got.rung) if got.final else Phase("search")
 
 
 def apply(
@@ -277,7 +274,7 @@ def check(
         parts, same = open_recipe(recipe, model, checkpoint, data=data, folder=scratch)
         evaluator = parts.evaluator
         compressed = rebuild(recipe, parts, same, recipe_path.parent)
-        found = evaluator.measurer.measure(compressed, recipe.recovery.get("split", "val"))
+        found = evaluator.measurer.measure(compressed, recipe.recovery.split)
     claimed, baseline = claims_of(recipe)
     same_data = parts.data.fingerprint == recipe.data
     reasons = compare_claims(

@@ -9,14 +9,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Discriminator, Field, Tag
 
 from autocompress.controller.config import SearchConfig
 from autocompress.errors import InputError, nearest
 from autocompress.policy.budget import Budget
-from autocompress.policy.claims import ReadsAs
 from autocompress.policy.reading import read_mapping
 from autocompress.policy.recovery import ModelSection, RecoveryConfig, Schedule
 from autocompress.policy.section import Section
@@ -27,6 +26,14 @@ from autocompress.run.target_section import ByRuntime, TargetSection
 
 GIVEN = "given-in-python"
 """Stands for a model or data that were handed over as objects, not by a factory."""
+
+
+T = TypeVar("T")
+NameOr = Annotated[
+    Annotated[str, Tag("(by name)")] | Annotated[T, Tag("(inline)")],
+    Discriminator(lambda data: "(by name)" if isinstance(data, str) else "(inline)"),
+]
+"""Something by its name, or itself; an error is that of the one which was meant."""
 
 
 class TaskSection(Section):
@@ -71,7 +78,7 @@ class DataSection(Section):
     memory: str | int | None = None
     length: int | dict[str, int] | None = None
     dynamic: Literal["auto"] | dict[str, dict[int, str] | list[int]] | None = None
-    task: str | Annotated[dict[str, Any], ReadsAs(TaskSection)] | None = None
+    task: NameOr[TaskSection] | None = None
 
 
 class BaselineSection(Section):
@@ -156,10 +163,7 @@ class StudyConfig(Section):
     target: Annotated[TargetSection, ByRuntime()] = Field(
         default_factory=lambda: TargetSection.of({})
     )
-    space: Annotated[
-        Annotated[str, Tag("(by name)")] | Annotated[SpaceConfig, Tag("(inline)")],
-        Discriminator(lambda data: "(by name)" if isinstance(data, str) else "(inline)"),
-    ] = "joint"
+    space: NameOr[SpaceConfig] = "joint"
     settings: CompressionSettings = CompressionSettings()
     budget: tuple[str, ...] = ()
     max_accuracy_drop: float | None = Field(None, gt=0, le=100)

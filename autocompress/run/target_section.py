@@ -47,7 +47,7 @@ class TargetSection(Section):
         if VARIABLE.search(runtime):
             return _of_any(data, runtime)
         where = f"`target` with the runtime {runtime!r}"
-        found = read_as(_section(runtime, load(runtime).config_model), dict(data), where)
+        found = read_as(_section(runtime, load(runtime).config_model), dict(data), where, "target")
         if not VARIABLE.search(repr(data)):
             found.config()  # values that contradict each other
         return found
@@ -129,7 +129,8 @@ def _of_any(data: Mapping[str, Any], runtime: str) -> TargetSection:
     refused = None
     for _, kind in _sections():
         try:
-            return read_as(kind, dict(data), f"`target` with the runtime {runtime!r}")
+            where = f"`target` with the runtime {runtime!r}"
+            return read_as(kind, dict(data), where, "target")
         except InputError as error:
             refused = refused or error
     assert refused is not None

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from autocompress.errors import AutocompressError, InputError
+from autocompress.policy.claims import Claim
 from autocompress.policy.policy import Policy
 from autocompress.policy.reading import DEEPEST, LARGEST_FILE, read_mapping, read_value
 from autocompress.policy.recipe import Recipe
@@ -145,7 +146,7 @@ def test_settings_of_a_recipes_study_that_are_no_mapping_are_left_to_the_study(
 
 def test_a_recipe_saved_as_json_keeps_small_numbers(tmp_path: Path) -> None:
     recipe = Recipe.load(FIXTURES / "recipe.yaml")
-    claimed = {"values": {"loss": 1e-07, "large": 1e22}}
+    claimed = Claim.read({"values": {"loss": 1e-07, "large": 1e22}})
     small = recipe.model_copy(update={"measurement": claimed})
     again = Recipe.load(small.save(tmp_path / "recipe.json"))
     assert again.measurement == claimed
@@ -164,7 +165,7 @@ READERS: dict[str, tuple[Callable[[Path], object], list[Path]]] = {
         lambda path: Policy.read(read_mapping(path, "policy"), where=str(path)).digest,
         [FIXTURES / "policy.yaml"],
     ),
-    "recipe": (lambda path: Recipe.load(path).as_policy(), [FIXTURES / "recipe.yaml"]),
+    "recipe": (lambda path: Recipe.load(path).policy, [FIXTURES / "recipe.yaml"]),
 }
 POLICY = {
     "layers": {

@@ -153,8 +153,11 @@ def test_mistakes_in_a_space_file_and_in_a_policy_file_are_said_alike(tmp_path: 
     path = tmp_path / "recipe.yaml"
     for change, says in (
         ({"layers": {"conv1": {"prune_rato": 0.5}}}, r"layers\.conv1\.prune_rato.*'prune_ratio'"),
-        ({"layers": {"conv1": {"prune_ratio": 2}}}, r"recipe.yaml.*must be in \[0, 1\)"),
-        ({"layers": {0: {}}}, "`layers.0` must be text"),
+        (
+            {"layers": {"conv1": {"prune_ratio": 2}}},
+            r"`policy.layers.conv1`: `prune_ratio` must be in \[0, 1\), got 2\.0\.$",
+        ),
+        ({"layers": {0: {}}}, "`policy.layers.0` must be text"),
         ({"layer": {}}, "did you mean 'layers'"),
     ):
         path.write_text(yaml.safe_dump({**recipe, "policy": change}))
@@ -167,14 +170,14 @@ def test_mistakes_in_a_space_file_and_in_a_policy_file_are_said_alike(tmp_path: 
     [
         (
             {"threds": 1},
-            "`target` with the runtime 'onnxruntime'.*'threds'; did you mean 'threads'",
+            "`target` with the runtime 'onnxruntime'.*'target.threds'; did you mean 'threads'",
         ),
         ({"runtime": "torch", "compil": True}, "did you mean 'compile'"),
         (
             {"runtime": "torch", "providers": ["x"]},
-            "runtime 'torch' has an unknown key 'providers'",
+            "runtime 'torch' has an unknown key 'target.providers'",
         ),
-        ({"threads": 0}, "`threads`: .*greater than or equal to 1, got 0"),
+        ({"threads": 0}, "`target.threads`: .*greater than or equal to 1, got 0"),
         ({"lengths": {"ids": -1}}, "lengths"),
         ({"runtime": "onnxruntim"}, "did you mean 'onnxruntime'"),
         ({"runtime": "${R}", "threds": 1}, "did you mean 'threads'"),
