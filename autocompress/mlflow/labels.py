@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from autocompress.report.tables import trial_json
@@ -66,14 +66,11 @@ def study_params(view: RunView) -> dict[str, str]:
     """Parameters of the parent run: what stays the same however often the study is resumed."""
     study = view.study
     found: dict[str, Any] = {
-        "study": study.get("name"),
+        "study": study.name,
         "objectives": [m.name for m in view.objectives],
     }
-    for section in ("model", "data"):
-        part = study.get(section)
-        found[section] = part.get("factory") if isinstance(part, Mapping) else part
-    space = study.get("space")
-    found["space"] = space if isinstance(space, str) else None
+    found |= {"model": study.model.factory, "data": study.data.factory}
+    found["space"] = study.space if isinstance(study.space, str) else None
     found |= {f"quality.{k}": v for k, v in view.quality.as_dict().items()}
     for name, number in view.baseline.values.items():
         found[f"baseline.{name}"] = f"{number:.6g}"
@@ -82,14 +79,13 @@ def study_params(view: RunView) -> dict[str, str]:
 
 def study_tags(view: RunView) -> dict[str, str]:
     """Tags of the parent run: what a resume may change."""
-    search = view.study.get("search") or {}
     judged = verdict(view)
     words = [judged.headline, *(f"- {sentence}" for sentence in judged.sentences)]
     tags = {"mlflow.note.content": "\n".join(words)}
     tags |= {"budget": str(view.budget), "feasible": str(view.best is not None).lower()}
     if view.best is not None:
         tags["best_trial"] = str(view.best.number)
-    tags |= {f"search.{k}": _text(v) for k, v in search.items() if v is not None}
+    tags |= {f"search.{k}": _text(v) for k, v in view.study.search.said().items() if v is not None}
     return {k: v[:_TAG_LIMIT] for k, v in tags.items()}
 
 

@@ -361,12 +361,12 @@ def sync(
     """
     folder = run if isinstance(run, RunFolder) else RunFolder.open(run)
     view = view or RunView.load(folder)
-    section = view.study.get("tracking") or {}
-    name = experiment or section.get("experiment") or view.study.get("name") or folder.name
+    asked = view.study.tracking
+    name = experiment or asked.experiment or view.study.name or folder.name
     recorder = Recorder(
         folder,
         view.baseline,
-        Store.of(folder, uri or section.get("uri")),
+        Store.of(folder, uri or asked.uri),
         str(name),
         view.objectives,
         view.layer_names,
@@ -374,8 +374,7 @@ def sync(
     judged = view.by_number
     for entry in read_entries(folder):
         recorder.add(replace(entry, trial=judged.get(entry.trial.number, entry.trial)))
-    register = section.get("register_best", True)
-    recorder.finish(view, best_model or (folder.best_model() if register else None))
+    recorder.finish(view, best_model or (folder.best_model() if asked.register_best else None))
     return recorder
 
 

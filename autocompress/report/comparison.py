@@ -68,7 +68,7 @@ def _compare(view: RunView, name: str, simple: Trial) -> Comparison:
     """Set the best that got the same training against a simple way: anything else were unfair."""
     numbers = {t.number for t in view.baseline_trials.values()}
     # what a random search proposes is its own
-    simple_ways = set(view.baseline_trials) - {(view.study.get("search") or {}).get("sampler")}
+    simple_ways = set(view.baseline_trials) - {view.study.search.sampler}
     same = [
         t
         for t in view.compared

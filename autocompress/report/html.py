@@ -63,7 +63,7 @@ def render(view: RunView) -> str:
         "origins": plots.origin_figure(view),
     }
     return template.render(
-        title=str(view.study.get("name") or Path(view.run).name or "study"),
+        title=str(view.study.name or Path(view.run).name or "study"),
         run=view.run,
         budget=str(view.budget),
         quality=view.quality,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
 from autocompress.errors import InputError
 from autocompress.policy.budget import Budget
@@ -18,34 +18,52 @@ class _Open(Section):
     model_config = ConfigDict({**STRICT, "extra": "ignore"})
 
 
-class _SearchForm(_Open):
+T = TypeVar("T")
+_OrNothing = Annotated[T, BeforeValidator(lambda data: {} if data is None else data)]
+"""A section, or a key with nothing behind it."""
+
+
+class SearchForm(_Open):
+    """How policies were found; all that was said of it is kept."""
+
+    model_config = ConfigDict({**STRICT, "extra": "allow"})
+
     objectives: tuple[str, ...] | None = None
+    sampler: str | None = None
+
+    def said(self) -> dict[str, Any]:
+        """Everything that the file says of the search."""
+        return self.model_dump(exclude_unset=True)
 
 
-class _FactoryForm(_Open):
+class FactoryForm(_Open):
+    """A model, or data, by what makes them."""
+
     factory: str | None = None
 
 
-class _TrackingForm(_Open):
+class TrackingForm(_Open):
+    """Where trials were shown."""
+
     uri: str | None = None
     experiment: str | None = None
     register_best: Flag = True
 
 
 class StudyForm(_Open):
-    """What is read of ``study.yaml`` without assembling the study."""
+    """What is read of ``study.yaml`` without assembling the study; early versions say less."""
 
     name: str | None = None
-    model: _FactoryForm | None = None
-    data: _FactoryForm | None = None
+    model: _OrNothing[FactoryForm] = FactoryForm()
+    data: _OrNothing[FactoryForm] = FactoryForm()
     target: dict[str, Any] | None = None
     settings: dict[str, Any] | None = None
     space: str | dict[str, Any] | None = None
     budget: tuple[str, ...] | str | None = None
     max_accuracy_drop: Annotated[Number, Field(gt=0)] | None = None
     max_quality_drop: str | Number | None = None
-    search: _SearchForm | None = None
-    tracking: _TrackingForm | None = None
+    search: _OrNothing[SearchForm] = SearchForm()
+    tracking: _OrNothing[TrackingForm] = TrackingForm()
 
 
 class _TrialForm(_Open):

@@ -25,7 +25,7 @@ from autocompress.results.metric import (
 )
 from autocompress.results.trial import Trial, TrialState, confirmed
 from autocompress.track.folder import RunFolder
-from autocompress.track.forms import read_budget, trial_numbers
+from autocompress.track.forms import StudyForm, read_budget, trial_numbers
 from autocompress.track.journal import Entry, read_entries
 
 
@@ -94,7 +94,7 @@ class RunView:
         max_quality_drop: the same for any quality: in its unit, or a share such as ``2%``.
         baseline_test: the uncompressed model on the test split.
         layers: names in network order; without them, those that any policy names.
-        study: the resolved study.
+        study: the resolved study, as far as reports read it.
         cannot_prune: which share of the model pruning cannot touch, and why; empty if none.
     """
 
@@ -108,7 +108,7 @@ class RunView:
     max_quality_drop: str | float | None = None
     baseline_test: Measurement | None = None
     layers: tuple[str, ...] = ()
-    study: Mapping[str, Any] = field(default_factory=dict)
+    study: StudyForm = field(default_factory=StudyForm)
     cannot_prune: str = ""
 
     @classmethod
@@ -140,15 +140,15 @@ class RunView:
                 f"{folder.root} has no baseline.json: the run ended before the uncompressed model "
                 "was measured. Continue it with --resume."
             )
-        summary, study = folder.read_front(), folder.read_study()
-        by_study = study.get("budget") is not None  # `[]` is a budget: none
-        limits = (study if by_study else summary).get("budget") or ()
-        asked = summary.get("objectives") or (study.get("search") or {}).get("objectives") or ()
+        summary, study = folder.read_front(), StudyForm.read(folder.read_study())
+        by_study = study.budget is not None  # `[]` is a budget: none
+        limits = (study.budget if by_study else summary.get("budget")) or ()
+        asked = summary.get("objectives") or study.search.objectives or ()
         given: dict[str, Any] = {
             "budget": read_budget(limits, folder.study if by_study else folder.front),
             "baselines": trial_numbers(summary.get("baselines") or {}),
-            "max_accuracy_drop": study.get("max_accuracy_drop"),
-            "max_quality_drop": study.get("max_quality_drop"),
+            "max_accuracy_drop": study.max_accuracy_drop,
+            "max_quality_drop": study.max_quality_drop,
             "layers": tuple(summary.get("layers") or ()),
             "objectives": objectives(asked or (QUALITY, LATENCY.name), baseline.metrics),
             "baseline_test": folder.read_baseline("test"),

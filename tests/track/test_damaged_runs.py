@@ -65,7 +65,7 @@ def read_all(root: Path) -> None:
     assert 0 <= Waiting(view.trials).share <= 1
     write_report(folder)
     folder.best_model()
-    if "data" in view.study:  # the handmade run is of no whole study
+    if view.study.data.factory:  # the handmade run is of no whole study
         export(str(root), "best", root / "out" / "recipe.yaml")
     with Journal(folder) as journal:
         journal.load()

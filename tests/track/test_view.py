@@ -26,9 +26,12 @@ from autocompress.results.metric import Measurement
 from autocompress.results.trial import Phase, Trial, TrialState
 from autocompress.run.recipes import pick_trial
 from autocompress.track.folder import RunFolder
+from autocompress.track.forms import StudyForm
 from autocompress.track.view import RunView, latency_ratio, natural, policy_summary
 
 MakeRun = Callable[..., RunFolder]
+
+FIXTURES = Path(__file__).parent.parent / "fixtures" / "run_0_1" / "run"
 
 
 def staircase(points: list[tuple[float, float]]) -> float:
@@ -252,7 +255,9 @@ def test_a_simple_way_is_not_set_against_another_trial_of_its_kind() -> None:
 
 def test_a_random_search_is_set_against_random_policies() -> None:
     trials = [trial(0, 0.80, 0.9, origin="random"), trial(1, 0.85, 0.9, origin="random")]
-    run = view(trials, baselines={"random": 0}, study={"search": {"sampler": "random"}})
+    run = view(
+        trials, baselines={"random": 0}, study=StudyForm.read({"search": {"sampler": "random"}})
+    )
     assert verdict(run).comparisons[0].found is trials[1]
 
 
@@ -347,3 +352,24 @@ def test_a_run_without_its_baseline_says_so(tmp_path: Path) -> None:
     RunFolder.create(tmp_path / "r").write_study({"name": "r"})
     with pytest.raises(InputError, match=r"baseline\.json"):
         RunView.load(tmp_path / "r")
+
+
+def test_a_run_of_an_early_version_tells_its_study_by_name() -> None:
+    study = RunView.load(RunFolder(FIXTURES)).study
+    assert (study.name, study.model.factory) == (
+        "small",
+        "autocompress.workloads.models:digits_resnet",
+    )
+    written = RunFolder(FIXTURES).read_study()
+    assert study.search.said() == {
+        k: tuple(v) if isinstance(v, list) else v for k, v in written["search"].items()
+    }
+    assert study.tracking.register_best is written["tracking"]["register_best"]
+
+
+def test_a_study_of_which_little_is_said_has_all_names() -> None:
+    for little in ({}, {"search": None, "tracking": None, "model": None}):
+        study = StudyForm.read(little)
+        assert (study.model.factory, study.search.sampler, study.tracking.uri) == (None,) * 3
+        assert study.search.said() == {}
+        assert study.tracking.register_best
