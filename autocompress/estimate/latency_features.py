@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cached_property, lru_cache
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property, lru_cache, partial
 from itertools import pairwise, product
 from math import prod
 from typing import Any
@@ -12,7 +12,7 @@ from autocompress.estimate.latency_row import FEATURES, LayerKernels, Row, RowSu
 from autocompress.model.cost import layer_cost
 from autocompress.model.kernels import Kernel, kernel_precision, part_kernel
 from autocompress.model.shapes import LayerShape, layer_shape, resolver
-from autocompress.policy.inventory import ChannelGroup, Inventory, LayerSpec
+from autocompress.policy.inventory import ChannelGroup, Inventory
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.registry import by_knob, techniques
 from autocompress.policy.settings import CompressionSettings
@@ -105,41 +105,12 @@ class LayerPlan:
         found: dict[Kernel, None] = {}
         for layer in self.inventory.layers:
             timed = _timed_policies(space, layer.name, channels=False)
-            for own, (inputs, outputs) in product(timed, list(self._space_widths(space, layer))):
+            widths = self.shapes.widths(layer.name, partial(self._counts, space), _MOST_WIDTHS)
+            for own, (inputs, outputs) in product(timed, widths):
                 shape = layer_shape(layer, own, inputs, outputs)
                 found.update(dict.fromkeys(layer_kernels(shape).kernels))
         kernels = list(found)
         return kernels[:: max(1, -(-len(kernels) // limit))]
-
-    def _space_widths(self, space: Space, layer: LayerSpec) -> Iterator[tuple[int, int]]:
-        """Pairs of input and output channels that a space may leave a layer."""
-        reads = self.inventory.reads(layer.name)
-        made = self.inventory.groups_by_name.get(layer.out_group or "")
-        if layer.depthwise or made is None:
-            for inputs in self._space_inputs(space, layer, dict.fromkeys(reads)):
-                yield inputs, inputs if layer.depthwise else layer.out_channels
-            return
-        for outputs in self._counts(space, made):
-            # a layer may read the channels that it puts out
-            fixed = {(g, span): outputs if g is made else None for g, span in reads}
-            for inputs in self._space_inputs(space, layer, fixed):
-                yield inputs, layer.out_channels * outputs // made.channels
-
-    def _space_inputs(
-        self,
-        space: Space,
-        layer: LayerSpec,
-        reads: Mapping[tuple[ChannelGroup, float], int | None],
-    ) -> list[int]:
-        """Input channels for every combination of the groups' levels, narrowest first."""
-        found = {layer.in_channels}
-        for (group, span), fixed in reads.items():
-            counts = self._counts(space, group) if fixed is None else [fixed]
-            found = {n - group.read_less(kept, span) for n in found for kept in counts}
-        widths = sorted(found)
-        if len(widths) <= _MOST_WIDTHS:
-            return widths
-        return [widths[i * (len(widths) - 1) // (_MOST_WIDTHS - 1)] for i in range(_MOST_WIDTHS)]
 
     def _counts(self, space: Space, group: ChannelGroup) -> list[int]:
         """Channels of a group that the space may leave."""

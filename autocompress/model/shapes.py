@@ -5,7 +5,7 @@ Cost, latency and the layer bank read these shapes; none of them counts channels
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -118,16 +118,34 @@ class Resolver:
         inputs = layer.in_channels
         for group, span in reads:
             inputs -= group.read_less(kept[group.name], span)
-        if layer.depthwise:
-            outputs = inputs
-        else:
-            outputs = layer.out_channels
-            if made is not None:  # every producer of a group is thinned alike
-                outputs = outputs * kept[made.name] // made.channels
+        outputs = _outputs(layer, inputs, made, kept[made.name] if made is not None else 0)
         shape = known.get((own, inputs, outputs))
         if shape is None:
             shape = known[own, inputs, outputs] = layer_shape(layer, own, inputs, outputs)
         return shape
+
+    def widths(
+        self, layer: str, counts: Callable[[ChannelGroup], Sequence[int]], most: int
+    ) -> list[tuple[int, int]]:
+        """Pairs of input and output channels that a layer may be left with.
+
+        Args:
+            layer: its name.
+            counts: channels that may stay of a group.
+            most: so many input widths beside each output width; an even spread where there are
+                more, as behind concatenations.
+        """
+        spec, reads, made, _ = self._steps[self._places[layer]]
+        own = None if spec.depthwise else made
+        found = []
+        for kept in [0] if own is None else counts(own):
+            inputs = {spec.in_channels}
+            for group, span in reads:
+                # a layer may read the channels that it puts out
+                each = [kept] if group is own else counts(group)
+                inputs = {n - group.read_less(count, span) for n in inputs for count in each}
+            found += [(n, _outputs(spec, n, own, kept)) for n in _spread(sorted(inputs), most)]
+        return found
 
     def changes(
         self, policy: Policy
@@ -181,6 +199,27 @@ class Resolver:
             for group in (*(g for g, _ in reads), *([made] if made is not None else [])):
                 found[group.name].add(i)
         return found
+
+
+def _outputs(layer: LayerSpec, inputs: int, made: ChannelGroup | None, kept: int) -> int:
+    """Output channels of a layer; every producer of a group is thinned alike.
+
+    Args:
+        layer: of the uncompressed model.
+        inputs: channels that it reads.
+        made: the group that it puts out, if any.
+        kept: channels of that.
+    """
+    if layer.depthwise:
+        return inputs
+    return layer.out_channels if made is None else layer.out_channels * kept // made.channels
+
+
+def _spread(values: list[int], most: int) -> list[int]:
+    """At most so many, both ends among them."""
+    if len(values) <= most:
+        return values
+    return [values[i * (len(values) - 1) // (most - 1)] for i in range(most)]
 
 
 def resolver(inventory: Inventory, settings: CompressionSettings) -> Resolver:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -19,8 +21,9 @@ from autocompress.model.inventory import take_inventory
 from autocompress.model.kernels import part_kernel
 from autocompress.model.part import Part
 from autocompress.model.shapes import LayerShape, resolver
-from autocompress.policy.inventory import Inventory
+from autocompress.policy.inventory import ChannelGroup, Inventory
 from autocompress.policy.policy import LayerPolicy, Policy
+from autocompress.policy.registry import builtin
 from autocompress.policy.settings import CompressionSettings
 
 Build = Callable[..., LayerBank]
@@ -30,18 +33,35 @@ POLICIES = 10
 RATIOS = (0, 0, 0.1, 0.25, 0.4, 0.5, 0.7, 0.95)
 
 
+BITS = [(32, 32)] * 3 + [(8, 8), (8, 32), (4, 32), (16, 16)]
+"""Of weights and activations."""
+BYTES = {(32, 32): 4, (8, 8): 1, (8, 32): 4, (4, 32): 4, (16, 16): 2}
+"""That a weight takes in the runtime: beside float activations it is unpacked."""
+
+
 def random_policy(inventory: Inventory, draw: random.Random) -> Policy:
-    """A ratio of its own for each group; a rank and factors of its own for some layers."""
-    ratio_of: dict[str, float] = {}
+    """A ratio of its own for each group, fewer or narrower heads; a rank and factors, bits and
+    zeros of its own for some layers; some blocks are gone."""
+    groups: dict[str, dict[str, Any]] = {}
     for group in inventory.channel_groups:
-        ratio_of |= dict.fromkeys(group.producers, draw.choice(RATIOS))
+        heads = draw.choice(["fewer", "narrower"]) if group.narrower else "fewer"
+        own = {"prune_ratio": draw.choice(RATIOS), "heads": heads}
+        groups |= dict.fromkeys(group.producers, own)
+    gone = {x for block in inventory.blocks if draw.random() < 0.3 for x in block.layers}
     layers = {}
     for layer in inventory.layers:
         factorized = not layer.why_not("low-rank") and draw.random() < 0.3
+        weight, activation = draw.choice(BITS) if not layer.why_not("quantize") else (32, 32)
+        if activation == 8 and not layer.integer:
+            weight, activation = 32, 32
         layers[layer.name] = LayerPolicy(
-            prune_ratio=ratio_of.get(layer.name, 0),
+            **groups.get(layer.name, {}),
             rank_ratio=draw.choice([0.1, 0.5, 1.0]) if factorized else None,
             factorization=draw.choice(["auto", "svd", "spatial", "tucker2"]),
+            weight_bits=weight,
+            activation_bits=activation,
+            sparsity=0 if layer.why_not("sparse") else draw.choice([0, 0, 0.5, 0.9]),
+            block="gone" if layer.name in gone else "keep",
         )
     return Policy(layers)
 
@@ -67,6 +87,9 @@ def tensors(module: nn.Module) -> tuple[int, int]:
 
 def check_layer(shape: LayerShape, module: nn.Module, name: str) -> None:
     """A layer's shape is that of the module, or modules, in its place."""
+    if not shape.parts:
+        assert not [*module.parameters()], name
+        return
     parts = [*module.children()] if isinstance(module, nn.Sequential) else [module]
     assert len(parts) == len(shape.parts), name
     assert tensors(parts[0])[0] == shape.inputs, name
@@ -96,8 +119,12 @@ def test_shapes_are_those_of_the_stitched_model(name: str, multiple: int, bank: 
         shapes = resolver(found.inventory, settings).layers(policy)
         for layer, shape in zip(found.inventory.layers, shapes, strict=True):
             check_layer(shape, module.get_submodule(layer.name), f"{layer.name} {policy}")
-        weights = sum(p.weights for s in shapes for p in s.parts if p.kind in ("conv", "linear"))
-        assert plan.weight_bytes(policy) == 4 * weights
+        assert plan.weight_bytes(policy) == sum(
+            BYTES[s.policy.weight_bits, s.policy.activation_bits] * p.weights
+            for s in shapes
+            for p in s.parts
+            if p.kind in ("conv", "linear")
+        )
         if i % 3 == 0:  # running takes longer than comparing
             check_macs(shapes, module, inputs, name)
             cost = policy_cost(found.inventory, policy, settings)
@@ -113,12 +140,59 @@ def check_macs(
     for shape in shapes:
         if shape.layer.kind not in ("conv", "linear"):
             continue
+        if not shape.parts:
+            assert layer_cost(shape).macs == counted.get(shape.layer.name, 0) == 0
+            continue
         own = shape.layer.name
         names = [own] if len(shape.parts) == 1 else [f"{own}.{i}" for i in range(len(shape.parts))]
         assert [counted[n] for n in names] == [part.macs for part in shape.parts], own
         assert layer_cost(shape).macs == sum(counted[n] for n in names), own
         if name != "shared":
             assert layer_cost(shape).macs == sum(fvcore[n] for n in names), own
+
+
+def test_what_is_drawn_covers_all_that_networks_have(bank: Build) -> None:
+    drawn: set[str] = set()
+    for name in NETWORKS:
+        inventory = bank(name).inventory
+        draw = random.Random(name)
+        for policy in (random_policy(inventory, draw) for _ in range(POLICIES)):
+            for own in policy.layers.values():
+                changed = {k for k, v in own.as_dict().items() if v != 0}
+                drawn |= changed - {"heads"} if not own.prune_ratio else changed
+    assert drawn >= {f.name for t in builtin() for f in t.fields} - {
+        "activation_scaling",
+        "pattern",
+    }
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_widths_are_those_that_policies_leave(name: str) -> None:
+    inventory, draw = take_inventory(make(name), example(name)), random.Random(name)
+    shapes = resolver(inventory, CompressionSettings(prune_residual=True))
+
+    def counts(group: ChannelGroup) -> list[int]:
+        return sorted({group.kept(ratio) for ratio in RATIOS})
+
+    for place, layer in enumerate(inventory.layers):
+        groups = {g.name: g for g, _ in inventory.reads(layer.name)}
+        if made := inventory.groups_by_name.get(layer.out_group or ""):
+            groups[made.name] = made
+        every = list(product(RATIOS, repeat=len(groups))) if len(groups) < 3 else []
+        met = set()
+        for ratios in every or [draw.choices(RATIOS, k=len(groups)) for _ in range(50)]:
+            each = zip(groups.values(), ratios, strict=True)
+            policy = {x: LayerPolicy(prune_ratio=ratio) for g, ratio in each for x in g.producers}
+            shape = shapes.layers(Policy(policy))[place]
+            met.add((shape.inputs, shape.outputs))
+        widths = shapes.widths(layer.name, counts, 10**6)
+        assert met == set(widths) if every else met <= set(widths), layer.name
+        few = shapes.widths(layer.name, counts, 3)
+        assert set(few) <= set(widths)
+        for outputs in {y for _, y in widths} if not layer.depthwise else ():
+            near, all_inputs = ([x for x, y in given if y == outputs] for given in (few, widths))
+            assert len(near) == min(3, len(all_inputs))
+            assert (min(near), max(near)) == (min(all_inputs), max(all_inputs))
 
 
 def test_two_producers_one_of_them_pruned(bank: Build) -> None:
