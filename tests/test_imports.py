@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -62,12 +63,14 @@ FOR_TYPES = {
 }
 """What a file names only for the type checker: the hooks of a technique are about rooms above."""
 PLAIN_TECHNIQUES = "techniques/builtin/"
-"""The registry in `policy` loads these by name, as it loads those of other packages, so that a
-search space knows them; they may not cost it torch."""
+BY_NAME = {"policy/registry.py": {"techniques"}}
+"""The registry in `policy` loads our own techniques by name, as it loads those of other packages,
+so that a search space knows them. They may not cost it torch, and need no policy to be there."""
 
 
 def _imports(path: Path) -> set[str]:
-    """Every dotted name that a file imports, at any depth."""
+    """Every dotted name that a file imports, at any depth, or names as `package.module:object` to
+    load it."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -76,6 +79,9 @@ def _imports(path: Path) -> set[str]:
             assert node.level == 0, f"{path}: relative import"
             names.add(node.module or "")
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found = re.fullmatch(r"(autocompress(?:\.\w+)+):\w+", node.value)
+            names |= {found[1]} if found else set()
     return names
 
 
@@ -90,7 +96,8 @@ def test_a_room_imports_only_what_stands_below_it(path: Path) -> None:
     imported = _imports(path)
     ours = {n.split(".")[1] for n in imported if n.startswith("autocompress.")}
     if room in ALLOWED:
-        above = ours - ALLOWED[room] - FOR_TYPES.get(str(relative), set())
+        may = FOR_TYPES.get(str(relative), set()) | BY_NAME.get(str(relative), set())
+        above = ours - ALLOWED[room] - may
         assert not above, f"{relative} imports {sorted(above)}"
     for library, places in ONLY_IN.items():
         if any(n == library or n.startswith(library + ".") for n in imported):
@@ -109,6 +116,22 @@ def test_what_is_named_for_types_is_not_loaded(file: str) -> None:
             node.body = [ast.Pass()]
     loaded = [n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
     assert not [n for n in loaded if n.split(".")[1:2] and n.split(".")[1] in FOR_TYPES[file]]
+
+
+def test_techniques_are_loaded_by_name_without_what_loads_them() -> None:
+    """In a process of their own: a policy is built from them, so they need none to be there."""
+    names = sorted(n for n in _imports(PACKAGE / "policy/registry.py") if ".builtin." in n)
+    assert len(names) == 5
+    above = ["torch", "autocompress.policy.policy", "autocompress.policy.registry"]
+    code = (
+        "import importlib, sys, types\n"
+        "package = sys.modules['autocompress'] = types.ModuleType('autocompress')\n"
+        f"package.__path__ = [{str(PACKAGE)!r}]  # without what the package itself imports\n"
+        f"for name in {names!r}: importlib.import_module(name)\n"
+        f"print([m for m in {above!r} if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_the_rule_knows_every_room() -> None:

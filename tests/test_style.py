@@ -65,10 +65,19 @@ def _names(node: ast.AST) -> set[str]:
     return set()
 
 
+def _by_name(tree: ast.AST) -> set[str]:
+    """Our modules that a file names as ``package.module:object``, to load what they hold."""
+    texts = {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant)}
+    named = {text.partition(":")[0] for text in texts if isinstance(text, str) and ":" in text}
+    return named & set(MODULES)
+
+
 @cache
 def _imported(module: str) -> frozenset[str]:
-    """What a module imports when it is imported, as its file says it."""
-    return frozenset(name for node in _at_import(_tree(module)) for name in _names(node))
+    """What a module imports when it is imported, as its file says it, and what it loads by name:
+    that may be at any time, so also while it is imported."""
+    tree = _tree(module)
+    return frozenset({name for node in _at_import(tree) for name in _names(node)} | _by_name(tree))
 
 
 def _loaded(module: str) -> set[str]:
@@ -116,6 +125,14 @@ def test_files_and_functions_are_short(module: str) -> None:
 def test_modules_do_not_import_each_other_in_a_circle(module: str) -> None:
     circle = {name for name in _follows(module) if module in _follows(name)}
     assert not circle, f"{module} is in a circle with {sorted(circle)}"
+
+
+def test_what_registries_load_by_name_is_followed() -> None:
+    ours = "autocompress.techniques.builtin.low_rank"
+    assert ours in _imported("autocompress.policy.registry")
+    assert "autocompress.model.factors" in _follows("autocompress.policy.registry")
+    runtime = "autocompress.targets.onnx_runtime"
+    assert runtime in _imported("autocompress.targets.registry")
 
 
 @pytest.mark.parametrize("module", MODULES)

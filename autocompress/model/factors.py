@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from autocompress.model.part import Part, whole
 from autocompress.policy.inventory import LayerSpec
-from autocompress.policy.policy import LayerPolicy
+
+if TYPE_CHECKING:
+    from autocompress.policy.policy import LayerPolicy
 
 
 def break_even_rank(layer: LayerSpec, inputs: int, outputs: int, method: str) -> float:

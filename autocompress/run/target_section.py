@@ -21,7 +21,7 @@ from autocompress.errors import InputError, TargetUnavailable
 from autocompress.policy.section import Section, field_texts, read_as
 from autocompress.run.variables import NAMED, VARIABLE, resolve_variables
 from autocompress.targets.config import FORMER, TargetConfig
-from autocompress.targets.registry import entries, load, load_entry
+from autocompress.targets.registry import entries, load, load_entry, read_config
 
 _DEFAULT: str = TargetConfig.model_fields["runtime"].default
 
@@ -58,7 +58,7 @@ class TargetSection(Section):
         Raises:
             InputError: a variable is not set, or holds what the runtime cannot take.
         """
-        return TargetConfig.read(resolve_variables(self.model_dump()))
+        return read_config(resolve_variables(self.model_dump()))
 
     @model_serializer
     def _written(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from autocompress.policy.registry import techniques
 from autocompress.targets import registry
 from autocompress.targets.base import Availability, Session, Target, TargetConfig, TensorSpec
 from autocompress.targets.profile import KernelClass, NodeTime, Profile
+from autocompress.targets.registry import read_config
 
 RUNTIMES = tuple(entry.name for entry in registry.BUILT_IN)
 """The built-in ones; ``available_targets`` also tells those of installed packages."""
@@ -28,6 +29,7 @@ __all__ = [
     "TensorSpec",
     "available_targets",
     "get_target",
+    "read_config",
 ]
 
 
@@ -41,7 +43,7 @@ def get_target(config: TargetConfig | Mapping[str, Any] | str) -> Target:
         InputError: the config cannot be read.
         TargetUnavailable: the runtime, device or provider is not present here.
     """
-    config = TargetConfig.read({"runtime": config} if isinstance(config, str) else config)
+    config = read_config({"runtime": config} if isinstance(config, str) else config)
     target: Target = registry.load(config.runtime)(config)
     return target
 

@@ -1,15 +1,13 @@
-"""The ``target`` section of a study: fields common to all runtimes, and how it is read."""
+"""The ``target`` section of a study: fields common to all runtimes."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated
 
 from pydantic import Field
 
-from autocompress.errors import InputError
-from autocompress.policy.section import Section, read_as
-from autocompress.targets import registry
+from autocompress.policy.section import Section
 
 FORMER = {"providers": None, "compile": False}
 """Once fields of every runtime; files of that time may say that they ask for nothing."""
@@ -42,24 +40,3 @@ class TargetConfig(Section):
     device: str = "cpu"
     lengths: Lengths | dict[str, Lengths] | None = None
     table: Path | None = None
-
-    @classmethod
-    def read(cls, data: Any, *, where: str | None = None) -> Self:
-        """Take a config, or plain data of one, into the config model of its runtime.
-
-        Raises:
-            InputError: an unknown key or runtime (with the nearest valid one), or a bad value.
-            TargetUnavailable: the runtime comes with a package that is broken.
-        """
-        plain = data.model_dump() if isinstance(data, TargetConfig) else dict(data)
-        runtime = plain.setdefault("runtime", cls.model_fields["runtime"].default)
-        if not isinstance(runtime, str):
-            raise InputError(f"`target.runtime` must be a runtime's name, got {runtime!r}.")
-        model: Any = registry.load(runtime).config_model
-        if type(data) is model:
-            return data
-        for key, nothing in FORMER.items():
-            if key not in model.model_fields and plain.get(key, 0) == nothing:
-                plain.pop(key, None)
-        found: Self = read_as(model, plain, where or f"`target` with the runtime {runtime!r}")
-        return found

@@ -7,17 +7,19 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from autocompress.errors import InputError, TargetUnavailable, nearest
+from autocompress.policy.section import read_as
+from autocompress.targets.config import FORMER, TargetConfig
 
 GROUP = "autocompress.targets"
 """Entry points of this group name subclasses of ``Target``, each by its own ``name``."""
 
 _PLACES = {
-    "onnxruntime": "onnx_runtime:OnnxRuntimeTarget",
-    "openvino": "open_vino:OpenVinoTarget",
-    "torch": "torch_runtime:TorchTarget",
-    "executorch": "executorch_runtime:ExecuTorchTarget",
+    "onnxruntime": "autocompress.targets.onnx_runtime:OnnxRuntimeTarget",
+    "openvino": "autocompress.targets.open_vino:OpenVinoTarget",
+    "torch": "autocompress.targets.torch_runtime:TorchTarget",
+    "executorch": "autocompress.targets.executorch_runtime:ExecuTorchTarget",
 }
-BUILT_IN = tuple(EntryPoint(name, f"{GROUP}.{place}", GROUP) for name, place in _PLACES.items())
+BUILT_IN = tuple(EntryPoint(name, place, GROUP) for name, place in _PLACES.items())
 #: what a target class must have; the rest comes with the base class
 _NEEDED = ("suffix", "config_model", "availability", "open", "classify", "describe", "export")
 
@@ -66,6 +68,26 @@ def load_entry(entry: EntryPoint) -> Any:
             f"name, {entry.value} {what}"
         )
     return found
+
+
+def read_config(data: Any) -> TargetConfig:
+    """Take a config, or plain data of one, into the config model of its runtime.
+
+    Raises:
+        InputError: an unknown key or runtime (with the nearest valid one), or a bad value.
+        TargetUnavailable: the runtime comes with a package that is broken.
+    """
+    plain = data.model_dump() if isinstance(data, TargetConfig) else dict(data)
+    runtime = plain.setdefault("runtime", TargetConfig.model_fields["runtime"].default)
+    if not isinstance(runtime, str):
+        raise InputError(f"`target.runtime` must be a runtime's name, got {runtime!r}.")
+    model: type[TargetConfig] = load(runtime).config_model
+    if type(data) is model:
+        return data
+    for key, nothing in FORMER.items():
+        if key not in model.model_fields and plain.get(key, 0) == nothing:
+            plain.pop(key, None)
+    return read_as(model, plain, f"`target` with the runtime {runtime!r}")
 
 
 def _usable(name: str) -> bool:

@@ -39,6 +39,7 @@ from autocompress.targets import (
     TargetConfig,
     available_targets,
     get_target,
+    read_config,
     registry,
 )
 from autocompress.targets.base import random_inputs
@@ -131,7 +132,7 @@ class TargetContract:
     @pytest.fixture
     def target(self) -> Target:
         """The target with the class's config."""
-        config = TargetConfig.read(self._plain)
+        config = read_config(self._plain)
         found = registry.load(config.runtime).availability()
         if not found.available:
             pytest.skip(f"{config.runtime}: {found.reason}")
@@ -176,7 +177,7 @@ class TargetContract:
         config = target.config
         assert type(config) is target.config_model
         assert config.runtime == target.name
-        assert TargetConfig.read(json.loads(config.model_dump_json())) == config
+        assert read_config(json.loads(config.model_dump_json())) == config
         assert pickle.loads(pickle.dumps(config)) == config
 
     def test_a_wrong_config_is_an_input_error(self, target: Target) -> None:

@@ -15,7 +15,7 @@ from autocompress.policy.policy import Distill
 from autocompress.policy.recipe import Recipe
 from autocompress.policy.space_config import SpaceConfig
 from autocompress.run.study import StudyConfig, load_study, read_study, shipped
-from autocompress.targets import TargetConfig
+from autocompress.targets import read_config
 from autocompress.track.folder import RunFolder
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "run_0_1"
@@ -203,7 +203,7 @@ def test_variables_of_a_target_are_looked_up_when_it_is_needed(
     for name, value in {"R": "torch", "N": "3", "L": "5"}.items():
         monkeypatch.setenv(name, value)
     plain = {"runtime": "torch", "threads": 3, "lengths": {"ids": [5, 3]}}
-    assert study.target.config() == TargetConfig.read(plain)
+    assert study.target.config() == read_config(plain)
     monkeypatch.setenv("N", "none")
     with pytest.raises(InputError, match="threads"):
         study.target.config()

@@ -17,9 +17,8 @@ from autocompress.measure.latency import paired_timing
 from autocompress.measure.sampling import Plan
 from autocompress.policy.policy import Policy
 from autocompress.policy.settings import CompressionSettings
-from autocompress.targets import get_target
+from autocompress.targets import get_target, read_config
 from autocompress.targets.base import Session, TensorSpec, random_inputs
-from autocompress.targets.config import TargetConfig
 from autocompress.targets.lengths import drawn_inputs, drawn_sizes
 from autocompress.techniques.compressed import Compressed
 
@@ -63,8 +62,8 @@ def file(target: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_lengths_as_they_are_written(lengths: Any, wanted: list[dict[str, int]]) -> None:
-    config = TargetConfig.read({"lengths": lengths})
-    assert TargetConfig.read(config.model_dump(mode="json")) == config
+    config = read_config({"lengths": lengths})
+    assert read_config(config.model_dump(mode="json")) == config
     assert drawn_sizes(config.lengths, ["s"]) == wanted
     assert drawn_sizes(config.lengths, []) == [{}]
 

@@ -13,33 +13,40 @@ from pathlib import Path
 import pytest
 from jsonschema import Draft202012Validator
 
-from autocompress.commands.schema import schema
 from autocompress.errors import InputError, TargetUnavailable
+from autocompress.run.schema import schema
 from autocompress.run.study import read_study
-from autocompress.targets import RUNTIMES, TargetConfig, available_targets, get_target, registry
+from autocompress.targets import (
+    RUNTIMES,
+    TargetConfig,
+    available_targets,
+    get_target,
+    read_config,
+    registry,
+)
 
 
 def test_every_runtime_has_fields_of_its_own() -> None:
-    assert TargetConfig.read({"runtime": "torch", "compile": True}).model_dump()["compile"] is True
-    chosen = TargetConfig.read({"providers": ["CPUExecutionProvider"]})
+    assert read_config({"runtime": "torch", "compile": True}).model_dump()["compile"] is True
+    chosen = read_config({"providers": ["CPUExecutionProvider"]})
     assert chosen.model_dump()["providers"] == ("CPUExecutionProvider",)
     with pytest.raises(InputError, match="runtime 'onnxruntime' has an unknown key 'compile'"):
-        TargetConfig.read({"compile": True})
+        read_config({"compile": True})
     with pytest.raises(InputError, match="runtime 'torch' has an unknown key 'providers'"):
-        TargetConfig.read({"runtime": "torch", "providers": ["CPUExecutionProvider"]})
+        read_config({"runtime": "torch", "providers": ["CPUExecutionProvider"]})
 
 
 def test_the_nearest_key_is_one_of_that_runtime() -> None:
     with pytest.raises(InputError, match="did you mean 'compile'"):
-        TargetConfig.read({"runtime": "torch", "compiled": True})
+        read_config({"runtime": "torch", "compiled": True})
     with pytest.raises(InputError) as raised:
-        TargetConfig.read({"compiled": True})
+        read_config({"compiled": True})
     assert "did you mean" not in str(raised.value)
 
 
 def test_an_unknown_runtime_names_the_nearest_and_those_that_are_here() -> None:
     with pytest.raises(InputError, match="did you mean 'onnxruntime'") as raised:
-        TargetConfig.read({"runtime": "onnx_runtime"})
+        read_config({"runtime": "onnx_runtime"})
     usable = [found.runtime for found in available_targets() if found.available]
     assert f"usable here: {', '.join(usable)}" in str(raised.value)
 
@@ -47,27 +54,27 @@ def test_an_unknown_runtime_names_the_nearest_and_those_that_are_here() -> None:
 def test_fields_that_ask_for_nothing_are_read_with_every_runtime() -> None:
     """Files of the time when all runtimes had all fields may hold them."""
     old = {"runtime": "torch", "threads": 2, "providers": None, "compile": False}
-    assert TargetConfig.read(old) == TargetConfig.read({"runtime": "torch", "threads": 2})
-    assert TargetConfig.read({"providers": None, "compile": False}) == TargetConfig.read({})
+    assert read_config(old) == read_config({"runtime": "torch", "threads": 2})
+    assert read_config({"providers": None, "compile": False}) == read_config({})
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_a_config_is_read_into_its_runtimes_model_once(runtime: str) -> None:
     """Also where the runtime is not installed: reading needs none."""
     general = TargetConfig(runtime=runtime, threads=3)
-    config = TargetConfig.read(general)
+    config = read_config(general)
     assert type(config) is registry.load(runtime).config_model
     assert (config.runtime, config.threads) == (runtime, 3)
-    assert TargetConfig.read(config) is config
-    assert TargetConfig.read(config.model_dump(mode="json")) == config
+    assert read_config(config) is config
+    assert read_config(config.model_dump(mode="json")) == config
     assert pickle.loads(pickle.dumps(config)) == config
 
 
 def test_reading_a_config_loads_no_runtime() -> None:
     heavy = ["torch", "onnx", "onnxruntime", "openvino", "executorch"]
     code = (
-        "import sys\nfrom autocompress.targets import RUNTIMES, TargetConfig\n"
-        "for name in RUNTIMES: TargetConfig.read({'runtime': name})\n"
+        "import sys\nfrom autocompress.targets import RUNTIMES, read_config\n"
+        "for name in RUNTIMES: read_config({'runtime': name})\n"
         f"print([m for m in {heavy!r} if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -19,10 +19,10 @@ from autocompress.targets import (
     KernelClass,
     NodeTime,
     Profile,
-    TargetConfig,
     TensorSpec,
     available_targets,
     get_target,
+    read_config,
     registry,
 )
 from autocompress.targets.base import random_inputs
@@ -70,11 +70,11 @@ def test_onnxruntime_starts_one_thread_less_than_it_uses(exported: dict[str, Pat
 
 def test_a_config_names_the_nearest_key_and_runtime() -> None:
     with pytest.raises(InputError, match="'threads'"):
-        TargetConfig.read({"thread": 2})
+        read_config({"thread": 2})
     with pytest.raises(InputError, match="onnxruntime"):
-        TargetConfig.read({"runtime": "onnx_runtime"})
+        read_config({"runtime": "onnx_runtime"})
     with pytest.raises(InputError, match="threads"):
-        TargetConfig.read({"threads": 0})
+        read_config({"threads": 0})
 
 
 def test_profiles_carry_the_names_of_the_file(exported: dict[str, Path]) -> None:
