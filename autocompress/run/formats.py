@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autocompress.errors import InputError, TargetUnavailable
 from autocompress.targets import get_target
-from autocompress.targets.base import Target
+from autocompress.targets.base import Target, TargetConfig
 from autocompress.targets.registry import entries, load_entry
 
 if TYPE_CHECKING:
@@ -19,12 +19,12 @@ Writer = Callable[["Compressed", Path, Any], "ExportedFile"]
 """Writes a compressed model, with an example of its inputs, to a path."""
 
 
-def writer_of(path: Path, target: Mapping[str, Any] | None = None) -> Writer:
+def writer_of(path: Path, target: TargetConfig | None = None) -> Writer:
     """Who writes a file of the path's suffix.
 
     Args:
         path: of the file.
-        target: section of a study: its file is the one that was measured. Other suffixes are
+        target: of a study: its file is the one that was measured. Other suffixes are
             those of autocompress itself, then of any other target.
 
     Raises:

@@ -17,7 +17,7 @@ from autocompress.results.metric import ACCURACY, Measurement
 from autocompress.results.trial import Phase
 from autocompress.run.factories import from_elsewhere
 from autocompress.run.formats import writer_of
-from autocompress.run.study import GIVEN, StudyConfig, read_study, resolve_variables
+from autocompress.run.study import GIVEN, StudyConfig, read_study
 
 _AGAIN = "Export the recipe again: `autocompress export RUN -o recipe.yaml`."
 
@@ -196,8 +196,8 @@ def apply(
         trust: run whatever functions the recipe names; see ``factories``.
     """
     recipe = load_recipe(recipe_path)
-    target = read_study(recipe.study, where="the recipe's study").target
-    write = writer_of(output, resolve_variables(target))  # said before anything is loaded
+    target = read_study(recipe.study, where="the recipe's study").target.config()
+    write = writer_of(output, target)  # said before anything is loaded
     with scratch_folder("replay") as scratch, _trusting(recipe_path, model, data, trust):
         parts, same = open_recipe(recipe, model, checkpoint, data=data, folder=scratch)
         compressed = rebuild(recipe, parts, same, recipe_path.parent)
