@@ -32,10 +32,13 @@ NARROWER = [name for name in ATTENTIONS if name not in AS_WIDE]
 def bank_of(name: str) -> tuple[LayerBank, Tensor, ChannelGroup]:
     model, inputs = block(name)
     inventory = take_inventory(model, inputs[:2])
-    split = Split(inputs, torch.zeros(len(inputs), dtype=torch.long))
-    bank = LayerBank.build(model, inventory, split, CompressionSettings())
+    bank = LayerBank.build(model, inventory, training(inputs), CompressionSettings())
     (heads,) = (g for g in inventory.channel_groups if g.name.startswith("attention."))
     return bank, inputs, heads
+
+
+def training(inputs: Tensor) -> Split:
+    return Split(inputs, torch.zeros(len(inputs), dtype=torch.long))
 
 
 def narrower(group: ChannelGroup, ratio: float) -> Policy:
@@ -80,8 +83,9 @@ def test_heads_get_the_best_products_under_the_inputs_second_moment() -> None:
     small = bank.stitch(narrower(group, 0.5)).module
     seen: list[Tensor] = []
     handle = bank.model.attention.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+    count = bank.settings.calibrating(bank.inventory.macs, len(inputs))
     with torch.no_grad():
-        bank.model(inputs)
+        bank.model(training(inputs).sample(count, bank.settings.seed).inputs(count))
     handle.remove()
     rows = seen[0].flatten(0, 1).double().numpy()
     rows = np.concatenate([rows, np.ones((len(rows), 1))], 1)
