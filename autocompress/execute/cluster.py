@@ -7,10 +7,14 @@ import logging
 import os
 import subprocess
 import sys
+import uuid
+from collections.abc import Callable
+from pathlib import Path
 
 from autocompress.errors import InputError
 
 _ANSWER_S = 20.0
+_MARK = "AUTOCOMPRESS_RAY"
 _log = logging.getLogger(__name__)
 _QUIET = {"include_dashboard": False, "log_to_driver": False, "logging_level": "error"}
 _VARIABLES = {
@@ -20,7 +24,7 @@ _VARIABLES = {
 }
 
 
-def connect(address: str | None) -> bool:
+def connect(address: str | None) -> Callable[[], None]:
     """Connect to a cluster, or start one on this machine.
 
     Args:
@@ -28,7 +32,8 @@ def connect(address: str | None) -> bool:
             variable or a file of another program says of clusters.
 
     Returns:
-        Whether it was connected here, and is to be shut down by whoever called.
+        Disconnects, and ends a cluster that was started here; does nothing to a connection that
+        was there before. May be called again.
 
     Raises:
         InputError: nothing answers at the address.
@@ -38,13 +43,36 @@ def connect(address: str | None) -> bool:
     import ray
 
     if ray.is_initialized():
-        return False
+        return lambda: None
     if address is None:
+        return _start()
+    _check_answers(address)
+    ray.init(address=address, **_QUIET)
+    return lambda: ray.shutdown()
+
+
+def _start() -> Callable[[], None]:
+    """A cluster of one's own, all of which ends with this process, however that ends."""
+    import ray
+
+    mark = f"{_MARK}={uuid.uuid4().hex}"
+    guard = subprocess.Popen(
+        [sys.executable, "-I", str(Path(__file__).with_name("after_ray.py")), mark],
+        stdin=subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C is not for it
+    )
+    os.environ[_MARK] = mark.partition("=")[2]
+    try:
         ray.init(address="local", **_QUIET)
-    else:
-        _check_answers(address)
-        ray.init(address=address, **_QUIET)
-    return True
+    finally:
+        del os.environ[_MARK]
+
+    def end() -> None:
+        ray.shutdown()
+        assert guard.stdin is not None
+        guard.stdin.close()
+
+    return end
 
 
 def _check_answers(address: str) -> None:

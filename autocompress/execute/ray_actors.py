@@ -43,7 +43,7 @@ class RayExecutor:
         cpus: float | None = None,
         gpus: float = 0.0,
     ) -> None:
-        self._own = connect(address)
+        self._disconnect = connect(address)
         import ray
 
         self.slots = workers
@@ -147,8 +147,7 @@ class RayExecutor:
         for actor in (*self._idle, *self._starting.values(), *busy):
             ray.kill(actor)
         self._idle, self._running, self._starting = [], {}, {}
-        if self._own:
-            ray.shutdown()
+        self._disconnect()
 
 
 class _Worker:

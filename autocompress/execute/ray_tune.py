@@ -45,7 +45,7 @@ class RayTuneExecutor:
         cpus: float | None = None,
         gpus: float = 0.0,
     ) -> None:
-        self._own = connect(address)
+        self._disconnect = connect(address)
         self.slots = workers
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
@@ -80,16 +80,13 @@ class RayTuneExecutor:
 
     def close(self, *, cancel: bool = False) -> None:
         """Let Tune end, and Ray with it if it was started here; with ``cancel``, drop the queue."""
-        import ray
-
         while cancel and not self._jobs.empty():
             self._jobs.get()
         self._jobs.put(None)
-        if self._own and cancel:
-            ray.shutdown()  # which ends what Tune waits for
+        if cancel:
+            self._disconnect()  # which ends what Tune waits for
         self._thread.join(timeout=60)
-        if self._own:
-            ray.shutdown()
+        self._disconnect()
         shutil.rmtree(self._folder, ignore_errors=True)  # a cancelled Tune may still write
 
     def _tune(self, factory: bytes, resources: dict[str, float]) -> None:

@@ -77,7 +77,8 @@ def test_a_cluster_of_ones_own_is_not_the_one_that_a_variable_names() -> None:
     """A variable or a file that a dead cluster left behind costs nothing."""
     code = (
         "from autocompress.execute.cluster import connect; import ray; "
-        "assert connect(None); print(ray.get_runtime_context().gcs_address); ray.shutdown()"
+        "end = connect(None); print(ray.get_runtime_context().gcs_address); end(); end(); "
+        "assert not ray.is_initialized()"
     )
     with socket.create_server(("127.0.0.1", 0)) as silent:
         dead = f"127.0.0.1:{silent.getsockname()[1]}"
