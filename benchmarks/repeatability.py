@@ -20,7 +20,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from autocompress.controller.seeds import ladders
+from autocompress.controller.starts import ladders
 from autocompress.measure.latency import paired_timing
 from autocompress.measure.quiet import QuietSpeed
 from autocompress.measure.sampling import Plan

@@ -151,6 +151,20 @@ def test_the_path_of_a_mistake_is_whole(what: str, path: tuple[str | int, ...]) 
     assert f"an unknown key '{'.'.join(map(str, path))}.no_such_key'" in str(caught.value)
 
 
+@pytest.mark.parametrize(("former", "name", "value"), [("seeds", "starts", False)])
+def test_keys_of_earlier_versions_are_read_and_written_by_their_present_name(
+    former: str, name: str, value: Any
+) -> None:
+    data = {**LEAST, "search": {former: value}}
+    assert valid("study", data)
+    search = read_study({"name": "x", **data}).search.model_dump()
+    assert search[name] == value
+    assert former not in search
+    assert read_study({"name": "x", **LEAST}).search.model_dump()[name] != value
+    with pytest.raises(InputError, match=former):
+        read_study({"name": "x", **LEAST, "search": {former: value, name: value}})
+
+
 def test_a_recipe_with_a_wrong_policy_is_not_valid() -> None:
     data = yaml.safe_load((FIXTURES / "recipe.yaml").read_text())
     data["policy"] = {"layers": {"conv1": {"prune_rato": 0.5}}}

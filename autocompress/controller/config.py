@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Any
 
-from autocompress.policy.section import Section
+from pydantic import AliasChoices, ConfigDict, Field
+
+from autocompress.policy.section import STRICT, Section, describe
+
+_FORMER = {"starts": "seeds"}
+"""Fields and the names that they had before; studies and runs of that time still say them."""
+
+
+def _with_former(schema: dict[str, Any], kind: type) -> None:
+    """Say in the JSON Schema that the former names are read as well."""
+    describe(schema, kind)
+    fields = schema["properties"]
+    for name, former in _FORMER.items():
+        about = {"deprecated": True, "description": f"the former name of `{name}`."}
+        fields[former] = {**fields[name], **about}
+
+
+def _called(name: str) -> AliasChoices:
+    return AliasChoices(name, _FORMER[name])
 
 
 class SearchConfig(Section):
     """The ``search`` section of a study.
 
     Args:
-        sampler: ``guided`` (seeds, solver, level switches, Optuna's TPE for variety), one of
-            Optuna's samplers alone (``tpe``, ``nsga2``, ``gp``, ``random``), or one that an
-            installed package offers.
+        sampler: ``guided`` (starting policies, solver, level switches, Optuna's TPE for variety),
+            one of Optuna's samplers alone (``tpe``, ``nsga2``, ``gp``, ``random``), or one that
+            an installed package offers.
         trials: evaluations of the search phase; ``null`` leaves the end to the clock.
         timeout_s: seconds of the search phase; ``null`` leaves the end to the count.
         trial_timeout_s: seconds after which an evaluation is given up as failed, for a metric or a
@@ -21,7 +39,7 @@ class SearchConfig(Section):
         seed: of everything random.
         objectives: ``quality``, the first metric of the task (accuracy of a classification), then
             the cost that the front trades it for.
-        seeds: begin with uniform policies and all-int8 (and the solver's, if guided).
+        starts: begin with uniform policies and all-int8 (and the solver's, if guided).
         screen_images: training inputs that a proposal is screened on at most; fewer where
             ``timeout_s`` leaves no time for them.
         candidates: proposals that are screened for each trial that is evaluated.
@@ -30,13 +48,15 @@ class SearchConfig(Section):
         random_baselines: random policies within the budget that stand beside the result.
     """
 
+    model_config = ConfigDict({**STRICT, "json_schema_extra": _with_former})
+
     sampler: str = "guided"
     trials: int | None = Field(60, ge=1)
     timeout_s: float | None = Field(None, gt=0)
     trial_timeout_s: float | None = Field(None, gt=0)
     seed: int = 0
     objectives: tuple[str, ...] = ("quality", "latency_ms")
-    seeds: bool = True
+    starts: bool = Field(True, validation_alias=_called("starts"))
     screen_images: int = Field(256, ge=16)
     candidates: int = Field(6, ge=1)
     max_rejections: int | None = Field(500, ge=1)

@@ -121,7 +121,7 @@ class OptunaController:
 
     def _asked(self) -> tuple[Assignment, optuna.trial.Trial]:
         trial = self._study.ask()
-        # students are tried once each, as seeds: untrained they teach the sampler nothing
+        # students are tried once each, before it is asked: untrained they teach the sampler nothing
         levels = tuple(
             0 if c.kind == "student" else trial.suggest_int(c.name, 0, len(c.levels) - 1)
             for c in self.space.choices

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from autocompress.controller.context import Context
 from autocompress.controller.promotion import by_band, promoted
 from autocompress.controller.protocols import Job
-from autocompress.controller.seeds import ladders, named, uniform_by_cost, uniform_near
+from autocompress.controller.starts import ladders, named, uniform_by_cost, uniform_near
 from autocompress.policy.policy import Distill, Policy
 from autocompress.policy.recovery import RecoveryConfig
 from autocompress.policy.space import Assignment

@@ -1,4 +1,4 @@
-"""The plain samplers: seeds first (if asked), then one of Optuna's alone."""
+"""The plain samplers: starting policies first (if asked), then one of Optuna's alone."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 from autocompress.controller.context import Context
 from autocompress.controller.optuna_study import OptunaController
 from autocompress.controller.protocols import Proposal, Settled
-from autocompress.controller.seeds import ladders
+from autocompress.controller.starts import ladders
 
 if TYPE_CHECKING:
     from autocompress.controller.optuna_study import BaseSampler
 
 
 class PlainProposer:
-    """Seeds, then ask.
+    """Starting policies, then ask.
 
     Args:
         context: of the study.
@@ -35,10 +35,10 @@ class PlainProposer:
             config.trials,
             context.feasibility.baseline,
         )
-        self.queue = deque(ladders(context.space) if config.seeds else ())
+        self.queue = deque(ladders(context.space) if config.starts else ())
 
     def suggest(self, n: int) -> list[Proposal]:
-        """The next seeds, then the sampler's choices."""
+        """The next starting policies, then the sampler's choices."""
         found = [Proposal(*self.queue.popleft()) for _ in range(min(n, len(self.queue)))]
         while len(found) < n:
             found.append(Proposal(self.origin, self.controller.ask()))

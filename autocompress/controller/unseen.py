@@ -56,7 +56,7 @@ class Unseen:
         if self._left is not None:
             return self._random.choice(list(self._left.values())) if self._left else None
         for _ in range(_DRAWS):
-            # a student is a seed; of random ones most would be over the budget or alike
+            # a student is a starting policy; of random ones most would be over the budget or alike
             levels = tuple(
                 0 if c.kind == "student" else self._random.randrange(len(c.levels))
                 for c in self.space.choices

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from autocompress.build.pipeline import student_cost
 from autocompress.controller.near import estimates_near
-from autocompress.controller.seeds import ladders
+from autocompress.controller.starts import ladders
 from autocompress.errors import InfeasibleBudget
 from autocompress.machine.progress import Progress
 from autocompress.machine.scratch import scratch_folder

@@ -204,7 +204,7 @@ def test_the_rest_of_a_ladder_is_solved_again_where_measuring_has_shown_it_to_be
     evaluator = Surprised(6, seed=2)
     ctx = context(evaluator, trials=4, budget="latency<=0.6x")
     guided = GuidedProposer(ctx)
-    guided.seeds.queue.clear()
+    guided.starts.queue.clear()
     run_search(ctx, guided)
     assert [t.origin for t in ctx.ledger.trials] == 4 * ["solver"]
     assert [t.feasible for t in ctx.ledger.trials] == [False, True, True, True]

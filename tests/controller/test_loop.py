@@ -173,8 +173,8 @@ def test_a_sampler_that_repeats_itself_gives_way_to_random_policies(layers: int)
     assert result.stopped == "trials"
     assert len({digest for digest, _ in evaluator.evaluated}) == 12
     origins = [t.origin for t in ctx.ledger.trials if t.state is not TrialState.DUPLICATE]
-    seeds = sum(o not in ("Stuck", "random") for o in origins)
-    assert origins[seeds:] == ["Stuck", *["random"] * (11 - seeds)]
+    starts = sum(o not in ("Stuck", "random") for o in origins)
+    assert origins[starts:] == ["Stuck", *["random"] * (11 - starts)]
 
 
 def test_a_sampler_that_goes_on_repeating_itself_is_asked_less() -> None:

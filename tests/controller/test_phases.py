@@ -61,7 +61,7 @@ def by_number(context: Context) -> dict[int, Trial]:
 
 
 def test_baselines_name_the_best_feasible_of_each_kind() -> None:
-    context = searched(8, seeds=False)
+    context = searched(8, starts=False)
     found = run_baselines(context)
     trials = by_number(context)
     assert set(found) == {"uniform", "int8", "random"}

@@ -49,7 +49,7 @@ def search(url: str, driver: str, seed: int, trials: int = 40) -> tuple[list[Tri
         evaluator,
         InProcessExecutor(evaluator),
         Budget("latency<=0.9x"),
-        SearchConfig(sampler="random", trials=trials, seed=seed, seeds=False),
+        SearchConfig(sampler="random", trials=trials, seed=seed, starts=False),
         [],
         shared=(mine := shared(url, driver)),
     )
@@ -127,7 +127,7 @@ def test_what_another_driver_timed_is_read_beside_ones_own_baseline(url: str) ->
         evaluator,
         InProcessExecutor(evaluator),
         Budget("latency<=0.4x"),
-        SearchConfig(sampler="random", trials=1, seeds=False),
+        SearchConfig(sampler="random", trials=1, starts=False),
         [],
         shared=mine,
     )

@@ -104,7 +104,7 @@ def test_guided_ranks_the_levels_of_every_pruned_layer(kind: str, tmp_path: Path
     made = evaluator(kind, tmp_path, None if kind == "binary" else less_error)
     rule = {"match": "*", "prune_ratio": [0, 0.25, 0.75]}
     space = SpaceConfig.read({"rules": [rule]}).bind(made.builder.pipeline.inventory)
-    config = SearchConfig(objectives=("accuracy", "macs"), seeds=False)
+    config = SearchConfig(objectives=("accuracy", "macs"), starts=False)
     context = Context(space, made, InProcessExecutor(made), Budget(), config, [])
     guided = GuidedProposer(context)
     guided.sensitivity.probe(lambda: True)

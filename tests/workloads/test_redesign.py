@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from autocompress.controller.seeds import ladders
+from autocompress.controller.starts import ladders
 from autocompress.model.cost import count_macs
 from autocompress.policy.policy import Policy
 from autocompress.results.metric import Measurement

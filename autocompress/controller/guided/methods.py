@@ -35,7 +35,7 @@ class Method(Protocol):
         """At most ``n`` proposals; none where the method has nothing for this round."""
 
 
-class Seeds:
+class Starts:
     """Starting policies.
 
     Args:

@@ -1,7 +1,7 @@
-"""The guided search: seeds, an exact solver, level switches on the front, and Optuna's TPE.
+"""The guided search: starting policies, a solver, level switches on the front, and Optuna's TPE.
 
-A portfolio of methods (``methods.py``) and a selector. Seeds and the solver's ladder become trials
-as they are.
+A portfolio of methods (``methods.py``) and a selector. Starting policies and the solver's ladder
+become trials as they are.
 After that every proposal is checked against the budget by the cost estimate and screened by its KL
 divergence to the uncompressed outputs; only the best of a handful becomes a trial. Every other
 round works on the answer, the most expensive policy within the budget, as long as it loses
@@ -18,12 +18,12 @@ from autocompress.controller.context import Context
 from autocompress.controller.guided.costs import EstimatedCosts
 from autocompress.controller.guided.history import History
 from autocompress.controller.guided.ladder import RUNGS, Refit, SolverLadder
-from autocompress.controller.guided.methods import Candidates, Method, Round, Seeds
+from autocompress.controller.guided.methods import Candidates, Method, Round, Starts
 from autocompress.controller.guided.neighbours import Jitter, Switch
 from autocompress.controller.guided.selector import Selector
 from autocompress.controller.optuna_study import OptunaController
 from autocompress.controller.protocols import Proposal, Settled
-from autocompress.controller.seeds import leading_seeds
+from autocompress.controller.starts import leading_starts
 from autocompress.policy.space import Assignment
 
 _SHARES = {"switch": 0.6, "jitter": 0.3, "tpe": 0.1}
@@ -56,7 +56,7 @@ class GuidedProposer:
         )
         shared = context, self.costs, self.history, self.sensitivity
         self.random = random.Random(config.seed)
-        self.seeds = Seeds(leading_seeds(context) if config.seeds else ())
+        self.starts = Starts(leading_starts(context) if config.starts else ())
         self.ladder = SolverLadder(*shared)
         self.refit = Refit(self.ladder)
         self.varying: dict[str, Method] = {
@@ -68,9 +68,9 @@ class GuidedProposer:
         self._under_way: set[str] = set()
 
     def suggest(self, n: int) -> list[Proposal]:
-        """Seeds, then the solver's ladder, then the best of a handful for each one asked for."""
+        """Starting policies, then the ladder, then the best of a handful for each one asked for."""
         found: list[Proposal] = []
-        first: tuple[Method, ...] = (self.seeds, self.ladder)
+        first: tuple[Method, ...] = (self.starts, self.ladder)
         for method in first:
             if len(found) < n:
                 found += method.suggest(n - len(found), Round())

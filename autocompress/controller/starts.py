@@ -78,7 +78,7 @@ def uniform_near(context: Context) -> list[Assignment]:
     return [*likely, *possible][:_NEAR]
 
 
-def leading_seeds(context: Context) -> list[tuple[str, Assignment]]:
+def leading_starts(context: Context) -> list[tuple[str, Assignment]]:
     """Those with a name (int8), the mildest uniform ones within the budget, and the students.
 
     The rest of the ladders are what the solver does better; the baselines of the study still show
