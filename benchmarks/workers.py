@@ -48,7 +48,7 @@ def searched(run: Path) -> list[Entry]:
 def measured(study: str, workers: int, trials: int, executor: str) -> dict[str, Any]:
     """One search from the command line, watched from outside."""
     config = load_study(study).changed(
-        search={"sampler": "random", "trials": trials, "timeout_s": None, "random_baselines": 0},
+        search={"sampler": "random", "trials": trials, "timeout_s": None, "random_references": 0},
         recovery={"epochs": 0},
         budget=["latency<=0.95x"],
         tracking={"mlflow": False},

@@ -151,7 +151,10 @@ def test_the_path_of_a_mistake_is_whole(what: str, path: tuple[str | int, ...]) 
     assert f"an unknown key '{'.'.join(map(str, path))}.no_such_key'" in str(caught.value)
 
 
-@pytest.mark.parametrize(("former", "name", "value"), [("seeds", "starts", False)])
+@pytest.mark.parametrize(
+    ("former", "name", "value"),
+    [("seeds", "starts", False), ("random_baselines", "random_references", 0)],
+)
 def test_keys_of_earlier_versions_are_read_and_written_by_their_present_name(
     former: str, name: str, value: Any
 ) -> None:

@@ -35,7 +35,7 @@ def view_of(run: str, target: str | None, *, trust: bool, quiet: bool) -> RunVie
 
 
 def show_front(view: RunView, console: Console) -> None:
-    """The front as a table, and the answer beside the simple ways."""
+    """The front as a table, and the answer beside the reference policies."""
     console.print(front_table(view))
     console.print(verdict_table(view))
 

@@ -8,7 +8,7 @@ from pydantic import AliasChoices, ConfigDict, Field
 
 from autocompress.policy.section import STRICT, Section, describe
 
-_FORMER = {"starts": "seeds"}
+_FORMER = {"starts": "seeds", "random_references": "random_baselines"}
 """Fields and the names that they had before; studies and runs of that time still say them."""
 
 
@@ -45,7 +45,8 @@ class SearchConfig(Section):
         candidates: proposals that are screened for each trial that is evaluated.
         max_rejections: proposals in a row whose estimate is over the budget before the search gives
             up; ``null`` goes on until trials or time are used up (``random`` under a tight budget).
-        random_baselines: random policies within the budget that stand beside the result.
+        random_references: random policies within the budget among the reference policies, which
+            stand beside the result.
     """
 
     model_config = ConfigDict({**STRICT, "json_schema_extra": _with_former})
@@ -60,4 +61,4 @@ class SearchConfig(Section):
     screen_images: int = Field(256, ge=16)
     candidates: int = Field(6, ge=1)
     max_rejections: int | None = Field(500, ge=1)
-    random_baselines: int = Field(3, ge=0)
+    random_references: int = Field(3, ge=0, validation_alias=_called("random_references"))

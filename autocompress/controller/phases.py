@@ -1,4 +1,4 @@
-"""The phases around the search: baselines at the budget, recovery, verification."""
+"""The phases around the search: reference policies at the budget, recovery, verification."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ VERIFIED = 6
 """Front members that are scored on the test split, at most."""
 
 
-def run_baselines(context: Context) -> dict[str, int]:
-    """What a person would do by hand at the same budget: uniform, named (all-int8), random.
+def run_reference_policies(context: Context) -> dict[str, int]:
+    """What a person would try by hand at the same budget: uniform, named (all-int8), random.
 
     Policies that the search evaluated already are not evaluated again.
 
@@ -50,7 +50,7 @@ def _random(context: Context) -> list[Assignment]:
     draw = random.Random(context.config.seed + 7)
     found: list[Assignment] = []
     for _ in range(2000):
-        if len(found) >= context.config.random_baselines:
+        if len(found) >= context.config.random_references:
             break
         # an untrained student is at chance, which would flatter the search
         levels = tuple(
@@ -74,7 +74,7 @@ def _settled(context: Context, assignment: Assignment, origin: str) -> Trial | N
     if known is not None or context.stop:
         return known
     job = Job(context.ledger.number(), policy, SEARCH, context.config.seed, origin)
-    done = context.run_jobs([job], "baselines")
+    done = context.run_jobs([job], "references")
     return done[0] if done else None
 
 

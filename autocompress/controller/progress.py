@@ -14,7 +14,7 @@ class SearchProgress:
     """What a progress display shows after every trial.
 
     Args:
-        phase: ``search``, ``baselines``, ``finish``, ``recover`` or ``verify``.
+        phase: ``search``, ``references``, ``finish``, ``recover`` or ``verify``.
         done, total: trials of the phase; ``total`` is ``None`` where the clock decides.
         best_quality: of the feasible trials, or ``None``.
         hypervolume: of the feasible front.

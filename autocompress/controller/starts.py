@@ -81,8 +81,8 @@ def uniform_near(context: Context) -> list[Assignment]:
 def leading_starts(context: Context) -> list[tuple[str, Assignment]]:
     """Those with a name (int8), the mildest uniform ones within the budget, and the students.
 
-    The rest of the ladders are what the solver does better; the baselines of the study still show
-    the best uniform policy.
+    The rest of the ladders are what the solver does better; the study's reference policies still
+    show the best uniform one.
     """
     uniform = [("uniform", levels) for levels in uniform_near(context)]
     fitting = [

@@ -1,4 +1,4 @@
-"""The training loop behind fine-tuning and baselines.
+"""The training loop behind fine-tuning and the training before a study.
 
 Every random draw follows from the seed and the step's number alone, so that a run that was
 interrupted goes on bit for bit.

@@ -1,4 +1,4 @@
-"""The search beside the simple ways of compressing: which trials are compared, and who is ahead."""
+"""The search beside the reference policies: which trials are compared, and who is ahead."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ _CLEAR = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The search beside one simple way of compressing, at the same budget and training.
+    """The search beside one reference policy, at the same budget and training.
 
     Args:
-        name: of the simple way.
-        simple: its trial.
+        name: of the reference policy.
+        reference: its trial.
         found: the best trial within the budget that got as much training and was not proposed as
-            a simple way itself; ``None`` where there is none.
-        gap: quality of ``found`` less that of ``simple``, on the same samples (as independent
-            where a record does not tell them); ``None`` where ``simple`` is over the budget or
+            a reference policy itself; ``None`` where there is none.
+        gap: quality of ``found`` less that of ``reference``, on the same samples (as independent
+            where a record does not tell them); ``None`` where ``reference`` is over the budget or
             ``found`` is missing.
     """
 
     name: str
-    simple: Trial
+    reference: Trial
     found: Trial | None
     gap: Difference | None
 
     @property
     def outcome(self) -> Literal["won", "unclear", "lost", "not in budget"]:
         """Who is ahead, and whether by more than noise."""
-        if not self.simple.feasible:
+        if not self.reference.feasible:
             return "not in budget"
         if self.gap is None or self.gap.gain <= 0:
             return "lost"
         return "won" if self.gap.gain > _CLEAR * self.gap.stderr else "unclear"
 
     def __str__(self) -> str:
-        name = f"{self.name} (trial {self.simple.number})"
+        name = f"{self.name} (trial {self.reference.number})"
         if self.outcome == "not in budget":
             return f"{name} does not meet the budget at all."
         if self.found is None or self.gap is None:
@@ -60,27 +60,27 @@ class Comparison:
 
 
 def compared(view: RunView) -> tuple[Comparison, ...]:
-    """The search beside every simple way."""
-    return tuple(_compare(view, n, t) for n, t in view.baseline_trials.items())
+    """The search beside every reference policy."""
+    return tuple(_compare(view, n, t) for n, t in view.reference_trials.items())
 
 
-def _compare(view: RunView, name: str, simple: Trial) -> Comparison:
-    """Set the best that got the same training against a simple way: anything else were unfair."""
-    numbers = {t.number for t in view.baseline_trials.values()}
+def _compare(view: RunView, name: str, reference: Trial) -> Comparison:
+    """Set the best that got the same training against a reference policy: else it were unfair."""
+    numbers = {t.number for t in view.reference_trials.values()}
     # what a random search proposes is its own
-    simple_ways = set(view.baseline_trials) - {view.study.search.sampler}
+    origins = set(view.reference_trials) - {view.study.search.sampler}
     same = [
         t
         for t in view.compared
         if t.feasible
         and t.number not in numbers
-        and view.proposer(t) not in simple_ways
-        and (t.phase.kind, t.phase.epochs) == (simple.phase.kind, simple.phase.epochs)
+        and view.proposer(t) not in origins
+        and (t.phase.kind, t.phase.epochs) == (reference.phase.kind, reference.phase.epochs)
     ]
     found = min(same, key=lambda t: (rank(t), t.number), default=None)
-    if found is None or not simple.feasible:
-        return Comparison(name, simple, found, None)
+    if found is None or not reference.feasible:
+        return Comparison(name, reference, found, None)
     assert found.measurement is not None
-    assert simple.measurement is not None
-    gap = difference(found.measurement, simple.measurement)
-    return Comparison(name, simple, found, gap)
+    assert reference.measurement is not None
+    gap = difference(found.measurement, reference.measurement)
+    return Comparison(name, reference, found, gap)

@@ -169,7 +169,7 @@ def _row(view: RunView, trial: Trial) -> dict[str, Any]:
 
 
 def _beside(view: RunView) -> list[dict[str, Any]]:
-    """Rows that set the answer beside the uncompressed model and the simple ways."""
+    """Rows that set the answer beside the uncompressed model and the reference policies."""
     base, test = view.baseline, view.test_baseline
     feasible = within(view.budget.violations(base.values, base.values))
     rows: list[dict[str, Any]] = [
@@ -186,7 +186,7 @@ def _beside(view: RunView) -> list[dict[str, Any]]:
             "feasible": feasible,
         }
     ]
-    rows += [{**_row(view, t), "name": name} for name, t in view.baseline_trials.items()]
+    rows += [{**_row(view, t), "name": name} for name, t in view.reference_trials.items()]
     answer = view.best or view.nearest
     if answer is not None:
         mark = "chosen" if view.best is not None else "nearest"

@@ -25,12 +25,13 @@ _MARKS = ("diamond", "square", "triangle-up", "pentagon", "hexagon", "star-trian
 
 
 def pareto_figure(view: RunView) -> Figure:
-    """Quality against the cost objective: every trial, the front, the baselines, the budget."""
+    """Quality against the cost objective: every trial, the front, the reference policies, the
+    budget."""
     from plotly.graph_objects import Figure
 
     cost = view.objectives[min(1, len(view.objectives) - 1)].name
     figure = Figure()
-    special = {t.number for t in view.front} | {t.number for t in view.baseline_trials.values()}
+    special = {t.number for t in view.front} | {t.number for t in view.reference_trials.values()}
     others = [t for t in view.compared if t.number not in special]
     over = [t for t in others if not t.feasible]
     _add(figure, view, over, "over the budget", cost, color=GREY, symbol="x", opacity=0.55)
@@ -49,7 +50,7 @@ def pareto_figure(view: RunView) -> Figure:
         line=True,
         errors=True,
     )
-    for mark, (name, trial) in zip(_MARKS * 9, view.baseline_trials.items(), strict=False):
+    for mark, (name, trial) in zip(_MARKS * 9, view.reference_trials.items(), strict=False):
         _add(figure, view, [trial], name, cost, color=ORANGE, symbol=mark, size=12, errors=True)
     if view.best is not None:
         label = f"chosen: trial {view.best.number}"
@@ -261,7 +262,7 @@ def _title(view: RunView, where: str = "") -> str:
 def _quality_range(view: RunView) -> tuple[float, float]:
     """From the worst that matters to the best: policies at chance would flatten the picture."""
     quality = view.quality
-    known = [*view.front, *view.baseline_trials.values()]
+    known = [*view.front, *view.reference_trials.values()]
     known += [view.nearest] if view.nearest is not None else []
     losses = sorted(quality.loss(t.measurement.score) for t in view.compared if t.measurement)
     base = view.baseline.score

@@ -49,7 +49,7 @@ def summary_json(view: RunView) -> dict[str, Any]:
         "best": None if view.best is None else view.best.number,
         "nearest": None if view.nearest is None else view.nearest.number,
         "trials": [trial_json(trial, view.baseline) for trial in (*shown, *checks)],
-        "baselines": {n: trial_json(t, view.baseline) for n, t in view.baseline_trials.items()},
+        "baselines": {n: trial_json(t, view.baseline) for n, t in view.reference_trials.items()},
         "hypervolume": view.hypervolume,
         "seconds": view.seconds,
         **_of_task(view),
@@ -169,10 +169,12 @@ def front_table(view: RunView) -> Table:
 
 
 def verdict_table(view: RunView) -> Table:
-    """The answer beside the uncompressed model and beside the simple ways of compressing."""
+    """The answer beside the uncompressed model and the reference policies."""
     from rich.table import Table
 
-    table = Table(title="The answer beside the simple ways", caption=f"budget: {view.budget}")
+    table = Table(
+        title="The answer beside the reference policies", caption=f"budget: {view.budget}"
+    )
     table.add_column("")
     answer = view.best or view.nearest
     tested = answer is not None and view.verified(answer) is not None
@@ -194,9 +196,9 @@ def verdict_table(view: RunView) -> Table:
         )
 
     add("uncompressed", None, view.baseline)
-    for name, trial in view.baseline_trials.items():
+    for name, trial in view.reference_trials.items():
         add(f"{name} (trial {trial.number})", trial, trial.measurement)
-    shown = {t.number for t in view.baseline_trials.values()} | {answer.number if answer else None}
+    shown = {t.number for t in view.reference_trials.values()} | {answer.number if answer else None}
     pairs = {c.found.number: c.found for c in compared(view) if c.found is not None}
     for number, trial in pairs.items():  # what the verdict speaks of
         if view.best is not None and number not in shown:

@@ -23,7 +23,7 @@ class Verdict:
         headline: one sentence.
         tone: for its colour.
         sentences: what supports it.
-        comparisons: with every simple way.
+        comparisons: with every reference policy.
     """
 
     headline: str
@@ -46,11 +46,13 @@ def verdict(view: RunView) -> Verdict:
     elif unclear:
         headline = f"The budget is met; the lead over {_and(unclear)} is within the noise."
     elif "won" in outcomes:
-        headline = "The budget is met, and the search beat every simple way that meets it too."
+        headline = (
+            "The budget is met, and the search beat every reference policy that meets it too."
+        )
     elif comparisons:
-        headline = "The budget is met; none of the simple ways tried meets it."
+        headline = "The budget is met; none of the reference policies meets it."
     else:
-        headline = "The budget is met; no simple way of compressing was tried beside the search."
+        headline = "The budget is met; no reference policy was measured beside the search."
     sentences = (
         _answer(view, view.best),
         *_drop_on_test(view, view.best),

@@ -48,7 +48,7 @@ class Finished:
 def finish(
     folder: RunFolder,
     parts: Assembly,
-    baselines: dict[str, int],
+    references: dict[str, int],
     mlflow: MlflowSink | None,
     stopped: StopReason,
 ) -> Finished:
@@ -60,7 +60,7 @@ def finish(
 
     failed: list[str] = []
     attempt = partial(_attempt, failed)
-    study, view = parts.study, _view(folder, parts, baselines)
+    study, view = parts.study, _view(folder, parts, references)
     suffix = parts.evaluator.measurer.target.suffix
     attempt("the answer of an earlier session", lambda: _forget_answer(folder, suffix))
     if view.best is not None:
@@ -73,7 +73,7 @@ def finish(
     )
     if test is not None:
         attempt("the uncompressed model on test", lambda: folder.write_baseline(test, "test"))
-        view = _view(folder, parts, baselines)
+        view = _view(folder, parts, references)
     summary = write_summary(folder, view, model)
     summary["stopped"] = stopped
     attempt("the report", lambda: write_report(folder, view))
@@ -84,10 +84,10 @@ def finish(
     return Finished(folder, view, parts, summary, stopped)
 
 
-def _view(folder: RunFolder, parts: Assembly, baselines: dict[str, int]) -> RunView:
+def _view(folder: RunFolder, parts: Assembly, references: dict[str, int]) -> RunView:
     return RunView.load(
         folder,
-        baselines=baselines,
+        reference_policies=references,
         layers=tuple(layer.name for layer in parts.inventory.layers),
         cannot_prune=parts.inventory.cannot_prune,
         budget=parts.study.limits(),

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from autocompress.controller.config import SearchConfig
 from autocompress.controller.context import Context
 from autocompress.controller.loop import run_search
-from autocompress.controller.phases import run_baselines, run_recovery, run_verify
+from autocompress.controller.phases import run_recovery, run_reference_policies, run_verify
 from autocompress.controller.shared_trials import SharedTrials, open_storage
 from autocompress.controller.stop import stopping_on_interrupt
 from autocompress.errors import AutocompressError, InputError
@@ -196,7 +196,7 @@ def _phases(
     watcher: Watcher | None,
     give_up: Callable[[], object] | None,
 ) -> Finished:
-    """Search, baselines, recovery, verification; then what the run leaves."""
+    """Search, reference policies, recovery, verification; then what the run leaves."""
     from autocompress.controller.samplers import make_proposer
 
     mlflow = _mlflow(parts, journal)
@@ -205,12 +205,12 @@ def _phases(
         context = _context(parts, config, journal, mlflow, stop, watcher, give_up, factory)
         try:
             result = run_search(context, make_proposer(context, sampler))
-            baselines = run_baselines(context)
+            references = run_reference_policies(context)
             run_recovery(context, parts.study.recovery)
             run_verify(context, lambda: _answer(context, parts.study))
         finally:
             context.executor.close(cancel=bool(stop))
-    return finish(journal.folder, parts, baselines, mlflow, result.stopped)
+    return finish(journal.folder, parts, references, mlflow, result.stopped)
 
 
 def _context(

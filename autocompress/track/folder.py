@@ -58,7 +58,7 @@ class RunFolder:
 
     @property
     def front(self) -> Path:
-        """Summary of the run: best trial, front, baselines, hypervolume."""
+        """Summary of the run: best trial, front, reference policies, hypervolume."""
         return self.root / "front.json"
 
     @property

@@ -132,10 +132,10 @@ def read_budget(limits: str | Sequence[str], path: Path) -> Budget:
         raise InputError(f"{path}: `budget`: {error}") from None
 
 
-def trial_numbers(baselines: Mapping[str, Any]) -> dict[str, int]:
+def trial_numbers(entries: Mapping[str, Any]) -> dict[str, int]:
     """Trial numbers from either form: a number, or a trial as ``--json`` prints it."""
     found = {}
-    for name, entry in baselines.items():
+    for name, entry in entries.items():
         number = entry.get("number") if isinstance(entry, Mapping) else entry
         if isinstance(number, int):
             found[name] = number

@@ -89,7 +89,7 @@ class RunView:
         baseline: the uncompressed model on val.
         budget: by which feasibility is judged.
         objectives: quality first, then the cost that orders the front.
-        baselines: name of a simple way of compressing to the trial that shows its best.
+        reference_policies: name of each to the number of the trial that shows its best.
         max_accuracy_drop: in points; the answer keeps to it.
         max_quality_drop: the same for any quality: in its unit, or a share such as ``2%``.
         baseline_test: the uncompressed model on the test split.
@@ -103,7 +103,7 @@ class RunView:
     baseline: Measurement
     budget: Budget = field(default_factory=Budget)
     objectives: tuple[Metric, ...] = (ACCURACY, LATENCY)
-    baselines: Mapping[str, int] = field(default_factory=dict)
+    reference_policies: Mapping[str, int] = field(default_factory=dict)
     max_accuracy_drop: float | None = None
     max_quality_drop: str | float | None = None
     baseline_test: Measurement | None = None
@@ -146,7 +146,7 @@ class RunView:
         asked = summary.get("objectives") or study.search.objectives or ()
         given: dict[str, Any] = {
             "budget": read_budget(limits, folder.study if by_study else folder.front),
-            "baselines": trial_numbers(summary.get("baselines") or {}),
+            "reference_policies": trial_numbers(summary.get("baselines") or {}),
             "max_accuracy_drop": study.max_accuracy_drop,
             "max_quality_drop": study.max_quality_drop,
             "layers": tuple(summary.get("layers") or ()),
@@ -284,13 +284,14 @@ class RunView:
         return None
 
     @cached_property
-    def baseline_trials(self) -> Mapping[str, Trial]:
-        """What was compared with: the given trials, else the best feasible of each simple origin.
+    def reference_trials(self) -> Mapping[str, Trial]:
+        """Trials of the reference policies: those given, else the best feasible of each origin.
 
-        Where a simple origin has no feasible trial, its nearest to the budget stands for it.
+        Where an origin has no feasible trial, its nearest to the budget stands for it.
         """
-        if self.baselines:
-            return {n: self.by_number[i] for n, i in self.baselines.items() if i in self.by_number}
+        if self.reference_policies:
+            given = self.reference_policies.items()
+            return {name: self.by_number[i] for name, i in given if i in self.by_number}
         searched = [t for t in self.compared if t.phase.kind == "search"]
         found: dict[str, Trial] = {}
         for origin in ("uniform", *_named(searched), "random"):

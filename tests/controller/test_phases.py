@@ -1,4 +1,4 @@
-"""The phases around the search: baselines, candidates, finishing, recovery, verification."""
+"""The phases around the search: reference policies, candidates, finish, recovery, verification."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from autocompress.controller.phases import (
     FINISHED,
     VERIFIED,
     candidates,
-    run_baselines,
     run_recovery,
+    run_reference_policies,
     run_verify,
 )
 from autocompress.controller.plain import PlainProposer
@@ -60,9 +60,9 @@ def by_number(context: Context) -> dict[int, Trial]:
     return {t.number: t for t in context.ledger.trials}
 
 
-def test_baselines_name_the_best_feasible_of_each_kind() -> None:
+def test_reference_policies_name_the_best_feasible_of_each_kind() -> None:
     context = searched(8, starts=False)
-    found = run_baselines(context)
+    found = run_reference_policies(context)
     trials = by_number(context)
     assert set(found) == {"uniform", "int8", "random"}
     for kind, number in found.items():
@@ -81,11 +81,11 @@ def test_the_best_uniform_policy_counts_where_the_estimate_doubts_it() -> None:
     0.625 takes 0.42 and may be, 0.5 takes 0.53 and is measured before; 0.375 takes 0.65.
     """
     evaluator = Cautious(6)
-    executor, config = InProcessExecutor(evaluator), SearchConfig(random_baselines=0)
+    executor, config = InProcessExecutor(evaluator), SearchConfig(random_references=0)
     context = Context(make_space(6), evaluator, executor, Budget("latency<=0.6x"), config, [])
 
     def best() -> set[float]:
-        number = run_baselines(context)["uniform"]
+        number = run_reference_policies(context)["uniform"]
         policy = by_number(context)[number].policy
         return {p.prune_ratio for p in policy.layers.values()} - {0.0}
 
@@ -95,12 +95,12 @@ def test_the_best_uniform_policy_counts_where_the_estimate_doubts_it() -> None:
     assert best() == {0.5}
 
 
-def test_baselines_cost_nothing_where_the_search_did_them() -> None:
+def test_reference_policies_cost_nothing_where_the_search_did_them() -> None:
     context = searched(8)
-    run_baselines(context)
+    run_reference_policies(context)
     evaluator_of(context).evaluated.clear()
     before = len(context.ledger.trials)
-    run_baselines(context)
+    run_reference_policies(context)
     assert not evaluator_of(context).evaluated
     assert len(context.ledger.trials) == before
 
@@ -305,7 +305,7 @@ def test_a_verification_that_fails_is_tried_once() -> None:
 def test_stop_leaves_the_later_phases_undone() -> None:
     context = searched(20)
     context.stop.ask()
-    run_baselines(context)
+    run_reference_policies(context)
     run_recovery(context, RecoveryConfig(epochs=1))
     run_verify(context, lambda: context.ledger.front().pick("best"))
     assert not evaluator_of(context).evaluated

@@ -80,7 +80,7 @@ import json
 from autocompress.controller.config import SearchConfig
 from autocompress.controller.context import Context
 from autocompress.controller.loop import run_search
-from autocompress.controller.phases import run_baselines
+from autocompress.controller.phases import run_reference_policies
 from autocompress.controller.samplers import make_proposer
 from autocompress.execute.local import InProcessExecutor
 from autocompress.policy.budget import Budget
@@ -94,12 +94,12 @@ by = ChainEvaluator(4)
 budget = Budget("latency<=1x")
 study = Context(space, by, InProcessExecutor(by), budget, SearchConfig(trials=6), [])
 run_search(study, make_proposer(study))
-told = RunView.of(study.ledger.trials, by.baseline).baseline_trials
+told = RunView.of(study.ledger.trials, by.baseline).reference_trials
 named = [t for t in study.ledger.trials if t.origin == "sixteen"]
 print(json.dumps({
     "policies": [t.policy.as_dict()["layers"] for t in named],
     "told": told["sixteen"].number == named[0].number,
-    "baselines": run_baselines(study)["sixteen"] == named[0].number,
+    "references": run_reference_policies(study)["sixteen"] == named[0].number,
 }))
 """
 
@@ -110,7 +110,7 @@ def test_what_it_names_begins_a_search_and_is_a_reference(clusters: Called) -> N
     assert set(policy) == {"l0", "l1", "l2", "l3", "head"}
     assert all(layer == {"cluster_count": 16} for layer in policy.values())
     assert found["told"]
-    assert found["baselines"]
+    assert found["references"]
 
 
 def test_profile_tells_what_it_does_to_each_layer(clusters: Called, tmp_path: Path) -> None:

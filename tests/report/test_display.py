@@ -37,14 +37,14 @@ def test_a_narrow_terminal_keeps_what_matters(
     error = Metric("mean_absolute_error", "px", "minimize")
     with Display() as display:
         display.progressed(
-            SearchProgress("baselines", 13, 200, 12.345, 0.05, 3600.0, 0.4, quality=error)
+            SearchProgress("references", 13, 200, 12.345, 0.05, 3600.0, 0.4, quality=error)
         )
     shown = capsys.readouterr().err
-    assert "baselines" in shown
+    assert "references" in shown
     assert "13/200" in shown
     assert "best mean_absolute_error in budget 12.3" in shown
     with Display() as display:
-        display.progressed(SearchProgress("baselines", 13, 200, 0.9, 0.05, 3600.0, 0.4))
+        display.progressed(SearchProgress("references", 13, 200, 0.9, 0.05, 3600.0, 0.4))
     assert "best in budget 90.00%, 3600 s left" in capsys.readouterr().err
 
 

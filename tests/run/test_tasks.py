@@ -33,7 +33,7 @@ from autocompress.track.view import RunView
 pytestmark = pytest.mark.timeout(300)
 
 QUICK: dict[str, Any] = {
-    "search": {"trials": 4, "candidates": 1, "screen_images": 64, "random_baselines": 0},
+    "search": {"trials": 4, "candidates": 1, "screen_images": 64, "random_references": 0},
     "settings": {"calibration_images": 64},
     "tracking": {"mlflow": False},
 }

@@ -21,7 +21,9 @@ from autocompress.track.view import RunView
 MakeRun = Callable[..., RunFolder]
 
 
-def test_tables_show_the_answer_beside_the_simple_ways(tmp_path: Path, make_run: MakeRun) -> None:
+def test_tables_show_the_answer_beside_the_reference_policies(
+    tmp_path: Path, make_run: MakeRun
+) -> None:
     found = RunView.load(make_run(tmp_path / "resnet20", 40))
     console = Console(width=200, record=True, file=(tmp_path / "out").open("w"))
     console.print(front_table(found))

@@ -216,17 +216,17 @@ def test_a_policy_is_summed_up_over_all_layers() -> None:
 @pytest.mark.parametrize(
     ("simple", "found", "outcome", "words"),
     [
-        ((0.80, 0.9), (0.85, 0.9), "won", "beat every simple way"),
+        ((0.80, 0.9), (0.85, 0.9), "won", "beat every reference policy"),
         ((0.80, 0.9), (0.803, 0.9), "unclear", "within the noise"),
         ((0.85, 0.9), (0.80, 0.9), "lost", "did not beat uniform"),
-        ((0.85, 1.5), (0.80, 0.9), "not in budget", "none of the simple ways"),
+        ((0.85, 1.5), (0.80, 0.9), "not in budget", "none of the reference policies"),
     ],
 )
 def test_the_verdict_says_who_won(
     simple: tuple[float, float], found: tuple[float, float], outcome: str, words: str
 ) -> None:
     trials = [trial(0, *simple, origin="uniform"), trial(1, *found)]
-    judged = verdict(view(trials, baselines={"uniform": 0}))
+    judged = verdict(view(trials, reference_policies={"uniform": 0}))
     assert judged.comparisons[0].outcome == outcome
     assert words in judged.headline
     if outcome in ("won", "unclear"):
@@ -236,13 +236,13 @@ def test_the_verdict_says_who_won(
         assert gap.stderr == pytest.approx(100 * math.sqrt(2) * 0.003)
 
 
-def test_a_simple_way_is_not_set_against_another_trial_of_its_kind() -> None:
+def test_a_reference_policy_is_not_set_against_another_trial_of_its_kind() -> None:
     trials = [
         trial(0, 0.85, 0.9, origin="uniform"),
         trial(1, 0.85, 0.9, origin="uniform"),
         trial(2, 0.84, 0.9, origin="solver"),
     ]
-    run = view(trials, baselines={"uniform": 0})
+    run = view(trials, reference_policies={"uniform": 0})
     judged = verdict(run)
     assert judged.comparisons[0].found is trials[2]
     assert "trial 2, its best with the same training" in judged.sentences[1]
@@ -255,19 +255,18 @@ def test_a_simple_way_is_not_set_against_another_trial_of_its_kind() -> None:
 
 def test_a_random_search_is_set_against_random_policies() -> None:
     trials = [trial(0, 0.80, 0.9, origin="random"), trial(1, 0.85, 0.9, origin="random")]
-    run = view(
-        trials, baselines={"random": 0}, study=StudyForm.read({"search": {"sampler": "random"}})
-    )
+    study = StudyForm.read({"search": {"sampler": "random"}})
+    run = view(trials, reference_policies={"random": 0}, study=study)
     assert verdict(run).comparisons[0].found is trials[1]
 
 
-def test_a_trained_answer_is_not_set_against_an_untrained_baseline() -> None:
+def test_a_trained_answer_is_not_set_against_an_untrained_reference_policy() -> None:
     trials = [
         trial(0, 0.80, 0.9, origin="uniform"),
         trial(1, 0.79, 0.9),
         trial(2, 0.89, 0.9, phase=Phase("recover", 5, 1), parent=1),
     ]
-    judged = verdict(view(trials, baselines={"uniform": 0}))
+    judged = verdict(view(trials, reference_policies={"uniform": 0}))
     assert judged.comparisons[0].outcome == "lost"
     assert judged.comparisons[0].found is trials[1]
     assert "did not beat uniform (trial 0): -1.00 ± 0.42 points" in judged.sentences[1]
@@ -338,7 +337,7 @@ def test_the_json_of_a_run_keeps_its_promise(tmp_path: Path, make_run: MakeRun) 
     again = RunView.load(folder)
     assert json.dumps(summary_json(again)) == json.dumps(summary)
     assert again.layer_names == found.layer_names
-    assert set(again.baselines) == {"uniform", "int8", "random"}
+    assert set(again.reference_policies) == {"uniform", "int8", "random"}
 
 
 def test_the_json_of_an_infeasible_run_shows_the_nearest(tmp_path: Path, make_run: MakeRun) -> None:
