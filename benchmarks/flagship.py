@@ -28,7 +28,7 @@ from autocompress.measure.sampling import Plan
 from autocompress.policy.policy import Policy
 from autocompress.report.display import Display
 from autocompress.run.assembly import Assembly, assemble
-from autocompress.run.session import Finished, run_study
+from autocompress.run.session import EndedRun, run_study
 from autocompress.run.study import StudyConfig, load_study
 from autocompress.track.folder import RunFolder
 
@@ -91,7 +91,7 @@ def measure(study: StudyConfig, out: Path) -> dict[str, Any]:
         parts, training = finished_training(study, Path(scratch))
         start = time.perf_counter()
         with Display() as shown:
-            done: Finished = run_study(study, out, resume=resumed, watcher=shown)
+            done: EndedRun = run_study(study, out, resume=resumed, watcher=shown)
         found: dict[str, Any] = {
             "threads": torch.get_num_threads(),
             "training_minutes": round(training, 1),

@@ -20,7 +20,7 @@ import yaml
 from tiny_study import STUDY, call, environment, started
 
 from autocompress.errors import AutocompressError
-from autocompress.run import finishing, session
+from autocompress.run import ending, session
 from autocompress.run.session import run_study
 from autocompress.run.study import read_study
 from autocompress.track import journal
@@ -289,7 +289,7 @@ def test_a_failure_at_the_end_costs_itself_alone(
     from autocompress.run import recipes
 
     with monkeypatch.context() as broken:
-        broken.setattr(recipes if what == "write_recipe" else finishing, what, fails)
+        broken.setattr(recipes if what == "write_recipe" else ending, what, fails)
         done = run_study(read_study(study_of(4)), tmp_path / "run")
     folder = RunFolder(tmp_path / "run")
     assert "No space left on device" in caplog.text

@@ -22,7 +22,7 @@ from autocompress.report.verdict import verdict
 from autocompress.track.folder import RunFolder
 
 if TYPE_CHECKING:
-    from autocompress.run.finishing import Finished
+    from autocompress.run.ending import EndedRun
 
 _COLOURS = {"good": "green", "unsure": "yellow", "bad": "red"}
 
@@ -69,7 +69,7 @@ def give_up() -> None:
     os._exit(1)
 
 
-def show_result(done: Finished, console: Console) -> None:
+def show_result(done: EndedRun, console: Console) -> None:
     """The front, the verdict, why the search ended, and where everything lies."""
     view, folder = done.view, done.folder
     console.print(front_table(view))

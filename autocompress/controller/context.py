@@ -97,7 +97,7 @@ class Context:
         return self.shared is None or self.shared.claim(policy, assignment, limit)
 
     def news(self) -> list[Trial]:
-        """Trials that other drivers have finished, now among this one's."""
+        """Trials that other drivers have evaluated, now among this one's."""
         found = [] if self.shared is None else self.shared.news()
         return [
             self.ledger.keep(self._beside_own_baseline(trial, trial.measurement))
@@ -114,7 +114,7 @@ class Context:
         over = self.feasibility.violations(found.values)
         return replace(trial, number=self.ledger.number(), measurement=found, violations=over)
 
-    def finish(self, outcome: Outcome) -> Trial:
+    def end(self, outcome: Outcome) -> Trial:
         """Turn an outcome into a trial, and hand it to the ledger."""
         job = outcome.job
         trial = Trial(
@@ -167,6 +167,6 @@ class Context:
             if outcome is None:
                 continue
             running -= 1
-            done.append(self.finish(outcome))
+            done.append(self.end(outcome))
             self.report(phase, len(done), total, None, done[-1])
         return done

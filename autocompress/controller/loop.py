@@ -253,7 +253,7 @@ class _Loop:
         if outcome is None:
             return
         self.done += 1
-        trial = self.context.finish(outcome)
+        trial = self.context.end(outcome)
         assignment = self.active.pop(trial.number).assignment
         self.proposer.update([Settled(assignment, trial)], list(self.active.values()))
         trials, left = self.context.config.trials, self.context.seconds_left()

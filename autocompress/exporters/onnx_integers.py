@@ -219,7 +219,7 @@ def _shapes(model: Any) -> dict[str, list[int | None]]:
     return found
 
 
-def finish(model: Any, work: Integers) -> None:
+def clean_up(model: Any, work: Integers) -> None:
     """Take out what the quantizer put in for nothing, in place.
 
     Args:

@@ -19,7 +19,7 @@ from autocompress.exporters.onnx_dynamic import quantize_dynamic
 from autocompress.exporters.onnx_floats import keep_floats
 from autocompress.exporters.onnx_glue import activations, with_glue
 from autocompress.exporters.onnx_graph import fixed_tensors, layer_nodes
-from autocompress.exporters.onnx_integers import Integers, finish
+from autocompress.exporters.onnx_integers import Integers, clean_up
 from autocompress.exporters.onnx_low_bits import channel_axis, store_low_bits, weight_place
 from autocompress.exporters.onnx_simplify import drop_unused
 from autocompress.techniques.compressed import Compressed, Precision
@@ -136,7 +136,7 @@ def quantize_graph(graph: Any, compressed: Compressed) -> Any:
         work = Integers(model, set(plan.static), dict(compressed.ranges))
         work.prepare()
         model = static_integers(work, scales, reduced=reduced)
-        finish(model, work)
+        clean_up(model, work)
     for name, bits in plan.weight_only.items():
         store_low_bits(model, name, bits)
     if plan.static:

@@ -91,11 +91,13 @@ class MlflowSink:
                 self._failed = False
             if not self._failed or end is not None:
                 self._send()
-        self._whole = not self._waiting and (end.view is None or self._finish(end.view, end.model))
+        self._whole = not self._waiting and (
+            end.view is None or self._close_run(end.view, end.model)
+        )
 
-    def _finish(self, view: RunView, model: Path | None) -> bool:
+    def _close_run(self, view: RunView, model: Path | None) -> bool:
         try:
-            for remark in self.recorder.finish(view, model):
+            for remark in self.recorder.close(view, model):
                 self._say(remark)
         except Exception as error:  # the next sync makes up for it
             self._refused(error)

@@ -258,7 +258,7 @@ class Recorder:
             client.set_tag(self.children[number], name, text)
             tags[name] = text
 
-    def finish(self, view: RunView, best_model: Path | None = None) -> list[str]:
+    def close(self, view: RunView, best_model: Path | None = None) -> list[str]:
         """Close the study: the front's tags and artifacts, the plots, the best model.
 
         Args:
@@ -374,7 +374,7 @@ def sync(
     judged = view.by_number
     for entry in read_entries(folder):
         recorder.add(replace(entry, trial=judged.get(entry.trial.number, entry.trial)))
-    recorder.finish(view, best_model or (folder.best_model() if asked.register_best else None))
+    recorder.close(view, best_model or (folder.best_model() if asked.register_best else None))
     return recorder
 
 

@@ -92,7 +92,7 @@ def fine_tune(
     trainer.run(progress=progress, checkpoint=path, checkpoint_every=checkpoint_every)
     if path is not None:
         path.unlink(missing_ok=True)
-    return _finished(compressed, trainer, qat)
+    return _trained(compressed, trainer, qat)
 
 
 def _training_module(compressed: Compressed | nn.Module, qat: bool) -> nn.Module:
@@ -109,7 +109,7 @@ def _training_module(compressed: Compressed | nn.Module, qat: bool) -> nn.Module
     return trainable(compressed)
 
 
-def _finished(compressed: Compressed | nn.Module, trainer: Trainer, qat: bool) -> FineTuned:
+def _trained(compressed: Compressed | nn.Module, trainer: Trainer, qat: bool) -> FineTuned:
     module = trainer.result
     done = None
     if isinstance(compressed, Compressed):

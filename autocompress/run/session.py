@@ -31,8 +31,8 @@ from autocompress.policy.writing import without_password
 from autocompress.results.answer import decide, judged
 from autocompress.results.metric import Measurement, objectives
 from autocompress.results.trial import Trial, TrialState, within
+from autocompress.run.ending import EndedRun, end_run
 from autocompress.run.feasibility import check_formula_budget, check_latency_budget
-from autocompress.run.finishing import Finished, finish
 from autocompress.run.resuming import as_begun, known_baseline
 from autocompress.run.study import StudyConfig
 from autocompress.run.variables import resolve_variables
@@ -74,7 +74,7 @@ def run_study(
     sampler: BaseSampler | None = None,
     watcher: Watcher | None = None,
     give_up: Callable[[], object] | None = None,
-) -> Finished:
+) -> EndedRun:
     """Run a study to its end, or go on with one.
 
     Args:
@@ -195,7 +195,7 @@ def _phases(
     sampler: BaseSampler | None,
     watcher: Watcher | None,
     give_up: Callable[[], object] | None,
-) -> Finished:
+) -> EndedRun:
     """Search, reference policies, recovery, verification; then what the run leaves."""
     from autocompress.controller.samplers import make_proposer
 
@@ -210,7 +210,7 @@ def _phases(
             run_verify(context, lambda: _answer(context, parts.study))
         finally:
             context.executor.close(cancel=bool(stop))
-    return finish(journal.folder, parts, references, mlflow, result.stopped)
+    return end_run(journal.folder, parts, references, mlflow, result.stopped)
 
 
 def _context(
@@ -229,7 +229,7 @@ def _context(
         number = outcome.job.number
         _log.error("Trial %d hangs and cannot be interrupted: %s", number, outcome.error)
         if give_up is not None:
-            context.finish(outcome)
+            context.end(outcome)
             give_up()
 
     # before workers are started: a damaged file would leave them behind

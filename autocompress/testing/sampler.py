@@ -128,7 +128,7 @@ def settled(context: Context, proposals: Sequence[Proposal]) -> list[Settled]:
             )
         else:
             job = Job(context.ledger.number(), policy, SEARCH, 0, one.origin)
-            trial = context.finish(evaluate(context.evaluator, job))
+            trial = context.end(evaluate(context.evaluator, job))
         found.append(Settled(one.assignment, trial))
     return found
 

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from autocompress.build.calibrate import calibrate
 from autocompress.build.ranges import tensor_ranges
 from autocompress.exporters.onnx_glue import gates, shared_ranges
-from autocompress.exporters.onnx_integers import Integers, finish
+from autocompress.exporters.onnx_integers import Integers, clean_up
 from autocompress.exporters.onnx_pads import fold_padding
 from autocompress.exporters.onnx_quantize import static_integers
 from autocompress.exporters.write import export
@@ -252,7 +252,7 @@ def test_saturated_levels_are_the_hard_curves(low: float) -> None:
     work.prepare()
     assert sum(n.name.endswith("_levels") for n in work.model.graph.node) == 2
     made = static_integers(work, {}, reduced=False)
-    finish(made, work)
+    clean_up(made, work)
     assert not any(n.name.endswith("_levels") for n in made.graph.node)
     session = ort.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"])
     for name, found in zip("ab", session.run(["a", "b"], {"x": x}), strict=True):

@@ -23,7 +23,7 @@ from autocompress.mlflow.labels import front_rows, study_params, study_tags, tri
 from autocompress.policy.recipe import Recipe
 from autocompress.report.tables import trial_json
 from autocompress.run.replay import check
-from autocompress.run.session import Finished, run_study
+from autocompress.run.session import EndedRun, run_study
 from autocompress.run.study import read_study
 from autocompress.run.tasks import make_task
 from autocompress.task.ready import multi_label, regression
@@ -57,7 +57,7 @@ def study(name: str, model: str, data: dict[str, Any], **more: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+def run(tmp_path_factory: pytest.TempPathFactory) -> EndedRun:
     """A regression, from a study as a file would hold it."""
     data = {"factory": "small_tasks:numbers", "task": "regression"}
     return run_study(
@@ -65,7 +65,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     )
 
 
-def test_every_record_of_a_regression_names_its_error(run: Finished) -> None:
+def test_every_record_of_a_regression_names_its_error(run: EndedRun) -> None:
     view, summary = run.view, run.summary
     assert view.best is not None
     assert view.quality.as_dict() == {"name": "mse", "unit": "", "goal": "minimize"}
@@ -89,7 +89,7 @@ def test_every_record_of_a_regression_names_its_error(run: Finished) -> None:
     assert trial_json(view.best, again.baseline)["mse"] == errors[view.best.number]
 
 
-def test_the_baseline_is_that_of_the_network(run: Finished) -> None:
+def test_the_baseline_is_that_of_the_network(run: EndedRun) -> None:
     part, network = small_tasks.numbers().val, small_tasks.regressor()
     with torch.inference_mode():
         each = (network(part.inputs())[:, 0] - part.targets).square()
@@ -99,7 +99,7 @@ def test_the_baseline_is_that_of_the_network(run: Finished) -> None:
 
 
 def test_a_recipe_of_a_regression_is_verified_in_both_directions(
-    run: Finished, tmp_path: Path
+    run: EndedRun, tmp_path: Path
 ) -> None:
     path = run.folder.recipes / "best.yaml"
     found = check(path, None, None)
@@ -209,7 +209,7 @@ def test_a_task_has_a_name_a_factory_or_is_at_hand() -> None:
         make_task("small_tasks:numbers")
 
 
-def test_a_run_is_not_continued_under_another_metric(run: Finished) -> None:
+def test_a_run_is_not_continued_under_another_metric(run: EndedRun) -> None:
     data = {
         "factory": "small_tasks:numbers",
         "task": {"factory": "regression", "args": {"metric": "mae"}},

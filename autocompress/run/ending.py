@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass
-class Finished:
+class EndedRun:
     """A run that came to its end.
 
     Args:
@@ -45,13 +45,13 @@ class Finished:
     stopped: StopReason
 
 
-def finish(
+def end_run(
     folder: RunFolder,
     parts: Assembly,
     references: dict[str, int],
     mlflow: MlflowSink | None,
     stopped: StopReason,
-) -> Finished:
+) -> EndedRun:
     """Write summary, recipe, model and report, and close MLflow.
 
     The trials are safe by now. Whatever fails here is said and costs itself alone.
@@ -81,7 +81,7 @@ def finish(
         registered = model if study.tracking.register_best else None
         attempt("MLflow", lambda: mlflow.close(view, registered))
     summary["unfinished"] = failed
-    return Finished(folder, view, parts, summary, stopped)
+    return EndedRun(folder, view, parts, summary, stopped)
 
 
 def _view(folder: RunFolder, parts: Assembly, references: dict[str, int]) -> RunView:
@@ -107,7 +107,7 @@ def _attempt(
     except BaseException as error:  # a user's metric may throw, or exit, as in a trial
         failed.append(f"{what}: {type(error).__name__}: {error}")
         _log.warning(
-            "Finishing the run failed at %s: %s: %s. All trials are kept; `--resume` tries again.",
+            "The end of the run failed at %s: %s: %s. All trials are kept; `--resume` tries again.",
             what,
             type(error).__name__,
             error,
