@@ -78,22 +78,22 @@ def _settled(context: Context, assignment: Assignment, origin: str) -> Trial | N
     return done[0] if done else None
 
 
-def run_recovery(context: Context, plan: RecoveryConfig) -> None:
+def run_recovery(context: Context, config: RecoveryConfig) -> None:
     """Fine-tune the best of each cost band; the next rung opens while the order is in doubt.
 
     Without epochs nothing is trained, but the candidates are finished. Each rung trains from the
     stitched model for twice the epochs of the one before, annealed to zero, so that qualities of
-    one rung can be compared. Who goes on, and how many: ``search.promotion.promoted``.
+    one rung can be compared. Who goes on, and how many: ``promotion.promoted``.
     """
-    if plan.epochs <= 0:
-        run_finish(context, plan)
+    if config.epochs <= 0:
+        run_finish(context, config)
         return
-    chosen = candidates(context, plan.candidates)
-    epochs = plan.epochs
-    for rung in range(1, plan.rungs + 1):
+    chosen = candidates(context, config.candidates)
+    epochs = config.epochs
+    for rung in range(1, config.rungs + 1):
         phase = Phase("recover", epochs, rung)
-        done = _recover(context, plan, chosen, phase)
-        if context.stop or rung == plan.rungs:
+        done = _recover(context, config, chosen, phase)
+        if context.stop or rung == config.rungs:
             return
         chosen = promoted(done, _untrained(context, done), context.config.objectives[-1])
         if len(chosen) < 2:
@@ -105,7 +105,7 @@ FINISHED = Phase("recover", 0.0, 1)
 """Carried out as for the last phase (``settings.finish``), but not trained."""
 
 
-def run_finish(context: Context, plan: RecoveryConfig) -> None:
+def run_finish(context: Context, config: RecoveryConfig) -> None:
     """Finish the best trials within the budget without training, and score them on val.
 
     The search scores policies by a quick reconstruction; the thorough one changes their order, so
@@ -117,7 +117,7 @@ def run_finish(context: Context, plan: RecoveryConfig) -> None:
     seed = context.config.seed
     jobs = [
         Job(context.ledger.number(), t.policy, FINISHED, seed, "finish", t.number)
-        for t in repairable[: plan.candidates]
+        for t in repairable[: config.candidates]
         if context.ledger.known(t.policy, FINISHED) is None
     ]
     context.run_jobs(jobs, "finish")
@@ -146,7 +146,7 @@ def candidates(context: Context, count: int) -> list[Trial]:
 
 
 def _recover(
-    context: Context, plan: RecoveryConfig, chosen: Sequence[Trial], phase: Phase
+    context: Context, config: RecoveryConfig, chosen: Sequence[Trial], phase: Phase
 ) -> list[Trial]:
     jobs, known = [], []
     seed = context.config.seed
@@ -157,7 +157,7 @@ def _recover(
             else next(t for t in context.ledger.trials if t.number == parent.parent)
         )
         variants = [parent.policy]
-        if plan.compare_distillation and place == 0 and phase.rung == 1:
+        if config.compare_distillation and place == 0 and phase.rung == 1:
             plain = Policy(parent.policy.layers, None, parent.policy.student)
             variants = [plain, Policy(plain.layers, Distill(), plain.student)]
         for policy in variants:
