@@ -13,7 +13,7 @@ from autocompress.build.ranges import tensor_ranges
 from autocompress.build.rounding import compensate
 from autocompress.errors import CalibrationError
 from autocompress.exporters.checked import checked_graph
-from autocompress.exporters.onnx_glue import gates, shared_ranges
+from autocompress.exporters.onnx_glue import multipliers, shared_ranges
 from autocompress.exporters.onnx_quantize import NodePlan, plan_nodes, quantized_tensors
 from autocompress.model.tied import untie
 from autocompress.task.calling import call
@@ -72,7 +72,7 @@ def calibrate(compressed: Compressed, inputs: Any) -> Compressed:
             quantized_tensors(graph, plan),
             inputs,
             compressed.settings,
-            whole=gates(graph.graph, plan.static),
+            whole=multipliers(graph.graph, plan.static),
         )
     except Exception as error:
         if type(error).__module__.startswith("onnxruntime"):

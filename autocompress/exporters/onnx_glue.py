@@ -170,7 +170,7 @@ def activations(graph: Any, names: Iterable[str]) -> list[str]:
     return list(found)
 
 
-def gates(graph: Any, names: Iterable[str]) -> set[str]:
+def multipliers(graph: Any, names: Iterable[str]) -> set[str]:
     """Tensors that scale others: rare values near one matter more than their rounding."""
     chosen = set(names)
     return {

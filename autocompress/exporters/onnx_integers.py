@@ -81,9 +81,9 @@ class Integers:
         slope = 1 / 6 if swish else options.get("alpha", 0.2)
         shift = 3.0 if swish else options.get("beta", 0.5) / slope
         x, y = node.input[0], node.output[0]
-        gate = f"{y}_gate" if swish else y
+        factor = f"{y}_factor" if swish else y
         high = 1.0 if swish else min(1.0, self.ranges[y].high)
-        self.ranges[gate] = Range(0.0, high)
+        self.ranges[factor] = Range(0.0, high)
         self.ranges[f"{y}_sum"] = Range(0.0, high / slope)
         added = [
             helper.make_node(
@@ -93,13 +93,13 @@ class Integers:
             helper.make_node(
                 "Mul",
                 [f"{y}_sum", self._constant(f"{y}_slope", slope)],
-                [gate],
+                [factor],
                 f"{node.name}{_STEP}",
             ),
         ]
         self.static.add(f"{node.name}_sum")
         if swish:
-            added.append(helper.make_node("Mul", [x, gate], [y], node.name))
+            added.append(helper.make_node("Mul", [x, factor], [y], node.name))
         self._put(node, added)
 
     def _linear(self, node: Any, wires: Wires, shapes: Mapping[str, list[int | None]]) -> None:

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from autocompress.build.calibrate import calibrate
 from autocompress.build.ranges import tensor_ranges
-from autocompress.exporters.onnx_glue import gates, shared_ranges
+from autocompress.exporters.onnx_glue import multipliers, shared_ranges
 from autocompress.exporters.onnx_integers import Integers, clean_up
 from autocompress.exporters.onnx_pads import fold_padding
 from autocompress.exporters.onnx_quantize import static_integers
@@ -291,12 +291,12 @@ def test_one_scale_goes_through_a_region_but_never_past_a_clipping() -> None:
     assert found["w"] == own["w"]  # one scale for all would leave it eight of 256 levels
 
 
-def test_gates_are_never_clipped() -> None:
+def test_multipliers_are_never_clipped() -> None:
     """The range of least error would cut off the few values near one, which pass others whole."""
     _, compressed, inputs = quantized("curves")
     assert compressed.ranges is not None
     watched = compressed.graph
-    names = gates(watched.graph, [n.name for n in watched.graph.node])
+    names = multipliers(watched.graph, [n.name for n in watched.graph.node])
     assert len(names) == 2
     for name in names:
         extremes = tensor_ranges(
