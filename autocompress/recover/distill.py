@@ -1,6 +1,6 @@
-"""Knowledge distillation: a student learns from the labels and from one or several teachers.
+"""Knowledge distillation: a model learns from the labels and from one or several teachers.
 
-The loss is ``(1 - weight) * label loss + weight * tau^2 * KL(teacher || student)`` with both
+The loss is ``(1 - weight) * label loss + weight * tau^2 * KL(teacher || model)`` with both
 distributions softened by the temperature tau, the KL divergence summed over classes and averaged
 over samples, plus ``feature_weight`` times a loss between intermediate features. The task's own
 divergence takes the KL's place; of numbers it is their mean squared difference.
@@ -47,9 +47,9 @@ class Distillation:
         teachers: never changed; in eval mode or not.
         config: temperature, share and features.
         weights: how much each teacher counts; see ``teachers.teacher_weights``.
-        view: from (augmented) stored inputs to the teachers' inputs, where teacher and student
-            see different inputs of the same sample; ``None`` takes ``data.extra["teacher_view"]``
-            if that is there, else the student's inputs.
+        view: from (augmented) stored inputs to the teachers' inputs, where they see others of
+            the same sample than the model; ``None`` takes ``data.extra["teacher_view"]`` if that
+            is there, else the model's inputs.
         cached_draws: see ``DistillationConfig``.
     """
 
@@ -85,19 +85,19 @@ class Distillation:
         )
 
     def attach(
-        self, student: nn.Module, data: Data, place: Place, *, lowest_bits: int = 32, key: Any = ()
+        self, model: nn.Module, data: Data, place: Place, *, lowest_bits: int = 32, key: Any = ()
     ) -> Teaching:
-        """Make everything ready to train one student.
+        """Make everything ready to teach one model.
 
         Args:
-            student: in training; tapped for features until ``Teaching.close``.
+            model: in training; tapped for features until ``Teaching.close``.
             data: for the task, teachers weighted by quality, and an example.
             place: device and precision of training.
-            lowest_bits: of the student's weights, for the default temperature.
+            lowest_bits: of the model's weights, for the default temperature.
             key: everything that the order and augmentation of batches depends on.
         """
         view = self.view or data.extra.get("teacher_view")
-        return Teaching(self, student, data, place, view, lowest_bits, key)
+        return Teaching(self, model, data, place, view, lowest_bits, key)
 
 
 def safe_temperature(temperature: float | None, lowest_bits: int) -> float:
@@ -124,10 +124,10 @@ def soft_loss(
     divergence: Divergence | None = None,
     targets: Any = None,
 ) -> Tensor:
-    """The loss towards a teacher's outputs: ``tau^2 * KL(teacher || student)``, per sample.
+    """The loss towards a teacher's outputs: ``tau^2 * KL(teacher || model)``, per sample.
 
     Args:
-        outputs: the student's: logits ``(N, ..., classes)``, or what the divergence is about.
+        outputs: the model's: logits ``(N, ..., classes)``, or what the divergence is about.
         teacher: the teacher's, of the same shapes.
         temperature: tau; numbers have none.
         divergence: of the task; ``None`` is that between classes.
@@ -139,7 +139,7 @@ def soft_loss(
     ours, theirs = ([tuple(t.shape) for t in tensors(both)] for both in (outputs, teacher))
     if ours != theirs:
         raise InputError(
-            f"Teacher and student must give outputs of the same shape, got {_shapes(theirs)} "
+            f"Teacher and model must give outputs of the same shape, got {_shapes(theirs)} "
             f"and {_shapes(ours)}. Use a teacher of the same classes."
         )
     return (divergence or SoftmaxKL()).taught(outputs, teacher, temperature, targets)
@@ -150,12 +150,12 @@ def _shapes(shapes: list[tuple[int, ...]]) -> str:
 
 
 class Teaching:
-    """One student's distillation under way; made by ``Distillation.attach``."""
+    """One model's distillation under way; made by ``Distillation.attach``."""
 
     def __init__(
         self,
         distillation: Distillation,
-        student: nn.Module,
+        model: nn.Module,
         data: Data,
         place: Place,
         view: Callable[[Any], Any] | None,
@@ -174,28 +174,28 @@ class Teaching:
         self._recorders: list[tuple[Recorder, Recorder]] = []
         self._caches: list[TeacherCache] = []
         if self.config.features is not None:
-            self._tap(student, data)
+            self._tap(model, data)
         elif distillation.cached_draws:
             kept = (key, place.bf16, place.device.type, view is None)
             self._caches = [TeacherCache(t, kept) for t in distillation.teachers]
 
-    def _tap(self, student: nn.Module, data: Data) -> None:
+    def _tap(self, model: nn.Module, data: Data) -> None:
         stored, _ = data.train.take(slice(0, 2))
         inputs = self.place.put(data.train.prepare(stored))
         seen = self.place.put(self.view(stored)) if self.view is not None else inputs
-        training = student.training
-        student_taps = find_taps(student.eval(), inputs)
-        student.train(training)
+        training = model.training
+        taps = find_taps(model.eval(), inputs)
+        model.train(training)
         for teacher in self.teachers:
-            pairs = pair_taps(student_taps, find_taps(teacher, seen))
+            pairs = pair_taps(taps, find_taps(teacher, seen))
             self._recorders.append(
                 (
-                    Recorder(student, [s for s, _ in pairs]),
+                    Recorder(model, [m for m, _ in pairs]),
                     Recorder(teacher, [t for _, t in pairs]),
                 )
             )
             if self.config.features == "hint":
-                self.projections.append(nn.ModuleList(projection(s, t) for s, t in pairs))
+                self.projections.append(nn.ModuleList(projection(m, t) for m, t in pairs))
         self.projections.to(self.place.device)
 
     def loss(
@@ -211,8 +211,8 @@ class Teaching:
 
         Args:
             label_loss: towards the labels.
-            outputs: the student's, float32; its forward pass was the last one.
-            inputs: what the student received.
+            outputs: the model's, float32; its forward pass was the last one.
+            inputs: what the model received.
             stored: the (augmented) stored inputs, for teachers who see something else.
             batch: names the batch for the teachers' cache.
             targets: of the batch, for positions without one.
@@ -242,16 +242,16 @@ class Teaching:
         return found
 
     def _feature_loss(self, index: int) -> Tensor:
-        of_student, of_teacher = (r.take() for r in self._recorders[index])
+        of_model, of_teacher = (r.take() for r in self._recorders[index])
         if self.config.features == "attention":
-            return attention_loss(of_student, of_teacher)
+            return attention_loss(of_model, of_teacher)
         projections = self.projections[index]
         assert isinstance(projections, nn.ModuleList)
-        moved = [p(s) for p, s in zip(projections, of_student, strict=True)]
+        moved = [p(m) for p, m in zip(projections, of_model, strict=True)]
         return hint_loss(moved, of_teacher)
 
     def close(self) -> None:
-        """Take the hooks off the student."""
+        """Take the hooks off the model."""
         for pair in self._recorders:
             for recorder in pair:
                 recorder.close()

@@ -70,20 +70,20 @@ def find_taps(module: nn.Module, inputs: Any) -> dict[Size, Tap]:
     return {tap.size: tap for tap in once}
 
 
-def pair_taps(student: Mapping[Size, Tap], teacher: Mapping[Size, Tap]) -> list[tuple[Tap, Tap]]:
+def pair_taps(model: Mapping[Size, Tap], teacher: Mapping[Size, Tap]) -> list[tuple[Tap, Tap]]:
     """Taps of both networks with the same positions, the largest map first.
 
     Raises:
         InputError: the networks have no resolution in common.
     """
-    common = sorted(set(student) & set(teacher), reverse=True)
+    common = sorted(set(model) & set(teacher), reverse=True)
     if not common:
         raise InputError(
-            "Feature distillation needs feature maps of the same size in student and teacher; "
-            f"the student has {sorted(student)}, the teacher {sorted(teacher)}. Use "
+            "Feature distillation needs feature maps of the same size in model and teacher; "
+            f"the model has {sorted(model)}, the teacher {sorted(teacher)}. Use "
             "`features: null`: the outputs teach on their own."
         )
-    return [(student[size], teacher[size]) for size in common]
+    return [(model[size], teacher[size]) for size in common]
 
 
 class Recorder:
@@ -118,40 +118,40 @@ class Recorder:
             handle.remove()
 
 
-def projection(student: Tap, teacher: Tap) -> nn.Module:
-    """The learned regressor from the student's width to the teacher's; nothing where they agree.
+def projection(model: Tap, teacher: Tap) -> nn.Module:
+    """The learned regressor from the model's width to the teacher's; nothing where they agree.
 
     References:
         FitNets, Romero et al. 2015, section 2.2 (there: a convolution; 1x1 suffices where the
         maps have the same size).
     """
-    if student.channels == teacher.channels:
+    if model.channels == teacher.channels:
         return nn.Identity()
-    if len(student.size) == 2:
-        return nn.Conv2d(student.channels, teacher.channels, 1, bias=False)
-    return nn.Linear(student.channels, teacher.channels, bias=False)
+    if len(model.size) == 2:
+        return nn.Conv2d(model.channels, teacher.channels, 1, bias=False)
+    return nn.Linear(model.channels, teacher.channels, bias=False)
 
 
-def hint_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+def hint_loss(model: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
     """Half the mean squared difference, summed over the pairs of features.
 
     References:
         Romero et al. 2015, eq. 3, as a mean over elements, so that its size does not depend on
         the feature map's.
     """
-    losses = [(s - t).square().mean() / 2 for s, t in zip(student, teacher, strict=True)]
+    losses = [(m - t).square().mean() / 2 for m, t in zip(model, teacher, strict=True)]
     return torch.stack(losses).sum()
 
 
-def attention_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+def attention_loss(model: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
     """Half the squared distance of normalized attention maps, mean over samples, summed over pairs.
 
     References:
         Zagoruyko and Komodakis 2017, eq. 2, with the squared norm of their published code.
     """
     losses = [
-        (attention_map(s) - attention_map(t)).square().sum(1).mean() / 2
-        for s, t in zip(student, teacher, strict=True)
+        (attention_map(m) - attention_map(t)).square().sum(1).mean() / 2
+        for m, t in zip(model, teacher, strict=True)
     ]
     return torch.stack(losses).sum()
 

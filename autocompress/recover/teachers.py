@@ -42,7 +42,7 @@ def teacher_weights(
             anything, equally), and for errors to their inverse; ``"accuracy"``: the same, by its
             old name; ``None``: equal.
         data: for ``"quality"``.
-        view: from stored inputs to the teachers' inputs, where they differ from the student's.
+        view: from stored inputs to the teachers' inputs, where they differ from the model's.
 
     Raises:
         InputError: a wrong number of weights, a negative one, or none above zero.
@@ -82,7 +82,7 @@ def _weight(teacher: nn.Module, data: Data, view: Any) -> float:
 
 
 class TeacherCache:
-    """Outputs of one teacher for fixed draws of augmentation, shared by all students.
+    """Outputs of one teacher for fixed draws of augmentation, shared by all models that it teaches.
 
     Several policies that are trained one after the other see the same batches in the same draws;
     the teacher is asked once. The outputs live as long as the teacher.

@@ -1,7 +1,7 @@
 """How far a compressed model's outputs are from the original's, in nats per sample.
 
 A divergence compares outputs without asking which are right, so that policies are screened and
-students are taught. Positions of one sample are averaged, its columns summed.
+models are taught. Positions of one sample are averaged, its columns summed.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ class Divergence:
     def taught(
         self, outputs: Any, teacher: Any, temperature: float = 1.0, targets: Any = None
     ) -> Tensor:
-        """The loss of a student towards a teacher's outputs, a scalar.
+        """The loss of a compressed model towards a teacher's outputs, a scalar.
 
         Args:
-            outputs: the student's.
+            outputs: the compressed model's.
             teacher: the teacher's for the same inputs.
             temperature: softens distributions; numbers have none.
             targets: as for calling it.

@@ -1,6 +1,6 @@
 """Across modalities: a network that sees a digit's image teaches one that reads it as a sequence.
 
-Every sample is stored twice: as a sequence of coarse rows, which the student reads from top to
+Every sample is stored twice: as a sequence of coarse rows, which the model reads from top to
 bottom, and as the whole image, which only the teacher sees.
 """
 
@@ -23,8 +23,8 @@ from autocompress.workloads.sequences import SequenceLSTM
 
 
 @dataclass(frozen=True)
-class StudentView:
-    """From stored ``(rows, images)`` to the student's input: rows ``(N, T, D)`` in 0..1."""
+class RowsView:
+    """From stored ``(rows, images)`` to the model's input: rows ``(N, T, D)`` in 0..1."""
 
     def __call__(self, stored: tuple[Tensor, Tensor]) -> Tensor:
         """The first part, scaled."""
@@ -58,7 +58,7 @@ def digits_sequence(size: int = 16, steps: int = 8, seed: int = 0) -> Data:
         assert isinstance(split.stored, Tensor)
         small = F.interpolate(split.stored.float(), (steps, steps), mode="area").round()
         rows = small.squeeze(1).to(torch.uint8)
-        return Split((rows, split.stored), split.targets, StudentView())
+        return Split((rows, split.stored), split.targets, RowsView())
 
     return Data(
         pair(image.train),
@@ -84,7 +84,7 @@ def image_teacher(
     Args:
         width: of its first stage.
         epochs: of training; seconds in all.
-        seed: of the data's split, which must be the student's, and of the weights.
+        seed: of the data's split, which must be the model's, and of the weights.
         progress: called with a text and the fraction done.
     """
     return train_baseline(

@@ -148,31 +148,31 @@ def test_training_without_a_loss_of_ones_own_reaches_the_optimum(kind: str) -> N
 
 @pytest.mark.parametrize("kind", ["binary", "value"])
 def test_a_teacher_of_one_column_is_heard(kind: str) -> None:
-    """By its outputs alone, a student comes nearer to it."""
+    """By its outputs alone, a model comes nearer to it."""
     part = split(kind)
-    teacher, student = network(), network()
+    teacher, model = network(), network()
     with torch.no_grad():
-        student.head.weight *= 0.3
+        model.head.weight *= 0.3
     taught = fine_tune(
-        student,
+        model,
         Data(part, part, part),
         _SCHEDULE.model_copy(update={"lr": 0.002}),
         distillation=Distillation([teacher], Distill(weight=1.0)),
     )
     with torch.inference_mode():
-        wanted, before, after = (m(images(_COUNT)) for m in (teacher, student, taught.module))
+        wanted, before, after = (m(images(_COUNT)) for m in (teacher, model, taught.module))
     assert F.mse_loss(after, wanted) < 0.7 * F.mse_loss(before, wanted)
 
 
 def test_soft_loss_of_one_logit_is_bernoullis_and_of_numbers_the_squared_difference() -> None:
     torch.manual_seed(0)
-    student, teacher = torch.randn(9, 1), torch.randn(9, 1)
-    wanted = kl_divergence(Bernoulli(logits=teacher / 2), Bernoulli(logits=student / 2)).mean()
-    assert float(soft_loss(student, teacher, 2.0, SigmoidKL())) == pytest.approx(4 * float(wanted))
-    found = soft_loss(student, teacher, 2.0, GaussianKL())
-    assert float(found) == pytest.approx(float(((student - teacher) ** 2).mean()))
+    model, teacher = torch.randn(9, 1), torch.randn(9, 1)
+    wanted = kl_divergence(Bernoulli(logits=teacher / 2), Bernoulli(logits=model / 2)).mean()
+    assert float(soft_loss(model, teacher, 2.0, SigmoidKL())) == pytest.approx(4 * float(wanted))
+    found = soft_loss(model, teacher, 2.0, GaussianKL())
+    assert float(found) == pytest.approx(float(((model - teacher) ** 2).mean()))
     with pytest.raises(InputError, match="always 1"):
-        soft_loss(student, teacher, 2.0)
+        soft_loss(model, teacher, 2.0)
 
 
 @pytest.mark.parametrize("kind", ["binary", "value"])

@@ -34,10 +34,10 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return powers / powers.sum(1, keepdims=True)
 
 
-def kl_by_hand(student: Tensor, teacher: Tensor, tau: float) -> float:
-    """tau^2 * KL(teacher || student), sum over classes, mean over samples, in float64."""
+def kl_by_hand(model: Tensor, teacher: Tensor, tau: float) -> float:
+    """tau^2 * KL(teacher || model), sum over classes, mean over samples, in float64."""
     p = softmax(teacher.detach().double().numpy() / tau)
-    q = softmax(student.detach().double().numpy() / tau)
+    q = softmax(model.detach().double().numpy() / tau)
     total = 0.0
     for n in range(p.shape[0]):
         for c in range(p.shape[1]):
@@ -53,20 +53,20 @@ def ce_by_hand(outputs: Tensor, targets: Tensor) -> float:
 @pytest.mark.parametrize("tau", [1.0, 2.0, 5.0])
 def test_soft_loss_and_its_gradient(tau: float) -> None:
     torch.manual_seed(0)
-    student, teacher = torch.randn(7, 10, requires_grad=True), 3 * torch.randn(7, 10)
-    loss = soft_loss(student, teacher, tau)
-    assert loss.item() == pytest.approx(kl_by_hand(student, teacher, tau), rel=1e-5)
+    model, teacher = torch.randn(7, 10, requires_grad=True), 3 * torch.randn(7, 10)
+    loss = soft_loss(model, teacher, tau)
+    assert loss.item() == pytest.approx(kl_by_hand(model, teacher, tau), rel=1e-5)
     loss.backward()
     # d/dz of tau^2 KL is tau (q - p) / N
-    p, q = softmax(teacher.numpy() / tau), softmax(student.detach().numpy() / tau)
-    assert np.allclose(student.grad.numpy(), tau * (q - p) / 7, atol=1e-6)
+    p, q = softmax(teacher.numpy() / tau), softmax(model.detach().numpy() / tau)
+    assert np.allclose(model.grad.numpy(), tau * (q - p) / 7, atol=1e-6)
 
 
 def test_soft_loss_of_sequences_averages_over_positions() -> None:
     torch.manual_seed(1)
-    student, teacher = torch.randn(2, 3, 5), torch.randn(2, 3, 5)
-    by_hand = kl_by_hand(student.reshape(6, 5), teacher.reshape(6, 5), 2.0)
-    assert float(soft_loss(student, teacher, 2.0)) == pytest.approx(by_hand, rel=1e-5)
+    model, teacher = torch.randn(2, 3, 5), torch.randn(2, 3, 5)
+    by_hand = kl_by_hand(model.reshape(6, 5), teacher.reshape(6, 5), 2.0)
+    assert float(soft_loss(model, teacher, 2.0)) == pytest.approx(by_hand, rel=1e-5)
 
 
 def test_other_classes_are_refused() -> None:
@@ -75,31 +75,31 @@ def test_other_classes_are_refused() -> None:
 
 
 def one_loss(
-    student: nn.Module, distillation: Distillation, data: Data, **kwargs: Any
+    model: nn.Module, distillation: Distillation, data: Data, **kwargs: Any
 ) -> tuple[Teaching, float, Tensor, Tensor]:
     """The loss of the first eight samples, in eval mode: teaching, loss, inputs, outputs."""
-    teaching = distillation.attach(student, data, CPU, **kwargs)
+    teaching = distillation.attach(model, data, CPU, **kwargs)
     stored, targets = data.train.take(slice(0, 8))
     inputs = data.train.prepare(stored)
-    outputs = student(inputs)
+    outputs = model(inputs)
     loss = teaching.loss(F.cross_entropy(outputs, targets), outputs, inputs, stored)
     return teaching, loss.item(), inputs, outputs
 
 
 def test_labels_and_logits(images: Data, make_net: Callable[..., Any]) -> None:
-    student, teacher = make_net(0), make_net(1, width=8)
+    model, teacher = make_net(0), make_net(1, width=8)
     config = Distill(temperature=3.0, weight=0.7)
-    _, loss, inputs, outputs = one_loss(student, Distillation([teacher], config), images)
+    _, loss, inputs, outputs = one_loss(model, Distillation([teacher], config), images)
     by_hand = 0.3 * ce_by_hand(outputs, images.train.targets[:8])
     by_hand += 0.7 * kl_by_hand(outputs, teacher(inputs), 3.0)
     assert loss == pytest.approx(by_hand, rel=1e-5)
 
 
 def test_teachers_weighted_by_hand(images: Data, make_net: Callable[..., Any]) -> None:
-    student, teachers = make_net(0), [make_net(1), make_net(2, width=6)]
+    model, teachers = make_net(0), [make_net(1), make_net(2, width=6)]
     config = Distill(temperature=2.0, weight=0.5)
     spoken = Distillation(teachers, config, weights=[3.0, 1.0])
-    _, loss, inputs, outputs = one_loss(student, spoken, images)
+    _, loss, inputs, outputs = one_loss(model, spoken, images)
     first, second = (kl_by_hand(outputs, t(inputs), 2.0) for t in teachers)
     by_hand = 0.5 * ce_by_hand(outputs, images.train.targets[:8])
     by_hand += 0.5 * (0.75 * first + 0.25 * second)
@@ -107,14 +107,14 @@ def test_teachers_weighted_by_hand(images: Data, make_net: Callable[..., Any]) -
 
 
 def test_hint_through_learned_projections(images: Data, make_net: Callable[..., Any]) -> None:
-    student, teacher = make_net(0), make_net(1, width=7)
+    model, teacher = make_net(0), make_net(1, width=7)
     config = Distill(temperature=1.0, weight=0.5, features="hint", feature_weight=2.5)
-    teaching, loss, inputs, outputs = one_loss(student, Distillation([teacher], config), images)
+    teaching, loss, inputs, outputs = one_loss(model, Distillation([teacher], config), images)
     by_hand = 0.5 * ce_by_hand(outputs, images.train.targets[:8])
     by_hand += 0.5 * kl_by_hand(outputs, teacher(inputs), 1.0)
     projections = [m for m in teaching.projections.modules() if isinstance(m, nn.Conv2d)]
     for ours, theirs, projection in zip(
-        student.maps(inputs), teacher.maps(inputs), projections, strict=True
+        model.maps(inputs), teacher.maps(inputs), projections, strict=True
     ):
         regressor = projection.weight.detach().numpy()[:, :, 0, 0]
         moved = np.einsum("oc,nchw->nohw", regressor, ours.detach().numpy())
@@ -123,11 +123,11 @@ def test_hint_through_learned_projections(images: Data, make_net: Callable[..., 
 
 
 def test_attention_transfer(images: Data, make_net: Callable[..., Any]) -> None:
-    student, teacher = make_net(0), make_net(1, width=7)
+    model, teacher = make_net(0), make_net(1, width=7)
     config = Distill(temperature=1.0, weight=0.0, features="attention", feature_weight=10.0)
-    _, loss, inputs, outputs = one_loss(student, Distillation([teacher], config), images)
+    _, loss, inputs, outputs = one_loss(model, Distillation([teacher], config), images)
     by_hand = ce_by_hand(outputs, images.train.targets[:8])
-    for ours, theirs in zip(student.maps(inputs), teacher.maps(inputs), strict=True):
+    for ours, theirs in zip(model.maps(inputs), teacher.maps(inputs), strict=True):
         maps = []
         for features in (ours.detach().numpy(), theirs.detach().numpy()):
             energy = (features**2).mean(1).reshape(8, -1)
@@ -188,16 +188,16 @@ def test_cached_outputs_equal_fresh_ones(
     schedule = schedule.model_copy(update={"epochs": 4, "augment": ("crop", "flip", "cutmix")})
     teacher = Counting(make_net(1, width=8)).eval()
 
-    def train(teacher: nn.Module, seed: int, student: int = 0) -> dict[str, Tensor]:
+    def train(teacher: nn.Module, seed: int, model: int = 0) -> dict[str, Tensor]:
         spoken = Distillation([teacher], Distill(), cached_draws=2)
-        tuned = fine_tune(make_net(student), images, schedule, distillation=spoken, seed=seed)
+        tuned = fine_tune(make_net(model), images, schedule, distillation=spoken, seed=seed)
         return tuned.module.state_dict()
 
     Counting.asked = 0
-    train(teacher, seed=0, student=3)
+    train(teacher, seed=0, model=3)
     assert Counting.asked == 2 * 6  # two draws of six batches serve four epochs
     from_cache = train(teacher, seed=0)
-    assert Counting.asked == 2 * 6  # another student asks nothing more
+    assert Counting.asked == 2 * 6  # another model asks nothing more
     other_seed = train(teacher, seed=1)
     assert Counting.asked == 4 * 6  # other batches are no batches of the cache
     for found, seed in ((from_cache, 0), (other_seed, 1)):
@@ -258,13 +258,13 @@ def test_each_network_receives_its_own_part_of_a_sample(given: str) -> None:
     view = lambda stored: 2 * stored[1]  # noqa: E731 - as a user would write it
     extra = {"teacher_view": view} if given == "by the data" else {}
     data = Data(split, split, split, classes=3, extra=extra)
-    student, teacher = Reads((4, 2)), Reads((1, 8, 8))
+    model, teacher = Reads((4, 2)), Reads((1, 8, 8))
     config = Distill(temperature=1.0, weight=1.0)
     spoken = Distillation([teacher], config, view=None if extra else view)
-    _, loss, _, outputs = one_loss(student, spoken, data)
+    _, loss, _, outputs = one_loss(model, spoken, data)
     assert loss == pytest.approx(kl_by_hand(outputs, teacher(2 * pictures[:8]), 1.0), rel=1e-5)
     schedule = Schedule(epochs=1, batch_size=8, precision="fp32", device="cpu")
-    fine_tune(student, data, schedule, distillation=spoken)
+    fine_tune(model, data, schedule, distillation=spoken)
 
 
 def test_default_temperature_is_safe_at_low_bits() -> None:

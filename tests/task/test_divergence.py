@@ -159,10 +159,10 @@ def test_a_function_of_ones_own_may_ask_for_targets() -> None:
 
 @pytest.mark.parametrize("tau", [1.0, 3.0])
 def test_what_is_taught_is_tau_squared_times_the_softened_divergence(tau: float) -> None:
-    teacher, student = outputs(8, 5, seed=12)
-    wanted = tau**2 * SoftmaxKL()(teacher / tau, student / tau).mean()
-    assert float(SoftmaxKL().taught(student, teacher, tau)) == pytest.approx(float(wanted))
-    flags = tau**2 * SigmoidKL()(teacher / tau, student / tau).mean() / 5  # as a mean over columns
-    assert float(SigmoidKL().taught(student, teacher, tau)) == pytest.approx(float(flags))
-    numbers = float((teacher - student).square().mean())
-    assert float(GaussianKL().taught(student, teacher, tau)) == pytest.approx(numbers)
+    teacher, model = outputs(8, 5, seed=12)
+    wanted = tau**2 * SoftmaxKL()(teacher / tau, model / tau).mean()
+    assert float(SoftmaxKL().taught(model, teacher, tau)) == pytest.approx(float(wanted))
+    flags = tau**2 * SigmoidKL()(teacher / tau, model / tau).mean() / 5  # as a mean over columns
+    assert float(SigmoidKL().taught(model, teacher, tau)) == pytest.approx(float(flags))
+    numbers = float((teacher - model).square().mean())
+    assert float(GaussianKL().taught(model, teacher, tau)) == pytest.approx(numbers)
