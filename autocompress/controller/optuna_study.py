@@ -272,7 +272,7 @@ class OptunaController:
 
 
 def _worth(quality: Metric, baseline: Measurement | None) -> tuple[float, float]:
-    """How much quality weighs as much as a limit that is exceeded by all of it, and the worst.
+    """How much quality is worth as much as a limit exceeded by all of it, and the worst.
 
     For fractions that is all of it, and nothing (or, of an error rate, all).
     """

@@ -35,7 +35,7 @@ level."""
 _ROUNDING = 1e-9
 """Costs that differ by so little of themselves are the same."""
 _TRIFLE = 1e-9
-"""Of a limit; what a level costs at least where it is weighed against what it loses."""
+"""Of a limit; what a level costs at least where its loss is divided by it."""
 _EXACT = 400
 """Levels of all choices together, up to which every knapsack may be solved exactly."""
 _IN_VAIN = 1

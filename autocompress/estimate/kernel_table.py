@@ -26,7 +26,7 @@ from autocompress.targets.base import KernelWriter, Target, random_inputs
 
 #: kernels per file: about as many as a network has layers
 _PER_FILE = 60
-#: bytes of weights per file where nobody says how much a network of the space weighs
+#: bytes of weights per file where nobody says how many a network of the space has
 FOOTPRINT = 1 << 23
 #: an operator's time and a multiply-add's where nothing can be timed alone: 50 billion a second
 _NOMINAL_MS, _NOMINAL_MS_PER_MAC = 0.01, 2e-8

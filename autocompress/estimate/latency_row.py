@@ -42,7 +42,8 @@ _PLACES: dict[KernelPrecision, tuple[str, str, str]] = {
 #: values of one activation that a core's own cache still holds, 1 MiB as floats; what lies beyond
 #: is read and written several times as slowly
 _NEAR = 1 << 18
-#: a network weighs up to about twice the table's footprint, a power of two: its times hold so far
+#: a network's weights take up to about twice the table's footprint, a power of two: its times
+#: hold so far
 _NEAR_FOOTPRINTS = 2
 
 

@@ -212,8 +212,8 @@ def leave_out(model: nn.Module, names: Iterable[str], *, passes: bool = False) -
             unknown kind stay, and what they give is read by nobody.
     """
     for name in names:
-        stand_in = absent(model.get_submodule(name))
-        if stand_in is not None:
-            stand_in.passes = passes
+        stub = absent(model.get_submodule(name))
+        if stub is not None:
+            stub.passes = passes
             owner, _, child = name.rpartition(".")
-            setattr(model.get_submodule(owner), child, stand_in)
+            setattr(model.get_submodule(owner), child, stub)

@@ -136,7 +136,7 @@ class _Correcting(TorchFunctionMode):
 
 
 def _same(running: Any, module: nn.Module) -> bool:
-    """Whether they are one module; ``torch.export`` runs stand-ins that share its attributes."""
+    """Whether they are one module; ``torch.export`` runs copies that share its attributes."""
     return running is not None and vars(running) is vars(module)
 
 
