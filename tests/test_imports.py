@@ -164,3 +164,34 @@ def test_importing_is_light(module: str) -> None:
     code = f"import sys, {module}; print([m for m in {heavy!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+ARCHITECTURE = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+
+
+def test_the_docs_name_the_files_that_import_a_library() -> None:
+    """Exactly those that do."""
+    told = dict(re.findall(r"^\| `(\w+)` \| (`.+\.py`) \|$", ARCHITECTURE, re.MULTILINE))
+    files = {name: set(re.findall(r"`([^`]+)`", row)) for name, row in told.items()}
+    found: dict[str, set[str]] = {library: set() for library in ONLY_IN}
+    for path in _files():
+        for library in {name.split(".")[0] for name in _imports(path)} & set(found):
+            found[library].add(str(path.relative_to(PACKAGE)))
+    assert files == found
+
+
+def test_the_docs_name_the_rooms_without_torch() -> None:
+    (told,) = re.findall(r"^These rooms load no torch: (.+)\.$", ARCHITECTURE, re.MULTILINE)
+    assert re.findall(r"`(\w+)`", told) == list(NO_TORCH)
+
+
+def test_the_docs_list_the_rooms_from_the_bottom_to_the_top() -> None:
+    """A room imports what stands above it in the list."""
+    rows = re.findall(r"^\| (`.+?) \| [^`]", ARCHITECTURE, re.MULTILINE)
+    rooms = [re.findall(r"`(\w+)[/.][^`]*`", row) for row in rows]
+    below: set[str] = set()
+    for row in rooms:
+        below |= set(row)
+        for room in set(row) - TOP:
+            assert ALLOWED[room] <= below, room
+    assert below | {"__init__", "__main__"} == set(ALLOWED) | TOP

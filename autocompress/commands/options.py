@@ -82,7 +82,10 @@ Trials = Annotated[int | None, typer.Option(min=1, help="Trials of the search ph
 Timeout = Annotated[
     str | None, typer.Option(help="Time for the search phase: 90s, 20m, 2h. Ends cleanly.")
 ]
-Sampler = Annotated[str | None, typer.Option(help="guided, tpe, nsga2, gp or random.")]
+Sampler = Annotated[
+    str | None,
+    typer.Option(help="guided, tpe, nsga2, gp or random, or one that an installed package offers."),
+]
 Workers = Annotated[
     int | None,
     typer.Option(min=1, help="Evaluations at once. Latency is still measured one at a time."),

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib.metadata import distribution
 from pathlib import Path
+from typing import get_args
 
 import optuna
 import pytest
 from analytic import AnalyticEvaluator
 from analytic_study import context
 
+from autocompress.commands import options
+from autocompress.controller.config import SearchConfig
 from autocompress.controller.guided.proposer import GuidedProposer
 from autocompress.controller.loop import run_search
 from autocompress.controller.optuna_study import OptunaController
@@ -185,3 +188,10 @@ def test_a_sampler_that_is_handed_in_is_never_started_over(monkeypatch: pytest.M
         controller.tell(levels, Trial(number, ctx.space.decode(levels), measurement=found))
     assert controller._study.sampler is sampler
     assert len(controller._study.trials) == 30
+
+
+def test_all_who_tell_of_samplers_name_them_and_packages() -> None:
+    for told in (get_args(options.Sampler)[1].help, SearchConfig.__doc__):
+        assert told is not None
+        assert all(name in told for name in ("guided", "tpe", "nsga2", "gp", "random"))
+        assert "installed package" in " ".join(told.split())
