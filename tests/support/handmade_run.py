@@ -63,57 +63,56 @@ def policy(rng: random.Random, keep: float, bits: int) -> Policy:
     return Policy(layers)
 
 
-def study_trials(count: int, seed: int = 0, *, feasible: bool = True) -> list[Trial]:
-    """Search, recovery (with and without distillation) and verification, with every state."""
-    rng = random.Random(seed)
-    budget = BUDGET if feasible else Budget("latency<=0.001x")
-    trials: list[Trial] = []
+class _Study:
+    """Trials that are made one after another.
 
-    def add(what: Policy, found: Measurement | None, **more: object) -> Trial:
-        over = budget.violations(found.values, BASELINE.values) if found else {}
+    Args:
+        seed: of what is drawn.
+        budget: that they are judged by.
+    """
+
+    def __init__(self, seed: int, budget: Budget) -> None:
+        self.rng = random.Random(seed)
+        self.budget = budget
+        self.trials: list[Trial] = []
+
+    def add(self, what: Policy, found: Measurement | None, **more: object) -> Trial:
+        over = self.budget.violations(found.values, BASELINE.values) if found else {}
         made = Trial(
-            len(trials),
+            len(self.trials),
             what,
             measurement=found,
             violations=over,
-            seconds=rng.uniform(0.5, 3),
+            seconds=self.rng.uniform(0.5, 3),
             **more,  # type: ignore[arg-type]  # options of any type
         )
-        trials.append(made)
+        self.trials.append(made)
         return made
 
-    origins = ["uniform", "int8", "random", "solver", "switch", "tpe"]
-    for i in range(count):
+    def search(self, number: int) -> None:
+        """Most are complete, some fail and some are rejected."""
+        rng, origins = self.rng, ["uniform", "int8", "random", "solver", "switch", "tpe"]
         keep, bits = rng.uniform(0.2, 1.0), rng.choice([8, 32])
-        origin = origins[i] if i < 3 else rng.choice(origins[2:])
-        if i % 11 == 10:
-            add(
-                policy(rng, keep, bits),
-                None,
-                origin=origin,
-                state=TrialState.FAILED,
-                reason="ExportError: the file does not do what the model does\nat layer1",
-            )
-        elif i % 7 == 6:
-            estimate = Measurement({"latency_ms": 1.3 * keep, "macs": 4.1e7 * keep})
-            add(
-                policy(rng, keep, bits),
-                estimate,
-                origin=origin,
-                state=TrialState.REJECTED,
-                reason="latency_ms is over the budget",
-            )
+        origin = origins[number] if number < 3 else rng.choice(origins[2:])
+        what, found = policy(rng, keep, bits), None
+        more: dict[str, object] = {"origin": origin}
+        if number % 11 == 10:
+            reason = "ExportError: the file does not do what the model does\nat layer1"
+            more |= {"state": TrialState.FAILED, "reason": reason}
+        elif number % 7 == 6:
+            found = Measurement({"latency_ms": 1.3 * keep, "macs": 4.1e7 * keep})
+            more |= {"state": TrialState.REJECTED, "reason": "latency_ms is over the budget"}
         else:
-            gain = {"solver": 0.005, "switch": 0.02}.get(origin, 0.0)
-            add(policy(rng, keep, bits), measured(rng, keep, bits, gain), origin=origin)
-    good = [t for t in trials if t.feasible] or [t for t in trials if t.measurement]
-    good.sort(key=lambda t: -(t.measurement.get("accuracy") or 0) if t.measurement else 0)
-    for trial in good[:2]:
+            found = measured(rng, keep, bits, {"solver": 0.005, "switch": 0.02}.get(origin, 0.0))
+        self.add(what, found, **more)
+
+    def recover_and_verify(self, trial: Trial) -> None:
+        """Trained without and with distillation; the latter is scored on test."""
         found = trial.measurement
         assert found is not None
         for distill, gain in ((None, 0.012), (Distill(), 0.019)):
             better = {**found.values, "accuracy": min(0.878, found["accuracy"] + gain)}
-            again = add(
+            again = self.add(
                 Policy(trial.policy.layers, distill),
                 Measurement(better, found.spread, found.context),
                 origin="recover",
@@ -121,15 +120,26 @@ def study_trials(count: int, seed: int = 0, *, feasible: bool = True) -> list[Tr
                 parent=trial.number,
             )
         test = {**better, "accuracy": better["accuracy"] - 0.003}
-        context = {**found.context, "split": "test"}
-        add(
+        self.add(
             again.policy,
-            Measurement(test, found.spread, context),
+            Measurement(test, found.spread, {**found.context, "split": "test"}),
             origin="verify",
             phase=Phase("verify", 2.0),
             parent=again.number,
         )
-    return trials
+
+
+def study_trials(count: int, seed: int = 0, *, feasible: bool = True) -> list[Trial]:
+    """Search, recovery (with and without distillation) and verification, with every state."""
+    study = _Study(seed, BUDGET if feasible else Budget("latency<=0.001x"))
+    for number in range(count):
+        study.search(number)
+    made = study.trials
+    good = [t for t in made if t.feasible] or [t for t in made if t.measurement]
+    good.sort(key=lambda t: -(t.measurement.get("accuracy") or 0) if t.measurement else 0)
+    for trial in good[:2]:
+        study.recover_and_verify(trial)
+    return study.trials
 
 
 def make_run(
