@@ -22,7 +22,8 @@ from typing import Any
 import torch
 
 from autocompress.errors import AutocompressError
-from autocompress.measure.accuracy import file_accuracy, paired
+from autocompress.measure.accuracy import paired, score
+from autocompress.measure.answers import file_answers
 from autocompress.measure.latency import paired_timing
 from autocompress.measure.sampling import Plan
 from autocompress.policy.policy import Policy
@@ -68,7 +69,7 @@ def judged(parts: Assembly, model: Path, scratch: Path) -> dict[str, Any]:
     parts.evaluator.measurer.export(parts.pipeline.stitch(Policy()), base)
     target = parts.evaluator.measurer.target
     timing = paired_timing(target, model, base, plan=Plan(precision=0.02, max_seconds=30.0))
-    full, small = (file_accuracy(target, path, parts.data.test) for path in (base, model))
+    full, small = (score(file_answers(target, path, parts.data.test)) for path in (base, model))
     pair = paired(full, small)
     return {
         "uncompressed_ms": round(timing.baseline_ms, 4),

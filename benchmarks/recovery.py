@@ -23,7 +23,8 @@ from typing import Any
 
 import torch
 
-from autocompress.measure.accuracy import Accuracy, file_accuracy, paired
+from autocompress.measure.accuracy import Accuracy, paired, score
+from autocompress.measure.answers import file_answers
 from autocompress.model.cost import policy_cost
 from autocompress.policy.policy import Distill, LayerPolicy, Policy
 from autocompress.results.trial import Phase
@@ -84,7 +85,7 @@ class Scores:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
             measurer.export(compressed, path)
-            return file_accuracy(measurer.target, path, self.parts.data.test)
+            return score(file_answers(measurer.target, path, self.parts.data.test))
 
     def lost(self, found: Accuracy) -> dict[str, Any]:
         """Points below the uncompressed model, with the interval of the paired difference."""

@@ -26,8 +26,9 @@ import torch
 from autocompress.build.bank import LayerBank
 from autocompress.build.calibrate import calibrate
 from autocompress.exporters.write import export
-from autocompress.measure.accuracy import file_accuracy
-from autocompress.measure.gate import check_file
+from autocompress.measure.accuracy import score
+from autocompress.measure.answers import file_answers
+from autocompress.measure.gate import inspect_file
 from autocompress.measure.latency import paired_timing
 from autocompress.measure.quiet import QuietSpeed
 from autocompress.measure.sampling import Plan
@@ -87,11 +88,11 @@ def one_trial(
     with watch.step("open"), closing(target.open(path)):
         pass
     with watch.step("score"):
-        file_accuracy(target, path, images)
+        score(file_answers(target, path, images))
     with watch.step("time"):
         timing = paired_timing(target, path, baseline, plan=Plan(max_seconds=3.0), quiet=quiet)
     with watch.step("gate"):
-        check_file(target, path, compressed, timing)
+        inspect_file(target, path, compressed).judged(timing)
 
 
 def measure(name: str, policies: int, count: int) -> dict[str, Any]:

@@ -170,8 +170,9 @@ def test_evaluate_and_bench(place: Path, finished: dict[str, Any]) -> None:
 
 def test_evaluate_builds_what_a_study_hands_over(place: Path) -> None:
     """Beside the builder itself: the thorough build is not the quick one, and each is named."""
+    from file_checks import file_accuracy
+
     from autocompress.controller.phases import FINISHED
-    from autocompress.measure.accuracy import file_accuracy
     from autocompress.results.trial import SEARCH
     from autocompress.run.assembly import assemble
     from autocompress.run.study import read_study

@@ -85,35 +85,6 @@ def accuracy(
     return score(module_answers(predict, split, batch=batch, limit=limit), metric)
 
 
-def file_accuracy(
-    target: Target,
-    path: str | Path,
-    split: Split,
-    metric: MetricFunction | None = None,
-    *,
-    like: Any = None,
-    batch: int = BATCH,
-    limit: int | None = None,
-    threads: int | None = None,
-) -> Accuracy:
-    """Score an exported file in its runtime, in batches on all cores.
-
-    A file whose batch is fixed is fed in batches of that size; the last one is padded.
-
-    Args:
-        target: where it runs.
-        path: the file.
-        split, metric, limit: as in ``accuracy``.
-        like: as in ``file_answers``.
-        batch: samples per call, where the file leaves the batch free.
-        threads: ``None`` takes all cores that this process may use.
-    """
-    answers = file_answers(
-        target, path, split, like=like, batch=batch, limit=limit, threads=threads
-    )
-    return score(answers, metric)
-
-
 def file_quality(
     target: Target,
     path: str | Path,
@@ -133,8 +104,7 @@ def file_quality(
         path: the file.
         split: inputs and targets.
         task: says what is measured.
-        like: as in ``file_answers``.
-        batch, threads: as in ``file_accuracy``.
+        like, batch, threads: as in ``file_answers``.
 
     Raises:
         MeasurementError: the split is empty.

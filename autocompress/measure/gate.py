@@ -123,25 +123,6 @@ def inspect_file(
     return inspect(target, profile, compressed)
 
 
-def check_file(
-    target: Target,
-    path: str | Path,
-    compressed: Compressed | None = None,
-    timing: Timing | None = None,
-) -> list[str]:
-    """What a file's profile and time do not show although a technique of the policy promised it.
-
-    Args:
-        target, compressed: see ``inspect``.
-        path: of the exported file.
-        timing: of the file beside the uncompressed one; ``None`` judges the operators only.
-
-    Returns:
-        One sentence per problem; empty when every promise is kept.
-    """
-    return inspect_file(target, path, compressed).judged(timing).problems
-
-
 def inspect(target: Target, profile: Profile, compressed: Compressed | None = None) -> Inspection:
     """What a runtime's profile does not show although a technique of the policy promised it.
 

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from autocompress.build.calibrate import calibrate
 from autocompress.errors import InputError
 from autocompress.exporters.onnx_kernels import PRODUCTS, write_largest_products
-from autocompress.measure.gate import check_file, layer_profile
+from autocompress.measure.gate import inspect_file, layer_profile
 from autocompress.measure.latency import paired_timing
 from autocompress.measure.memory import peak_memory_bytes
 from autocompress.measure.sampling import Plan
@@ -252,7 +252,7 @@ class TargetContract:
         self, target: Target, exported: Exported
     ) -> None:
         """The shapes that a profile shows are those of the layers."""
-        assert check_file(target, exported.path, exported.compressed) == []
+        assert inspect_file(target, exported.path, exported.compressed).problems == ()
 
     def test_layers_of_8_bits_keep_their_predictions(
         self, target: Target, integer: Exported
@@ -263,9 +263,9 @@ class TargetContract:
             (x,) = random_inputs(session.inputs, 60)
             (found,) = session.run([x])
         assert np.mean(found.argmax(-1) == integer.wanted(x).argmax(-1)) >= 0.9
-        problems = check_file(target, integer.path, integer.compressed)
+        problems = inspect_file(target, integer.path, integer.compressed).problems
         if target.integer_kernels:
-            assert problems == []
+            assert problems == ()
         else:
             assert "8-bit arithmetic" in problems[0]
 

@@ -126,11 +126,6 @@ class Journal:
         """The trial that finished last, with its times."""
         return self._entries[-1] if self._entries else None
 
-    @property
-    def next_number(self) -> int:
-        """The lowest number above all recorded ones."""
-        return max(self._numbers, default=-1) + 1
-
     def __len__(self) -> int:
         return len(self._entries)
 

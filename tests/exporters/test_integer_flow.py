@@ -12,6 +12,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from file_checks import check_file
 from onnx import numpy_helper
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -23,7 +24,6 @@ from autocompress.exporters.onnx_integers import Integers, clean_up
 from autocompress.exporters.onnx_pads import fold_padding
 from autocompress.exporters.onnx_quantize import static_integers
 from autocompress.exporters.write import export
-from autocompress.measure.gate import check_file
 from autocompress.measure.saturation import settled
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.policy import Policy

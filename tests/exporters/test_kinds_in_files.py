@@ -11,12 +11,12 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
+from file_checks import check_file
 from kinds import fitting, kind
 
 from autocompress.build.bank import LayerBank
 from autocompress.build.calibrate import calibrate
 from autocompress.exporters.write import export
-from autocompress.measure.gate import check_file
 from autocompress.model.cost import policy_cost
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.policy import LayerPolicy, Policy

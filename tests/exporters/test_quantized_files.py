@@ -12,6 +12,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from file_checks import check_file
 from small_networks import IMAGE_NETWORKS, RECURRENT, data, example
 from torch import Tensor, nn
 
@@ -20,7 +21,6 @@ from autocompress.build.calibrate import calibrate
 from autocompress.build.rounding import compensate
 from autocompress.errors import ExportError, PolicyError
 from autocompress.exporters.write import export
-from autocompress.measure.gate import check_file
 from autocompress.measure.saturation import settled
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.policy import LayerPolicy, Policy

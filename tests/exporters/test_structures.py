@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from file_checks import file_accuracy
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,7 +21,6 @@ from autocompress.exporters.agreement import check_graph
 from autocompress.exporters.axes import find_axes
 from autocompress.exporters.onnx_graph import Exporter, float_graph
 from autocompress.exporters.write import export
-from autocompress.measure.accuracy import file_accuracy
 from autocompress.measure.answers import file_answers, module_answers
 from autocompress.measure.saturation import settled
 from autocompress.model.cost import count_macs

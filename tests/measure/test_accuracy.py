@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from file_checks import file_accuracy
 from torch import Tensor, nn
 
 from autocompress.errors import InputError, MeasurementError
-from autocompress.measure.accuracy import Accuracy, accuracy, file_accuracy, paired, score
+from autocompress.measure.accuracy import Accuracy, accuracy, paired, score
 from autocompress.targets import get_target
 from autocompress.task.data import Split
 

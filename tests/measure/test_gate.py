@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from file_checks import check_file
 from measured_network import images, quantized, small
 from torch import Tensor, nn
 
 from autocompress.build.calibrate import calibrate
 from autocompress.exporters.write import export
 from autocompress.measure.conversions import conversion_notes, conversions
-from autocompress.measure.gate import check_file, inspect, inspect_file, layer_profile
+from autocompress.measure.gate import inspect, inspect_file, layer_profile
 from autocompress.measure.latency import Timing
 from autocompress.policy.policy import Policy
 from autocompress.policy.settings import CompressionSettings

@@ -93,7 +93,7 @@ def test_names_from_outside_cannot_become_markup(tmp_path: Path, make_run: MakeR
         last = journal.load()[0]
         assert last.measurement is not None
         journal.record(
-            Trial(journal.next_number, last.policy, Phase(), origin=nasty,
+            Trial(len(journal), last.policy, Phase(), origin=nasty,
                   measurement=last.measurement, violations=last.violations)
         )  # fmt: skip
     page = write_report(folder).read_text()
