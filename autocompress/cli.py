@@ -24,8 +24,8 @@ from autocompress.commands.options import (
     Run,
     StudyName,
 )
-from autocompress.commands.output import answer, keep_for_answers
 from autocompress.errors import AutocompressError, InfeasibleBudget, InputError
+from autocompress.machine.output import answer, keep_for_answers
 from autocompress.report.display import Display, console
 from autocompress.report.tables import summary_json
 from autocompress.report.terminal import PlainConsole, write_anything
@@ -370,6 +370,10 @@ def schema(
     answer(text.rstrip())
 
 
+_INTERRUPTED = 130
+"""As shells call it; what Typer makes of Ctrl-C."""
+
+
 def main() -> None:
     """Entry point: prints an error of ours without a traceback and returns its exit code."""
     write_anything()
@@ -382,3 +386,7 @@ def main() -> None:
             f"[bold red]Error:[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True
         )
         sys.exit(error.exit_code)
+    except SystemExit as ended:
+        if ended.code == _INTERRUPTED:
+            sys.stderr.write("Interrupted before the end. No file was left half written.\n")
+        raise

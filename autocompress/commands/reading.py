@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.markup import escape
 
-from autocompress.commands.output import answer
+from autocompress.machine.output import answer
 from autocompress.mlflow.server import serve
 from autocompress.report.display import Display
 from autocompress.report.tables import front_table, verdict_table

@@ -45,9 +45,10 @@ def interruptible(root: Path) -> Iterator[None]:
     Args:
         root: folder of the run.
     """
-    before = None
+    before = {}
     if threading.current_thread() is threading.main_thread():
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            before[number] = signal.signal(number, signal.default_int_handler)
     try:
         yield
     except KeyboardInterrupt:
@@ -58,8 +59,8 @@ def interruptible(root: Path) -> Iterator[None]:
             ) from None
         raise Interrupted("Interrupted before the first trial; nothing is kept.") from None
     finally:
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def give_up() -> None:

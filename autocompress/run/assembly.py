@@ -20,7 +20,7 @@ from autocompress.policy.space import Space
 from autocompress.policy.writing import replacing
 from autocompress.results.metric import Measurement
 from autocompress.run.evaluator import make_evaluator
-from autocompress.run.loading import load_data, load_model, load_teacher, with_axes
+from autocompress.run.loading import load_data, load_importance, load_model, load_teacher, with_axes
 from autocompress.run.study import StudyConfig, read_study
 from autocompress.run.variables import resolve_variables
 from autocompress.workloads.cache import cache_folder, digest
@@ -259,6 +259,7 @@ def assemble(
     target = get_target(study.target.config())  # said before anything is loaded
     for technique in techniques():
         technique.check_target(target, study.settings)
+    load_importance(study.settings.importance)
     progress("data", 0.0)
     given_data, data = data, load_data(plain["data"], data)
     progress("model", 0.0)
@@ -276,10 +277,9 @@ def assemble(
     for note in data.notes:
         progress(f"data: {note}", 0.0)
     inventory = _inventory(model, data, inventory)
-    settings = settled(study.settings, target)
     config = study.space_config()
-    if config.prune_residual:
-        settings = settings.model_copy(update={"prune_residual": True})
+    wider = {"prune_residual": True} if config.prune_residual else {}
+    settings = settled(study.settings, target).model_copy(update=wider)
     study = study.model_copy(update={"settings": settings, **asked_of(study, data.task)})
     notes, earlier = prepared.notes, Earlier.of(raw, prepared)
     parts = Assembly(study, model, data, inventory, folder, progress, given, notes, earlier)

@@ -63,6 +63,16 @@ def load_teacher(section: ModelSection) -> nn.Module:
     return prepare(load_model(resolve_variables(section.model_dump()))).model
 
 
+def load_importance(name: str) -> None:
+    """See that a function that ``settings.importance`` names may be run, and can be found.
+
+    Raises:
+        InputError: no such function, or one that nobody vouches for.
+    """
+    if ":" in name:
+        import_factory(name)
+
+
 def load_data(section: dict[str, Any], given: Any = None) -> Data:
     """Call a data factory, or take data that were handed over, and make splits of them.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from contextlib import AbstractContextManager
@@ -235,7 +236,7 @@ def verify(
 ) -> dict[str, Any]:
     """Check a recipe in a fresh process; see ``apply`` for the arguments."""
     load_recipe(recipe_path)  # a bad file is said at once, from here
-    arguments = json.dumps([str(recipe_path), model, checkpoint, data, trust])
+    arguments = json.dumps([str(recipe_path), model, checkpoint, data, trust, os.getpid()])
     done = subprocess.run(
         # without the folder that it is started in on the path: a recipe may come from anybody
         [sys.executable, "-P", "-m", "autocompress.run.verify_worker", arguments],
@@ -243,13 +244,12 @@ def verify(
         text=True,
         check=False,
     )
-    lines = done.stdout.strip().splitlines()
-    if not lines:
+    if not done.stdout:
         raise AutocompressError(
             f"The verifying process ended with code {done.returncode} and "
             "said nothing; its messages stand above."
         )
-    found: dict[str, Any] = json.loads(lines[-1])
+    found: dict[str, Any] = json.loads(done.stdout)
     if "error" in found:
         raise (InputError if found["exit_code"] == 2 else AutocompressError)(found["error"])
     return found

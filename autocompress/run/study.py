@@ -11,14 +11,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import AfterValidator, Discriminator, Field, Tag
+from pydantic_core import PydanticCustomError
 
 from autocompress.controller.config import SearchConfig
 from autocompress.errors import InputError, nearest
 from autocompress.policy.budget import Budget
 from autocompress.policy.reading import read_mapping
 from autocompress.policy.recovery import ModelSection, RecoveryConfig, Schedule
-from autocompress.policy.section import Section
+from autocompress.policy.section import CONTRADICTION, Section
 from autocompress.policy.settings import CompressionSettings
 from autocompress.policy.space_config import SpaceConfig
 from autocompress.results.metric import Allowance
@@ -131,6 +132,18 @@ class ResourcesSection(Section):
     gpus: float = Field(0.0, ge=0)
 
 
+_ONE_PART = {"pattern": r"^[^/\\\x00-\x1f\x7f]{1,100}$"}
+
+
+def _one_part(name: str) -> str:
+    """It names the run's folder, which must not lie elsewhere."""
+    slashes = {"/", "\\"} & {*name}
+    if 1 <= len(name) <= 100 and name.isprintable() and not slashes and name.strip("."):
+        return name
+    said = "must be 1 to 100 printable characters without slashes, not dots alone; got"
+    raise PydanticCustomError(CONTRADICTION, "{said}", {"said": f"{said} {name[:100]!r}."})
+
+
 class StudyConfig(Section):
     """A whole study: what to compress, for which target, and how to search.
 
@@ -156,7 +169,7 @@ class StudyConfig(Section):
         resources: of each worker under Ray.
     """
 
-    name: str
+    name: Annotated[str, AfterValidator(_one_part), Field(json_schema_extra=_ONE_PART)]
     model: ModelSection
     data: DataSection
     baseline: BaselineSection | None = None

@@ -114,9 +114,16 @@ def own_scores(name: str, model: nn.Module, group: ChannelGroup, sample: Split) 
         sample: inputs and targets of the training data.
 
     Raises:
-        InputError: no such function, or something other than one finite number per channel.
+        InputError: no such function, one that fails, or something other than one finite number per
+            channel.
     """
-    scores = torch.as_tensor(load(name)(model, group.producers, group.channels, sample)).detach()
+    function = load(name)
+    try:
+        found = function(model, group.producers, group.channels, sample)
+        scores = torch.as_tensor(found).detach()
+    except Exception as error:
+        told = f"{type(error).__name__}: {error}"
+        raise InputError(f"The importance {name!r} fails for {group.name!r}: {told}") from error
     if scores.shape != (group.channels,) or not bool(torch.isfinite(scores.float()).all()):
         raise InputError(
             f"The importance {name!r} must give {group.channels} finite numbers for the channels "

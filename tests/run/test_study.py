@@ -223,3 +223,15 @@ def test_the_same_reader_takes_objects_that_were_read() -> None:
     study = load_study("quickstart")
     built = StudyConfig(name="x", model=study.model, data=study.data, search=study.search)
     assert built.search is study.search
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "/tmp/x", "a/b", "a\\b", ".", "..", "", "a\nb", "\x1b[31m", "x" * 101]
+)
+def test_a_name_is_one_part_of_a_path(name: str) -> None:
+    """It names the run's folder, which a stranger's study must not put elsewhere."""
+    study = load_study("quickstart").model_dump(mode="json")
+    with pytest.raises(InputError, match="`name`: must be 1 to 100 printable characters") as told:
+        read_study({**study, "name": name})
+    assert len(str(told.value)) < 300
+    assert read_study({**study, "name": "net 2.b-\u00e9"}).name == "net 2.b-\u00e9"

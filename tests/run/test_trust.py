@@ -149,6 +149,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 SECTIONS: dict[str, Any] = {
+    "importance": lambda study: None,  # it stands in the recipe's own settings
     "model": lambda study: study["model"].update(factory="stranger_c:make"),
     "data": lambda study: study["data"].update(factory="stranger_c:make"),
     "input_fn": lambda study: study["data"].update(input_fn="stranger_c:make"),
@@ -171,6 +172,8 @@ def test_no_command_runs_what_a_recipe_names(
     path = tmp_path / "recipes" / "best.yaml"
     found = yaml.safe_load(path.read_text())
     SECTIONS[section](found["study"])
+    if section == "importance":
+        found["settings"]["importance"] = "stranger_c:make"
     if section == "teacher":  # reached where the policy is carried out again
         found["recovery"] = {"final": True, "epochs": 1.0, "rung": 1, "seed": 0}
         found.pop("weights", None)
@@ -183,6 +186,27 @@ def test_no_command_runs_what_a_recipe_names(
     if section != "teacher":
         assert done.returncode == 2, done.stdout + done.stderr
         assert "--trust" in done.stderr
+
+
+def test_a_model_that_prints_leaves_one_object(recipe: Path, tmp_path: Path) -> None:
+    """Before and after, without a line's end; `verify` asks a process of its own."""
+    (tmp_path / "noisy.py").write_text(
+        "import atexit\n"
+        "from autocompress.workloads.models import digits_resnet\n\n\n"
+        "def model(**args):\n"
+        "    print('I am', end='')\n"
+        "    atexit.register(print, 'still here')\n"
+        "    return digits_resnet(**args)\n"
+    )
+    shutil.copytree(recipe.parent, tmp_path / "recipes")
+    found = yaml.safe_load((tmp_path / "recipes" / "best.yaml").read_text())
+    found["study"]["model"]["factory"] = "noisy:model"
+    (tmp_path / "recipes" / "best.yaml").write_text(yaml.safe_dump(found))
+    done = call(tmp_path, "verify recipes/best.yaml --model noisy:model --json", check=None)
+    assert "I am" in done.stderr, done.stderr
+    if done.returncode != 2:  # weights that are not there are refused, in a sentence
+        assert json.loads(done.stdout)["ok"] in (True, False)
+    assert "Traceback" not in done.stderr
 
 
 def test_a_name_beside_the_recipe_takes_no_modules_place(recipe: Path, tmp_path: Path) -> None:
