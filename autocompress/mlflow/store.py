@@ -360,6 +360,7 @@ def sync(
         mlflow.exceptions.MlflowException: the store refuses.
     """
     folder = run if isinstance(run, RunFolder) else RunFolder.open(run)
+    folder.check_plain()
     view = view or RunView.load(folder)
     asked = view.study.tracking
     name = experiment or asked.experiment or view.study.name or folder.name

@@ -124,12 +124,13 @@ class RunFolder:
             root: folder of runs.
 
         Raises:
-            InputError: no run is there; names the nearest one.
+            InputError: no run is there; names the nearest one. Or it holds links.
         """
         given = Path(path)
         tried = [given] if given.is_absolute() else [given, Path(root) / given]
         for candidate in tried:
             if cls(candidate).is_run:
+                cls(candidate).check_plain()
                 return cls(candidate)
         beside = [
             run.name
@@ -148,6 +149,20 @@ class RunFolder:
         if not root.is_dir():
             return []
         return [run for run in (cls(p) for p in sorted(root.iterdir()) if p.is_dir()) if run.is_run]
+
+    def check_plain(self) -> None:
+        """Refuse links: what is written to or read from a run would be elsewhere.
+
+        Raises:
+            InputError: names the first one.
+        """
+        for folder, names, files in os.walk(self.root):
+            for name in (*names, *files):
+                if Path(folder, name).is_symlink():
+                    raise InputError(
+                        f"{Path(folder, name)} is a link, and a run holds plain files only. "
+                        "Remove it, or put a copy of what it points to in its place."
+                    )
 
     def set_aside(self) -> Path:
         """Move all that the run holds into ``earlier/N``, so that another can begin in its place.
@@ -245,7 +260,9 @@ class RunFolder:
         """Exported file of the answer, where the summary names one that is still there."""
         name = self.read_front().get("model")
         path = self.root / name if isinstance(name, str) else None
-        return path if path is not None and path.is_file() else None
+        if path is None or not path.is_file():
+            return None
+        return path if path.resolve().is_relative_to(self.root.resolve()) else None
 
 
 def plain(value: Any) -> Any:

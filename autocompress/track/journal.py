@@ -64,7 +64,8 @@ class Journal:
         self._own = lock is None
         try:
             new = not self.folder.trials.exists()
-            self._file = os.open(self.folder.trials, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+            self._file = os.open(self.folder.trials, flags, 0o644)
             try:
                 if new:
                     sync_folder(self.folder.root)

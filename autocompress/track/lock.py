@@ -24,12 +24,13 @@ class RunLock:
         folder: of the run; made if it is not there.
 
     Raises:
-        InputError: another process writes this run; its number is named.
+        InputError: another process writes this run; its number is named. Or it holds links.
     """
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
         folder.root.mkdir(parents=True, exist_ok=True)
+        folder.check_plain()
         self._key = str(folder.lock.resolve())
         if self._key in _held:
             raise InputError(
@@ -40,7 +41,7 @@ class RunLock:
         _held.add(self._key)
 
     def _acquire(self) -> int:
-        handle = os.open(self.folder.lock, os.O_RDWR | os.O_CREAT, 0o644)
+        handle = os.open(self.folder.lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         try:
             fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -69,7 +70,7 @@ class RunLock:
             found = None
         if found is not None and (found.st_dev, found.st_ino) == (held.st_dev, held.st_ino):
             return
-        if not self.folder.root.is_dir():
+        if not self.folder.is_run:  # what writes a file makes its folder anew
             raise AutocompressError(
                 f"The folder {self.folder.root} was deleted while its study ran. What was measured "
                 "is gone with it; start the study again."
