@@ -153,6 +153,40 @@ def test_a_signal_ends_a_study_as_an_interrupt_does(tmp_path: Path, number: int)
     assert (run / "recipes" / "best.yaml").is_file()
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_other_signals_before_the_first_trial_are_a_sentence(tmp_path: Path, number: int) -> None:
+    study = study_of(5)
+    study["baseline"] = {"schedule": {"epochs": 500, "batch_size": 64, "lr": 0.1}}
+    process = started(tmp_path, study)
+    folder = tmp_path / "runs" / "tiny"
+    assert until(lambda: (folder / "trials.lock").is_file())
+    time.sleep(3.0)
+    process.send_signal(number)
+    assert process.wait(_PATIENCE_S) == 130
+    log = (tmp_path / "log").read_text()
+    assert "Interrupted before the first trial; nothing is kept." in log
+    assert "Traceback" not in log
+    assert not folder.exists()
+
+
+def test_an_interrupted_profile_says_so(tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(study_of(5)))
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "autocompress", "profile", "tiny.yaml"],
+            cwd=tmp_path,
+            env=environment(tmp_path),
+            stdout=log,
+            stderr=log,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+    time.sleep(6.0)
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(_PATIENCE_S) == 130
+        assert "Interrupted before the end" in (tmp_path / "log").read_text()
+
+
 def test_an_interrupt_before_the_first_trial_is_a_sentence(tmp_path: Path) -> None:
     process = started(tmp_path, study_of(5))
     folder = tmp_path / "runs" / "tiny"
@@ -176,12 +210,17 @@ def test_a_script_that_workers_cannot_import_is_refused_at_once(tmp_path: Path) 
     )
     call = "ac.search(model, {'train': rows}, workers=2, budget='latency<=0.5x')\n"
     guarded = f"if __name__ == '__main__':\n    {call.replace('latency<=0.5x', 'nonsense')}"
-    guard, script = '`if __name__ == "__main__":`', tmp_path / "mine.py"
-    for text, says in ((call, guard), (guarded, "nonsense")):
-        text = begin + text
-        script.write_text(text)
+    guard = '`if __name__ == "__main__":`'
+    other = f"if __name__ != 'other':\n    {call}"
+    for text, name, says in (
+        (call, "mine.py", guard),
+        (call, "mine", guard),  # workers import a script whatever its name
+        (other, "mine.py", guard),
+        (guarded, "mine.py", "nonsense"),
+    ):
+        (tmp_path / name).write_text(begin + text)
         done = subprocess.run(
-            [sys.executable, "mine.py"],
+            [sys.executable, name],
             cwd=tmp_path,
             env=environment(tmp_path),
             capture_output=True,

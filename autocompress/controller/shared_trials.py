@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
-_LOOK_EVERY_S, _RETRY_S = 2.0, 60.0
+_LOOK_EVERY_S, _RETRY_S, _MADE_S = 2.0, 60.0, 2.0
 _LISTED = "constraints"
 """Where optuna-dashboard looks for constraints; Optuna itself knows them by name."""
 _ELSEWHERE = "evaluated by another driver of the same study"
@@ -303,7 +303,13 @@ def _opened(url: str) -> optuna.storages.BaseStorage:
         from optuna.storages.journal import JournalFileBackend
 
         return optuna.storages.JournalStorage(JournalFileBackend(url.removeprefix("journal:")))
-    return optuna.storages.RDBStorage(url)
+    try:
+        return optuna.storages.RDBStorage(url)
+    except Exception as error:
+        if "already exists" not in str(error):
+            raise
+        time.sleep(_MADE_S)  # another driver makes the tables at this moment
+        return optuna.storages.RDBStorage(url)
 
 
 def _state(name: str) -> Any:

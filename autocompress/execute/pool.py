@@ -41,13 +41,14 @@ def check_main() -> None:
     main = sys.modules["__main__"]
     path = getattr(main, "__file__", None)
     named = getattr(getattr(main, "__spec__", None), "name", "")
-    if path is None or not path.endswith(".py") or named.endswith("__main__"):
+    if path is None or named.endswith("__main__"):
         return  # a notebook, lines typed in, a package's command: nothing that workers import
     try:
         statements = ast.parse(Path(path).read_text(encoding="utf-8")).body
-    except (OSError, ValueError):
+    except (OSError, ValueError):  # not Python
         return
-    if not any(isinstance(s, ast.If) and "__name__" in ast.unparse(s.test) for s in statements):
+    tests = [ast.unparse(s.test) for s in statements if isinstance(s, ast.If)]
+    if not any("__name__" in test and "__main__" in test for test in tests):
         raise InputError(
             f"Workers import {path}, which would start its search in each of them. Put what it "
             'does into a function, and call that under `if __name__ == "__main__":`; or give '

@@ -103,6 +103,27 @@ def test_the_dashboard_shows_what_is_over_the_budget(url: str) -> None:
     assert {value > 0 for (value,) in shown} == {True, False}
 
 
+def opened(url: str, begin: Any, out: Any) -> None:
+    begin.wait()
+    try:
+        shared(url, "one")
+        out.put("")
+    except InputError as error:
+        out.put(str(error))
+
+
+def test_drivers_that_begin_at_the_same_moment_share_a_new_storage(url: str) -> None:
+    spawn = multiprocessing.get_context("spawn")
+    begin, out = spawn.Event(), spawn.Queue()
+    drivers = [spawn.Process(target=opened, args=(url, begin, out)) for _ in range(3)]
+    for one in drivers:
+        one.start()
+    begin.set()
+    assert [out.get(timeout=120) for _ in drivers] == [""] * len(drivers)
+    for one in drivers:
+        one.join()
+
+
 def test_a_later_driver_knows_what_was_evaluated(url: str) -> None:
     _, first = search(url, "one", 0, trials=10)
     trials, second = search(url, "two", 1, trials=25)
