@@ -106,11 +106,12 @@ class GrowingFront:
     def __call__(self) -> ParetoFront:
         """As it is by now."""
         new = self._ledger.trials[self._seen :]
-        if new:
+        self._seen = len(self._ledger.trials)
+        if any(t.phase != SEARCH for t in new):
             # what verifying an answer found may take others off the front
-            whole = any(t.phase != SEARCH for t in new)
-            found = self._ledger.scored() if whole else [*self._front, *new]
-            counting = [t for t in found if self._counts(t)]
+            counting = filter(self._counts, self._ledger.scored())
             self._front = ParetoFront.of(counting, self._ledger.objectives)
-            self._seen = len(self._ledger.trials)
+        else:
+            for trial in filter(self._counts, new):
+                self._front = self._front.with_trial(trial)
         return self._front

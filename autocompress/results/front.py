@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 from autocompress.errors import InputError
@@ -74,18 +75,21 @@ class ParetoFront:
             feasible_only: leave out trials that are over the budget.
         """
         usable = [
-            t
-            for t in trials
-            if t.state is TrialState.COMPLETE
-            and t.measurement is not None
-            and all(m.name in t.measurement for m in objectives)
-            and (t.feasible or not feasible_only)
+            t for t in trials if _complete(t, objectives) and (t.feasible or not feasible_only)
         ]
         points = [_losses(t, objectives) for t in usable]
         members = [t for t, keep in zip(usable, non_dominated(points), strict=True) if keep]
         cost = objectives[min(1, len(objectives) - 1)]
         members.sort(key=lambda t: (cost.loss(_value(t, cost)), t.number))
         return cls(tuple(members), tuple(objectives))
+
+    def with_trial(self, trial: Trial) -> ParetoFront:
+        """The front of its members and one more trial, itself where that one changes nothing."""
+        if not (_complete(trial, self.objectives) and trial.feasible):
+            return self
+        if self.trials and (self.losses <= _losses(trial, self.objectives)).all(axis=1).any():
+            return self
+        return ParetoFront.of([*self.trials, trial], self.objectives)
 
     def __len__(self) -> int:
         return len(self.trials)
@@ -161,7 +165,7 @@ class ParetoFront:
         """
         return dominated_volume(self.losses, as_losses(reference, self.objectives))
 
-    @property
+    @cached_property
     def losses(self) -> NDArray[np.float64]:
         """``(members, objectives)``, all to be minimized."""
         import numpy as np
@@ -177,6 +181,12 @@ def reference_point(baseline: Measurement, objectives: Sequence[Metric]) -> list
     """
     values = [(m, baseline[m.name]) for m in objectives]
     return [m.useless(value) if m in baseline.metrics else value for m, value in values]
+
+
+def _complete(trial: Trial, objectives: Sequence[Metric]) -> bool:
+    """Whether a trial has a value of every objective."""
+    found = trial.measurement if trial.state is TrialState.COMPLETE else None
+    return found is not None and all(m.name in found for m in objectives)
 
 
 def _quality_loss(trial: Trial) -> float:

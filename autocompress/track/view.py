@@ -66,8 +66,8 @@ class Growth:
         if not comparable(trial, self.objectives):
             return None
         if trial.feasible:
-            front = ParetoFront.of((*self.front.trials, trial), self.objectives)
-            if front.trials != self.front.trials:
+            front = self.front.with_trial(trial)
+            if front is not self.front:
                 self.front, self.hypervolume = front, front.hypervolume(self.reference)
             quality = self.objectives[0]
             found, best = value(trial, quality.name), self.best_quality
