@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
-_LOOK_EVERY_S, _RETRY_S, _MADE_S = 2.0, 60.0, 2.0
+_LOOK_EVERY_S, _RETRY_S, _MADE_S = 2.0, 60.0, 1.0
+_TRIES = 5
+_BEING_MADE = ("already exists", "UNIQUE constraint", "duplicate key", "database is locked")
+"""What databases say to a driver that makes the tables at the moment when another does."""
 _LISTED = "constraints"
 """Where optuna-dashboard looks for constraints; Optuna itself knows them by name."""
 _ELSEWHERE = "evaluated by another driver of the same study"
@@ -303,13 +306,14 @@ def _opened(url: str) -> optuna.storages.BaseStorage:
         from optuna.storages.journal import JournalFileBackend
 
         return optuna.storages.JournalStorage(JournalFileBackend(url.removeprefix("journal:")))
-    try:
-        return optuna.storages.RDBStorage(url)
-    except Exception as error:
-        if "already exists" not in str(error):
-            raise
-        time.sleep(_MADE_S)  # another driver makes the tables at this moment
-        return optuna.storages.RDBStorage(url)
+    for _ in range(_TRIES):
+        try:
+            return optuna.storages.RDBStorage(url)
+        except Exception as error:
+            if not any(words in str(error) for words in _BEING_MADE):
+                raise
+            time.sleep(_MADE_S)
+    return optuna.storages.RDBStorage(url)
 
 
 def _state(name: str) -> Any:
