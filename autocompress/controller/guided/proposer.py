@@ -65,7 +65,7 @@ class GuidedProposer:
             "tpe": Candidates(self.optuna),
         }
         self.rounds = 0
-        self._under_way: set[str] = set()
+        self._under_way: dict[Assignment, str] = {}
 
     def suggest(self, n: int) -> list[Proposal]:
         """Starting policies, then the ladder, then the best of a handful for each one asked for."""
@@ -74,10 +74,11 @@ class GuidedProposer:
         for method in first:
             if len(found) < n:
                 found += method.suggest(n - len(found), Round())
-        self._under_way |= {self._digest(p.assignment) for p in found}
+        self._under_way |= {p.assignment: self._digest(p.assignment) for p in found}
         while len(found) < n:
             found.append(self._best_of_a_handful())
-            self._under_way.add(self._digest(found[-1].assignment))
+            latest = found[-1].assignment
+            self._under_way[latest] = self._digest(latest)
         return found
 
     def update(self, completed: Sequence[Settled], active: Sequence[Proposal]) -> None:
@@ -87,7 +88,10 @@ class GuidedProposer:
                 self.history.add(one)
                 self.costs.forget_if_moved(one.assignment)
             self.optuna.tell(one.assignment, one.trial)
-        self._under_way = {self._digest(p.assignment) for p in active}
+        # there may be a thousand, of which all but a few were under way before
+        known = self._under_way
+        under_way = [p.assignment for p in active]
+        self._under_way = {a: known.get(a) or self._digest(a) for a in under_way}
 
     def _best_of_a_handful(self) -> Proposal:
         """The selector's choice from a refitted ladder, or from what the varying methods find."""
@@ -120,4 +124,4 @@ class GuidedProposer:
     def _known(self, assignment: Assignment) -> bool:
         policy = self.context.space.decode(assignment)
         known = self.context.ledger.known(policy) is not None
-        return known or policy.untrained_digest in self._under_way
+        return known or policy.untrained_digest in self._under_way.values()
