@@ -12,6 +12,7 @@ from autocompress.policy.budget import Budget
 from autocompress.policy.recipe import Recipe
 from autocompress.policy.settings import CompressionSettings
 from autocompress.policy.space_config import SpaceConfig
+from autocompress.policy.writing import replacing
 from autocompress.report.display import Display
 from autocompress.results.front import ParetoFront
 from autocompress.results.metric import Measurement
@@ -78,8 +79,8 @@ class SavedRecipe:
                     "it, or export the recipe again."
                 )
             name = path.with_suffix(".safetensors").name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, path.parent / name)
+            with replacing(path.parent / name) as new:
+                shutil.copyfile(source, new)
             recipe = recipe.model_copy(update={"weights": name})
         return recipe.save(path)
 

@@ -169,8 +169,32 @@ def test_other_signals_before_the_first_trial_are_a_sentence(tmp_path: Path, num
     assert not folder.exists()
 
 
+def test_whoever_starts_with_nohup_wants_it_to_go_on(tmp_path: Path) -> None:
+    study = study_of(5)
+    study["baseline"] = {"schedule": {"epochs": 500, "batch_size": 64, "lr": 0.1}}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(study))
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            ["nohup", sys.executable, "-m", "autocompress", "search", "tiny.yaml"],
+            cwd=tmp_path,
+            env=environment(tmp_path),
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    assert until(lambda: (tmp_path / "runs" / "tiny" / "trials.lock").is_file())
+    time.sleep(2.0)
+    process.send_signal(signal.SIGHUP)
+    time.sleep(2.0)
+    assert process.poll() is None
+    process.terminate()
+    assert process.wait(_PATIENCE_S) == 130
+
+
 def test_an_interrupted_profile_says_so(tmp_path: Path) -> None:
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(study_of(5)))
+    study = study_of(5)
+    study["baseline"] = {"schedule": {"epochs": 500, "batch_size": 64, "lr": 0.1}}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(study))
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "autocompress", "profile", "tiny.yaml"],
@@ -180,11 +204,11 @@ def test_an_interrupted_profile_says_so(tmp_path: Path) -> None:
             stderr=log,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
-    time.sleep(6.0)
-    if process.poll() is None:
-        process.send_signal(signal.SIGINT)
-        assert process.wait(_PATIENCE_S) == 130
-        assert "Interrupted before the end" in (tmp_path / "log").read_text()
+    time.sleep(10.0)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert process.wait(_PATIENCE_S) == 130
+    assert "Interrupted before the end" in (tmp_path / "log").read_text()
 
 
 def test_an_interrupt_before_the_first_trial_is_a_sentence(tmp_path: Path) -> None:

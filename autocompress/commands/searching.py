@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ import yaml
 from rich.console import Console
 
 from autocompress.controller.loop import StopReason
+from autocompress.controller.stop import answering
 from autocompress.errors import Interrupted
 from autocompress.policy.writing import without_password
 from autocompress.report.tables import front_table, verdict_table
@@ -45,12 +45,9 @@ def interruptible(root: Path) -> Iterator[None]:
     Args:
         root: folder of the run.
     """
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            before[number] = signal.signal(number, signal.default_int_handler)
     try:
-        yield
+        with answering(signal.default_int_handler):
+            yield
     except KeyboardInterrupt:
         if RunFolder(root).is_run:
             raise Interrupted(
@@ -58,9 +55,6 @@ def interruptible(root: Path) -> Iterator[None]:
                 "the front, the report and the recipe."
             ) from None
         raise Interrupted("Interrupted before the first trial; nothing is kept.") from None
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def give_up() -> None:

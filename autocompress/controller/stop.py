@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,12 +26,30 @@ class StopFlag:
 
 
 @contextmanager
+def answering(handle: Callable[[int, Any], Any]) -> Iterator[None]:
+    """Answer Ctrl-C, a request to end and a terminal that goes, where they are not ignored.
+
+    Whoever starts a study with ``nohup`` wants it to go on. Outside the main thread signals cannot
+    be caught, and nothing is changed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    heeded = [s for s in _ENDS if signal.getsignal(s) is not signal.SIG_IGN]
+    before = [signal.signal(s, handle) for s in heeded]
+    try:
+        yield
+    finally:
+        for number, handler in zip(heeded, before, strict=True):
+            signal.signal(number, handler)
+
+
+@contextmanager
 def stopping_on_interrupt() -> Iterator[StopFlag]:
     """A flag that the first Ctrl-C raises; the second one interrupts at once.
 
     A request to end (SIGTERM, as of a cluster's scheduler) and a terminal that goes (SIGHUP) count
-    like Ctrl-C, where they are not ignored. Outside the main thread signals cannot be caught, and
-    the flag is only raised by its owner.
+    like Ctrl-C; see ``answering``.
     """
     flag = StopFlag()
 
@@ -40,13 +58,5 @@ def stopping_on_interrupt() -> Iterator[StopFlag]:
             raise KeyboardInterrupt
         flag.ask()
 
-    if threading.current_thread() is not threading.main_thread():
+    with answering(handle):
         yield flag
-        return
-    heeded = [s for s in _ENDS if signal.getsignal(s) is not signal.SIG_IGN]
-    before = [signal.signal(s, handle) for s in heeded]
-    try:
-        yield flag
-    finally:
-        for number, handler in zip(heeded, before, strict=True):
-            signal.signal(number, handler)

@@ -45,7 +45,7 @@ def check_main() -> None:
         return  # a notebook, lines typed in, a package's command: nothing that workers import
     try:
         statements = ast.parse(Path(path).read_text(encoding="utf-8")).body
-    except (OSError, ValueError):  # not Python
+    except (OSError, ValueError, SyntaxError):  # an archive, or compiled
         return
     tests = [ast.unparse(s.test) for s in statements if isinstance(s, ast.If)]
     if not any("__name__" in test and "__main__" in test for test in tests):

@@ -359,8 +359,7 @@ def sync(
         InputError: no run is there.
         mlflow.exceptions.MlflowException: the store refuses.
     """
-    folder = run if isinstance(run, RunFolder) else RunFolder.open(run)
-    folder.check_plain()
+    folder = RunFolder.open(run.root if isinstance(run, RunFolder) else run)
     view = view or RunView.load(folder)
     asked = view.study.tracking
     name = experiment or asked.experiment or view.study.name or folder.name

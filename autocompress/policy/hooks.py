@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 from autocompress.errors import InputError, nearest
@@ -36,10 +37,21 @@ def load(path: str) -> Callable[..., Any]:
         found: Any = import_module(module_name)
     except ImportError as error:
         raise InputError(f"There is no module {module_name!r} (of {path!r}): {error}") from None
-    for part in name.split("."):
-        if not hasattr(found, part):
-            raise InputError(f"{module_name} has no {name!r}; {nearest(name, dir(found))}")
-        found = getattr(found, part)
+    found = within(found, name)
     if not callable(found):
         raise InputError(f"{path!r} is no function but a {type(found).__name__}.")
     return found  # type: ignore[no-any-return]  # checked above
+
+
+def within(module: ModuleType, name: str) -> Any:
+    """What a module holds by a name, which may have dots: of a class, a method.
+
+    Raises:
+        InputError: nothing; the message names the nearest.
+    """
+    found: Any = module
+    for part in name.split("."):
+        if not hasattr(found, part):
+            raise InputError(f"{module.__name__} has no {name!r}; {nearest(part, dir(found))}")
+        found = getattr(found, part)
+    return found

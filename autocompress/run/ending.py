@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from autocompress.controller.limits import Durations
 from autocompress.execute.limit import time_limit
+from autocompress.policy.writing import replacing
 from autocompress.report.html import write_report
 from autocompress.report.tables import write_summary
 from autocompress.results.metric import objectives
@@ -134,8 +135,13 @@ def _keep_models(folder: RunFolder, parts: Assembly, view: RunView) -> Path | No
         if not path.exists():
             continue
         named = folder.models / f"trial-{trial.number}{path.suffix}"
-        shutil.copyfile(path, named)
+        _copy(path, named)
         if view.best is not None and trial.number == view.best.number:
             found = folder.models / f"best{path.suffix}"
-            shutil.copyfile(path, found)
+            _copy(path, found)
     return found
+
+
+def _copy(path: Path, place: Path) -> None:
+    with replacing(place) as new:
+        shutil.copyfile(path, new)

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autocompress.errors import InputError, nearest
+from autocompress.errors import InputError
+from autocompress.policy.hooks import within
 from autocompress.policy.writing import replacing
 from autocompress.workloads.cache import cache_folder, digest
 
@@ -161,9 +162,7 @@ def _attribute(module_name: str, name: str, path: str) -> Any:
             f"There is no module {module_name!r} (factory {path!r}). Install it, or "
             "run from the folder that holds it."
         ) from None
-    if not hasattr(module, name):
-        raise InputError(f"{module_name} has no {name!r}; {nearest(name, dir(module))}")
-    return getattr(module, name)
+    return within(module, name)
 
 
 def _key(path: str, args: Mapping[str, Any] | None) -> str:
