@@ -1,12 +1,14 @@
 """Faults at random moments of a study: what survives, what is lost, what is done twice.
 
 A study of a small network is begun, struck once, and resumed until it has ended. Its processes are
-known by a variable that only they have. Printed per fault: how often the study ended with an
+known by a variable that only they have, and as children of those that have it (Ray's processes
+overwrite their variables). Printed per fault: how often the study ended with an
 answer; finished trials that were gone afterwards; policies that were evaluated twice at the same
 phase; processes left eight seconds later; seconds that it took longer than an undisturbed one
 (median).
 
     python benchmarks/faults.py --json [--times 20] [--workers 1 2] [--fault kill_driver ...]
+    python benchmarks/faults.py --json --executor ray --workers 2 --fault kill_driver kill_worker
 """
 
 from __future__ import annotations
@@ -56,12 +58,15 @@ class Study:
         workers: of the study.
         tracking: of the study.
         limit: bytes that a file of its first session may have; a disk that is full.
+        executor: of the study.
     """
 
     folder: Path
     workers: int
     tracking: dict[str, Any] = field(default_factory=dict)
     limit: int | None = None
+    executor: str = "local"
+    known: set[psutil.Process] = field(default_factory=set)
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -71,7 +76,7 @@ class Study:
 
     def begin(self, *more: str) -> subprocess.Popen[bytes]:
         """Start or resume it."""
-        own = STUDY.changed(workers=self.workers, tracking=self.tracking)
+        own = STUDY.changed(workers=self.workers, tracking=self.tracking, executor=self.executor)
         (self.folder / "study.json").write_text(own.model_dump_json())
         limit, self.limit = self.limit, None  # by the next session somebody has made room
         with (self.folder / "log").open("a") as log:
@@ -96,13 +101,17 @@ class Study:
         return self.process
 
     def processes(self) -> list[psutil.Process]:
-        """All that it has started and that still run."""
-        found = []
+        """All that it has started, as far as it was looked at, and that still run."""
         for one in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                if one.environ().get(MARK) == str(self.folder) and one.status() != "zombie":
+                if one.environ().get(MARK) == str(self.folder):
+                    self.known |= {one, *one.children(recursive=True)}
+        found = []
+        for one in self.known:
+            with contextlib.suppress(psutil.Error):
+                if one.is_running() and one.status() != "zombie":
                     found.append(one)
-        return found
+        return sorted(found, key=lambda one: one.pid)
 
     def finished(self) -> Counter[tuple[str, str]]:
         """Complete trials by policy and phase."""
@@ -194,11 +203,8 @@ FAULTS: dict[str, Callable[[Study, random.Random], None]] = {
 }
 
 
-def struck(
-    name: str, workers: int, folder: Path, usual_s: float, draw: random.Random
-) -> dict[str, Any]:
-    """One study, and what came of it."""
-    study = Study(folder, workers)
+def struck(name: str, study: Study, usual_s: float, draw: random.Random) -> dict[str, Any]:
+    """What came of one study."""
     server = socket.socket()
     if name == "silent_mlflow":  # it accepts, and never answers
         server.bind(("127.0.0.1", 0))
@@ -211,6 +217,7 @@ def struck(
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(draw.uniform(0.05, 0.95) * usual_s)
     before = study.finished()
+    study.processes()  # to know them when they have lost their parent
     FAULTS[name](study, draw)
     survived = study.end()
     took = time.monotonic() - begin
@@ -237,6 +244,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--times", type=int, default=5, help="of each fault")
     parser.add_argument("--workers", type=int, nargs="*", default=[1, 2])
+    parser.add_argument("--executor", default="local", choices=["local", "ray", "ray_tune"])
     parser.add_argument("--fault", nargs="*", default=list(FAULTS), choices=list(FAULTS))
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
@@ -246,7 +254,7 @@ def main() -> None:
         usual: dict[int, float] = {}
         for workers in given.workers:
             for attempt in ("fill the cache", "undisturbed"):
-                study = Study(Path(tempfile.mkdtemp(dir=place)), workers)
+                study = Study(Path(tempfile.mkdtemp(dir=place)), workers, executor=given.executor)
                 begin = time.monotonic()
                 study.begin()
                 assert study.end(), (attempt, (study.folder / "log").read_text())
@@ -255,8 +263,8 @@ def main() -> None:
             found = []
             for i in range(given.times):
                 workers = given.workers[i % len(given.workers)]
-                folder = Path(tempfile.mkdtemp(dir=place))
-                found.append(struck(name, workers, folder, usual[workers], draw))
+                study = Study(Path(tempfile.mkdtemp(dir=place)), workers, executor=given.executor)
+                found.append(struck(name, study, usual[workers], draw))
             rows.append(
                 {
                     "fault": name,

@@ -130,7 +130,7 @@ def test_modules_do_not_import_each_other_in_a_circle(module: str) -> None:
 def test_what_registries_load_by_name_is_followed() -> None:
     ours = "autocompress.techniques.builtin.low_rank"
     assert ours in _imported("autocompress.policy.registry")
-    assert "autocompress.model.factors" in _follows("autocompress.policy.registry")
+    assert "autocompress.techniques.factors" in _follows("autocompress.policy.registry")
     runtime = "autocompress.targets.onnx_runtime"
     assert runtime in _imported("autocompress.targets.registry")
 

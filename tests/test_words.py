@@ -15,11 +15,17 @@ PLACES = {
     "search_spaces": (".yaml",),
     "benchmarks": (".py",),
     "examples": (".py", ".yaml"),
+    "tests": (".py",),
 }
 FILES = sorted(
     [
         ROOT / "README.md",
-        *(p for name, ends in PLACES.items() for p in (ROOT / name).rglob("*") if p.suffix in ends),
+        *(
+            p
+            for name, ends in PLACES.items()
+            for p in (ROOT / name).rglob("*")
+            if p.suffix in ends and p != Path(__file__)
+        ),
     ]
 )
 REPLACED = {

@@ -2,7 +2,7 @@
 
 prune -> leave blocks out -> factorize -> change weights -> reconstruct -> fine-tune -> quantize.
 What comes before reconstruction is stitched from the layer bank, in the order of
-``policy.technique.STAGES``; export comes after (``compress.export``). Reconstruction is either the
+``policy.technique.STAGES``; export comes after (``exporters.write``). Reconstruction is either the
 sequential re-solve, which sets batch-norm statistics itself, or the bank's weights with statistics
 re-estimated; never both (the re-estimation would undo the re-solve).
 """

@@ -49,15 +49,12 @@ class Paired:
         difference: accuracy of the first minus accuracy of the second.
         low, high: 95 % interval by paired bootstrap.
         p_value: of McNemar's exact test that both are equally good.
-        only_first, only_second: samples that only one of them gets right.
     """
 
     difference: float
     low: float
     high: float
     p_value: float
-    only_first: int
-    only_second: int
 
 
 def accuracy(
@@ -166,4 +163,4 @@ def paired(first: Accuracy, second: Accuracy, *, resamples: int = 2000, seed: in
         count, [gain / count, loss / count, 1 - (gain + loss) / count], resamples
     )
     low, high = np.percentile((draws[:, 0] - draws[:, 1]) / count, [2.5, 97.5])
-    return Paired((gain - loss) / count, float(low), float(high), p_value, gain, loss)
+    return Paired((gain - loss) / count, float(low), float(high), p_value)

@@ -33,8 +33,6 @@ DRAWS = 2
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
 """Of the largest value of an output."""
 
-Gone = Mapping[str, Sequence[int]]
-
 
 def first_samples(inputs: Any, count: int) -> Any:
     """The first samples of a batch; tensors without the batch's axis stay whole."""

@@ -32,6 +32,8 @@ _SAME = PlainSerializer(lambda value: value)
 Number = Annotated[FiniteFloat, Strict(), WrapValidator(_unchanged), _SAME]
 """Neither text nor ``true``; a whole number stays as it was written, without a point."""
 _NotNegative = Annotated[FiniteFloat, Strict(), Field(ge=0), WrapValidator(_unchanged), _SAME]
+Points = Annotated[float, Field(gt=0, le=100)]
+"""A loss of accuracy that is allowed, in points."""
 Count = Annotated[int, Strict(), Field(ge=0)]
 Flag = Annotated[bool, Strict()]
 

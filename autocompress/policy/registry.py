@@ -22,7 +22,10 @@ GROUP = "autocompress.techniques"
 """Entry points of packages that offer a technique."""
 MAYBE_MISSING = "A package that adds a technique must be installed in this environment."
 
-_RESERVED = {"distill", "student", "more", "match", "kinds", "exclude", "weight_only"}
+_RESERVED = {
+    *("distill", "student", "more", "match", "kinds", "depth", "exclude"),
+    *("weight_only", "layers", "absent", "identity"),
+}
 """Words that mean something else in a policy, a space or a rule."""
 _STARTS = {"uniform", "random", "student"}
 """Starts of a search that no technique names."""

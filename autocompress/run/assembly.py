@@ -22,7 +22,7 @@ from autocompress.results.metric import Measurement
 from autocompress.run.evaluator import make_evaluator
 from autocompress.run.loading import load_data, load_importance, load_model, load_teacher, with_axes
 from autocompress.run.study import StudyConfig, read_study
-from autocompress.run.variables import resolve_variables
+from autocompress.run.variables import with_variables
 from autocompress.workloads.cache import cache_folder, digest
 
 if TYPE_CHECKING:
@@ -255,22 +255,22 @@ def assemble(
     from autocompress.targets import get_target
     from autocompress.task.calling import without_cache
 
-    plain = resolve_variables(study.model_dump(mode="json"))
     target = get_target(study.target.config())  # said before anything is loaded
     for technique in techniques():
         technique.check_target(target, study.settings)
     load_importance(study.settings.importance)
     progress("data", 0.0)
-    given_data, data = data, load_data(plain["data"], data)
+    section = with_variables(study.data)
+    given_data, data = data, load_data(section, data)
     progress("model", 0.0)
-    raw = load_model(plain["model"]) if model is None else model
+    raw = load_model(with_variables(study.model)) if model is None else model
     prepared = prepare(raw)
     for note in prepared.notes:
         _log.info(note)
     given = (None if model is None else prepared.model, given_data)
     model = prepared.model
     data = data.fitted(without_cache(model)).in_float32()
-    data = settled_data(study, plain["data"].get("task"), model, data)
+    data = settled_data(study, section.task, model, data)
     if study.baseline is not None:
         model = _train_baseline(study, model, data, progress)
     data = with_axes(data, model)

@@ -9,19 +9,20 @@ from typing import TYPE_CHECKING, Any
 from autocompress.errors import AutocompressError, InputError
 from autocompress.policy.recovery import ModelSection
 from autocompress.run.factories import import_factory
-from autocompress.run.variables import resolve_variables
+from autocompress.run.variables import with_variables
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from autocompress.run.study import DataSection
     from autocompress.task.data import Data
 
 
-def load_model(section: dict[str, Any]) -> nn.Module:
+def load_model(section: ModelSection) -> nn.Module:
     """Call a model factory and load its checkpoint.
 
     Args:
-        section: ``factory``, ``args``, ``checkpoint`` with variables resolved.
+        section: with variables resolved.
 
     Raises:
         InputError: no such factory, not a module, or a checkpoint of another architecture.
@@ -31,19 +32,19 @@ def load_model(section: dict[str, Any]) -> nn.Module:
     model = _called(section)
     if not isinstance(model, nn.Module):
         raise InputError(
-            f"{section['factory']} must return a torch.nn.Module, got {type(model).__name__}."
+            f"{section.factory} must return a torch.nn.Module, got {type(model).__name__}."
         )
-    if section.get("checkpoint"):
+    if section.checkpoint:
         from autocompress.workloads.models import load_weights
 
-        load_weights(model, section["checkpoint"])
+        load_weights(model, section.checkpoint)
     return model.eval()
 
 
-def _called(section: dict[str, Any]) -> Any:
+def _called(section: ModelSection | DataSection) -> Any:
     """What a section's factory gives."""
-    args = section.get("args") or {}
-    factory = import_factory(section["factory"], args)
+    args = section.args
+    factory = import_factory(section.factory, args)
     try:
         return factory(**args)
     except AutocompressError:
@@ -51,7 +52,7 @@ def _called(section: dict[str, Any]) -> Any:
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         raise InputError(
-            f"{section['factory']} failed with {args}: {type(error).__name__}: {error} "
+            f"{section.factory} failed with {args}: {type(error).__name__}: {error} "
             f"({where.filename}, line {where.lineno})."
         ) from error
 
@@ -60,7 +61,7 @@ def load_teacher(section: ModelSection) -> nn.Module:
     """A teacher, prepared as the model is."""
     from autocompress.model.prepare import prepare
 
-    return prepare(load_model(resolve_variables(section.model_dump()))).model
+    return prepare(load_model(with_variables(section))).model
 
 
 def load_importance(name: str) -> None:
@@ -73,7 +74,7 @@ def load_importance(name: str) -> None:
         import_factory(name)
 
 
-def load_data(section: dict[str, Any], given: Any = None) -> Data:
+def load_data(section: DataSection, given: Any = None) -> Data:
     """Call a data factory, or take data that were handed over, and make splits of them.
 
     Args:
@@ -83,15 +84,21 @@ def load_data(section: dict[str, Any], given: Any = None) -> Data:
     from autocompress.task.data import Data
 
     if isinstance(given, Data):
-        return Data.wrap(given, dynamic=section.get("dynamic"))
+        return Data.wrap(given, dynamic=section.dynamic)
     source = given
     if source is None:
         source = _called(section)
-    options = {name: section.get(name) for name in ("memory", "length", "dynamic")}
-    for name in ("input_fn", "target_fn"):
-        path = section.get(name)
-        options[name] = import_factory(path) if path else None
-    return Data.wrap(source, **options)
+    input_fn, target_fn = (
+        import_factory(path) if path else None for path in (section.input_fn, section.target_fn)
+    )
+    return Data.wrap(
+        source,
+        input_fn=input_fn,
+        target_fn=target_fn,
+        memory=section.memory,
+        length=section.length,
+        dynamic=section.dynamic,
+    )
 
 
 def with_axes(data: Data, model: nn.Module) -> Data:

@@ -17,6 +17,7 @@ from pydantic_core import PydanticCustomError
 from autocompress.controller.config import SearchConfig
 from autocompress.errors import InputError, nearest
 from autocompress.policy.budget import Budget
+from autocompress.policy.claims import Points
 from autocompress.policy.reading import read_mapping
 from autocompress.policy.recovery import ModelSection, RecoveryConfig, Schedule
 from autocompress.policy.section import CONTRADICTION, Section
@@ -179,7 +180,7 @@ class StudyConfig(Section):
     space: NameOr[SpaceConfig] = "joint"
     settings: CompressionSettings = CompressionSettings()
     budget: tuple[str, ...] = ()
-    max_accuracy_drop: float | None = Field(None, gt=0, le=100)
+    max_accuracy_drop: Points | None = None
     max_quality_drop: str | float | None = None
     search: SearchConfig = SearchConfig()
     recovery: RecoveryConfig = RecoveryConfig()

@@ -12,7 +12,7 @@ from torch import nn
 from autocompress.errors import InputError
 from autocompress.results.metric import ACCURACY, Metric
 from autocompress.run.factories import import_factory
-from autocompress.run.study import StudyConfig
+from autocompress.run.study import StudyConfig, TaskSection
 from autocompress.task.calling import call
 from autocompress.task.data import Data
 from autocompress.task.ready import ready
@@ -42,7 +42,9 @@ def make_task(given: str | Mapping[str, Any] | Task) -> Task:
     return made
 
 
-def settled_data(study: StudyConfig, given: Any, model: nn.Module, data: Data) -> Data:
+def settled_data(
+    study: StudyConfig, given: str | TaskSection | None, model: nn.Module, data: Data
+) -> Data:
     """The data with their task, which is said.
 
     Args:
@@ -53,7 +55,8 @@ def settled_data(study: StudyConfig, given: Any, model: nn.Module, data: Data) -
     Raises:
         InputError: the task is not certain, or does not fit the targets or the study.
     """
-    asked: Any = data.task if given is None else given
+    named = given.model_dump() if isinstance(given, TaskSection) else given
+    asked = data.task if named is None else named
     if asked is not None:
         data = replace(data, task=make_task(asked))
     task, notes = settle(data, lambda inputs: call(model, inputs))

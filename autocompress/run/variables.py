@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from autocompress.errors import InputError
+from autocompress.policy.section import Section
+
+S = TypeVar("S", bound=Section)
 
 NAMED = r"\$\{[A-Za-z_][A-Za-z0-9_]*\}"
 """What a variable looks like, as a pattern for JSON Schemas too."""
@@ -35,6 +38,15 @@ def resolve_variables(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [resolve_variables(v) for v in value]
     return value
+
+
+def with_variables(section: S) -> S:
+    """A section of a study with ``${NAME}`` replaced.
+
+    Raises:
+        InputError: as of ``resolve_variables``.
+    """
+    return type(section).read(resolve_variables(section.model_dump(mode="json")))
 
 
 def _lookup(found: re.Match[str]) -> str:

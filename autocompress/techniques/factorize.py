@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.errors import PolicyError
-from autocompress.model.factors import factor_method, factor_ranks, has_methods
 from autocompress.model.splitting import keeper, plain_conv, split
 from autocompress.model.usage import like
 from autocompress.policy.inventory import RANK_STEPS, Inventory, LayerSpec
 from autocompress.policy.policy import LayerPolicy
 from autocompress.policy.values import Factorization
+from autocompress.techniques.factors import factor_method, factor_ranks, has_methods
 from autocompress.techniques.moments import Moments
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

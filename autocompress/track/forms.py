@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, ConfigDict, Field
 
 from autocompress.errors import InputError
 from autocompress.policy.budget import Budget
-from autocompress.policy.claims import Count, Flag, Number
+from autocompress.policy.claims import Count, Flag, Number, Points
 from autocompress.policy.section import STRICT, Section
 
 
@@ -60,7 +60,7 @@ class StudyForm(_Open):
     settings: dict[str, Any] | None = None
     space: str | dict[str, Any] | None = None
     budget: tuple[str, ...] | str | None = None
-    max_accuracy_drop: Annotated[Number, Field(gt=0)] | None = None
+    max_accuracy_drop: Points | None = None
     max_quality_drop: str | Number | None = None
     search: _OrNothing[SearchForm] = SearchForm()
     tracking: _OrNothing[TrackingForm] = TrackingForm()

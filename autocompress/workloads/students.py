@@ -25,7 +25,7 @@ def build_student(name: str, shape: Sequence[int], classes: int | None, seed: in
     """A student with fresh weights.
 
     Args:
-        name: see ``student_names``, with ``-wFACTOR`` for a factor on all widths.
+        name: of a student, with ``-wFACTOR`` for a factor on all widths.
         shape: of one sample, without the batch: ``(C, H, W)`` for images, ``(T, D)`` for the
             sequence students.
         classes: size of the output.
@@ -49,11 +49,6 @@ def build_student(name: str, shape: Sequence[int], classes: int | None, seed: in
         )
     with seeded(seed):
         return _STUDENTS[base](tuple(shape), classes, width).eval()
-
-
-def student_names() -> tuple[str, ...]:
-    """The architectures, without widths."""
-    return tuple(sorted(_STUDENTS))
 
 
 class SmallVGG(nn.Module):

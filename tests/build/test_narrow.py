@@ -93,10 +93,10 @@ def test_heads_get_the_best_products_under_the_inputs_second_moment() -> None:
     root = vectors @ np.diag(np.sqrt(values.clip(0))) @ vectors.T
     for head in range(HEADS):
         before, after = products(bank.model, head), products(small, head)
-        for number, weigh in enumerate((lambda m: root @ m @ root, lambda m: m @ root)):
-            whole = weigh(before[number])
+        for number, product in enumerate((lambda m: root @ m @ root, lambda m: m @ root)):
+            whole = product(before[number])
             best = (np.linalg.svd(whole)[1][EACH // 2 :] ** 2).sum()
-            error = ((whole - weigh(after[number])) ** 2).sum()
+            error = ((whole - product(after[number])) ** 2).sum()
             assert error <= best * (1 + 1e-3) + 1e-6 * (whole**2).sum()
 
 

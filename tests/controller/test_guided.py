@@ -200,7 +200,9 @@ class Surprised(AnalyticEvaluator):
         return policy["l0"].prune_ratio < 0.5
 
 
-def test_the_rest_of_a_ladder_is_solved_again_where_measuring_has_shown_it_to_be_too_dear() -> None:
+def test_the_rest_of_a_ladder_is_solved_again_where_measuring_has_shown_it_to_cost_too_much() -> (
+    None
+):
     evaluator = Surprised(6, seed=2)
     ctx = context(evaluator, trials=4, budget="latency<=0.6x")
     guided = GuidedProposer(ctx)

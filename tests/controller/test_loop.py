@@ -203,8 +203,8 @@ def test_a_sampler_that_goes_on_repeating_itself_is_asked_less() -> None:
 def test_a_proposal_that_comes_again_says_what_became_of_it() -> None:
     evaluator = AnalyticEvaluator(3)
     ctx = context(evaluator, trials=99)
-    dear, cheap = (0, 0, 0), (7, 7, 7)
-    script = iter([dear, cheap, dear, cheap])
+    costly, cheap = (0, 0, 0), (7, 7, 7)
+    script = iter([costly, cheap, costly, cheap])
 
     class Scripted:
         def suggest(self, n: int) -> list[Proposal]:

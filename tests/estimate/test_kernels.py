@@ -173,7 +173,7 @@ def test_chunks_hold_every_kernel_once_and_one_precision_each() -> None:
     assert len(found) == 2 * math.ceil(132 / 60)
 
 
-def test_a_file_of_kernels_weighs_what_a_network_does() -> None:
+def test_a_file_of_kernels_is_as_large_as_networks_are() -> None:
     """Nine weights per pair of channels: 4 bytes each in float, 1 in 8 bits."""
     kernels = [conv(a, b) for a in range(90, 110) for b in range(100, 104)]
     assert kernels[0].weight_bytes == 4 * 9 * 90 * 100

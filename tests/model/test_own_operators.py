@@ -33,8 +33,8 @@ def gate(x: Tensor, scale: float) -> Tensor:
     return torch.from_numpy((x.detach().numpy() * scale).clip(0))
 
 
-@torch.library.custom_op("testing::weigh", mutates_args=())
-def weigh(x: Tensor, weight: Tensor) -> Tensor:
+@torch.library.custom_op("testing::scale_by", mutates_args=())
+def scale_by(x: Tensor, weight: Tensor) -> Tensor:
     """Half the height, one weight per channel."""
     found = x.detach().numpy()[:, :, ::2] * weight.detach().numpy()[:, None, None]
     return torch.from_numpy(found)
@@ -51,7 +51,7 @@ def _(x: Tensor, scale: float) -> Tensor:
     return torch.empty_like(x)
 
 
-@weigh.register_fake
+@scale_by.register_fake
 def _(x: Tensor, weight: Tensor) -> Tensor:
     return x[:, :, ::2].contiguous()
 
@@ -60,7 +60,7 @@ def plain_gate(x: Tensor, scale: float) -> Tensor:
     return (x * scale).relu()
 
 
-def plain_weigh(x: Tensor, weight: Tensor) -> Tensor:
+def plain_scale_by(x: Tensor, weight: Tensor) -> Tensor:
     return x[:, :, ::2] * weight[:, None, None]
 
 
@@ -77,8 +77,8 @@ class Net(nn.Module):
         x = self.a(x)
         if self.kind == "gate":
             x = gate(x, 2.0)
-        elif self.kind == "weigh":
-            x = torch.ops.testing.weigh(x, self.weight)
+        elif self.kind == "scale_by":
+            x = torch.ops.testing.scale_by(x, self.weight)
         else:
             x = clone(x)
         return self.head(self.b(x).relu().mean((2, 3)))
@@ -102,7 +102,7 @@ def compressed(model: nn.Module, inventory: Inventory, **policy: Any) -> Compres
     return bank.stitch(Policy({"a": LayerPolicy(**policy)} if policy else {}))
 
 
-@pytest.mark.parametrize("kind", ["gate", "weigh", "clone"])
+@pytest.mark.parametrize("kind", ["gate", "scale_by", "clone"])
 def test_layers_around_an_unknown_operator_are_left_alone_with_the_reason(kind: str) -> None:
     _, inventory = listed(kind)
     assert "a" not in inventory.groups_by_name
@@ -119,7 +119,8 @@ def test_a_file_without_what_stands_for_an_operator_says_what_is_missing(tmp_pat
 
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
 @pytest.mark.parametrize(
-    ("kind", "own", "plain"), [("gate", gate, plain_gate), ("weigh", "testing::weigh", plain_weigh)]
+    ("kind", "own", "plain"),
+    [("gate", gate, plain_gate), ("scale_by", "testing::scale_by", plain_scale_by)],
 )
 def test_channels_and_files_go_through_what_stands_for_an_operator(
     kind: str, own: Any, plain: Any, suffix: str, tmp_path: Path
@@ -142,13 +143,13 @@ def test_channels_and_files_go_through_what_stands_for_an_operator(
         export(integer, path, IMAGES[:2])
 
 
-@pytest.mark.parametrize(("kind", "says"), [("gate", "elementwise"), ("weigh", "per_channel")])
+@pytest.mark.parametrize(("kind", "says"), [("gate", "elementwise"), ("scale_by", "per_channel")])
 def test_channels_pass_as_the_user_says(kind: Any, says: Any) -> None:
     operator(f"testing::{kind}", channels=says)
     model, inventory = listed(kind)
     made = compressed(model, inventory, prune_ratio=0.5)
     assert made.module.a.out_channels == 6
-    assert len(made.module.weight) == (6 if kind == "weigh" else 12)
+    assert len(made.module.weight) == (6 if kind == "scale_by" else 12)
     with torch.no_grad():
         assert made.module(IMAGES).shape == (24, 4)
 

@@ -27,7 +27,7 @@ from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.recovery import Schedule
 from autocompress.policy.registry import builtin, techniques
 from autocompress.policy.settings import CompressionSettings
-from autocompress.policy.space_config import SpaceConfig
+from autocompress.policy.space_config import Rule, SpaceConfig
 from autocompress.policy.technique import Field, Technique
 from autocompress.report.html import write_report
 from autocompress.results.trial import Phase
@@ -133,6 +133,13 @@ def _clear() -> None:
         registry.field_names,
     ):
         cached.cache_clear()
+
+
+def test_no_package_takes_a_word_of_rules_and_policies() -> None:
+    own = {word for technique in registry.builtin() for word in registry._words(technique)}
+    classes = (Policy, LayerPolicy)
+    words = {*Rule.model_fields, *(f.name for kind in classes for f in dataclasses.fields(kind))}
+    assert words - own <= registry._RESERVED
 
 
 @pytest.fixture

@@ -142,7 +142,7 @@ def test_features_without_a_common_resolution_are_refused(images: Data) -> None:
         Distillation([flat], Distill(features="hint")).attach(copy.deepcopy(flat), images, CPU)
 
 
-def test_teachers_weighed_by_accuracy_above_chance() -> None:
+def test_teachers_count_by_accuracy_above_chance() -> None:
     """One teacher is always right, one half of the time, one is at chance (1 of 4)."""
     split = Split(torch.eye(4), torch.arange(4))
     data = Data(split, split, split, classes=4)

@@ -69,7 +69,7 @@ def test_a_five_times_larger_error_is_never_the_answer() -> None:
 
 
 def test_the_front_is_ordered_by_what_is_better() -> None:
-    worse = trial(3, 0.3, 0.9)  # dearer and worse than NEAR
+    worse = trial(3, 0.3, 0.9)  # costs more than NEAR, and is worse
     front = ParetoFront.of([FIVE_TIMES, NEAR, BETTER, worse], BY)
     assert [t.number for t in front] == [0, 1, 2]
     assert front.pick("best") is BETTER

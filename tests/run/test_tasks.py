@@ -73,10 +73,10 @@ def test_every_record_of_a_regression_names_its_error(run: EndedRun) -> None:
     errors = {t["number"]: t["mse"] for t in summary["trials"] if t["phase"] != "verify"}
     assert view.best.number == min(errors, key=lambda n: errors[n])
     front = [view.by_number[n].measurement for n in errors]
-    for cheap, dear in itertools.pairwise(front):  # the dearer the better
+    for cheap, costly in itertools.pairwise(front):  # what costs more is better
         assert cheap is not None
-        assert dear is not None
-        assert dear["mse"] < cheap["mse"]
+        assert costly is not None
+        assert costly["mse"] < cheap["mse"]
     words = [run.folder.report.read_text(), json.dumps(summary), str(study_tags(view))]
     for text in words:
         assert "mse" in text

@@ -17,6 +17,7 @@ import yaml
 from tiny_study import STUDY, call, environment
 
 from autocompress.errors import InputError
+from autocompress.policy.recovery import ModelSection
 from autocompress.run import factories
 from autocompress.run.factories import from_elsewhere, import_factory
 from autocompress.run.loading import load_model
@@ -107,7 +108,7 @@ def test_a_named_function_does_not_put_the_folder_first(
 def test_a_factory_that_fails_is_a_sentence_with_its_line(here: Path) -> None:
     (here / "mine_fails.py").write_text("def make(n):\n    return 1 / n\n")
     with pytest.raises(InputError, match=r"mine_fails:make failed.*ZeroDivisionError.*line 2"):
-        load_model({"factory": "mine_fails:make", "args": {"n": 0}})
+        load_model(ModelSection(factory="mine_fails:make", args={"n": 0}))
 
 
 def test_the_list_of_the_packages_own_functions_is_true() -> None:

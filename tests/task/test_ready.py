@@ -167,7 +167,7 @@ def test_perplexity_is_the_geometric_mean_of_inverse_probabilities() -> None:
 @pytest.mark.parametrize(
     ("first", "second", "edits"),
     [
-        ("kitten", "sitting", 3),
+        ("intention", "execution", 5),
         ("", "abc", 3),
         ("flaw", "lawn", 2),
         ("abc", "abc", 0),

@@ -8,12 +8,17 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from autocompress.policy.policy import LayerPolicy
+from autocompress.techniques.builtin.blocks import Blocks
 from autocompress.techniques.builtin.low_rank import LowRank
 from autocompress.techniques.builtin.prune import Prune
 from autocompress.techniques.builtin.quantize import Quantize
 from autocompress.techniques.builtin.sparsify import Sparsify
 from autocompress.techniques.quantize import round_weight
 from autocompress.testing.technique import TechniqueContract
+
+
+class TestBlocks(TechniqueContract):
+    technique = Blocks()
 
 
 class TestPrune(TechniqueContract):

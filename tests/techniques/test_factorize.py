@@ -15,7 +15,6 @@ from torch import nn
 from autocompress.build.bank import LayerBank
 from autocompress.errors import PolicyError
 from autocompress.model.cost import layer_cost, policy_cost
-from autocompress.model.factors import break_even_rank, factor_ranks
 from autocompress.model.inventory import take_inventory
 from autocompress.model.shapes import layer_shape
 from autocompress.policy.inventory import LayerSpec
@@ -27,6 +26,7 @@ from autocompress.techniques.factorize import (
     output_error,
     output_svd,
 )
+from autocompress.techniques.factors import break_even_rank, factor_ranks
 
 Build = Callable[..., LayerBank]
 

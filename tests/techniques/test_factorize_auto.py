@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from autocompress.build.bank import LayerBank
 from autocompress.model.cost import policy_cost
-from autocompress.model.factors import factor_ranks
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.inventory import RANK_STEPS, LayerSpec
 from autocompress.policy.policy import LayerPolicy, Policy
@@ -28,6 +27,7 @@ from autocompress.techniques.factorize import (
     best_factors,
     factorize,
 )
+from autocompress.techniques.factors import factor_ranks
 from autocompress.techniques.moments import rows
 
 Build = Callable[..., LayerBank]

@@ -37,7 +37,7 @@ FIXTURES = Path(__file__).parent.parent / "fixtures" / "run_0_1" / "run"
 def staircase(points: list[tuple[float, float]]) -> float:
     """Area dominated by (accuracy, ms) points against accuracy 0.8 and 2 ms, step by step."""
     area, best = 0.0, 0.8
-    # from the cheapest on, each gain in accuracy counts over all dearer costs
+    # from the cheapest on, each gain in accuracy counts over all higher costs
     for ms, accuracy in sorted((ms, -a) for a, ms in points if a > 0.8 and ms < 2.0):
         area += max(0.0, -accuracy - best) * (2.0 - ms)
         best = max(best, -accuracy)

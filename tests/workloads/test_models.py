@@ -11,7 +11,7 @@ from torch import nn
 
 from autocompress.errors import InputError
 from autocompress.workloads.models import digits_resnet, load_weights, resnet20, resnet56, vgg16_bn
-from autocompress.workloads.students import build_student, student_names
+from autocompress.workloads.students import _STUDENTS, build_student
 
 
 def params(module: nn.Module) -> int:
@@ -87,7 +87,7 @@ def test_a_checkpoint_of_another_architecture_is_named(tmp_path: Path) -> None:
         load_weights(digits_resnet(width=4), str(torn))
 
 
-@pytest.mark.parametrize("name", student_names())
+@pytest.mark.parametrize("name", sorted(_STUDENTS))
 def test_every_student_works_at_every_width(name: str) -> None:
     shape = (16, 5) if name == "lstm" else (3, 16, 16)
     sizes = []

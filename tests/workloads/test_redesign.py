@@ -77,13 +77,13 @@ def test_an_untrained_student_within_the_budget_is_trained() -> None:
         for i in range(1, 5)
     ]
     fits = trial(5, Policy(student="resnet8"), 0.1, -1.0)
-    too_dear = trial(6, Policy(student="vgg8"), 0.1, 1.0)
+    too_slow = trial(6, Policy(student="vgg8"), 0.1, 1.0)
     context = SimpleNamespace(
-        ledger=SimpleNamespace(scored=lambda: [*pruned, fits, too_dear]),
+        ledger=SimpleNamespace(scored=lambda: [*pruned, fits, too_slow]),
         config=SimpleNamespace(objectives=("accuracy", "macs")),
     )
     chosen = candidates(context, 2)  # type: ignore[arg-type]  # stands in for a context
     assert len(chosen) == 3
     assert chosen[0] is pruned[0]
     assert fits in chosen
-    assert too_dear not in chosen
+    assert too_slow not in chosen

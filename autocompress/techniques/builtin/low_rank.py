@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, get_args
 
-from autocompress.model.factors import factor_parts
 from autocompress.policy.technique import Field, Technique
 from autocompress.policy.values import Factorization
+from autocompress.techniques.factors import factor_parts
 
 if TYPE_CHECKING:
     from autocompress.model.part import Part
