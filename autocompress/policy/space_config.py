@@ -11,7 +11,6 @@ from typing import Annotated, Any
 
 from pydantic import (
     BeforeValidator,
-    Field,
     SerializerFunctionWrapHandler,
     field_validator,
     model_serializer,
@@ -34,10 +33,11 @@ from autocompress.policy.values import (
     Heads,
     Pattern,
     Presence,
+    RankRatio,
+    Removed,
+    Share,
     WeightBits,
 )
-
-Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Rule(Section):
@@ -68,14 +68,14 @@ class Rule(Section):
     kinds: OneOrMore[str] = ()
     depth: tuple[Share, Share] = (0.0, 1.0)
     exclude: OneOrMore[str] = ()
-    prune_ratio: OneOrMore[Annotated[float, Field(ge=0, lt=1)]] = (0.0,)
-    sparsity: OneOrMore[Annotated[float, Field(ge=0, lt=1)]] = (0.0,)
+    prune_ratio: OneOrMore[Removed] = (0.0,)
+    sparsity: OneOrMore[Removed] = (0.0,)
     pattern: OneOrMore[Pattern | None] = (None,)
     weight_bits: OneOrMore[WeightBits] = (32,)
     activation_bits: OneOrMore[ActivationBits] = (32,)
     weight_only: bool = False
     activation_scaling: OneOrMore[ActivationScaling] = ("static",)
-    rank_ratio: OneOrMore[Annotated[float, Field(gt=0, le=1)] | None] = (None,)
+    rank_ratio: OneOrMore[RankRatio | None] = (None,)
     factorization: Factorization = "auto"
     block: OneOrMore[Presence] = ("keep",)
     heads: OneOrMore[Heads] = ("fewer",)

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, get_args
 
 from autocompress.policy.technique import Field, Technique
-from autocompress.policy.values import Factorization
+from autocompress.policy.values import Factorization, RankRatio, ends
 from autocompress.techniques.factors import factor_parts
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ class LowRank(Technique):
 
     name = "low-rank"
     fields = (
-        Field("rank_ratio", None, above=0, at_most=1, null="no factorization"),
+        Field("rank_ratio", None, null="no factorization", **ends(RankRatio)),
         Field("factorization", None, values=(None, *get_args(Factorization))),
     )
     knob = "rank_ratio"

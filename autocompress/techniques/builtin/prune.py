@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from autocompress.policy.inventory import WHOLE
 from autocompress.policy.technique import Field, Technique
-from autocompress.policy.values import Heads
+from autocompress.policy.values import Heads, Removed, ends
 
 if TYPE_CHECKING:
     from autocompress.measure.gate import Shown
@@ -24,7 +24,7 @@ class Prune(Technique):
 
     name = "prune"
     fields = (
-        Field("prune_ratio", 0.0, at_least=0, below=1),
+        Field("prune_ratio", 0.0, **ends(Removed)),
         Field("heads", "fewer", values=get_args(Heads)),
     )
     knob = "prune_ratio"

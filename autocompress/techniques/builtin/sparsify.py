@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from autocompress.errors import PolicyError
 from autocompress.policy.technique import Field, Technique
-from autocompress.policy.values import Pattern
+from autocompress.policy.values import Pattern, Removed, ends
 
 if TYPE_CHECKING:
     from autocompress.policy.inventory import LayerSpec
@@ -23,7 +23,7 @@ class Sparsify(Technique):
 
     name = "sparse"
     fields = (
-        Field("sparsity", 0.0, at_least=0, below=1),
+        Field("sparsity", 0.0, **ends(Removed)),
         Field("pattern", None, values=(None, *get_args(Pattern))),
     )
     knob = "sparsity"
