@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property, lru_cache
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, get_args
 
 from pydantic import BeforeValidator, ConfigDict, ValidatorFunctionWrapHandler, WrapValidator
 from pydantic_core import PydanticCustomError
@@ -17,7 +17,18 @@ from autocompress.errors import PolicyError, nearest
 from autocompress.policy.flat import Folded, fold, only_folded
 from autocompress.policy.registry import added_fields, builtin, no_field, techniques
 from autocompress.policy.section import CONTRADICTION, STRICT, read_as
-from autocompress.policy.values import ActivationScaling, Factorization, Heads, Presence
+from autocompress.policy.technique import Field
+from autocompress.policy.values import (
+    ActivationScaling,
+    Factor,
+    Factorization,
+    Features,
+    Heads,
+    Presence,
+    Share,
+    Temperature,
+    ends,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,20 +155,20 @@ class Distill:
 
     temperature: float | None = None
     weight: float = 0.5
-    features: Literal["hint", "attention"] | None = None
+    features: Features | None = None
     feature_weight: float = 1.0
 
     def __post_init__(self) -> None:
-        given = self.temperature
-        _check(given is None or given > 0, "temperature", "above 0, or null", given)
-        _check(0 <= self.weight <= 1, "weight", "in [0, 1]", self.weight)
-        _check(
-            self.features in (None, "hint", "attention"),
-            "features",
-            "null, 'hint' or 'attention'",
-            self.features,
-        )
-        _check(self.feature_weight >= 0, "feature_weight", "at least 0", self.feature_weight)
+        for known in _DISTILL:
+            known.check(getattr(self, known.name))
+
+
+_DISTILL = (
+    Field("temperature", None, null="the safe one", **ends(Temperature)),
+    Field("weight", 0.5, **ends(Share)),
+    Field("features", None, values=(None, *get_args(Features))),
+    Field("feature_weight", 1.0, **ends(Factor)),
+)
 
 
 def _fold_each(layers: Any) -> Any:
@@ -276,11 +287,6 @@ class Policy:
     def untrained_digest(self) -> str:
         """The digest of the untrained policy."""
         return self.untrained.digest
-
-
-def _check(ok: bool, name: str, must: str, found: object) -> None:
-    if not ok:
-        raise PolicyError(f"`{name}` must be {must}, got {found!r}.")
 
 
 @lru_cache(maxsize=4096)

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from autocompress.policy.policy import Distill
 from autocompress.policy.section import AsWritten, Section
+from autocompress.policy.values import Factor, Features, Share, Temperature
 
 Augmentation = Literal[
     "crop",
@@ -106,10 +107,10 @@ class DistillationConfig(AsWritten):
             anew in every epoch and asks the teachers every time.
     """
 
-    temperature: float | None = Field(None, gt=0)
-    weight: float = Field(0.5, ge=0, le=1)
-    features: Literal["hint", "attention"] | None = None
-    feature_weight: float = Field(1.0, ge=0)
+    temperature: Temperature | None = None
+    weight: Share = 0.5
+    features: Features | None = None
+    feature_weight: Factor = 1.0
     teachers: tuple[ModelSection, ...] = ()
     teacher_weights: tuple[float, ...] | Literal["quality", "accuracy"] | None = None
     cached_draws: int = Field(0, ge=0)

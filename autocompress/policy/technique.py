@@ -75,9 +75,14 @@ class Field:
         """What a value must be, for error messages."""
         if self.values:
             return "one of " + ", ".join("null" if v is None else str(v) for v in self.values)
-        low = f"({self.above:g}" if self.above is not None else f"[{self.at_least or 0:g}"
-        high = f"{self.below:g})" if self.below is not None else f"{self.at_most or 1:g}]"
-        return f"in {low}, {high}" + (f", or null for {self.null}" if self.null else "")
+        words = {"above": self.above, "at least": self.at_least}
+        words |= {"below": self.below, "at most": self.at_most}
+        ends = {word: f"{end:g}" for word, end in words.items() if end is not None}
+        said = " and ".join(f"{word} {end}" for word, end in ends.items()) or "a number"
+        if len(ends) == 2:
+            first, last = "(" if "above" in ends else "[", ")" if "below" in ends else "]"
+            said = f"in {first}{', '.join(ends.values())}{last}"
+        return said + (f", or null for {self.null}" if self.null else "")
 
     def check(self, found: Any) -> None:
         """Refuse what is not allowed.

@@ -88,6 +88,20 @@ def test_an_unknown_key_names_the_nearest() -> None:
         LayerPolicy.from_dict({"prune_ration": 0.5})
 
 
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"temperature": 0.0}, "`temperature` must be above 0, or null"),
+        ({"weight": 1.5}, r"`weight` must be in \[0, 1\], got 1.5"),
+        ({"features": "hints"}, "`features` must be one of null, hint, attention"),
+        ({"feature_weight": -1.0}, "`feature_weight` must be at least 0, got -1.0"),
+    ],
+)
+def test_distillation_refuses_what_no_training_can_use(values: dict[str, Any], says: str) -> None:
+    with pytest.raises(PolicyError, match=says):
+        Distill(**values)
+
+
 def test_errors_survive_pickling() -> None:
     with pytest.raises(PolicyError) as caught:
         LayerPolicy(prune_ratio=2)
