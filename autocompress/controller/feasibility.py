@@ -56,5 +56,4 @@ class Feasibility:
         """Violations of what is estimated, some standard deviations added."""
         names = [m for m in self.budget.metrics if m in estimate]
         values = {n: estimate[n] + sigmas * estimate.spread.get(n, 0.0) for n in names}
-        limits = Budget(*(limit for limit in self.budget.limits if limit.metric in names))
-        return limits.violations(values, self.baseline.values)
+        return self.budget.on(names).violations(values, self.baseline.values)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 
 from autocompress.errors import InputError, nearest
@@ -130,6 +130,10 @@ class Budget:
     def metrics(self) -> tuple[str, ...]:
         """Names of the limited metrics, in order."""
         return tuple(dict.fromkeys(limit.metric for limit in self.limits))
+
+    def on(self, metrics: Container[str]) -> Budget:
+        """The limits on some metrics alone: memory, for one, is not foretold."""
+        return Budget(*(limit for limit in self.limits if limit.metric in metrics))
 
     def violations(
         self, values: Mapping[str, float], baseline: Mapping[str, float]

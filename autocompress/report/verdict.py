@@ -9,7 +9,7 @@ from autocompress.report.comparison import Comparison, compared
 from autocompress.report.tables import number_text
 from autocompress.results.answer import drop
 from autocompress.results.difference import difference
-from autocompress.results.trial import MUCH_WAITING, Trial, Waiting, within
+from autocompress.results.trial import MUCH_WAITING, Trial, Waiting, exceeded, within
 from autocompress.track.view import RunView, score, value
 
 Tone = Literal["good", "unsure", "bad"]
@@ -71,8 +71,7 @@ def _no_answer(view: RunView) -> Verdict:
         return Verdict(decision.reason, "bad", (text,), ())
     off = [
         f"{metric} {number_text(metric, value(near, metric))}, {_over(excess)}"
-        for metric, excess in near.violations.items()
-        if excess > 0
+        for metric, excess in exceeded(near.violations).items()
     ] or [f"it loses {_amount(view, drop(near, view.baseline))} of {view.quality.name} on val"]
     sentences = (
         f"The nearest found is trial {near.number}: {'; '.join(off)}.",

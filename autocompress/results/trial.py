@@ -53,13 +53,18 @@ class Phase:
 SEARCH = Phase()
 
 
-def within(violations: Mapping[str, float]) -> bool:
-    """Whether nothing is over the budget.
+def exceeded(violations: Mapping[str, float]) -> dict[str, float]:
+    """The limits that are not met, and by how much; what is no number meets none.
 
     Args:
         violations: by what share of each limit it is exceeded; see ``Budget.violations``.
     """
-    return all(v <= 0 for v in violations.values())
+    return {metric: excess for metric, excess in violations.items() if not excess <= 0}
+
+
+def within(violations: Mapping[str, float]) -> bool:
+    """Whether nothing is over the budget."""
+    return not exceeded(violations)
 
 
 @dataclass(frozen=True)

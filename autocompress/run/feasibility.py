@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from autocompress.build.pipeline import student_cost
+from autocompress.controller.feasibility import Feasibility
 from autocompress.controller.near import estimates_near
 from autocompress.controller.starts import ladders
 from autocompress.errors import InfeasibleBudget
@@ -15,16 +16,13 @@ from autocompress.machine.progress import Progress
 from autocompress.machine.scratch import scratch_folder
 from autocompress.policy.budget import Budget, Limit
 from autocompress.policy.policy import Policy
+from autocompress.results.trial import exceeded
 from autocompress.run.study import StudyConfig
 
 if TYPE_CHECKING:
     from autocompress.model.cost import Cost
     from autocompress.policy.space import Assignment
-    from autocompress.results.metric import Measurement
     from autocompress.run.assembly import Assembly
-
-_CERTAIN = 3.0
-"""An estimate that is over the budget by so many standard deviations need not be measured."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +45,7 @@ class Ends:
     @property
     def over(self) -> dict[str, float]:
         """The limits that not even the cheapest policy meets, and by how much."""
-        found = self.budget.violations(self.cheapest_values, self.baseline_values)
-        return {name: excess for name, excess in found.items() if excess > 0}
+        return exceeded(self.budget.violations(self.cheapest_values, self.baseline_values))
 
     @property
     def reason(self) -> str:
@@ -79,11 +76,6 @@ def _reached(limit: Limit, values: Mapping[str, float], base: Mapping[str, float
     return str(replace(limit, value=math.ceil(value / step) * step))
 
 
-def _told(budget: Budget, known: Mapping[str, float]) -> Budget:
-    """The limits on what is known; memory is not foretold, and left to the trials."""
-    return Budget(*(limit for limit in budget.limits if limit.metric in known))
-
-
 def formula_ends(parts: Assembly) -> Ends:
     """The ends in multiply-adds and parameters: nothing is built or timed for them."""
     from autocompress.model.cost import policy_cost
@@ -99,7 +91,7 @@ def formula_ends(parts: Assembly) -> Ends:
     example = parts.data.train.inputs(1)
     for name, make in parts.students.items():
         known[Policy(student=name)] = values(student_cost(make(), example, settings))
-    return _nearest(_told(parts.study.limits(), base), known, base)
+    return _nearest(parts.study.limits().on(base), known, base)
 
 
 def estimated_ends(parts: Assembly, base: Mapping[str, float]) -> Ends:
@@ -110,7 +102,7 @@ def estimated_ends(parts: Assembly, base: Mapping[str, float]) -> Ends:
         base: values of the uncompressed model, measured or foretold.
     """
     known = {p: parts.evaluator.estimate(p).values for p in cheap_ends(parts)}
-    told = _told(parts.study.limits(), next(iter(known.values())))
+    told = parts.study.limits().on(next(iter(known.values())))
     return _nearest(told, known, base)
 
 
@@ -119,7 +111,7 @@ def measured_ends(parts: Assembly) -> Ends:
     evaluator = parts.evaluator
     base = evaluator.baseline.values
     known = {p: evaluator.estimate(p).values for p in cheap_ends(parts)}
-    told = _told(parts.study.limits(), next(iter(known.values())))
+    told = parts.study.limits().on(next(iter(known.values())))
     two = sorted(known, key=lambda p: _worst(told, known[p], base))[:2]
     found = _nearest(told, {p: evaluator.evaluate(p).values for p in two}, base)
     return replace(found, measured=True)
@@ -202,7 +194,7 @@ def dry_run(study: StudyConfig, progress: Progress) -> dict[str, Any]:
         if not ends.over:
             parts.evaluator.estimator.predict_with(parts.latency_model())
             ends = estimated_ends(parts, parts.evaluator.estimate(Policy()).values)
-            if ends.over and not _certainly_over(parts, ends):
+            if ends.over and not _certainly_over(parts):
                 progress("measuring the cheapest policies", 0.0)
                 parts.predict_latency()
                 ends = measured_ends(parts)
@@ -219,14 +211,11 @@ def dry_run(study: StudyConfig, progress: Progress) -> dict[str, Any]:
     }
 
 
-def _certainly_over(parts: Assembly, ends: Ends) -> bool:
+def _certainly_over(parts: Assembly) -> bool:
     """Whether a limit is exceeded even if the estimates err by much in every policy's favour."""
-
-    def optimistic(found: Measurement) -> dict[str, float]:
-        return {n: v - _CERTAIN * found.spread.get(n, 0.0) for n, v in found.values.items()}
-
-    values = (optimistic(parts.evaluator.estimate(p)) for p in cheap_ends(parts))
-    return all(_worst(ends.budget, v, ends.baseline_values) > 0 for v in values)
+    estimate = parts.evaluator.estimate
+    judge = Feasibility(parts.study.limits(), estimate(Policy()))
+    return all(judge.infeasible_by_estimate(estimate(p)) for p in cheap_ends(parts))
 
 
 _SHOWN = ("latency_ms", "macs", "params", "bops", "size_bytes", "peak_memory_bytes")
