@@ -16,6 +16,7 @@ from autocompress.controller.protocols import Proposal
 from autocompress.controller.sensitivity import Sensitivity
 from autocompress.controller.solver import solve
 from autocompress.policy.space import Assignment
+from autocompress.results.answer import rank
 from autocompress.results.trial import Trial
 
 
@@ -68,7 +69,7 @@ class Neighbours(ABC):
             counting = [t for t in front if t.measurement and better(t.measurement.score, floor)]
             return self.random.choice(counting or list(front))
         done = self.history.complete()
-        return min(done, key=lambda t: max(t.violations.values(), default=0.0), default=None)
+        return min(done, key=rank, default=None)
 
     def _target(self, parent: Trial, front: Sequence[Trial]) -> float:
         """A cost between a front member's and that of its cheaper neighbour, to fill the gap.
