@@ -25,7 +25,7 @@ from autocompress.report.verdict import verdict
 from autocompress.results.difference import Difference, difference
 from autocompress.results.metric import Measurement, Metric
 from autocompress.results.rank import rank_correlation
-from autocompress.results.trial import Trial, TrialState, within
+from autocompress.results.trial import Trial, TrialState
 from autocompress.track.folder import RunFolder, write_atomically
 from autocompress.track.view import RunView, score, value
 
@@ -171,7 +171,6 @@ def _row(view: RunView, trial: Trial) -> dict[str, Any]:
 def _beside(view: RunView) -> list[dict[str, Any]]:
     """Rows that set the answer beside the uncompressed model and the reference policies."""
     base, test = view.baseline, view.test_baseline
-    feasible = within(view.budget.violations(base.values, base.values))
     rows: list[dict[str, Any]] = [
         {
             "name": "uncompressed",
@@ -183,7 +182,7 @@ def _beside(view: RunView) -> list[dict[str, Any]]:
             "size": number_text("size_bytes", base.get("size_bytes")),
             "memory": number_text("peak_memory_bytes", base.get("peak_memory_bytes")),
             "what": "unchanged",
-            "feasible": feasible,
+            "feasible": view.baseline_within,
         }
     ]
     rows += [{**_row(view, t), "name": name} for name, t in view.reference_trials.items()]

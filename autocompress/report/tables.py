@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from autocompress.policy.registry import in_order
 from autocompress.report.comparison import compared
 from autocompress.results.metric import ACCURACY, Measurement, Metric
-from autocompress.results.trial import Trial, within
+from autocompress.results.trial import Trial
 from autocompress.track.folder import RunFolder
 from autocompress.track.view import RunView, latency_ratio, policy_summary
 
@@ -185,7 +185,7 @@ def verdict_table(view: RunView) -> Table:
     def add(name: str, trial: Trial | None, found: Measurement | None, style: str = "") -> None:
         check = view.verified(trial) if trial is not None else None
         on_test = _measured(check) if trial is not None else view.test_baseline
-        feasible = trial.feasible if trial is not None else _within(view)
+        feasible = trial.feasible if trial is not None else view.baseline_within
         table.add_row(
             name,
             quality_text(found),
@@ -272,8 +272,3 @@ def _cost(found: Measurement | None, view: RunView) -> list[str]:
     texts = [number_text(name, v) for (name, _), v in zip(_COSTS, values, strict=True)]
     ratio = 1.0 if found is view.baseline else latency_ratio(found, view.baseline)
     return [texts[0], "-" if ratio is None else f"{ratio:.2f}x", *texts[1:]]
-
-
-def _within(view: RunView) -> bool:
-    found = view.budget.violations(view.baseline.values, view.baseline.values)
-    return within(found)

@@ -15,15 +15,8 @@ from autocompress.policy.policy import Policy
 from autocompress.policy.registry import in_order, named_starts
 from autocompress.results.answer import Decision, allowed, comparable, decide, judged, rank
 from autocompress.results.front import ParetoFront, reference_point
-from autocompress.results.metric import (
-    ACCURACY,
-    LATENCY,
-    QUALITY,
-    Measurement,
-    Metric,
-    objectives,
-)
-from autocompress.results.trial import Trial, TrialState, confirmed
+from autocompress.results.metric import ACCURACY, LATENCY, QUALITY, Measurement, Metric, objectives
+from autocompress.results.trial import Trial, TrialState, confirmed, within
 from autocompress.track.folder import RunFolder
 from autocompress.track.forms import StudyForm, read_budget, trial_numbers
 from autocompress.track.journal import Entry, read_entries
@@ -202,6 +195,11 @@ class RunView:
     def quality(self) -> Metric:
         """What the model is judged by."""
         return self.baseline.quality
+
+    @property
+    def baseline_within(self) -> bool:
+        """Whether the uncompressed model is within the budget."""
+        return within(self.budget.violations(self.baseline.values, self.baseline.values))
 
     @property
     def most_lost(self) -> float | None:
