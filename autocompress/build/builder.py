@@ -43,14 +43,20 @@ class Builder:
         """
         if phase.epochs <= 0:
             return self.pipeline.build(policy, phase, seed, progress=self.progress)
+        found = self.trained(policy, phase, seed)
+        if found is not None:
+            return found
         state = state_file(self.folder, policy, phase.epochs, seed)
-        if state.exists():
-            return self.pipeline.restore(policy, state)
         compressed = self.pipeline.build(
             policy, phase, seed, progress=self.progress, checkpoint=state.with_suffix(".partial")
         )
         save_state(state, compressed)
         return compressed
+
+    def trained(self, policy: Policy, phase: Phase, seed: int) -> Compressed | None:
+        """The model that was trained before, or ``None`` where its weights were not kept."""
+        state = state_file(self.folder, policy, phase.epochs, seed)
+        return self.pipeline.restore(policy, state) if state.exists() else None
 
     def for_timing(self, policy: Policy) -> Compressed:
         """A model whose speed alone matters: sliced weights, ranges from a few inputs."""

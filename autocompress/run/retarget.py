@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autocompress.build.state import state_file
+from autocompress.build.builder import Builder
 from autocompress.errors import InputError
 from autocompress.machine.progress import Progress
 from autocompress.machine.scratch import scratch_folder
@@ -97,16 +97,13 @@ def _from_table(parts: Assembly, table: Path) -> tuple[Cost, float]:
 def _timed(parts: Assembly, folder: RunFolder) -> tuple[Cost, float]:
     from autocompress.measure.latency import paired_timing
 
-    measurer = parts.evaluator.measurer
+    measurer, kept = parts.evaluator.measurer, Builder(parts.pipeline, folder.models)
     uncompressed, quiet = measurer.baseline_file, measurer.quiet_speed
     base = paired_timing(measurer.target, uncompressed, uncompressed, quiet=quiet)
 
     def cost(trial: Trial) -> tuple[float, float]:
-        state = state_file(folder.models, trial.policy, trial.phase.epochs, trial.seed)
-        if trial.phase.epochs > 0 and state.is_file():
-            compressed = parts.pipeline.restore(trial.policy, state)
-        else:
-            compressed = parts.pipeline.build(trial.policy)
+        trained = kept.trained(trial.policy, trial.phase, trial.seed)
+        compressed = trained or parts.pipeline.build(trial.policy)
         path = measurer.file("candidate")
         measurer.export(compressed, path)
         timing = measurer.timing(path, max_seconds=8.0)
