@@ -25,6 +25,11 @@ _STATIC = {"activation_scaling": "static"}
 _INT8 = {"weight_bits": 8, "activation_bits": 8}
 
 
+def packed_bytes(weights: int, channels: int, bits: int) -> int:
+    """Bytes of weights on disk; integers carry a float scale per output channel."""
+    return math.ceil(weights * bits / 8) + (4 * channels if bits < 16 else 0)
+
+
 class Quantize(Technique):
     """Integers of 8 bits or fewer, or half precision; carried out after all training."""
 
@@ -162,9 +167,8 @@ class Quantize(Technique):
         return quantization_problems(shown)
 
     def stored_bytes(self, before: int, weights: int, channels: int, policy: LayerPolicy) -> int:
-        """Integers carry a float scale per output channel."""
-        bits = policy.weight_bits
-        return math.ceil(weights * bits / 8) + (4 * channels if bits < 16 else 0)
+        """In so many bits."""
+        return packed_bytes(weights, channels, policy.weight_bits)
 
     def apply(self, work: Stitching) -> None:
         """Note the bits; the weights stay float until all training is done."""

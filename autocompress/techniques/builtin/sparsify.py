@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from autocompress.errors import PolicyError
 from autocompress.policy.technique import Field, Technique
 from autocompress.policy.values import Pattern, Removed, ends
+from autocompress.techniques.builtin.quantize import packed_bytes
 
 if TYPE_CHECKING:
     from autocompress.policy.inventory import LayerSpec
@@ -78,10 +79,9 @@ class Sparsify(Technique):
 
     def stored_bytes(self, before: int, weights: int, channels: int, policy: LayerPolicy) -> int:
         """A bitmap of one bit per weight and the values that are left, where that is smaller."""
-        bits = policy.weight_bits
         left = weights - int(weights * policy.sparsity)
-        scales = 4 * channels if bits < 16 else 0
-        return min(before, math.ceil(weights / 8) + math.ceil(left * bits / 8) + scales)
+        values = packed_bytes(left, channels, policy.weight_bits)
+        return min(before, math.ceil(weights / 8) + values)
 
     def apply(self, work: Stitching) -> None:
         """Zero weights in place, in the factors too."""
