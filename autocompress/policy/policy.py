@@ -115,11 +115,6 @@ class LayerPolicy:
         return found[name] if name in found else added_fields()[name].default
 
     @property
-    def quantized(self) -> bool:
-        """Whether weights or activations are kept in fewer than 32 bits."""
-        return self.weight_bits < 32 or self.activation_bits < 32
-
-    @property
     def integer(self) -> bool:
         """Whether the layer's arithmetic itself is promised to run on integers."""
         return self.activation_bits == 8

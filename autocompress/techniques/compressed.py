@@ -25,7 +25,7 @@ class Precision:
     @classmethod
     def of(cls, policy: LayerPolicy, settings: CompressionSettings) -> Precision:
         """The bits that a layer's policy asks for; ``reduced``: its weights keep to 64 levels."""
-        reduced = settings.weight_range == "reduced" and policy.activation_bits == 8
+        reduced = settings.weight_range == "reduced" and policy.integer
         return cls(policy.weight_bits, policy.activation_bits, policy.activation_scaling, reduced)
 
     @property

@@ -30,6 +30,16 @@ def packed_bytes(weights: int, channels: int, bits: int) -> int:
     return math.ceil(weights * bits / 8) + (4 * channels if bits < 16 else 0)
 
 
+def _contradiction(weights: int, activations: int) -> str:
+    """Why bits of weights and of activations cannot stand together; empty where they can."""
+    if activations == 8 and weights > 8:
+        return f"`weight_bits` must be 8 or less where activation_bits is 8, got {weights}."
+    if (weights == 16) != (activations == 16):
+        half = "`activation_bits` must be 16 together with weight_bits 16 (half precision)"
+        return f"{half}, got {activations}."
+    return ""
+
+
 class Quantize(Technique):
     """Integers of 8 bits or fewer, or half precision; carried out after all training."""
 
@@ -44,21 +54,14 @@ class Quantize(Technique):
 
     def active(self, policy: LayerPolicy) -> bool:
         """Whether weights or activations are kept in fewer than 32 bits."""
-        return policy.quantized
+        return policy.weight_bits < 32 or policy.activation_bits < 32
 
     def validate(self, policy: LayerPolicy) -> None:
         """Integer activations need integer weights, and half precision is of both."""
         super().validate(policy)
-        weights, activations = policy.weight_bits, policy.activation_bits
-        if activations == 8 and weights > 8:
-            raise PolicyError(
-                f"`weight_bits` must be 8 or less where activation_bits is 8, got {weights}."
-            )
-        if (weights == 16) != (activations == 16):
-            raise PolicyError(
-                "`activation_bits` must be 16 together with weight_bits 16 (half precision), "
-                f"got {activations}."
-            )
+        wrong = _contradiction(policy.weight_bits, policy.activation_bits)
+        if wrong:
+            raise PolicyError(wrong)
 
     def levels(self, rule: Rule, layer: LayerSpec) -> list[dict[str, Any]]:
         """Every valid pair of bits, the most bits first; weights alone where only they can be."""
@@ -70,8 +73,7 @@ class Quantize(Technique):
         levels: list[dict[str, Any]] = []
         for weight in sorted(set(rule.weight_bits), reverse=True):
             for activation in sorted(set(rule.activation_bits), reverse=True):
-                half = (weight == 16) != (activation == 16)
-                if half or (activation == 8 and weight > 8):
+                if _contradiction(weight, activation):
                     continue
                 float_inputs = weight < 16 and activation == 32
                 if float_inputs and 8 in rule.activation_bits and not rule.weight_only:
@@ -122,7 +124,7 @@ class Quantize(Technique):
         """Bits of weights and activations."""
         how = " at run time" if policy.integer and policy.activation_scaling == "dynamic" else ""
         bits = f"{policy.weight_bits}/{policy.activation_bits} bits"
-        return f"{bits}{how}" if policy.quantized else ""
+        return f"{bits}{how}" if self.active(policy) else ""
 
     def probes(self) -> Mapping[str, Mapping[str, Any]]:
         """All in 8 bits."""
