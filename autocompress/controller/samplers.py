@@ -17,6 +17,7 @@ from autocompress.controller.optuna_study import is_optuna_sampler
 from autocompress.controller.plain import PlainProposer
 from autocompress.controller.protocols import Proposer
 from autocompress.errors import AutocompressError, InputError, nearest
+from autocompress.policy.packages import rivalry, source
 
 if TYPE_CHECKING:
     from autocompress.controller.optuna_study import BaseSampler
@@ -77,17 +78,10 @@ def _point(wanted: str) -> EntryPoint:
             f"{nearest(wanted, sampler_names())} A package that offers one must be installed in "
             "this environment."
         )
-    if len(points) > 1:
-        raise InputError(
-            f"The sampler {wanted!r} is offered by {' and by '.join(map(_source, points))}; "
-            "uninstall all but one of them."
-        )
+    several = rivalry("sampler", points)
+    if several:
+        raise InputError(several)
     return points[0]
-
-
-def _source(point: EntryPoint) -> str:
-    package = point.dist.name if point.dist is not None else "an unknown package"
-    return f"the package {package} ({point.value})"
 
 
 def _from_package(context: Context, point: EntryPoint) -> Proposer:
@@ -99,10 +93,10 @@ def _from_package(context: Context, point: EntryPoint) -> Proposer:
         raise
     except Exception as error:
         raise InputError(
-            f"The sampler {point.name!r} of {_source(point)} cannot be made: "
+            f"The sampler {point.name!r} of {source(point)} cannot be made: "
             f"{type(error).__name__}: {error}. Mend or uninstall the package."
         ) from error
-    return _proposer(context, made, point.name, _source(point))
+    return _proposer(context, made, point.name, source(point))
 
 
 def _proposer(context: Context, made: Any, name: str, source: str) -> Proposer:

@@ -13,6 +13,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
 
 from autocompress.errors import AutocompressError, InputError, nearest
+from autocompress.policy.packages import source
 from autocompress.policy.technique import STAGES, Field, Technique
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def added() -> tuple[Technique, ...]:
             if word in taken:
                 raise InputError(
                     f"Two techniques use the name {word!r}, one of them from "
-                    f"{_source(point)}. Uninstall one of them."
+                    f"{source(point)}. Uninstall one of them."
                 )
         taken |= _words(technique)
         found.append(technique)
@@ -144,17 +145,12 @@ def _load(point: EntryPoint) -> Technique:
         raise
     except Exception as error:
         raise InputError(
-            f"The technique {point.name!r} of {_source(point)} cannot be loaded: "
+            f"The technique {point.name!r} of {source(point)} cannot be loaded: "
             f"{type(error).__name__}: {error}. Mend or uninstall the package."
         ) from error
     if not isinstance(technique, Technique) or not getattr(technique, "fields", ()):
         raise InputError(
             f"A technique must be a subclass of `Technique` with at least one field; the one "
-            f"{point.name!r} from {_source(point)} is {technique!r}."
+            f"{point.name!r} from {source(point)} is {technique!r}."
         )
     return technique
-
-
-def _source(point: EntryPoint) -> str:
-    package = point.dist.name if point.dist is not None else "an unknown package"
-    return f"the package {package} ({point.value})"

@@ -112,16 +112,13 @@ class _OrVariable:
 
 
 def _sections() -> Iterator[tuple[str, type[TargetSection]]]:
-    """Runtime and section of every target that can be loaded; of equal names the first counts."""
-    met: set[str] = set()
+    """Runtime and section of every target that can be loaded."""
     for entry in entries():
-        if entry.name not in met:
-            met.add(entry.name)
-            try:
-                config = load_entry(entry).config_model
-            except TargetUnavailable:
-                continue  # a broken package is told by `autocompress targets`
-            yield entry.name, _section(entry.name, config)
+        try:
+            config = load_entry(entry).config_model
+        except TargetUnavailable:
+            continue  # a broken package is told by `autocompress targets`
+        yield entry.name, _section(entry.name, config)
 
 
 def _of_any(data: Mapping[str, Any], runtime: str) -> TargetSection:

@@ -50,16 +50,10 @@ def get_target(config: TargetConfig | Mapping[str, Any] | str) -> Target:
 
 def available_targets() -> list[Availability]:
     """Every runtime: its version and devices here, or why it is not available."""
-    first: dict[str, EntryPoint] = {}
-    return [
-        _availability(entry, first.setdefault(entry.name, entry)) for entry in registry.entries()
-    ]
+    return [_availability(entry) for entry in registry.entries()]
 
 
-def _availability(entry: EntryPoint, owner: EntryPoint) -> Availability:
-    if entry is not owner:
-        reason = f"{entry.value} is left out, the name belongs to {owner.value}"
-        return Availability(entry.name, False, reason=reason)
+def _availability(entry: EntryPoint) -> Availability:
     try:
         target: type[Target] = registry.load_entry(entry)
     except TargetUnavailable as error:

@@ -7,6 +7,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from autocompress.errors import InputError, TargetUnavailable, nearest
+from autocompress.policy.packages import rivalry
 from autocompress.policy.section import read_as
 from autocompress.targets.config import FORMER, TargetConfig
 
@@ -25,7 +26,7 @@ _NEEDED = ("suffix", "config_model", "availability", "open", "classify", "descri
 
 
 def entries() -> Iterator[EntryPoint]:
-    """The built-in runtimes, then others by name; of equal names the first counts."""
+    """The built-in runtimes, then others by name."""
     yield from BUILT_IN
     yield from sorted(entry_points(group=GROUP), key=lambda e: (e.name, e.value))
 
@@ -51,8 +52,10 @@ def load_entry(entry: EntryPoint) -> Any:
     """Import what an entry point names, and check that it is a target class.
 
     Raises:
-        TargetUnavailable: it cannot be imported, or is something else.
+        TargetUnavailable: it cannot be imported, or is something else; or others have its name.
     """
+    if entry not in BUILT_IN:
+        _check_alone(entry)
     try:
         found = entry.load()
     except Exception as error:  # an import may fail with anything
@@ -68,6 +71,17 @@ def load_entry(entry: EntryPoint) -> Any:
             f"name, {entry.value} {what}"
         )
     return found
+
+
+def _check_alone(entry: EntryPoint) -> None:
+    """Refuse a package's target whose name another has."""
+    points = [e for e in entries() if e.name == entry.name]
+    if points[0] in BUILT_IN:
+        owner = points[0].value
+        raise TargetUnavailable(f"{entry.value} is left out, the name belongs to {owner}")
+    several = rivalry("target", points)
+    if several:
+        raise TargetUnavailable(several)
 
 
 def read_config(data: Any) -> TargetConfig:

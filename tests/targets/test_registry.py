@@ -89,9 +89,10 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
     """Makes modules and their entry points known, as installed packages do."""
     monkeypatch.syspath_prepend(tmp_path)
 
-    def make(code: str = "", **places: str) -> None:
+    def make(code: str = "", *others: EntryPoint, **places: str) -> None:
         (tmp_path / "plug_in_of_a_test.py").write_text(code, encoding="utf-8")
         made = [EntryPoint(name, value, registry.GROUP) for name, value in places.items()]
+        made += others
         monkeypatch.setattr(registry, "entry_points", lambda group: made)
 
     yield make
@@ -175,7 +176,18 @@ def test_a_broken_package_says_why_and_breaks_no_other(
         get_target("odd")
 
 
-def test_a_name_belongs_to_the_first_who_has_it(install: Install) -> None:
+def test_a_name_that_two_packages_have_is_refused(install: Install) -> None:
+    second = EntryPoint("good", "plug_in_of_a_test:Better", registry.GROUP)
+    install(GOOD + "\nBetter = Good\n", second, good="plug_in_of_a_test:Good")
+    said = r"'good' is offered by .+test:Better\) and by .+test:Good\); uninstall all but one"
+    for found in available_targets()[len(RUNTIMES) :]:
+        assert (found.runtime, found.available) == ("good", False)
+        assert re.search(said, found.reason)
+    with pytest.raises(TargetUnavailable, match=said):
+        get_target("good")
+
+
+def test_a_name_belongs_to_the_built_in_runtime_that_has_it(install: Install) -> None:
     install(GOOD.replace('name = "good"', 'name = "torch"'), torch="plug_in_of_a_test:Good")
     *_, found = available_targets()
     assert (found.runtime, found.available) == ("torch", False)
