@@ -31,6 +31,13 @@ _GP_PARAMETERS = 15
 _GP_TRIALS = 200
 
 
+def trial_state(name: str) -> Any:
+    """One of Optuna's states of a trial."""
+    import optuna
+
+    return optuna.trial.TrialState[name]
+
+
 def is_optuna_sampler(found: object) -> bool:
     """Whether an object is one of Optuna's samplers, or derived from one."""
     import optuna
@@ -116,7 +123,7 @@ class OptunaController:
         for is looked through at each proposal.
         """
         levels, trial = self._asked()
-        self._study.tell(trial, state=self._state("FAIL"))
+        self._study.tell(trial, state=trial_state("FAIL"))
         return levels
 
     def _asked(self) -> tuple[Assignment, optuna.trial.Trial]:
@@ -161,7 +168,7 @@ class OptunaController:
     ) -> optuna.trial.FrozenTrial | None:
         """Give an asked trial what was found; what taught nothing is told as failed."""
         if frozen is None:
-            self._study.tell(asked, state=self._state("FAIL"))
+            self._study.tell(asked, state=trial_state("FAIL"))
             return None
         for name, violation in frozen.constraints.items():
             asked.set_constraint(name, violation)
@@ -186,7 +193,7 @@ class OptunaController:
             over = sum(max(0.0, v) for v in trial.violations.values())
             values = [-quality.loss(values[0]) / self._worth - over]
         return optuna.trial.create_trial(
-            state=self._state("PRUNED" if pruned else "COMPLETE"),
+            state=trial_state("PRUNED" if pruned else "COMPLETE"),
             values=None if pruned else values,
             params={
                 c.name: level
@@ -263,12 +270,6 @@ class OptunaController:
         if self._scored:
             return optuna.create_study(sampler=sampler, direction="maximize")
         return optuna.create_study(sampler=sampler, directions=[m.goal for m in self.objectives])
-
-    @staticmethod
-    def _state(name: str) -> Any:
-        import optuna
-
-        return optuna.trial.TrialState[name]
 
 
 def _worth(quality: Metric, baseline: Measurement | None) -> tuple[float, float]:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from autocompress.controller.optuna_study import trial_state
 from autocompress.errors import AutocompressError, InputError
 from autocompress.policy.policy import Policy
 from autocompress.policy.space import Assignment, Space
@@ -108,10 +109,10 @@ class SharedTrials:
         """Claims that an earlier session of this driver left are free again."""
         for trial in self._running():
             if trial.user_attrs.get("driver") == self.driver:
-                self.study.tell(trial.number, state=_state("FAIL"))
+                self.study.tell(trial.number, state=trial_state("FAIL"))
 
     def _running(self) -> list[optuna.trial.FrozenTrial]:
-        return self.study.get_trials(deepcopy=False, states=(_state("RUNNING"),))
+        return self.study.get_trials(deepcopy=False, states=(trial_state("RUNNING"),))
 
     def claim(self, policy: Policy, assignment: Assignment, limit_s: float) -> bool:
         """Take a policy for this driver.
@@ -152,12 +153,12 @@ class SharedTrials:
             return False
         claim = self._frozen(
             assignment,
-            _state("RUNNING"),
+            trial_state("RUNNING"),
             {"driver": self.driver, "policy": digest, "until": time.time() + limit_s},
         )
         number = self._add(claim)
         if self._taken(digest, below=number):
-            self.study.tell(number, state=_state("FAIL"))
+            self.study.tell(number, state=trial_state("FAIL"))
             return False
         self._claimed[digest] = number
         return True
@@ -165,11 +166,11 @@ class SharedTrials:
     def _taken(self, digest: str, below: int | None) -> bool:
         """Whether a policy is settled, or claimed by a trial of a lower number."""
         now = time.time()
-        states = (_state("RUNNING"), _state("COMPLETE"))
+        states = (trial_state("RUNNING"), trial_state("COMPLETE"))
         for trial in self.study.get_trials(deepcopy=False, states=states):
             if trial.user_attrs.get("policy") != digest:
                 continue
-            if trial.state == _state("COMPLETE"):
+            if trial.state == trial_state("COMPLETE"):
                 return True
             alive = trial.user_attrs.get("until", 0.0) > now
             if alive and (below is None or trial.number < below):
@@ -207,7 +208,7 @@ class SharedTrials:
             self._close(number, text, over, values if done else None)
         elif assignment is not None:
             about = {"driver": self.driver, "policy": trial.policy.untrained_digest, "trial": text}
-            self._add(self._frozen(assignment, _state("COMPLETE"), about, values, over))
+            self._add(self._frozen(assignment, trial_state("COMPLETE"), about, values, over))
 
     def _close(
         self, number: int, text: str, over: Mapping[str, float], values: list[float] | None
@@ -222,7 +223,7 @@ class SharedTrials:
         for name, violation in over.items():
             claim.set_constraint(name, violation)
         self._storage.set_trial_system_attr(place, _LISTED, list(over.values()))
-        self.study.tell(claim, values, _state("FAIL" if values is None else "COMPLETE"))
+        self.study.tell(claim, values, trial_state("FAIL" if values is None else "COMPLETE"))
 
     def news(self) -> list[Trial]:
         """Complete trials of other drivers since the last look; looks every other second."""
@@ -233,7 +234,7 @@ class SharedTrials:
 
     def _news(self) -> list[Trial]:
         found = []
-        for trial in self.study.get_trials(deepcopy=False, states=(_state("COMPLETE"),)):
+        for trial in self.study.get_trials(deepcopy=False, states=(trial_state("COMPLETE"),)):
             text = trial.user_attrs.get("trial")
             if trial.number in self._seen or text is None:
                 continue
@@ -314,9 +315,3 @@ def _opened(url: str) -> optuna.storages.BaseStorage:
                 raise
             time.sleep(_MADE_S)
     return optuna.storages.RDBStorage(url)
-
-
-def _state(name: str) -> Any:
-    import optuna
-
-    return optuna.trial.TrialState[name]
