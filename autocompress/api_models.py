@@ -15,6 +15,7 @@ from autocompress.policy.policy import Policy
 from autocompress.policy.recipe import Recipe
 from autocompress.policy.settings import CompressionSettings
 from autocompress.policy.space_config import SpaceConfig
+from autocompress.policy.values import DEFAULT_RUNTIME
 from autocompress.run.factories import from_elsewhere
 from autocompress.run.formats import writer_of
 from autocompress.run.reading import Reading, file_part
@@ -217,7 +218,7 @@ def _told(data: Any, task: Any, reading: Mapping[str, Any], *, by_file: bool = T
 
 
 def bench(
-    a: str | Path, b: str | Path | None = None, *, target: Mapping[str, Any] | str = "onnxruntime"
+    a: str | Path, b: str | Path | None = None, *, target: Mapping[str, Any] | str = DEFAULT_RUNTIME
 ) -> dict[str, Any]:
     """Latency of an exported file, or of two interleaved.
 

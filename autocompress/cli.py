@@ -26,6 +26,7 @@ from autocompress.commands.options import (
 )
 from autocompress.errors import AutocompressError, InfeasibleBudget, InputError
 from autocompress.machine.output import answer, keep_for_answers
+from autocompress.policy.values import DEFAULT_RUNTIME
 from autocompress.report.display import Display, console
 from autocompress.report.tables import summary_json
 from autocompress.report.terminal import PlainConsole, write_anything
@@ -281,7 +282,7 @@ def bench(
     vs: Annotated[Path | None, typer.Option(help="A second file, timed in turn with it.")] = None,
     target: Annotated[
         str, typer.Option(help="Runtime; see `autocompress targets`.")
-    ] = "onnxruntime",
+    ] = DEFAULT_RUNTIME,
     threads: Annotated[int, typer.Option(min=1)] = 1,
     batch: Annotated[int, typer.Option(min=1)] = 1,
     as_json: Json = False,

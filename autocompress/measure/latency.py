@@ -18,6 +18,7 @@ from autocompress.machine.lock import after_timing, timing_lock
 from autocompress.measure.memory import peak_memory_bytes
 from autocompress.measure.quiet import QuietSpeed
 from autocompress.measure.sampling import Plan, Sampler, Samples
+from autocompress.policy.values import DEFAULT_RUNTIME
 from autocompress.targets import get_target
 from autocompress.targets.base import Inputs, Session, Target, TargetConfig
 from autocompress.targets.lengths import drawn_inputs
@@ -171,7 +172,7 @@ def _run_all(session: Session, fed: Sequence[Inputs]) -> None:
 def bench(
     a: str | Path,
     b: str | Path | None = None,
-    target: Target | TargetConfig | Mapping[str, Any] | str = "onnxruntime",
+    target: Target | TargetConfig | Mapping[str, Any] | str = DEFAULT_RUNTIME,
     *,
     plan: Plan | None = None,
 ) -> dict[str, Any]:

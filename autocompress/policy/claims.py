@@ -21,6 +21,7 @@ from pydantic import (
 from pydantic_core import CoreSchema, core_schema
 
 from autocompress.policy.section import STRICT, AsWritten
+from autocompress.policy.values import DEFAULT_RUNTIME
 
 
 def _unchanged(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
@@ -205,7 +206,7 @@ class TargetClaim(_Open):
         batch: samples per inference.
     """
 
-    runtime: str = "onnxruntime"
+    runtime: str = DEFAULT_RUNTIME
     version: str = ""
     device: str = "cpu"
     threads: Annotated[int, Strict(), Field(ge=1)] = 1

@@ -19,11 +19,10 @@ from pydantic_core import CoreSchema, PydanticKnownError, core_schema
 
 from autocompress.errors import InputError, TargetUnavailable
 from autocompress.policy.section import Section, field_texts, read_as
+from autocompress.policy.values import DEFAULT_RUNTIME
 from autocompress.run.variables import NAMED, VARIABLE, resolve_variables
 from autocompress.targets.config import FORMER, TargetConfig
 from autocompress.targets.registry import entries, load, load_entry, read_config
-
-_DEFAULT: str = TargetConfig.model_fields["runtime"].default
 
 
 class TargetSection(Section):
@@ -41,7 +40,7 @@ class TargetSection(Section):
             return data
         if not isinstance(data, Mapping):
             raise InputError(f"`target` must be a mapping, got {data!r:.80}.")
-        runtime = data.get("runtime", _DEFAULT)
+        runtime = data.get("runtime", DEFAULT_RUNTIME)
         if not isinstance(runtime, str):
             raise InputError(f"`target.runtime` must be a runtime's name, got {runtime!r}.")
         if VARIABLE.search(runtime):
@@ -150,7 +149,7 @@ def _section(runtime: str, config: type[TargetConfig]) -> type[TargetSection]:
     for name, known in config.model_fields.items():
         kind, default, make = known.rebuild_annotation(), known.default, known.default_factory
         if name == "runtime":
-            kind, default = Literal[runtime], _DEFAULT if runtime == _DEFAULT else ...
+            kind, default = Literal[runtime], DEFAULT_RUNTIME if runtime == DEFAULT_RUNTIME else ...
         given: Any = {"default": default} if make is None else {"default_factory": make}
         about = Field(**given, description=texts.get(name) or known.description)
         fields[name] = (Annotated[kind, _OrVariable()], about)

@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from autocompress.policy.section import Section
+from autocompress.policy.values import DEFAULT_RUNTIME
 
 FORMER = {"providers": None, "compile": False}
 """Once fields of every runtime; files of that time may say that they ask for nothing."""
@@ -34,7 +35,7 @@ class TargetConfig(Section):
             predicted from it, and the runtime here only judges accuracy.
     """
 
-    runtime: str = "onnxruntime"
+    runtime: str = DEFAULT_RUNTIME
     threads: int = Field(1, ge=1)
     batch: int = Field(1, ge=1)
     device: str = "cpu"

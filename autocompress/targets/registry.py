@@ -9,6 +9,7 @@ from typing import Any
 from autocompress.errors import InputError, TargetUnavailable, nearest
 from autocompress.policy.packages import rivalry
 from autocompress.policy.section import read_as
+from autocompress.policy.values import DEFAULT_RUNTIME
 from autocompress.targets.config import FORMER, TargetConfig
 
 GROUP = "autocompress.targets"
@@ -92,7 +93,7 @@ def read_config(data: Any) -> TargetConfig:
         TargetUnavailable: the runtime comes with a package that is broken.
     """
     plain = data.model_dump() if isinstance(data, TargetConfig) else dict(data)
-    runtime = plain.setdefault("runtime", TargetConfig.model_fields["runtime"].default)
+    runtime = plain.setdefault("runtime", DEFAULT_RUNTIME)
     if not isinstance(runtime, str):
         raise InputError(f"`target.runtime` must be a runtime's name, got {runtime!r}.")
     model: type[TargetConfig] = load(runtime).config_model
