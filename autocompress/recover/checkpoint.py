@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
-import warnings
 import zipfile
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +16,7 @@ from autocompress.policy.writing import replacing
 if TYPE_CHECKING:
     from autocompress.recover.engine import Trainer
 
+_log = logging.getLogger(__name__)
 _VERSION = 1
 
 
@@ -57,12 +58,10 @@ def load_checkpoint(path: Path, trainer: Trainer) -> bool:
             raise OSError("not an archive, or a torn one")
         state = torch.load(path, map_location=trainer.place.device, weights_only=True)
     except (RuntimeError, OSError, pickle.UnpicklingError) as error:
-        warnings.warn(
-            f"The checkpoint {path} is not readable ({error}); training anew.", stacklevel=2
-        )
+        _log.warning("The checkpoint %s is not readable (%s); training anew.", path, error)
         return False
     if state.get("version") != _VERSION or state["identity"] != trainer.identity:
-        warnings.warn(f"The checkpoint {path} is of another training; training anew.", stacklevel=2)
+        _log.warning("The checkpoint %s is of another training; training anew.", path)
         return False
     from autocompress.recover.engine import EpochRecord
 

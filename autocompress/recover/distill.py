@@ -8,7 +8,7 @@ divergence takes the KL's place; of numbers it is their mean squared difference.
 
 from __future__ import annotations
 
-import warnings
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,6 +35,7 @@ from autocompress.task.divergence import Divergence, SoftmaxKL
 from autocompress.task.nested import map_tensors, tensors
 from autocompress.task.settle import implied
 
+_log = logging.getLogger(__name__)
 SAFE_TEMPERATURE = 2.0
 LOW_BITS_TEMPERATURE = 1.0
 
@@ -109,10 +110,11 @@ def safe_temperature(temperature: float | None, lowest_bits: int) -> float:
     if temperature is None:
         return LOW_BITS_TEMPERATURE if lowest_bits <= 4 else SAFE_TEMPERATURE
     if lowest_bits <= 4 and temperature > LOW_BITS_TEMPERATURE:
-        warnings.warn(
-            f"Distillation at temperature {temperature:g} on {lowest_bits}-bit weights can cost "
-            "many points; use 1, or leave `temperature` out.",
-            stacklevel=2,
+        _log.warning(
+            "Distillation at temperature %g on %d-bit weights can cost many points; use 1, or "
+            "leave `temperature` out.",
+            temperature,
+            lowest_bits,
         )
     return temperature
 
