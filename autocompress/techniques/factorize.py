@@ -56,13 +56,9 @@ def factorize(
     """
     if isinstance(layer, nn.Linear):
         inputs, outputs = layer.in_features, layer.out_features
-    elif isinstance(layer, _CONVS) and layer.groups == 1:
-        inputs, outputs = layer.in_channels, layer.out_channels
     else:
-        raise PolicyError(
-            f"`rank_ratio` needs a linear layer or a convolution with one group; "
-            f"{spec.name!r} is a {type(layer).__name__}."
-        )
+        assert isinstance(layer, _CONVS), spec  # policies cannot name what is left alone
+        inputs, outputs = layer.in_channels, layer.out_channels
     half = keeper(layer)
     if half is None:
         raise PolicyError(
