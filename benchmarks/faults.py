@@ -149,6 +149,17 @@ def _signal(number: int) -> Callable[[Study, random.Random], None]:
     return strike
 
 
+def _signal_all(number: int) -> Callable[[Study, random.Random], None]:
+    """To its whole group of processes, as terminals, ``timeout`` and schedulers do."""
+
+    def strike(study: Study, draw: random.Random) -> None:
+        assert study.process is not None
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(study.process.pid, number)
+
+    return strike
+
+
 def kill_worker(study: Study, draw: random.Random) -> None:
     """One of the processes that the driver started."""
     assert study.process is not None
@@ -194,6 +205,8 @@ FAULTS: dict[str, Callable[[Study, random.Random], None]] = {
     "terminate_driver": _signal(signal.SIGTERM),
     "hang_up": _signal(signal.SIGHUP),
     "interrupt": _signal(signal.SIGINT),
+    "terminate_group": _signal_all(signal.SIGTERM),
+    "hang_up_group": _signal_all(signal.SIGHUP),
     "kill_worker": kill_worker,
     "stop_for_a_while": stop_for_a_while,
     "delete_lock": delete_lock,

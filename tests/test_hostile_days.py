@@ -154,6 +154,23 @@ def test_a_signal_ends_a_study_as_an_interrupt_does(tmp_path: Path, number: int)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_the_whole_group_costs_no_trial(tmp_path: Path, number: int) -> None:
+    """As of a terminal that goes, of `timeout`, systemd, or a cluster's scheduler."""
+    process = started(tmp_path, study_of(500, workers=2))
+    run = tmp_path / "runs" / "tiny"
+    assert until(lambda: trials_in(run) >= 4 or process.poll() is not None)
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert family
+    os.killpg(process.pid, number)
+    log = tmp_path / "log"
+    assert process.wait(_PATIENCE_S) == 0, log.read_text()
+    assert all(t.state != "FAILED" for t in read_trials(run)), log.read_text()
+    assert "Traceback" not in log.read_text()
+    assert (run / "recipes" / "best.yaml").is_file()
+    assert until(lambda: not any(p.is_running() and p.status() != "zombie" for p in family), 8)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_other_signals_before_the_first_trial_are_a_sentence(tmp_path: Path, number: int) -> None:
     study = study_of(5)
     study["baseline"] = {"schedule": {"epochs": 500, "batch_size": 64, "lr": 0.1}}

@@ -6,6 +6,10 @@ for that, does). ONNX Runtime does, so that each worker imports it for itself.
 
 from importlib import import_module
 
+from autocompress.execute.processes import leave_ends_to_the_study
+
+leave_ends_to_the_study()
+
 for _name in (
     "torch._dynamo",
     "autocompress.run.assembly",

@@ -6,15 +6,17 @@ import ast
 import multiprocessing
 import os
 import pickle
+import signal
 import sys
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future
 from concurrent.futures import wait as wait_for
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import forkserver
-from multiprocessing.context import BaseContext
+from contextlib import contextmanager
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 
 from pebble import ProcessExpired, ProcessPool
@@ -22,6 +24,7 @@ from pebble import ProcessExpired, ProcessPool
 from autocompress.controller.protocols import DividedEvaluator, Job, Outcome
 from autocompress.errors import InputError
 from autocompress.execute.local import told
+from autocompress.execute.processes import Workers
 from autocompress.execute.worker import begin, died, score
 from autocompress.machine.facts import cores, usable_cores
 
@@ -63,12 +66,14 @@ def import_early() -> None:
     Elsewhere each imports for itself. As other processes of ours it does not look for modules in
     the folder that it was started in; workers look where the study's own process does.
     """
-    if _context().get_start_method() != "forkserver":
+    if sys.platform != "linux":
         return
     multiprocessing.set_forkserver_preload(["autocompress.execute.imports"])
     before = os.environ.get(_SAFE)
     os.environ[_SAFE] = "1"
     try:
+        with _hangups_ignored():  # which Python's tracker of resources inherits, and keeps
+            resource_tracker.ensure_running()
         forkserver.ensure_running()
     finally:
         if before is None:
@@ -77,8 +82,17 @@ def import_early() -> None:
             os.environ[_SAFE] = before
 
 
-def _context() -> BaseContext:
-    return multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+@contextmanager
+def _hangups_ignored() -> Iterator[None]:
+    """In the main thread, the only one that may say so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 class ProcessPoolExecutor:
@@ -105,7 +119,7 @@ class ProcessPoolExecutor:
         import_early()
         share = max(1, usable_cores() // self.slots)
         given = [self._factory, dict(os.environ), cores(), share]
-        pool = ProcessPool(self.slots, initializer=begin, initargs=given, context=_context())
+        pool = ProcessPool(self.slots, initializer=begin, initargs=given, context=Workers())
         assert pool.active  # workers start now, not with the first job
         return pool
 

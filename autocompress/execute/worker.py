@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import pickle
-import signal
 import sys
 import threading
 from multiprocessing import parent_process
 
 from autocompress.controller.protocols import DividedEvaluator, Job, Outcome
 from autocompress.execute.local import run_job, told, too_long
+from autocompress.execute.processes import leave_ends_to_the_study
 from autocompress.machine.facts import take_share
 from autocompress.machine.lock import pause_anywhere
 
@@ -33,8 +33,7 @@ def begin(pickled: bytes, environment: dict[str, str], cores: set[int], share: i
     take_share(share)
     pause_anywhere()
     threading.Thread(target=_follow, args=[os.getppid()], name="follow", daemon=True).start()
-    # the terminal's Ctrl-C is for the study, which decides what becomes of its workers
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    leave_ends_to_the_study()
     print_to_stderr()
     try:
         prepare(pickled)

@@ -64,12 +64,12 @@ class Schedule(Section):
         device: ``auto`` (CUDA where present), ``cpu``, ``cuda`` or ``cuda:N``.
     """
 
-    epochs: float = Field(5.0, ge=0)
-    batch_size: int = Field(128, ge=1)
+    epochs: float = Field(5.0, ge=0, le=100_000)
+    batch_size: int = Field(128, ge=1, le=1_000_000)
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: float = Field(0.02, gt=0)
+    lr: float = Field(0.02, gt=0, le=1000)
     momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(5e-4, ge=0)
+    weight_decay: float = Field(5e-4, ge=0, le=1000)
     warmup: float | None = Field(None, ge=0, lt=1)
     anneal: Literal["cosine", "one_cycle"] = "cosine"
     label_smoothing: float = Field(0.0, ge=0, lt=1)
@@ -137,7 +137,7 @@ class RecoveryConfig(Section):
         distillation: how policies with distillation on are trained.
     """
 
-    epochs: float = Field(0.0, ge=0)
+    epochs: float = Field(0.0, ge=0, le=100_000)
     rungs: int = Field(1, ge=1, le=6)
     candidates: int = Field(3, ge=1)
     compare_distillation: bool = True

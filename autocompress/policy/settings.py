@@ -32,8 +32,8 @@ class RefineConfig(Section):
     images: int = Field(4096, ge=16)
     block_steps: int = Field(150, ge=0)
     steps: int = Field(450, ge=0)
-    batch_size: int = Field(128, ge=1)
-    lr: float = Field(1e-3, gt=0)
+    batch_size: int = Field(128, ge=1, le=1_000_000)
+    lr: float = Field(1e-3, gt=0, le=1000)
     augment: bool = True
     seconds: float | None = Field(None, gt=0)
 

@@ -32,7 +32,6 @@ _OURS = frozenset(
         "crossmodal:image_teacher",
         "data:digits",
         "data:image_folder",
-        "data:torchvision_cifar10",
         "detector:detect_shapes",
         "detector:detector",
         "efficientnet:efficientnet_lite0",

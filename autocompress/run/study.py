@@ -186,7 +186,7 @@ class StudyConfig(Section):
     recovery: RecoveryConfig = RecoveryConfig()
     tracking: TrackingSection = TrackingSection()
     executor: Literal["local", "ray", "ray_tune"] = "local"
-    workers: int = Field(1, ge=1)
+    workers: int = Field(1, ge=1, le=10_000)
     ray_address: str | None = None
     resources: ResourcesSection = ResourcesSection()
 

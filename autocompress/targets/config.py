@@ -14,7 +14,7 @@ FORMER = {"providers": None, "compile": False}
 """Once fields of every runtime; files of that time may say that they ask for nothing."""
 
 
-Length = Annotated[int, Field(ge=1)]
+Length = Annotated[int, Field(ge=1, le=100_000_000)]
 Lengths = Length | tuple[Length, ...] | dict[Length, Annotated[float, Field(ge=0)]]
 
 
@@ -36,8 +36,8 @@ class TargetConfig(Section):
     """
 
     runtime: str = DEFAULT_RUNTIME
-    threads: int = Field(1, ge=1)
-    batch: int = Field(1, ge=1)
+    threads: int = Field(1, ge=1, le=1024)
+    batch: int = Field(1, ge=1, le=65_536)
     device: str = "cpu"
     lengths: Lengths | dict[str, Lengths] | None = None
     table: Path | None = None

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import operator
+import os
 import re
 import shutil
 import time
+import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,6 +37,9 @@ if TYPE_CHECKING:
 
 _LAYOUT = ("transpose.int", "permute.default", "clone.default", "to.dtype", "_to_copy.default")
 _CLASSES = {f"aten.{op}": KernelClass.LAYOUT for op in _LAYOUT}
+_FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+_OBJECTS = ("custom_obj_", "opaque_obj_")
+"""Beginnings of the names of pickled parts of an archive."""
 _MULTIPLYING = re.compile(r"conv|gemm|matmul|\.linear|lstm|gru|attention|addmm", re.IGNORECASE)
 
 
@@ -177,14 +182,33 @@ def load_program(file: Path, about: dict[str, str] | None = None) -> Any:
         about: its keys are told what the file says about itself under them, if anything.
 
     Raises:
-        InputError: the file is none.
+        InputError: the file is none, or holds objects that run code when they are read.
     """
     import torch
 
     try:
-        return torch.export.load(file, extra_files=about)
+        with zipfile.ZipFile(file) as archive:
+            parts = [PurePosixPath(name).name for name in archive.namelist()]
+        if any(part.startswith(_OBJECTS) for part in parts):
+            raise ValueError("it holds Python objects, which run code when they are read")
+        with _tensors_alone():
+            return torch.export.load(file, extra_files=about)
     except Exception as error:  # a broken archive raises whatever its reader stumbles on
         raise InputError(f"torch cannot open {file.name}: {error}") from None
+
+
+@contextmanager
+def _tensors_alone() -> Iterator[None]:
+    """Let ``torch.load`` read tensors and plain containers only, whatever it is asked for."""
+    before = os.environ.get(_FORCE)
+    os.environ[_FORCE] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_FORCE]
+        else:
+            os.environ[_FORCE] = before
 
 
 def _eager_profile(

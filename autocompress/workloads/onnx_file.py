@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 import re
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,8 @@ def _load(path: str) -> Any:
         graph = onnx.load(path)
     except (DecodeError, onnx.checker.ValidationError, OSError) as error:
         raise InputError(f"{path} is no ONNX file: {error}") from None
+    for node in graph.graph.node:  # torch.fx writes names into source code, which it runs
+        node.name = _plain(node.name) if node.name else ""
     kinds = {node.op_type for node in graph.graph.node}
     integers = sorted(k for k in kinds if k in _INTEGER or k.startswith("QLinear"))
     if integers:
@@ -95,8 +98,7 @@ def _settle(module: fx.GraphModule) -> None:
     for name in {str(node.target) for node in parts}:
         module.delete_submodule(name)
     for node, part in parts.items():
-        # a dot would stand for a part of a part, a number sign for a call
-        name = plain = re.sub(r"\W+", "_", str(node.target)).strip("_") or "node"
+        name = plain = _plain(str(node.target))
         while name in taken:
             name = f"{plain}_{len(taken)}"
         taken.add(name)
@@ -105,6 +107,16 @@ def _settle(module: fx.GraphModule) -> None:
     module.graph.eliminate_dead_code()
     module.graph.lint()
     module.recompile()
+
+
+def _plain(text: str) -> str:
+    """A name that a part of a module may have, and nothing else.
+
+    A dot would stand for a part of a part, a number sign for a call.
+    """
+    name = re.sub(r"\W+", "_", text).strip("_") or "node"
+    taken = keyword.iskeyword(name) or hasattr(nn.Module(), name) or name == "initializers"
+    return f"{name}_" if taken else name
 
 
 def _is_product(part: nn.Module, node: fx.Node) -> bool:
