@@ -11,7 +11,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 import autocompress as ac
 
-WORDS, LENGTH = 200, 24
+WORDS, LENGTH = 200, 48
 
 
 def rows(count: int, seed: int) -> list[dict[str, list[int] | int]]:
@@ -34,10 +34,10 @@ def trained(train: list[dict[str, list[int] | int]]) -> BertForSequenceClassific
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=WORDS,
-        hidden_size=128,
+        hidden_size=256,
         num_hidden_layers=2,
         num_attention_heads=4,
-        intermediate_size=512,
+        intermediate_size=1024,
         num_labels=2,
         max_position_embeddings=LENGTH,
     )

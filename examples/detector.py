@@ -14,21 +14,34 @@ import autocompress as ac
 SIZE, CELLS = 48, 6
 
 
+def halving(inputs: int, outputs: int) -> list[nn.Module]:
+    """A convolution that halves the image, and its norm."""
+    conv = nn.Conv2d(inputs, outputs, 3, 2, 1, bias=False)
+    return [conv, nn.BatchNorm2d(outputs), nn.ReLU()]
+
+
 class Detector(nn.Module):
-    """One box per cell of a grid: whether something is there, and where."""
+    """One box per cell of a grid: whether something is there, and how far it reaches."""
+
+    middle: Tensor
 
     def __init__(self, width: int = 32) -> None:
         super().__init__()
-        self.a, self.b = nn.Conv2d(1, width, 3, 2, 1), nn.Conv2d(width, 2 * width, 3, 2, 1)
-        self.c, self.d = nn.Conv2d(2 * width, 2 * width, 3, 2, 1), nn.Conv2d(2 * width, 64, 1)
+        self.body = nn.Sequential(
+            *halving(1, width), *halving(width, 2 * width), *halving(2 * width, 2 * width)
+        )
+        self.neck = nn.Sequential(nn.Conv2d(2 * width, 64, 3, padding=1), nn.ReLU())
         self.score, self.box = nn.Conv2d(64, 1, 1), nn.Conv2d(64, 4, 1)
+        line = (torch.arange(CELLS) + 0.5) / CELLS
+        self.register_buffer("middle", torch.cartesian_prod(line, line).flip(1))
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Logits ``(N, CELLS^2)`` and boxes ``(N, CELLS^2, 4)`` as x1, y1, x2, y2 in [0, 1]."""
-        x = F.relu(self.d(F.relu(self.c(F.relu(self.b(F.relu(self.a(x))))))))
+        x = self.neck(self.body(x))
+        low, high = self.box(x).flatten(2).transpose(1, 2).sigmoid().chunk(2, -1)
         return {
             "scores": self.score(x).flatten(1),
-            "boxes": self.box(x).flatten(2).transpose(1, 2).sigmoid(),
+            "boxes": torch.cat([self.middle - low / 2, self.middle + high / 2], -1),
         }
 
 
@@ -75,7 +88,7 @@ def trained(images: Tensor, boxes: Tensor) -> Detector:
     torch.manual_seed(0)
     model = Detector()
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    for _ in range(12):
+    for _ in range(15):
         for part in torch.randperm(len(images)).split(32):
             value = loss(model(images[part]), boxes[part])
             optimizer.zero_grad()
