@@ -153,10 +153,16 @@ def test_a_signal_ends_a_study_as_an_interrupt_does(tmp_path: Path, number: int)
     assert (run / "recipes" / "best.yaml").is_file()
 
 
+@pytest.mark.parametrize(
+    "executor",
+    ["local", *(pytest.param(e, marks=pytest.mark.slow) for e in ("ray", "ray_tune"))],
+)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_to_the_whole_group_costs_no_trial(tmp_path: Path, number: int) -> None:
+def test_a_signal_to_the_whole_group_costs_no_trial(
+    tmp_path: Path, number: int, executor: str
+) -> None:
     """As of a terminal that goes, of `timeout`, systemd, or a cluster's scheduler."""
-    process = started(tmp_path, study_of(500, workers=2))
+    process = started(tmp_path, study_of(500, workers=2, executor=executor))
     run = tmp_path / "runs" / "tiny"
     assert until(lambda: trials_in(run) >= 4 or process.poll() is not None)
     family = psutil.Process(process.pid).children(recursive=True)

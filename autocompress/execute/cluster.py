@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
+import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from autocompress.errors import InputError
 
@@ -47,7 +52,8 @@ def connect(address: str | None) -> Callable[[], None]:
     if address is None:
         return _start()
     _check_answers(address)
-    ray.init(address=address, **_QUIET)
+    with _own_answers():
+        ray.init(address=address, **_QUIET)
     return lambda: ray.shutdown()
 
 
@@ -63,7 +69,8 @@ def _start() -> Callable[[], None]:
     )
     os.environ[_MARK] = mark.partition("=")[2]
     try:
-        ray.init(address="local", **_QUIET)
+        with _in_their_own_session(), _own_answers():
+            ray.init(address="local", **_QUIET)
     finally:
         del os.environ[_MARK]
 
@@ -73,6 +80,39 @@ def _start() -> Callable[[], None]:
         guard.stdin.close()
 
     return end
+
+
+@contextmanager
+def _own_answers() -> Iterator[None]:
+    """Keep the study's answers to signals: Ray puts its own in their place, which end it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    ends = [s for s in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(s) is not None]
+    before = [signal.getsignal(s) for s in ends]
+    yield
+    for number, handler in zip(ends, before, strict=True):
+        signal.signal(number, handler)
+
+
+@contextmanager
+def _in_their_own_session() -> Iterator[None]:
+    """Start Ray's processes where requests to end that the study's group gets do not reach them.
+
+    Ray has no option for it. Without the class that it starts them by they stay in the group: then
+    such a request costs the trials that are being evaluated.
+    """
+    from ray._private import services
+
+    plain: Any = getattr(services, "ConsolePopen", None)
+    if plain is None:
+        yield
+        return
+    services.ConsolePopen = partial(plain, start_new_session=True)
+    try:
+        yield
+    finally:
+        services.ConsolePopen = plain
 
 
 def _check_answers(address: str) -> None:
