@@ -7,6 +7,7 @@ import math
 import os
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -179,12 +180,31 @@ class RunFolder:
         return place
 
     def identity(self) -> str:
-        """A name that no other run has, not even a later one in the same folder; made once."""
-        found = self._identity()
-        if found is None:
-            found = {"id": f"{self.name}-{uuid.uuid4().hex[:12]}", "format": FORMAT}
-            write_json(self.root / "run.json", found)
+        """A name that no other run has, not even a later one in the same folder; made once.
+
+        A run that was moved keeps it; a copy, whose original is still there, gets one of its own.
+        """
+        found, here = self._identity(), str(self.root.resolve())
+        if found is None or self._is_copy(found):
+            new = f"{self.name}-{uuid.uuid4().hex[:12]}"
+            write_json(self.root / "run.json", {"id": new, "format": FORMAT, "folder": here})
+            return new
+        if found.get("folder") != here:
+            with suppress(OSError):  # a run that may only be read stays as it is
+                write_json(self.root / "run.json", {**found, "folder": here})
         return str(found["id"])
+
+    def _is_copy(self, identity: Mapping[str, Any]) -> bool:
+        """Whether the folder that an identity was made for is another one, and still has it."""
+        first = identity.get("folder")
+        try:
+            if not first or os.path.samefile(first, self.root):
+                return False
+            file = Path(first, "run.json")
+            there = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        except (OSError, ValueError, RecursionError):
+            return False
+        return isinstance(there, dict) and there.get("id") == identity["id"]
 
     def _identity(self) -> dict[str, Any] | None:
         path = self.root / "run.json"

@@ -107,10 +107,11 @@ def check_format(found: Any, what: str) -> None:
 
 
 class IdentityForm(_Open):
-    """What ``run.json`` holds."""
+    """What ``run.json`` holds; early versions do not say for which folder it was made."""
 
     id: str
     format: int = FORMAT
+    folder: str | None = None
 
 
 class TimesForm(Section):
