@@ -15,6 +15,7 @@ from autocompress.controller.protocols import Evaluator, Executor, Job, Outcome,
 from autocompress.controller.screener import Screener
 from autocompress.controller.shared_trials import SharedTrials
 from autocompress.controller.stop import StopFlag
+from autocompress.errors import InputError
 from autocompress.policy.budget import Budget
 from autocompress.policy.policy import Policy
 from autocompress.policy.space import Assignment, Space
@@ -98,21 +99,30 @@ class Context:
 
     def news(self) -> list[Trial]:
         """Trials that other drivers have evaluated, now among this one's."""
-        found = [] if self.shared is None else self.shared.news()
+        found = [] if self.shared is None else self.shared.news(self._beside_own_baseline)
         return [
-            self.ledger.keep(self._beside_own_baseline(trial, trial.measurement))
+            self.ledger.keep(replace(trial, number=self.ledger.number()))
             for trial in found
-            if trial.measurement is not None and self.ledger.known(trial.policy) is None
+            if self.ledger.known(trial.policy) is None
         ]
 
-    def _beside_own_baseline(self, trial: Trial, found: Measurement) -> Trial:
-        """A trial of another driver: the ratio it timed, in milliseconds of this one's baseline."""
+    def _beside_own_baseline(self, trial: Trial) -> Trial:
+        """A trial of another driver: the ratio it timed, in milliseconds of this one's baseline.
+
+        Raises:
+            InputError: nothing was measured that this study could judge it by.
+        """
+        found, base = trial.measurement, self.feasibility.baseline
+        if found is None or found.metrics != base.metrics:
+            raise InputError("it is measured by other metrics")
         ratio = (found.context.get("timing") or {}).get("ratio")
         if ratio is not None:
-            ms = ratio * self.feasibility.baseline["latency_ms"]
+            if not ratio > 0:
+                raise InputError(f"its latency's ratio is {ratio}")
+            ms = ratio * base["latency_ms"]
             found = replace(found, values={**found.values, "latency_ms": ms})
         over = self.feasibility.violations(found.values)
-        return replace(trial, number=self.ledger.number(), measurement=found, violations=over)
+        return replace(trial, measurement=found, violations=over)
 
     def end(self, outcome: Outcome) -> Trial:
         """Turn an outcome into a trial, and hand it to the ledger."""

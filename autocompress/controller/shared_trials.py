@@ -11,11 +11,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from autocompress.controller.foreign_trials import read_foreign
 from autocompress.controller.optuna_study import trial_state
 from autocompress.errors import AutocompressError, InputError
 from autocompress.policy.policy import Policy
 from autocompress.policy.space import Assignment, Space
-from autocompress.policy.writing import scrubbed, without_password
+from autocompress.policy.writing import printable, scrubbed, without_password
 from autocompress.results.metric import Measurement, Metric
 from autocompress.results.trial import SEARCH, Trial, TrialState
 
@@ -68,6 +69,7 @@ class SharedTrials:
         self.space, self.objectives, self.driver = space, tuple(objectives), driver
         self._claimed: dict[str, int] = {}
         self._seen: set[int] = set()
+        self._unusable: set[int] = set()
         self._looked = 0.0
         self._distributions: dict[str, optuna.distributions.BaseDistribution] = {
             c.name: optuna.distributions.CategoricalDistribution([str(v) for v in c.levels])
@@ -171,8 +173,11 @@ class SharedTrials:
             if trial.user_attrs.get("policy") != digest:
                 continue
             if trial.state == trial_state("COMPLETE"):
+                if trial.number in self._unusable:
+                    continue
                 return True
-            alive = trial.user_attrs.get("until", 0.0) > now
+            until = trial.user_attrs.get("until")
+            alive = isinstance(until, int | float) and until > now
             if alive and (below is None or trial.number < below):
                 return True
         return False
@@ -225,23 +230,45 @@ class SharedTrials:
         self._storage.set_trial_system_attr(place, _LISTED, list(over.values()))
         self.study.tell(claim, values, trial_state("FAIL" if values is None else "COMPLETE"))
 
-    def news(self) -> list[Trial]:
-        """Complete trials of other drivers since the last look; looks every other second."""
+    def news(self, taken: Callable[[Trial], Trial] = lambda trial: trial) -> list[Trial]:
+        """Complete trials of other drivers since the last look; looks every other second.
+
+        Each is checked by itself: one that cannot be used is left out, with a line in the log.
+
+        Args:
+            taken: makes a trial one of this driver's; what it raises leaves the trial out.
+        """
         if time.monotonic() - self._looked < _LOOK_EVERY_S:
             return []
         self._looked = time.monotonic()
-        return self._tried(self._news, [])
+        nothing: list[optuna.trial.FrozenTrial] = []
+        found = self._tried(self._complete, nothing)
+        read = (self._usable(trial, taken) for trial in found if trial.number not in self._seen)
+        return [trial for trial in read if trial is not None]
 
-    def _news(self) -> list[Trial]:
-        found = []
-        for trial in self.study.get_trials(deepcopy=False, states=(trial_state("COMPLETE"),)):
-            text = trial.user_attrs.get("trial")
-            if trial.number in self._seen or text is None:
-                continue
-            self._seen.add(trial.number)
-            read = Trial.from_dict(json.loads(text))
-            found.append(replace(read, reason=_ELSEWHERE, parent=None))
-        return found
+    def _complete(self) -> list[optuna.trial.FrozenTrial]:
+        return self.study.get_trials(deepcopy=False, states=(trial_state("COMPLETE"),))
+
+    def _usable(
+        self, frozen: optuna.trial.FrozenTrial, taken: Callable[[Trial], Trial]
+    ) -> Trial | None:
+        """A trial of another driver, or ``None`` where nothing can be done with it."""
+        self._seen.add(frozen.number)
+        text = frozen.user_attrs.get("trial")
+        if text is None:  # of somebody who writes to the study by other means
+            return None
+        try:
+            read = read_foreign(text, frozen.params, self.space, self.objectives)
+            return taken(replace(read, reason=_ELSEWHERE, parent=None))
+        except Exception as error:  # whatever a stranger's record brings about
+            self._unusable.add(frozen.number)
+            _log.warning(
+                "Trial %d of the storage cannot be used and is left out (%s: %s).",
+                frozen.number,
+                type(error).__name__,
+                printable(str(error))[:200],
+            )
+            return None
 
     def _values(self, measured: Measurement | None) -> list[float] | None:
         names = [m.name for m in self.objectives]

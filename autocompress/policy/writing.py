@@ -58,6 +58,11 @@ def without_password(url: str) -> str:
     return head + separator + user + re.sub(r"(?i)([?&;]password=)[^&;]*", r"\1", tail)
 
 
+def printable(text: str) -> str:
+    """A text of somebody else's on one line, without signs that steer a terminal."""
+    return "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in text)
+
+
 def scrubbed(text: str, url: str | None) -> str:
     """A message of somebody else's about a URL, without the password that it may repeat."""
     return text if url is None else text.replace(url, without_password(url))
