@@ -328,7 +328,7 @@ def targets(as_json: Json = False) -> None:
 def track(
     run: Run,
     uri: Annotated[
-        str | None, typer.Option(help="Tracking URI; the study's own, or the file beside the run.")
+        str | None, typer.Option(help="Tracking URI; the file beside the run by default.")
     ] = None,
     experiment: Annotated[
         str | None, typer.Option(help="Its name; the study's by default.")

@@ -7,6 +7,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+from autocompress.policy.writing import printable
 from autocompress.report.tables import trial_json
 from autocompress.report.verdict import verdict
 from autocompress.results.metric import Measurement
@@ -113,5 +114,5 @@ def as_csv(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 def _text(value: Any) -> str:
     if isinstance(value, list | tuple):
-        return ", ".join(str(v) for v in value)
-    return str(value)
+        return ", ".join(_text(v) for v in value)
+    return printable(str(value))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from autocompress.mlflow.asking import track_command
 from autocompress.mlflow.store import Recorder, Store
 from autocompress.policy.writing import scrubbed, without_password
 from autocompress.results.metric import ACCURACY, LATENCY, Measurement, Metric
@@ -61,6 +62,7 @@ class MlflowSink:
         pause: Callable[[], None] = lambda: None,
     ) -> None:
         self._journal, self._say, self._pause = journal, say, pause
+        self._catch_up = track_command(journal.folder, uri)
         store = Store.of(journal.folder, uri)
         self.recorder = Recorder(journal.folder, baseline, store, experiment, objectives, layers)
         self._queue: queue.SimpleQueue[Entry | _End] = queue.SimpleQueue()
@@ -121,7 +123,7 @@ class MlflowSink:
             self._say(
                 f"MLflow at {without_password(self.recorder.store.uri)} does not take trials "
                 f"({type(error).__name__}: {self._first_line(error)}). The study goes on; "
-                "`autocompress track` makes up for it later, from the journal."
+                f"{self._catch_up} makes up for it later, from the journal."
             )
         self._failed = True
 
@@ -147,6 +149,6 @@ class MlflowSink:
         if self._thread.is_alive():
             self._say(
                 f"MLflow at {without_password(self.recorder.store.uri)} is still taking records; "
-                f"`autocompress track {self._journal.folder.root}` brings it up to date."
+                f"{self._catch_up} brings it up to date."
             )
         return self._whole

@@ -11,7 +11,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -22,7 +21,10 @@ from urllib.parse import urlsplit
 from autocompress.machine.scratch import scratch_folder
 from autocompress.mlflow import labels
 from autocompress.mlflow.artifacts import as_json, log_text, save_onnx
+from autocompress.mlflow.asking import check_named
 from autocompress.mlflow.database import check_database
+from autocompress.mlflow.names import experiment_name, model_name, safe_part, tag_value
+from autocompress.policy.writing import printable
 from autocompress.report import plots
 from autocompress.report.tables import summary_json
 from autocompress.results.front import reference_point
@@ -102,7 +104,7 @@ class Recorder:
         folder: of the run.
         baseline: the uncompressed model on val.
         store: where to write.
-        experiment: its name; by custom the study's.
+        experiment: its name; by custom the study's. It is made one line of printable characters.
         objectives: quality first.
         layers: all layers that policies may touch, for means over them.
     """
@@ -124,7 +126,8 @@ class Recorder:
         self._step = 0
         self._started: int | None = None
         self._ended: int | None = None
-        self._identity = self.folder.identity()
+        self._identity = tag_value(self.folder.identity())
+        self.experiment = experiment_name(self.experiment)
 
     def compared(self) -> list[str]:
         """Run ids of the trials worth comparing: complete ones, the front's first."""
@@ -150,7 +153,7 @@ class Recorder:
                 client.restore_experiment(found.experiment_id)
             return str(found.experiment_id)
         root = self.store.artifacts
-        location = (root / self.experiment).as_uri() if root else None
+        location = (root / safe_part(self.experiment)).as_uri() if root else None
         return str(client.create_experiment(self.experiment, artifact_location=location))
 
     def _find_parent(self, client: MlflowClient) -> str:
@@ -160,7 +163,7 @@ class Recorder:
             return str(found[0].info.run_id)
         tags = {_RUN_TAG: self._identity, "autocompress.kind": "study"}
         run = client.create_run(
-            self.experiment_id, self._started, tags=tags, run_name=self.folder.name
+            self.experiment_id, self._started, tags=tags, run_name=printable(self.folder.name)
         )
         return str(run.info.run_id)
 
@@ -315,7 +318,7 @@ class Recorder:
             client.log_artifact(self.parent, str(path), "model")
             return [f"{path.name} is no ONNX file: MLflow keeps it as a file, not as a model."]
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        name = f"autocompress-{re.sub(r'[^A-Za-z0-9_.-]+', '-', self.experiment)}"
+        name = model_name(self.experiment)
         known = f"name = '{name}' and tags.digest = '{digest}' and tags.run = '{self._identity}'"
         if not client.search_registered_models(f"name = '{name}'"):
             client.create_registered_model(name)
@@ -350,23 +353,25 @@ def sync(
 
     Args:
         run: the run's folder.
-        uri: tracking URI, or ``None`` for what the study says, or the SQLite file beside the run.
+        uri: tracking URI, or ``None`` for the SQLite file beside the run.
         experiment: its name; ``None`` for what the study says.
         view: of the run, where it was read before.
         best_model: exported file of the answer; ``None`` for what ``front.json`` says.
 
     Raises:
-        InputError: no run is there.
+        InputError: no run is there, or no ``uri`` was given and its study names another store.
         mlflow.exceptions.MlflowException: the store refuses.
     """
     folder = RunFolder.open(run.root if isinstance(run, RunFolder) else run)
     view = view or RunView.load(folder)
     asked = view.study.tracking
+    if uri is None:
+        check_named(folder, asked.uri, Store.of(folder, None).uri)
     name = experiment or asked.experiment or view.study.name or folder.name
     recorder = Recorder(
         folder,
         view.baseline,
-        Store.of(folder, uri or asked.uri),
+        Store.of(folder, uri),
         str(name),
         view.objectives,
         view.layer_names,

@@ -17,14 +17,15 @@ def track(run: str | Path, uri: str | None, experiment: str | None) -> dict[str,
 
     Args:
         run: the run's folder.
-        uri: tracking URI, or ``None`` for what the study says, or the SQLite file beside the run.
+        uri: tracking URI, or ``None`` for the SQLite file beside the run.
         experiment: its name; ``None`` for what the study says.
 
     Returns:
         What ``autocompress track --json`` prints.
 
     Raises:
-        InputError: no run is there, or a process is writing it and shows its trials itself.
+        InputError: no run is there, a process is writing it and shows its trials itself, or no
+            ``uri`` was given and the run names another store.
         AutocompressError: the store refuses; the run stays as it is.
     """
     folder = RunFolder.open(run)
