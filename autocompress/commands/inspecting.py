@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from autocompress.report.tables import epochs_text
@@ -47,8 +48,8 @@ def show_profile(found: dict[str, Any], console: Console) -> None:
             else ""
         )
         console.print(
-            f"{group['name']}: {group['channels']} channels of "
-            f"{', '.join(group['producers'])}{note}"
+            f"{escape(group['name'])}: {group['channels']} channels of "
+            f"{escape(', '.join(group['producers']))}{note}"
         )
     for left in found["left_alone"]:
         console.print(f"{left['group']} is not pruned: {left['reason']}", style="dim", markup=False)
@@ -67,7 +68,7 @@ def show_profile(found: dict[str, Any], console: Console) -> None:
     )
     if found["kernels"]:
         console.print(
-            f"Kernels packed in {found['kernels']}; run its run_kernels.py on the device."
+            f"Kernels packed in {escape(found['kernels'])}; run its run_kernels.py on the device."
         )
 
 
@@ -110,7 +111,7 @@ def show_evaluation(found: dict[str, Any], console: Console) -> None:
     )
     console.print(_built(found), highlight=False)
     for problem in (*trial["problems"], *trial["notes"]):
-        console.print(f"[yellow]{problem}[/yellow]")
+        console.print(f"[yellow]{escape(problem)}[/yellow]")
 
 
 def _built(found: dict[str, Any]) -> str:

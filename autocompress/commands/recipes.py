@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from autocompress.results.metric import Metric
@@ -12,25 +13,27 @@ from autocompress.results.metric import Metric
 
 def show_export(found: dict[str, Any], console: Console) -> None:
     """Which trial, and what to do with its recipe."""
+    recipe = escape(found["recipe"])
     console.print(
-        f"Trial {found['trial']} -> [bold]{found['recipe']}[/bold]\n"
-        f"Apply it: autocompress apply {found['recipe']} -o model.onnx"
+        f"Trial {found['trial']} -> [bold]{recipe}[/bold]\n"
+        f"Apply it: autocompress apply {recipe} -o model.onnx"
     )
 
 
 def show_applied(found: dict[str, Any], console: Console) -> None:
     """The file, and whether it is the recipe's own model."""
-    console.print(f"[bold]{found['model']}[/bold]: {found['size_bytes'] / 1e3:,.1f} kB")
+    console.print(f"[bold]{escape(found['model'])}[/bold]: {found['size_bytes'] / 1e3:,.1f} kB")
     if found["note"]:
-        console.print(found["note"])
+        console.print(escape(found["note"]))
 
 
 def show_verification(found: dict[str, Any], console: Console) -> None:
     """What was found beside what is claimed, and the verdict."""
     table = Table("", "found", "claimed")
     quality = Metric(**found["quality"])
-    name = quality.name
-    table.add_row(name, quality.text(found[name]), quality.text(found[f"claimed_{name}"]))
+    name = escape(quality.name)
+    texts = [quality.text(found[f"{claimed}{quality.name}"]) for claimed in ("", "claimed_")]
+    table.add_row(name, *texts)
     table.add_row(
         "latency / uncompressed",
         f"{found['latency_ratio']:.3f}",
@@ -42,7 +45,7 @@ def show_verification(found: dict[str, Any], console: Console) -> None:
     if not found["same_data"]:
         console.print("These are other data than the recipe's; no quality is claimed for them.")
     for reason in found["reasons"]:
-        console.print(f"[red]{reason}[/red]")
+        console.print(f"[red]{escape(reason)}[/red]")
     console.print(
         "[green]The recipe holds.[/green]"
         if found["ok"]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 from rich.console import Console
+from rich.markup import escape
 
 from autocompress.controller.loop import StopReason
 from autocompress.controller.stop import answering
@@ -70,26 +71,26 @@ def show_result(done: EndedRun, console: Console) -> None:
     console.print(front_table(view))
     console.print(verdict_table(view))
     found = verdict(view)
-    console.print(f"[bold {_COLOURS[found.tone]}]{found.headline}[/]")
+    console.print(f"[bold {_COLOURS[found.tone]}]{escape(found.headline)}[/]")
     for sentence in found.sentences:
-        console.print(f"  {sentence}", highlight=False)
+        console.print(f"  {escape(sentence)}", highlight=False)
     console.print(f"[dim]{WHY_ENDED[done.stopped]}[/dim]", highlight=False)
     if view.best is not None:
-        console.print(f"recipe  {folder.recipes / 'best.yaml'}", soft_wrap=True)
+        console.print(f"recipe  {escape(str(folder.recipes / 'best.yaml'))}", soft_wrap=True)
         file = folder.best_model()
         kept = file or "not kept; `autocompress apply` builds it from the recipe"
-        console.print(f"model   {kept}", soft_wrap=True)
-    console.print(f"report  {folder.report}", soft_wrap=True)
+        console.print(f"model   {escape(str(kept))}", soft_wrap=True)
+    console.print(f"report  {escape(str(folder.report))}", soft_wrap=True)
     tracking = done.parts.study.tracking
     if tracking.mlflow:
         place = without_password(tracking.uri) if tracking.uri else ""
         server = place if place.startswith("http") else f"autocompress ui {folder.root.parent}"
-        console.print(f"MLflow  {server}", soft_wrap=True)
+        console.print(f"MLflow  {escape(server)}", soft_wrap=True)
 
 
 def show_dry_run(found: dict[str, Any], console: Console) -> None:
     """The resolved study, its space, and whether its budget can be met."""
-    console.print(yaml.safe_dump(found["study"], sort_keys=False), highlight=False)
+    console.print(yaml.safe_dump(found["study"], sort_keys=False), markup=False, highlight=False)
     console.print(f"{found['choices']} choices, about 10^{found['log10_policies']:.0f} policies")
     for name, key in (("most expensive", "most_expensive"), ("cheapest", "cheapest")):
         end = found[key]

@@ -136,7 +136,7 @@ def front_table(view: RunView) -> Table:
     """The front, cheapest first, the answer marked; the uncompressed model closes it."""
     from rich.table import Table
 
-    title = f"Pareto front of {view.run}" if view.run else "Pareto front"
+    title = _as_it_is(f"Pareto front of {view.run}" if view.run else "Pareto front")
     caption = f"budget: {view.budget}; hypervolume {view.hypervolume:.4g}"
     if view.builds_differ:
         caption += f"\n{BUILDS_DIFFER}"
@@ -147,7 +147,8 @@ def front_table(view: RunView) -> Table:
     table.add_column("what was done")
     table.add_column("origin", style="dim")
     if view.nearest is not None:
-        table.caption = f"{view.decision.reason} The nearest is trial {view.nearest.number}."
+        reason = _as_it_is(view.decision.reason)
+        table.caption = f"{reason} The nearest is trial {view.nearest.number}."
     for trial in _shown(view):
         mark = view.best is not None and trial.number == view.best.number
         test = [quality_text(_measured(view.verified(trial)))] if tested else []
@@ -157,7 +158,7 @@ def front_table(view: RunView) -> Table:
             *test,
             *_cost(trial.measurement, view),
             what(trial, view),
-            origin_text(trial, view),
+            _as_it_is(origin_text(trial, view)),
             style="bold green" if mark else None,
         )
     table.add_section()
@@ -187,7 +188,7 @@ def verdict_table(view: RunView) -> Table:
         on_test = _measured(check) if trial is not None else view.test_baseline
         feasible = trial.feasible if trial is not None else view.baseline_within
         table.add_row(
-            name,
+            _as_it_is(name),
             quality_text(found),
             *([quality_text(on_test)] if tested else []),
             *_cost(found, view),
@@ -258,9 +259,16 @@ def number_text(name: str, number: float | None) -> str:
     return f"{number:.3g}{' B' if name.endswith('bytes') else ''}"
 
 
+def _as_it_is(text: str) -> str:
+    """A text of anyone's for a cell or a title: brackets in it are no markup."""
+    from rich.markup import escape
+
+    return escape(text)
+
+
 def _columns(table: Table, names: Iterable[str]) -> None:
     for name in names:
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(_as_it_is(name), justify="right", no_wrap=True)
 
 
 def _measured(trial: Trial | None) -> Measurement | None:

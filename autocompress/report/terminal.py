@@ -1,13 +1,18 @@
-"""Terminals that show ASCII alone, and narrow ones."""
+"""What leaves for a terminal: one that shows ASCII alone, a narrow one, one that takes orders."""
 
 from __future__ import annotations
 
 import codecs
 import io
+import logging
+import re
 import sys
+from collections.abc import Iterable
 from typing import Any
 
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.errors import MarkupError
+from rich.segment import Segment
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -17,6 +22,20 @@ _FAILING = ("strict", "surrogateescape")
 _WORDS = 16
 """Columns of a table's text that may wrap; less would be a word a line."""
 _TABLE = str.maketrans(_SIGNS)
+_ORDERS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""What a terminal obeys and does not show, newline and tab aside, and what turns text round."""
+
+
+def shown(text: str) -> str:
+    """A text without orders to the terminal: they are shown as Python writes them, ``\\x1b``."""
+    return _ORDERS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+class _Shown(logging.Formatter):
+    """Messages of loggers that nobody else prints."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return shown(super().format(record))
 
 
 def write_anything() -> None:
@@ -25,6 +44,8 @@ def write_anything() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors in _FAILING:
             stream.reconfigure(errors="autocompress")
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(_Shown())
 
 
 def _replaced(error: UnicodeError) -> tuple[str | bytes, int]:
@@ -39,17 +60,34 @@ def _replaced(error: UnicodeError) -> tuple[str | bytes, int]:
 class PlainConsole(Console):
     """A console that knows what its stream can write before it lays a table out.
 
-    Tables that it has no room for become lists of their rows.
+    Tables that it has no room for become lists of their rows. Texts may come from anyone: only
+    the console's own styles and movements are orders to the terminal.
     """
 
     def render_str(self, text: str, **more: Any) -> Text:
         """See ``rich``."""
-        known = self.encoding.startswith("utf")
-        return super().render_str(text if known else text.translate(_TABLE), **more)
+        text, known = shown(text), self.encoding.startswith("utf")
+        text = text if known else text.translate(_TABLE)
+        try:
+            return super().render_str(text, **more)
+        except MarkupError:  # brackets of somebody's name
+            return super().render_str(text, **{**more, "markup": False})
 
     def print(self, *objects: Any, **more: Any) -> None:
         """See ``rich``."""
         super().print(*(_Fitting(o) if isinstance(o, Table) else o for o in objects), **more)
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """See ``rich``; everything that is printed comes through here, in pieces."""
+        for piece in super().render(renderable, options):
+            if piece.control is None:
+                link = piece.style is not None and piece.style.link is not None
+                style = piece.style.update_link(None) if link and piece.style else piece.style
+                yield Segment(shown(piece.text), style)
+            else:
+                yield piece
 
 
 class _Fitting:

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import io
-import os
-import pty
 import re
-import struct
-import subprocess
 import sys
-import termios
 from pathlib import Path
 
 import pytest
@@ -18,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.table import Table
 from rich.text import Text
+from terminals import on_a_terminal
 
 from autocompress.report.terminal import PlainConsole, write_anything
 
@@ -92,30 +87,10 @@ def test_names_of_other_alphabets_stay_different(
 @pytest.mark.parametrize("encoding", [{"PYTHONIOENCODING": "ascii"}, {"PYTHONCOERCECLOCALE": "0"}])
 @pytest.mark.parametrize("command", [["--help"], ["front", str(RUN)], ["front", "/no/\u6a21"]])
 def test_forty_columns_of_ascii_are_enough(command: list[str], encoding: dict[str, str]) -> None:
-    own, others = pty.openpty()
-    fcntl.ioctl(others, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 40, 0, 0))
-    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "TERM": "xterm", **encoding}
-    environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "FORCE_COLOR")}
-    with subprocess.Popen(
-        [sys.executable, "-m", "autocompress", *command],
-        stdin=others,
-        stdout=others,
-        stderr=others,
-        env={**environment, **plain, "NO_COLOR": "1", "COLUMNS": "40"},
-    ) as process:
-        os.close(others)
-        said = b""
-        while True:
-            try:
-                more = os.read(own, 65536)
-            except OSError:  # the other end is closed
-                break
-            if not more:
-                break
-            said += more
-    os.close(own)
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "TERM": "xterm", "NO_COLOR": "1", **encoding}
+    code, said = on_a_terminal(command, 40, plain)
     text = re.sub("\x1b\\[[0-9;]*m", "", said.decode("ascii").replace("\r", ""))
     assert "Traceback" not in text
-    assert process.returncode == (0 if "/no/" not in command[-1] else 2), text
+    assert code == (0 if "/no/" not in command[-1] else 2), text
     if "/no/" not in command[-1]:
         assert max(map(len, text.splitlines())) <= 41, text
