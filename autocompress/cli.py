@@ -26,6 +26,7 @@ from autocompress.commands.options import (
 )
 from autocompress.errors import AutocompressError, InfeasibleBudget, InputError
 from autocompress.machine.output import answer, keep_for_answers
+from autocompress.policy.files import as_ours
 from autocompress.policy.values import DEFAULT_RUNTIME
 from autocompress.report.display import Display, console
 from autocompress.report.tables import summary_json
@@ -376,17 +377,22 @@ _INTERRUPTED = 130
 
 
 def main() -> None:
-    """Entry point: prints an error of ours without a traceback and returns its exit code."""
+    """Entry point: prints an error of ours, or of a file, and returns its exit code.
+
+    All else is a bug, and shows its traceback.
+    """
     write_anything()
     if "--json" in sys.argv:
         keep_for_answers()
     try:
         app()
-    except AutocompressError as error:
-        PlainConsole(stderr=True).print(
-            f"[bold red]Error:[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True
-        )
-        sys.exit(error.exit_code)
+    except (AutocompressError, OSError) as error:
+        told = as_ours(error)
+        if told is None:
+            raise
+        text = f"[bold red]Error:[/bold red] {escape(str(told))}"
+        PlainConsole(stderr=True).print(text, highlight=False, soft_wrap=True)
+        sys.exit(told.exit_code)
     except SystemExit as ended:
         if ended.code == _INTERRUPTED:
             sys.stderr.write("Interrupted before the end. No file was left half written.\n")

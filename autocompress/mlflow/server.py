@@ -207,11 +207,13 @@ def sync_all(runs: str | Path) -> tuple[dict[str, Recorder], dict[str, str]]:
     done: dict[str, Recorder] = {}
     skipped: dict[str, str] = {}
     for folder in RunFolder.all(runs):
-        writer = writer_of(folder)
-        if writer is not None:  # only that process logs, or trials would be there twice
-            skipped[folder.name] = f"process {writer} is writing it and shows its trials itself."
-            continue
         try:
+            folder.check_plain()
+            writer = writer_of(folder)
+            if writer is not None:  # only that process logs, or trials would be there twice
+                told = f"process {writer} is writing it and shows its trials itself."
+                skipped[folder.name] = told
+                continue
             done[folder.name] = sync(folder, uri=Store.beside(runs).uri)
         except Exception as error:  # one bad run must not hide the others
             skipped[folder.name] = str(error)

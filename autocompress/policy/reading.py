@@ -16,14 +16,13 @@ import yaml
 from yaml.constructor import ConstructorError
 
 from autocompress.errors import InputError
+from autocompress.policy.files import LARGEST_FILE, open_file
 
 try:
     from yaml import CSafeLoader as _SafeLoader
 except ImportError:  # PyYAML was built without libyaml; ten times slower
     from yaml import SafeLoader as _SafeLoader  # type: ignore[assignment]  # another class that does the same
 
-LARGEST_FILE = 16 * 2**20
-"""Bytes."""
 MOST_VALUES = {"YAML": 100_000, "JSON": 1_000_000}
 """Values of a file with every alias written out."""
 DEEPEST = 100
@@ -58,17 +57,13 @@ def read_mapping(
         remedy: what to do where it is damaged.
 
     Raises:
-        InputError: no such file, or one that is too large, damaged or not a mapping.
+        InputError: no such file, something that is none (a pipe, a folder), or one that is too
+            large, damaged or not a mapping.
     """
     path = Path(path)
     form = form or ("JSON" if path.suffix.lower() == ".json" else "YAML")
-    try:
-        if not path.is_file():
-            raise InputError(f"There is no {what} at {path}. {missing}".rstrip())
-        with path.open("rb") as file:
-            found = file.read(LARGEST_FILE + 1)
-    except (OSError, ValueError) as error:
-        raise InputError(f"The {what} {str(path)!r} cannot be read: {error}.") from None
+    with open_file(path, what, missing) as file:
+        found = file.read(LARGEST_FILE + 1)
     try:
         return _parse(found, form)
     except _UNREADABLE as error:

@@ -16,6 +16,7 @@ from autocompress.policy.policy import Policy
 from autocompress.policy.reading import read_mapping
 from autocompress.policy.section import Section
 from autocompress.policy.settings import CompressionSettings
+from autocompress.policy.writing import replacing
 
 SCHEMA_VERSION = 1
 
@@ -89,14 +90,14 @@ class Recipe(Section):
     def save(self, path: str | Path) -> Path:
         """Write YAML (or JSON, by the suffix); parent folders are made."""
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         data = self.model_dump(mode="json")
         text = (
             json.dumps(data, indent=2)
             if path.suffix == ".json"
             else yaml.safe_dump(data, sort_keys=False)
         )
-        path.write_text(text, encoding="utf-8")
+        with replacing(path.resolve()) as new:  # a link goes on pointing to its file
+            new.write_text(text, encoding="utf-8")
         return path
 
     @classmethod

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from autocompress.policy.files import check_output, naming
+
 _PROBED = 1 << 20
 """Bytes that find out whether a disk is full: more than a page that a file has begun."""
 
@@ -20,17 +22,18 @@ def replacing(path: Path) -> Iterator[Path]:
     Any number of processes and threads may write the same file; parent folders are made.
 
     Raises:
+        InputError: something lies there that is no file: a folder, a device.
         OSError: the disk is full, in whatever words the library that writes puts it.
     """
+    check_output(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     mark = f"{os.getpid()}-{threading.get_ident()}"
     partial = path.with_name(f".{path.stem}.{mark}{path.suffix}")
     try:
-        yield partial
-        os.replace(partial, path)
-    except OSError as error:
-        if error.errno is not None and error.filename is None:
-            error.filename = str(path)  # a write that fails does not know
+        with naming(path):
+            yield partial
+            os.replace(partial, path)
+    except OSError:
         raise
     except Exception as error:
         _check_room(partial, error)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from autocompress.machine.progress import Progress
 from autocompress.machine.scratch import scratch_folder
 from autocompress.policy.attempt import attempt
+from autocompress.policy.files import check_output
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.registry import techniques
 from autocompress.run.study import StudyConfig
@@ -38,6 +39,8 @@ def profile(
     """
     from autocompress.run.assembly import assemble
 
+    if export_kernels is not None:
+        check_output(export_kernels)
     with scratch_folder("profile") as scratch:
         model, data = given
         parts = assemble(study, scratch, model=model, data=data, progress=progress)

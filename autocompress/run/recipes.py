@@ -10,7 +10,9 @@ from typing import Any
 from autocompress.build.state import state_file
 from autocompress.errors import AutocompressError, InputError, nearest
 from autocompress.policy.claims import Claim, Recovered, TargetClaim
+from autocompress.policy.files import check_output
 from autocompress.policy.recipe import ModelIdentity, Recipe
+from autocompress.policy.writing import replacing
 from autocompress.results.metric import Measurement
 from autocompress.results.trial import Trial
 from autocompress.run.study import StudyConfig, read_study
@@ -81,6 +83,7 @@ def write_recipe(view: RunView, folder: RunFolder, trial: Trial, path: Path) -> 
         trial: complete, of the search or recovery phase.
         path: of the recipe.
     """
+    check_output(path)
     study = read_study(folder.read_study(), where=str(folder.study))
     identity = view.baseline.context.get("identity") or {}
     lacking = {"architecture", "weights", "data"} - set(identity)
@@ -100,8 +103,8 @@ def write_recipe(view: RunView, folder: RunFolder, trial: Trial, path: Path) -> 
                 "export a trial that was not trained with --pick."
             )
         weights = path.with_suffix(".safetensors").name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(state, path.with_suffix(".safetensors"))
+        with replacing(path.with_suffix(".safetensors")) as new:
+            shutil.copyfile(state, new)
     recipe = make_recipe(study, check or trial, baseline, identity, weights)
     recipe.save(path)
     return recipe

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from autocompress.errors import AutocompressError, InputError, nearest
 from autocompress.machine.scratch import scratch_folder
+from autocompress.policy.files import check_output
 from autocompress.policy.recipe import Recipe
 from autocompress.results.metric import ACCURACY, Measurement
 from autocompress.results.trial import Phase
@@ -199,10 +200,10 @@ def apply(
     recipe = load_recipe(recipe_path)
     target = read_study(recipe.study, where="the recipe's study").target.config()
     write = writer_of(output, target)  # said before anything is loaded
+    check_output(output)
     with scratch_folder("replay") as scratch, _trusting(recipe_path, model, data, trust):
         parts, same = open_recipe(recipe, model, checkpoint, data=data, folder=scratch)
         compressed = rebuild(recipe, parts, same, recipe_path.parent)
-        output.parent.mkdir(parents=True, exist_ok=True)
         written = write(compressed, output, parts.data.train.inputs(2))
     note = (
         ""

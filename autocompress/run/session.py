@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import pickle
@@ -19,7 +18,7 @@ from autocompress.controller.loop import run_search
 from autocompress.controller.phases import run_recovery, run_reference_policies, run_verify
 from autocompress.controller.shared_trials import SharedTrials, open_storage
 from autocompress.controller.stop import stopping_on_interrupt
-from autocompress.errors import AutocompressError, InputError
+from autocompress.errors import InputError
 from autocompress.execute import make_executor
 from autocompress.execute.pool import check_main, import_early
 from autocompress.machine.facts import machine_facts
@@ -27,6 +26,7 @@ from autocompress.machine.lock import after_timing
 from autocompress.machine.progress import Progress, silent
 from autocompress.machine.scratch import scratch_folder
 from autocompress.mlflow.sink import MlflowSink
+from autocompress.policy.files import as_ours
 from autocompress.policy.writing import without_password
 from autocompress.results.answer import decide, judged
 from autocompress.results.metric import Measurement, objectives
@@ -49,7 +49,6 @@ if TYPE_CHECKING:
     from autocompress.run.assembly import Assembly, EvaluatorFactory
 
 
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 _log = logging.getLogger(__name__)
 
 
@@ -103,12 +102,12 @@ def run_study(
     root = out or Path("runs") / study.name
     if new_baseline and not resume:
         raise InputError("--new-baseline is for a run that goes on; give --resume too.")
-    if resume and not new_baseline:
-        study = as_begun(study, RunFolder(root))
-    _check_sent(study, data)
     existed, folder = root.exists(), RunFolder(root)
     folder.check_free(resume=resume)
-    with _disk_told(folder), RunLock(folder) as lock:
+    if resume and not new_baseline:
+        study = as_begun(study, folder)
+    _check_sent(study, data)
+    with _files_told(), RunLock(folder) as lock:
         if study.executor == "local" and study.workers > 1:
             import_early()
         with _nothing_left_behind(folder, existed):
@@ -163,18 +162,19 @@ def _check_sent(study: StudyConfig, data: Any) -> None:
 
 
 @contextmanager
-def _disk_told(folder: RunFolder) -> Iterator[None]:
-    """Say in a sentence that a disk is full or may not be written."""
+def _files_told() -> Iterator[None]:
+    """Say in a sentence what the system says of the run's files, and how to go on."""
     try:
         yield
     except OSError as error:
-        if error.errno not in _DISK:
+        remedy = (
+            "What is finished is kept. Mend that (or choose another folder with --out) and go on "
+            "with --resume."
+        )
+        told = as_ours(error, remedy)
+        if told is None:
             raise
-        raise AutocompressError(
-            f"{error.filename or folder.root} cannot be written: {error.strerror}. What is "
-            "finished is kept. Mend that (or choose another folder with --out) and go on with "
-            "--resume."
-        ) from None
+        raise told from None
 
 
 @contextmanager

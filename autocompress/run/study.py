@@ -260,6 +260,8 @@ def find_file(name: str, kind: Literal["studies", "search_spaces"]) -> Path:
     # `studies/quickstart.yaml` works from any folder, not only from a clone
     if path.suffix in (".yaml", ".yml") and path.parent.name in ("", kind) and path.stem in known:
         return known[path.stem]
+    if os.path.exists(path):
+        return path  # whatever it is, its reader tells
     what = "study" if kind == "studies" else "search space"
     beside = [str(p) for p in path.parent.glob("*.yaml")] if os.path.isdir(path.parent) else []
     raise InputError(

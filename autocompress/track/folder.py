@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from autocompress.errors import AutocompressError, InputError, nearest
+from autocompress.policy.files import kind, no_folder
 from autocompress.policy.reading import read_mapping
 from autocompress.policy.section import Section
 from autocompress.policy.writing import replacing
@@ -83,8 +84,14 @@ class RunFolder:
 
     @property
     def is_run(self) -> bool:
-        """Whether the folder holds a run: a journal that is not empty, or at least its study."""
-        return self.study.is_file() or (self.trials.is_file() and self.trials.stat().st_size > 0)
+        """Whether the folder holds a run: a journal that is not empty, or at least its study.
+
+        Something of their names that is no file counts too: ``check_plain`` tells of it.
+        """
+        if kind(self.study, follow=False) is not None:
+            return True
+        journal = kind(self.trials, follow=False)
+        return journal is not None and (journal != "file" or self.trials.stat().st_size > 0)
 
     @classmethod
     def create(cls, path: str | Path, *, resume: bool = False) -> RunFolder:
@@ -95,8 +102,8 @@ class RunFolder:
             resume: whether an existing run is to be continued.
 
         Raises:
-            InputError: there is a run already and ``resume`` was not asked, or the path is no
-                folder. Nothing was touched then.
+            InputError: there is a run already and ``resume`` was not asked, the path is no folder,
+                or what lies there is not plain. Nothing was touched then.
         """
         folder = cls(Path(path))
         folder.check_free(resume=resume)
@@ -106,15 +113,23 @@ class RunFolder:
 
     def check_free(self, *, resume: bool = False) -> None:
         """See that a run can be written here; see ``create``."""
-        if self.root.exists() and not self.root.is_dir():
+        if kind(self.root, follow=False) not in (None, "folder") and not self.root.is_dir():
             raise InputError(
-                f"A run needs a folder, and {self.root} is a file. Choose another --out."
+                f"A run needs a folder, and {self.root} is a {kind(self.root) or 'link to nothing'}"
+                ". Choose another --out."
+            )
+        above = no_folder(self.root)
+        if above is not None:
+            raise InputError(
+                f"A run needs a folder, and {above}, above {self.root}, is none. Choose another "
+                "--out."
             )
         if self.is_run and not resume:
             raise InputError(
                 f"{self.root} already holds a run. Continue it with --resume, "
                 "or choose another folder with --out."
             )
+        self.check_plain()
 
     @classmethod
     def open(cls, path: str | Path, *, root: str | Path = "runs") -> RunFolder:
@@ -125,7 +140,7 @@ class RunFolder:
             root: folder of runs.
 
         Raises:
-            InputError: no run is there; names the nearest one. Or it holds links.
+            InputError: no run is there; names the nearest one. Or it is not plain.
         """
         given = Path(path)
         tried = [given] if given.is_absolute() else [given, Path(root) / given]
@@ -149,21 +164,43 @@ class RunFolder:
         root = Path(root)
         if not root.is_dir():
             return []
-        return [run for run in (cls(p) for p in sorted(root.iterdir()) if p.is_dir()) if run.is_run]
+        found = []
+        for path in sorted(root.iterdir()):
+            with suppress(OSError):  # a folder that may not be looked into is nobody's run here
+                if path.is_dir() and cls(path).is_run:
+                    found.append(cls(path))
+        return found
 
     def check_plain(self) -> None:
-        """Refuse links: what is written to or read from a run would be elsewhere.
+        """Refuse what is neither a file nor a folder, and one in the place of the other.
+
+        What is written to or read from a link would be elsewhere; a pipe never ends.
 
         Raises:
             InputError: names the first one.
         """
         for folder, names, files in os.walk(self.root):
             for name in (*names, *files):
-                if Path(folder, name).is_symlink():
+                path = Path(folder, name)
+                found = kind(path, follow=False)
+                if found == "link":
                     raise InputError(
-                        f"{Path(folder, name)} is a link, and a run holds plain files only. "
+                        f"{path} is a link, and a run holds plain files only. "
                         "Remove it, or put a copy of what it points to in its place."
                     )
+                wanted = self._kind_of(path)
+                if found is not None and found not in wanted:
+                    raise InputError(
+                        f"{path} is a {found}, and a run has a {wanted[0]} there. Move it away."
+                    )
+
+    def _kind_of(self, path: Path) -> tuple[str, ...]:
+        """What may lie at a path of the run: its own names are of one kind."""
+        if path in (self.recipes, self.models, self.root / "earlier"):
+            return ("folder",)
+        own = (self.study, self.trials, self.screened, self.lock, self.front, self.report)
+        baselines = (self.baseline(), self.baseline("test"))
+        return ("file",) if path in (*own, *baselines, self.root / "run.json") else _PLAIN
 
     def set_aside(self) -> Path:
         """Move all that the run holds into ``earlier/N``, so that another can begin in its place.
@@ -333,6 +370,7 @@ def _check(form: type[Section], found: dict[str, Any], path: Path, remedy: str) 
         raise InputError(f"{error} {remedy}") from None
 
 
+_PLAIN = ("file", "folder")
 _DELETE = "Delete the file; --resume writes it again."
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.errors import AutocompressError, InputError
+from autocompress.policy.files import LARGEST_FILE, kind, naming, read_lines
 from autocompress.policy.reading import read_line
 from autocompress.policy.registry import field_names
 from autocompress.results.trial import Trial
@@ -110,7 +111,8 @@ class Journal:
         finished = datetime.now(UTC).isoformat(timespec="milliseconds")
         entry = Entry(trial, round(self.elapsed_s, 3), finished)
         line = json.dumps(plain(entry.as_dict()), separators=(",", ":"), allow_nan=False)
-        _append(self._file, line.encode() + b"\n")
+        with naming(self.folder.trials):
+            _append(self._file, line.encode() + b"\n")
         self._entries.append(entry)
         self._numbers.add(trial.number)
 
@@ -157,16 +159,14 @@ def read_entries(run: str | Path | RunFolder) -> list[Entry]:
         Finished trials in the order in which they finished; a torn last line is left out.
 
     Raises:
-        InputError: a line in the middle is damaged.
+        InputError: it is no file, or a line in the middle is damaged.
     """
     folder = run if isinstance(run, RunFolder) else RunFolder(Path(run))
-    try:
-        data = folder.trials.read_bytes()
-    except FileNotFoundError:
+    if kind(folder.trials) is None:
         return []
     entries: list[Entry] = []
     lines: dict[int, int] = {}
-    for line, text in enumerate(data[: data.rfind(b"\n") + 1].split(b"\n"), start=1):
+    for line, text in read_lines(folder.trials, "journal", _REMEDY[False]):
         if not text.strip():
             continue
         try:
@@ -222,9 +222,11 @@ def read_trials(run: str | Path | RunFolder) -> list[Trial]:
 
 
 def cut_torn_line(handle: int) -> None:
-    """Truncate a file to its last newline."""
+    """Truncate a file to its last newline; what is longer than a line stays, to be told of."""
     end = size = os.fstat(handle).st_size
     while end > 0:
+        if size - end > LARGEST_FILE:
+            return
         start = max(0, end - 65536)
         found = os.pread(handle, end - start, start).rfind(b"\n")
         if found >= 0:

@@ -13,11 +13,14 @@ from typing import Any
 
 from autocompress.errors import InputError
 from autocompress.policy.claims import Count, Number
+from autocompress.policy.files import naming, read_lines
 from autocompress.policy.reading import read_line
 from autocompress.policy.section import Section
 from autocompress.results.screened import Screened
 from autocompress.track.folder import plain
 from autocompress.track.journal import cut_torn_line
+
+_REMEDY = "Delete the file; it is made again."
 
 
 class _Line(Section):
@@ -57,13 +60,12 @@ class ScreenedPolicies(UserDict[tuple[str, int], Screened]):
             cut_torn_line(handle)
         finally:
             os.close(handle)
-        for number, line in enumerate(self._path.read_bytes().splitlines(), 1):
+        for number, line in read_lines(self._path, "list of screened policies", _REMEDY):
             try:
                 found = _Line.read(read_line(line), where="the entry")
             except InputError as error:
                 raise InputError(
-                    f"{self._path}, line {number}, is not a screened policy: {error} Delete the "
-                    "file; it is made again."
+                    f"{self._path}, line {number}, is not a screened policy: {error} {_REMEDY}"
                 ) from None
             if found.made_with == self._made_with:
                 screened = Screened(found.kl, found.stderr, found.images)
@@ -81,5 +83,5 @@ class ScreenedPolicies(UserDict[tuple[str, int], Screened]):
             "stderr": found.stderr,
             "made_with": self._made_with,
         }
-        with self._path.open("a", encoding="utf-8") as file:
+        with naming(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, separators=(",", ":")) + "\n")
