@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ from autocompress.commands.options import (
     Run,
     StudyName,
 )
+from autocompress.controller.stop import answering
 from autocompress.errors import AutocompressError, InfeasibleBudget, InputError
 from autocompress.machine.output import answer, keep_for_answers
 from autocompress.policy.files import as_ours
@@ -377,16 +379,14 @@ _INTERRUPTED = 130
 
 
 def main() -> None:
-    """Entry point: prints an error of ours, or of a file, and returns its exit code.
-
-    All else is a bug, and shows its traceback.
-    """
+    """Entry point: prints an error of ours, or of a file; all else is a bug, with its traceback."""
     write_anything()
     if "--json" in sys.argv:
         keep_for_answers()
     try:
-        app()
-    except (AutocompressError, OSError) as error:
+        with answering(signal.default_int_handler):  # which raises KeyboardInterrupt
+            app()
+    except (AutocompressError, OSError, MemoryError) as error:
         told = as_ours(error)
         if told is None:
             raise

@@ -192,6 +192,29 @@ def test_other_signals_before_the_first_trial_are_a_sentence(tmp_path: Path, num
     assert not folder.exists()
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_command_that_has_hardly_begun_ends_with_a_sentence(tmp_path: Path, number: int) -> None:
+    """While it still imports and reads; `targets` never asks for an answer to signals itself."""
+    begun = "import autocompress.cli as c, sys; print('begun', flush=True); c.main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"import sys; sys.argv[1:] = ['targets']; {begun}"],
+        cwd=tmp_path,
+        env=environment(tmp_path),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "begun\n"
+    time.sleep(0.2)
+    process.send_signal(number)
+    told = process.communicate(timeout=60)[0]
+    assert process.returncode == 130, told
+    assert "Interrupted before the end" in told
+    assert "Traceback" not in told
+
+
 def test_whoever_starts_with_nohup_wants_it_to_go_on(tmp_path: Path) -> None:
     study = study_of(5)
     study["baseline"] = {"schedule": {"epochs": 500, "batch_size": 64, "lr": 0.1}}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +14,6 @@ from rich.console import Console
 from rich.markup import escape
 
 from autocompress.controller.loop import StopReason
-from autocompress.controller.stop import answering
 from autocompress.errors import Interrupted
 from autocompress.policy.writing import without_password
 from autocompress.report.tables import front_table, verdict_table
@@ -47,8 +45,7 @@ def interruptible(root: Path) -> Iterator[None]:
         root: folder of the run.
     """
     try:
-        with answering(signal.default_int_handler):
-            yield
+        yield
     except KeyboardInterrupt:
         if RunFolder(root).is_run:
             raise Interrupted(

@@ -136,8 +136,9 @@ def naming(path: Path) -> Iterator[None]:
 def as_ours(error: Exception, remedy: str = "") -> AutocompressError | None:
     """What the system says of a file, as an error of ours; ``None`` where it is a bug of someone's.
 
-    The one rule of which errors of the system are told in a sentence: a full disk, and those that
-    name a file. What code of the user's raises (a factory, a model, a metric) is not among them.
+    The one rule of which errors of the system are told in a sentence: no memory, a full disk, and
+    those that name a file. What code of the user's raises (a factory, a model, a metric) is not
+    among them.
 
     Args:
         error: as caught.
@@ -145,6 +146,8 @@ def as_ours(error: Exception, remedy: str = "") -> AutocompressError | None:
     """
     if isinstance(error, AutocompressError):
         return error
+    if isinstance(error, MemoryError):
+        return AutocompressError(f"The memory does not suffice. {error}".strip())
     if not isinstance(error, OSError) or not error.strerror:
         return None
     full = error.errno in _FULL
