@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-from tiny_study import STUDY, call, environment, started
+from tiny_study import STUDY, call, environment, heed_signals, started
 
 from autocompress.errors import AutocompressError
 from autocompress.run import ending, session
@@ -203,7 +203,7 @@ def test_a_command_that_has_hardly_begun_ends_with_a_sentence(tmp_path: Path, nu
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=heed_signals,
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "begun\n"
@@ -248,7 +248,7 @@ def test_an_interrupted_profile_says_so(tmp_path: Path) -> None:
             env=environment(tmp_path),
             stdout=log,
             stderr=log,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            preexec_fn=heed_signals,
         )
     time.sleep(10.0)
     assert process.poll() is None

@@ -33,11 +33,14 @@ def environment(place: Path) -> dict[str, str]:
     return {**os.environ, "AUTOCOMPRESS_CACHE": str(place / "cache"), "COLUMNS": "200"}
 
 
-def started(folder: Path, study: dict[str, Any], *more: str) -> subprocess.Popen[bytes]:
-    """A search in a session of its own; what it prints goes to ``log``.
+def heed_signals() -> None:
+    """For a new process: whoever runs the tests may ignore some, which is inherited."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
-    Ctrl-C reaches it, whether or not it does whoever runs the tests in the background of a shell.
-    """
+
+def started(folder: Path, study: dict[str, Any], *more: str) -> subprocess.Popen[bytes]:
+    """A search in a session of its own; what it prints goes to ``log``."""
     (folder / "tiny.yaml").write_text(yaml.safe_dump(study))
     with (folder / "log").open("w") as log:
         return subprocess.Popen(
@@ -47,7 +50,7 @@ def started(folder: Path, study: dict[str, Any], *more: str) -> subprocess.Popen
             stdout=log,
             stderr=log,
             start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            preexec_fn=heed_signals,
         )
 
 
