@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -10,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,16 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def use_prepared(tmp_path: Path, prepared: Path) -> None:
     (tmp_path / "cache").symlink_to(prepared)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    """A study that a failed test has started must not go on beside the others."""
+    yield
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if {"autocompress", "search"} <= {*child.cmdline()}:
+                child.kill()
 
 
 def study_of(trials: int = 6, **more: Any) -> dict[str, Any]:
