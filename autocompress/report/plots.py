@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from autocompress.report.tables import number_text, what
 from autocompress.results.metric import LATENCY, MACS, PARAMS, SIZE
 from autocompress.results.trial import Trial, TrialState
-from autocompress.track.view import RunView, score, value
+from autocompress.track.view import Point, RunView, score, value
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -76,7 +77,7 @@ def growth_figure(view: RunView) -> Figure:
     """Hypervolume and best feasible quality over the time that the study has been running."""
     from plotly.graph_objects import Figure, Scatter
 
-    points, shown = view.history, view.quality.shown
+    points, shown = _steps(view.history), view.quality.shown
     short = view.seconds < 180
     times = [p.elapsed_s / (1 if short else 60) for p in points]
     figure = Figure()
@@ -120,6 +121,17 @@ def growth_figure(view: RunView) -> Figure:
         legend={"orientation": "h", "y": -0.28},
     )
     return figure
+
+
+def _steps(history: Sequence[Point]) -> list[Point]:
+    """The points at which something grew, and the last: between them the curves are level."""
+    grown = [
+        point
+        for before, point in pairwise(history)
+        if (before.hypervolume, before.best_quality) != (point.hypervolume, point.best_quality)
+    ]
+    ends = [*history[:1], *grown, *history[-1:]]
+    return list(dict.fromkeys(ends))
 
 
 def origin_figure(view: RunView) -> Figure:

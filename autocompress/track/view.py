@@ -247,16 +247,16 @@ class RunView:
 
     def verified(self, trial: Trial) -> Trial | None:
         """The verification of a trial on the test split, or ``None``."""
-        checks = [
-            t
-            for t in self.trials
-            if t.phase.kind == "verify" and t.state is TrialState.COMPLETE and t.measurement
-        ]
-        for check in checks:
+        for check in self._checks:
             if check.parent == trial.number:
                 return check
-        same = [c for c in checks if c.parent is None and c.policy.digest == trial.policy.digest]
-        return same[0] if same else None
+        of_no_trial = (check for check in self._checks if check.parent is None)
+        return next((c for c in of_no_trial if c.policy.digest == trial.policy.digest), None)
+
+    @cached_property
+    def _checks(self) -> list[Trial]:
+        done = (t for t in self.trials if t.phase.kind == "verify" and t.measurement)
+        return [trial for trial in done if trial.state is TrialState.COMPLETE]
 
     @cached_property
     def builds_differ(self) -> bool:
