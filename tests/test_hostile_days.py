@@ -229,16 +229,7 @@ def test_a_command_that_has_hardly_begun_ends_with_a_sentence(tmp_path: Path, nu
 def test_whoever_starts_with_nohup_wants_it_to_go_on(tmp_path: Path) -> None:
     study = study_of(5)
     study["baseline"] = {"schedule": {"epochs": 500, "batch_size": 64, "lr": 0.1}}
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(study))
-    with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(
-            ["nohup", sys.executable, "-m", "autocompress", "search", "tiny.yaml"],
-            cwd=tmp_path,
-            env=environment(tmp_path),
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
+    process = started(tmp_path, study, through=["nohup"])
     assert until(lambda: (tmp_path / "runs" / "tiny" / "trials.lock").is_file())
     time.sleep(2.0)
     process.send_signal(signal.SIGHUP)
@@ -251,16 +242,7 @@ def test_whoever_starts_with_nohup_wants_it_to_go_on(tmp_path: Path) -> None:
 def test_an_interrupted_profile_says_so(tmp_path: Path) -> None:
     study = study_of(5)
     study["baseline"] = {"schedule": {"epochs": 500, "batch_size": 64, "lr": 0.1}}
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(study))
-    with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "autocompress", "profile", "tiny.yaml"],
-            cwd=tmp_path,
-            env=environment(tmp_path),
-            stdout=log,
-            stderr=log,
-            preexec_fn=heed_signals,
-        )
+    process = started(tmp_path, study, command="profile")
     time.sleep(10.0)
     assert process.poll() is None
     process.send_signal(signal.SIGINT)

@@ -13,7 +13,6 @@ from rich.markup import escape
 
 from autocompress.machine.output import answer
 from autocompress.mlflow.server import serve
-from autocompress.policy.writing import printable
 from autocompress.report.display import Display
 from autocompress.report.tables import front_table, verdict_table
 from autocompress.report.terminal import PlainConsole
@@ -66,7 +65,7 @@ def _print_links(url: str, pages: Mapping[str, Links], skipped: Mapping[str, str
     console = PlainConsole(highlight=False, soft_wrap=True)
     console.print(f"MLflow is up at [bold]{url}[/bold]. Ctrl-C ends it.")
     for name, page in pages.items():
-        console.print(f"\n[bold]{escape(printable(name))}[/bold]")
+        console.print(f"\n[bold]{escape(name)}[/bold]")
         for label, link in (
             ("study", page.study),
             ("trials", page.runs),
@@ -74,7 +73,6 @@ def _print_links(url: str, pages: Mapping[str, Links], skipped: Mapping[str, str
         ):
             console.print(f"  {label:8} {escape(link)}")
     for name, reason in skipped.items():
-        told = escape(f"{printable(name)} was not brought up to date: {printable(reason)}")
-        console.print(f"\n{told}")
+        console.print(f"\n{escape(name)} was not brought up to date: {escape(reason)}")
     if not pages and not skipped:
         console.print("There is no run in this folder yet.")

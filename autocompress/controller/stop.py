@@ -35,7 +35,8 @@ def answering(handle: Callable[[int, Any], Any]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    heeded = [s for s in _ENDS if signal.getsignal(s) is not signal.SIG_IGN]
+    # what another language's code answers, which is None here, cannot be put back
+    heeded = [s for s in _ENDS if signal.getsignal(s) not in (signal.SIG_IGN, None)]
     before = [signal.signal(s, handle) for s in heeded]
     try:
         yield

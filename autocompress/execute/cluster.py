@@ -90,9 +90,11 @@ def _own_answers() -> Iterator[None]:
         return
     ends = [s for s in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(s) is not None]
     before = [signal.getsignal(s) for s in ends]
-    yield
-    for number, handler in zip(ends, before, strict=True):
-        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, handler in zip(ends, before, strict=True):
+            signal.signal(number, handler)
 
 
 @contextmanager

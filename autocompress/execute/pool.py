@@ -84,8 +84,9 @@ def import_early() -> None:
 
 @contextmanager
 def _hangups_ignored() -> Iterator[None]:
-    """In the main thread, the only one that may say so."""
-    if threading.current_thread() is not threading.main_thread():
+    """In the main thread, the only one that may say so, and where the answer can be put back."""
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGHUP) is None:
         yield
         return
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)

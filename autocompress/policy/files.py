@@ -70,7 +70,8 @@ def open_file(path: str | Path, what: str, missing: str = "") -> IO[bytes]:
 
 
 def _at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)  # should a pipe have taken its place
+    # should a pipe have taken its place; Windows has none in folders
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def read_lines(path: Path, what: str, remedy: str) -> Iterator[tuple[int, bytes]]:

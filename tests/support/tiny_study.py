@@ -7,6 +7,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +40,26 @@ def heed_signals() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
-def started(folder: Path, study: dict[str, Any], *more: str) -> subprocess.Popen[bytes]:
-    """A search in a session of its own; what it prints goes to ``log``."""
+def started(
+    folder: Path,
+    study: dict[str, Any],
+    *more: str,
+    command: str = "search",
+    through: Sequence[str] = (),
+) -> subprocess.Popen[bytes]:
+    """A command on a study, in a session of its own; what it prints goes to ``log``.
+
+    Args:
+        folder: where it runs.
+        study: that it is given as a file.
+        more: options.
+        command: of autocompress.
+        through: a program that starts it, such as ``nohup``.
+    """
     (folder / "tiny.yaml").write_text(yaml.safe_dump(study))
     with (folder / "log").open("w") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "autocompress", "search", "tiny.yaml", *more],
+            [*through, sys.executable, "-m", "autocompress", command, "tiny.yaml", *more],
             cwd=folder,
             env=environment(folder),
             stdout=log,
