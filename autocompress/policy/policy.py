@@ -188,6 +188,7 @@ def _with_place(values: Any, check: ValidatorFunctionWrapHandler) -> Any:
     return found
 
 
+_PLAIN = frozenset({str, int, float, bool, type(None)})
 _READ: dict[Any, Any] = {}
 _MOST_READ = 10_000
 """A journal of thousands of trials holds hundreds of thousands of layer policies, most the same."""
@@ -197,8 +198,8 @@ def _key(values: Any) -> tuple[Any, ...] | None:
     """What a layer's plain values are known by; 1, 1.0 and ``True`` are not the same."""
     if not isinstance(values, dict):
         return None
-    plain = all(isinstance(v, str | int | float | None) for v in values.values())
-    return tuple((k, type(v), v) for k, v in values.items()) if plain else None
+    types = tuple(map(type, values.values()))
+    return (types, *values.items()) if _PLAIN.issuperset(types) else None
 
 
 @dataclass(frozen=True)

@@ -135,7 +135,7 @@ class Trial:
         Raises:
             InputError: it does not have the form of a trial.
         """
-        read_as(_Record, {k: v for k, v in data.items() if k in _Record.model_fields}, "the trial")
+        read_as(_Record, {k: v for k, v in data.items() if k in _RECORDED}, "the trial")
         measured = data.get("measurement")
         return cls(
             number=data["number"],
@@ -174,6 +174,9 @@ class _Record(Section):
     seed: Annotated[int, Strict()] = 0
     seconds: Number = 0.0
     parent: Count | None = None
+
+
+_RECORDED = frozenset(_Record.model_fields)
 
 
 def confirmed(trials: Iterable[Trial]) -> list[Trial]:

@@ -198,6 +198,9 @@ _REMEDY = {
 }
 
 
+_TIMES = frozenset(TimesForm.model_fields)
+
+
 def _read_entry(text: bytes, where: str) -> Entry:
     found = read_line(text)
     check_format(found.get("format"), where)
@@ -210,9 +213,7 @@ def _read_entry(text: bytes, where: str) -> Entry:
                     f"its policy has {key!r}, which no technique here knows. Install the package "
                     "that adds it, or the version of autocompress that made the run."
                 )
-    times = TimesForm.read(
-        {k: v for k, v in found.items() if k in TimesForm.model_fields}, where="the trial"
-    )
+    times = TimesForm.read({k: v for k, v in found.items() if k in _TIMES}, where="the trial")
     return Entry(Trial.from_dict(found), times.elapsed_s, times.finished)
 
 
