@@ -393,7 +393,8 @@ def main() -> None:
         text = f"[bold red]Error:[/bold red] {escape(str(told))}"
         PlainConsole(stderr=True).print(text, highlight=False, soft_wrap=True)
         sys.exit(told.exit_code)
-    except SystemExit as ended:
-        if ended.code == _INTERRUPTED:
+    except (KeyboardInterrupt, SystemExit) as ended:
+        code = getattr(ended, "code", _INTERRUPTED)
+        if code == _INTERRUPTED:
             sys.stderr.write("Interrupted before the end. No file was left half written.\n")
-        raise
+        sys.exit(code)

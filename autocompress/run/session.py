@@ -210,7 +210,9 @@ def _phases(
             run_verify(context, lambda: _answer(context, parts.study))
         finally:
             context.executor.close(cancel=bool(stop))
-    return end_run(journal.folder, parts, references, mlflow, result.stopped)
+    # asked to end after the search, later phases are what is missing
+    stopped = "interrupted" if stop else result.stopped
+    return end_run(journal.folder, parts, references, mlflow, stopped)
 
 
 def _context(
