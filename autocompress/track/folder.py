@@ -221,9 +221,9 @@ class RunFolder:
 
         A run that was moved keeps it; a copy, whose original is still there, gets one of its own.
         """
-        found, here = self._identity(), str(self.root.resolve())
+        found, here = self._identity(), _as_text(str(self.root.resolve()))
         if found is None or self._is_copy(found):
-            new = f"{self.name}-{uuid.uuid4().hex[:12]}"
+            new = f"{_as_text(self.name)}-{uuid.uuid4().hex[:12]}"
             write_json(self.root / "run.json", {"id": new, "format": FORMAT, "folder": here})
             return new
         if found.get("folder") != here:
@@ -361,6 +361,11 @@ def read_json(path: Path, what: str, form: type[Section] | None = None) -> dict[
     if form is not None:
         _check(form, found, path, _DELETE)
     return found
+
+
+def _as_text(path: str) -> str:
+    """A path as files of text can hold it; bytes that are no UTF-8 become ``\\xNN``."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _check(form: type[Section], found: dict[str, Any], path: Path, remedy: str) -> None:

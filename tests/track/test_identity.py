@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -75,3 +76,19 @@ def test_a_strangers_folder_does_nothing(folder: str, run: Path, tmp_path: Path)
     os.mkfifo(tmp_path / "pipe" / "run.json")
     rewrite(run, folder=folder.format(pipe=tmp_path / "pipe"))
     assert identity(run) == own
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are text elsewhere")
+def test_a_run_below_a_folder_that_is_no_utf_8_keeps_its_identity(tmp_path: Path) -> None:
+    """On Linux names of files are bytes; files of text are not."""
+    above = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xfe"))
+    for name in (b"run", b"\xff"):
+        root = above / os.fsdecode(name)
+        root.mkdir(parents=True)
+        first = RunFolder(root).identity()
+        assert RunFolder(root).identity() == first
+        copy = root.with_name("copy")
+        shutil.copytree(root, copy)
+        assert RunFolder(copy).identity() == RunFolder(copy).identity()
+        assert RunFolder(root).identity() == first
+        shutil.rmtree(copy)
