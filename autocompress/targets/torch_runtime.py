@@ -125,7 +125,8 @@ class TorchSession(Session):
             from torch.export.passes import move_to_device_pass
 
             program = move_to_device_pass(program, device)
-        self._module: Any = program.module()
+        with _opening(file):
+            self._module: Any = program.module()
         self.inputs = _specs(program, batch, json.loads(about[AXES_KEY] or "{}"))
         self.sizes = json.loads(about[SIZES_KEY] or "{}")
         self._call: Any = torch.compile(self._module) if config.compile else self._module
@@ -182,17 +183,24 @@ def load_program(file: Path, about: dict[str, str] | None = None) -> Any:
         about: its keys are told what the file says about itself under them, if anything.
 
     Raises:
-        InputError: the file is none, or holds objects that run code when they are read.
+        InputError: the file is none, or holds pickled objects.
     """
     import torch
 
-    try:
+    with _opening(file):
         with zipfile.ZipFile(file) as archive:
-            parts = [PurePosixPath(name).name for name in archive.namelist()]
+            parts = [part for name in archive.namelist() for part in PurePosixPath(name).parts]
         if any(part.startswith(_OBJECTS) for part in parts):
             raise ValueError("it holds Python objects, which run code when they are read")
         with _tensors_alone():
             return torch.export.load(file, extra_files=about)
+
+
+@contextmanager
+def _opening(file: Path) -> Iterator[None]:
+    """Tell in a sentence that a file cannot be opened."""
+    try:
+        yield
     except Exception as error:  # a broken archive raises whatever its reader stumbles on
         raise InputError(f"torch cannot open {file.name}: {error}") from None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import keyword
 import re
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +70,9 @@ def _load(path: str) -> Any:
         graph = onnx.load(path)
     except (DecodeError, onnx.checker.ValidationError, OSError) as error:
         raise InputError(f"{path} is no ONNX file: {error}") from None
+    taken: set[str] = set()
     for node in graph.graph.node:  # torch.fx writes names into source code, which it runs
-        node.name = _plain(node.name) if node.name else ""
+        node.name = _another(_plain(node.name or node.op_type), taken)
     kinds = {node.op_type for node in graph.graph.node}
     integers = sorted(k for k in kinds if k in _INTEGER or k.startswith("QLinear"))
     if integers:
@@ -98,10 +100,7 @@ def _settle(module: fx.GraphModule) -> None:
     for name in {str(node.target) for node in parts}:
         module.delete_submodule(name)
     for node, part in parts.items():
-        name = plain = _plain(str(node.target))
-        while name in taken:
-            name = f"{plain}_{len(taken)}"
-        taken.add(name)
+        name = _another(_plain(str(node.target)), taken)
         module.add_submodule(name, part)
         node.target = name
     module.graph.eliminate_dead_code()
@@ -117,6 +116,14 @@ def _plain(text: str) -> str:
     name = re.sub(r"\W+", "_", text).strip("_") or "node"
     taken = keyword.iskeyword(name) or hasattr(nn.Module(), name) or name == "initializers"
     return f"{name}_" if taken else name
+
+
+def _another(name: str, taken: set[str]) -> str:
+    """The name, with a number where it is taken; it is taken then."""
+    numbered = (f"{name}_{number}" for number in count(1))
+    found = next(n for n in chain([name], numbered) if n not in taken)
+    taken.add(found)
+    return found
 
 
 def _is_product(part: nn.Module, node: fx.Node) -> bool:
@@ -145,7 +152,10 @@ def _compare(module: nn.Module, path: str, graph: Any) -> None:
 
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    try:
+        session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # it has a class for each of its reasons
+        raise InputError(f"ONNX Runtime cannot open {path}: {error}") from None
     inputs = []
     for spec in session.get_inputs():
         if not spec.shape or spec.type not in _TYPES:

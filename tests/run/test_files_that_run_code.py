@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 import re
+import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -58,6 +60,38 @@ def test_names_of_an_onnx_files_nodes_are_no_source_code(
     assert not proof.exists()
 
 
+NAMES = st.sampled_from(["", "Relu", "Relu_1", "/b/Relu", "/b_Relu", "/b_Relu_1", "b.Relu", "if"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.tuples(NAMES, NAMES, NAMES))
+def test_names_that_become_alike_stay_apart(names: tuple[str, str, str]) -> None:
+    """Three operators after each other, each with its own parts: none takes another's place."""
+    weight = onnx.numpy_helper.from_array(np.eye(4, dtype=np.float32) * 2, "w")
+    nodes = [
+        onnx.helper.make_node("MatMul", ["x", "w"], ["a"], name=names[0]),
+        onnx.helper.make_node("Relu", ["a"], ["b"], name=names[1]),
+        onnx.helper.make_node("Relu", ["b"], ["y"], name=names[2]),
+    ]
+    value = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n", 4])
+        for name in ("x", "y")
+    ]
+    graph = onnx.helper.make_graph(nodes, "g", value[:1], value[1:], [weight])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)])
+    model.ir_version = 8
+    with tempfile.TemporaryDirectory() as folder:
+        onnx.save(model, f"{folder}/m.onnx")
+        named = [name for name in names if name]
+        if len(set(named)) < len(named):  # ONNX Runtime takes no two nodes of one name
+            with pytest.raises(InputError, match="same node name"):
+                onnx_model(f"{folder}/m.onnx")
+            return
+        again = onnx_model(f"{folder}/m.onnx")
+    x = torch.tensor([[1.0, -1.0, 2.0, 0.0]])
+    assert torch.equal(again(x), (2 * x).relu())
+
+
 @given(st.text(min_size=1))
 def test_any_name_becomes_one_that_a_module_may_have(text: str) -> None:
     name = _plain(text)
@@ -72,7 +106,9 @@ def pickled(value: Any) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("part", ["sample_inputs/model.pt", "constants/custom_obj_0"])
+@pytest.mark.parametrize(
+    "part", ["sample_inputs/model.pt", "constants/custom_obj_0", "constants/opaque_obj_a/b"]
+)
 def test_pickles_in_an_exported_program_are_not_opened(tmp_path: Path, part: str) -> None:
     path = tmp_path / "net.pt2"
     program = torch.export.export(Net().eval(), (torch.randn(2, 3, 8, 8),))
