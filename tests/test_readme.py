@@ -28,6 +28,17 @@ def test_every_command_of_the_readme_exists() -> None:
                 assert word in known, f"{name} has no {word}"
 
 
+def test_the_table_of_the_readme_names_every_command() -> None:
+    import typer
+
+    from autocompress.cli import app
+
+    root = typer.main.get_command(app)
+    cells = re.findall(r"^\| (`.+?) \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    named = {code.split()[0] for cell in cells for code in re.findall(r"`(.+?)`", cell)}
+    assert named == set(root.commands)  # type: ignore[attr-defined]  # a click group, as above
+
+
 def test_make_targets_of_the_readme_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"^make ([a-z-]+)", (ROOT / "README.md").read_text(), re.MULTILINE):
