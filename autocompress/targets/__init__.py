@@ -14,11 +14,7 @@ from autocompress.targets.base import Availability, Session, Target, TargetConfi
 from autocompress.targets.profile import KernelClass, NodeTime, Profile
 from autocompress.targets.registry import read_config
 
-RUNTIMES = tuple(entry.name for entry in registry.BUILT_IN)
-"""The built-in ones; ``available_targets`` also tells those of installed packages."""
-
 __all__ = [
-    "RUNTIMES",
     "Availability",
     "KernelClass",
     "NodeTime",
