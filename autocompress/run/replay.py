@@ -317,10 +317,10 @@ def compare_claims(
     """
     reasons = _quality_gap(found, claimed, claimed_base) if same_weights and same_data else []
     ratio = found["latency_ms"] / found_base["latency_ms"]
-    promised = claimed["latency_ms"] / claimed_base["latency_ms"]
-    if ratio > promised * (1 + LATENCY_TOLERANCE):
+    claimed_ratio = claimed["latency_ms"] / claimed_base["latency_ms"]
+    if ratio > claimed_ratio * (1 + LATENCY_TOLERANCE):
         reasons.append(
-            f"latency is {ratio:.3f} of the uncompressed model's, claimed {promised:.3f} "
+            f"latency is {ratio:.3f} of the uncompressed model's, claimed {claimed_ratio:.3f} "
             f"(tolerance {LATENCY_TOLERANCE:.0%})"
         )
     return reasons

@@ -314,7 +314,9 @@ def test_the_report_tells_how_well_training_was_foretold() -> None:
     assert rho == pytest.approx(0.8)
 
 
-def test_the_json_of_a_run_keeps_its_promise(tmp_path: Path, make_run: MakeRun) -> None:
+def test_the_json_of_a_run_has_the_keys_that_are_documented(
+    tmp_path: Path, make_run: MakeRun
+) -> None:
     folder = make_run(tmp_path / "resnet20", 40)
     found = RunView.load(folder)
     summary = write_summary(folder, found)
