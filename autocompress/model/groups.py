@@ -14,9 +14,9 @@ from typing import Any
 from torch import nn
 
 from autocompress.model.channel_trace import trace_channels
+from autocompress.model.cut_check import check_groups, first_samples, needed_calls
 from autocompress.model.grouping import Found, Member, group_channels
 from autocompress.model.tracing_stubs import inner_width, is_attention, why_whole
-from autocompress.model.trial import first_samples, needed_calls, try_groups
 from autocompress.model.widths import Narrowing, narrowed, narrowings
 from autocompress.policy.inventory import WHOLE, ChannelGroup
 from autocompress.task.choices import layers_by_choice
@@ -95,7 +95,7 @@ def channel_groups(model: nn.Module, example: Any) -> tuple[tuple[ChannelGroup, 
         reason = f"its channels cannot be followed ({type(error).__name__}: {error})"
         return (), SlicingPlan({}, {}, {WHOLE: reason}, {WHOLE: ()})
     groups, plan = _without(groups, plan, _by_choice(model, example, groups), None)
-    failed, needed = try_groups(model, inputs, plan)
+    failed, needed = check_groups(model, inputs, plan)
     groups, plan = _without(groups, plan, failed, needed)
     found = narrowings(model, inputs, plan)
     groups = tuple(

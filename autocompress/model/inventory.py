@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from autocompress.errors import UnsupportedModel
-from autocompress.model.block_trial import take_blocks
+from autocompress.model.block_check import take_blocks
 from autocompress.model.fingerprint import fingerprint
 from autocompress.model.groups import channel_groups
 from autocompress.model.specs import Calls, layer_spec, listed, untied

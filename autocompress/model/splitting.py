@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from autocompress.model.usage import CONV, base, evaluated, like, trial_inputs, usage
+from autocompress.model.usage import CONV, base, drawn_inputs, evaluated, like, usage
 
 Half = Literal["first", "last"]
 """The half that stays of the layer's class; the other one is a plain layer of torch's."""
@@ -61,7 +61,7 @@ def keeper(layer: Any) -> Half | None:
     # one channel more than there are outputs: what is made for their number does not go unnoticed
     first = torch.cat([weight - (share @ row.flatten(1)).view_as(weight), row])
     last = torch.cat([torch.eye(len(weight)), share], 1)
-    inputs = trial_inputs(layer)
+    inputs = drawn_inputs(layer)
     halves: tuple[Half, ...] = ("first", "last")
     for half in halves:
         try:

@@ -44,7 +44,7 @@ _NOT_A_USE = (
 )
 """Calls that take a tensor for its shape and number type only."""
 _SPAN = 11
-"""Trial inputs are this much longer than a kernel reaches: odd, and no multiple of a stride."""
+"""Random inputs are this much longer than a kernel reaches: odd, and no multiple of a stride."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def usage(layer: nn.Module) -> Usage:
         return Usage(False, reason="its weight is computed from other tensors")
     if inherited(layer):
         return Usage()
-    inputs = trial_inputs(layer)
+    inputs = drawn_inputs(layer)
     try:
         with torch.no_grad(), evaluated(layer):
             found, output = _run(layer, inputs)
@@ -207,7 +207,7 @@ def computed_layer(layer: nn.Module) -> nn.Module | None:
         return None
     made = None
     for seed in (0, 1):
-        inputs = trial_inputs(layer, seed)
+        inputs = drawn_inputs(layer, seed)
         try:
             with torch.no_grad(), evaluated(layer):
                 found, output = _run(layer, inputs)
@@ -353,10 +353,10 @@ def _called(func: Any) -> str:
     return str(getattr(func.__self__, "__name__", name)) if name == "__get__" else name
 
 
-# ---- trials
+# ---- random inputs
 
 
-def trial_inputs(layer: Any, seed: int = 0) -> Tensor:
+def drawn_inputs(layer: Any, seed: int = 0) -> Tensor:
     """Random inputs that fit a layer."""
     drawn = torch.Generator().manual_seed(seed)
     if isinstance(layer, CONV):

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.model.channel_trace import ChannelTrace, trace_channels
+from autocompress.model.cut_check import CutCheck, cut_out
 from autocompress.model.follow import Follower
 from autocompress.model.grouping import Member, call_place
 from autocompress.model.labels import Labels
 from autocompress.model.tracing_stubs import is_attention
-from autocompress.model.trial import Trial, cut_out
 
 if TYPE_CHECKING:
     from autocompress.model.groups import SlicingPlan
@@ -154,7 +154,7 @@ def narrowings(model: nn.Module, inputs: Any, plan: SlicingPlan) -> dict[str, Na
         return {}
     trace = trace_channels(model, inputs, WidthFollower)
     made = {name: _narrowing(trace, plan.members[name], *own) for name, own in found.items()}
-    return _Trial(Trial(model, inputs, plan)).passed(made)
+    return _WidthCheck(CutCheck(model, inputs, plan)).passed(made)
 
 
 Made = tuple[list[list[Rows]], str, list[tuple[int, ...]]]
@@ -264,11 +264,11 @@ def _block(base: Tensor, gone: Tensor) -> tuple[int, list[int]]:
     return -1, []
 
 
-class _Trial:
+class _WidthCheck:
     """Tries narrowings on a copy: mixed heads must answer as before, narrower ones as masked."""
 
-    def __init__(self, trial: Trial) -> None:
-        self._trial = trial
+    def __init__(self, check: CutCheck) -> None:
+        self._check = check
 
     def passed(self, made: Mapping[str, Narrowing]) -> dict[str, Narrowing]:
         """Those that hold, each in the way in which it does."""
@@ -292,7 +292,7 @@ class _Trial:
                 ]
 
     def _holds(self, made: Sequence[Narrowing]) -> bool:
-        masked = copy.deepcopy(self._trial.model)
+        masked = copy.deepcopy(self._check.model)
         keep = [max(1, n.width // 2 - 1) for n in made]
         for narrowing, width in zip(made, keep, strict=True):
             cover = torch.eye(narrowing.width, dtype=torch.float64)
@@ -308,11 +308,11 @@ class _Trial:
             narrowing.keep_scale(small, width)
             removals |= narrowed(narrowing, width)
         try:
-            wanted = self._trial.answers(masked)
-            if self._trial.difference(self._trial.answers(mixed), wanted):
+            wanted = self._check.answers(masked)
+            if self._check.difference(self._check.answers(mixed), wanted):
                 return False
             cut_out(small, removals)
-            return not self._trial.difference(self._trial.answers(small), wanted)
+            return not self._check.difference(self._check.answers(small), wanted)
         except Exception:  # whatever a cut model raises, its heads stay as wide as they are
             return False
 

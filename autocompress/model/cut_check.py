@@ -49,7 +49,7 @@ Calls = frozenset[tuple[str, int]]
 """Modules and numbers of calls in their forward, see ``model.call_sites``."""
 
 
-def try_groups(model: nn.Module, inputs: Any, plan: SlicingPlan) -> tuple[dict[str, str], Calls]:
+def check_groups(model: nn.Module, inputs: Any, plan: SlicingPlan) -> tuple[dict[str, str], Calls]:
     """Cut every group of a plan once.
 
     Args:
@@ -63,23 +63,23 @@ def try_groups(model: nn.Module, inputs: Any, plan: SlicingPlan) -> tuple[dict[s
     if not plan.members:
         return {}, frozenset()
     try:
-        trial = Trial(model, inputs, plan)
+        check = CutCheck(model, inputs, plan)
     except Exception as error:  # a forward of anyone's; no group is tried, and the reason is kept
         reason = f"a copy of the model does not run ({type(error).__name__}: {error})"
         return dict.fromkeys(plan.members, reason), frozenset()
-    trial.test(list(plan.members))
-    return trial.failed, trial.corrected
+    check.test(list(plan.members))
+    return check.failed, check.corrected
 
 
 def needed_calls(model: nn.Module, inputs: Any, plan: SlicingPlan) -> Calls:
     """The calls that must be corrected where all groups of a plan are cut."""
-    trial = Trial(model, inputs, plan)
-    for draw in range(trial.draws):
-        trial.cut(list(plan.members), draw)
-    return trial.corrected
+    check = CutCheck(model, inputs, plan)
+    for draw in range(check.draws):
+        check.cut(list(plan.members), draw)
+    return check.corrected
 
 
-class Trial:
+class CutCheck:
     """The copy of a model on which groups are tried.
 
     Attributes:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from autocompress.model.absent import leave_out
 from autocompress.model.blocks import Branch, Finder, Run, find_branches, watch
-from autocompress.model.trial import first_samples, lively
+from autocompress.model.cut_check import first_samples, lively
 from autocompress.policy.inventory import Block, LayerSpec
 from autocompress.task.nested import map_tensors
 
@@ -44,15 +44,15 @@ def take_blocks(
     try:
         copied = lively(copy.deepcopy(model), torch.float32)
         branches, skipped = find_branches(copied, inputs, layers)
-        trial = _Trial(copied, inputs, layers)
+        check = _BlockCheck(copied, inputs, layers)
         for half in (branches[::2], branches[1::2]):
-            trial.test(half)
+            check.test(half)
     # a forward of anyone's, which need not bear being watched; the reason is kept
     except Exception as error:
         reason = f"its branches cannot be followed ({type(error).__name__}: {error})"
         return (), {layer.name: reason for layer in layers[:1]}
-    good = [b.block for b in branches if b.block.name not in trial.failed]
-    return tuple(good), {**skipped, **trial.failed}
+    good = [b.block for b in branches if b.block.name not in check.failed]
+    return tuple(good), {**skipped, **check.failed}
 
 
 def _float32(tensor: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ def _passed_on(module: nn.Module, args: Any, outputs: Any) -> Any:
     return args[0], *outputs[1:]
 
 
-class _Trial:
+class _BlockCheck:
     def __init__(self, model: nn.Module, inputs: Any, layers: Sequence[LayerSpec]) -> None:
         self.model, self.inputs, self.layers = model, inputs, layers
         self.failed: dict[str, str] = {}
