@@ -68,7 +68,7 @@ def sequential_resolve(
     """
     check_inputs(inputs)
     try:
-        _Resolver(model, compressed, inputs, left_alone).run()
+        _SequentialSolve(model, compressed, inputs, left_alone).run()
     except UnsupportedModel as error:
         raise UnsupportedModel(
             f"The sequential re-solve runs networks layer by layer, but {error}. Set "
@@ -78,7 +78,7 @@ def sequential_resolve(
 
 
 @dataclass(frozen=True)
-class _Target:
+class _Destination:
     """What follows a layer: its batch norm, and the addition that its output flows into."""
 
     norm: str | None
@@ -86,7 +86,7 @@ class _Target:
     other: Key | None
 
 
-class _Resolver:
+class _SequentialSolve:
     """Runs both networks in lockstep on chunks that all wait at the same layer."""
 
     def __init__(
@@ -127,13 +127,13 @@ class _Resolver:
             if self._only_sliced(key, name):
                 self.sliced.add(key)
             return  # its own outputs are pruned: the norm after it takes the new statistics
-        target = self._target(key, node)
-        wanted = self._wanted(key, target)
+        destination = self._destination(key, node)
+        wanted = self._wanted(key, destination)
         fed = [self._front(name, side.source(key)) for side in self.new]
         zeros = None
         if sets_weights(self._policy(name)):
             zeros = layer.weight.flatten(1) == 0
-        self._solve(layer, target.norm, fed, wanted, zeros)
+        self._solve(layer, destination.norm, fed, wanted, zeros)
 
     def _policy(self, name: str) -> Any:
         return self.compressed.policy[self.leaves[name]]
@@ -168,7 +168,7 @@ class _Resolver:
         kept = not sets_weights(self._policy(name))
         return len(self._parts(name)) == 1 and kept and self.pair.same(key)
 
-    def _target(self, key: Key, node: fx.Node) -> _Target:
+    def _destination(self, key: Key, node: fx.Node) -> _Destination:
         """Follow a layer's output to its norm and to the addition it flows into."""
         keys = self.old[0].steps.keys
         norm, end = None, node
@@ -187,17 +187,17 @@ class _Resolver:
             others = [a for a in pair if a is not end]
             other = keys.get(others[0]) if len(pair) == 2 and len(others) == 1 else None
             if other is not None and self.pair.comparable(other):
-                return _Target(norm, keys[end], other)
-        return _Target(norm, keys[end], None)
+                return _Destination(norm, keys[end], other)
+        return _Destination(norm, keys[end], None)
 
-    def _wanted(self, key: Key, target: _Target) -> list[Tensor]:
+    def _wanted(self, key: Key, destination: _Destination) -> list[Tensor]:
         """The original's output after the norm, and the drift of the stream it is added to."""
         found = []
         for old, new in zip(self.old, self.new, strict=True):
             old.ahead(key)
-            value = old.ahead(target.end)
-            if target.other is not None:
-                o, n = old.known(target.other), new.known(target.other)
+            value = old.ahead(destination.end)
+            if destination.other is not None:
+                o, n = old.known(destination.other), new.known(destination.other)
                 if o is not None and n is not None and o.shape == n.shape == value.shape:
                     value = value + o - n
             found.append(value)
