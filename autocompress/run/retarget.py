@@ -23,7 +23,7 @@ from autocompress.track.view import RunView
 if TYPE_CHECKING:
     from autocompress.run.assembly import Assembly
 
-Cost = Callable[[Trial], tuple[float, float]]
+LatencyOf = Callable[[Trial], tuple[float, float]]
 """From a trial to its latency in ms and the spread of that."""
 
 
@@ -55,21 +55,21 @@ def retarget(
     source = from_elsewhere(f"run {folder.root}", trust=trust)
     with scratch_folder("retarget") as scratch, source:
         parts = assemble(study, scratch, progress=progress)
-        cost, base = _from_table(parts, table) if predicted else _timed(parts, folder)
+        latency_of, base = _from_table(parts, table) if predicted else _timed(parts, folder)
         entries = []
         for done, entry in enumerate(view.entries):
             progress("trials on the other target", done / len(view.entries))
-            entries.append(_recosted(entry, view, cost))
+            entries.append(_recosted(entry, view, latency_of))
     baseline = _with_latency(view.baseline, base, 0.0, target)
     fresh = replace(view, entries=tuple(entries), baseline=baseline)
     return fresh.under(fresh.budget)
 
 
-def _recosted(entry: Entry, view: RunView, cost: Cost) -> Entry:
+def _recosted(entry: Entry, view: RunView, latency_of: LatencyOf) -> Entry:
     trial = entry.trial
     if trial.measurement is None or trial not in view.compared:
         return entry
-    ms, spread = cost(trial)
+    ms, spread = latency_of(trial)
     found = _with_latency(trial.measurement, ms, spread, "")
     return replace(entry, trial=replace(trial, measurement=found))
 
@@ -87,21 +87,21 @@ def _with_latency(found: Measurement, ms: float, spread: float, target: str) -> 
     )
 
 
-def _from_table(parts: Assembly, table: Path) -> tuple[Cost, float]:
+def _from_table(parts: Assembly, table: Path) -> tuple[LatencyOf, float]:
     from autocompress.estimate.latency_model import LatencyModel
 
     model = LatencyModel.from_table(table, parts.inventory, parts.study.settings)
     return (lambda trial: model.predict(trial.policy)), model.predict(Policy())[0]
 
 
-def _timed(parts: Assembly, folder: RunFolder) -> tuple[Cost, float]:
+def _timed(parts: Assembly, folder: RunFolder) -> tuple[LatencyOf, float]:
     from autocompress.measure.latency import paired_timing
 
     measurer, kept = parts.evaluator.measurer, Builder(parts.pipeline, folder.models)
     uncompressed, quiet = measurer.baseline_file, measurer.quiet_speed
     base = paired_timing(measurer.target, uncompressed, uncompressed, quiet=quiet)
 
-    def cost(trial: Trial) -> tuple[float, float]:
+    def latency_of(trial: Trial) -> tuple[float, float]:
         trained = kept.trained(trial.policy, trial.phase, trial.seed)
         compressed = trained or parts.pipeline.build(trial.policy)
         path = measurer.file("candidate")
@@ -109,4 +109,4 @@ def _timed(parts: Assembly, folder: RunFolder) -> tuple[Cost, float]:
         timing = measurer.timing(path, max_seconds=8.0)
         return timing.ratio * base.latency_ms, timing.iqr_ms
 
-    return cost, base.latency_ms
+    return latency_of, base.latency_ms
