@@ -6,7 +6,6 @@ where they belong) travels along as an attribute that copies, pickles and traini
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from autocompress.errors import ExportError, InputError
-from autocompress.exporters.write import ExportedFile, export
+from autocompress.exporters.write import ExportedFile, Writer, export
 from autocompress.policy.policy import Policy
 from autocompress.policy.settings import CompressionSettings
 from autocompress.task.nested import map_tensors
@@ -23,8 +22,6 @@ from autocompress.techniques.quantize import simulate, unwrapped
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-Writer = Callable[[Compressed, Path, Any], ExportedFile]
 
 _ATTRIBUTE = "_autocompress"
 

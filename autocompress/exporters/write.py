@@ -36,6 +36,10 @@ class ExportedFile:
     quantized: tuple[str, ...]
 
 
+Writer = Callable[[Compressed, Path, Any], ExportedFile]
+"""Writes a compressed model, with an example of its inputs, to a path."""
+
+
 def export(compressed: Compressed, path: str | Path, example: Any) -> ExportedFile:
     """Write a compressed model in the format of the path's suffix.
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from autocompress.errors import InputError, TargetUnavailable
 from autocompress.targets import get_target
@@ -12,11 +12,7 @@ from autocompress.targets.base import Target, TargetConfig
 from autocompress.targets.registry import entries, load_entry
 
 if TYPE_CHECKING:
-    from autocompress.exporters.write import ExportedFile
-    from autocompress.techniques.compressed import Compressed
-
-Writer = Callable[["Compressed", Path, Any], "ExportedFile"]
-"""Writes a compressed model, with an example of its inputs, to a path."""
+    from autocompress.exporters.write import Writer
 
 
 def writer_of(path: Path, target: TargetConfig | None = None) -> Writer:
