@@ -56,21 +56,21 @@ class Steps:
     """
 
     def __init__(self, model: nn.Module, leaves: Iterable[str], inputs: Any) -> None:
-        recorder = _Recorder(model, frozenset(leaves))
+        tracer = _DispatchTracer(model, frozenset(leaves))
         for tensor in tensors(inputs):
-            recorder.placeholder(tensor)
+            tracer.placeholder(tensor)
         try:
-            with recorder.watching(), torch.no_grad():
+            with tracer.watching(), torch.no_grad():
                 outputs = call(model, inputs)
         except Exception as error:  # forwards and torch raise whatever they do
             raise UnsupportedModel(f"the model fails while it is watched ({error})") from error
-        self.graph = recorder.graph
-        self.graph.output(tuple(recorder.node(tensor) for tensor in tensors(outputs)))
-        self.keys = recorder.keys
+        self.graph = tracer.graph
+        self.graph.output(tuple(tracer.node(tensor) for tensor in tensors(outputs)))
+        self.keys = tracer.keys
         self.nodes = {key: node for node, key in self.keys.items()}
-        self.constants = recorder.constants
-        self.depends = recorder.depends
-        self.operators = dict(recorder.operators)
+        self.constants = tracer.constants
+        self.depends = tracer.depends
+        self.operators = dict(tracer.operators)
         self.last_uses = self._last_uses()
 
     def _last_uses(self) -> dict[fx.Node, list[fx.Node]]:
@@ -203,7 +203,7 @@ def _near(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and torch.allclose(one, other, rtol=1e-3, atol=1e-4)
 
 
-class _Recorder(TorchDispatchMode):
+class _DispatchTracer(TorchDispatchMode):
     """Writes a run down."""
 
     def __init__(self, model: nn.Module, leaves: frozenset[str]) -> None:

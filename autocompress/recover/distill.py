@@ -21,7 +21,7 @@ from autocompress.policy.policy import Distill
 from autocompress.policy.recovery import DistillationConfig
 from autocompress.recover.device import Place, in_float
 from autocompress.recover.features import (
-    Recorder,
+    FeatureHooks,
     attention_loss,
     find_taps,
     hint_loss,
@@ -173,7 +173,7 @@ class Teaching:
         self.teachers = [frozen(t, place) for t in distillation.teachers]
         self._divergence: Divergence | None = None
         self.projections = nn.ModuleList()
-        self._recorders: list[tuple[Recorder, Recorder]] = []
+        self._hooks: list[tuple[FeatureHooks, FeatureHooks]] = []
         self._caches: list[TeacherCache] = []
         if self.config.features is not None:
             self._tap(model, data)
@@ -190,10 +190,10 @@ class Teaching:
         model.train(training)
         for teacher in self.teachers:
             pairs = pair_taps(taps, find_taps(teacher, seen))
-            self._recorders.append(
+            self._hooks.append(
                 (
-                    Recorder(model, [m for m, _ in pairs]),
-                    Recorder(teacher, [t for _, t in pairs]),
+                    FeatureHooks(model, [m for m, _ in pairs]),
+                    FeatureHooks(teacher, [t for _, t in pairs]),
                 )
             )
             if self.config.features == "hint":
@@ -228,7 +228,7 @@ class Teaching:
             taught = self._ask(i, inputs, stored, batch)
             soft = soft_loss(outputs, taught, self.temperature, self._divergence, targets)
             total = total + weight * self.config.weight * soft
-            if self._recorders:
+            if self._hooks:
                 total = total + weight * self.config.feature_weight * self._feature_loss(i)
         return total
 
@@ -244,7 +244,7 @@ class Teaching:
         return found
 
     def _feature_loss(self, index: int) -> Tensor:
-        of_model, of_teacher = (r.take() for r in self._recorders[index])
+        of_model, of_teacher = (r.take() for r in self._hooks[index])
         if self.config.features == "attention":
             return attention_loss(of_model, of_teacher)
         projections = self.projections[index]
@@ -254,6 +254,6 @@ class Teaching:
 
     def close(self) -> None:
         """Take the hooks off the model."""
-        for pair in self._recorders:
-            for recorder in pair:
-                recorder.close()
+        for pair in self._hooks:
+            for hooks in pair:
+                hooks.close()

@@ -86,7 +86,7 @@ def pair_taps(model: Mapping[Size, Tap], teacher: Mapping[Size, Tap]) -> list[tu
     return [(model[size], teacher[size]) for size in common]
 
 
-class Recorder:
+class FeatureHooks:
     """Keeps the outputs of some modules during a forward pass.
 
     Args:
