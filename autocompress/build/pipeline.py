@@ -282,11 +282,11 @@ class Pipeline:
         if not apart:
             return solved
         plain = self._repaired(stitched, "bank_batch_norm")
-        judges = sample.subset(order[wanted:])
+        held = sample.subset(order[wanted:])
         nearer, reason = attempt(
             compressed.policy,
             "the judging of repairs",
-            lambda: self._nearer(solved, plain, judges),
+            lambda: self._nearer(solved, plain, held),
             level=logging.INFO,
         )
         if nearer is None:
@@ -305,11 +305,11 @@ class Pipeline:
         """The one whose outputs are nearer to the uncompressed model's; the first of equals."""
         import torch
 
-        from autocompress.build.judge import Judge, as_many_as_fit
+        from autocompress.build.held_out import HeldOutDivergence, as_many_as_fit
 
         count = as_many_as_fit(self.model, inputs, len(inputs), self.data.memory)
-        judge = Judge(self.model, inputs.subset(torch.arange(count)), self.task)
-        return min(solved, plain, key=lambda compressed: judge(compressed.module))
+        distance = HeldOutDivergence(self.model, inputs.subset(torch.arange(count)), self.task)
+        return min(solved, plain, key=lambda compressed: distance(compressed.module))
 
     def _affordable(self, wanted: int) -> int:
         """Samples of the sequential re-solve, as far as memory allows."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.build.calibrate import calibrate
-from autocompress.build.judge import CHUNK, Judge
+from autocompress.build.held_out import CHUNK, HeldOutDivergence
 from autocompress.build.rounding import compensate
 from autocompress.build.segments import Segment, common_segments, inside, reads_inputs, run_segment
 from autocompress.build.walk import Steps, Walk
@@ -90,8 +90,8 @@ class Refinement:
         self._images, self._held = images.subset(every[held:]), images.subset(every[:held])
         original = self.place.put_module(copy.deepcopy(self.model))
         module = self.place.put_module(self._module()).requires_grad_(True)
-        judge = Judge(original, self._held, self.task, self.place)
-        best = _Best(judge, module)
+        distance = HeldOutDivergence(original, self._held, self.task, self.place)
+        best = _Best(distance, module)
         segments: list[Segment] = []
         self._known: dict[tuple[int, int], Steps] = {}
         try:
@@ -107,7 +107,7 @@ class Refinement:
         self._zeros = [(p, p != 0) for p in weights]
         self._each_segment(original, module, segments, begin + limit / 2)
         best.offer(module)
-        self._whole(original, module, judge.divergence, begin + limit)
+        self._whole(original, module, distance.divergence, begin + limit)
         best.offer(module)
         result = self._result(best.restored(module))
         return result if not self.compressed.quantized else self._nearer(result, best.distance)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from autocompress.build.judge import as_many_as_fit
+from autocompress.build.held_out import as_many_as_fit
 from autocompress.build.pipeline import Pipeline
 from autocompress.machine.lock import after_timing
 from autocompress.policy.policy import Policy

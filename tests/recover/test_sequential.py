@@ -47,7 +47,7 @@ def test_outputs_come_nearer_than_with_the_bank_alone(name: str) -> None:
 
 def test_the_last_layer_is_the_least_squares_of_numpy() -> None:
     bank, policy = pruned("plain", ridge=1e-9, count=96)
-    # rows for 50 times as many unknowns: fewer are damped (tests/build/test_judge.py)
+    # rows for 50 times as many unknowns: fewer are damped (tests/build/test_held_out.py)
     inputs = torch.cat([data("plain").train.inputs(), example("plain", 1000, seed=5)])
     small = sequential_resolve(bank.model, bank.stitch(policy), inputs).module
     seen: list[torch.Tensor] = []

@@ -13,7 +13,7 @@ from torch import nn
 
 from autocompress.build.bank import LayerBank
 from autocompress.build.batch_norm import reestimate
-from autocompress.build.judge import Judge, as_many_as_fit
+from autocompress.build.held_out import HeldOutDivergence, as_many_as_fit
 from autocompress.build.pipeline import Pipeline
 from autocompress.build.sequential import sequential_resolve
 from autocompress.build.solve import accumulate, refit
@@ -99,7 +99,7 @@ def test_the_repair_that_does_better_on_samples_apart_is_kept(name: str, count: 
     )
     apart = settings.judging(inventory.macs, count)
     order = own.train.sample(count, settings.seed)
-    judges = order.subset(torch.arange(count - apart, count))
+    held = order.subset(torch.arange(count - apart, count))
     others = order.subset(torch.arange(count - apart)).inputs()
 
     def repaired(*, sequential: bool) -> nn.Module:
@@ -110,9 +110,9 @@ def test_the_repair_that_does_better_on_samples_apart_is_kept(name: str, count: 
         return stitched.module
 
     both = [repaired(sequential=True), repaired(sequential=False)]
-    log_wanted = model(judges.inputs()).log_softmax(1)
+    log_wanted = model(held.inputs()).log_softmax(1)
     with torch.no_grad():
-        found = [m(judges.inputs()).log_softmax(1) for m in both]
+        found = [m(held.inputs()).log_softmax(1) for m in both]
     far = [(log_wanted.exp() * (log_wanted - f)).sum(1).mean() for f in found]
     best = 0 if far[0] <= far[1] else 1
     built = parts.build(policy, FINAL)
@@ -122,10 +122,10 @@ def test_the_repair_that_does_better_on_samples_apart_is_kept(name: str, count: 
     assert any("kept apart" in note for note in built.notes) == (best == 1)
 
 
-def test_a_judge_tells_how_far_outputs_are() -> None:
-    judge = Judge(make("plain"), data("plain", 32).train, classification())
-    assert judge(make("plain")) == pytest.approx(0.0, abs=1e-6)
-    assert judge(make("plain", seed=1)) > 0.01
+def test_a_distance_tells_how_far_outputs_are() -> None:
+    distance = HeldOutDivergence(make("plain"), data("plain", 32).train, classification())
+    assert distance(make("plain")) == pytest.approx(0.0, abs=1e-6)
+    assert distance(make("plain", seed=1)) > 0.01
 
 
 def test_a_repair_that_cannot_be_judged_is_kept_and_said() -> None:
@@ -156,8 +156,8 @@ def test_outputs_without_a_divergence_are_the_farthest() -> None:
     broken = make("plain")
     with torch.no_grad():
         broken.fc2.bias.fill_(float("nan"))
-    judge = Judge(make("plain"), data("plain", 32).train, classification())
-    assert judge(broken) == math.inf
+    distance = HeldOutDivergence(make("plain"), data("plain", 32).train, classification())
+    assert distance(broken) == math.inf
 
 
 def test_as_many_are_compared_as_fit_into_memory() -> None:

@@ -36,7 +36,7 @@ def as_many_as_fit(model: nn.Module, inputs: Split, wanted: int, memory: Memory 
     return min(wanted, max(_FEWEST, (memory or Memory.of()).limit // max(1, 3 * each)))
 
 
-class Judge:
+class HeldOutDivergence:
     """Distance of networks from the original.
 
     Args:
