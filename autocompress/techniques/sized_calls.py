@@ -22,8 +22,8 @@ from autocompress.model.call_sites import CALLS, CUT, SIZED, running_module
 
 
 @dataclass(frozen=True)
-class Loss:
-    """What one tensor of a call lost.
+class Removal:
+    """Channels that one tensor of a call lost.
 
     Args:
         axis: along which channels lie; -1 where it lost nothing.
@@ -46,7 +46,7 @@ class Loss:
         return self.size - len(self.gone)
 
 
-Losses = Mapping[str, Loss]
+Removals = Mapping[str, Removal]
 """``i`` for the input and ``o0``, ``o1``, ... for what is given."""
 
 
@@ -57,11 +57,11 @@ def correct_calls(module: nn.Module, sides: Mapping[str, Sequence[int]]) -> None
         module: changed in place.
         sides: ``NUMBER/TENSOR/AXIS/SHAPE``, see ``model.grouping.Member``, to the places that go.
     """
-    calls: dict[int, dict[str, Loss]] = {}
+    calls: dict[int, dict[str, Removal]] = {}
     for side, gone in sides.items():
         number, key, axis, shape = side.split("/")
         sizes = tuple(int(size) for size in shape.split("x"))
-        calls.setdefault(int(number), {})[key] = Loss(int(axis), sizes, tuple(gone))
+        calls.setdefault(int(number), {})[key] = Removal(int(axis), sizes, tuple(gone))
     module.forward = CorrectedForward(module, calls, vars(module).get("forward"))
 
 
@@ -77,7 +77,9 @@ class CorrectedForward:
         concerned: numbers of the calls that said something of channels.
     """
 
-    def __init__(self, module: nn.Module, calls: Mapping[int, Losses], before: Any = None) -> None:
+    def __init__(
+        self, module: nn.Module, calls: Mapping[int, Removals], before: Any = None
+    ) -> None:
         self.module, self.calls, self.before = module, calls, before
         self.concerned: set[int] = set()
 
@@ -103,13 +105,13 @@ class CorrectedForward:
 
     def corrected(self, number: int, name: str, func: Any, args: Any, kwargs: Any) -> Any:
         """One call, as it must be now."""
-        losses = self.calls[number]
+        removals = self.calls[number]
         if name in SIZED:
-            new = _resized(name, args, losses.get("o0"))
+            new = _resized(name, args, removals.get("o0"))
         elif name in CUT:
-            new = _split(name, args, kwargs, losses.get("i"))
+            new = _split(name, args, kwargs, removals.get("i"))
         else:
-            new = _taken(name, args, losses.get("i"))
+            new = _taken(name, args, removals.get("i"))
         if new is None:
             return func(*args, **kwargs)
         self.concerned.add(number)
@@ -153,21 +155,21 @@ New = Callable[[], Any] | None
 """The corrected call; ``None`` where it says nothing of channels, or always what is right."""
 
 
-def _resized(name: str, args: Any, loss: Loss | None) -> New:
+def _resized(name: str, args: Any, removal: Removal | None) -> New:
     """The sizes that are asked for, where these do not fit what is left."""
     x, rest = args[0], list(args[1:])
-    if loss is None or not rest or isinstance(rest[0], torch.dtype):
+    if removal is None or not rest or isinstance(rest[0], torch.dtype):
         return None
     at, whole = 0, _number(x.numel())
     if name == "unflatten":
         at = rest.pop(0) % x.dim()
         whole = _number(x.shape[at])
     asked = list(rest[0]) if isinstance(rest[0], tuple | list) else rest
-    before = loss.shape[at : at + len(asked)]
-    axis = loss.axis - at
-    sizes = _fitting(asked, before, loss, axis, None if name == "expand" else whole)
+    before = removal.shape[at : at + len(asked)]
+    axis = removal.axis - at
+    sizes = _fitting(asked, before, removal, axis, None if name == "expand" else whole)
     if sizes is None:
-        if loss.axis < 0 or not 0 <= axis < len(asked) or _number(asked[axis]) == -1:
+        if removal.axis < 0 or not 0 <= axis < len(asked) or _number(asked[axis]) == -1:
             return None
         sizes = tuple(asked)  # it fits; where other channels go it need not
     found = sizes
@@ -177,71 +179,73 @@ def _resized(name: str, args: Any, loss: Loss | None) -> New:
 
 
 def _fitting(
-    asked: Sequence[Any], before: Sequence[int], loss: Loss, axis: int, whole: int | None
+    asked: Sequence[Any], before: Sequence[int], removal: Removal, axis: int, whole: int | None
 ) -> tuple[Any, ...] | None:
     """Sizes as asked, with what is left along the channels' axis; ``None`` to leave them.
 
     Args:
         asked: sizes, perhaps one of them -1.
         before: the sizes that were given for the whole model.
-        loss: of what is given.
+        removal: of what is given.
         axis: of the channels among these sizes.
         whole: elements that the sizes must multiply to, if they must.
     """
     numbers = [_number(size) for size in asked]
     open_ended = -1 in numbers
     # along the first axis samples may lie as well, and any number is possible
-    stale = bool(loss.gone) and 0 < axis < len(asked) and numbers[axis] == loss.size
+    stale = bool(removal.gone) and 0 < axis < len(asked) and numbers[axis] == removal.size
     fits = not open_ended and math.prod(numbers) == whole
     if whole is not None and fits and not stale:
         return None
-    tries = list(_tries(numbers, before, loss, axis))
+    tries = list(_tries(numbers, before, removal, axis))
     if whole is not None and not open_ended:
         tries = [sizes for sizes in tries if math.prod(sizes) == whole]
     if not tries or tries[0] == numbers:
         return None
     kept = zip(tries[0], numbers, asked, strict=True)
-    return tuple(_followed(new, number, size, loss) for new, number, size in kept)
+    return tuple(_followed(new, number, size, removal) for new, number, size in kept)
 
 
-def _followed(new: int, number: int, asked: Any, loss: Loss) -> Any:
+def _followed(new: int, number: int, asked: Any, removal: Removal) -> Any:
     """A new size, in terms of what was asked for where an exporter follows where that came from."""
     if new == number:
         return asked
-    if isinstance(asked, torch.SymInt) and new * loss.size == number * loss.left:
-        return asked * loss.left // loss.size
+    if isinstance(asked, torch.SymInt) and new * removal.size == number * removal.left:
+        return asked * removal.left // removal.size
     return new
 
 
-def _tries(asked: list[int], before: Sequence[int], loss: Loss, axis: int) -> Iterator[list[int]]:
+def _tries(
+    asked: list[int], before: Sequence[int], removal: Removal, axis: int
+) -> Iterator[list[int]]:
     """What may have been meant, the most likely first."""
     sizes = list(asked)
-    if 0 <= axis < len(sizes) and loss.axis >= 0:
+    if 0 <= axis < len(sizes) and removal.axis >= 0:
         own = sizes[axis]
-        if own == loss.size:
-            sizes[axis] = loss.left
-        elif own not in (-1, loss.left) and own * loss.left % loss.size == 0:
+        if own == removal.size:
+            sizes[axis] = removal.left
+        elif own not in (-1, removal.left) and own * removal.left % removal.size == 0:
             # several of them, one after another, as with the batch's samples
-            sizes[axis] = own * loss.left // loss.size
+            sizes[axis] = own * removal.left // removal.size
     yield sizes
     for place, size in enumerate(before):
         if place not in (0, axis):  # a size that was taken from channels elsewhere, which went
             yield [*sizes[:place], size, *sizes[place + 1 :]]
-    if 0 <= axis < len(sizes) and loss.axis >= 0:
-        yield [*asked[:axis], loss.left, *asked[axis + 1 :]]
+    if 0 <= axis < len(sizes) and removal.axis >= 0:
+        yield [*asked[:axis], removal.left, *asked[axis + 1 :]]
 
 
-def _split(name: str, args: Any, kwargs: Any, loss: Loss | None) -> New:
+def _split(name: str, args: Any, kwargs: Any, removal: Removal | None) -> New:
     """Parts as they were, less what each of them lost."""
     x = args[0]
     given = dict(zip(("sizes", "dim"), args[1:], strict=False))
     dim = int(kwargs.get("dim", given.get("dim", 0))) % x.dim()
-    if loss is None or loss.axis != dim:
+    if removal is None or removal.axis != dim:
         return None
     how = given.get("sizes", next((v for k, v in kwargs.items() if k != "dim"), None))
     how = how if isinstance(how, int) else list(how or ())
-    gone = set(loss.gone)
-    sizes = [sum(i not in gone for i in part) for part in _parts(name, loss.size, how)]
+    gone = set(removal.gone)
+    sizes = [sum(i not in gone for i in part) for part in _parts(name, removal.size, how)]
     return lambda: torch.split(x, sizes, dim)
 
 
@@ -260,36 +264,36 @@ def _parts(name: str, size: int, how: int | list[int]) -> list[range]:
     return [range(start, end) for start, end in itertools.pairwise([0, *ends])]
 
 
-def _taken(name: str, args: Any, loss: Loss | None) -> New:
+def _taken(name: str, args: Any, removal: Removal | None) -> New:
     """The places that are asked for, where they lie now."""
     x = args[0]
-    if loss is None:
+    if removal is None:
         return None
     if name == "narrow":
         dim = int(args[1]) % x.dim()
-        if dim != loss.axis:
+        if dim != removal.axis:
             return None
         start = _number(args[2])
         index: tuple[Any, ...] = (slice(None),) * dim + (slice(start, start + _number(args[3])),)
     else:
         index = args[1] if isinstance(args[1], tuple) else (args[1],)
-    at = _place_of(index, loss.axis, x.dim())
+    at = _place_of(index, removal.axis, x.dim())
     if at is None:
         return None
     if isinstance(index[at], int | slice):  # in plain numbers, which `torch.export` can trace
-        gone = set(loss.gone)
-        left = {old: new for new, old in enumerate(i for i in range(loss.size) if i not in gone)}
-        asked = range(loss.size)[index[at]]
+        gone = set(removal.gone)
+        left = {old: new for new, old in enumerate(i for i in range(removal.size) if i not in gone)}
+        asked = range(removal.size)[index[at]]
         plain: Any = (
             left[asked]
             if isinstance(asked, int)
             else _as_slice([left[i] for i in asked if i in left])
         )
         return lambda: x[(*index[:at], plain, *index[at + 1 :])]
-    stays = torch.ones(loss.size, dtype=torch.bool)
-    stays[list(loss.gone)] = False
+    stays = torch.ones(removal.size, dtype=torch.bool)
+    stays[list(removal.gone)] = False
     now = stays.cumsum(0) - 1
-    places = torch.arange(loss.size)[index[at]]
+    places = torch.arange(removal.size)[index[at]]
     new: Any = int(now[places]) if places.dim() == 0 else now[places[stays[places]]]
     return lambda: x[(*index[:at], new, *index[at + 1 :])]
 
