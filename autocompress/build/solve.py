@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autocompress.model.tied import Place, holders
+from autocompress.model.tied import ParameterPath, holders
 from autocompress.techniques.moments import (
     LEAST_DAMPING,
     MatrixLayer,
@@ -33,7 +33,7 @@ Solution = tuple[Tensor, Tensor | None]
 def solve_without(
     model: nn.Module,
     moments: Mapping[str, Moments],
-    shared: Sequence[list[Place]],
+    shared: Sequence[list[ParameterPath]],
     name: str,
     gone: Sequence[int],
     ridge: float,

@@ -41,7 +41,7 @@ class Member:
 
 
 Found = tuple[ChannelGroup, tuple[Member, ...], tuple[tuple[int, ...], ...]]
-Place = tuple[str, str]
+ModuleSide = tuple[str, str]
 """Module and side."""
 
 
@@ -59,7 +59,7 @@ class Grouped:
     groups: dict[str, Found] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     producers: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    sites: tuple[Place, ...] = ()
+    sites: tuple[ModuleSide, ...] = ()
 
 
 def group_channels(trace: ChannelTrace) -> Grouped:
@@ -114,13 +114,13 @@ def group_channels(trace: ChannelTrace) -> Grouped:
 
 def _places(
     trace: ChannelTrace, classes: Tensor, made: set[int]
-) -> tuple[dict[int, dict[Place, list[int]]], dict[int, str]]:
+) -> tuple[dict[int, dict[ModuleSide, list[int]]], dict[int, str]]:
     """Class to the indices that it takes at every place; and classes that lie along two axes."""
     relevant = dict.fromkeys(made)
-    found: dict[int, dict[Place, list[int]]] = {c: {} for c in made}
+    found: dict[int, dict[ModuleSide, list[int]]] = {c: {} for c in made}
     tangles: dict[int, str] = {}
 
-    def note(place: Place, vector: Sequence[int]) -> None:
+    def note(place: ModuleSide, vector: Sequence[int]) -> None:
         for index, c in enumerate(vector):
             if c in relevant:
                 into = found[c].setdefault(place, [])
@@ -144,22 +144,22 @@ def _places(
         for key, labels in site.tensors:
             along = axis_classes(classes, labels, relevant)
             if along is not None:
-                note(call_place(site, key, along[0], labels), along[1])
+                note(call_side(site, key, along[0], labels), along[1])
     return found, tangles
 
 
-def call_place(site: Site, key: str, axis: int, labels: Labels) -> Place:
+def call_side(site: Site, key: str, axis: int, labels: Labels) -> ModuleSide:
     """Module and side of one tensor of a call, along an axis."""
     return site.module, f"call/{site.number}/{key}/{axis}/{'x'.join(map(str, labels.shape))}"
 
 
-def _sites(trace: ChannelTrace, free: Tensor) -> Iterator[Place]:
+def _sites(trace: ChannelTrace, free: Tensor) -> Iterator[ModuleSide]:
     """Calls that give channels; those that stay along no axis in particular have axis -1."""
     for site in trace.sites:
         for key, labels in site.tensors:
             axes = [axis for axis, n in enumerate(class_base(free, labels).shape) if n > 1]
             if key != "i":
-                yield call_place(site, key, axes[0] if axes else -1, labels)
+                yield call_side(site, key, axes[0] if axes else -1, labels)
 
 
 def _together(names: Sequence[str], made: Mapping[str, Sequence[int]]) -> list[list[str]]:
@@ -184,10 +184,12 @@ def _together(names: Sequence[str], made: Mapping[str, Sequence[int]]) -> list[l
 
 
 def _sets(
-    own: set[int], everywhere: Mapping[int, Mapping[Place, Sequence[int]]], first: Sequence[int]
+    own: set[int],
+    everywhere: Mapping[int, Mapping[ModuleSide, Sequence[int]]],
+    first: Sequence[int],
 ) -> tuple[tuple[int, ...], ...]:
     """Sets of classes that take equally much along, in the order of the first layer's channels."""
-    kinds: dict[tuple[tuple[Place, int], ...], list[int]] = {}
+    kinds: dict[tuple[tuple[ModuleSide, int], ...], list[int]] = {}
     place = {c: i for i, c in reversed(list(enumerate(first)))}
     for c in sorted(own, key=lambda c: (place.get(c, len(first)), c)):
         taken = tuple(
@@ -215,7 +217,7 @@ def _why_so_few(trace: ChannelTrace, classes: Tensor, own: set[int], channels: i
 
 
 def _consumers(
-    trace: ChannelTrace, own: set[int], everywhere: Mapping[int, Mapping[Place, Sequence[int]]]
+    trace: ChannelTrace, own: set[int], everywhere: Mapping[int, Mapping[ModuleSide, Sequence[int]]]
 ) -> tuple[str, ...]:
     order = {name: i for i, name in enumerate(trace.order)}
     found = {module for c in own for module, side in everywhere[c] if side == "in"}
@@ -238,12 +240,12 @@ def _residual(trace: ChannelTrace, classes: Tensor) -> set[int]:
 
 def _members(
     sets: Sequence[Sequence[int]],
-    everywhere: Mapping[int, Mapping[Place, Sequence[int]]],
+    everywhere: Mapping[int, Mapping[ModuleSide, Sequence[int]]],
     name: str,
     channels: int,
 ) -> tuple[tuple[Member, ...], tuple[tuple[int, ...], ...]]:
     """What every channel of the first layer takes along, and which of them go together."""
-    collected: dict[Place, list[list[int]]] = {}
+    collected: dict[ModuleSide, list[list[int]]] = {}
     units = []
     for together in sets:
         whole = sorted(i for c in together for i in everywhere[c].get((name, "out"), ()))

@@ -6,20 +6,20 @@ from collections.abc import Callable, Iterable
 
 from torch import nn
 
-Place = tuple[str, str]
+ParameterPath = tuple[str, str]
 """Name of a module and of its parameter."""
 
 
-def shared_parameters(model: nn.Module) -> list[list[Place]]:
+def shared_parameters(model: nn.Module) -> list[list[ParameterPath]]:
     """The places of every parameter that more than one module holds."""
-    places: dict[int, list[Place]] = {}
+    places: dict[int, list[ParameterPath]] = {}
     for name, module in model.named_modules():
         for key, parameter in module.named_parameters(recurse=False):
             places.setdefault(id(parameter), []).append((name, key))
     return [found for found in places.values() if len(found) > 1]
 
 
-def holders(shared: Iterable[list[Place]], name: str, key: str = "weight") -> list[str]:
+def holders(shared: Iterable[list[ParameterPath]], name: str, key: str = "weight") -> list[str]:
     """Names of the modules that hold the same parameter as one, itself among them.
 
     Args:

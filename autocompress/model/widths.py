@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from autocompress.model.channel_trace import ChannelTrace, trace_channels
 from autocompress.model.cut_check import CutCheck, cut_out
 from autocompress.model.follow import Follower
-from autocompress.model.grouping import Member, call_place
+from autocompress.model.grouping import Member, call_side
 from autocompress.model.labels import Labels
 from autocompress.model.tracing_stubs import is_attention
 
@@ -241,7 +241,7 @@ def _narrowing(
             found = [_block(labels.base, own) for own in gone]
             axes = {axis for axis, _ in found if axis >= 0}
             if len(axes) == 1:
-                place = call_place(site, key, axes.pop(), labels)
+                place = call_side(site, key, axes.pop(), labels)
                 made[place] = [own for _, own in found]
     return Narrowing(
         heads,
