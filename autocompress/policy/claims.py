@@ -100,7 +100,7 @@ class TimingFacts(_Open):
     load_before: Number | None = None
 
 
-class Timing(_Open):
+class TimingClaim(_Open):
     """How a latency was timed, beside the uncompressed model.
 
     Args:
@@ -154,7 +154,7 @@ class Circumstances(_Open):
     target: dict[str, Any] | None = None
     identity: dict[str, str] | None = None
     waited_s: Number = 0.0
-    timing: Timing | None = None
+    timing: TimingClaim | None = None
     problems: tuple[str, ...] | None = None
     notes: tuple[str, ...] | None = None
     hits: Packed | None = None
