@@ -1,8 +1,11 @@
-"""The words of docs/glossary.md: what it has replaced is said nowhere any more."""
+"""The words of docs/glossary.md: what it has replaced is said nowhere any more, and a class that
+has one of its names is the only one."""
 
 from __future__ import annotations
 
+import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -86,3 +89,32 @@ def test_replaced_words_are_found(text: str) -> None:
 @pytest.mark.parametrize("text", ["Beside the lock,", "Beside\nthe lock", "the most promising"])
 def test_the_same_letters_in_other_words_are_not(text: str) -> None:
     assert not replaced("autocompress/controller/guided.py", text)
+
+
+def words() -> list[str]:
+    """Of the glossary, as a class would be called."""
+    text = (ROOT / "docs/glossary.md").read_text(encoding="utf-8")
+    cells = re.findall(r"^\| ([\w ,-]+?) \| (?!means)", text, re.MULTILINE)
+    return [re.sub(r"\W", "", word.title()) for cell in cells for word in cell.split(",")]
+
+
+def defined(path: Path) -> Iterator[str]:
+    """Classes and aliases of types in a file, by their names without underscores."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef):
+            yield node.name.strip("_")
+        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            yield node.targets[0].id.strip("_")
+
+
+def test_a_word_of_the_glossary_names_one_class() -> None:
+    package = ROOT / "autocompress"
+    places: dict[str, list[str]] = {word: [] for word in words()}
+    assert {"Trial", "Recorder", "ChannelGroup", "LayerBank", "Target"} <= set(places)
+    for path in sorted(package.rglob("*.py")):
+        # options of commands are called as they are typed
+        for name in set(defined(path)) if path.name != "options.py" else ():
+            if name in places:
+                places[name].append(str(path.relative_to(package)))
+    several = {word: found for word, found in places.items() if len(found) > 1}
+    assert not several, f"One word, one thing: rename all but one of {several}"

@@ -29,7 +29,7 @@ from autocompress.exporters.kernel_names import kernel_times
 from autocompress.machine.facts import machine_facts
 from autocompress.measure.quiet import QuietSpeed
 from autocompress.measure.rounds import Call, warm_up
-from autocompress.measure.sampling import Plan, Sampler
+from autocompress.measure.sampling import InterleavedTiming, Plan
 from autocompress.targets.onnx_session import OnnxRuntimeSession
 from autocompress.targets.session import random_inputs
 
@@ -62,7 +62,7 @@ class Device:
     def models(self, paths: list[Path], seconds: float) -> tuple[float, list[float]]:
         """Milliseconds of the first file, and what the others take of it."""
         plan = Plan(min_rounds=8, max_seconds=seconds, slot_ms=3.0)
-        found = Sampler([self.call(path) for path in paths], plan, QuietSpeed()).run()
+        found = InterleavedTiming([self.call(path) for path in paths], plan, QuietSpeed()).run()
         ratios = [found.interval(i, plan)[0] for i in range(1, len(paths))]
         return float(np.median(found.times(0))), ratios
 

@@ -27,7 +27,7 @@ _ATTRIBUTE = "_autocompress"
 
 
 @dataclass(frozen=True)
-class Origin:
+class Provenance:
     """What a rebuilt module was made from.
 
     Args:
@@ -51,7 +51,7 @@ def handed_out(compressed: Compressed, example: Any) -> nn.Module:
     """
     module = simulate(compressed) if compressed.quantized else compressed.module
     light = compressed.with_(module=nn.Identity(), folded=None, graph=None)
-    setattr(module, _ATTRIBUTE, Origin(light, map_tensors(_on_cpu, example)))
+    setattr(module, _ATTRIBUTE, Provenance(light, map_tensors(_on_cpu, example)))
     return module
 
 
@@ -75,17 +75,17 @@ def export_module(
         ExportError: the module was changed so that its ranges no longer fit, or no exporter takes
             it.
     """
-    origin = getattr(module, _ATTRIBUTE, None)
-    if origin is None:
+    provenance = getattr(module, _ATTRIBUTE, None)
+    if provenance is None:
         if example is None:
             raise InputError(
                 "A module that `autocompress.apply` did not give needs an example to be traced "
                 "with: export(module, path, example=inputs), a batch of one or more."
             )
-        origin = Origin(Compressed(nn.Identity(), Policy(), CompressionSettings()), example)
+        provenance = Provenance(Compressed(nn.Identity(), Policy(), CompressionSettings()), example)
     plain = unwrapped(module).cpu().eval()
-    inputs = origin.example if example is None else map_tensors(_on_cpu, example)
-    compressed = origin.compressed.with_(module=plain)
+    inputs = provenance.example if example is None else map_tensors(_on_cpu, example)
+    compressed = provenance.compressed.with_(module=plain)
     if compressed.ranges is not None:
         compressed = _with_graph(compressed, inputs)
     return write(compressed, Path(path), inputs)

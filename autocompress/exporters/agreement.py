@@ -15,7 +15,7 @@ from autocompress.task.choices import other_values, reads_values
 from autocompress.task.dynamic import Axes, other_size, sizes_of
 from autocompress.task.nested import named_tensors, tensors
 
-Run = Callable[[list[str], list[Tensor]], Sequence[Any]]
+RunFile = Callable[[list[str], list[Tensor]], Sequence[Any]]
 """From names of outputs and the tensors of an input to these outputs, as arrays."""
 
 
@@ -121,7 +121,7 @@ def examples(module: nn.Module, example: Any, dynamic: Axes) -> list[Any]:
     return [example, other]
 
 
-def compare(run: Run, module: nn.Module, example: Any) -> None:
+def compare(run: RunFile, module: nn.Module, example: Any) -> None:
     """The same for one batch of inputs and an opened file.
 
     Args:

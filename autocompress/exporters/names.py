@@ -17,7 +17,7 @@ from torch import nn
 from autocompress.task.calling import Flat, call_flat
 from autocompress.task.nested import with_tensors
 
-Origin = tuple[str, str]
+LayerCall = tuple[str, str]
 """A module's path, and a mark that is the same for all nodes of one call of it."""
 
 
@@ -66,14 +66,14 @@ class Traced(nn.Module):
         yield "", self
         yield from zip(self.paths, self.model.modules(), strict=True)
 
-    def origin(self, node: Any) -> Origin | None:
+    def origin(self, node: Any) -> LayerCall | None:
         """Where a node of the exported graph came from, as in ``/m0/m4/m7_1/Conv``."""
         scopes = node.name.split("/")[:-1]
         path = self.paths.get(scopes[-1].partition("_")[0]) if scopes else None
         return (path, "/".join(scopes)) if path is not None else None
 
 
-def program_origin(program: Any, model: nn.Module) -> Callable[[Any], Origin | None]:
+def program_origin(program: Any, model: nn.Module) -> Callable[[Any], LayerCall | None]:
     """The same for a graph of the dynamo exporter, whose nodes name their node of the program.
 
     Args:
@@ -82,13 +82,13 @@ def program_origin(program: Any, model: nn.Module) -> Callable[[Any], Origin | N
     """
     first = {id(module): path for path, module in model.named_modules()}
     known = {path: first[id(m)] for path, m in model.named_modules(remove_duplicate=False)}
-    marks: dict[str, Origin] = {}
+    marks: dict[str, LayerCall] = {}
     for node in program.graph.nodes:
         scope = program_scope(node)
         if scope is not None and scope[0] in known:
             marks[node.name] = (known[scope[0]], "@".join(map(str, scope)))
 
-    def origin(node: Any) -> Origin | None:
+    def origin(node: Any) -> LayerCall | None:
         held = {p.key: p.value for p in node.metadata_props}
         scopes = held.get("pkg.torch.onnx.name_scopes")
         return marks.get(ast.literal_eval(scopes)[-1]) if scopes else None
@@ -106,7 +106,7 @@ def program_scope(node: Any) -> tuple[str, int] | None:
     return (Flat.path(str(path)), int(number)) if number.isdecimal() else None
 
 
-def name_nodes(model: Any, origin: Callable[[Any], Origin | None]) -> None:
+def name_nodes(model: Any, origin: Callable[[Any], LayerCall | None]) -> None:
     """Give the nodes of a graph, and the tensors that they make, canonical names, in place.
 
     Calls of a module are counted in graph order; a call that left no node is not counted.

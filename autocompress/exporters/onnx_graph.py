@@ -14,7 +14,7 @@ from torch import nn
 
 from autocompress.errors import ExportError
 from autocompress.exporters.agreement import Unsteady
-from autocompress.exporters.names import Origin, Traced, layer_of, name_nodes, program_origin
+from autocompress.exporters.names import LayerCall, Traced, layer_of, name_nodes, program_origin
 from autocompress.exporters.silence import silent
 from autocompress.model.plain_operators import PlainOperators
 from autocompress.model.tracing_stubs import unfused_attention
@@ -32,7 +32,7 @@ runtime computes once where the batch is settled: its files are as quick or up t
 (docs/measurements/timing.md).
 """
 
-_Named = tuple[Any, Callable[[Any], Origin | None]]
+_Named = tuple[Any, Callable[[Any], LayerCall | None]]
 """A graph as it was exported, and what tells where its nodes came from."""
 
 _log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from autocompress.machine.facts import load_average, machine_facts
 from autocompress.machine.lock import after_timing, timing_lock
 from autocompress.measure.memory import peak_memory_bytes
 from autocompress.measure.quiet import QuietSpeed
-from autocompress.measure.sampling import Plan, Sampler, Samples
+from autocompress.measure.sampling import InterleavedTiming, Plan, Samples
 from autocompress.policy.values import DEFAULT_RUNTIME
 from autocompress.targets import get_target
 from autocompress.targets.base import Inputs, Session, Target, TargetConfig
@@ -104,7 +104,7 @@ def paired_timings(
     plan: Plan | None = None,
     quiet: QuietSpeed | None = None,
 ) -> list[Timing]:
-    """Time several files interleaved with one baseline; see ``Sampler`` for when it ends.
+    """Time several files interleaved with one baseline; see ``InterleavedTiming`` for when it ends.
 
     The timing lock is held while rounds are taken and while it waits for a quiet machine, so that
     computing of ours pauses; not while files are opened.
@@ -132,7 +132,7 @@ def paired_timings(
         load = load_average()
         with timing_lock():
             cpu, wall = time.process_time(), time.perf_counter()
-            samples = Sampler(calls, plan, quiet or QuietSpeed()).run()
+            samples = InterleavedTiming(calls, plan, quiet or QuietSpeed()).run()
             cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
     facts = {
         "target": target.describe(),

@@ -83,7 +83,7 @@ class Samples:
 
 
 @dataclass
-class Sampler(Work):
+class InterleavedTiming(Work):
     """Times several calls in turn until their ratios are known, or the time is over.
 
     What shares a core with us (another tenant on its second hardware thread) can slow code of one

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.model.absent import leave_out
-from autocompress.model.blocks import Branch, Finder, Run, find_branches, watch
+from autocompress.model.blocks import Branch, Finder, ForwardPass, find_branches, watch
 from autocompress.model.cut_check import first_samples, lively
 from autocompress.policy.inventory import Block, LayerSpec
 from autocompress.task.nested import map_tensors
@@ -111,7 +111,7 @@ class _BlockCheck:
                     return f"without it, the model answers differently ({off:.1%} off)"
         return ""
 
-    def _wanted(self, branches: Sequence[Branch]) -> Run:
+    def _wanted(self, branches: Sequence[Branch]) -> ForwardPass:
         """The original's run with zeros for branches, and inputs for what passes them on."""
         handles = []
         for branch in branches:
@@ -125,7 +125,7 @@ class _BlockCheck:
             for handle in handles:
                 handle.remove()
 
-    def _reader(self, small: nn.Module, run: Run, gone: set[str]) -> str:
+    def _reader(self, small: nn.Module, run: ForwardPass, gone: set[str]) -> str:
         """The operator that still reads what stands in the place of a module, if any does.
 
         An operator by torch's name; what passes on its input makes none.

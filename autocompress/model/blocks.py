@@ -46,8 +46,8 @@ class Operator:
 
 
 @dataclass
-class Run:
-    """The operators of one run, inputs among them, in the order in which they ran.
+class ForwardPass:
+    """The operators of one forward pass, inputs among them, in the order in which they ran.
 
     Args:
         operators: of the run.
@@ -73,7 +73,7 @@ class _Watching(TorchDispatchMode):
         zeros: numbers of additions, to whether the right operand is zeros in this run.
     """
 
-    def __init__(self, run: Run, zeros: Mapping[int, bool]) -> None:
+    def __init__(self, run: ForwardPass, zeros: Mapping[int, bool]) -> None:
         super().__init__()
         self.run, self.zeros = run, zeros
         self.modules: list[str] = []
@@ -128,7 +128,7 @@ def _with_zeros(name: str, args: Any, right: bool) -> Any:
     return torch.zeros_like(args[0]), args[1]
 
 
-def watch(model: nn.Module, inputs: Any, zeros: Mapping[int, bool] | None = None) -> Run:
+def watch(model: nn.Module, inputs: Any, zeros: Mapping[int, bool] | None = None) -> ForwardPass:
     """Run a model once and note its operators.
 
     Args:
@@ -137,7 +137,7 @@ def watch(model: nn.Module, inputs: Any, zeros: Mapping[int, bool] | None = None
         zeros: numbers of additions, as an earlier run told them, one operand of which is zeros in
             this run: whether the right one.
     """
-    run = Run()
+    run = ForwardPass()
     watching = _Watching(run, zeros or {})
     handles = []
     for name, module in model.named_modules():
@@ -198,7 +198,7 @@ class Finder:
         layers: of its inventory.
     """
 
-    def __init__(self, model: nn.Module, run: Run, layers: Sequence[LayerSpec]) -> None:
+    def __init__(self, model: nn.Module, run: ForwardPass, layers: Sequence[LayerSpec]) -> None:
         self.run = run
         self.macs = {layer.name: layer.macs for layer in layers}
         self.modules = dict(model.named_modules())

@@ -70,7 +70,7 @@ def trace_channels(
         inputs: of one or two samples.
         follower: says what operators do to channels.
     """
-    run = _Run(model, follower)
+    run = _FollowedPass(model, follower)
     for tensor in tensors(inputs):
         if tensor.is_floating_point():
             run.follower.put(tensor, Follower.one(tensor, run.atoms.held("the model's inputs")))
@@ -93,8 +93,8 @@ def trace_channels(
     return found
 
 
-class _Run:
-    """The modes and hooks of one run."""
+class _FollowedPass:
+    """The modes and hooks of one forward pass."""
 
     def __init__(self, model: nn.Module, follower: type[Follower]) -> None:
         self.atoms = Atoms()
@@ -156,7 +156,7 @@ class _Run:
 
 
 class _Operators(TorchDispatchMode):
-    def __init__(self, run: _Run) -> None:
+    def __init__(self, run: _FollowedPass) -> None:
         super().__init__()
         self.run = run
 
@@ -169,7 +169,7 @@ class _Operators(TorchDispatchMode):
 
 
 class _Calls(TorchFunctionMode):
-    def __init__(self, run: _Run) -> None:
+    def __init__(self, run: _FollowedPass) -> None:
         super().__init__()
         self.run = run
 

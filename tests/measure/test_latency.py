@@ -18,7 +18,7 @@ from autocompress.measure import latency, sampling
 from autocompress.measure.latency import bench, paired_timing, paired_timings
 from autocompress.measure.quiet import QuietSpeed
 from autocompress.measure.rounds import take_round
-from autocompress.measure.sampling import Plan, Sampler, Samples
+from autocompress.measure.sampling import InterleavedTiming, Plan, Samples
 from autocompress.targets import get_target
 
 _SHORT = Plan(precision=0.5, min_rounds=2, max_seconds=0.2, slot_ms=1.0)
@@ -33,7 +33,7 @@ def played(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
         ratios = np.median(array / array[:, :1], axis=0, keepdims=True)
         used = np.ones(len(array), dtype=np.bool_)
         samples = Samples(np.repeat(array, 2, axis=0), used, ratios)
-        monkeypatch.setattr(Sampler, "run", lambda self: samples)
+        monkeypatch.setattr(InterleavedTiming, "run", lambda self: samples)
 
     return play
 
@@ -78,7 +78,7 @@ def test_rounds_that_do_not_count_are_in_no_figure(
     turns = np.concatenate([np.tile(loud, (16, 1)), np.tile(quiet, (24, 1))])
     repetitions = np.stack([loud / 1.4, quiet])
     samples = Samples(turns, np.arange(20) >= 8, repetitions, 1, True, 9.0, 4.5)
-    monkeypatch.setattr(Sampler, "run", lambda self: samples)
+    monkeypatch.setattr(InterleavedTiming, "run", lambda self: samples)
     path = exported[".onnx"]
     found = paired_timings(get_target("onnxruntime"), [path] * count, path)
     assert [t.ratio for t in found] == [0.6, 2.0][:count]
@@ -116,7 +116,11 @@ def test_the_lock_is_held_for_timing_alone(
         type(target), "open", lambda self, path: (note("open"), opened(self, path))[1]
     )
     monkeypatch.setattr(sampling, "take_round", lambda *a: (note("round"), take_round(*a))[1])
-    monkeypatch.setattr(latency, "Sampler", partial(Sampler, pause=lambda seconds: note("pause")))
+    monkeypatch.setattr(
+        latency,
+        "InterleavedTiming",
+        partial(InterleavedTiming, pause=lambda seconds: note("pause")),
+    )
     paired_timing(target, path, path, plan=_SHORT)
     assert set(seen) == {("open", False), ("round", True), ("pause", True)}
 

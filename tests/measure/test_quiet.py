@@ -13,7 +13,7 @@ import pytest
 from autocompress.errors import InputError
 from autocompress.estimate.tasks import Tasks
 from autocompress.measure.quiet import QuietSpeed, longest_wait_s
-from autocompress.measure.sampling import Plan, Sampler, Samples
+from autocompress.measure.sampling import InterleavedTiming, Plan, Samples
 
 _PATIENCE_S = 16.0
 _TRUE_RATIO, _BASE_MS = 0.54, 4.0
@@ -60,7 +60,9 @@ class Machine:
 
     def time(self, quiet: QuietSpeed | None = None, plan: Plan = _PLAN) -> Samples:
         known = quiet or QuietSpeed()
-        return Sampler(self.calls(), plan, known, pause=self.pause, clock=self.clock).run()
+        return InterleavedTiming(
+            self.calls(), plan, known, pause=self.pause, clock=self.clock
+        ).run()
 
     def sentinel(self) -> float:
         self.now += 0.02
@@ -146,7 +148,7 @@ def test_one_quiet_repetition_is_enough_once_ten_have_shown_the_speed() -> None:
 def test_repetitions_lie_apart_and_wait_for_the_end_of_a_spell() -> None:
     machine, quiet = Machine([(0.6, 5.0)]), QuietSpeed()
     quiet.note(_BASE_MS)
-    Sampler(machine.calls(), _PLAN, quiet, machine.pause, machine.clock).run()
+    InterleavedTiming(machine.calls(), _PLAN, quiet, machine.pause, machine.clock).run()
     assert machine.paused > 2.0
     assert machine.now > 5.0
 

@@ -13,7 +13,13 @@ import scipy.stats
 from autocompress.measure import sampling
 from autocompress.measure.quiet import QuietSpeed
 from autocompress.measure.rounds import quiet_rounds, warm_up
-from autocompress.measure.sampling import Plan, Sampler, Samples, ratio_interval, tail_share
+from autocompress.measure.sampling import (
+    InterleavedTiming,
+    Plan,
+    Samples,
+    ratio_interval,
+    tail_share,
+)
 
 
 class Machine:
@@ -58,7 +64,7 @@ class Machine:
         """Time calls that take so many milliseconds."""
         quiet = known or QuietSpeed()
         named = [self.call(name, ms) for name, ms in calls.items()]
-        return Sampler(named, plan, quiet, pause=self.pause, clock=self.clock).run()
+        return InterleavedTiming(named, plan, quiet, pause=self.pause, clock=self.clock).run()
 
     def call(self, name: str, ms: float) -> Callable[[], None]:
         def run() -> None:
