@@ -37,6 +37,11 @@ def _module(path: Path) -> str:
 
 
 MODULES = {_module(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+OTHERS = sorted(
+    str(path.relative_to(ROOT))
+    for folder in ("tests", "benchmarks", "examples")
+    for path in (ROOT / folder).rglob("*.py")
+)
 
 
 @cache
@@ -119,6 +124,12 @@ def test_files_and_functions_are_short(module: str) -> None:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             size = (node.end_lineno or node.lineno) - node.lineno + 1
             assert size <= MOST_FUNCTION_LINES, f"{module}:{node.lineno} {node.name}: {size} lines"
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_files_of_tests_and_benchmarks_are_short(name: str) -> None:
+    lines = len((ROOT / name).read_text(encoding="utf-8").splitlines())
+    assert lines <= MOST_LINES, f"{name} has {lines} lines"
 
 
 @pytest.mark.parametrize("module", MODULES)

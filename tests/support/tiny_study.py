@@ -7,7 +7,8 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,29 @@ STUDY: dict[str, Any] = {
         "schedule": {"batch_size": 64, "lr": 0.02},
     },
 }
+PATIENCE_S = 300.0
+
+
+def study_of(trials: int = 6, **more: Any) -> dict[str, Any]:
+    """The study without recovery, with so many trials and other sections."""
+    study = {**STUDY, "recovery": {"epochs": 0}, **more}
+    return {**study, "search": {**STUDY["search"], "trials": trials, **more.get("search", {})}}
+
+
+def until(true: Callable[[], bool], seconds: float = PATIENCE_S) -> bool:
+    """Wait for something; whether it came within so many seconds."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if true():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def trials_in(run: Path) -> int:
+    """Lines of a run's journal."""
+    path = run / "trials.jsonl"
+    return path.read_bytes().count(b"\n") if path.is_file() else 0
 
 
 def environment(place: Path) -> dict[str, str]:
