@@ -1,4 +1,5 @@
-"""Links, anchors and file names in the documentation lead somewhere."""
+"""Links, anchors and file names in the documentation lead somewhere; what extensions can write is
+told in full."""
 
 from __future__ import annotations
 
@@ -6,6 +7,9 @@ import re
 from pathlib import Path
 
 import pytest
+
+from autocompress.policy.technique import Technique
+from autocompress.targets import Target
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(
@@ -39,3 +43,23 @@ def test_named_files_exist(page: Path) -> None:
     for name in set(_FILE.findall(page.read_text(encoding="utf-8"))):
         if not name.startswith(("benchmarks/out", "studies/your")):
             assert (ROOT / name).exists(), name
+
+
+@pytest.mark.parametrize(
+    ("heading", "base", "left"),
+    [
+        ("A target", Target, {"config", "open", "availability", "describe"}),
+        ("A technique", Technique, set()),
+    ],
+)
+def test_tables_name_all_that_an_extension_can_write(
+    heading: str, base: type, left: set[str]
+) -> None:
+    """All public names of the base class but those that are its own affair."""
+    text = (ROOT / "docs/extending.md").read_text(encoding="utf-8")
+    section = text.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    cells = re.findall(r"^\| (`.+?`) \| ", section, re.MULTILINE)
+    told = [name for cell in cells for name in re.findall(r"`(\w+)", cell)]
+    assert len(told) == len(set(told))
+    names = {name for name in {**vars(base), **base.__annotations__} if not name.startswith("_")}
+    assert set(told) == names - left
