@@ -15,7 +15,7 @@ from autocompress.policy.claims import Claim, Recovered, TargetClaim
 from autocompress.policy.policy import Policy
 from autocompress.policy.reading import read_mapping
 from autocompress.policy.section import Section
-from autocompress.policy.settings import CompressionSettings
+from autocompress.policy.settings import CompressionSettings, as_written
 from autocompress.policy.writing import replacing
 
 SCHEMA_VERSION = 1
@@ -75,10 +75,10 @@ class Recipe(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _full_range(cls, data: Any) -> Any:
-        """A recipe that does not say was made with all levels, and no scales were moved."""
+    def _settings_of_its_time(cls, data: Any) -> Any:
+        """What a recipe of an earlier version leaves unsaid, in its study as well."""
         if isinstance(data, Mapping) and isinstance(data.get("settings"), Mapping):
-            settings = {"weight_range": "full", "equalization": False, **data["settings"]}
+            settings = as_written(data["settings"])
             study = data.get("study")
             if isinstance(study, Mapping) and isinstance(
                 own := study.get("settings") or {}, Mapping

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -12,6 +13,27 @@ from autocompress.policy.section import Section
 _IMAGES, _FEWEST = 512, 128
 _AFFORDED = 200_000_000_000
 """Multiply-adds of all inputs that calibrate: seconds on one core."""
+
+
+FORMER = {
+    "weight_rounding": "nearest",
+    "weight_range": "full",
+    "equalization": False,
+    "calibration_images": 512,
+    "sequential_images": 1024,
+}
+"""What version 0.1 did by default where another default holds now, whether or not it had a word
+for it."""
+
+
+def as_written(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a run or a recipe with what its file leaves unsaid.
+
+    Every version writes all the settings that it knows, so that one that is missing was not known:
+    what is built by such a file is what that version built. A study is another matter: what its
+    author leaves open is today's default.
+    """
+    return {**FORMER, **settings}
 
 
 class RefineConfig(Section):

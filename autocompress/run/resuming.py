@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from autocompress.errors import InputError
+from autocompress.policy.settings import FORMER
 from autocompress.results.metric import Measurement
 from autocompress.run.target_section import TargetSection
 from autocompress.run.tasks import judged_alike
@@ -19,19 +20,12 @@ _log = logging.getLogger(__name__)
 _IDENTITY = {"architecture": "another model", "weights": "other weights", "data": "other data"}
 
 
-_FORMER = {
-    "weight_rounding": "nearest",
-    "equalization": False,
-    "calibration_images": 512,
-    "sequential_images": 1024,
-}
-"""What settings were by default before they got the default that they have."""
-
-
 def as_begun(study: StudyConfig, folder: RunFolder) -> StudyConfig:
-    """A study whose settings, where their default has changed, are those that its run began with.
+    """A study whose open settings, where their default has changed, are those its run began with.
 
-    What the run has measured was made with the default of its time; all else must be the same.
+    What a run of version 0.1 has measured was made with the defaults of its time; all else must be
+    the same. It is known by all of them together, for each alone may have been chosen or, like
+    ``weight_range``, be what ``auto`` comes to on another processor.
 
     Args:
         study: that is to go on.
@@ -42,11 +36,9 @@ def as_begun(study: StudyConfig, folder: RunFolder) -> StudyConfig:
     defaults = type(study.settings)().model_dump(mode="json")
     now = study.settings.model_dump(mode="json")
     began = folder.read_study().get("settings") or {}
-    kept = {
-        key: former
-        for key, former in _FORMER.items()
-        if began.get(key, former) == former and now[key] == defaults[key]
-    }
+    kept = {key: former for key, former in FORMER.items() if now[key] == defaults[key]}
+    if any(began.get(key) != former for key, former in kept.items()):
+        return study
     for key, value in kept.items():
         _log.info("The run began with `settings.%s: %s` and goes on with it.", key, value)
     return study.changed(settings=kept) if kept else study

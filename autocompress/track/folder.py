@@ -18,6 +18,7 @@ from autocompress.errors import AutocompressError, InputError, nearest
 from autocompress.policy.files import kind, no_folder
 from autocompress.policy.reading import read_mapping
 from autocompress.policy.section import Section
+from autocompress.policy.settings import as_written
 from autocompress.policy.writing import replacing
 from autocompress.results.metric import Measurement
 from autocompress.track.forms import FORMAT, IdentityForm, StudyForm, SummaryForm, check_format
@@ -259,7 +260,7 @@ class RunFolder:
         write_atomically(self.study, text)
 
     def read_study(self) -> dict[str, Any]:
-        """The resolved study, or nothing where none was written.
+        """The resolved study with all its settings, or nothing where none was written.
 
         Raises:
             InputError: it is damaged, or only a part of it is left.
@@ -280,7 +281,8 @@ class RunFolder:
                 f"keep to. {remedy}"
             )
         _check(StudyForm, found, self.study, remedy)
-        return found
+        settings = found.get("settings")
+        return found if settings is None else {**found, "settings": as_written(settings)}
 
     def write_baseline(self, measurement: Measurement, split: str = "val") -> None:
         """Keep what the uncompressed model does on one split."""

@@ -44,10 +44,11 @@ def test_studies_and_recipes_of_version_0_1_read_as_before() -> None:
     # the default of what the study leaves open is another one now; runs and recipes say theirs
     assert resolved.settings.weight_rounding == recipe.settings.weight_rounding == "nearest"
     theirs = {"weight_rounding": "nearest", "calibration_images": 512, "sequential_images": 1024}
+    theirs |= {"weight_range": "full", "equalization": False}
     written = written.changed(settings=theirs)
     assert written == resolved
-    assert written == recipe.changed(settings={"weight_range": "auto", "equalization": True})
-    assert recipe.settings.weight_range == "full"  # what recipes meant that did not say
+    assert written == recipe
+    assert recipe.settings.weight_range == "full"  # what files meant that did not say
     assert not recipe.settings.equalization
     assert (written.search.trials, written.search.timeout_s) == (8, None)
     assert (written.search.candidates, written.search.screen_images) == (2, 64)
