@@ -164,8 +164,8 @@ def search(
         budget: ``Budget(latency_ms=2.0)``, ``Budget("latency<=0.5x", "size<=1MB")``, or a text.
         space: a shipped space's name, a path, or plain data.
         out: folder of the run.
-        target, search, recovery, settings, tracking: sections of a study file;
-            ``search={"trials": 100}``. Its ``sampler`` may be an ``optuna.samplers.BaseSampler``.
+        target, search, recovery, settings, tracking: sections of a study file; in ``search``,
+            ``timeout_s`` alone has no count, ``sampler`` may be an ``optuna.samplers.BaseSampler``.
         task: a ``Task``, or a ready-made one's name (``"regression"``); see ``docs/tasks.md``.
         max_accuracy_drop: in points; the cheapest policy that keeps to it is the answer.
         max_quality_drop: the same for any task: in the metric's unit, or a share (``"2%"``).

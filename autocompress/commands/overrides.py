@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from autocompress.controller.config import asked
 from autocompress.errors import InputError
+from autocompress.policy.budget import Budget
 from autocompress.run.study import StudyConfig
 
 _DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(s|m|h|)\s*$")
@@ -45,26 +47,11 @@ def overrides(
     }
     if storage is not None:
         changes["tracking"] = {"storage": storage}
-    limits = list(budget) if budget else None
+    limits = tuple(budget) if budget else study.budget
     if latency_ms is not None:
-        kept = study.budget if limits is None else limits
-        limits = [x for x in kept if not x.strip().startswith("latency")]
-        limits.append(f"latency<={latency_ms}ms")
-    if limits is not None:
-        changes["budget"] = limits
-    search: dict[str, Any] = {}
-    if trials is not None:
-        search["trials"] = trials
-        # a count that was asked for is not cut short by the study's own clock
-        search.setdefault("timeout_s", None)
-    if timeout is not None:
-        search["timeout_s"] = seconds(timeout)
-        if trials is None:
-            search["trials"] = None
-    if sampler is not None:
-        search["sampler"] = sampler
-    if seed is not None:
-        search["seed"] = seed
-    if search:
-        changes["search"] = search
+        limits = Budget.with_limit(limits, f"latency<={latency_ms}ms")
+    changes["budget"] = limits
+    search: dict[str, Any] = {"trials": trials, "sampler": sampler, "seed": seed}
+    search["timeout_s"] = None if timeout is None else seconds(timeout)
+    changes["search"] = asked({key: value for key, value in search.items() if value is not None})
     return study.changed(**changes)

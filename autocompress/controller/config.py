@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import AliasChoices, ConfigDict, Field
@@ -23,6 +24,16 @@ def _with_former(schema: dict[str, Any], kind: type) -> None:
 
 def _called(name: str) -> AliasChoices:
     return AliasChoices(name, _FORMER[name])
+
+
+def asked(section: Mapping[str, Any]) -> dict[str, Any]:
+    """What a user asks of one search, to be laid over the ``search`` section of a study.
+
+    A count alone is not cut short by the study's clock, nor a time alone by its count.
+    """
+    ends = {"trials": None, "timeout_s": None}
+    given = any(section.get(name) is not None for name in ends)
+    return {**(ends if given else {}), **section}
 
 
 class SearchConfig(Section):

@@ -91,9 +91,10 @@ class Limit:
         return self.value * baseline[self.metric]
 
     def __str__(self) -> str:
-        if self.relative:
-            return f"{self.metric}<={self.value:g}x"
-        return f"{self.metric}<={self.value:g}"
+        """As ``parse`` reads it: the same value, in few digits where they say it."""
+        short = f"{self.value:g}"
+        number = short if float(short) == self.value else repr(float(self.value))
+        return f"{self.metric}<={number}{'x' if self.relative else ''}"
 
 
 @dataclass(frozen=True, init=False)
@@ -130,6 +131,16 @@ class Budget:
     def metrics(self) -> tuple[str, ...]:
         """Names of the limited metrics, in order."""
         return tuple(dict.fromkeys(limit.metric for limit in self.limits))
+
+    @staticmethod
+    def with_limit(limits: Iterable[str], limit: str) -> tuple[str, ...]:
+        """Limits as texts, with one in place of all on the same metric.
+
+        Raises:
+            InputError: one of them cannot be read.
+        """
+        metric = Limit.parse(limit).metric
+        return (*(text for text in limits if Limit.parse(text).metric != metric), limit)
 
     def on(self, metrics: Container[str]) -> Budget:
         """The limits on some metrics alone: memory, for one, is not foretold."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from autocompress.controller.config import asked
 from autocompress.errors import InputError
 from autocompress.policy.budget import Budget
 from autocompress.policy.settings import CompressionSettings
@@ -46,6 +47,8 @@ def given_study(
         "budget": [str(limit) for limit in limits.limits],
     }
     said = {k: _plain(v) for k, v in sections.items() if v is not None}
+    if isinstance(search := said.get("search"), Mapping):
+        said["search"] = asked(search)
     return read_study(given | said, where="the call")
 
 
