@@ -17,7 +17,6 @@ from autocompress.policy.settings import CompressionSettings
 from autocompress.policy.space_config import SpaceConfig
 from autocompress.policy.values import DEFAULT_RUNTIME
 from autocompress.run.factories import from_elsewhere
-from autocompress.run.formats import writer_of
 from autocompress.run.reading import Reading, file_part
 
 if TYPE_CHECKING:
@@ -88,6 +87,7 @@ def export(module: nn.Module, path: str | Path, *, example: Any = None) -> Path:
         ExportError: what no exporter takes, or a module whose layers were exchanged.
     """
     from autocompress.exporters.again import export_module
+    from autocompress.run.formats import writer_of
 
     return export_module(module, path, example, writer_of(Path(path))).path
 

@@ -160,7 +160,7 @@ def test_benchmarks_use_the_library(path: Path) -> None:
     "module", ["autocompress", "autocompress.cli", "autocompress.policy.space_config"]
 )
 def test_importing_is_light(module: str) -> None:
-    heavy = ["torch", "ray", "mlflow", "optuna", "onnxruntime", "torchvision", "sklearn"]
+    heavy = ["numpy", "torch", "ray", "mlflow", "optuna", "onnxruntime", "torchvision", "sklearn"]
     code = f"import sys, {module}; print([m for m in {heavy!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
