@@ -18,6 +18,7 @@ from autocompress.machine.lock import after_timing, timing_lock
 from autocompress.measure.memory import peak_memory_bytes
 from autocompress.measure.quiet import QuietSpeed
 from autocompress.measure.sampling import InterleavedTiming, Plan, Samples
+from autocompress.policy.policy import Policy
 from autocompress.policy.values import DEFAULT_RUNTIME
 from autocompress.targets import get_target
 from autocompress.targets.base import Inputs, Session, Target, TargetConfig
@@ -77,6 +78,44 @@ class Timing:
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for records and ``--json``."""
         return {**asdict(self), "facts": dict(self.facts)}
+
+
+_FIGURES = (
+    *("latency_ms", "iqr_ms", "baseline_ms", "baseline_iqr_ms"),
+    *("ratio", "ratio_low", "ratio_high", "noisy", "rounds"),
+)
+"""What one timing found, all of it in the same rounds."""
+
+
+@dataclass
+class Undisturbed:
+    """How long the files of policies take while nothing disturbs their timing.
+
+    Training changes the values of a file's weights, which no runtime's time depends on.
+    """
+
+    _known: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def note(self, policy: Policy, timing: Mapping[str, Any]) -> None:
+        """Keep a timing, as plain data, unless it was disturbed or says too little."""
+        found = {key: timing[key] for key in _FIGURES if timing.get(key) is not None}
+        if len(found) == len(_FIGURES) and not timing.get("disturbed", True):
+            self._known[policy.untrained_digest] = found
+
+    def instead(self, timing: Timing, policy: Policy) -> tuple[Timing, list[str]]:
+        """A timing with what people should know of it.
+
+        Where it was disturbed, an earlier one of the same policy takes its place.
+        """
+        known = self._known.get(policy.untrained_digest)
+        if not timing.disturbed or known is None:
+            return timing, list(timing.notes)
+        note = (
+            f"Something else slowed the machine ({timing.ratio:.2f} times the uncompressed "
+            "latency); the latency is that of the same policy in a quieter moment."
+        )
+        facts = {**timing.facts, "earlier": True}
+        return replace(timing, **known, facts=facts, disturbed=False), [note]
 
 
 def paired_timing(

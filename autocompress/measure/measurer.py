@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from autocompress.errors import InputError
 from autocompress.machine.lock import after_timing
+from autocompress.measure.gate import Inspection, inspect_file
+from autocompress.measure.latency import Timing, Undisturbed, paired_timings
+from autocompress.measure.memory import peak_memory_bytes
 from autocompress.measure.quiet import QuietSpeed
+from autocompress.measure.sampling import Plan
 from autocompress.measure.saturation import overflow_problems
 from autocompress.policy.policy import Policy
 from autocompress.results.difference import HITS, SCORES, pack_hits, pack_scores
@@ -19,19 +23,11 @@ from autocompress.results.metric import Measurement
 
 if TYPE_CHECKING:
     from autocompress.build.pipeline import Pipeline
-    from autocompress.measure.gate import Inspection
-    from autocompress.measure.latency import Timing
     from autocompress.model.cost import Cost
     from autocompress.results.trial import Trial
     from autocompress.targets.base import Target
     from autocompress.task.task import Result
     from autocompress.techniques.compressed import Compressed
-
-_FIGURES = (
-    *("latency_ms", "iqr_ms", "baseline_ms", "baseline_iqr_ms"),
-    *("ratio", "ratio_low", "ratio_high", "noisy", "rounds"),
-)
-"""What one timing found, all of it in the same rounds."""
 
 
 class OtherDevice(Protocol):
@@ -89,7 +85,7 @@ class Measurer:
     other_device: OtherDevice | None = None
     measure_memory: bool = False
     quiet_speed: QuietSpeed = field(default_factory=QuietSpeed)
-    _undisturbed: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _undisturbed: Undisturbed = field(default_factory=Undisturbed)
 
     @cached_property
     def example(self) -> Any:
@@ -170,9 +166,6 @@ class Measurer:
             paths: the files.
             max_seconds: for one file; several share the uncompressed model's turns.
         """
-        from autocompress.measure.latency import paired_timings
-        from autocompress.measure.sampling import Plan
-
         # nobody waits for a quiet machine where its times are not asked for
         here = self.other_device is None
         seconds = max_seconds * (1 + len(paths)) / 2
@@ -183,26 +176,8 @@ class Measurer:
     def remember(self, trial: Trial) -> None:
         """Keep how long a policy's file takes, where nothing disturbed its timing."""
         context = trial.measurement.context if trial.measurement else {}
-        timing = context.get("timing") or {}
-        known = {key: timing[key] for key in _FIGURES if timing.get(key) is not None}
-        here = context.get("target") == self.target.describe()
-        if here and len(known) == len(_FIGURES) and not timing.get("disturbed", True):
-            self._undisturbed[trial.policy.untrained_digest] = known
-
-    def _settled(self, timing: Timing, policy: Policy) -> tuple[Timing, list[str]]:
-        """A disturbed timing gives way to an earlier one of the same policy, with a note.
-
-        Training changes the values of a file's weights, which no runtime's time depends on.
-        """
-        known = self._undisturbed.get(policy.untrained_digest)
-        if not timing.disturbed or known is None:
-            return timing, list(timing.notes)
-        note = (
-            f"Something else slowed the machine ({timing.ratio:.2f} times the uncompressed "
-            "latency); the latency is that of the same policy in a quieter moment."
-        )
-        facts = {**timing.facts, "earlier": True}
-        return replace(timing, **known, facts=facts, disturbed=False), [note]
+        if context.get("target") == self.target.describe():
+            self._undisturbed.note(trial.policy, context.get("timing") or {})
 
     def score(
         self, compressed: Compressed, split: str, path: Path | None = None, **context: Any
@@ -217,8 +192,6 @@ class Measurer:
             path: of the exported file; ``None`` puts it into the folder.
             **context: goes into the measurement's context.
         """
-        from autocompress.measure.gate import inspect_file
-
         path = path or self.file("measured")
         after_timing()
         start = time.perf_counter()
@@ -263,7 +236,7 @@ class Measurer:
     def _judged(self, scored: Scored, timing: Timing, seconds: float) -> Measurement:
         """A file with its time."""
         here, context = self.other_device is None, scored.context
-        timing, notes = self._settled(timing, scored.policy)
+        timing, notes = self._undisturbed.instead(timing, scored.policy)
         judged = scored.inspection.judged(timing if here else None)
         # The ratio of an interleaved run carries over to the study's one baseline figure; the
         # raw milliseconds of a drifting machine would not. Both stand in the context.
@@ -310,8 +283,6 @@ class Measurer:
 
     def memory(self, path: Path) -> dict[str, float]:
         """The peak memory of a file, where the system tells it."""
-        from autocompress.measure.memory import peak_memory_bytes
-
         found = peak_memory_bytes(self.target.config, path)
         return {} if found is None else {"peak_memory_bytes": float(found)}
 
