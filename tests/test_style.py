@@ -78,29 +78,36 @@ def _by_name(tree: ast.AST) -> set[str]:
 
 
 @cache
+def _at_top(module: str) -> frozenset[str]:
+    """What a module imports when it is imported, as its file says it."""
+    return frozenset(name for node in _at_import(_tree(module)) for name in _names(node))
+
+
+@cache
 def _imported(module: str) -> frozenset[str]:
-    """What a module imports when it is imported, as its file says it, and what it loads by name:
-    that may be at any time, so also while it is imported."""
-    tree = _tree(module)
-    return frozenset({name for node in _at_import(tree) for name in _names(node)} | _by_name(tree))
+    """The same and what it loads by name: that may be at any time, so also while it is imported."""
+    return _at_top(module) | _by_name(_tree(module))
 
 
-def _loaded(module: str) -> set[str]:
-    """All that importing a module imports, packages on the way included."""
+@cache
+def _heavy(module: str, *, surely: bool = False) -> frozenset[str]:
+    """Heavy libraries that importing a module may load, packages on the way included.
+
+    The package itself is left out: it is there before any of its modules.
+
+    Args:
+        module: of ours.
+        surely: only what it always loads.
+    """
     found: set[str] = set()
     waiting = {module}
     while waiting:
         name = waiting.pop()
         found.add(name)
         if name in MODULES:
-            above = {name.rpartition(".")[0]} - {""}
-            waiting |= (_imported(name) | above) - found
-    return found
-
-
-@cache
-def _heavy(module: str) -> bool:
-    return any(name.split(".")[0] in HEAVY for name in _loaded(module))
+            above = {name.rpartition(".")[0]} - {"", PACKAGE.name}
+            waiting |= ((_at_top if surely else _imported)(name) | above) - found
+    return frozenset(name.split(".")[0] for name in found) & HEAVY
 
 
 @cache
@@ -146,22 +153,46 @@ def test_what_registries_load_by_name_is_followed() -> None:
     assert runtime in _imported("autocompress.targets.registry")
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_late_imports_of_our_own_hide_a_heavy_library(module: str) -> None:
-    early = set(_at_import(_tree(module)))
-    guards = [n for n in ast.walk(_tree(module)) if isinstance(n, ast.If)]
+def _needless(tree: ast.Module, loaded: frozenset[str]) -> list[str]:
+    """Late imports of our own that spare no heavy library.
+
+    Args:
+        tree: of a module.
+        loaded: heavy libraries that the module loads anyway.
+    """
+    early = set(_at_import(tree))
+    guards = [n for n in ast.walk(tree) if isinstance(n, ast.If)]
     types = {
         inner
         for guard in guards
         if "TYPE_CHECKING" in ast.unparse(guard.test)
         for inner in ast.walk(guard)
     }
-    late = [n for n in ast.walk(_tree(module)) if n not in early and n not in types]
-    needless = [
+    late = [n for n in ast.walk(tree) if n not in early and n not in types]
+    return [
         f"line {node.lineno}: {name}"
         for node in late
         if isinstance(node, ast.Import | ast.ImportFrom)
         for name in sorted(_names(node))
-        if name in MODULES and not _heavy(name)
+        if name in MODULES and _heavy(name) <= loaded
     ]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_late_imports_of_our_own_hide_a_heavy_library(module: str) -> None:
+    needless = _needless(_tree(module), _heavy(module, surely=True))
     assert not needless, f"{module} imports late without need: {needless}"
+
+
+@pytest.mark.parametrize(
+    ("late", "loaded", "spares"),
+    [
+        ("policy.policy", "", False),
+        ("model.cost", "", True),
+        ("model.cost", "numpy", True),
+        ("model.cost", "torch", False),
+    ],
+)
+def test_a_late_import_that_spares_nothing_is_found(late: str, loaded: str, spares: bool) -> None:
+    tree = ast.parse(f"def f():\n    import autocompress.{late}")
+    assert bool(_needless(tree, frozenset(loaded.split()))) != spares

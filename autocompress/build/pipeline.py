@@ -16,14 +16,20 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from autocompress.build.lockstep import affordable
 from autocompress.build.state import load_state
 from autocompress.errors import InputError, UnsupportedModel
 from autocompress.machine.progress import Progress
+from autocompress.model.cost import Cost, policy_cost
+from autocompress.model.inventory import take_inventory
 from autocompress.policy.attempt import attempt
 from autocompress.policy.inventory import Inventory
 from autocompress.policy.policy import Distill, Policy
 from autocompress.policy.settings import CompressionSettings
 from autocompress.results.trial import SEARCH, Phase
+from autocompress.task.calling import call
+from autocompress.techniques.compressed import Compressed
+from autocompress.techniques.quantize import trainable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,12 +37,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from autocompress.build.bank import LayerBank
-    from autocompress.model.cost import Cost
     from autocompress.policy.recovery import Schedule
     from autocompress.recover.distill import Distillation
     from autocompress.task.data import Data, Split
     from autocompress.task.task import Task
-    from autocompress.techniques.compressed import Compressed
 
 _log = logging.getLogger(__name__)
 
@@ -49,9 +53,6 @@ def student_cost(module: nn.Module, example: Any, settings: CompressionSettings)
         example: one batched input.
         settings: of the study.
     """
-    from autocompress.model.cost import policy_cost
-    from autocompress.model.inventory import take_inventory
-
     return policy_cost(take_inventory(module, example), Policy(), settings)
 
 
@@ -97,7 +98,6 @@ class Pipeline:
         """What the model is for; where the data do not say, what the kind of outputs implies."""
         import torch
 
-        from autocompress.task.calling import call
         from autocompress.task.settle import implied
 
         if self.data.task is not None:
@@ -150,8 +150,6 @@ class Pipeline:
         one pass instead of one that re-estimates and one that judges.
         """
         from torch import nn
-
-        from autocompress.techniques.quantize import trainable
 
         compressed = self.stitch(policy)
         module = trainable(compressed) if compressed.quantized else compressed.module
@@ -210,7 +208,6 @@ class Pipeline:
         """Pruned, factorized and sparse, with the bank's weights; a few milliseconds."""
         if policy.student is None:
             return self.bank.stitch(policy).with_(dynamic=self.data.dynamic)
-        from autocompress.techniques.compressed import Compressed
 
         if policy.student not in self.students:
             raise InputError(
@@ -313,8 +310,6 @@ class Pipeline:
 
     def _affordable(self, wanted: int) -> int:
         """Samples of the sequential re-solve, as far as memory allows."""
-        from autocompress.build.lockstep import affordable
-
         widest = max((x.positions * x.out_channels for x in self.inventory.layers), default=1)
         return affordable(wanted, widest, self.data.memory)
 

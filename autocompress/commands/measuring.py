@@ -10,15 +10,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from autocompress.errors import InputError
+from autocompress.measure.latency import bench as measure_files
 from autocompress.results.metric import Metric
+from autocompress.targets import available_targets, get_target
 from autocompress.targets.base import Availability
 
 
 def bench(file: Path, vs: Path | None, target: str, threads: int, batch: int) -> dict[str, Any]:
     """Time one file, or two in turn."""
-    from autocompress.measure.latency import bench as measure_files
-    from autocompress.targets import get_target
-
     for path in (file, vs):
         if path is not None and not path.is_file():
             raise InputError(f"There is no file {path}.")
@@ -88,8 +87,6 @@ def show_judgement(found: dict[str, Any], console: Console) -> None:
 
 def targets() -> dict[str, Any]:
     """What can be measured on this machine."""
-    from autocompress.targets import available_targets
-
     return {"targets": [found.as_dict() for found in available_targets()]}
 
 

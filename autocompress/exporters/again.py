@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from autocompress.errors import ExportError, InputError
+from autocompress.exporters.checked import checked_graph
+from autocompress.exporters.onnx_quantize import plan_nodes, quantized_tensors
 from autocompress.exporters.write import ExportedFile, Writer, export
 from autocompress.policy.policy import Policy
 from autocompress.policy.settings import CompressionSettings
@@ -93,9 +95,6 @@ def export_module(
 
 def _with_graph(compressed: Compressed, example: Any) -> Compressed:
     """The same with its float graph, which must hold the tensors that ranges are known for."""
-    from autocompress.exporters.checked import checked_graph
-    from autocompress.exporters.onnx_quantize import plan_nodes, quantized_tensors
-
     graph = checked_graph(compressed, compressed.module, example)
     needed = set(quantized_tensors(graph, plan_nodes(graph, compressed)))
     missing = sorted(needed - set(compressed.ranges or {}))

@@ -15,6 +15,7 @@ from torch import nn
 from autocompress.errors import ExportError
 from autocompress.exporters.agreement import Unsteady
 from autocompress.exporters.names import LayerCall, Traced, layer_of, name_nodes, program_origin
+from autocompress.exporters.onnx_simplify import simplify
 from autocompress.exporters.silence import silent
 from autocompress.model.plain_operators import PlainOperators
 from autocompress.model.tracing_stubs import unfused_attention
@@ -125,8 +126,6 @@ def float_graph(
 
 def _exported(name: Exporter, module: nn.Module, example: Any, signature: _Signature) -> Any:
     """The graph of one exporter, named and simplified."""
-    from autocompress.exporters.onnx_simplify import simplify
-
     with unfused_attention(), warnings.catch_warnings(), torch.no_grad(), plain_operators():
         warnings.simplefilter("ignore")
         with silent():

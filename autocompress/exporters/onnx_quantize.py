@@ -23,6 +23,7 @@ from autocompress.exporters.onnx_integers import Integers, clean_up
 from autocompress.exporters.onnx_low_bits import channel_axis, store_low_bits, weight_place
 from autocompress.exporters.onnx_simplify import drop_unused
 from autocompress.techniques.compressed import Compressed, Precision
+from autocompress.techniques.quantize import round_weight, stored_scale
 
 _FLOAT_ONLY = ("ConvTranspose", "Gather")
 """Operators that runtimes compute in float, whose weights may be integers all the same."""
@@ -165,8 +166,6 @@ def _round_low_bits(
     import torch
     from onnx import numpy_helper
 
-    from autocompress.techniques.quantize import round_weight, stored_scale
-
     scales = {}
 
     chosen = {
@@ -202,8 +201,6 @@ def _round_recurrent(tensors: Iterable[Any], bits: int) -> None:
     """
     import torch
     from onnx import numpy_helper
-
-    from autocompress.techniques.quantize import round_weight
 
     for tensor in tensors:
         value = torch.from_numpy(numpy_helper.to_array(tensor).copy())

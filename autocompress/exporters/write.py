@@ -12,13 +12,19 @@ import torch
 
 from autocompress.errors import ExportError, InputError
 from autocompress.exporters.agreement import check_program
+from autocompress.exporters.checked import checked_graph
 from autocompress.exporters.metadata import AXES_KEY, SIZES_KEY
+from autocompress.exporters.onnx_graph import flat_program
+from autocompress.exporters.onnx_quantize import quantize_graph
+from autocompress.exporters.onnx_share import share_weights
 from autocompress.exporters.silence import silent
 from autocompress.model.weights import state_tensors
 from autocompress.policy.writing import replacing
 from autocompress.task.calling import Flat, call, input_names, is_flat
 from autocompress.task.dynamic import sizes_of
 from autocompress.techniques.compressed import Compressed
+from autocompress.techniques.fold import fold_batch_norms
+from autocompress.techniques.quantize import in_half, simulate
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +71,6 @@ def export(compressed: Compressed, path: str | Path, example: Any) -> ExportedFi
 
 
 def _write_onnx(compressed: Compressed, path: Path, example: Any) -> None:
-    from autocompress.exporters.checked import checked_graph
-    from autocompress.exporters.onnx_quantize import quantize_graph
-    from autocompress.exporters.onnx_share import share_weights
-    from autocompress.techniques.fold import fold_batch_norms
-
     graph = compressed.graph
     if graph is None:
         folded = fold_batch_norms(compressed.module)
@@ -84,9 +85,6 @@ def _write_onnx(compressed: Compressed, path: Path, example: Any) -> None:
 
 
 def _write_pt2(compressed: Compressed, path: Path, example: Any) -> None:
-    from autocompress.exporters.onnx_graph import flat_program
-    from autocompress.techniques.quantize import in_half, simulate
-
     module = in_half(simulate(compressed)) if compressed.quantized else compressed.module
     module.eval()
     names = input_names(example)

@@ -16,6 +16,7 @@ from autocompress.recover.distill import Distillation
 from autocompress.recover.engine import EpochRecord, Trainer
 from autocompress.task.data import Data
 from autocompress.techniques.compressed import Compressed
+from autocompress.techniques.quantize import trainable, trained
 
 
 @dataclass
@@ -104,7 +105,6 @@ def _training_module(compressed: Compressed | nn.Module, qat: bool) -> nn.Module
             "Quantization-aware training needs a policy that quantizes at least one layer; this "
             "one has none. Set `qat: false`, or give a layer `weight_bits: 8`."
         )
-    from autocompress.techniques.quantize import trainable
 
     return trainable(compressed)
 
@@ -115,8 +115,6 @@ def _trained(compressed: Compressed | nn.Module, trainer: Trainer, qat: bool) ->
     if isinstance(compressed, Compressed):
         done = compressed.with_weights(module, qat=False)
         if qat:
-            from autocompress.techniques.quantize import trained
-
             done = trained(module, compressed)
             module = done.module
     return FineTuned(module, done, trainer.history, trainer.seconds, trainer.step)

@@ -9,30 +9,39 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from autocompress.build.bank import LayerBank
 from autocompress.build.pipeline import Pipeline, identity
 from autocompress.errors import InputError
+from autocompress.estimate.latency_model import LatencyModel
 from autocompress.machine.facts import cores_to_use
 from autocompress.machine.progress import Progress, silent
+from autocompress.measure.saturation import settled
+from autocompress.model.earlier import Earlier
+from autocompress.model.fingerprint import fingerprint
+from autocompress.model.inventory import take_inventory
+from autocompress.model.prepare import prepare
 from autocompress.policy.inventory import Inventory
 from autocompress.policy.policy import Policy
 from autocompress.policy.registry import by_knob, techniques
 from autocompress.policy.space import Space
 from autocompress.policy.writing import replacing
+from autocompress.recover.distill import Distillation
 from autocompress.results.metric import Measurement
-from autocompress.run.evaluator import make_evaluator
+from autocompress.run.evaluator import StudyEvaluator, make_evaluator
 from autocompress.run.loading import load_data, load_importance, load_model, load_teacher, with_axes
 from autocompress.run.study import StudyConfig, read_study
+from autocompress.run.tasks import asked_of, judged_alike, settled_data
 from autocompress.run.variables import with_variables
+from autocompress.targets import get_target
+from autocompress.task.calling import without_cache
+from autocompress.workloads.baseline import train_baseline
 from autocompress.workloads.cache import cache_folder, digest
+from autocompress.workloads.students import build_student
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from autocompress.build.bank import LayerBank
-    from autocompress.estimate.latency_model import LatencyModel
-    from autocompress.model.earlier import Earlier
     from autocompress.policy.space_config import SpaceConfig
-    from autocompress.run.evaluator import StudyEvaluator
     from autocompress.targets.base import Target
     from autocompress.task.data import Data
     from autocompress.task.task import Task
@@ -91,8 +100,6 @@ class Assembly:
     @cached_property
     def bank(self) -> LayerBank:
         """The layer bank, computed or read from the cache."""
-        from autocompress.build.bank import LayerBank
-
         return LayerBank.build(
             self.model,
             self.inventory,
@@ -127,8 +134,6 @@ class Assembly:
     @cached_property
     def evaluator(self) -> StudyEvaluator:
         """Measures policies in the study's target, without a latency model yet."""
-        from autocompress.targets import get_target
-
         return make_evaluator(
             self.pipeline,
             get_target(self.study.target.config()),
@@ -139,8 +144,6 @@ class Assembly:
 
     def latency_model(self) -> LatencyModel:
         """From a device's table, the cache, or measured; in the milliseconds of its own time."""
-        from autocompress.estimate.latency_model import LatencyModel
-
         evaluator, measurer = self.evaluator, self.evaluator.measurer
         if isinstance(measurer.other_device, LatencyModel):
             return measurer.other_device
@@ -201,8 +204,6 @@ class Assembly:
         return folder if plain else folder / digest(str(self.task))
 
     def _distillation(self) -> Callable[[Policy], Any]:
-        from autocompress.recover.distill import Distillation
-
         config = self.study.recovery.distillation
 
         @cache
@@ -219,8 +220,6 @@ class Assembly:
         if not names:
             return {}
         from functools import partial
-
-        from autocompress.workloads.students import build_student
 
         shape = self.inventory.input_shape[0]
         return {name: partial(build_student, name, shape, self.data.classes) for name in names}
@@ -248,13 +247,6 @@ def assemble(
     Raises:
         InputError: anything in the study that does not fit the model or this machine.
     """
-    from autocompress.measure.saturation import settled
-    from autocompress.model.earlier import Earlier
-    from autocompress.model.prepare import prepare
-    from autocompress.run.tasks import asked_of, settled_data
-    from autocompress.targets import get_target
-    from autocompress.task.calling import without_cache
-
     target = get_target(study.target.config())  # said before anything is loaded
     for technique in techniques():
         technique.check_target(target, study.settings)
@@ -290,9 +282,6 @@ def assemble(
 
 def _inventory(model: nn.Module, data: Data, known: Inventory | None) -> Inventory:
     """The inventory of a model: taken now, or by another process on the same model."""
-    from autocompress.model.fingerprint import fingerprint
-    from autocompress.model.inventory import take_inventory
-
     inventory = known or take_inventory(model, data.train.inputs(1))
     if inventory.cannot_prune:
         _log.info(inventory.cannot_prune)
@@ -326,8 +315,6 @@ def _warn_of_no_gain(space: Space, target: type[Target]) -> None:
 def _train_baseline(
     study: StudyConfig, model: nn.Module, data: Data, progress: Progress
 ) -> nn.Module:
-    from autocompress.workloads.baseline import train_baseline
-
     assert study.baseline is not None
     return train_baseline(
         model,
@@ -381,7 +368,6 @@ class EvaluatorFactory:
         )
         if self.baseline is None:
             return parts.evaluator
-        from autocompress.run.tasks import judged_alike
 
         measured = Measurement.from_dict(self.baseline)
         judged_alike(measured.quality, parts)

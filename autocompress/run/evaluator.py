@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 from autocompress.build.builder import Builder
 from autocompress.build.state import state_file
 from autocompress.estimate.estimator import Estimator
+from autocompress.estimate.latency_model import LatencyModel
 from autocompress.machine.lock import after_timing
 from autocompress.machine.progress import Progress
 from autocompress.measure.measurer import Measurer, Scored
+from autocompress.measure.screening import Screening
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.results.metric import Measurement
 from autocompress.results.screened import Screened
@@ -21,7 +23,6 @@ from autocompress.results.trial import SEARCH, Phase, Trial
 
 if TYPE_CHECKING:
     from autocompress.build.pipeline import Pipeline
-    from autocompress.measure.screening import Screening
     from autocompress.targets.base import Target
 
 
@@ -130,9 +131,6 @@ def make_evaluator(
         measure_memory: see ``Measurer``.
         progress: told how far a fine-tune is.
     """
-    from autocompress.estimate.latency_model import LatencyModel
-    from autocompress.measure.screening import Screening
-
     inventory, settings = pipeline.inventory, pipeline.settings
     estimator = Estimator(inventory, settings, pipeline.student_cost, target.describe())
     table = target.config.table

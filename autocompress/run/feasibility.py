@@ -10,19 +10,21 @@ from typing import TYPE_CHECKING, Any
 from autocompress.build.pipeline import student_cost
 from autocompress.controller.feasibility import Feasibility
 from autocompress.controller.near import estimates_near
+from autocompress.controller.samplers import check_sampler
+from autocompress.controller.solver import cheapest
 from autocompress.controller.starts import ladders
 from autocompress.errors import InfeasibleBudget
 from autocompress.machine.progress import Progress
 from autocompress.machine.scratch import scratch_folder
+from autocompress.model.cost import Cost, policy_cost
 from autocompress.policy.budget import Budget, Limit
 from autocompress.policy.policy import Policy
 from autocompress.results.trial import exceeded
+from autocompress.run.assembly import Assembly, assemble
 from autocompress.run.study import StudyConfig
 
 if TYPE_CHECKING:
-    from autocompress.model.cost import Cost
     from autocompress.policy.space import Assignment
-    from autocompress.run.assembly import Assembly
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,6 @@ def _reached(limit: Limit, values: Mapping[str, float], base: Mapping[str, float
 
 def formula_ends(parts: Assembly) -> Ends:
     """The ends in multiply-adds and parameters: nothing is built or timed for them."""
-    from autocompress.model.cost import policy_cost
-
     settings = parts.study.settings
 
     def values(cost: Cost) -> dict[str, float]:
@@ -134,8 +134,6 @@ def cheap_ends(parts: Assembly) -> list[Policy]:
     The hardest levels are not always the quickest: a factorized layer is two small ones. From the
     quickest ladder, one choice after another takes its quickest level until none gains.
     """
-    from autocompress.controller.solver import cheapest
-
     space, evaluator = parts.space, parts.evaluator
 
     def near(levels: Assignment) -> Callable[[int, int], Mapping[str, float]]:
@@ -182,9 +180,6 @@ def dry_run(study: StudyConfig, progress: Progress) -> dict[str, Any]:
         study: as read.
         progress: told what is going on.
     """
-    from autocompress.controller.samplers import check_sampler
-    from autocompress.run.assembly import assemble
-
     check_sampler(study.search.sampler)
     with scratch_folder("budget") as scratch:
         # what a policy costs does not depend on trained weights: a baseline may take an hour

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from autocompress.errors import InputError
 from autocompress.machine.progress import Progress
 from autocompress.machine.scratch import scratch_folder
+from autocompress.measure.gate import inspect_file
 from autocompress.results.metric import Metric
 from autocompress.run.study import StudyConfig
 
@@ -65,8 +66,6 @@ def _scores(result: Result) -> dict[str, Any]:
 
 
 def _row(evaluator: StudyEvaluator, file: Path, split: str, base: Result) -> dict[str, Any]:
-    from autocompress.measure.gate import inspect_file
-
     measurer = evaluator.measurer
     timing = measurer.timing(file, max_seconds=3.0)
     found = measurer.quality(file, split)

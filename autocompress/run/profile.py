@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from autocompress.machine.progress import Progress
 from autocompress.machine.scratch import scratch_folder
+from autocompress.measure.gate import layer_profile
 from autocompress.policy.attempt import attempt
 from autocompress.policy.files import check_output
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.registry import techniques
 from autocompress.run.study import StudyConfig
+from autocompress.targets.lengths import drawn_inputs
 
 if TYPE_CHECKING:
     from autocompress.run.assembly import Assembly
@@ -116,9 +118,6 @@ def _fvcore(parts: Assembly) -> dict[str, Any]:
 
 def operator_times(evaluator: StudyEvaluator) -> dict[str, float]:
     """Milliseconds per layer of the uncompressed file, from the runtime's own profiler."""
-    from autocompress.measure.gate import layer_profile
-    from autocompress.targets.lengths import drawn_inputs
-
     measurer = evaluator.measurer
     target = measurer.target
     with closing(target.open(measurer.baseline_file)) as session:

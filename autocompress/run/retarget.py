@@ -5,23 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from autocompress.build.builder import Builder
+from autocompress.estimate.latency_model import LatencyModel
 from autocompress.machine.progress import Progress
 from autocompress.machine.scratch import scratch_folder
+from autocompress.measure.latency import paired_timing
 from autocompress.policy.files import open_file
 from autocompress.policy.policy import Policy
 from autocompress.results.metric import Measurement
 from autocompress.results.trial import Trial
+from autocompress.run.assembly import Assembly, assemble
 from autocompress.run.factories import from_elsewhere
 from autocompress.run.study import read_study
 from autocompress.track.folder import RunFolder
 from autocompress.track.journal import Entry
 from autocompress.track.view import RunView
-
-if TYPE_CHECKING:
-    from autocompress.run.assembly import Assembly
 
 LatencyOf = Callable[[Trial], tuple[float, float]]
 """From a trial to its latency in ms and the spread of that."""
@@ -43,8 +42,6 @@ def retarget(
     Raises:
         InputError: no such table or runtime, or a table of another model.
     """
-    from autocompress.run.assembly import assemble
-
     study = read_study(folder.read_study(), where=str(folder.study))
     table = Path(target)
     predicted = table.suffix == ".json"
@@ -88,15 +85,11 @@ def _with_latency(found: Measurement, ms: float, spread: float, target: str) -> 
 
 
 def _from_table(parts: Assembly, table: Path) -> tuple[LatencyOf, float]:
-    from autocompress.estimate.latency_model import LatencyModel
-
     model = LatencyModel.from_table(table, parts.inventory, parts.study.settings)
     return (lambda trial: model.predict(trial.policy)), model.predict(Policy())[0]
 
 
 def _timed(parts: Assembly, folder: RunFolder) -> tuple[LatencyOf, float]:
-    from autocompress.measure.latency import paired_timing
-
     measurer, kept = parts.evaluator.measurer, Builder(parts.pipeline, folder.models)
     uncompressed, quiet = measurer.baseline_file, measurer.quiet_speed
     base = paired_timing(measurer.target, uncompressed, uncompressed, quiet=quiet)

@@ -16,8 +16,9 @@ from autocompress.controller.config import SearchConfig
 from autocompress.controller.context import Context
 from autocompress.controller.loop import run_search
 from autocompress.controller.phases import run_recovery, run_reference_policies, run_verify
+from autocompress.controller.samplers import check_sampler, make_proposer
 from autocompress.controller.shared_trials import SharedTrials, open_storage
-from autocompress.controller.stop import stopping_on_interrupt
+from autocompress.controller.stop import StopFlag, stopping_on_interrupt
 from autocompress.errors import InputError
 from autocompress.execute import make_executor
 from autocompress.execute.pool import check_main, import_early
@@ -31,6 +32,7 @@ from autocompress.policy.writing import without_password
 from autocompress.results.answer import decide, judged
 from autocompress.results.metric import Measurement, objectives
 from autocompress.results.trial import Trial, TrialState, within
+from autocompress.run.assembly import Assembly, EvaluatorFactory, assemble
 from autocompress.run.ending import EndedRun, end_run
 from autocompress.run.feasibility import check_formula_budget, check_latency_budget
 from autocompress.run.resuming import as_begun, known_baseline
@@ -45,8 +47,6 @@ if TYPE_CHECKING:
     from autocompress.controller.optuna_study import BaseSampler
     from autocompress.controller.progress import SearchProgress
     from autocompress.controller.protocols import Outcome
-    from autocompress.controller.stop import StopFlag
-    from autocompress.run.assembly import Assembly, EvaluatorFactory
 
 
 _log = logging.getLogger(__name__)
@@ -91,9 +91,6 @@ def run_study(
         InputError: anything that cannot be used, before an existing run is touched.
         InfeasibleBudget: not even the cheapest policy meets the budget.
     """
-    from autocompress.controller.samplers import check_sampler
-    from autocompress.run.assembly import assemble
-
     check_sampler(study.search.sampler if sampler is None else sampler)
     if study.tracking.storage is not None:
         open_storage(str(resolve_variables(study.tracking.storage)))
@@ -197,8 +194,6 @@ def _phases(
     give_up: Callable[[], object] | None,
 ) -> EndedRun:
     """Search, reference policies, recovery, verification; then what the run leaves."""
-    from autocompress.controller.samplers import make_proposer
-
     mlflow = _mlflow(parts, journal)
     with scratch_folder("study") as shared, stopping_on_interrupt() as stop:
         factory = _factory(parts, shared)

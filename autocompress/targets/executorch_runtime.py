@@ -25,6 +25,7 @@ from autocompress.targets.base import (
     TensorSpec,
 )
 from autocompress.targets.profile import KernelClass, NodeTime, Profile
+from autocompress.targets.torch_runtime import load_program
 
 if TYPE_CHECKING:
     from autocompress.exporters.write import ExportedFile
@@ -178,8 +179,6 @@ def _lower(file: Path, modified_ns: int, size_bytes: int, batch: int) -> bytes:
     import torch
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
-
-    from autocompress.targets.torch_runtime import load_program
 
     del modified_ns, size_bytes
     program = load_program(file)

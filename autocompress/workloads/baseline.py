@@ -15,6 +15,7 @@ from torch import nn
 
 from autocompress.errors import InputError
 from autocompress.machine.progress import Progress
+from autocompress.model.fingerprint import fingerprint
 from autocompress.model.weights import load_tensors, state_tensors
 from autocompress.policy.recovery import Schedule
 from autocompress.policy.writing import replacing
@@ -66,7 +67,6 @@ def train_baseline(
     """
     if patience is not None and schedule.epochs <= 0:
         raise InputError("`baseline.patience` needs a schedule with more than 0 epochs.")
-    from autocompress.model.fingerprint import fingerprint
 
     # weights that earlier versions trained are of classifications, which say nothing of their task
     said = [] if data.task is None or "classification" in data.task.name else [data.task.name]
