@@ -13,7 +13,7 @@ from small_networks import hook_macs
 
 from autocompress.errors import InputError
 from autocompress.measure.latency import Timing
-from autocompress.model import trial
+from autocompress.model import cut_check
 from autocompress.model.cost import policy_cost
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.policy import LayerPolicy, Policy
@@ -81,7 +81,7 @@ def test_a_worker_takes_the_inventory_that_the_search_took(
     known = {"accuracy": 0.9, "latency_ms": 1.0, "size_bytes": 1000.0}
     first.evaluator.measurer.set_baseline(Measurement(known))
     factory = pickle.loads(pickle.dumps(first.evaluator_factory()))
-    monkeypatch.setattr(trial, "MAX_SECONDS", -1.0)
+    monkeypatch.setattr(cut_check, "MAX_SECONDS", -1.0)
     worker = factory().builder.pipeline.inventory
     assert worker.channel_groups == first.inventory.channel_groups != ()
     assert not take_inventory(first.model, first.data.train.inputs(1)).channel_groups
