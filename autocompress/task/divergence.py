@@ -105,7 +105,7 @@ class SoftmaxKL(Divergence):
         return (each * kept).flatten(1).sum(1) / kept.flatten(1).sum(1).clamp(min=1)
 
     def _logits(self, outputs: Any) -> Tensor:
-        found = the_tensor(outputs, self.output).movedim(self.axis, -1)
+        found = _bounded(the_tensor(outputs, self.output)).movedim(self.axis, -1)
         return found[:, :-1] if self.shift else found
 
     def _kept(self, each: Tensor, targets: Any) -> Tensor | None:
@@ -121,16 +121,21 @@ class SigmoidKL(Divergence):
 
     Args:
         output: path of the logits in the outputs.
+        positions: every number is a position with one logit (a mask of pixels), not a column.
     """
 
     output: str | None = None
+    positions: bool = False
 
     @property
     def name(self) -> str:
-        return "binary" if self.output is None else f"binary,output={self.output}"
+        more = "" if self.output is None else f",output={self.output}"
+        return f"binary{more}{',positions' if self.positions else ''}"
 
     def __call__(self, original: Any, compressed: Any, targets: Any = None) -> Tensor:
         each = self._columns(original, compressed, 1.0)
+        if self.positions:
+            return each.reshape(len(each), -1).mean(1)
         return each if each.dim() == 1 else each.sum(-1).reshape(len(each), -1).mean(1)
 
     def taught(
@@ -140,7 +145,9 @@ class SigmoidKL(Divergence):
         return temperature**2 * self._columns(teacher, outputs, temperature).mean()
 
     def _columns(self, original: Any, compressed: Any, temperature: float) -> Tensor:
-        a, b = (the_tensor(both, self.output) / temperature for both in (original, compressed))
+        a, b = (
+            _bounded(the_tensor(both, self.output)) / temperature for both in (original, compressed)
+        )
         p = a.sigmoid()
         yes = F.logsigmoid(a) - F.logsigmoid(b)
         return p * yes + (1 - p) * (F.logsigmoid(-a) - F.logsigmoid(-b))
@@ -171,7 +178,7 @@ class GaussianKL(Divergence):
         found = {}
         for name, numbers in self._numbers(original).items():
             columns = _columns_last(numbers).double()
-            variance = columns.reshape(-1, columns.shape[-1]).var(0, correction=0)
+            variance = _variance(columns.reshape(-1, columns.shape[-1]))
             if not bool((variance > 0).any()):
                 raise InputError(
                     f"The uncompressed model gives {float(numbers.flatten()[0]):g} for all of "
@@ -189,7 +196,7 @@ class GaussianKL(Divergence):
         theirs, ours = self._numbers(original), self._numbers(compressed)
         total: Tensor | None = None
         for name, variance in self.variance.items():
-            gaps = _columns_last(theirs[name] - ours[name]).square()
+            gaps = _columns_last(_gaps(theirs[name], ours[name])).square()
             each = (gaps / (2 * variance.to(gaps.device, gaps.dtype))).sum(-1)
             mean = each.reshape(len(each), -1).mean(1)
             total = mean if total is None else total + mean
@@ -201,7 +208,7 @@ class GaussianKL(Divergence):
     ) -> Tensor:
         # the mean squared difference has the size of a loss towards the labels
         ours, theirs = self._numbers(outputs), self._numbers(teacher)
-        losses = [F.mse_loss(ours[name], theirs[name]) for name in theirs]
+        losses = [_gaps(theirs[name], ours[name]).square().mean() for name in theirs]
         return torch.stack(losses).sum()
 
     def _numbers(self, outputs: Any) -> dict[str, Tensor]:
@@ -310,6 +317,28 @@ _OF_KIND: dict[OutputKind, Divergence] = {
 def divergence_of(kind: OutputKind) -> Divergence:
     """The divergence that fits a kind of outputs; see ``output_kind``."""
     return _OF_KIND[kind]
+
+
+def _bounded(logits: Tensor) -> Tensor:
+    """Logits without infinities, which mask what must not be chosen: their differences are none.
+
+    What is masked keeps a probability of exactly 0, and gets no gradient.
+    """
+    most = torch.finfo(logits.dtype).max / 4 if logits.is_floating_point() else torch.inf
+    return logits.clamp(-most, most)
+
+
+def _gaps(theirs: Tensor, ours: Tensor) -> Tensor:
+    """Differences; equal infinities differ by nothing."""
+    return torch.where(theirs == ours, 0, theirs - ours)
+
+
+def _variance(columns: Tensor) -> Tensor:
+    """Of the finite numbers of each column; 0 where there are none."""
+    finite = columns.isfinite()
+    count = finite.sum(0).clamp(min=1)
+    mean = columns.where(finite, 0).sum(0) / count
+    return (columns - mean).where(finite, 0).square().sum(0) / count
 
 
 def _columns_last(numbers: Tensor) -> Tensor:

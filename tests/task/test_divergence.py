@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from torch.distributions import Bernoulli, Normal, kl_divergence
 
 from autocompress.errors import InputError
 from autocompress.task.divergence import (
+    Divergence,
     GaussianKL,
     Heads,
     SigmoidKL,
@@ -166,3 +168,73 @@ def test_what_is_taught_is_tau_squared_times_the_softened_divergence(tau: float)
     assert float(SigmoidKL().taught(model, teacher, tau)) == pytest.approx(float(flags))
     numbers = float((teacher - model).square().mean())
     assert float(GaussianKL().taught(model, teacher, tau)) == pytest.approx(numbers)
+
+
+MASKED = torch.tensor([[True, False, False, True, False], [False, True, False, True, True]])
+DIVERGENCES = [SoftmaxKL(), SigmoidKL(), SigmoidKL(positions=True), GaussianKL()]
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES, ids=lambda d: d.name)
+def test_what_both_mask_makes_no_difference(divergence: Divergence) -> None:
+    """As if the masked columns were not there; their gradient is none."""
+    original, compressed = outputs(2, 5)
+    own = divergence.fitted(original)
+    for sign in (-torch.inf, torch.inf)[: 1 if isinstance(divergence, SoftmaxKL) else 2]:
+        theirs = original.masked_fill(MASKED, sign)
+        leaf = compressed.clone().requires_grad_()
+        ours = leaf.masked_fill(MASKED, sign)
+        assert own(theirs, theirs).tolist() == [0.0, 0.0]
+        found = own(theirs, ours)
+        if not isinstance(divergence, SigmoidKL) or not divergence.positions:
+            alone = [divergence_of_columns(own, original, compressed, row) for row in range(2)]
+            assert found.tolist() == pytest.approx(alone, rel=1e-6)
+        for loss in (found.sum(), own.taught(ours, theirs, 2.0)):
+            (gradient,) = torch.autograd.grad(loss, leaf, retain_graph=True)
+            assert bool(gradient.isfinite().all())
+            assert float(gradient[MASKED].abs().max()) == 0.0
+            assert float(gradient[0, ~MASKED[0]].abs().min()) > 0.0
+
+
+def divergence_of_columns(own: Divergence, original: Tensor, compressed: Tensor, row: int) -> float:
+    """Of one row, without its masked columns."""
+    kept = ~MASKED[row]
+    if isinstance(own, GaussianKL):
+        own = replace(own, variance={n: v[kept] for n, v in own.variance.items()})
+    return float(own(original[row : row + 1, kept], compressed[row : row + 1, kept]))
+
+
+def test_a_mask_that_differs_is_as_far_as_can_be() -> None:
+    original, compressed = (x.float() for x in outputs(2, 5))
+    masked = compressed.masked_fill(MASKED, -torch.inf)
+    for divergence in DIVERGENCES:
+        found = divergence.fitted(original)(original, masked)
+        assert float(found.min()) > 1e30
+    # what the original never chooses may be anything
+    theirs = original.masked_fill(MASKED, -torch.inf)
+    assert bool(SoftmaxKL()(theirs, compressed).isfinite().all())
+
+
+def test_rows_that_are_masked_as_a_whole_are_alike() -> None:
+    nothing = torch.full((2, 3, 4), -torch.inf, requires_grad=True)
+    found = SoftmaxKL()(nothing.detach(), nothing)
+    assert found.tolist() == [0.0, 0.0]
+    (gradient,) = torch.autograd.grad(found.sum(), nothing)
+    assert float(gradient.abs().max()) == 0.0
+
+
+def test_the_scale_of_a_column_is_that_of_its_finite_numbers() -> None:
+    original, _ = outputs(40, 3)
+    hidden = original.clone()
+    hidden[::2, 1] = -torch.inf
+    hidden[:, 2] = -torch.inf
+    (found,) = GaussianKL().fitted(hidden).variance.values()  # type: ignore[attr-defined]  # of this kind
+    wanted = [original[:, 0].var(correction=0), original[1::2, 1].var(correction=0)]
+    assert found[:2].tolist() == pytest.approx([float(w) for w in wanted])
+    assert bool(found.isfinite().all())
+
+
+def test_one_logit_per_pixel_is_averaged_over_pixels() -> None:
+    original, compressed = outputs(3, 1, 4, 5)
+    found = SigmoidKL(positions=True)(original, compressed)
+    wanted = kl_divergence(Bernoulli(logits=original), Bernoulli(logits=compressed))
+    assert found.tolist() == pytest.approx(wanted.flatten(1).mean(1).tolist(), rel=1e-6)
