@@ -188,8 +188,8 @@ class _Accumulated:
     def __init__(self, name: str, made_from: Any) -> None:
         self.name = name
         self.whole = _fresh(made_from)
-        self.groups = [_fresh(made_from) for _ in range(_GROUPS)]
-        self.seen = [0] * _GROUPS
+        self.groups = {place: _fresh(made_from) for place in range(_GROUPS)}
+        self.seen: set[int] = set()
 
     def update(self, outputs: Any, targets: Any) -> None:
         self.whole.update(outputs, targets)
@@ -198,12 +198,17 @@ class _Accumulated:
         for place, start in enumerate(range(0, count, size)):
             part = slice(start, start + size)
             own = (_samples(outputs, part, count), _samples(targets, part, count))
-            self.groups[place].update(*own)
-            self.seen[place] += 1
+            self.seen.add(place)
+            try:
+                if place in self.groups:
+                    self.groups[place].update(*own)
+            except Exception:
+                # undefined on so few samples: they are ours, not the metric's; the whole took them
+                del self.groups[place]
 
     def result(self) -> Score:
         value = number(self.name, self.whole.compute())
-        each = [g for g, seen in zip(self.groups, self.seen, strict=True) if seen]
+        each = [group for place, group in self.groups.items() if place in self.seen]
         return Score(value, _spread([partial(self._value, group) for group in each]))
 
     def _value(self, group: Any) -> float:

@@ -21,6 +21,9 @@ Loss = Callable[..., Tensor]
 Check = Callable[[Any, Any], Sequence[str]]
 """Holds targets against outputs: gives remarks on how they are read, refuses what does not fit."""
 
+_CORRECT = "Task.correct"
+"""What a failure of it is told under."""
+
 
 @dataclass(frozen=True)
 class Result:
@@ -194,8 +197,8 @@ class Judge:
         for name, meter in self._meters.items():
             if name not in self._problems:
                 self._try(name, partial(meter.update, outputs, targets))
-        if self.task.correct is not None:
-            self._correct.append(torch.as_tensor(self.task.correct(outputs, targets)).cpu())
+        if self.task.correct is not None and _CORRECT not in self._problems:
+            self._try(_CORRECT, partial(self._take_correct, outputs, targets))
 
     def result(self) -> Result:
         """What came of all batches."""
@@ -205,7 +208,7 @@ class Judge:
                 found = self._try(name, meter.result)
                 if found is not None:
                     scores[name] = found
-        correct = averaged("correct", torch.cat(self._correct)) if self._correct else None
+        correct = self._try(_CORRECT, self._told_correct) if self._correct else None
         problems = tuple(str(error) for error in self._problems.values())
         return Result(scores, problems, self.count, correct)
 
@@ -220,6 +223,22 @@ class Judge:
         if found is None:
             raise self._problems[name]
         return found
+
+    def _take_correct(self, outputs: Any, targets: Any) -> None:
+        assert self.task.correct is not None
+        self._correct.append(torch.as_tensor(self.task.correct(outputs, targets)).cpu())
+
+    def _told_correct(self) -> Score | None:
+        """Whether each sample is right; ``None`` where that failed on some."""
+        if _CORRECT in self._problems:
+            return None
+        each = torch.cat(self._correct)
+        if len(each) != self.count:
+            raise InputError(
+                f"`correct` must tell of each of {self.count} samples whether it is right, got "
+                f"{len(each)} answers."
+            )
+        return averaged(_CORRECT, each)
 
     def _try(self, name: str, step: Callable[[], Any]) -> Any:
         try:

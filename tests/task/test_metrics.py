@@ -141,3 +141,56 @@ def test_nested_outputs_and_targets_reach_a_metric_as_they_are() -> None:
             batch = {"a": torch.ones(5), "b": torch.zeros(5)}
             meter.update(batch, (torch.zeros(5), torch.zeros(5)))
         assert meter.result().value == 1.0
+
+
+class Correlation:
+    """Needs two samples at least, as correlations do."""
+
+    def __init__(self) -> None:
+        self.parts: list[float] = []
+
+    def update(self, outputs: Tensor, targets: Tensor) -> None:
+        if len(targets) < 2:
+            raise ValueError("needs two samples")
+        self.parts.append(float(torch.corrcoef(torch.stack([outputs, targets]))[0, 1]))
+
+    def compute(self) -> float:
+        return float(np.mean(self.parts))
+
+
+def test_parts_that_are_too_small_for_a_metric_only_lack_in_its_spread() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, noise = torch.randn(2, 255, generator=generator)
+    meter = TaskMetric("r", "", "max", Correlation).meter()
+    for batch in (slice(0, 250), slice(250, 255)):  # tenths of the last one are of one sample
+        meter.update(x[batch], (x + noise)[batch])
+    found = meter.result()
+    own = [np.corrcoef(x[b], (x + noise)[b])[0, 1] for b in (slice(0, 250), slice(250, 255))]
+    assert found.value == pytest.approx(float(np.mean(own)), abs=1e-6)
+    # five tenths saw a part that was too small; five are left, each of 25 samples
+    parts = [slice(start, start + 25) for start in range(125, 250, 25)]
+    tenths = [np.corrcoef(x[part], (x + noise)[part])[0, 1] for part in parts]
+    assert found.stderr == pytest.approx(float(np.std(tenths, ddof=1)) / 5**0.5, rel=1e-5)
+    with pytest.raises(ValueError, match="two samples"):  # the whole is not guarded
+        TaskMetric("r", "", "max", Correlation).meter().update(x[:1], x[:1])
+
+
+@pytest.mark.parametrize("wrong", ["raises", "raises later", "a number", "too few"])
+def test_correctness_that_cannot_be_told_leaves_the_metrics(wrong: str) -> None:
+    calls: list[int] = []
+
+    def correct(outputs: Tensor, targets: Tensor) -> Any:
+        calls.append(len(targets))
+        if wrong == "raises" or (wrong == "raises later" and len(calls) == 2):
+            raise ZeroDivisionError("undefined here")
+        return {"a number": 1.0, "too few": outputs[1:] > 0}.get(wrong, outputs > 0)
+
+    error = TaskMetric("mae", "", "min", lambda o, t: (o - t).abs(), per_sample=True)
+    judge = Task(error, correct=correct).judge()
+    for _ in range(3):
+        judge.update(torch.ones(4), torch.zeros(4))
+    found = judge.result()
+    assert found.scores["mae"].value == 1.0
+    assert found.correct is None
+    assert len(found.problems) == 1
+    assert judge.quality().value == 1.0
