@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from autocompress.errors import InputError, nearest
 from autocompress.task.batches import Reader
 from autocompress.task.calling import Selection
-from autocompress.task.cutting import cut
+from autocompress.task.cutting import Draws, cut
 from autocompress.task.memory import Memory
 from autocompress.task.nested import map_tensors, tensors
 from autocompress.task.split import Inputs, Split, counted, feed, portions
-from autocompress.task.wrapping import wrap_split
+from autocompress.task.wrapping import wrap_drawn
 
 __all__ = ["Data", "Inputs", "Split", "counted", "feed", "portions"]
 if TYPE_CHECKING:
@@ -132,20 +132,23 @@ class Data:
         """Read the splits, and cut those that are missing."""
         reader = Reader(options["input_fn"], options["target_fn"])
         budget = Memory.of(options["memory"])
-        parts = {}
+        parts: dict[str, Split] = {}
+        draws: Draws | None = None
         # train last: it is the largest, and streams where the others leave it no room
         for name in ("val", "test", "train"):
             given = next((p for n in NAMES[name] if (p := _part(source, n)) is not None), None)
             if given is not None:
                 lengths = options["length"]
                 own = lengths.get(name) if isinstance(lengths, Mapping) else lengths
-                parts[name] = _named(name, given, reader, budget, own)
+                parts[name], draws = _named(name, given, reader, budget, own)
+                if draws is not None and (name != "train" or len(parts) == len(NAMES)):
+                    parts[name], draws = parts[name].subset(draws.order), None
         if "train" not in parts:
             raise InputError(
                 "The data need a `train` split (attribute or key); `val` and `test` are cut from "
                 f"it where they are missing. Found {_keys(source)}"
             )
-        parts, notes = cut(parts, options["groups"])
+        parts, notes = cut(parts, options["groups"], draws)
         known: dict[str, Any] = {n: v for n in _KNOWN if (v := _part(source, n)) is not None}
         if options["dynamic"] is not None:
             known["dynamic"] = options["dynamic"]
@@ -240,9 +243,11 @@ def _keys(source: Any) -> str:
     return f"a {type(source).__name__} without it."
 
 
-def _named(name: str, given: Any, reader: Reader, memory: Memory, length: int | None) -> Split:
-    """One split; what is wrong with it is said with its name."""
+def _named(
+    name: str, given: Any, reader: Reader, memory: Memory, length: int | None
+) -> tuple[Split, Draws | None]:
+    """One split as ``wrap_drawn`` gives it; what is wrong with it is said with its name."""
     try:
-        return wrap_split(given, reader=reader, memory=memory, length=length)
+        return wrap_drawn(given, reader=reader, memory=memory, length=length)
     except InputError as error:
         raise InputError(f"The `{name}` split: {error}") from None

@@ -20,6 +20,7 @@ from autocompress.machine.lock import after_timing
 from autocompress.task.boxes import digest_boxes, is_boxes
 from autocompress.task.memory import Memory
 from autocompress.task.nested import batch_size, take, tensors
+from autocompress.task.targets import is_one_hot
 
 Inputs = Any
 """A batch as the model takes it: a tensor, a tuple (by position), a mapping (by keyword), nested;
@@ -59,7 +60,7 @@ class Split:
 
     @property
     def labels(self) -> Tensor | None:
-        """Class indices ``(N,)``, where that is what the targets are and they lie at hand."""
+        """One whole number per sample ``(N,)``, where that is what targets say, and at hand."""
         return class_indices(self.targets)
 
     def take(self, index: Tensor | slice) -> tuple[Any, Any]:
@@ -152,15 +153,27 @@ def add_samples(digest: Any, count: int, chunks: Sequence[Row]) -> None:
                 if boxes:
                     digest_boxes(digest, tensor)
                 else:
-                    digest.update(tensor.contiguous().numpy().tobytes())
+                    digest.update(as_bytes(tensor).numpy().tobytes())
+
+
+def as_bytes(tensor: Tensor) -> Tensor:
+    """What a tensor holds, byte by byte ``(bytes,)``, of types too that numpy does not know."""
+    return tensor.contiguous().flatten().view(torch.uint8)
 
 
 def class_indices(targets: Any) -> Tensor | None:
-    """Targets that are class indices ``(N,)``; ``None`` for anything else, such as counts."""
-    if not isinstance(targets, Tensor) or targets.dim() != 1 or targets.is_floating_point():
+    """Targets that say one whole number per sample, such as its class, as ``(N,)``.
+
+    Read as tasks read them: of any type, with or without a last axis of 1, or one column per class.
+    ``None`` for anything else.
+    """
+    if not isinstance(targets, Tensor) or not targets.numel() or targets.dim() not in (1, 2):
         return None
-    few = len(targets) > 0 and int(targets.min()) >= 0 and int(targets.max()) <= len(targets)
-    return targets.long() if few else None
+    if targets.dim() == 2 and targets.shape[1] > 1:
+        return targets.argmax(1) if is_one_hot(targets) else None
+    flat = targets.reshape(-1)
+    whole = not flat.is_floating_point() or bool((flat.isfinite() & (flat == flat.round())).all())
+    return flat.long() if whole else None
 
 
 def _with_rare(order: Tensor, count: int, labels: Tensor | None) -> Tensor:
@@ -168,11 +181,11 @@ def _with_rare(order: Tensor, count: int, labels: Tensor | None) -> Tensor:
     chosen = order[:count]
     if labels is None or count == len(order):
         return chosen
-    labels = labels.cpu()
+    labels = labels.cpu().unique(return_inverse=True)[1]
     known = torch.bincount(labels)
     left = torch.bincount(labels[chosen], minlength=len(known))
-    missing = ((known > 0) & (left == 0)).nonzero().flatten().tolist()
-    if not missing or int((known > 0).sum()) > count:
+    missing = (left == 0).nonzero().flatten().tolist()
+    if not missing or len(known) > count:
         return chosen
     rest, chosen, place = order[count:], chosen.clone(), count
     for label in missing:

@@ -14,6 +14,7 @@ from autocompress.errors import InputError
 from autocompress.task.batches import TARGET_KEYS, Reader, join, join_targets
 from autocompress.task.memory import Memory
 from autocompress.task.nested import map_tensors, take, tensors
+from autocompress.task.seeded import Seeded
 from autocompress.task.split import Row, Split, add_samples, class_indices
 
 
@@ -30,9 +31,12 @@ class Rows(Protocol):
 class DatasetRows:
     """Samples of a data set with ``__len__`` and ``__getitem__``.
 
+    What a sample draws at random (crops, flips, masked tokens) follows from its index alone, so
+    that it is the same however often it is read, and in every process.
+
     Args:
         dataset: gives one sample at a time.
-        collate: from a list of samples to a batch.
+        collate: from a list of samples to a batch; where it draws, it is given one at a time.
         reader: takes the batch apart.
         order: which samples of the data set, in which order; ``None`` takes all.
     """
@@ -45,6 +49,7 @@ class DatasetRows:
         order: Sequence[int] | None = None,
     ) -> None:
         self.dataset, self.collate, self.reader, self.order = dataset, collate, reader, order
+        self._draws = False
 
     def __len__(self) -> int:
         return len(self.dataset) if self.order is None else len(self.order)
@@ -52,8 +57,29 @@ class DatasetRows:
     def read(self, places: Sequence[int]) -> Row:
         """See ``Rows``."""
         order = self.order
-        chosen = places if order is None else [order[place] for place in places]
-        return self.reader(self.collate([self.dataset[int(i)] for i in chosen]))
+        chosen = [int(i) for i in (places if order is None else [order[p] for p in places])]
+        with Seeded() as draws:
+            if not self._draws:
+                row = self._row([self.dataset[i] for i in chosen])
+                self._draws = draws.drew(0)
+                if not self._draws:  # as most do: seeding for each sample takes time
+                    return row
+            samples = []
+            for index in chosen:
+                draws.seed(index)
+                samples.append(self.dataset[index])
+            draws.seed(0)
+            row = self._row(samples)
+            if not draws.drew(0):
+                return row
+            rows = []
+            for index, sample in zip(chosen, samples, strict=True):
+                draws.seed(index)
+                rows.append(self._row([sample]))
+        return _joined(rows)
+
+    def _row(self, samples: list[Any]) -> Row:
+        return self.reader(self.collate(samples))
 
 
 class CachedRows:
@@ -106,6 +132,25 @@ def _joined(rows: Sequence[Row]) -> Row:
     return join([row[0] for row in rows]), join_targets([row[1] for row in rows])
 
 
+class FirstCheck:
+    """Looks at targets once, when they are read for the first time.
+
+    Args:
+        check: of the targets of a batch; raises what is wrong.
+        count: rows that there are.
+    """
+
+    def __init__(self, check: Callable[[Any], object], count: int) -> None:
+        self.check, self.seen = check, torch.zeros(count, dtype=torch.bool)
+
+    def __call__(self, places: Tensor, targets: Any) -> None:
+        """Look at the targets of some rows, as far as they are new."""
+        new = ~self.seen[places]
+        if bool(new.any()):
+            self.check(targets if bool(new.all()) else take(targets, new))
+            self.seen[places] = True
+
+
 class StreamedSplit(Split):
     """One split, read when it is needed.
 
@@ -114,6 +159,7 @@ class StreamedSplit(Split):
         preprocess: from a batch of stored inputs to the model's inputs; ``None`` leaves them.
         index: places of the rows that belong to the split, in order; ``None`` takes all.
         labels: class indices of all rows, where they are known without reading them.
+        check: looks at targets when they are read.
     """
 
     def __init__(
@@ -123,9 +169,10 @@ class StreamedSplit(Split):
         *,
         index: Tensor | None = None,
         labels: Tensor | None = None,
+        check: FirstCheck | None = None,
     ) -> None:
         self.rows, self.preprocess, self.index = rows, preprocess, index
-        self._labels = labels
+        self._labels, self._check = labels, check
         self._fingerprint: str | None = None
         self._targets: Any = None
 
@@ -174,16 +221,31 @@ class StreamedSplit(Split):
     def take(self, index: Tensor | slice) -> tuple[Any, Any]:
         """Stored inputs and targets at some indices, read now or earlier; not preprocessed."""
         places = torch.arange(len(self))[index] if self.index is None else self.index[index]
-        return self.rows.read(places.tolist())
+        row = self.rows.read(places.tolist())
+        if self._check is not None:
+            self._check(places, row[1])
+        return row
 
     def subset(self, index: Tensor) -> Split:
         """The samples at some indices; read when they are needed, and kept for all."""
-        places = index if self.index is None else self.index[index]
-        return StreamedSplit(self.rows, self.preprocess, index=places, labels=self._labels)
+        return self._like(index=index if self.index is None else self.index[index])
 
     def prepared_by(self, preprocess: Callable[[Any], Any]) -> Split:
         """The same samples with another way to the model's inputs."""
-        return StreamedSplit(self.rows, preprocess, index=self.index, labels=self._labels)
+        return self._like(preprocess=preprocess)
+
+    def checked_by(self, check: Callable[[Any], object]) -> Split:
+        """The same samples, whose targets are looked at when they are read for the first time."""
+        return self._like(check=FirstCheck(check, len(self.rows)))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process gets: it settles for itself what targets must be."""
+        return {**self.__dict__, "_check": None}
+
+    def _like(self, **changed: Any) -> Split:
+        own = {"index": self.index, "labels": self._labels, "check": self._check}
+        preprocess = changed.pop("preprocess", self.preprocess)
+        return StreamedSplit(self.rows, preprocess, **{**own, **changed})
 
     @property
     def fingerprint(self) -> str:

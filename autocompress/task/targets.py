@@ -53,9 +53,14 @@ def class_targets(
     return targets, note
 
 
+def is_one_hot(targets: Tensor) -> bool:
+    """Whether rows are one-hot, or probabilities."""
+    total = targets.sum(-1, dtype=torch.float64)
+    return bool((targets >= 0).all()) and bool(((total - 1).abs() <= 1e-3).all())
+
+
 def _one_hot(targets: Tensor) -> Tensor:
-    total = targets.double().sum(-1)
-    if bool((targets < 0).any()) or bool(((total - 1).abs() > 1e-3).any()):
+    if not is_one_hot(targets):
         raise InputError(
             f"Targets of shape {tuple(targets.shape)} are neither one-hot nor probabilities: rows "
             "do not sum to 1. Several labels per sample: `task: multi_label`; numbers: "
@@ -69,8 +74,8 @@ def _check_range(low: int, high: int, classes: int) -> None:
         return
     from_one = " Labels that begin at 1 need 1 taken off." if (low, high) == (1, classes) else ""
     marked = (
-        " Where it marks positions without a target, say so: `task: {factory: "
-        f"token_classification, args: {{ignore: {low}}}}}`."
+        f" Where {low} marks positions without a target, say so: `args: {{ignore: {low}}}` of "
+        "`token_classification`, `segmentation` or a language model."
         if low < 0
         else ""
     )
@@ -78,6 +83,49 @@ def _check_range(low: int, high: int, classes: int) -> None:
         f"Targets go from {low} to {high}, but the outputs have {classes} classes, 0 to "
         f"{classes - 1}.{from_one}{marked}"
     )
+
+
+def mask_targets(targets: Tensor, outputs: Tensor, ignore: int) -> tuple[Tensor, str]:
+    """Targets of one logit per pixel: 0, 1 and what is ignored, in the shape of the outputs.
+
+    Raises:
+        InputError: other shapes, or other values.
+    """
+    refuse_nan(targets)
+    each, own = tuple(outputs.shape[1:]), tuple(targets.shape[1:])
+    without = each[1:] if each[:1] == (1,) else None
+    if own not in (each, without, (1, *each)):
+        raise InputError(
+            f"One logit per pixel, of shape {_shape(each)}, needs a target each, got "
+            f"{_shape(own)}. A class of several per pixel needs a channel per class: `task: "
+            "segmentation`."
+        )
+    odd = targets[(targets != 0) & (targets != 1) & (targets != ignore)]
+    if len(odd):
+        raise InputError(
+            f"Masks must be 0 or 1 ({ignore} is ignored), found {float(odd[0]):g}. {FOREGROUND}"
+        )
+    found = targets.reshape(len(targets), *each).long()
+    return found, "" if own == each else f"masks of shape {_shape(own)} are read as {_shape(each)}"
+
+
+FOREGROUND = (
+    "Where more than 0 is foreground, say so where masks are read, in the data set or with "
+    "`target_fn`: `target_fn=lambda batch: (batch[1] > 0).long()`."
+)
+
+
+def mask_notes(masks: Tensor, ignore: int) -> list[str]:
+    """What people should know of masks: how much is ignored, and whether the rest varies."""
+    counted = masks[masks != ignore]
+    left_out = 1 - len(counted) / max(1, masks.numel())
+    same = len(counted) > 0 and bool((counted == counted[0]).all())
+    notes = []
+    if left_out:
+        notes.append(f"{left_out:.1%} of the pixels have the target {ignore} and count nowhere")
+    if same:
+        notes.append(f"all pixels that count are of class {int(counted[0])}")
+    return notes
 
 
 def flag_targets(targets: Tensor, outputs: Tensor) -> tuple[Tensor, str]:

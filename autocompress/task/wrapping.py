@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain, islice
@@ -19,6 +20,7 @@ from torch.utils.data import (
     SequentialSampler,
     Subset,
     TensorDataset,
+    WeightedRandomSampler,
     default_collate,
 )
 
@@ -26,12 +28,16 @@ from autocompress.errors import InputError
 from autocompress.machine.scratch import make_scratch
 from autocompress.task.batches import Reader, as_parts, collate, join, join_targets
 from autocompress.task.boxes import is_boxes
+from autocompress.task.cutting import Draws
 from autocompress.task.memory import Memory
 from autocompress.task.nested import batch_size, map_tensors, take, tensors, with_tensors
-from autocompress.task.split import Row, Split
+from autocompress.task.seeded import Seeded
+from autocompress.task.split import Row, Split, as_bytes
 from autocompress.task.streamed import CachedRows, DatasetRows, StreamedSplit, known_labels
 
 _CHUNK = 256
+_ROUNDS = 10
+"""Through a data set, after which a sampler without a length is taken for an endless one."""
 
 
 def wrap_split(
@@ -59,29 +65,86 @@ def wrap_split(
         InputError: no such source, one that is empty or does not say what is what, or a stream
             without a length.
     """
+    split, draws = wrap_drawn(source, reader=reader, memory=memory, length=length, limit=limit)
+    return split if draws is None else split.subset(draws.order)
+
+
+def wrap_drawn(
+    source: Any,
+    *,
+    reader: Reader | None = None,
+    memory: Memory | None = None,
+    length: int | None = None,
+    limit: int | None = None,
+) -> tuple[Split, Draws | None]:
+    """The same; of a loader that draws samples more than once, every sample once, and the draws.
+
+    Returns:
+        The samples, and how often a loader draws them; ``None`` where that is never twice.
+    """
     memory, reader = memory or Memory.of(), reader or Reader()
     if isinstance(source, Split):
-        return source if limit is None else source.subset(torch.arange(min(limit, len(source))))
+        if limit is not None:
+            source = source.subset(torch.arange(min(limit, len(source))))
+        return source, None
     if isinstance(source, tuple) and len(source) == 2:
         inputs, targets = as_parts(*source)
-        return Split(_in_memory(inputs), _in_memory(targets))
+        return Split(_in_memory(inputs), _in_memory(targets)), None
     most = min((n for n in (length, limit) if n is not None), default=None)
-    rows = _rows(source, reader)
+    rows = _rows(source, reader, most)
     if rows is None:
-        return _stream(source, reader, memory, most)
-    if most is not None and most < len(rows):
-        rows.order = list(range(most)) if rows.order is None else list(rows.order[:most])
+        with Seeded():
+            return _stream(source, reader, memory, most), None
+    if most is not None and rows.order is None and most < len(rows):
+        rows.order = list(range(most))
     if len(rows) == 0:
         raise InputError("A split is empty.")
+    draws = _once(rows, source)
     held = _held(rows)
     if held is not None:
-        return Split(*held)
+        return Split(*held), draws
     first = rows.read([0])
-    if memory.reserve(_size(first) * len(rows)):
+    copies = 0 if draws is None else len(draws.order)
+    if memory.reserve(_size(first) * (len(rows) + copies)):
         places = range(len(rows))
-        return _all([rows.read(places[i : i + _CHUNK]) for i in range(0, len(rows), _CHUNK)])
+        parts = [rows.read(places[i : i + _CHUNK]) for i in range(0, len(rows), _CHUNK)]
+        return _all(parts), draws
+    _warn_of_change(rows, first)
     labels = known_labels(rows, first[1])
-    return StreamedSplit(CachedRows(rows, memory), labels=labels)
+    return StreamedSplit(CachedRows(rows, memory), labels=labels), draws
+
+
+def _once(rows: DatasetRows, source: Any) -> Draws | None:
+    """Let rows be every sample that a loader may draw, once; what it draws of them.
+
+    With weights that is every sample that has one, as those not drawn are mostly light. Nothing is
+    changed where no sample is drawn twice.
+    """
+    if rows.order is None:
+        return None
+    order = torch.as_tensor(rows.order)
+    once = order.unique()
+    if len(once) == len(order):
+        return None
+    sampler = source.sampler
+    if type(sampler) is WeightedRandomSampler and len(sampler.weights) == len(rows.dataset):
+        once = torch.as_tensor(sampler.weights).nonzero().flatten()
+    rows.order = once.tolist()
+    return Draws(once, torch.searchsorted(once, order), len(rows.dataset))
+
+
+def _warn_of_change(rows: DatasetRows, first: Row) -> None:
+    """Warn where a sample is another one each time it is read."""
+    again = rows.read([0])
+    pairs = zip((*tensors(first[0]), *tensors(first[1])), tensors(again), strict=True)
+    if not all(torch.equal(as_bytes(a), as_bytes(b)) for a, b in pairs):
+        warnings.warn(
+            f"A sample of {type(rows.dataset).__name__} is another one each time it is read: it "
+            "draws from a generator of its own. Compressed models are then compared with the "
+            "original on other inputs, and a run cannot be resumed. Leave random transforms out, "
+            "or let them draw from the generators of torch, numpy or random.",
+            stacklevel=5,
+        )
 
 
 def _in_memory(value: Any) -> Any:
@@ -89,7 +152,7 @@ def _in_memory(value: Any) -> Any:
     return value if tensors(value) else torch.as_tensor(value)
 
 
-def _rows(source: Any, reader: Reader) -> DatasetRows | None:
+def _rows(source: Any, reader: Reader, most: int | None) -> DatasetRows | None:
     """Rows by place, where the source has places."""
     if isinstance(source, DataLoader):
         if isinstance(source.dataset, IterableDataset) or source.batch_sampler is None:
@@ -98,21 +161,42 @@ def _rows(source: Any, reader: Reader) -> DatasetRows | None:
             return None
         own = source.collate_fn
         chosen = collate if own is default_collate else own  # ours does what torch's does, and more
-        return DatasetRows(source.dataset, chosen, reader, _order(source))
+        return DatasetRows(source.dataset, chosen, reader, _order(source, most))
     sized = hasattr(source, "__getitem__") and hasattr(source, "__len__")
     if sized and not isinstance(source, Mapping | str | IterableDataset):
         return DatasetRows(source, collate, reader)
     return None
 
 
-def _order(loader: DataLoader[Any]) -> list[int] | None:
-    """Which samples a loader gives: all of them in the data set's order, unless it chooses."""
+def _order(loader: DataLoader[Any], most: int | None) -> list[int] | None:
+    """Which samples a loader gives: all of them in the data set's order, unless it chooses.
+
+    Raises:
+        InputError: it goes on and on, and nothing says how many to take.
+    """
     if type(loader.sampler) in (SequentialSampler, RandomSampler):
         plain = not getattr(loader.sampler, "replacement", False)
         whole = getattr(loader.sampler, "num_samples", len(loader.dataset)) == len(loader.dataset)  # type: ignore[arg-type]  # it has a length
         if plain and whole and type(loader.batch_sampler).__module__.startswith("torch."):
             return None
-    return [int(i) for batch in loader.batch_sampler for i in batch]  # type: ignore[union-attr]  # one with batches
+    batches: Any = loader.batch_sampler
+    count = len(loader.dataset)  # type: ignore[arg-type]  # it has a length
+    try:
+        batches = islice(batches, len(batches))
+    except (TypeError, NotImplementedError, ValueError):  # whichever says that there is none
+        known = False
+    else:
+        known = True
+    with Seeded():
+        found = (int(i) for batch in batches for i in batch)
+        order = list(islice(found, most if most is not None or known else _ROUNDS * count + 1))
+    if most is None and not known and len(order) > _ROUNDS * count:
+        raise InputError(
+            f"{type(loader.sampler).__name__} has no length and gave over {_ROUNDS} times the "
+            f"{count} samples of its data set: it may never end. Give `length`, the number of "
+            f"samples to take of it, e.g. `length={{'train': {count}}}`."
+        )
+    return order
 
 
 def _held(rows: DatasetRows) -> Row | None:
@@ -231,11 +315,12 @@ class SpooledRows:
             # opened each time: pages that stay mapped would count as this process's memory
             file = np.memmap(
                 self.folder / str(number),
-                dtype=tensor.numpy().dtype,
+                dtype=np.uint8,
                 mode="r",
-                shape=(self.count, *tensor.shape[1:]),
+                shape=(self.count, tensor.nbytes),
             )
-            parts.append(torch.from_numpy(np.array(file[list(places)])))
+            found = torch.from_numpy(np.array(file[list(places)])).flatten()
+            parts.append(found.view(tensor.dtype).reshape(len(places), *tensor.shape[1:]))
             del file
         split = len(tensors(self.like[0]))
         if self.targets is not None:
@@ -274,7 +359,7 @@ def _spool(batches: Iterator[Row], length: int, size: int) -> SpooledRows:
                     f"{found}. Pad or resize them in the data set or its `collate_fn`."
                 )
             for file, part in zip(files, parts, strict=True):
-                part.contiguous().numpy().tofile(file)
+                as_bytes(part).numpy().tofile(file)
             count += batch_size(targets)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)

@@ -17,7 +17,6 @@ from torch.nn import functional as F
 
 from autocompress.errors import InputError
 from autocompress.recover.augment import Augment
-from autocompress.task.cutting import stratified
 from autocompress.task.data import Data, Split
 from autocompress.workloads._torchvision import torchvision
 from autocompress.workloads.images import read_images
@@ -46,6 +45,30 @@ class Normalize:
 
 #: normalization of the digits
 scale = Normalize((0.305,), (0.318,))
+
+
+def stratified(targets: Tensor, shares: Sequence[float], seed: int) -> list[Tensor]:
+    """Disjoint random index sets, each with (nearly) the same share of every class.
+
+    How ready-made data are divided for good: recipes hold a digest of what came of it.
+
+    Args:
+        targets: class indices ``(N,)``.
+        shares: fractions that sum to 1.
+        seed: of the draw.
+
+    Returns:
+        One sorted index tensor per share; together they hold every index once.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    parts: list[list[Tensor]] = [[] for _ in shares]
+    for label in range(int(targets.max()) + 1):
+        index = (targets == label).nonzero().flatten()
+        index = index[torch.randperm(len(index), generator=generator)]
+        bounds = [round(len(index) * sum(shares[: i + 1])) for i in range(len(shares))]
+        for i, bound in enumerate(bounds):
+            parts[i].append(index[bounds[i - 1] if i else 0 : bound])
+    return [torch.cat(part).sort().values for part in parts]
 
 
 def digits(size: int = 16, dtype: Literal["uint8", "float32"] = "uint8", seed: int = 0) -> Data:

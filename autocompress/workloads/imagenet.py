@@ -14,11 +14,10 @@ from torch import Tensor, nn
 
 from autocompress.errors import InputError
 from autocompress.recover.augment import random_flip
-from autocompress.task.cutting import stratified
 from autocompress.task.data import Data, Split
 from autocompress.workloads._torchvision import torchvision
 from autocompress.workloads.cache import digest
-from autocompress.workloads.data import IMAGENET_MEAN, IMAGENET_STD, Normalize
+from autocompress.workloads.data import IMAGENET_MEAN, IMAGENET_STD, Normalize, stratified
 from autocompress.workloads.images import ImageFile, decode_image, list_images
 
 

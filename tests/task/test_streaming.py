@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
+import random
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, Subset, TensorDataset
 
 from autocompress.errors import InputError
 from autocompress.task.data import Data
@@ -107,7 +110,7 @@ def test_no_more_is_held_than_the_budget_and_nothing_is_read_twice_that_is_held(
         assert sum(bases) == held
     assert len(rows.held) == 10
     counts = [source.reads.count(i) for i in range(COUNT)]
-    assert counts[0] == 2  # its size was asked for
+    assert counts[0] == 3  # its size was asked for, and whether it is always the same
     assert {counts[i] for i in rows.held if i > 0} == {1}
     assert min(counts[i] for i in range(COUNT) if i not in rows.held) == 3
 
@@ -243,3 +246,141 @@ def test_data_that_are_read_already_are_not_read_in_another_way() -> None:
     assert Data.wrap(splits) is splits
     with pytest.raises(InputError, match="read already"):
         Data.wrap(splits, input_fn=len)
+
+
+class Cropped(Dataset[Any]):
+    """Changes its samples at random, with the generators that transforms use."""
+
+    targets = LABELS.tolist()
+
+    def __len__(self) -> int:
+        return COUNT
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        noise = torch.rand(3, 2, 2) + random.random() + float(np.random.rand())
+        return IMAGES[index] + noise, int(LABELS[index])
+
+
+def masked(rows: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
+    """Hides some of a batch, as collators of language models do."""
+    images = torch.stack([row[0] for row in rows])
+    hidden = torch.rand(images.shape) < 0.5
+    return images.masked_fill(hidden, -1.0), torch.tensor([row[1] for row in rows])
+
+
+@pytest.mark.parametrize(
+    "source",
+    [Cropped(), DataLoader(Cropped(), collate_fn=masked), DataLoader(Lazy(), collate_fn=masked)],
+)
+def test_what_is_drawn_at_random_is_drawn_once_for_each_sample(source: Any) -> None:
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    split = streamed(source)
+    first = split.inputs()
+    assert not torch.equal(first, IMAGES)
+    places = torch.tensor([30, 3, 30, 17])
+    for _ in range(2):  # alone, among others, held and not
+        assert torch.equal(split.inputs(), first)
+        assert torch.equal(split.take(places)[0], first[places])
+    whole = wrap_split(source, memory=Memory(10**9))
+    assert torch.equal(whole.inputs(), first)
+    assert whole.fingerprint == split.fingerprint
+    # two samples are changed in two ways
+    assert not torch.equal(first[0] - IMAGES[0], first[1] - IMAGES[1])
+    now = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    assert torch.equal(states[0], now[0])
+    assert states[1:] == now[1:]
+
+
+def test_a_stream_that_draws_is_the_same_in_every_process() -> None:
+    class Noise(Stream):
+        def __iter__(self) -> Iterator[tuple[Tensor, int]]:
+            for image, label in super().__iter__():
+                yield image + torch.rand(1), label
+
+    for memory in (10**9, 10 * BYTES):
+        found = []
+        for seed in (1, 2):
+            torch.manual_seed(seed)
+            found.append(wrap_split(Noise(None), memory=Memory(memory), length=COUNT).fingerprint)
+        assert found[0] == found[1]
+
+
+def test_a_sample_that_cannot_be_read_twice_is_warned_about() -> None:
+    class Own(Lazy):
+        generator = torch.Generator().manual_seed(0)
+
+        def __getitem__(self, index: int) -> tuple[Tensor, int]:
+            return IMAGES[index] + torch.rand(1, generator=self.generator), int(LABELS[index])
+
+    with pytest.warns(UserWarning, match="Own is another one each time it is read"):
+        streamed(Own())
+
+
+class Forever(Sampler[int]):
+    """Goes on, or ends after some rounds; says nothing of it."""
+
+    def __init__(self, rounds: int | None) -> None:
+        self.rounds = rounds
+
+    def __iter__(self) -> Iterator[int]:
+        for place in itertools.count():
+            if self.rounds is not None and place >= self.rounds * COUNT:
+                return
+            yield place * 7 % COUNT
+
+
+class SizedForever(Forever):
+    def __len__(self) -> int:
+        return COUNT
+
+
+def test_an_endless_sampler_is_taken_as_far_as_is_said() -> None:
+    def loader(sampler: Sampler[int]) -> DataLoader[Any]:
+        return DataLoader(TensorDataset(IMAGES, LABELS), batch_size=8, sampler=sampler)
+
+    with pytest.raises(InputError, match=r"Forever has no length.*length={'train': 40}"):
+        wrap_split(loader(Forever(None)))
+    wanted = IMAGES[torch.arange(60) * 7 % COUNT]
+    assert same(wrap_split(loader(Forever(None)), length=60).stored, wanted)
+    assert same(wrap_split(loader(SizedForever(None))).stored, wanted[:40])
+    assert same(wrap_split(loader(Forever(2))).stored[:60], wanted)
+    assert len(wrap_split(loader(Forever(2)))) == 2 * COUNT
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float64, torch.bool])
+def test_any_type_is_held_streamed_and_spooled_alike(kind: torch.dtype) -> None:
+    class Typed(SizedStream):
+        def __iter__(self) -> Iterator[Any]:
+            yield from zip(images, targets, strict=True)
+
+    images = (IMAGES % 5 > 1 if kind is torch.bool else IMAGES).to(kind)
+    targets = (LABELS > 1).to(kind)
+    held = Split(images, targets)
+    rows = list(zip(images, targets, strict=True))
+    for split in (streamed(rows, 300), streamed(Typed(COUNT), 300), wrap_split(rows)):
+        assert split.fingerprint == held.fingerprint
+        index = torch.tensor([7, 0, 39, 7])
+        assert same(split.take(index), held.take(index))
+        assert split.take(index)[0].dtype is kind
+    assert held.fingerprint != Split(images.flip(0), targets).fingerprint
+
+
+def test_targets_are_looked_at_when_they_are_read_and_once() -> None:
+    seen: list[list[int]] = []
+
+    def check(targets: Tensor) -> None:
+        seen.append(targets.tolist())
+        if 99 in targets:
+            raise InputError("out of range")
+
+    labels = LABELS.clone()
+    labels[33] = 99
+    split = streamed(list(zip(IMAGES, labels, strict=True))).checked_by(check)
+    part = split.prepared_by(lambda x: x).subset(torch.arange(10, 40))
+    part.take(slice(0, 10))
+    split.take(slice(5, 20))
+    split.take(slice(5, 20))
+    assert seen == [labels[10:20].tolist(), labels[5:10].tolist()]
+    with pytest.raises(InputError, match="out of range"):
+        list(part.batches(10))
+    assert pickle.loads(pickle.dumps(split)).take(slice(33, 34))[1].tolist() == [99]
