@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -16,7 +17,7 @@ from autocompress.run.study import StudyConfig, TaskSection
 from autocompress.task.calling import call
 from autocompress.task.data import Data
 from autocompress.task.ready import ready
-from autocompress.task.settle import renamed, settle
+from autocompress.task.settle import renamed, settle, watched
 from autocompress.task.task import Task
 
 if TYPE_CHECKING:
@@ -59,7 +60,8 @@ def settled_data(
     asked = data.task if named is None else named
     if asked is not None:
         data = replace(data, task=make_task(asked))
-    task, notes = settle(data, lambda inputs: call(model, inputs))
+    predict = partial(call, model)
+    task, notes = settle(data, predict)
     quality = task.quality
     said = f"task: {task}, judged by {quality.title} ({quality.goal} it)"
     for text in (said, *notes):
@@ -70,7 +72,7 @@ def settled_data(
             f"{quality.title}. Use `max_quality_drop`: a number in the metric's unit, or a share "
             "such as '2%'."
         )
-    return replace(data, task=task)
+    return watched(replace(data, task=task), predict)
 
 
 def asked_of(study: StudyConfig, task: Task | None) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from autocompress.errors import InputError
+from autocompress.task.targets import FOREGROUND
 
 Read = Callable[[Any, Tensor], tuple[Tensor, Tensor, str]]
 """From outputs and targets to logits with the classes last, class indices, and a remark."""
@@ -31,7 +32,29 @@ class _OfPositions:
         self.read, self.ignore = read, ignore
 
 
-class MeanIou(_OfPositions):
+class _OfMasks(_OfPositions):
+    """Refuses masks of which nothing but background would count."""
+
+    ignored = foreground = 0
+
+    def look(self, masks: Tensor) -> Tensor:
+        """Which pixels of a batch count."""
+        kept = masks != self.ignore
+        self.ignored += int((~kept).sum())
+        self.foreground += int((kept & (masks != 0)).sum())
+        return kept
+
+    def refuse_background(self) -> None:
+        """Raise for masks of 0 and 255, where 255 is taken for what is ignored."""
+        if self.ignored and not self.foreground:
+            raise InputError(
+                f"{self.ignored} pixels have the target {self.ignore}, which is ignored, and all "
+                f"others are background: any network would do. {FOREGROUND} Where another value is "
+                "to be ignored: `args: {ignore: ...}`."
+            )
+
+
+class MeanIou(_OfMasks):
     """Intersection over union per class, averaged over the classes that occur."""
 
     table: Tensor | None = None
@@ -40,19 +63,40 @@ class MeanIou(_OfPositions):
         """Count a batch."""
         logits, wanted, _ = self.read(outputs, targets)
         classes = logits.shape[-1]
-        kept = wanted != self.ignore
+        kept = self.look(wanted)
         pairs = wanted[kept] * classes + logits.argmax(-1)[kept]
         table = torch.bincount(pairs, minlength=classes**2).view(classes, classes)
         self.table = table if self.table is None else self.table + table
 
     def compute(self) -> float:
         """Of all batches."""
+        self.refuse_background()
         table = torch.zeros(1, 1) if self.table is None else self.table.double()
         both = table.diagonal()
         either = table.sum(0) + table.sum(1) - both
         if not bool((either > 0).any()):
             raise InputError("The mean IoU is undefined: no position has a target.")
         return float((both / either)[either > 0].mean())
+
+
+class BinaryIou(_OfMasks):
+    """Intersection over union of what one logit and the targets call foreground."""
+
+    both = either = 0
+
+    def update(self, outputs: Any, targets: Tensor) -> None:
+        """Count a batch."""
+        logits, wanted, _ = self.read(outputs, targets)
+        found, truth, kept = logits > 0, wanted == 1, self.look(wanted)
+        self.both += int((found & truth).sum())
+        self.either += int(((found | truth) & kept).sum())
+
+    def compute(self) -> float:
+        """Of all batches."""
+        self.refuse_background()
+        if not self.either:
+            raise InputError("The IoU is undefined: no foreground is there and none was found.")
+        return self.both / self.either
 
 
 class ShareRight(_OfPositions):

@@ -13,18 +13,33 @@ from autocompress.errors import InputError, nearest
 from autocompress.results.metric import FRACTION
 from autocompress.task.batches import IGNORED
 from autocompress.task.divergence import GaussianKL, SigmoidKL, SoftmaxKL
-from autocompress.task.measures import (
-    MeanIou,
-    Perplexity,
-    ShareRight,
-    psnr,
-)
+from autocompress.task.measures import Perplexity, ShareRight, psnr
 from autocompress.task.metrics import TaskMetric
 from autocompress.task.outputs import class_logits, label_loss
 from autocompress.task.pick import the_tensor
+from autocompress.task.ready_masks import binary_segmentation, segmentation
 from autocompress.task.ready_sets import ctc, detection, embedding
 from autocompress.task.targets import class_targets, flag_targets, number_targets
 from autocompress.task.task import Loss, Task, ready_made
+
+__all__ = [
+    "READY",
+    "binary",
+    "binary_segmentation",
+    "causal_language_model",
+    "classification",
+    "ctc",
+    "detection",
+    "embedding",
+    "forecasting",
+    "image_to_image",
+    "masked_language_model",
+    "multi_label",
+    "ready",
+    "regression",
+    "segmentation",
+    "token_classification",
+]
 
 
 @ready_made
@@ -199,40 +214,6 @@ def forecasting(
 
 
 @ready_made
-def segmentation(
-    ignore: int = 255, output: str | None = None, loss: Loss | None = None, axis: int = 1
-) -> Task:
-    """A class per pixel, logits ``(N, classes, H, W)``; judged by the mean IoU.
-
-    Args:
-        ignore: target of pixels that count nowhere.
-        output: path of the logits (``out`` of torchvision's models).
-        loss: in place of the cross-entropy.
-        axis: of the classes.
-    """
-
-    def read(outputs: Any, targets: Tensor) -> tuple[Tensor, Tensor, str]:
-        logits = the_tensor(outputs, output).movedim(axis, -1)
-        positions = tuple(logits.shape[1:-1])
-        found, note = class_targets(targets, logits.shape[-1], positions, ignore)
-        return logits, found, note
-
-    def cross_entropy(outputs: Any, targets: Tensor) -> Tensor:
-        logits = the_tensor(outputs, output).movedim(axis, 1)
-        return F.cross_entropy(
-            logits, targets.reshape(len(logits), *logits.shape[2:]).long(), ignore_index=ignore
-        )
-
-    return Task(
-        TaskMetric("miou", FRACTION, "maximize", lambda: MeanIou(read, ignore)),
-        loss or cross_entropy,
-        SoftmaxKL(output, axis=axis, ignore=ignore),
-        name="segmentation",
-        check=lambda outputs, targets: [read(outputs, targets)[2]],
-    )
-
-
-@ready_made
 def token_classification(
     ignore: int = IGNORED, output: str | None = None, loss: Loss | None = None
 ) -> Task:
@@ -338,6 +319,7 @@ READY: Mapping[str, Callable[..., Task]] = {
         regression,
         forecasting,
         segmentation,
+        binary_segmentation,
         detection,
         token_classification,
         causal_language_model,

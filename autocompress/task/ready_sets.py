@@ -75,31 +75,36 @@ def ctc(
     padding: int = -1,
     output: str | None = None,
     loss: Loss | None = None,
-    time_first: bool = False,
 ) -> Task:
     """Symbols in a sequence of frames, logits ``(N, frames, symbols)``; judged by the error rate.
 
-    Targets are ``(N, length)``, padded.
+    Targets are ``(N, length)``, padded. A model that gives ``(frames, N, symbols)``, as torch's own
+    loss takes it, is wrapped in a module that turns it.
 
     Args:
         blank: the symbol that stands for none.
         padding: target behind a sequence's end.
         output: path of the logits, where the model gives several tensors.
         loss: in place of the CTC loss.
-        time_first: logits are ``(frames, N, symbols)``.
     """
 
-    def frames(outputs: Any) -> Tensor:
+    def frames(outputs: Any, targets: Tensor) -> Tensor:
         found = the_tensor(outputs, output)
-        return found.transpose(0, 1) if time_first else found
+        if len(found) != len(targets):
+            raise InputError(
+                f"A CTC task needs logits (N, frames, symbols), got {tuple(found.shape)} for "
+                f"{len(targets)} samples. Where frames come first, compress a module whose "
+                "`forward` returns `self.model(x).transpose(0, 1)`."
+            )
+        return found
 
     def pairs(outputs: Any, targets: Tensor) -> list[tuple[list[int], list[int]]]:
-        best = frames(outputs).argmax(-1).tolist()
+        best = frames(outputs, targets).argmax(-1).tolist()
         wanted = [[s for s in row if s != padding] for row in targets.tolist()]
         return [(collapse(row, blank), own) for row, own in zip(best, wanted, strict=True)]
 
     def ctc_loss(outputs: Any, targets: Tensor) -> Tensor:
-        logits = frames(outputs)
+        logits = frames(outputs, targets)
         lengths = (targets != padding).sum(1)
         return F.ctc_loss(
             logits.float().log_softmax(-1).transpose(0, 1),
@@ -113,9 +118,9 @@ def ctc(
     return Task(
         TaskMetric("error_rate", FRACTION, "minimize", lambda: ErrorRate(pairs)),
         loss or ctc_loss,
-        SoftmaxKL(output) if not time_first else _time_first(output),
+        SoftmaxKL(output),
         name="sequence with CTC",
-        check=lambda outputs, targets: _check_ctc(frames(outputs), targets, blank, padding),
+        check=lambda o, t: _check_ctc(the_tensor(o, output), t, blank, padding),
     )
 
 
@@ -138,16 +143,6 @@ def _check_ctc(logits: Tensor, targets: Tensor, blank: int, padding: int) -> lis
             "`args: {blank: ...}`."
         )
     return []
-
-
-def _time_first(output: str | None) -> Any:
-    plain = SoftmaxKL()
-
-    def softmax_kl(original: Any, compressed: Any) -> Tensor:
-        first, second = (the_tensor(o, output).transpose(0, 1) for o in (original, compressed))
-        return plain(first, second)
-
-    return softmax_kl
 
 
 def collapse(symbols: list[int], blank: int) -> list[int]:

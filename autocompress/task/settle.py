@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,19 +12,23 @@ from torch import Tensor
 
 from autocompress.errors import InputError
 from autocompress.results.metric import ACCURACY, FRACTION, METRICS, Metric
+from autocompress.task.batches import IGNORED
 from autocompress.task.data import Data, Split
 from autocompress.task.divergence import divergence_of
 from autocompress.task.metrics import TaskMetric
-from autocompress.task.nested import batch_size, named_tensors, take, tensors
+from autocompress.task.nested import batch_size, map_tensors, named_tensors, take, tensors
 from autocompress.task.outputs import OutputKind, hits, label_loss, output_kind
 from autocompress.task.pick import the_tensor
 from autocompress.task.ready import READY, binary, classification
 from autocompress.task.streamed import StreamedSplit
-from autocompress.task.targets import class_targets, refuse_nan
+from autocompress.task.targets import FOREGROUND, class_targets, refuse_nan
 from autocompress.task.task import Task
 
+_SPLITS = ("train", "val", "test")
 _LOOKED_AT = 512
-"""Targets of a streamed split that are looked at."""
+"""Targets of a streamed split that are looked at before anything runs."""
+_COMPARED = 64
+"""Texts that are compared with their targets."""
 
 
 def settle(data: Data, predict: Callable[[Any], Any]) -> tuple[Task, tuple[str, ...]]:
@@ -43,24 +48,73 @@ def settle(data: Data, predict: Callable[[Any], Any]) -> tuple[Task, tuple[str, 
     with torch.inference_mode():
         outputs = predict(inputs)
         _one_part_per_sample(outputs, few, lambda: predict(take(inputs, slice(0, 1))))
+    _samples_first(outputs, few, lambda: predict(take(inputs, slice(0, 1))))
     many = first_targets(data.train, few)
     if data.task is not None:
         task = data.task
     elif data.metric is not None:
         task = implied(data, outputs)
     else:
-        task = _certain(outputs, many, few, inputs)
+        task = _certain(outputs, many, data.train)
         if data.loss is not None:
             task = replace(task, loss=data.loss, smooths=False)
-    notes: list[str] = []
-    for name in ("train", "val", "test"):
-        try:
-            notes += task.checked(outputs, first_targets(getattr(data, name), None))
-        except InputError as error:
-            raise InputError(
-                f"The targets of {name} do not fit the task ({task}): {error}"
-            ) from None
-    return task, tuple(dict.fromkeys(notes))
+    notes: dict[str, list[str]] = {}
+    for name in _SPLITS:
+        for note in _checked(task, outputs, name, first_targets(getattr(data, name), None)):
+            notes.setdefault(note, []).append(name)
+    of = {
+        note: "" if len(names) == 3 else f" ({', '.join(names)})" for note, names in notes.items()
+    }
+    return task, tuple(note + names for note, names in of.items())
+
+
+def watched(data: Data, predict: Callable[[Any], Any]) -> Data:
+    """Data with a task whose later targets are held against the outputs, too, as they are read.
+
+    Args:
+        data: with a task that ``settle`` found to fit the first targets of each split.
+        predict: from a batch of inputs to the model's outputs.
+    """
+    task = data.task
+    if task is None or task.check is None:
+        return data
+    with torch.inference_mode():
+        outputs = map_tensors(torch.clone, predict(data.train.inputs(2)))
+
+    def with_check(name: str, split: Split) -> Split:
+        if not isinstance(split, StreamedSplit) or split.labels is not None:
+            return split
+        return split.checked_by(partial(_checked, task, outputs, name))
+
+    parts = {name: with_check(name, getattr(data, name)) for name in _SPLITS}
+    return replace(data, train=parts["train"], val=parts["val"], test=parts["test"])
+
+
+def _checked(task: Task, outputs: Any, name: str, targets: Any) -> tuple[str, ...]:
+    """Remarks on how the targets of a split are read; what is wrong is said with its name."""
+    try:
+        return task.checked(outputs, targets)
+    except InputError as error:
+        raise InputError(f"The targets of {name} do not fit the task ({task}): {error}") from None
+
+
+def _samples_first(outputs: Any, few: Any, again: Callable[[], Any]) -> None:
+    """Refuse answers whose second axis counts samples, as recurrent layers give them by default.
+
+    Args:
+        outputs: of a few samples.
+        few: their targets.
+        again: answers the first of them alone.
+    """
+    count = batch_size(few)
+    if not isinstance(outputs, Tensor) or outputs.dim() < 2 or len(outputs) == count or count < 2:
+        return
+    if outputs.shape[1] == count and again().shape[:2] == (len(outputs), 1):
+        raise InputError(
+            f"Outputs come with the samples first, but this model gives {tuple(outputs.shape)} for "
+            f"{count} samples: they come second. Compress a module that turns them: `forward` "
+            "returns `self.model(x).transpose(0, 1)`."
+        )
 
 
 def _one_part_per_sample(outputs: Any, few: Any, again: Callable[[], Any]) -> None:
@@ -154,7 +208,7 @@ def renamed(task: Task, quality: Metric) -> Task:
     return replace(task, metrics=(name, *others))
 
 
-def _certain(outputs: Any, many: Any, few: Any, inputs: Any) -> Task:
+def _certain(outputs: Any, many: Any, train: Split) -> Task:
     """The task, where integer targets in the range of the outputs leave no doubt."""
     try:
         found = the_tensor(outputs)
@@ -163,13 +217,16 @@ def _certain(outputs: Any, many: Any, few: Any, inputs: Any) -> Task:
     if not isinstance(many, Tensor):
         raise _unsure("Targets are no single tensor.", outputs, many, "")
     refuse_nan(many)
+    mask = _mask(found, many)
+    if mask:
+        raise _unsure(mask, outputs, many, "binary_segmentation")
     one_column = found.dim() < 2 or found.shape[-1] == 1
     if one_column:
         if bool(((many == 0) | (many == 1)).all()):
             return replace(binary(), detail="(from one logit and targets 0 and 1)")
         raise _unsure("One column of outputs is a number.", outputs, many, "regression")
     classes, positions = found.shape[-1], tuple(found.shape[1:-1])
-    likely = _likely(found, many, few, inputs)
+    likely = _likely(found, many, train)
     if likely:
         raise _unsure("Several tasks have such outputs and targets.", outputs, many, likely)
     try:
@@ -183,7 +240,20 @@ def _certain(outputs: Any, many: Any, few: Any, inputs: Any) -> Task:
     )
 
 
-def _likely(outputs: Tensor, many: Tensor, few: Any, inputs: Any) -> str:
+def _mask(outputs: Tensor, many: Tensor) -> str:
+    """What is said of one logit per pixel and a mask; nothing where they are something else."""
+    pixels = outputs.shape[2:]
+    alike = many.shape[1:] in (pixels, outputs.shape[1:])
+    if len(pixels) < 2 or outputs.shape[1] != 1 or not alike:
+        return ""
+    one = many == 1
+    if not bool(((many == 0) | one | (many == 255)).all()):
+        return ""
+    divided = "" if bool(one.any()) else f" {FOREGROUND}"
+    return f"One channel and masks may be one logit per pixel.{divided}"
+
+
+def _likely(outputs: Tensor, many: Tensor, train: Split) -> str:
     """What outputs and targets look like, where that is no plain classification."""
     if many.is_floating_point() and bool((many != many.round()).any()):
         return "regression"
@@ -193,10 +263,32 @@ def _likely(outputs: Tensor, many: Tensor, few: Any, inputs: Any) -> str:
         return ""
     if many.shape[1:] == (*outputs.shape[2:],) and many.shape[1:] != outputs.shape[1:-1]:
         return "segmentation"
-    if bool((many == -100).any()):
-        return "token_classification"
+    return _of_tokens(outputs.shape[-1], bool((many == IGNORED).any()), train)
+
+
+def _of_tokens(classes: int, padded: bool, train: Split) -> str:
+    """What a class per token may be for.
+
+    Args:
+        classes: of the outputs.
+        padded: some tokens have no target.
+        train: whose texts are held against their targets.
+    """
+    inputs, few = next(iter(train.batches(_COMPARED)))
     own = [t for t in tensors(inputs) if t.shape == few.shape and not t.is_floating_point()]
-    return "causal_language_model" if any(bool((t == few).all()) for t in own) else ""
+    own = [t for t in own if int(t.max()) > 1]  # the others are masks, or the kinds of tokens
+    told = few != IGNORED
+    if not bool(told.any()):
+        return "token_classification" if padded else ""
+    if any(bool((t == few)[told].all()) for t in own):
+        return "causal_language_model"
+    for tokens in own if padded else ():
+        # most tokens that are asked for are hidden behind one mark, and any token may be there
+        shown = tokens[told]
+        hidden = float((shown == shown.mode().values).float().mean())
+        if hidden > 0.5 and int(tokens.max()) < classes and not bool((shown == few[told]).all()):
+            return "masked_language_model"
+    return "token_classification" if padded else ""
 
 
 def _unsure(why: str, outputs: Any, targets: Any, likely: str) -> InputError:

@@ -316,3 +316,53 @@ def test_every_ready_made_task_has_a_name_and_comes_back_from_a_pickle() -> None
         ready("regresion")
     with pytest.raises(InputError, match="unexpected keyword"):
         ready("regression", metrik="mae")
+
+
+def test_a_mask_of_one_logit_against_counting_pixels() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(6, 1, 5, 7, generator=generator)
+    masks = (torch.rand(6, 5, 7, generator=generator) < 0.4).long()
+    masks[:, 0] = 255
+    task = ready("binary_segmentation")
+    for given, wanted in ((logits, masks), (logits[:, 0], masks), (logits, masks[:, None].float())):
+        task.checked(given[:2], wanted)
+        judge = task.judge()
+        for i in range(0, 6, 2):
+            judge.update(given[i : i + 2], wanted[i : i + 2])
+        found, truth = (logits[:, 0, 1:] > 0).numpy(), (masks[:, 1:] == 1).numpy()
+        iou = (found & truth).sum() / (found | truth).sum()
+        assert judge.quality().value == pytest.approx(float(iou))
+        # a pixel's loss is the cross-entropy of two classes with the logits 0 and x
+        two = torch.cat([torch.zeros_like(logits), logits], 1)
+        loss = torch.nn.functional.cross_entropy(two, masks, ignore_index=255)
+        assert float(task.criterion(given, wanted)) == pytest.approx(float(loss), rel=1e-5)
+    with pytest.raises(InputError, match=r"0 or 1 \(255 is ignored\), found 2.*target_fn"):
+        task.checked(logits[:2], masks.where(masks != 1, 2))
+    with pytest.raises(InputError, match="task: segmentation"):
+        task.checked(torch.zeros(2, 3, 5, 7), masks)
+    with pytest.raises(InputError, match="task: binary_segmentation"):
+        ready("segmentation").checked(logits[:2], masks)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_masks_of_0_and_255_judge_nothing_and_are_refused(channels: int) -> None:
+    masks = (torch.arange(36).view(1, 6, 6).repeat(4, 1, 1) % 3 == 0).long()
+    task = ready("binary_segmentation" if channels == 1 else "segmentation")
+    outputs = torch.zeros(4, channels, 6, 6)
+    outputs[:, 0] = -1.0
+    judge = task.judge()
+    judge.update(outputs, masks * 255)
+    with pytest.raises(InputError, match=r"any network would do.*\(batch\[1\] > 0\).long\(\)"):
+        judge.quality()
+    assert any("33.3% of the pixels" in note for note in task.checked(outputs, masks * 255))
+
+
+def test_frames_that_come_first_are_refused_by_ctc() -> None:
+    task = ready("ctc")
+    logits, wanted = torch.randn(4, 9, 5), torch.randint(1, 5, (4, 3))
+    judge = task.judge()
+    judge.update(logits.transpose(0, 1), wanted)
+    with pytest.raises(InputError, match=r"\(N, frames, symbols\), got \(9, 4, 5\) for 4 samples"):
+        judge.quality()
+    with pytest.raises(InputError, match=r"transpose\(0, 1\)"):
+        task.criterion(logits.transpose(0, 1), wanted)

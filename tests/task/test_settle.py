@@ -11,9 +11,11 @@ from torch.nn import functional as F
 
 from autocompress.errors import InputError
 from autocompress.task.data import Data, Split
+from autocompress.task.memory import Memory
 from autocompress.task.ready import READY, ready
-from autocompress.task.settle import implied, settle
+from autocompress.task.settle import implied, settle, watched
 from autocompress.task.task import Task
+from autocompress.task.wrapping import wrap_split
 
 LABELS = torch.tensor([0, 1, 2, 3, 4, 0, 1, 2])
 LOGITS = torch.randn(8, 5, generator=torch.Generator().manual_seed(0))
@@ -140,3 +142,91 @@ def test_every_ready_made_task_checks_its_targets(name: str) -> None:
     assert task.check is not None
     with pytest.raises(InputError):
         task.checked(outputs, torch.full((4, 7), float("nan")))
+
+
+IDS = torch.randint(3, 20, (40, 10), generator=torch.Generator().manual_seed(0))
+REAL = torch.arange(10)[None] < torch.arange(40)[:, None] % 6 + 4
+HIDDEN = torch.rand(40, 10, generator=torch.Generator().manual_seed(1)) < 0.15
+TEXTS = {
+    "causal_language_model": (IDS, torch.where(REAL, IDS, -100)),
+    "masked_language_model": (
+        torch.where(HIDDEN & (IDS > 4), 1, IDS),  # now and then the token itself is left
+        torch.where(HIDDEN & REAL, IDS, -100),
+    ),
+    "token_classification": (IDS, torch.where(REAL, IDS % 5, -100)),
+}
+
+
+@pytest.mark.parametrize("task", TEXTS)
+def test_padded_labels_are_compared_with_the_texts(task: str) -> None:
+    shown, labels = TEXTS[task]
+    part = Split({"input_ids": shown, "attention_mask": REAL.long()}, labels)
+
+    def predict(inputs: Any) -> Tensor:
+        return torch.zeros(*inputs["input_ids"].shape, 20)
+
+    with pytest.raises(InputError, match=f"Say it with `task: {task}`"):
+        settle(Data(part, part, part), predict)
+    ready(task).checked(predict({"input_ids": shown[:2]}), labels)
+
+
+MASKS = (torch.rand(8, 6, 6, generator=torch.Generator().manual_seed(0)) < 0.3).long()
+
+
+@pytest.mark.parametrize("masks", [MASKS, MASKS[:, None], MASKS.float(), MASKS * 255])
+def test_one_channel_and_masks_are_offered_as_a_binary_segmentation(masks: Tensor) -> None:
+    for channels in (1, 2):
+        if channels == 2 and masks.dim() == 4:
+            continue
+        name = "binary_segmentation" if channels == 1 else "segmentation"
+        with pytest.raises(InputError, match=f"Say it with `task: {name}`") as said:
+            settled(torch.zeros(8, channels, 6, 6), masks)
+        if channels == 1:
+            assert (int(masks.max()) == 255) == ("(batch[1] > 0).long()" in str(said.value))
+
+
+def test_how_much_of_a_split_says_little_is_noted() -> None:
+    some = MASKS.clone()
+    some[:, 0] = 255
+    whole, bare = (Split(torch.zeros(8, 3), m) for m in (some, torch.zeros_like(MASKS)))
+    given = Data(whole, bare, whole, task=ready("segmentation"))
+    _, notes = settle(given, lambda inputs: torch.zeros(len(inputs), 2, 6, 6))
+    assert notes == (
+        "16.7% of the pixels have the target 255 and count nowhere (train, test)",
+        "all pixels that count are of class 0 (val)",
+    )
+
+
+def test_samples_in_second_place_are_refused() -> None:
+    recurrent = torch.nn.LSTM(3, 5)  # its batch is the second axis, unless it is told
+
+    def predict(inputs: Tensor) -> Tensor:
+        return recurrent(inputs.transpose(0, 1))[0]
+
+    frames = torch.zeros(8, 6, 3)
+    labels = torch.ones(8, 2).long()
+    with pytest.raises(InputError, match=r"\(6, 2, 5\) for 2 samples.*transpose\(0, 1\)"):
+        settle(data(labels, frames, task=ready("ctc")), predict)
+    turned = settle(data(labels, frames, task=ready("ctc")), lambda x: predict(x).transpose(0, 1))
+    assert turned[0].name == "sequence with CTC"
+
+
+@pytest.mark.parametrize("place", [100, 700])
+@pytest.mark.parametrize("wrong", [99, float("nan")])
+def test_targets_that_come_late_are_held_against_the_outputs_too(place: int, wrong: float) -> None:
+    labels = (torch.arange(800) % 5).float()
+    labels[place] = wrong
+    rows = [(torch.zeros(3), label) for label in labels]
+    split = wrap_split(rows, memory=Memory(1))
+    whole = Data(split, data(LABELS).val, data(LABELS).test, task=ready("classification"))
+
+    def predict(inputs: Tensor) -> Tensor:
+        return torch.zeros(len(inputs), 5)
+
+    def read() -> None:
+        settle(whole, predict)
+        for _ in watched(whole, predict).train.batches(32):
+            pass
+
+    with pytest.raises(InputError, match=r"targets of train do not fit the task.*(99|NaN)"):
+        read()
