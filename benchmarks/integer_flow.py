@@ -30,7 +30,7 @@ from autocompress.machine.facts import machine_facts
 from autocompress.measure.conversions import conversions
 from autocompress.measure.latency import paired_timing
 from autocompress.measure.sampling import Plan
-from autocompress.measure.saturation import products_overflow, settled
+from autocompress.measure.saturation import settled
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.settings import CompressionSettings
@@ -200,7 +200,7 @@ def main() -> None:
         for name in names:
             rows.append(judge(name, Path(folder), 2.0 if args.quick else 10.0, args.keep))
             print(json.dumps(rows[-1]), file=sys.stderr)
-    dots = not products_overflow(get_target("onnxruntime"))
+    dots = not get_target("onnxruntime").products_overflow()
     report = {"integer_flow": rows, "dot_products": dots, "machine": machine_facts()}
     print(json.dumps(report, indent=None if args.json else 1))
 
