@@ -12,11 +12,17 @@ from torch import Tensor, nn
 from autocompress.errors import ExportError
 from autocompress.task.calling import call, input_names, output_names
 from autocompress.task.choices import other_values, reads_values
+from autocompress.task.compared import TOLERANCES, difference
 from autocompress.task.dynamic import Axes, other_size, sizes_of
 from autocompress.task.nested import named_tensors, tensors
 
 RunFile = Callable[[list[str], list[Tensor]], Sequence[Any]]
 """From names of outputs and the tensors of an input to these outputs, as arrays."""
+
+
+TOLERANCE = TOLERANCES[torch.float32]
+LEAST = 1e-2
+"""Values below count as this large: what rounding leaves of numbers that cancel."""
 
 
 class Unsteady(ExportError):
@@ -142,7 +148,7 @@ def compare(run: RunFile, module: nn.Module, example: Any) -> None:
             f"{said} A size may have become a constant of the file: leave "
             "that axis fixed, or give the model sizes that it computes from its input."
         ) from error
-    different = difference(names, found, answer)
+    different = differing(names, found, answer)
     if different:
         _check_steady(module, example, names, answer)
         raise ExportError(
@@ -153,7 +159,7 @@ def compare(run: RunFile, module: nn.Module, example: Any) -> None:
         )
 
 
-def difference(names: Sequence[str], found: Sequence[Any], answer: Any) -> str:
+def differing(names: Sequence[str], found: Sequence[Any], answer: Any) -> str:
     """Which output is not the answer's, and by how much; an empty text where all are.
 
     Args:
@@ -162,31 +168,18 @@ def difference(names: Sequence[str], found: Sequence[Any], answer: Any) -> str:
         answer: of the module.
     """
     for name, array, tensor in zip(names, found, tensors(answer), strict=True):
-        wanted = tensor.numpy(force=True)
-        if array.shape != wanted.shape:
-            return f"{name!r} differs by its shape"
-        if not _near(array, wanted):
-            return f"{name!r} differs by up to {_gap(array, wanted):.3g}"
+        off = difference([torch.as_tensor(np.asarray(array))], [tensor.cpu()], TOLERANCE, LEAST)
+        if off:
+            return f"{name!r} differs: {off}"
     return ""
 
 
 def _check_steady(module: nn.Module, example: Any, names: list[str], answer: Any) -> None:
     again = [part.numpy(force=True) for part in tensors(call(module, example))]
-    different = difference(names, again, answer)
+    different = differing(names, again, answer)
     if different:
         raise Unsteady(
             "A file answers the same input in the same way each time, and so must the model: from "
             f"one run to the next its output {different}. It draws random numbers (noise, dropout) "
             "or keeps a state in eval mode: switch that off, for example by `if self.training`."
         )
-
-
-def _near(found: Any, wanted: Any) -> bool:
-    if wanted.dtype.kind != "f":
-        return bool((found == wanted).all())
-    scale = max(1.0, float(np.abs(wanted[np.isfinite(wanted)]).max(initial=0.0)))
-    return bool(np.allclose(found, wanted, rtol=1e-3, atol=1e-3 * scale, equal_nan=True))
-
-
-def _gap(found: Any, wanted: Any) -> float:
-    return float(np.abs(found.astype(np.float64) - wanted.astype(np.float64)).max())

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from autocompress.errors import InputError
+from autocompress.task.compared import TOLERANCES, difference
+from autocompress.task.nested import tensors
 
 _INTEGER = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulNBits")
 _TYPES = {
@@ -22,6 +24,8 @@ _TYPES = {
     "tensor(int32)": torch.int32,
     "tensor(bool)": torch.bool,
 }
+_LEAST = 1e-2
+"""Values below count as this large in that check."""
 _FREE = 32
 """Size of a free axis, other than the batch, in the check of the conversion."""
 
@@ -147,7 +151,6 @@ def _zeros_and_ones(shape: tuple[int, ...]) -> Tensor:
 @torch.no_grad()
 def _compare(module: nn.Module, path: str, graph: Any) -> None:
     """Refuse a conversion that computes something else than the file."""
-    import numpy as np
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -172,7 +175,7 @@ def _compare(module: nn.Module, path: str, graph: Any) -> None:
         kind = _TYPES[spec.type]
         inputs.append((torch.randn if kind.is_floating_point else _zeros_and_ones)(shape).to(kind))
     feed = {s.name: x.numpy() for s, x in zip(session.get_inputs(), inputs, strict=True)}
-    wanted = session.run(None, feed)[0]
+    wanted = [torch.as_tensor(array) for array in session.run(None, feed)]
     try:
         found = module(*inputs)
     except Exception as error:  # converted operators raise whatever they stumble on
@@ -180,9 +183,9 @@ def _compare(module: nn.Module, path: str, graph: Any) -> None:
             f"{path} cannot be used: what onnx2torch makes of it does not run ({error}). Give the "
             "torch model that it was exported from."
         ) from error
-    found = (found[0] if isinstance(found, tuple | list) else found).numpy()
-    if found.shape != wanted.shape or not np.allclose(found, wanted, rtol=1e-3, atol=1e-4):
+    off = difference(tensors(found), wanted, TOLERANCES[torch.float32], _LEAST)
+    if off:
         raise InputError(
-            f"{path} cannot be used: what onnx2torch makes of it computes something else. Give the "
-            "torch model that it was exported from."
+            f"{path} cannot be used: what onnx2torch makes of it computes something else ({off}). "
+            "Give the torch model that it was exported from."
         )

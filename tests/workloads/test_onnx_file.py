@@ -1,0 +1,56 @@
+"""An ONNX file as the model: what is made of it is compared with it, output by output."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+
+import autocompress as ac
+from autocompress.errors import InputError
+from autocompress.workloads.onnx_file import onnx_model
+
+
+class Heads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.first, self.second = nn.Linear(6, 8), nn.Linear(8, 3), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Any:
+        x = torch.relu(self.body(x))
+        return self.first(x), self.second(x), self.second(x).argmax(1)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return ac.export(Heads().eval(), tmp_path / "m.onnx", example=torch.randn(2, 6))
+
+
+def test_all_outputs_are_the_files(file: Path) -> None:
+    x = torch.randn(5, 6)
+    for one, other in zip(onnx_model(str(file))(x), Heads()(x), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_an_output_that_differs_refuses_the_conversion(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The converter is made to err in one head: the first output stays what it was."""
+    import onnx2torch
+
+    convert = onnx2torch.convert
+
+    def errs(graph: onnx.ModelProto) -> nn.Module:
+        module = convert(graph)
+        (head,) = (m for m in module.modules() if getattr(m, "out_features", 0) == 2)
+        head.bias.data += 1
+        return module
+
+    monkeypatch.setattr(onnx2torch, "convert", errs)
+    with pytest.raises(InputError, match=r"computes something else \(output 2: .*off\)"):
+        onnx_model(str(file))
