@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import logging
+import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from autocompress.errors import InputError
+from autocompress.errors import AutocompressError, UnsupportedModel
 from autocompress.task.nested import named_tensors, tensors, with_tensors
+
+_log = logging.getLogger(__name__)
 
 CACHES = ("past_key_values", "cache", "cache_params", "mems", "past_buckets_states")
 """What language models answer for their next call only; no part of what they say."""
@@ -59,6 +63,60 @@ def call(module: nn.Module, inputs: Any) -> Any:
     """
     args, kwargs = arguments(inputs)
     return without_caches(module(*args, **kwargs))
+
+
+def call_or_refuse(answer: Callable[[Any], Any], inputs: Any) -> Any:
+    """What a model answers to the first inputs that the data give it.
+
+    Args:
+        answer: from inputs to outputs.
+        inputs: of a few samples.
+
+    Raises:
+        UnsupportedModel: whatever its forward raised, with what went in and what to do; or it
+            answers without a tensor.
+    """
+    try:
+        found = answer(inputs)
+    except AutocompressError:
+        raise
+    except Exception as error:  # a forward of anyone's raises whatever it stumbles on
+        _log.debug("the model's forward failed", exc_info=error)
+        raise UnsupportedModel(
+            f"The model does not run on what the data give it, {described(inputs)}: "
+            f"{type(error).__name__}: {error}{_where(error)}. Give data in the shapes and number "
+            "types that it was trained on, or `input_fn`, which makes its inputs of a batch: "
+            "`input_fn=lambda batch: batch[0].float() / 255`, for example, or `lambda batch: {'x': "
+            "batch['image']}` to name its arguments."
+        ) from error
+    if not tensors(found):
+        raise UnsupportedModel(
+            f"The model must answer with tensors, alone or in tuples, lists and mappings; it gives "
+            f"{type(found).__name__}. Let its forward return them as they are, without `.numpy()`, "
+            "`.tolist()` or `.item()`."
+        )
+    return found
+
+
+def _where(error: Exception) -> str:
+    """The innermost line of the model's own code, if it has any."""
+    torchs = str(Path(torch.__file__).parent)
+    ours = str(Path(__file__).parents[1])
+    files = [(f.filename, f.lineno) for f in traceback.extract_tb(error.__traceback__)]
+    start = next((i for i, (file, _) in enumerate(files) if file.startswith(torchs)), len(files))
+    own = [place for place in files[start:] if not place[0].startswith((torchs, ours))]
+    return f" ({own[-1][0]}, line {own[-1][1]})" if own else ""
+
+
+def described(value: Any) -> str:
+    """Shapes and number types of a structure: ``x (N, 3, 32, 32) float32``."""
+    parts = [f"{name} {_shape(tensor)}".strip() for name, tensor in named_tensors(value)]
+    return ", ".join(parts) or type(value).__name__
+
+
+def _shape(tensor: Tensor) -> str:
+    each = "".join(f", {size}" for size in tensor.shape[1:])
+    return f"(N{each or ','}) {str(tensor.dtype).removeprefix('torch.')}"
 
 
 def call_flat(module: nn.Module, inputs: Any) -> list[Tensor]:
@@ -164,57 +222,3 @@ def without_cache(model: nn.Module) -> nn.Module:
         if getattr(config, "use_cache", False) is True:
             config.use_cache = False  # type: ignore[union-attr]  # it has the attribute
     return model
-
-
-@dataclass(frozen=True)
-class Selection:
-    """From the columns of a data set to those that a model takes; picklable.
-
-    Args:
-        names: columns that are kept; ``None`` hands over the only one by position.
-        before: from stored inputs to columns; ``None`` leaves them.
-        dropped: columns that the model does not take.
-    """
-
-    names: tuple[str, ...] | None
-    before: Callable[[Any], Any] | None = None
-    dropped: tuple[str, ...] = ()
-
-    def __call__(self, stored: Any) -> Any:
-        """The model's inputs."""
-        columns = stored if self.before is None else self.before(stored)
-        if self.names is None:
-            return next(iter(columns.values()))
-        return {name: columns[name] for name in self.names}
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What people should know."""
-        if not self.dropped:
-            return ()
-        return (f"Columns that the model does not take were left out: {', '.join(self.dropped)}.",)
-
-    @classmethod
-    def of(cls, model: nn.Module, inputs: Any) -> Selection | None:
-        """What a model takes of the inputs; ``None`` where that is all of them.
-
-        Raises:
-            InputError: none of several columns is a parameter of the model.
-        """
-        if not isinstance(inputs, Mapping):
-            return None
-        parameters = inspect.signature(model.forward).parameters
-        kept = tuple(name for name in inputs if name in parameters)
-        if len(kept) == len(inputs):
-            return None
-        if kept:
-            return cls(kept, dropped=tuple(str(n) for n in inputs if n not in parameters))
-        if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
-            return None
-        if len(inputs) == 1:
-            return cls(None)
-        raise InputError(
-            f"The model's forward takes {', '.join(parameters)}; a batch of the data has "
-            f"{', '.join(map(str, inputs))}. Rename the columns, or give `input_fn`, e.g. "
-            "`input_fn=lambda batch: (batch['a'], batch['b'])` to hand them over by position."
-        )

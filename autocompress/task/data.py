@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from autocompress.errors import InputError, nearest
 from autocompress.task.batches import Reader
-from autocompress.task.calling import Selection
 from autocompress.task.cutting import Draws, cut
 from autocompress.task.memory import Memory
 from autocompress.task.nested import map_tensors, tensors
+from autocompress.task.selection import Selection
 from autocompress.task.split import Inputs, Split, counted, feed, portions
 from autocompress.task.wrapping import wrap_drawn
 
@@ -179,7 +179,7 @@ class Data:
         Raises:
             InputError: none of several columns is a parameter of the model.
         """
-        selection = Selection.of(model, self.train.inputs(1))
+        selection = Selection.of(model, self.train.inputs(2))
         if selection is None:
             return self
         splits = {

@@ -13,10 +13,11 @@ from torch import Tensor
 from autocompress.errors import InputError
 from autocompress.results.metric import ACCURACY, FRACTION, METRICS, Metric
 from autocompress.task.batches import IGNORED
+from autocompress.task.calling import call_or_refuse, described
 from autocompress.task.data import Data, Split
 from autocompress.task.divergence import divergence_of
 from autocompress.task.metrics import TaskMetric
-from autocompress.task.nested import batch_size, map_tensors, named_tensors, take, tensors
+from autocompress.task.nested import batch_size, map_tensors, take, tensors
 from autocompress.task.outputs import OutputKind, hits, label_loss, output_kind
 from autocompress.task.pick import the_tensor
 from autocompress.task.ready import READY, binary, classification
@@ -42,11 +43,12 @@ def settle(data: Data, predict: Callable[[Any], Any]) -> tuple[Task, tuple[str, 
         The task, and remarks on how targets are read.
 
     Raises:
-        InputError: the task is not certain, or targets do not fit; the message has the remedy.
+        InputError: the task is not certain, targets do not fit, or the model does not run on the
+            inputs; the message has the remedy.
     """
     inputs, few = next(iter(data.train.batches(2)))
     with torch.inference_mode():
-        outputs = predict(inputs)
+        outputs = call_or_refuse(predict, inputs)
         _one_part_per_sample(outputs, few, lambda: predict(take(inputs, slice(0, 1))))
     _samples_first(outputs, few, lambda: predict(take(inputs, slice(0, 1))))
     many = first_targets(data.train, few)
@@ -295,18 +297,8 @@ def _unsure(why: str, outputs: Any, targets: Any, likely: str) -> InputError:
     name = likely or "NAME"
     guess = f" They look like those of `{likely}`." if likely else ""
     return InputError(
-        f"What the model is for is not certain: outputs {_shapes(outputs)}, targets "
-        f"{_shapes(targets)}. {why}{guess} Say it with `task: {name}` in the study's `data` "
+        f"What the model is for is not certain: outputs {described(outputs)}, targets "
+        f"{described(targets)}. {why}{guess} Say it with `task: {name}` in the study's `data` "
         f'section, or task="{name}" in Python; ready-made are {", ".join(READY)}. A metric of '
         "your own: autocompress.Task."
     )
-
-
-def _shapes(value: Any) -> str:
-    parts = [f"{name} {_shape(tensor)}".strip() for name, tensor in named_tensors(value)]
-    return ", ".join(parts) or type(value).__name__
-
-
-def _shape(tensor: Tensor) -> str:
-    each = "".join(f", {size}" for size in tensor.shape[1:])
-    return f"(N{each or ','}) {str(tensor.dtype).removeprefix('torch.')}"

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from autocompress.errors import InputError
 from autocompress.task.calling import (
     Flat,
-    Selection,
     call,
     input_names,
     output_names,
@@ -22,6 +21,7 @@ from autocompress.task.calling import (
     without_cache,
 )
 from autocompress.task.nested import tensors
+from autocompress.task.selection import Selection
 
 
 class Adds(nn.Module):
