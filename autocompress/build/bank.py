@@ -111,7 +111,7 @@ class LayerBank:
         sample = train.sample(settings.calibrating(inventory.macs, len(train)), settings.seed)
         inputs = feed(sample)
         check_inputs(sample.inputs(64), inventory.input_shape)
-        plan = slicing_plan(model, train.inputs(1), inventory.groups_by_name)
+        plan = slicing_plan(model, train.inputs(2), inventory.groups_by_name)
         groups = [g for g in inventory.channel_groups if settings.prune_residual or not g.residual]
         path = cls._path(inventory, train, settings, cache_dir)
         if path is not None and path.exists():

@@ -2,7 +2,8 @@
 
 The zeros are put in while the original runs, where the branch's result comes to its addition; what
 is left out is left out as the stitching of a policy does it. Every other branch is left out at
-once, then those between them; only where that differs are they tried in parts.
+once, then those between them; only where that differs are they tried in parts. Where the model does
+something else while it trains, it must run so as well.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from torch import Tensor, nn
 
 from autocompress.model.absent import leave_out
 from autocompress.model.blocks import Branch, Finder, ForwardPass, find_branches, watch
-from autocompress.model.cut_check import first_samples, lively
+from autocompress.model.cut_check import answers, lively, short, unlike_samples
+from autocompress.model.training_run import in_training, to_training
 from autocompress.policy.inventory import Block, LayerSpec
+from autocompress.task.compared import TOLERANCES, difference
 from autocompress.task.nested import map_tensors
 
 MAX_SECONDS = 60.0
 """Branches that were not reached after that stay."""
-_TOLERANCE = 1e-4
-"""Of the largest value of an output."""
 
 
 def take_blocks(
@@ -40,7 +41,7 @@ def take_blocks(
     Returns:
         The blocks in network order; and the first layer of each branch that stays, with the reason.
     """
-    inputs = map_tensors(_float32, first_samples(example, 2))
+    inputs = map_tensors(_float32, unlike_samples(example))
     try:
         copied = lively(copy.deepcopy(model), torch.float32)
         branches, skipped = find_branches(copied, inputs, layers)
@@ -68,6 +69,10 @@ class _BlockCheck:
     def __init__(self, model: nn.Module, inputs: Any, layers: Sequence[LayerSpec]) -> None:
         self.model, self.inputs, self.layers = model, inputs, layers
         self.failed: dict[str, str] = {}
+        self.trained: list[torch.Size] | None = None
+        if in_training(model, inputs) is not None:
+            found = answers(to_training(copy.deepcopy(model)), inputs)
+            self.trained = [tensor.shape for tensor in found]
         self._until = time.monotonic() + MAX_SECONDS
 
     def test(self, branches: Sequence[Branch]) -> None:
@@ -95,20 +100,26 @@ class _BlockCheck:
             run = watch(small, self.inputs)
         # whatever a model raises without them, the branches are what it cannot do without
         except Exception as error:
-            lines = str(error).strip().splitlines() or [""]
-            return f"without it, the model does not run ({type(error).__name__}: {lines[0][:160]})"
+            said = f"{type(error).__name__}: {short(error)}"
+            return f"without it, the model does not run ({said})"
         if reader := self._reader(small, run, gone):
             return f"what it leaves is still read by the operator {reader}"
         zeroed = self._wanted(branches)
-        for one, other in zip(run.answers, zeroed.answers, strict=True):
-            if one.shape != other.shape:
-                return "without it, the model gives outputs of another shape"
-            if one.is_floating_point() and one.numel():
-                size = max(float(other.nan_to_num().abs().max()), 1e-30)
-                off = float((one - other).nan_to_num().abs().max()) / size
-                same = torch.equal(one.isfinite(), other.isfinite())
-                if not same or not off <= _TOLERANCE:
-                    return f"without it, the model answers differently ({off:.1%} off)"
+        if off := difference(run.answers, zeroed.answers, TOLERANCES[torch.float32]):
+            return f"without it, the model answers differently ({off})"
+        return self._why_not_in_training(small)
+
+    def _why_not_in_training(self, small: nn.Module) -> str:
+        """Why a model without some branches cannot be trained, or an empty text."""
+        if self.trained is None:
+            return ""
+        try:
+            found = answers(to_training(copy.deepcopy(small)), self.inputs)
+        except Exception as error:  # as above
+            said = f"{type(error).__name__}: {short(error)}"
+            return f"without it, the model does not run in training ({said})"
+        if [tensor.shape for tensor in found] != self.trained:
+            return "without it, the model gives outputs of another shape in training"
         return ""
 
     def _wanted(self, branches: Sequence[Branch]) -> ForwardPass:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from autocompress.model.call_sites import CALLS, running_module
+from autocompress.model.call_sites import CALLS, Counted, running_module
 from autocompress.model.follow import Follower
 from autocompress.model.labels import Atoms, Labels, along, compact
 from autocompress.model.layer_labels import LAYERS, Axis, LayerLabels, is_layer
@@ -28,12 +28,12 @@ class Site:
 
     Args:
         module: in whose forward it stands.
-        number: among such calls of one run of that module.
+        call: its name, see ``call_sites``.
         tensors: ``i`` for the input, ``o0``, ``o1``, ... for what came out, with their labels.
     """
 
     module: str
-    number: int
+    call: str
     tensors: tuple[tuple[str, Labels], ...]
 
 
@@ -104,7 +104,7 @@ class _FollowedPass:
         self.layers = LayerLabels(self.follower)
         self.trace = ChannelTrace(self.atoms)
         self.layer: nn.Module | None = None
-        self.numbers: dict[nn.Module, int] = {}
+        self.counted: dict[nn.Module, Counted] = {}
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -127,7 +127,7 @@ class _FollowedPass:
 
     def _enter(self, module: nn.Module, args: Any) -> None:
         if self.layer is None:
-            self.numbers[module] = 0
+            self.counted[module] = Counted()
             if is_layer(module):
                 self.layer = module
 
@@ -141,18 +141,16 @@ class _FollowedPass:
         self.layers.ran(name, module, (*args, *kwargs.values()), outputs)
         self.layer = None
 
-    def note(self, x: Tensor, outputs: Any) -> None:
+    def note(self, name: str, x: Tensor, outputs: Any) -> None:
         """A call that says sizes."""
-        module = running_module(3)
-        if module not in self.numbers:
+        module, place = running_module(3)
+        if module not in self.counted:
             return
-        number = self.numbers[module]
-        self.numbers[module] += 1
+        call = self.counted[module].name(place, name)
         parts = [("i", self.follower.get(x))]
         parts += [(f"o{i}", self.follower.get(y)) for i, y in enumerate(tensors(outputs))]
         known = tuple((key, labels) for key, labels in parts if labels is not None)
-        if known:
-            self.trace.sites.append(Site(self.names[module], number, known))
+        self.trace.sites.append(Site(self.names[module], call, known))
 
 
 class _Operators(TorchDispatchMode):
@@ -175,13 +173,9 @@ class _Calls(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if (
-            self.run.layer is None
-            and getattr(func, "__name__", "") in CALLS
-            and args
-            and isinstance(args[0], Tensor)
-        ):
-            self.run.note(args[0], out)
+        name = getattr(func, "__name__", "")
+        if self.run.layer is None and name in CALLS and args and isinstance(args[0], Tensor):
+            self.run.note(name, args[0], out)
         return out
 
 

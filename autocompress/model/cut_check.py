@@ -2,6 +2,8 @@
 
 Masked means that what reads the channels reads nothing: their weights are zero there. All groups
 are cut at once, each by some of its channels; only where that differs are they tried in parts.
+A model that does something else while it trains is run so as well, and on another size of axes that
+are free.
 The weights are copies, with noise where all of a tensor is one value (a layer that was set to zero
 would hide what goes wrong behind it), and of double precision where the model can run in it.
 """
@@ -12,6 +14,7 @@ import copy
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.model.tracing_stubs import unfused_attention
+from autocompress.model.training_run import in_training, seeded, to_training
 from autocompress.policy.registry import builtin
 from autocompress.task.calling import call_flat
+from autocompress.task.compared import TOLERANCES, difference
+from autocompress.task.dynamic import Axes, other_sizes
 from autocompress.task.nested import map_tensors, tensors
 
 if TYPE_CHECKING:
@@ -30,8 +36,6 @@ MAX_SECONDS = 120.0
 """Groups that were not reached after that are left alone."""
 DRAWS = 2
 """Cuts of every group where calls say sizes, which may fit one cut by chance."""
-_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
-"""Of the largest value of an output."""
 
 
 def first_samples(inputs: Any, count: int) -> Any:
@@ -45,17 +49,38 @@ def first_samples(inputs: Any, count: int) -> Any:
     return map_tensors(cut, inputs)
 
 
-Calls = frozenset[tuple[str, int]]
-"""Modules and numbers of calls in their forward, see ``model.call_sites``."""
+def unlike_samples(inputs: Any) -> Any:
+    """Two samples of a batch; where it has one, or two alike, another is made of the first."""
+    inputs = first_samples(inputs, 2)
+    found = tensors(inputs)
+    batch = len(found[0]) if found and found[0].dim() else 0
+    batched = [tensor for tensor in found if tensor.dim() and len(tensor) == batch]
+    if batch == 2 and not all(torch.equal(tensor[0], tensor[1]) for tensor in batched):
+        return inputs
+
+    def with_another(tensor: Tensor) -> Tensor:
+        if not tensor.dim() or len(tensor) != batch:
+            return tensor
+        other = tensor[:1].flip(-1) if tensor.dim() > 1 else tensor[:1]
+        return torch.cat([tensor[:1], other * 0.75 if other.is_floating_point() else other])
+
+    return map_tensors(with_another, inputs)
 
 
-def check_groups(model: nn.Module, inputs: Any, plan: SlicingPlan) -> tuple[dict[str, str], Calls]:
+Calls = frozenset[tuple[str, str]]
+"""Modules and names of calls in their forward, without counts; see ``model.call_sites``."""
+
+
+def check_groups(
+    model: nn.Module, inputs: Any, plan: SlicingPlan, axes: Axes | None = None
+) -> tuple[dict[str, str], Calls]:
     """Cut every group of a plan once.
 
     Args:
         model: in eval mode; not changed.
         inputs: a few samples.
         plan: how groups are cut.
+        axes: of the inputs that may have other sizes, beside the batch; one of these is tried too.
 
     Returns:
         Name of a group that cannot be cut to the reason; and calls that had to be corrected.
@@ -63,7 +88,7 @@ def check_groups(model: nn.Module, inputs: Any, plan: SlicingPlan) -> tuple[dict
     if not plan.members:
         return {}, frozenset()
     try:
-        check = CutCheck(model, inputs, plan)
+        check = CutCheck(model, inputs, plan, axes)
     except Exception as error:  # a forward of anyone's; no group is tried, and the reason is kept
         reason = f"a copy of the model does not run ({type(error).__name__}: {error})"
         return dict.fromkeys(plan.members, reason), frozenset()
@@ -75,18 +100,42 @@ def needed_calls(model: nn.Module, inputs: Any, plan: SlicingPlan) -> Calls:
     """The calls that must be corrected where all groups of a plan are cut."""
     check = CutCheck(model, inputs, plan)
     for draw in range(check.draws):
-        check.cut(list(plan.members), draw)
+        check.run(check.cut(list(plan.members), draw))
     return check.corrected
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way in which a model is run.
+
+    Args:
+        inputs: of the run.
+        training: whether the parts of the model are told that they train.
+        shapes_only: what it answers there is drawn at random, or changes from run to run.
+        name: for people; empty for the usual one.
+    """
+
+    inputs: Any
+    training: bool = False
+    shapes_only: bool = False
+    name: str = ""
 
 
 class CutCheck:
     """The copy of a model on which groups are tried.
 
+    Args:
+        model, inputs, plan, axes: as in ``check_groups``.
+
     Attributes:
         model: the copy, whole.
+        ways: in which it is run.
+        corrected: calls that cut models had to correct.
     """
 
-    def __init__(self, model: nn.Module, inputs: Any, plan: SlicingPlan) -> None:
+    def __init__(
+        self, model: nn.Module, inputs: Any, plan: SlicingPlan, axes: Axes | None = None
+    ) -> None:
         self.plan = plan
         self.failed: dict[str, str] = {}
         self.corrected: Calls = frozenset()
@@ -94,19 +143,30 @@ class CutCheck:
         self._until = time.monotonic() + MAX_SECONDS
         self._draws = _drawn_channels(plan)
         self.draws = DRAWS if plan.sites else 1
-        for dtype in (torch.float64, torch.float32):
+        # other samples than were followed, and more: sizes must not hold the batch's
+        few = first_samples(inputs, 2)
+        batches = (unlike_samples(few), _twice(few), few)
+        for dtype in TOLERANCES:
             self.model = lively(copy.deepcopy(model), dtype)
-            self._tolerance = _TOLERANCE[dtype]
-            # one sample more than was followed: sizes must not hold the batch's
-            for more in (1, 0):
-                convert = partial(_batch, dtype=dtype, more=more)
-                self._inputs = map_tensors(convert, inputs)
+            self._tolerance = TOLERANCES[dtype]
+            for batch in batches:
+                usual = Way(map_tensors(partial(_as, dtype), batch))
                 try:
-                    self.answers(self.model)
-                    return
+                    self._answer(self.model, usual)
                 except Exception as error:  # the next type and batch are tried; the last is raised
                     failure = error
+                    continue
+                self.ways = (usual, *self._others(usual, axes))
+                return
         raise failure
+
+    def _others(self, usual: Way, axes: Axes | None) -> Iterator[Way]:
+        """The other ways in which the model runs, if it does."""
+        training = in_training(self.model, usual.inputs)
+        if training is not None:
+            yield Way(usual.inputs, True, training.unsteady, " in training")
+        for inputs in other_sizes(self.model, usual.inputs, axes) if axes else ():
+            yield Way(inputs, name=" at another size")
 
     def test(self, names: Sequence[str]) -> None:
         """Sort groups into good ones and failed ones; those that are good are so together."""
@@ -125,17 +185,11 @@ class CutCheck:
             self.test(names[: len(names) // 2])
             self.test(names[len(names) // 2 :])
 
-    def cut(self, names: Sequence[str], draw: int) -> list[Tensor]:
-        """What the model answers without some channels of these groups."""
+    def cut(self, names: Sequence[str], draw: int) -> nn.Module:
+        """The model without some channels of these groups."""
         small = copy.deepcopy(self.model)
         cut_out(small, self._removals(names, draw))
-        got = self.answers(small)
-        self.corrected |= frozenset(
-            (name, number)
-            for name, module in small.named_modules()
-            for number in getattr(vars(module).get("forward"), "concerned", ())
-        )
-        return got
+        return small
 
     def _removals(self, names: Sequence[str], draw: int) -> dict[tuple[str, str], list[int]]:
         return self.plan.removals({name: self._draws[draw][name] for name in names})
@@ -152,45 +206,62 @@ class CutCheck:
 
     def _why_not_drawn(self, names: Sequence[str], draw: int) -> str:
         with _masked(self.model, self._removals(names, draw)):
-            wanted = self.answers(self.model)
+            wanted = [self._answer(self.model, way) for way in self.ways]
+        way = self.ways[0]
         try:
-            got = self.cut(names, draw)
+            small = self.cut(names, draw)
+            for way, answer in zip(self.ways, wanted, strict=True):
+                off = difference(self._answer(small, way), answer, self._tolerance)
+                if off:
+                    reason = "cut, the model answers differently from the masked one"
+                    return f"{reason}{way.name} ({off})"
         # whatever a cut model raises, the group is what it cannot do without
         except Exception as error:
-            return f"cut, the model does not run ({type(error).__name__}: {_short(error)})"
-        return self.difference(got, wanted)
-
-    def difference(self, got: list[Tensor], wanted: list[Tensor]) -> str:
-        """In what a cut model answers differently, or an empty text."""
-        if [g.shape for g in got] != [w.shape for w in wanted]:
-            return "cut, the model gives outputs of another shape"
-        for one, other in zip(got, wanted, strict=True):
-            if not one.is_floating_point() or not one.numel():
-                continue
-            if not bool(torch.isfinite(other).all()):
-                if not torch.equal(torch.isfinite(one), torch.isfinite(other)):
-                    return "cut, the model gives values that are not finite"
-                one, other = one.nan_to_num(), other.nan_to_num()
-            size = max(float(other.abs().max()), 1e-30)
-            off = float((one - other).abs().max()) / size
-            if not off <= self._tolerance:
-                return f"cut, the model answers differently from the masked one ({off:.1%} off)"
+            said = f"{type(error).__name__}: {short(error)}"
+            return f"cut, the model does not run{way.name} ({said})"
         return ""
 
-    def answers(self, model: nn.Module) -> list[Tensor]:
-        """What a copy answers."""
-        with unfused_attention(), torch.no_grad(), torch.random.fork_rng(devices=()):
-            torch.manual_seed(0)
-            return call_flat(model, self._inputs)
+    def run(self, model: nn.Module) -> None:
+        """Run a model in the usual way, and note what it corrects."""
+        self._answer(model, self.ways[0])
+
+    def alike(self, one: nn.Module, other: nn.Module) -> bool:
+        """Whether two models answer the same."""
+        return not any(
+            difference(self._answer(one, way), self._answer(other, way), self._tolerance)
+            for way in self.ways
+        )
+
+    def _answer(self, model: nn.Module, way: Way) -> list[Tensor]:
+        """What a copy answers; what it corrected in doing so is noted."""
+        if way.training:  # what it keeps of a run must not reach the next one
+            model = to_training(copy.deepcopy(model))
+        found = answers(model, way.inputs)
+        self.corrected |= frozenset(
+            (name, call)
+            for name, module in model.named_modules()
+            for call in getattr(vars(module).get("forward"), "concerned", ())
+        )
+        return [torch.zeros_like(t) for t in found] if way.shapes_only else found
 
 
-def _batch(tensor: Tensor, dtype: torch.dtype, more: int) -> Tensor:
-    if more and tensor.dim():
-        tensor = torch.cat([tensor, tensor[:1]])
+def answers(model: nn.Module, inputs: Any) -> list[Tensor]:
+    """The tensors of a model's answer, the same ones each time."""
+    with unfused_attention(), torch.no_grad(), seeded():
+        return call_flat(model, inputs)
+
+
+def _twice(inputs: Any) -> Any:
+    """A batch, its first sample once more."""
+    return map_tensors(lambda x: torch.cat([x, x[:1]]) if x.dim() else x, inputs)
+
+
+def _as(dtype: torch.dtype, tensor: Tensor) -> Tensor:
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
-def _short(error: Exception) -> str:
+def short(error: Exception) -> str:
+    """The first line of an error's text."""
     lines = str(error).strip().splitlines()
     return lines[0][:160] if lines else ""
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from autocompress.model.call_sites import code_of
 from autocompress.model.channel_trace import ChannelTrace, Site, axis_classes, class_base
 from autocompress.model.labels import Labels
 from autocompress.policy.inventory import ChannelGroup
@@ -24,7 +25,7 @@ class Member:
         module: dotted name of the module.
         side: ``out``, ``in``, ``both`` where they are the same (norms, depthwise), or ``heads``:
             inner channels of an attention, which nothing outside sees. ``raw/NAME/AXIS``: an axis
-            of a parameter or buffer of the module's own. ``call/NUMBER/TENSOR/AXIS/SHAPE``: an axis
+            of a parameter or buffer of the module's own. ``call/NAME/TENSOR/AXIS/SHAPE``: an axis
             of what a call in the module's forward reads (``i``) or gives (``o0``, ``o1``, ...),
             see ``model.call_sites``; the shape is written as ``8x16x4``.
         index: per channel of the group, the module's indices that go with it.
@@ -150,12 +151,18 @@ def _places(
 
 def call_side(site: Site, key: str, axis: int, labels: Labels) -> ModuleSide:
     """Module and side of one tensor of a call, along an axis."""
-    return site.module, f"call/{site.number}/{key}/{axis}/{'x'.join(map(str, labels.shape))}"
+    return site.module, f"call/{site.call}/{key}/{axis}/{'x'.join(map(str, labels.shape))}"
 
 
 def _sites(trace: ChannelTrace, free: Tensor) -> Iterator[ModuleSide]:
-    """Calls that give channels; those that stay along no axis in particular have axis -1."""
+    """Calls that give channels; those that stay along no axis in particular have axis -1.
+
+    Where code runs again and again, so have the calls that meet no channel.
+    """
+    met = {(site.module, code_of(site.call)) for site in trace.sites if site.tensors}
     for site in trace.sites:
+        if not site.tensors and (site.module, code_of(site.call)) in met:
+            yield site.module, f"call/{site.call}/i/-1/0"
         for key, labels in site.tensors:
             axes = [axis for axis, n in enumerate(class_base(free, labels).shape) if n > 1]
             if key != "i":

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from autocompress.model.call_sites import code_of
 from autocompress.model.channel_trace import trace_channels
 from autocompress.model.cut_check import check_groups, first_samples, needed_calls
 from autocompress.model.grouping import Found, Member, group_channels
@@ -20,6 +21,7 @@ from autocompress.model.tracing_stubs import inner_width, is_attention, why_whol
 from autocompress.model.widths import Narrowing, narrowed, narrowings
 from autocompress.policy.inventory import WHOLE, ChannelGroup
 from autocompress.task.choices import layers_by_choice
+from autocompress.task.dynamic import Axes
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class SlicingPlan:
             nothing can be pruned.
         producers: the same name to all layers that make these channels.
         sites: module and side of all calls that say sizes of channels.
-        needed: modules and numbers of those of them that do not follow by themselves.
+        needed: modules and names, without counts, of those that do not follow by themselves.
         narrowings: group name to how its heads get narrower, where they can.
     """
 
@@ -42,7 +44,7 @@ class SlicingPlan:
     skipped: Mapping[str, str] = field(default_factory=dict)
     producers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     sites: tuple[tuple[str, str], ...] = ()
-    needed: frozenset[tuple[str, int]] | None = None
+    needed: frozenset[tuple[str, str]] | None = None
     narrowings: Mapping[str, Narrowing] = field(default_factory=dict)
 
     def removals(
@@ -73,15 +75,18 @@ class SlicingPlan:
         kind, _, rest = side.partition("/")
         if kind != "call" or self.needed is None:
             return True
-        return (module, int(rest.partition("/")[0])) in self.needed
+        return (module, code_of(rest.partition("/")[0])) in self.needed
 
 
-def channel_groups(model: nn.Module, example: Any) -> tuple[tuple[ChannelGroup, ...], SlicingPlan]:
+def channel_groups(
+    model: nn.Module, example: Any, axes: Axes | None = None
+) -> tuple[tuple[ChannelGroup, ...], SlicingPlan]:
     """Find the coupled channel groups of a model, and try each on it.
 
     Args:
         model: in eval mode; not changed.
-        example: one batch of inputs, built as the model takes them.
+        example: one batch of inputs, built as the model takes them; unlike samples tell most.
+        axes: of the inputs that may have other sizes, beside the batch.
 
     Returns:
         The groups in network order, and how to slice them. Groups that hold the model's outputs,
@@ -95,9 +100,9 @@ def channel_groups(model: nn.Module, example: Any) -> tuple[tuple[ChannelGroup, 
         reason = f"its channels cannot be followed ({type(error).__name__}: {error})"
         return (), SlicingPlan({}, {}, {WHOLE: reason}, {WHOLE: ()})
     groups, plan = _without(groups, plan, _by_choice(model, example, groups), None)
-    failed, needed = check_groups(model, inputs, plan)
+    failed, needed = check_groups(model, example, plan, axes)
     groups, plan = _without(groups, plan, failed, needed)
-    found = narrowings(model, inputs, plan)
+    found = narrowings(model, example, plan)
     groups = tuple(
         replace(g, narrower=g.channels // found[g.name].width) if g.name in found else g
         for g in groups
@@ -131,8 +136,8 @@ def slicing_plan(model: nn.Module, example: Any, groups: Collection[str]) -> Sli
     found, plan = _untried(model, inputs)
     others = {group.name: "" for group in found if group.name not in groups}
     _, plan = _without(found, plan, others, None)
-    narrow = narrowings(model, inputs, plan)
-    return replace(plan, needed=needed_calls(model, inputs, plan), narrowings=narrow)
+    narrow = narrowings(model, example, plan)
+    return replace(plan, needed=needed_calls(model, example, plan), narrowings=narrow)
 
 
 def _untried(model: nn.Module, inputs: Any) -> tuple[tuple[ChannelGroup, ...], SlicingPlan]:
@@ -162,7 +167,7 @@ def _without(
     groups: tuple[ChannelGroup, ...],
     plan: SlicingPlan,
     failed: Mapping[str, str],
-    needed: frozenset[tuple[str, int]] | None,
+    needed: frozenset[tuple[str, str]] | None,
 ) -> tuple[tuple[ChannelGroup, ...], SlicingPlan]:
     """Leave groups out for the reasons given."""
     kept = tuple(group for group in groups if group.name not in failed)

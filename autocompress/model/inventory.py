@@ -10,22 +10,26 @@ from torch import nn
 
 from autocompress.errors import UnsupportedModel
 from autocompress.model.block_check import take_blocks
+from autocompress.model.cut_check import first_samples
 from autocompress.model.fingerprint import fingerprint
 from autocompress.model.groups import channel_groups
 from autocompress.model.specs import Calls, layer_spec, listed, untied
 from autocompress.model.tracing_stubs import is_attention, unfused_attention
 from autocompress.model.usage import uses_elsewhere
 from autocompress.policy.inventory import Inventory, LayerSpec, LeftAlone
-from autocompress.task.calling import call
+from autocompress.task.calling import call, call_or_refuse
+from autocompress.task.dynamic import Axes
 from autocompress.task.nested import batch_size, map_tensors, named_tensors, tensors
 
 
-def take_inventory(model: nn.Module, example: Any) -> Inventory:
+def take_inventory(model: nn.Module, example: Any, axes: Axes | None = None) -> Inventory:
     """List what a policy may touch.
 
     Args:
         model: in eval mode; not changed.
         example: one batch of inputs ``(N, ...)``: a tensor, a tuple, a mapping (keywords), nested.
+            Two unlike samples tell more than one.
+        axes: of the inputs that may have other sizes, beside the batch; one of these is tried.
 
     Returns:
         Layers in the order in which they run, channel groups, blocks, and fingerprints.
@@ -36,8 +40,8 @@ def take_inventory(model: nn.Module, example: Any) -> Inventory:
     training = model.training
     model.eval()
     try:
-        calls = _trace_calls(model, example)
-        groups, plan = channel_groups(model, example)
+        calls = _trace_calls(model, first_samples(example, 1))
+        groups, plan = channel_groups(model, example, axes)
         specs = _specs(calls)
         if not specs:
             raise UnsupportedModel(
@@ -84,15 +88,16 @@ def _specs(calls: dict[str, Calls]) -> list[LayerSpec]:
     return specs
 
 
-def _check_inputs_stay(model: nn.Module, example: Any) -> None:
-    """Refuse a model that writes into what it is given: every later run would see other data.
+def _check_inputs_stay(model: nn.Module, example: Any) -> Any:
+    """What a model answers; refuse one that writes into what it is given: every later run would see
+    other data.
 
     Raises:
         UnsupportedModel: with the remedy.
     """
     given = map_tensors(torch.clone, example)
     before = [tensor._version for tensor in tensors(given)]
-    call(model, given)
+    answer = call(model, given)
     changed = [
         name
         for (name, tensor), age in zip(named_tensors(given), before, strict=True)
@@ -105,6 +110,7 @@ def _check_inputs_stay(model: nn.Module, example: Any) -> None:
             f"{which}, so that the same data would be others at every run. Let it work on a copy: "
             "`x = x.clone()` first, or operators that are not in place (`x / 255` for `x /= 255`)."
         )
+    return answer
 
 
 def _trace_calls(model: nn.Module, example: Any) -> dict[str, Calls]:
@@ -136,7 +142,7 @@ def _trace_calls(model: nn.Module, example: Any) -> dict[str, Calls]:
             owners.setdefault(id(parameter), set()).add(module)
     try:
         with unfused_attention(), torch.no_grad():
-            _check_inputs_stay(model, example)
+            call_or_refuse(lambda given: _check_inputs_stay(model, given), example)
             shapes.clear()
             try:
                 with uses_elsewhere(owners) as elsewhere:
@@ -145,11 +151,6 @@ def _trace_calls(model: nn.Module, example: Any) -> dict[str, Calls]:
                 shapes.clear()
                 elsewhere = {}
                 call(model, example)
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise UnsupportedModel(
-            f"The model does not run on an input of shape "
-            f"{[tuple(x.shape) for x in tensors(example)]}: {error}"
-        ) from error
     finally:
         for handle in handles:
             handle.remove()

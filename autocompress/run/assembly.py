@@ -261,7 +261,7 @@ def assemble(
         _log.info(note)
     given = (None if model is None else prepared.model, given_data)
     model = prepared.model
-    data = data.fitted(without_cache(model)).in_float32()
+    data = data.in_float32().fitted(without_cache(model))
     data = settled_data(study, section.task, model, data)
     if study.baseline is not None:
         model = _train_baseline(study, model, data, progress)
@@ -282,7 +282,7 @@ def assemble(
 
 def _inventory(model: nn.Module, data: Data, known: Inventory | None) -> Inventory:
     """The inventory of a model: taken now, or by another process on the same model."""
-    inventory = known or take_inventory(model, data.train.inputs(1))
+    inventory = known or take_inventory(model, data.train.inputs(2), data.dynamic)
     if inventory.cannot_prune:
         _log.info(inventory.cannot_prune)
     if known is not None and fingerprint(model) != (inventory.architecture, inventory.weights):

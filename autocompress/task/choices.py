@@ -71,7 +71,7 @@ def layers_by_choice(model: nn.Module, inputs: Any) -> list[str]:
         return []
     found: list[set[str]] = []
     for values in (inputs, *other_values(inputs)):
-        with _noting(model) as ran:
+        with noting(model) as ran:
             try:
                 call(model, values)
             except Exception:  # values that the model does not take tell nothing
@@ -83,7 +83,7 @@ def layers_by_choice(model: nn.Module, inputs: Any) -> list[str]:
 
 
 @contextmanager
-def _noting(model: nn.Module) -> Iterator[set[str]]:
+def noting(model: nn.Module) -> Iterator[set[str]]:
     """Names of the modules that run in here."""
     ran: set[str] = set()
 

@@ -6,7 +6,7 @@ axes of one name have one size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -93,9 +93,13 @@ def resized(inputs: Any, axes: Axes, sizes: Mapping[str, int]) -> Any:
     return with_tensors(inputs, parts)
 
 
-@torch.no_grad()
 def other_size(module: nn.Module, inputs: Any, axes: Axes) -> Any | None:
-    """The same inputs in a size that the module takes too; ``None`` if it takes no other.
+    """The first of ``other_sizes``; ``None`` if there is none."""
+    return next(other_sizes(module, inputs, axes), None)
+
+
+def other_sizes(module: nn.Module, inputs: Any, axes: Axes) -> Iterator[Any]:
+    """The same inputs at half and at twice their size, where the module takes that.
 
     Args:
         module: in eval mode.
@@ -111,11 +115,11 @@ def other_size(module: nn.Module, inputs: Any, axes: Axes) -> Any | None:
         if scaled == sizes:
             continue
         try:
-            call(module, changed)
+            with torch.no_grad():
+                call(module, changed)
         except Exception:  # a size that the model does not take; another one is tried
             continue
-        return changed
-    return None
+        yield changed
 
 
 def candidates(inputs: Any) -> list[dict[str, dict[int, str]]]:

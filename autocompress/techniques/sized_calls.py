@@ -18,7 +18,16 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from autocompress.model.call_sites import CALLS, CUT, SIZED, running_module
+from autocompress.errors import UnsupportedModel
+from autocompress.model.call_sites import (
+    CALLS,
+    CUT,
+    SIZED,
+    Counted,
+    code_of,
+    earlier,
+    running_module,
+)
 
 
 @dataclass(frozen=True)
@@ -55,13 +64,15 @@ def correct_calls(module: nn.Module, sides: Mapping[str, Sequence[int]]) -> None
 
     Args:
         module: changed in place.
-        sides: ``NUMBER/TENSOR/AXIS/SHAPE``, see ``model.grouping.Member``, to the places that go.
+        sides: ``NAME/TENSOR/AXIS/SHAPE``, see ``model.grouping.Member``, to the places that go.
     """
-    calls: dict[int, dict[str, Removal]] = {}
+    calls: dict[str, dict[str, Removal]] = {}
     for side, gone in sides.items():
-        number, key, axis, shape = side.split("/")
+        name, key, axis, shape = side.split("/")
         sizes = tuple(int(size) for size in shape.split("x"))
-        calls.setdefault(int(number), {})[key] = Removal(int(axis), sizes, tuple(gone))
+        own = calls.setdefault(name, {})
+        if key not in own or own[key].axis < 0:  # of several runs of a module, one with channels
+            own[key] = Removal(int(axis), sizes, tuple(gone))
     module.forward = CorrectedForward(module, calls, vars(module).get("forward"))
 
 
@@ -70,18 +81,18 @@ class CorrectedForward:
 
     Args:
         module: whose forward it is.
-        calls: number of a call to what its tensors lost.
+        calls: name of a call to what its tensors lost.
         before: a forward of the object's own, instead of its class's.
 
     Attributes:
-        concerned: numbers of the calls that said something of channels.
+        concerned: names, without counts, of the calls that said something of channels.
     """
 
     def __init__(
-        self, module: nn.Module, calls: Mapping[int, Removals], before: Any = None
+        self, module: nn.Module, calls: Mapping[str, Removals], before: Any = None
     ) -> None:
         self.module, self.calls, self.before = module, calls, before
-        self.concerned: set[int] = set()
+        self.concerned: set[str] = set()
 
     @property
     def _original(self) -> Callable[..., Any]:
@@ -103,9 +114,20 @@ class CorrectedForward:
         with _Correcting(self):
             return self._original(*args, **kwargs)
 
-    def corrected(self, number: int, name: str, func: Any, args: Any, kwargs: Any) -> Any:
-        """One call, as it must be now."""
-        removals = self.calls[number]
+    def corrected(self, call: str, func: Any, args: Any, kwargs: Any) -> Any:
+        """One call, as it must be now.
+
+        Args:
+            call: its name, see ``model.call_sites``.
+            func, args, kwargs: of the call.
+
+        Raises:
+            UnsupportedModel: it is none of those that channels were followed through.
+        """
+        removals = self._removals(call)
+        if removals is None:
+            return func(*args, **kwargs)
+        name = func.__name__
         if name in SIZED:
             new = _resized(name, args, removals.get("o0"))
         elif name in CUT:
@@ -114,8 +136,31 @@ class CorrectedForward:
             new = _taken(name, args, removals.get("i"))
         if new is None:
             return func(*args, **kwargs)
-        self.concerned.add(number)
+        self.concerned.add(code_of(call))
         return new()
+
+    def _removals(self, call: str) -> Removals | None:
+        """What the tensors of a call lost; where its code runs once more, as always before."""
+        if call in self.calls:
+            return self.calls[call]
+        before = [self.calls[name] for name in earlier(call) if name in self.calls]
+        if any(_kind(removals) != _kind(before[0]) for removals in before):
+            raise UnsupportedModel(
+                f"{_text(call)} runs more often than when channels were followed, and what it "
+                "reads differed from run to run: the pruned model cannot tell what it reads now. "
+                "Leave axes that change how often it runs fixed, or leave out the layers before it."
+            )
+        return before[0] if before else None
+
+
+def _kind(removals: Removals) -> Any:
+    """What must be alike for one call to be corrected as another is."""
+    return {key: (removal.axis, removal.size, removal.gone) for key, removal in removals.items()}
+
+
+def _text(call: str) -> str:
+    place, _, name = code_of(call).rpartition("|")
+    return f"The call of {name!r} in {place.partition(':')[0] or 'a layer of torch'}"
 
 
 class _Correcting(TorchFunctionMode):
@@ -123,17 +168,16 @@ class _Correcting(TorchFunctionMode):
 
     def __init__(self, forward: CorrectedForward) -> None:
         super().__init__()
-        self.forward, self.number = forward, 0
+        self.forward, self.counted = forward, Counted()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        sized = name in CALLS and args and isinstance(args[0], Tensor)
-        if sized and _same(running_module(2), self.forward.module):
-            number = self.number
-            self.number += 1
-            if number in self.forward.calls:
-                return self.forward.corrected(number, name, func, args, kwargs)
+        if name in CALLS and args and isinstance(args[0], Tensor):
+            module, place = running_module(2)
+            if _same(module, self.forward.module):
+                call = self.counted.name(place, name)
+                return self.forward.corrected(call, func, args, kwargs)
         return func(*args, **kwargs)
 
 
@@ -242,11 +286,28 @@ def _split(name: str, args: Any, kwargs: Any, removal: Removal | None) -> New:
     dim = int(kwargs.get("dim", given.get("dim", 0))) % x.dim()
     if removal is None or removal.axis != dim:
         return None
+    _must_fit(x, removal)
     how = given.get("sizes", next((v for k, v in kwargs.items() if k != "dim"), None))
     how = how if isinstance(how, int) else list(how or ())
     gone = set(removal.gone)
     sizes = [sum(i not in gone for i in part) for part in _parts(name, removal.size, how)]
     return lambda: torch.split(x, sizes, dim)
+
+
+def _must_fit(x: Tensor, removal: Removal) -> None:
+    """See that a call reads what it read when channels were followed, less what went.
+
+    Raises:
+        UnsupportedModel: it does not.
+    """
+    if x.dim() == len(removal.shape) and _number(x.shape[removal.axis]) == removal.left:
+        return
+    raise UnsupportedModel(
+        f"A call of the pruned model's forward takes channels from {tuple(x.shape)}, which lay "
+        f"along axis {removal.axis} of {removal.shape} before; {removal.left} of them are left. "
+        "Inputs of this size were not tried: give `dynamic`, so that they are, or leave the layers "
+        "before it out of the space."
+    )
 
 
 def _parts(name: str, size: int, how: int | list[int]) -> list[range]:
@@ -280,6 +341,7 @@ def _taken(name: str, args: Any, removal: Removal | None) -> New:
     at = _place_of(index, removal.axis, x.dim())
     if at is None:
         return None
+    _must_fit(x, removal)
     if isinstance(index[at], int | slice):  # in plain numbers, which `torch.export` can trace
         gone = set(removal.gone)
         left = {old: new for new, old in enumerate(i for i in range(removal.size) if i not in gone)}

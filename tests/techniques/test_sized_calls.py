@@ -13,6 +13,7 @@ import torch
 from field_networks import CASES
 from torch import Tensor, nn
 
+from autocompress.errors import UnsupportedModel
 from autocompress.model.groups import channel_groups
 from autocompress.techniques.prune import remove
 from autocompress.techniques.sized_calls import CorrectedForward, _parts
@@ -146,3 +147,100 @@ def test_parts_are_those_of_torch(name: str, size: int, how: int) -> None:
 def test_listed_parts_are_those_of_torch(name: str, how: list[int]) -> None:
     wanted = [part.tolist() for part in getattr(torch, name)(torch.arange(6), how)]
     assert [list(part) for part in _parts(name, 6, how)] == wanted
+
+
+class OverTime(nn.Module):
+    """Sums up over time before heads are told apart; in training the order is another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.head = nn.Linear(8, 64), nn.Linear(64, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.up(x))
+        if self.training:
+            h = h[:, torch.randperm(h.shape[1])]  # of which the sum sees nothing
+        total = torch.zeros(())
+        for t in range(h.shape[1]):
+            total = total + h[:, t]
+        y = total.view(len(x), 4, -1)
+        y = y / y.pow(2).sum(-1, keepdim=True).clamp_min(1e-6).sqrt()
+        return self.head(y.flatten(1))
+
+
+class EachStep(OverTime):
+    """Tells heads apart in every step, in a function of its own, and takes parts of them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.up(x))
+        if self.training:
+            h = h.reshape(len(x), -1, 64) if h.requires_grad else h[:, :]
+        steps = [self.normed(h[:, t]) for t in range(h.shape[1])]
+        return self.head(torch.stack(steps).sum(0))
+
+    def normed(self, h: Tensor) -> Tensor:
+        y = h.view(len(h), 4, 16)
+        parts = [y[..., i : i + 8] for i in (0, 8)]
+        size = sum(part.pow(2).sum(-1, keepdim=True) for part in parts)
+        return (y / size.clamp_min(1e-6).sqrt()).flatten(1)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("length", [6, 9, 4, 1])
+@pytest.mark.parametrize("kind", [OverTime, EachStep])
+def test_calls_are_those_of_the_code_whatever_runs_before(
+    kind: type[OverTime], length: int, training: bool
+) -> None:
+    torch.manual_seed(0)
+    model = kind().eval()
+    _, plan = channel_groups(model, torch.randn(2, 6, 8))
+    removals = plan.removals({"up": [c for unit in plan.units["up"][:1] for c in unit]})
+    small = copy.deepcopy(model)
+    remove(small, removals)
+    x = torch.randn(4, length, 8)
+    with torch.no_grad():
+        model.head.weight[:, removals["head", "in"]] = 0
+        wanted, found = (m.train(training)(x) for m in (model, small))
+    assert small.up.out_features < 64
+    torch.testing.assert_close(found, wanted)
+
+
+class Turns(nn.Module):
+    """Two streams in turn through one call, as often as there are steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 16), nn.Linear(8, 12)
+        self.c, self.d = nn.Linear(16, 3), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        streams = (self.a(x).relu().sum(1), self.b(x).relu().sum(1))
+        readers = (self.c, self.d)
+        total = torch.zeros(())
+        for t in range(x.shape[1]):
+            y = streams[t % 2].view(len(x), 4, -1)
+            y = y / y.pow(2).sum(-1, keepdim=True).clamp_min(1e-6).sqrt()
+            total = total + readers[t % 2](y.flatten(1))
+        return total
+
+
+def test_a_call_that_cannot_be_told_is_refused() -> None:
+    torch.manual_seed(0)
+    model = Turns().eval()
+    x = torch.randn(2, 2, 8)
+    groups, plan = channel_groups(model, x)
+    assert {g.name for g in groups} == {"a", "b"}
+    remove(model, plan.removals({"a": [c for unit in plan.units["a"][:1] for c in unit]}))
+    model(x)
+    with pytest.raises(UnsupportedModel, match=r"'view' in Turns.forward runs more often"):
+        model(torch.randn(2, 4, 8))
+
+
+def test_another_size_is_tried_where_it_may_come() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 2, 8)
+    groups, plan = channel_groups(Turns().eval(), x, {"input": {1: "steps"}})
+    assert not groups
+    assert "at another size (UnsupportedModel" in plan.skipped["a"]
+    groups, _ = channel_groups(OverTime().eval(), x, {"input": {1: "steps"}})
+    assert [g.name for g in groups] == ["up"]
