@@ -26,11 +26,11 @@ from autocompress.policy.recovery import Schedule
 from autocompress.recover.augment import Augment, mix
 from autocompress.recover.checkpoint import load_checkpoint, save_checkpoint
 from autocompress.recover.device import Place, in_float
+from autocompress.recover.modes import answering_as_used, set_training, task_of
 from autocompress.recover.optimizer import make_optimizer
 from autocompress.task.calling import call
 from autocompress.task.data import Data, Split
 from autocompress.task.nested import tensors
-from autocompress.task.settle import implied
 from autocompress.task.streamed import StreamedSplit
 
 if TYPE_CHECKING:
@@ -85,15 +85,16 @@ class Trainer:
         identity: str = "",
     ) -> None:
         self.data, self.schedule, self.seed = data, schedule, seed
-        self.task = data.task
+        self.augment, self.mixing = _augmentation(data, schedule)
+        self.task = task_of(module, data)
         self.place = Place.of(schedule)
+        self._as_used = answering_as_used(module, data, self.task, distillation is not None)
         self.module = self.place.put_module(module)
         self.train = _on_device(data.train, self.place)
         self.batch = min(schedule.batch_size, len(data.train))
         self.per_epoch = len(data.train) // self.batch
         steps = round(schedule.epochs * self.per_epoch)
         self.total = max(1, steps) if schedule.epochs > 0 else 0
-        self.augment, self.mixing = _augmentation(data, schedule)
         self.draws = distillation.cached_draws if distillation is not None else 0
         order = (data.train.fingerprint, seed, self.batch, self.augment, self.mixing)
         self.teaching: Teaching | None = None
@@ -151,7 +152,7 @@ class Trainer:
         watch = _Watch(self, progress)
         # dropout and the like draw from the global generators: leave them as they were found
         with torch.random.fork_rng(), torch.autograd.set_grad_enabled(True):
-            self.module.train()
+            set_training(self.module, self._as_used)
             saved = time.perf_counter()
             while self.step < self.total:
                 start = time.perf_counter()
@@ -225,8 +226,6 @@ class Trainer:
             self._check_loss()
 
     def _criterion(self, outputs: Any, targets: Any) -> Tensor:
-        if self.task is None:
-            self.task = implied(self.data, outputs)
         return self.task.criterion(outputs, targets, self.schedule.label_smoothing)
 
     def _check_loss(self) -> None:
@@ -250,7 +249,7 @@ class Trainer:
         found = None
         if validate is not None:
             found = validate(self.module if self.ema is None else self.ema.module)
-            self.module.train()
+            set_training(self.module, self._as_used)
         spent = self.seconds - sum(r.seconds for r in self.history)
         loss = float(self._sum) / max(1, self._count)
         lr = self.optimizer.param_groups[0]["lr"]

@@ -1,0 +1,80 @@
+"""Training of models that answer otherwise while they train."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from autocompress.policy.policy import Distill
+from autocompress.policy.recovery import Schedule
+from autocompress.recover.distill import Distillation
+from autocompress.recover.finetune import fine_tune
+from autocompress.task.data import Data, Split
+
+SCHEDULE = Schedule(epochs=2, batch_size=8, lr=0.05)
+
+
+class Supervised(nn.Module):
+    """Two heads in training, one in use.
+
+    Args:
+        plain: never has the second one.
+    """
+
+    def __init__(self, plain: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.norm, self.head = nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)
+        self.drop, self.aux, self.plain = nn.Dropout(0.2), nn.Linear(8, 3), plain
+
+    def forward(self, x: Tensor) -> Any:
+        h = self.drop(torch.relu(self.norm(self.a(x))))
+        y = self.head(h)
+        return (y, self.aux(h)) if self.training and not self.plain else y
+
+
+def both(outputs: Any, targets: Tensor) -> Tensor:
+    parts = outputs if isinstance(outputs, tuple) else (outputs,)
+    return torch.stack([F.cross_entropy(part, targets) for part in parts]).sum()
+
+
+def made(**more: Any) -> Data:
+    generator = torch.Generator().manual_seed(1)
+    x, y = torch.randn(32, 5, generator=generator), torch.arange(32) % 3
+    return Data(Split(x, y), Split(x[:8], y[:8]), Split(x[8:16], y[8:16]), classes=3, **more)
+
+
+def trained(model: nn.Module, data: Data, **more: Any) -> dict[str, Tensor]:
+    return fine_tune(copy.deepcopy(model), data, SCHEDULE, seed=3, **more).module.state_dict()
+
+
+@pytest.mark.parametrize("teaches", [False, True])
+def test_a_loss_of_one_answer_trains_what_is_used(
+    teaches: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As the same model without its second head is trained: norms and dropout at work."""
+    caplog.set_level(logging.INFO, "autocompress")
+    more = {}
+    data = made(loss=both) if teaches else made()
+    if teaches:
+        more = {"distillation": Distillation([Supervised().eval()], Distill())}
+    found = trained(Supervised(), data, **more)
+    assert "answers with other parts" in caplog.text
+    assert "in training only stay as they are: aux" in caplog.text
+    wanted = trained(Supervised(plain=True), data, **more)
+    start = Supervised().state_dict()
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in found.items())
+    assert torch.equal(found["aux.weight"], start["aux.weight"])
+    assert not torch.equal(found["head.weight"], start["head.weight"])
+    assert not torch.equal(found["norm.running_mean"], start["norm.running_mean"])
+
+
+def test_a_loss_of_both_answers_trains_both() -> None:
+    start, found = Supervised().state_dict(), trained(Supervised(), made(loss=both))
+    assert not torch.equal(found["aux.weight"], start["aux.weight"])
