@@ -124,7 +124,7 @@ def _pick_integers(model: Any, position: int, table: str, scales: str) -> None:
 
     node = model.graph.node[position]
     name, places, output = node.name, node.input[1], node.output[0]
-    picked, floats, factors = (f"{output}_rows_{part}" for part in ("int8", "float", "scale"))
+    picked, floats, factors = (f"{output}_picked_{part}" for part in ("int8", "float", "scale"))
     node.input[0], node.output[0] = table, picked
     added = [
         helper.make_node("Cast", [picked], [floats], f"{name}_float", to=TensorProto.FLOAT),
