@@ -9,6 +9,7 @@ import torch
 from field_networks import ChunkedAttention, FrozenNorm, FusedAttention, SeparateAttention, shuffled
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations
 
 SIZE = 4
 """Of the square maps."""
@@ -183,10 +184,118 @@ class Attention(Block):
         return self.attention(tokens).transpose(1, 2).unflatten(2, (SIZE, SIZE))
 
 
+class Heads(Block):
+    """Torch's attention over pixels."""
+
+    def make(self, inputs: int, draw: random.Random) -> None:
+        self.enter, self.outputs = nn.Conv2d(inputs, 8, 1), 8
+        self.attention = nn.MultiheadAttention(8, draw.choice([2, 4]), batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.enter(x).flatten(2).transpose(1, 2)
+        tokens = tokens + self.attention(tokens, tokens, tokens, need_weights=False)[0]
+        return tokens.transpose(1, 2).unflatten(2, (SIZE, SIZE))
+
+
+class Tied(Block):
+    """One weight in two layers, one after the other or side by side."""
+
+    def make(self, inputs: int, draw: random.Random) -> None:
+        self.once, self.again = (nn.Conv2d(inputs, inputs, 3, padding=1) for _ in range(2))
+        self.again.weight = self.once.weight
+        self.beside = draw.random() < 0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.once(x))
+        return y + F.silu(self.again(x)) if self.beside else F.relu(self.again(y))
+
+
+class Recurrent(Block):
+    """Pixels one after another through a recurrent layer."""
+
+    def make(self, inputs: int, draw: random.Random) -> None:
+        kind, both, layers = (
+            draw.choice([nn.LSTM, nn.GRU]),
+            draw.random() < 0.5,
+            draw.choice([1, 2]),
+        )
+        self.outputs = 12 if both else 6
+        self.layer = kind(inputs, 6, layers, batch_first=True, bidirectional=both)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (
+            self.layer(x.flatten(2).transpose(1, 2))[0].transpose(1, 2).unflatten(2, (SIZE, SIZE))
+        )
+
+
+class Line(Block):
+    """Pixels in a line, through convolutions of one axis, perhaps in groups."""
+
+    def make(self, inputs: int, draw: random.Random) -> None:
+        self.outputs = draw.choice([8, 12])
+        self.first = nn.Conv1d(inputs, 8, draw.choice([1, 3]), padding="same")
+        self.second = nn.Conv1d(8, self.outputs, 3, padding=1, groups=draw.choice([1, 2, 4]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.second(F.relu(self.first(x.flatten(2))))
+        return y.view(len(y), self.outputs, SIZE, SIZE)
+
+
+class Solid(Block):
+    """Convolutions of three axes, on maps that lie one above the other."""
+
+    def make(self, inputs: int, draw: random.Random) -> None:
+        self.outputs = draw.choice([8, 12])
+        self.first = nn.Conv3d(inputs, 8, (2, 3, 3), padding=(0, 1, 1))
+        self.norm, self.second = nn.BatchNorm3d(8), nn.Conv3d(8, self.outputs, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.stack([x, x.flip(-1)], 2)
+        return self.second(F.relu(self.norm(self.first(x)))).squeeze(2)
+
+
+class Rise(Block):
+    """A transposed convolution, perhaps in groups, and back to the size before."""
+
+    def make(self, inputs: int, draw: random.Random) -> None:
+        self.outputs = draw.choice([8, 12])
+        fitting = [g for g in (1, 2, 4) if inputs % g == 0 and self.outputs % g == 0]
+        self.layer = nn.ConvTranspose2d(inputs, self.outputs, 2, 2, groups=draw.choice(fitting))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.avg_pool2d(F.relu(self.layer(x)), 2)
+
+
+class Places(Block):
+    """A table has a row for each pixel, which is added or goes beside."""
+
+    def make(self, inputs: int, draw: random.Random) -> None:
+        self.adds = draw.random() < 0.5
+        self.table = nn.Embedding(SIZE**2, inputs if self.adds else 4)
+        self.outputs = inputs if self.adds else inputs + 4
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.table(torch.arange(SIZE**2)).t().unflatten(1, (SIZE, SIZE))
+        return x + rows if self.adds else torch.cat([x, rows.expand(len(x), -1, -1, -1)], 1)
+
+
+class Computed(Block):
+    """A convolution whose weight is computed at each call."""
+
+    def make(self, inputs: int, draw: random.Random) -> None:
+        self.outputs = draw.choice([8, 12])
+        wrap = draw.choice([parametrizations.weight_norm, parametrizations.spectral_norm])
+        self.layer = wrap(nn.Conv2d(inputs, self.outputs, 3, padding=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.layer(x))
+
+
 KINDS: dict[str, type[Block]] = {
     kind.__name__: kind
     for kind in (
         *(Dense, Depthwise, Norm, Shuffle, Permute, Join, Cut, Residual, Halved, Attention),
+        *(Heads, Tied, Recurrent, Line, Solid, Rise, Places, Computed),
     )
 }
 

@@ -162,9 +162,13 @@ def test_a_halving_block_keeps_its_projection() -> None:
     torch.testing.assert_close(answers(found, inputs), answers(written, inputs))
 
 
+# those without additions in them, of which one operand could go and the other not
+PLAIN = sorted(set(KINDS) - {"Tied", "Heads"})
+
+
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
-    kinds=st.lists(st.sampled_from(sorted(KINDS)), min_size=1, max_size=3),
+    kinds=st.lists(st.sampled_from(PLAIN), min_size=1, max_size=3),
     seed=st.integers(0, 10**6),
     half=st.booleans(),
 )
