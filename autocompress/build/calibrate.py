@@ -22,7 +22,7 @@ from autocompress.task.nested import take
 from autocompress.techniques.compressed import Compressed, Range
 from autocompress.techniques.fold import fold_batch_norms
 from autocompress.techniques.moments import MatrixLayer, checked_portions, matrix_layer
-from autocompress.techniques.quantize import PLAIN, round_weight
+from autocompress.techniques.quantize import PLAIN, rounded_weight
 
 _MOVED = "Inputs with outlier channels, whose scales were moved into the weights: {}."
 
@@ -43,9 +43,9 @@ def calibrate(compressed: Compressed, inputs: Any) -> Compressed:
     two = next(checked_portions(inputs, 2))
     first = take(two, slice(0, 1))
     folded = fold_batch_norms(compressed.module)
-    bits = {name: p.weight_bits for name, p in compressed.precisions.items()}
+    grids = {name: (p.weight_bits, p.block) for name, p in compressed.precisions.items()}
     # biases are corrected, and tied weights rounded, each in its own layer
-    untie(folded, lambda name, key: bits.get(name, 32) if key == "weight" else (name, key))
+    untie(folded, lambda name, key: grids.get(name, (32, 0)) if key == "weight" else (name, key))
     try:
         with torch.no_grad():
             call(folded, first)
@@ -139,9 +139,7 @@ def correct_biases(
             assert isinstance(layer, MatrixLayer)
             assert layer.bias is not None
             given = layer.bias.clone() if given is None else given
-            error = floats[name] - round_weight(
-                layer.weight, precision.weight_bits, precision.reduced
-            )
+            error = floats[name] - rounded_weight(layer, precision)
             lost.append(_mean_error(layer, error, args[0]))
             # one bias serves all calls of a layer
             layer.bias.copy_(given + torch.stack(lost).mean(0))

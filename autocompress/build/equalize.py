@@ -364,7 +364,8 @@ def _sampled(layer: MatrixLayer, inputs: Tensor) -> Tensor:
 def _error(layer: MatrixLayer, precision: Precision, fed: Tensor, scale: Tensor) -> float:
     """Mean squared error of what a layer gives once weights, and inputs in 8 bits, are rounded."""
     factor = _for_inputs(layer, scale).expand_as(layer.weight)
-    rounded = round_weight(layer.weight * factor, precision.weight_bits, precision.reduced)
+    bits, block = precision.weight_bits, precision.block
+    rounded = round_weight(layer.weight * factor, bits, precision.reduced, block)
     grouped = (len(fed), -1, fed.shape[-1])
     scaled = fed / factor.reshape(grouped)[:, :1]
     if precision.integer:

@@ -95,6 +95,7 @@ def _rounded(weight: Tensor, moments: Tensor, precision: Precision, zeros: Tenso
         moments,
         precision.weight_bits,
         reduced=precision.reduced,
+        block=precision.block,
         zeros=None if zeros is None else zeros.flatten(1),
     )
     return found.view_as(weight)

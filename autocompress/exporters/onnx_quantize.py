@@ -2,7 +2,8 @@
 
 Layers with 8-bit activations get Quantize/Dequantize pairs, and so does the glue between them
 (see ``onnx_glue``): only then do the runtime's integer kernels meet without a detour through
-floats. Weight-only layers keep small integer weights behind one DequantizeLinear.
+floats. Weight-only layers keep small integer weights behind one DequantizeLinear, or, with a scale
+per block, in a product of their own (see ``onnx_blocks``).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.errors import ExportError
+from autocompress.exporters.onnx_blocks import store_blocks
 from autocompress.exporters.onnx_dynamic import quantize_dynamic
 from autocompress.exporters.onnx_floats import keep_floats
 from autocompress.exporters.onnx_glue import activations, with_glue
@@ -38,14 +40,14 @@ class NodePlan:
         layers: module name to its multiplying nodes, for modules with a precision.
         static: names of nodes between Quantize and Dequantize, glue included.
         dynamic: names of nodes whose input range is taken at run time.
-        weight_only: node name to bits.
+        weight_only: node name to the precision of its weight alone.
         half: names of nodes in half precision.
     """
 
     layers: Mapping[str, list[Any]]
     static: tuple[str, ...]
     dynamic: tuple[str, ...]
-    weight_only: Mapping[str, int]
+    weight_only: Mapping[str, Precision]
     half: tuple[str, ...]
 
 
@@ -63,7 +65,8 @@ def plan_nodes(graph: Any, compressed: Compressed) -> NodePlan:
                 f"The exported graph shows no operator of the layer {name!r}, which "
                 "is to be quantized. Leave it at 32 bits."
             )
-    static, dynamic, half, weight_only = set(), [], [], {}
+    static, dynamic, half = set(), [], []
+    weight_only: dict[str, Precision] = {}
     fixed = fixed_tensors(graph.graph)
     for name, nodes in found.items():
         precision = wanted[name]
@@ -74,7 +77,7 @@ def plan_nodes(graph: Any, compressed: Compressed) -> NodePlan:
                     "at 32 bits."
                 )
             if precision.integer and node.op_type in _FLOAT_ONLY:
-                weight_only[node.name] = precision.weight_bits
+                weight_only[node.name] = precision
             elif precision.integer and precision.activation_scaling == "dynamic":
                 dynamic.append(node.name)
             elif precision.integer and node.op_type in ("Conv", "Gemm", "MatMul"):
@@ -85,7 +88,7 @@ def plan_nodes(graph: Any, compressed: Compressed) -> NodePlan:
             elif precision.half:
                 half.append(node.name)
             elif precision.weight_bits < 16 and node.input[weight_place(node)] in fixed:
-                weight_only[node.name] = precision.weight_bits  # attention multiplies others, too
+                weight_only[node.name] = precision  # attention multiplies others, too
         if (
             precision.weight_bits < 16
             and not precision.integer
@@ -138,8 +141,9 @@ def quantize_graph(graph: Any, compressed: Compressed) -> Any:
         work.prepare()
         model = static_integers(work, scales, reduced=reduced)
         clean_up(model, work)
-    for name, bits in plan.weight_only.items():
-        store_low_bits(model, name, bits)
+    for name, precision in plan.weight_only.items():
+        if not precision.block:
+            store_low_bits(model, name, precision.weight_bits)
     if plan.static:
         keep_floats(model, work.static)
     if plan.half:
@@ -149,6 +153,9 @@ def quantize_graph(graph: Any, compressed: Compressed) -> Any:
                 "`settings.half_format: float16`, or a `.pt2` file (`target.runtime: torch`)."
             )
         model = _half(model, plan.half)
+    for name, precision in plan.weight_only.items():
+        if precision.block:  # last: others infer types, and do not know this operator
+            store_blocks(model, name, precision.weight_bits, precision.block)
     drop_unused(model.graph)
     # ONNX wants every node behind those that it reads; only some runtimes sort by themselves
     ONNXModel(model).topological_sort()

@@ -40,7 +40,7 @@ class Cost:
         macs: multiply-adds per sample of the listed layers.
         params: weights and biases of the listed layers; norms are folded or negligible.
         size_bytes: of those weights as they would be stored: integers with one scale per output
-            channel, sparse weights as a bitmap and their values.
+            channel or block, sparse weights as a bitmap and their values.
         bops: multiply-adds times weight bits times activation bits.
     """
 
@@ -106,7 +106,9 @@ def _summed(
 
 def _stored_already(shape: LayerShape, first: LayerShape) -> bool:
     """Whether a tied weight is kept in the same form by the layer that it is tied to."""
-    return bool(first.parts) and first.policy.weight_bits == shape.policy.weight_bits
+    one, other = first.policy, shape.policy
+    same = one.weight_bits == other.weight_bits and one.weight_block == other.weight_block
+    return bool(first.parts) and same
 
 
 @lru_cache(maxsize=1 << 16)

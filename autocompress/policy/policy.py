@@ -41,6 +41,9 @@ class LayerPolicy:
         pattern: ``"2:4"`` keeps the two largest of every four weights along the input; then
             ``sparsity`` must be 0.5 (it is set so when left at 0).
         weight_bits: 32 (float), 16 (half), 8, 4, 3 or 2 (integers, per-channel symmetric).
+        weight_block: so many weights (16, 32, 64 or 128) along each row of a linear layer or
+            attention share a scale; 0 is one scale per output channel. Only where weights have 4
+            bits or fewer and activations stay float.
         activation_bits: 32 (float; with integer weights: weight-only), 16 (half), 8.
         activation_scaling: ``"static"`` (ranges from calibration) or ``"dynamic"`` (ranges taken
             at run time). Only means something where ``activation_bits`` is 8.
@@ -65,6 +68,7 @@ class LayerPolicy:
     weight_bits: int = 32
     activation_bits: int = 32
     activation_scaling: ActivationScaling = "static"
+    weight_block: int = 0
     rank_ratio: float | None = None
     factorization: Factorization | None = None
     block: Presence = "keep"

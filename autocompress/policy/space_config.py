@@ -37,6 +37,7 @@ from autocompress.policy.values import (
     Removed,
     Share,
     WeightBits,
+    WeightBlock,
 )
 
 
@@ -54,6 +55,8 @@ class Rule(Section):
         weight_bits, activation_bits: values to search; combined to every valid pair.
         weight_only: whether integer weights may also stand beside float activations where 8-bit
             activations are to be had too; files shrink, but CPU runtimes gain no time by it.
+        weight_block: of weights in 4 bits or fewer beside float activations, in linear layers
+            and attention.
         activation_scaling: of the pairs with 8-bit activations.
         factorization: of the rank ratios; ``auto`` takes, for each layer and ratio, the factors
             with the least error in the layer's outputs, and the policy names them.
@@ -73,6 +76,7 @@ class Rule(Section):
     pattern: OneOrMore[Pattern | None] = (None,)
     weight_bits: OneOrMore[WeightBits] = (32,)
     activation_bits: OneOrMore[ActivationBits] = (32,)
+    weight_block: OneOrMore[WeightBlock] = (0,)
     weight_only: bool = False
     activation_scaling: OneOrMore[ActivationScaling] = ("static",)
     rank_ratio: OneOrMore[RankRatio | None] = (None,)

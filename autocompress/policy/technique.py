@@ -262,6 +262,16 @@ class Technique:
             InputError: with the setting or the target to choose instead.
         """
 
+    def unsupported(self, target: type[Target], policy: LayerPolicy) -> str:
+        """Why the files of a target cannot hold what a policy asks for, and what to do; empty where
+        they can.
+
+        Args:
+            target: that the files are for.
+            policy: in which this technique is active.
+        """
+        return ""
+
     def no_gain(self, target: type[Target]) -> str:
         """Why a target gains nothing by this technique, and what to do; empty where it gains."""
         return ""

@@ -8,6 +8,7 @@ from pydantic import Field
 
 Pattern = Literal["2:4"]
 WeightBits = Literal[2, 3, 4, 8, 16, 32]
+WeightBlock = Literal[0, 16, 32, 64, 128]
 ActivationBits = Literal[8, 16, 32]
 ActivationScaling = Literal["static", "dynamic"]
 Factorization = Literal["auto", "svd", "spatial", "tucker2"]

@@ -21,7 +21,7 @@ from autocompress.model.fingerprint import fingerprint
 from autocompress.model.inventory import take_inventory
 from autocompress.model.prepare import prepare
 from autocompress.policy.inventory import Inventory
-from autocompress.policy.policy import Policy
+from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.registry import by_knob, techniques
 from autocompress.policy.space import Space
 from autocompress.policy.writing import replacing
@@ -33,6 +33,7 @@ from autocompress.run.study import StudyConfig, read_study
 from autocompress.run.tasks import asked_of, judged_alike, settled_data
 from autocompress.run.variables import with_variables
 from autocompress.targets import get_target
+from autocompress.targets.base import unsupported
 from autocompress.task.calling import without_cache
 from autocompress.workloads.baseline import train_baseline
 from autocompress.workloads.cache import cache_folder, digest
@@ -295,7 +296,15 @@ def _inventory(model: nn.Module, data: Data, known: Inventory | None) -> Invento
 
 
 def _tell(space: Space, config: SpaceConfig, inventory: Inventory, target: type[Target]) -> None:
-    """Log which branches stay where a search may leave some out, and what gains nothing."""
+    """Log which branches stay where a search may leave some out, and what gains nothing.
+
+    Raises:
+        InputError: the target's files cannot hold what the space offers.
+    """
+    levels = (x for c in space.choices if c.kind in by_knob() for x in c.levels)
+    reason = unsupported(target, map(LayerPolicy.from_dict, levels))
+    if reason:
+        raise InputError(f"The search space does not fit the target: {reason}.")
     _warn_of_no_gain(space, target)
     fields = [t.fields[0] for t in techniques() if t.whole_blocks]
     if any(set(rule.listed(f.name)) != {f.default} for rule in config.rules for f in fields):

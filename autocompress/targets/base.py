@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from autocompress.errors import InputError, TargetUnavailable
 from autocompress.exporters.kernel_names import kernel_times
 from autocompress.model.kernels import Kernel
+from autocompress.policy.registry import techniques
 from autocompress.targets.config import TargetConfig
 from autocompress.targets.profile import KernelClass, NodeTime, Profile
 from autocompress.targets.session import WARM_UP, Array, Inputs, Session, TensorSpec, random_inputs
 
 if TYPE_CHECKING:
     from autocompress.exporters.write import ExportedFile
+    from autocompress.policy.policy import LayerPolicy
     from autocompress.techniques.compressed import Compressed
 
 __all__ = [
@@ -83,6 +85,7 @@ class Target(ABC):
         integer_kernels: whether layers of 8 bits run on integers, not simulated in float.
         free_batch: whether a file can be opened for any number of samples.
         half_formats: 16-bit formats that its files can hold.
+        weight_blocks: whether its files can hold weights with a scale per block.
         skips_zeros: whether kernels are faster on weights that hold zeros.
         packable: whether files that ONNX Runtime times on another device tell how fast this one
             is there; see ``estimate.pack``.
@@ -100,6 +103,7 @@ class Target(ABC):
     integer_kernels: ClassVar[bool] = False
     free_batch: ClassVar[bool] = True
     half_formats: ClassVar[tuple[str, ...]] = ("float16",)
+    weight_blocks: ClassVar[bool] = False
     skips_zeros: ClassVar[bool] = False
     packable: ClassVar[bool] = False
 
@@ -188,6 +192,11 @@ class Target(ABC):
     def classify(cls, node: NodeTime) -> KernelClass:
         """What a kernel of this runtime's profiles does."""
 
+    @classmethod
+    def keeps_packed(cls, node: NodeTime) -> bool:
+        """Whether a kernel multiplies integer weights block by block, never all as floats."""
+        return False
+
     def shows_channels(self, node: NodeTime, channels: int, linear: bool) -> bool:
         """Whether the output of a multiplying operator has so many channels.
 
@@ -207,10 +216,14 @@ class Target(ABC):
             example: inputs of two samples or more, built as the model takes them.
 
         Raises:
+            InputError: its files cannot hold what the policy asks for.
             ExportError: the file does not do what the module does.
         """
         from autocompress.exporters.write import export
 
+        reason = unsupported(type(self), compressed.policy.layers.values())
+        if reason:
+            raise InputError(f"This policy cannot be exported: {reason}.")
         return export(compressed, path, example)
 
     def kernel_writer(self) -> KernelWriter | None:
@@ -248,3 +261,10 @@ class Target(ABC):
     def facts(self) -> dict[str, Any]:
         """What else decides how fast this runtime is, for ``describe``."""
         return {}
+
+
+def unsupported(target: type[Target], policies: Iterable[LayerPolicy]) -> str:
+    """Why the files of a target cannot hold one of these policies; empty where they hold all."""
+    asked = ((t, p) for p in policies for t in techniques() if t.active(p))
+    reasons = (technique.unsupported(target, policy) for technique, policy in asked)
+    return next((reason for reason in reasons if reason), "")

@@ -54,6 +54,7 @@ class ExecuTorchTarget(Target):
     install = "pip install 'autocompress[executorch]'"
     free_batch = False
     half_formats = ("float16", "bfloat16")
+    weight_blocks = True
 
     @classmethod
     def present(cls) -> Availability:

@@ -64,7 +64,7 @@ class OnnxRuntimeTarget(OnnxTarget):
     name = "onnxruntime"
     config_model = OnnxRuntimeConfig
     install = "pip install onnxruntime, or onnxruntime-gpu for CUDA and TensorRT"
-    integer_kernels = True
+    integer_kernels = weight_blocks = True
     packable = True
     config: OnnxRuntimeConfig
 
@@ -105,6 +105,11 @@ class OnnxRuntimeTarget(OnnxTarget):
     def classify(cls, node: NodeTime) -> KernelClass:
         """By the operator's name; see ``Target``."""
         return kernel_class(node.op, _CLASSES, _MULTIPLYING)
+
+    @classmethod
+    def keeps_packed(cls, node: NodeTime) -> bool:
+        """Its product of floats and weights in few bits; see ``Target``."""
+        return node.op == "MatMulNBits"
 
     def shows_channels(self, node: NodeTime, channels: int, linear: bool) -> bool:
         """Looks through blocked layouts and those with channels last; see ``Target``."""

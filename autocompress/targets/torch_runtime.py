@@ -66,6 +66,7 @@ class TorchTarget(Target):
     config_model = TorchConfig
     install = "pip install torch"
     half_formats = ("float16", "bfloat16")
+    weight_blocks = True
     config: TorchConfig
 
     @classmethod

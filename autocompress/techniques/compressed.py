@@ -21,12 +21,19 @@ class Precision:
     activation_bits: int = 32
     activation_scaling: str = "static"
     reduced: bool = False
+    block: int = 0
 
     @classmethod
     def of(cls, policy: LayerPolicy, settings: CompressionSettings) -> Precision:
         """The bits that a layer's policy asks for; ``reduced``: its weights keep to 64 levels."""
         reduced = settings.weight_range == "reduced" and policy.integer
-        return cls(policy.weight_bits, policy.activation_bits, policy.activation_scaling, reduced)
+        return cls(
+            policy.weight_bits,
+            policy.activation_bits,
+            policy.activation_scaling,
+            reduced,
+            policy.weight_block,
+        )
 
     @property
     def integer(self) -> bool:

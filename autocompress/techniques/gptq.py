@@ -40,48 +40,87 @@ def gptq_round(
     *,
     reduced: bool = False,
     zeros: Tensor | None = None,
+    block: int = 0,
 ) -> Tensor:
     """Round a matrix so that its outputs change little on inputs with these moments.
 
-    Columns go in the order of their inputs' power. The largest weight of a row, clipped, always
-    lands on the end of the grid, so that the result's own scale is the one it was rounded with.
+    Columns go in the order of their inputs' power, block after block; a block's scales are chosen
+    when its first column is reached. The largest weight of a row of a block, clipped, always lands
+    on the end of the grid, so that the result's own scale is the one it was rounded with.
 
     Args:
         weight: ``(outputs, d)``.
         moments: ``(d, d)`` second moments of the inputs.
-        bits: 2 to 8, symmetric, one scale per row.
+        bits: 2 to 8, symmetric.
         damping: fraction of the mean diagonal.
         reduced: see ``weight_limit``.
         zeros: ``(outputs, d)``, weights that become zero; others make up for them.
+        block: so many columns, as they stand in the matrix, share a scale in each row; 0 is one
+            scale per row.
 
     Returns:
-        Rounded weights as floats, which ``round_weight`` leaves as they are.
+        Rounded weights as floats, which ``round_weight`` leaves as they are. With blocks, a row
+        that plain rounding serves better on these moments is rounded plainly.
 
     References:
         Frantar et al., GPTQ, ICLR 2023, algorithm 1.
     """
     limit = weight_limit(bits, reduced)
-    peak = clipped_peak(weight, moments, bits)
-    order = moments.diagonal().argsort(descending=True)
+    groups = _groups(moments.diagonal(), block)
+    order = torch.cat(groups)
+    factor = _factor(moments, order, damping)
+    left = weight.detach().double()[:, order]
+    free = torch.ones_like(left) if zeros is None else (~zeros[:, order]).double()
+    rounded = torch.zeros_like(left)
+    begin = 0
+    for group in groups:
+        columns = slice(begin, begin + len(group))
+        own, natural = group.sort()  # as they stand in the matrix
+        now = left[:, columns] * free[:, columns]
+        peak = clipped_peak(now[:, natural].to(weight.dtype), moments[own][:, own], bits)
+        scale, ends = (peak / limit).flatten(), now.sign() * limit
+        largest = begin + now.abs().argmax(1)
+        for column in range(columns.start, columns.stop):
+            value = left[:, column]
+            level = (value / scale.double()).round().clamp(-limit, limit)
+            level = torch.where(largest == column, ends[:, column - begin], level)
+            rounded[:, column] = level * free[:, column] * scale
+            error = (value - rounded[:, column]) / factor[column, column]
+            left[:, column:] -= error[:, None] * factor[column, column:][None]
+        begin = columns.stop
+    found = rounded[:, order.argsort()].to(weight.dtype)
+    return found if not block else _better(weight, moments, found, bits, reduced, zeros, block)
+
+
+def _groups(power: Tensor, block: int) -> list[Tensor]:
+    """Columns by the block that they lie in, the strongest first."""
+    blocks = torch.arange(len(power)).split(block or len(power))
+    strongest = sorted(blocks, key=lambda own: -float(power[own].sum()))
+    return [own[power[own].argsort(descending=True)] for own in strongest]
+
+
+def _factor(moments: Tensor, order: Tensor, damping: float) -> Tensor:
+    """Upper Cholesky factor of the inverse of the damped moments, columns in an order."""
     hessian = moments.double()[order][:, order]
     index = torch.arange(len(hessian))
     dead = hessian.diagonal() <= 0
     hessian[index, index] += damping * hessian.diagonal().mean() + 1e-12
     hessian[dead, dead] = 1.0
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
-    factor = torch.linalg.cholesky(inverse, upper=True)
-    left = weight.detach().double()[:, order]
-    held = None if zeros is None else zeros[:, order]
-    largest, ends = left.abs().argmax(1), left.sign() * limit
-    scale = (peak / limit).double().flatten()
-    levels = torch.zeros_like(left)
-    for column in range(left.shape[1]):
-        value = left[:, column]
-        level = (value / scale).round().clamp(-limit, limit)
-        level = torch.where(largest == column, ends[:, column], level)
-        if held is not None:
-            level = level.masked_fill(held[:, column], 0)
-        levels[:, column] = level
-        error = (value - level * scale) / factor[column, column]
-        left[:, column:] -= error[:, None] * factor[column, column:][None]
-    return (levels[:, order.argsort()] * (peak / limit)).to(weight.dtype)
+    return torch.linalg.cholesky(inverse, upper=True)
+
+
+def _better(
+    weight: Tensor,
+    moments: Tensor,
+    found: Tensor,
+    bits: int,
+    reduced: bool,
+    zeros: Tensor | None,
+    block: int,
+) -> Tensor:
+    """Each row as it was found or rounded to nearest, whichever errs less."""
+    start = weight.detach() if zeros is None else weight.detach().masked_fill(zeros, 0)
+    nearest = round_weight(start, bits, reduced, block)
+    errors = [((lost := weight.detach() - one) @ moments * lost).sum(1) for one in (found, nearest)]
+    return torch.where((errors[0] <= errors[1])[:, None], found, nearest)

@@ -37,6 +37,12 @@ def quantization_problems(shown: Shown) -> list[str]:
             "The policy promises half precision, but the runtime computes in 32 bits in "
             f"{_some(floats)}."
         )
+    blocks = [name for name, precision in precisions.items() if precision.block]
+    if unpacked := [name for name in blocks if not _all_packed(shown, name)]:
+        problems.append(
+            "The policy promises weights that stay packed in blocks, but the runtime's profile "
+            f"shows no kernel that multiplies them so for {_some(unpacked)}."
+        )
     if rounded := [name for name in shown.nodes if _rounded_unasked(shown, name, integer)]:
         problems.append(
             f"The policy keeps {_some(rounded)} in float, but the runtime rounds there too, "
@@ -47,17 +53,28 @@ def quantization_problems(shown: Shown) -> list[str]:
 
 def _all_integer(shown: Shown, layer: str) -> bool:
     """Whether a layer, or the modules inside it, multiply integers only."""
+    own = _products(shown, layer)
+    return bool(own) and all(map(shown.integer, own))
+
+
+def _all_packed(shown: Shown, layer: str) -> bool:
+    """Whether a layer, or the modules inside it, multiply weights that stay packed."""
+    own = _products(shown, layer)
+    return bool(own) and all(map(shown.target.keeps_packed, own))
+
+
+def _products(shown: Shown, layer: str) -> list[NodeTime]:
+    """Operators in which the weights of a layer, or of the modules inside it, are at work."""
     module = shown.compressed.module.get_submodule(layer)
     # attention's products of two activations stay in float, where they are as fast
     weights_only = not isinstance(module, nn.modules.conv._ConvNd)
-    own = [
+    return [
         node
         for name, found in shown.nodes.items()
         if _within(name, layer)
         for node in found
         if shown.multiplies(node) and not (weights_only and _of_activations(node))
     ]
-    return bool(own) and all(map(shown.integer, own))
 
 
 def _of_activations(node: NodeTime) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from autocompress.errors import PolicyError
 from autocompress.model.tracing_stubs import unfuse
@@ -51,15 +52,30 @@ def stored_scale(weight: Tensor, bits: int, reduced: bool = False) -> Tensor:
     return scale / 2 ** int(math.log2(steps))
 
 
-def round_weight(weight: Tensor, bits: int, reduced: bool = False) -> Tensor:
-    """Weights on their integer grid, as floats; every error is at most half a scale."""
+def round_weight(weight: Tensor, bits: int, reduced: bool = False, block: int = 0) -> Tensor:
+    """Weights on their integer grid, as floats; every error is at most half a scale.
+
+    Args:
+        weight: output channels first.
+        bits, reduced: see ``weight_limit``.
+        block: so many weights along a row share a scale; 0 is one scale per row.
+    """
+    if block:
+        each = round_weight(in_blocks(weight, block).flatten(0, 1), bits, reduced)
+        return each.view(len(weight), -1)[:, : weight[0].numel()].reshape(weight.shape)
     limit = weight_limit(bits, reduced)
     scale = weight_scale(weight, bits, reduced)
     return (weight / scale).round().clamp(-limit, limit) * scale
 
 
+def in_blocks(weight: Tensor, block: int) -> Tensor:
+    """The rows of a weight, cut: ``(outputs, blocks, block)``, the last block filled with zeros."""
+    rows = weight.flatten(1)
+    return F.pad(rows, (0, -rows.shape[1] % block)).view(len(rows), -1, block)
+
+
 def rounded_weight(layer: nn.Module, precision: Precision) -> Tensor:
-    """A layer's weight on its grid: a scale for each output channel, or row of a table.
+    """A layer's weight on its grid: a scale for each output channel, row of a table, or block.
 
     Transposed convolutions hold theirs with the inputs first; groups of them share their scales.
     """
@@ -67,7 +83,11 @@ def rounded_weight(layer: nn.Module, precision: Precision) -> Tensor:
     if isinstance(layer, TRANSPOSED):
         turned = round_weight(weight.transpose(0, 1), precision.weight_bits, precision.reduced)
         return turned.transpose(0, 1)
-    return round_weight(weight, precision.weight_bits, precision.reduced)
+    return _on_grid(weight, precision)
+
+
+def _on_grid(weight: Tensor, precision: Precision) -> Tensor:
+    return round_weight(weight, precision.weight_bits, precision.reduced, precision.block)
 
 
 class _Straight(torch.autograd.Function):
@@ -170,8 +190,7 @@ class QuantizedLayer(nn.Module):
             return self._halved(weight) if self.precision.half else weight
         if isinstance(self.layer, PLAIN):
             return _Straight.apply(weight, rounded_weight(self.layer, self.precision), None)
-        rounded = round_weight(weight, self.precision.weight_bits, self.precision.reduced)
-        return _Straight.apply(weight, rounded, None)
+        return _Straight.apply(weight, _on_grid(weight, self.precision), None)
 
     def _halved(self, value: Tensor) -> Tensor:
         rounded = value.to(self.half_type).to(value.dtype)

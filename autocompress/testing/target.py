@@ -94,7 +94,9 @@ def _export(target: Target, precision: Precision, folders: pytest.TempPathFactor
             network, images = Network().eval(), torch.randn(32, 3, 8, 8)
         changed = dict.fromkeys(LAYERS, precision) if precision != Precision() else {}
         layer = LayerPolicy(
-            weight_bits=precision.weight_bits, activation_bits=precision.activation_bits
+            weight_bits=precision.weight_bits,
+            activation_bits=precision.activation_bits,
+            weight_block=precision.block,
         )
         policy = Policy(dict.fromkeys(changed, layer))
         compressed = Compressed(network, policy, CompressionSettings(), precisions=changed)

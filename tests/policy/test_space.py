@@ -57,6 +57,28 @@ def test_choices_follow_rules_groups_and_valid_bit_pairs() -> None:
     }
 
 
+def test_blocks_are_levels_of_weights_alone_in_matrices() -> None:
+    rule = {
+        "weight_only": True,
+        "weight_bits": [32, 8, 4],
+        "activation_bits": [32, 8],
+        "weight_block": [0, 32, 16],
+    }
+    space = SpaceConfig.read({"rules": [rule]}).bind(inventory())
+    levels = {c.name: [tuple(level.values()) for level in c.levels] for c in space.choices}
+    bits = [(32, 32), (8, 32), (8, 8), (4, 32), (4, 8)]
+    assert levels["stem/bits"] == [(*pair, "static") for pair in bits]
+    assert levels["head/bits"] == [
+        (*pair, "static", block)
+        for pair in bits
+        for block in ([16, 32, 0] if pair == (4, 32) else [0])
+    ]
+    asked = space.decode(space.uniform(weight_bits=4, weight_block=32))
+    assert asked["head"] == LayerPolicy(weight_bits=4, weight_block=32)
+    assert asked["stem"] == LayerPolicy(weight_bits=4)
+    assert space.encode(asked) is not None
+
+
 def test_residual_groups_only_when_asked() -> None:
     asked = SpaceConfig.read({**JOINT, "prune_residual": True}).bind(inventory())
     # head is ruled without prune ratios, but it only consumes the stem's channels

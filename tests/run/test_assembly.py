@@ -20,7 +20,8 @@ from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.results.metric import Measurement
 from autocompress.results.trial import Trial
 from autocompress.run.assembly import Assembly, assemble
-from autocompress.run.study import read_study
+from autocompress.run.study import StudyConfig, read_study
+from autocompress.targets.onnx_runtime import OnnxRuntimeTarget
 
 FIXTURE = Path(__file__).parent.parent / "fixtures" / "run_0_1"
 
@@ -31,7 +32,13 @@ def parts(
 ) -> list[Assembly]:
     """A study on trained weights, assembled twice, as by a search and by its worker or replay."""
     monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path))
-    study = read_study(
+    study = small_study(request.param)
+    return [assemble(study, tmp_path / "models") for _ in range(2)]
+
+
+def small_study(space: object) -> StudyConfig:
+    """A study on trained weights."""
+    return read_study(
         {
             "name": "small",
             "model": {
@@ -40,11 +47,22 @@ def parts(
                 "checkpoint": str(FIXTURE / "weights.safetensors"),
             },
             "data": {"factory": "autocompress.workloads.data:digits"},
-            "space": request.param,
+            "space": space,
             "settings": {"calibration_images": 64},
         }
     )
-    return [assemble(study, tmp_path / "models") for _ in range(2)]
+
+
+def test_a_space_that_the_targets_files_cannot_hold_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path))
+    rule = {"match": "*", "weight_bits": [32, 4], "weight_block": [0, 32]}
+    study = small_study({"name": "blocks", "rules": [rule]})
+    assert any("weight_block" in c.levels[0] for c in assemble(study, tmp_path).space.choices)
+    monkeypatch.setattr(OnnxRuntimeTarget, "weight_blocks", False)
+    with pytest.raises(InputError, match="weight_block: 0"):
+        assemble(study, tmp_path)
 
 
 @pytest.mark.parametrize("parts", ["low_rank"], indirect=True)

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from autocompress.errors import InputError, PolicyError
 from autocompress.policy.technique import Field, Technique
-from autocompress.policy.values import ActivationBits, ActivationScaling, WeightBits
+from autocompress.policy.values import ActivationBits, ActivationScaling, WeightBits, WeightBlock
 
 if TYPE_CHECKING:
     from autocompress.measure.gate import Shown
     from autocompress.model.kernels import KernelPrecision
-    from autocompress.policy.inventory import LayerSpec
+    from autocompress.policy.inventory import Inventory, LayerSpec
     from autocompress.policy.policy import LayerPolicy
     from autocompress.policy.settings import CompressionSettings
     from autocompress.policy.space_config import Rule
@@ -22,11 +22,18 @@ if TYPE_CHECKING:
     from autocompress.techniques.stitching import Stitching
 
 _STATIC = {"activation_scaling": "static"}
+_IN_BLOCKS = ("linear", "attention")
 _INT8 = {"weight_bits": 8, "activation_bits": 8}
 
 
-def packed_bytes(weights: int, channels: int, bits: int) -> int:
-    """Bytes of weights on disk; integers carry a float scale per output channel."""
+def packed_bytes(weights: int, channels: int, bits: int, block: int = 0) -> int:
+    """Bytes of weights on disk; integers carry a float scale per output channel, or per block.
+
+    Blocks are stored whole, 4 bits a weight.
+    """
+    if block:
+        blocks = channels * math.ceil(weights / max(1, channels) / block)
+        return blocks * (block // 2 + 4)
     return math.ceil(weights * bits / 8) + (4 * channels if bits < 16 else 0)
 
 
@@ -40,6 +47,11 @@ def _contradiction(weights: int, activations: int) -> str:
     return ""
 
 
+def _in_blocks(weight_bits: int, activation_bits: int, **other: Any) -> bool:
+    """Whether weights can have scales by blocks: runtimes multiply them so in few bits alone."""
+    return weight_bits < 8 and activation_bits == 32
+
+
 class Quantize(Technique):
     """Integers of 8 bits or fewer, or half precision; carried out after all training."""
 
@@ -48,6 +60,7 @@ class Quantize(Technique):
         Field("weight_bits", 32, values=get_args(WeightBits)),
         Field("activation_bits", 32, values=get_args(ActivationBits)),
         Field("activation_scaling", "static", values=get_args(ActivationScaling)),
+        Field("weight_block", 0, values=get_args(WeightBlock)),
     )
     knob = "bits"
     stage = "precision"
@@ -60,11 +73,41 @@ class Quantize(Technique):
         """Integer activations need integer weights, and half precision is of both."""
         super().validate(policy)
         wrong = _contradiction(policy.weight_bits, policy.activation_bits)
+        if policy.weight_block and not _in_blocks(policy.weight_bits, policy.activation_bits):
+            wrong = wrong or (
+                "`weight_block` needs `weight_bits` of 4 or fewer beside activation_bits 32, got "
+                f"{policy.weight_bits} and {policy.activation_bits}. Leave it at 0."
+            )
         if wrong:
             raise PolicyError(wrong)
 
+    def why_not(self, layer: LayerSpec, policy: LayerPolicy, inventory: Inventory) -> str:
+        """Blocks are of rows of matrices."""
+        reason = super().why_not(layer, policy, inventory)
+        if policy.weight_block and layer.kind not in _IN_BLOCKS:
+            reason = reason or (
+                f"`weight_block` is for linear layers and attention, this is a {layer.kind}; "
+                "leave it at 0 here"
+            )
+        return reason
+
     def levels(self, rule: Rule, layer: LayerSpec) -> list[dict[str, Any]]:
-        """Every valid pair of bits, the most bits first; weights alone where only they can be."""
+        """Every valid pair of bits, the most bits first; weights alone where only they can be.
+
+        Of few bits alone, one level for each size of block, the smallest first.
+        """
+        levels = self._pairs(rule, layer)
+        if not any(rule.weight_block) or layer.kind not in _IN_BLOCKS:
+            return levels
+        sizes = sorted(set(rule.weight_block), key=lambda size: size or math.inf)
+        return [
+            {**level, "weight_block": size}
+            for level in levels
+            for size in (sizes if _in_blocks(**level) else [0])
+        ]
+
+    def _pairs(self, rule: Rule, layer: LayerSpec) -> list[dict[str, Any]]:
+        """Bits of weights and activations, and how these are scaled."""
         if not layer.integer:
             bits = sorted(set(rule.weight_bits), reverse=True)
             return [
@@ -124,6 +167,7 @@ class Quantize(Technique):
         """Bits of weights and activations."""
         how = " at run time" if policy.integer and policy.activation_scaling == "dynamic" else ""
         bits = f"{policy.weight_bits}/{policy.activation_bits} bits"
+        how += f" in blocks of {policy.weight_block}" if policy.weight_block else ""
         return f"{bits}{how}" if self.active(policy) else ""
 
     def probes(self) -> Mapping[str, Mapping[str, Any]]:
@@ -138,6 +182,16 @@ class Quantize(Technique):
                 f"torch}}`; the files of {target.name} hold 16 bits as "
                 f"{' or '.join(target.half_formats)}."
             )
+
+    def unsupported(self, target: type[Target], policy: LayerPolicy) -> str:
+        """Blocks need a product of the runtime's own."""
+        if not policy.weight_block or target.weight_blocks:
+            return ""
+        return (
+            f"`weight_block: {policy.weight_block}` needs a runtime that multiplies packed "
+            f"weights; the files of {target.name} hold one scale per output channel. Use "
+            "`weight_block: 0`, or `target: {runtime: onnxruntime}`"
+        )
 
     def no_gain(self, target: type[Target]) -> str:
         """Without integer kernels, 8 bits are simulated."""
@@ -170,7 +224,7 @@ class Quantize(Technique):
 
     def stored_bytes(self, before: int, weights: int, channels: int, policy: LayerPolicy) -> int:
         """In so many bits."""
-        return packed_bytes(weights, channels, policy.weight_bits)
+        return packed_bytes(weights, channels, policy.weight_bits, policy.weight_block)
 
     def apply(self, work: Stitching) -> None:
         """Note the bits; the weights stay float until all training is done."""

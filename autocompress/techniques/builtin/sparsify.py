@@ -80,7 +80,7 @@ class Sparsify(Technique):
     def stored_bytes(self, before: int, weights: int, channels: int, policy: LayerPolicy) -> int:
         """A bitmap of one bit per weight and the values that are left, where that is smaller."""
         left = weights - int(weights * policy.sparsity)
-        values = packed_bytes(left, channels, policy.weight_bits)
+        values = packed_bytes(left, channels, policy.weight_bits, policy.weight_block)
         return min(before, math.ceil(weights / 8) + values)
 
     def apply(self, work: Stitching) -> None:
