@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -67,6 +67,8 @@ def unlike_samples(inputs: Any) -> Any:
     return map_tensors(with_another, inputs)
 
 
+Removals = Mapping[tuple[str, str], Sequence[int]]
+"""Module and side to the places that go."""
 Calls = frozenset[tuple[str, str]]
 """Modules and names of calls in their forward, without counts; see ``model.call_sites``."""
 
@@ -156,6 +158,7 @@ class CutCheck:
                 except Exception as error:  # the next type and batch are tried; the last is raised
                     failure = error
                     continue
+                self._usual = usual
                 self.ways = (usual, *self._others(usual, axes))
                 return
         raise failure
@@ -205,25 +208,39 @@ class CutCheck:
         return ""
 
     def _why_not_drawn(self, names: Sequence[str], draw: int) -> str:
-        with _masked(self.model, self._removals(names, draw)):
-            wanted = [self._answer(self.model, way) for way in self.ways]
-        way = self.ways[0]
+        small, error = self._tried(lambda: self.cut(names, draw))
+        if error:
+            return f"cut, the model does not run ({error})"
+        for way in self.ways:
+            reason = self._why_not_so(small, way, self._removals(names, draw))
+            if reason:  # what comes next most likely fails there as well
+                self.ways = (way, *(other for other in self.ways if other is not way))
+                return reason
+        return ""
+
+    def _why_not_so(self, small: nn.Module, way: Way, removals: Removals) -> str:
+        """Why a cut model is not the masked one, run in one way."""
+        got, error = self._tried(lambda: self._answer(small, way))
+        if error:
+            return f"cut, the model does not run{way.name} ({error})"
+        with _masked(self.model, removals):
+            wanted = self._answer(self.model, way)
+        off = difference(got, wanted, self._tolerance)
+        reason = f"cut, the model answers differently from the masked one{way.name} ({off})"
+        return reason if off else ""
+
+    @staticmethod
+    def _tried(function: Callable[[], Any]) -> tuple[Any, str]:
+        """What a function gives, or the error that it raises."""
         try:
-            small = self.cut(names, draw)
-            for way, answer in zip(self.ways, wanted, strict=True):
-                off = difference(self._answer(small, way), answer, self._tolerance)
-                if off:
-                    reason = "cut, the model answers differently from the masked one"
-                    return f"{reason}{way.name} ({off})"
+            return function(), ""
         # whatever a cut model raises, the group is what it cannot do without
         except Exception as error:
-            said = f"{type(error).__name__}: {short(error)}"
-            return f"cut, the model does not run{way.name} ({said})"
-        return ""
+            return None, f"{type(error).__name__}: {short(error)}"
 
     def run(self, model: nn.Module) -> None:
         """Run a model in the usual way, and note what it corrects."""
-        self._answer(model, self.ways[0])
+        self._answer(model, self._usual)
 
     def alike(self, one: nn.Module, other: nn.Module) -> bool:
         """Whether two models answer the same."""
@@ -234,9 +251,14 @@ class CutCheck:
 
     def _answer(self, model: nn.Module, way: Way) -> list[Tensor]:
         """What a copy answers; what it corrected in doing so is noted."""
-        if way.training:  # what it keeps of a run must not reach the next one
-            model = to_training(copy.deepcopy(model))
-        found = answers(model, way.inputs)
+        if way.shapes_only:  # what it keeps of a run must not reach the next one
+            model = copy.deepcopy(model)
+        if way.training:
+            to_training(model)
+        try:
+            found = answers(model, way.inputs)
+        finally:
+            model.eval()
         self.corrected |= frozenset(
             (name, call)
             for name, module in model.named_modules()
@@ -296,14 +318,14 @@ def lively(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     return model
 
 
-def cut_out(model: nn.Module, removals: Mapping[tuple[str, str], Sequence[int]]) -> None:
+def cut_out(model: nn.Module, removals: Removals) -> None:
     """Remove channels as the stitching of a policy does."""
     (channels,) = (technique for technique in builtin() if technique.stage == "channels")
     channels.cut(model, removals)
 
 
 @contextmanager
-def _masked(model: nn.Module, removals: Mapping[tuple[str, str], Sequence[int]]) -> Iterator[None]:
+def _masked(model: nn.Module, removals: Removals) -> Iterator[None]:
     """Let what reads these channels read nothing, for the time being."""
     changed: dict[Tensor, Tensor] = {}
     with torch.no_grad():
