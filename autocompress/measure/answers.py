@@ -105,7 +105,9 @@ def _run_padded(session: Session, inputs: Any, size: int) -> list[Any]:
     parts = [part.numpy(force=True) for part in tensors(inputs)]
     count = batch_size(inputs)
     free = all(spec.shape[0] is None for spec in session.inputs if spec.shape)
-    if count < size and not free:
+    padded = count < size and not free
+    if padded:
         parts = [np.concatenate([p, np.repeat(p[-1:], size - count, axis=0)]) for p in parts]
-    found = [np.asarray(part) for part in session.run(parts)]
-    return [part[:count].copy() if part.ndim else part for part in found]
+    found = [np.array(part) for part in session.run(parts)]
+    # what does not belong to samples (the priors of a detector) has another length, and stays
+    return [part[:count] if padded and part.shape[:1] == (size,) else part for part in found]

@@ -193,9 +193,10 @@ class _Binder:
         choices = [*self._per_group(rules), *self._per_block(rules), *self._per_layer(rules)]
         choices += self._policy_level()
         if not choices:
+            why = f" {self.inventory.cannot_prune}" if self.inventory.cannot_prune else ""
             raise InputError(
                 f"The search space {self.config.name!r} leaves nothing to choose on "
-                "this model: give at least one knob two values."
+                f"this model: give at least one knob two values.{why}"
             )
         return Space(tuple(choices), self.inventory)
 
