@@ -119,9 +119,37 @@ def float_graph(
         if architecture:
             _took[architecture] = name
         return graph
-    if wrong:
-        raise wrong[0]
-    raise ExportError(f"The model cannot be exported to ONNX. {' '.join(reasons)}")
+    said = str(wrong[0]) if wrong else f"The model cannot be exported to ONNX. {' '.join(reasons)}"
+    raise ExportError(f"{_remedy(module, example)}{said}")
+
+
+def _remedy(module: nn.Module, example: Any) -> str:
+    """What to do about a model that no exporter takes, where that is known."""
+    packed: list[str] = []
+
+    def note(name: str) -> Any:
+        def hook(layer: nn.Module, args: tuple[Any, ...]) -> None:
+            if args and isinstance(args[0], nn.utils.rnn.PackedSequence):
+                packed.append(name)
+
+        return hook
+
+    layers = {n: m for n, m in module.named_modules() if isinstance(m, nn.RNNBase)}
+    handles = [layer.register_forward_pre_hook(note(name)) for name, layer in layers.items()]
+    try:
+        with torch.no_grad():
+            call(module, example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not packed:
+        return ""
+    return (
+        f"{', '.join(dict.fromkeys(packed))} reads a packed sequence, which exporters take only in "
+        "few cases. Give it the padded batch instead, and read its last state as `outputs.gather(1,"
+        " (lengths - 1)[:, None, None].expand(-1, 1, outputs.shape[2]))[:, 0]`: for a layer of one "
+        "direction that is the same. "
+    )
 
 
 def _exported(name: Exporter, module: nn.Module, example: Any, signature: _Signature) -> Any:
