@@ -98,7 +98,7 @@ class OptunaController:
         self._distributions: dict[str, optuna.distributions.BaseDistribution] = {
             c.name: optuna.distributions.IntDistribution(0, len(c.levels) - 1)
             for c in space.choices
-            if c.kind != "student"
+            if not c.replaces
         }
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         first = self._made()
@@ -130,7 +130,7 @@ class OptunaController:
         trial = self._study.ask()
         # students are tried once each, before it is asked: untrained they teach the sampler nothing
         levels = tuple(
-            0 if c.kind == "student" else trial.suggest_int(c.name, 0, len(c.levels) - 1)
+            0 if c.replaces else trial.suggest_int(c.name, 0, len(c.levels) - 1)
             for c in self.space.choices
         )
         return levels, trial
@@ -198,7 +198,7 @@ class OptunaController:
             params={
                 c.name: level
                 for c, level in zip(self.space.choices, assignment, strict=True)
-                if c.kind != "student"
+                if not c.replaces
             },
             distributions=self._distributions,
             constraints=None if self._scored else dict(trial.violations) or {"none": 0.0},

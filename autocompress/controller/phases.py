@@ -53,10 +53,7 @@ def _random(context: Context) -> list[Assignment]:
         if len(found) >= context.config.random_references:
             break
         # an untrained student is at chance, which would flatter the search
-        levels = tuple(
-            0 if c.kind == "student" else draw.randrange(len(c.levels))
-            for c in context.space.choices
-        )
+        levels = context.space.draw(draw)
         if context.feasibility.likely(context.estimate(levels)):
             found.append(levels)
     return found

@@ -50,7 +50,7 @@ class Sensitivity:
     @property
     def probes(self) -> int:
         """How many policies ``probe`` screens, those of choices that interact left out."""
-        return sum(len(_probes(len(c.levels))) for c in self.space.choices if _probed(c))
+        return sum(len(_probes(len(c.levels))) for c in self.space.choices if c.of_layers)
 
     def probe(self, keep_going: Callable[[], bool], first: Sequence[int] | None = None) -> None:
         """Screen single choices, all others at their mildest, and fill in between.
@@ -61,11 +61,11 @@ class Sensitivity:
         """
         choices = self.space.choices
         probed: list[dict[int, float] | None] = [
-            None if _probed(c) else dict.fromkeys(range(len(c.levels)), 0.0) for c in choices
+            None if c.of_layers else dict.fromkeys(range(len(c.levels)), 0.0) for c in choices
         ]
         for i in range(len(choices)) if first is None else first:
             found: dict[int, float] = {}
-            for level in _probes(len(choices[i].levels)) if _probed(choices[i]) else ():
+            for level in _probes(len(choices[i].levels)) if choices[i].of_layers else ():
                 if not keep_going():
                     break
                 one = tuple(level if j == i else 0 for j in range(len(choices)))
@@ -82,7 +82,7 @@ class Sensitivity:
                 if p
                 else {len(c.levels) - 1: typical},
             )
-            if c.kind not in ("distill", "student")
+            if c.of_layers
             else _apart(c)
             for c, p in zip(self.space.choices, probed, strict=True)
         ]
@@ -140,7 +140,7 @@ class Sensitivity:
     def refit(self) -> None:
         """Fit all levels to what was screened, near the probed values, never negative."""
         # heavy damage would drown the rest
-        place = self.space.index.get("student")
+        place = self.space.student_place
         rows = [
             (a, kl)
             for a, kl in islice(reversed(self._seen.items()), _LATEST)
@@ -156,7 +156,7 @@ class Sensitivity:
         found = _fitted(matrix, target, np.concatenate(self._prior))
         self.losses = []
         for i, choice in enumerate(self.space.choices):
-            if choice.kind == "student":
+            if choice.replaces:
                 self.losses.append(_apart(choice))
                 continue
             loss = found[starts[i] : starts[i + 1]].copy()
@@ -200,10 +200,6 @@ def _fitted(
     return out
 
 
-def _probed(choice: Choice) -> bool:
-    return choice.kind not in ("distill", "student")
-
-
 def _interacts(choice: Choice) -> bool:
     technique = by_knob().get(choice.kind)
     return technique is not None and technique.interacts
@@ -212,7 +208,7 @@ def _interacts(choice: Choice) -> bool:
 def _apart(choice: Choice) -> NDArray[np.float64]:
     """Distillation costs nothing before training; an untrained student is never worth it."""
     losses = np.zeros(len(choice.levels))
-    if choice.kind == "student":
+    if choice.replaces:
         losses[1:] = _NEVER
     return losses
 

@@ -143,7 +143,7 @@ def cheapest(space: Space, near: Near, metric: str, start: Assignment) -> Assign
         before = current
         for i, choice in enumerate(space.choices):
             own = current[i]
-            for level in range(len(choice.levels) if choice.kind != "student" else 0):
+            for level in range(len(choice.levels) if not choice.replaces else 0):
                 cost = look(i, level)[metric]
                 if cost < least - _ROUNDING * abs(least):
                     own, least = level, cost
@@ -296,7 +296,7 @@ def _hardened(at: _Problem, start: Assignment) -> Assignment | None:
             saved = -table[worst]
             price = np.maximum(loss - loss[current[i]], 0.0) / np.where(saved > 0, saved, np.nan)
             # another architecture saves everything, and is not what the levels are about
-            if not np.isnan(price).all() and at.space.choices[i].kind != "student":
+            if not np.isnan(price).all() and not at.space.choices[i].replaces:
                 level = int(np.nanargmin(price))
                 if not at.ordered((*current[:i], level, *current[i + 1 :])):
                     continue  # its turn comes when those before it have moved

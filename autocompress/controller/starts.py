@@ -50,7 +50,7 @@ def _levels(space: Space) -> list[Mapping[str, Any]]:
 
 def students(space: Space) -> Iterator[Assignment]:
     """Each other architecture of the space once; what its layers would do says nothing then."""
-    place = space.index.get("student")
+    place = space.student_place
     if place is None:
         return
     for level in range(1, len(space.choices[place].levels)):

@@ -57,10 +57,7 @@ class Unseen:
             return self._random.choice(list(self._left.values())) if self._left else None
         for _ in range(_DRAWS):
             # a student is a starting policy; of random ones most would be over the budget or alike
-            levels = tuple(
-                0 if c.kind == "student" else self._random.randrange(len(c.levels))
-                for c in self.space.choices
-            )
+            levels = self.space.draw(self._random)
             if not self._settled(self.space.decode(levels)):
                 return levels
         return None

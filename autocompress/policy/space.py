@@ -7,6 +7,7 @@ Level 0 of every choice is the mildest. The file that a space comes from is
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +21,10 @@ from autocompress.policy.registry import by_knob
 
 Assignment = tuple[int, ...]
 """One level index per choice, in the order of ``Space.choices``."""
+
+
+_STUDENT = "student"
+_OF_THE_POLICY = ("distill", _STUDENT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +42,25 @@ class Choice:
     kind: str
     layers: tuple[str, ...]
     levels: tuple[Mapping[str, Any], ...]
+
+    @property
+    def of_layers(self) -> bool:
+        """Whether its levels change layers; else they are about the whole policy."""
+        return self.kind not in _OF_THE_POLICY
+
+    @property
+    def replaces(self) -> bool:
+        """Whether a level puts another network in the model's place.
+
+        Untrained it shows nothing, and no other choice means anything then: such levels are
+        starting policies, and nothing draws, moves or learns them.
+        """
+        return self.kind == _STUDENT
+
+    @property
+    def drawn_levels(self) -> range:
+        """The levels that samplers draw from."""
+        return range(1 if self.replaces else len(self.levels))
 
     def label(self, level: int) -> str:
         """A short text for a level, for tables and Optuna's categories."""
@@ -61,6 +85,11 @@ class Space:
         """Choice name to its position."""
         return {choice.name: i for i, choice in enumerate(self.choices)}
 
+    @cached_property
+    def student_place(self) -> int | None:
+        """Position of the choice among student architectures, if there is one."""
+        return self.index.get(_STUDENT)
+
     @property
     def log10_size(self) -> float:
         """Decimal logarithm of the number of policies."""
@@ -74,13 +103,23 @@ class Space:
     @property
     def hardest(self) -> Assignment:
         """The last level everywhere, of the model itself; not always the cheapest in time."""
-        return tuple(0 if c.kind == "student" else len(c.levels) - 1 for c in self.choices)
+        return tuple(choice.drawn_levels[-1] for choice in self.choices)
+
+    def draw(self, source: random.Random) -> Assignment:
+        """A random assignment, every level that samplers draw from as likely as any other.
+
+        Args:
+            source: of the randomness; one number per choice is taken from it, but for students.
+        """
+        return tuple(
+            0 if choice.replaces else source.choice(choice.drawn_levels) for choice in self.choices
+        )
 
     def decode(self, assignment: Sequence[int]) -> Policy:
         """From one level per choice to a policy."""
         if len(assignment) != len(self.choices):
             raise ValueError(f"{len(assignment)} levels for {len(self.choices)} choices")
-        student = self._own("student", assignment)
+        student = self._own(_STUDENT, assignment)
         distill = Distill() if self._own("distill", assignment) else None
         layers = {} if student else {n: self._layer(n, assignment) for n in self._knobs}
         return Policy(layers, distill, student)
@@ -122,7 +161,7 @@ class Space:
             Layer name to its policy; ``None`` where the choice is not about layers.
         """
         choice = self.choices[place]
-        if choice.kind in ("distill", "student"):
+        if not choice.of_layers:
             return None
         changed = (*assignment[:place], level, *assignment[place + 1 :])
         return {name: self._layer(name, changed) for name in choice.layers}
@@ -151,11 +190,10 @@ class Space:
     def encode(self, policy: Policy) -> Assignment | None:
         """From a policy to the levels that give it, or ``None`` if it lies outside the space."""
         levels = []
+        own_values = {"distill": policy.distill is not None, _STUDENT: policy.student}
         for choice in self.choices:
-            if choice.kind == "distill":
-                wanted: Mapping[str, Any] = {"distill": policy.distill is not None}
-            elif choice.kind == "student":
-                wanted = {"student": policy.student}
+            if not choice.of_layers:
+                wanted: Mapping[str, Any] = {choice.kind: own_values[choice.kind]}
             else:
                 # layers that are gone say nothing of what they share with others
                 own = (policy[name] for name in choice.layers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import random
 
 import pytest
 from hypothesis import given
@@ -171,3 +172,18 @@ def test_kept_channels_are_whole_units_and_never_none(
     assert kept % unit == 0
     if multiple < group.channels and multiple % unit == 0 and kept < group.channels:
         assert kept % multiple == 0
+
+
+def test_random_policies_reach_every_level_but_no_student() -> None:
+    config = {**JOINT, "distill": [False, True], "students": ["small", "tiny"]}
+    space = SpaceConfig.read(config).bind(inventory())
+    source = random.Random(0)
+    drawn = [space.draw(source) for _ in range(200)]
+    reached = {c.name: {levels[i] for levels in drawn} for i, c in enumerate(space.choices)}
+    every = {c.name: set(range(len(c.levels))) for c in space.choices}
+    assert reached == {**every, "student": {0}}
+    assert all(space.decode(levels).student is None for levels in (*drawn, space.hardest))
+    assert space.decode(space.hardest).layers
+    for choice in space.choices:
+        assert choice.of_layers == bool(choice.layers)
+    assert space.student_place == space.index["student"]

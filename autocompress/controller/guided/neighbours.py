@@ -114,7 +114,7 @@ class Switch(Neighbours):
     def _varied(self, parent: Trial, target: float) -> Assignment:
         choices = self.context.space.choices
         levels = list(self.history.assignment(parent))
-        order = [i for i, c in enumerate(choices) if c.kind not in ("distill", "student")]
+        order = [i for i, c in enumerate(choices) if c.of_layers]
         self.random.shuffle(order)
         hardened = False
         softened = 0

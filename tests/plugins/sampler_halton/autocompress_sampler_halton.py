@@ -18,7 +18,7 @@ class HaltonSampler:
     """
 
     def __init__(self, context: Context) -> None:
-        self.levels = [1 if c.kind == "student" else len(c.levels) for c in context.space.choices]
+        self.levels = [len(c.drawn_levels) for c in context.space.choices]
         self.points = Halton(len(self.levels), rng=context.config.seed)
 
     def suggest(self, n: int) -> list[Proposal]:
