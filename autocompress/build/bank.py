@@ -25,19 +25,20 @@ from autocompress.build.solve import solve_without
 from autocompress.build.stored import read_bank, write_bank
 from autocompress.errors import InputError, PolicyError
 from autocompress.machine.progress import Progress, silent
+from autocompress.model.attention import opened, projection_of
 from autocompress.model.groups import SlicingPlan, slicing_plan
 from autocompress.model.shapes import resolver
+from autocompress.model.slicing import remove
 from autocompress.model.tied import holders, shared_parameters
 from autocompress.model.tracing_stubs import unfuse, why_whole
 from autocompress.model.weights import state_tensors
 from autocompress.policy.hooks import load
-from autocompress.policy.inventory import ChannelGroup, Inventory, LayerSpec
+from autocompress.policy.inventory import Inventory, LayerSpec
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.registry import in_order, techniques
 from autocompress.policy.settings import CompressionSettings
 from autocompress.task.data import Split, feed
 from autocompress.task.task import Loss
-from autocompress.techniques.attention import opened, projection_of
 from autocompress.techniques.compressed import Compressed
 from autocompress.techniques.moments import (
     Moments,
@@ -164,6 +165,10 @@ class LayerBank:
         unfuse(module)
         gone, widths = self.gone(policy), self.widths(policy)
         removals = self.plan.removals(gone, widths)
+        with torch.no_grad():
+            # once, whichever techniques leave the channels out
+            self._prepare(module, gone, widths, solve)
+            remove(module, removals)
         work = Stitching(
             module,
             policy,
@@ -171,11 +176,10 @@ class LayerBank:
             self.inventory,
             removals,
             lambda name: self._sliced_moments(name, removals.get((name, "in"), []), widths),
-            lambda: self._prepare(module, gone, widths, solve),
             lambda key, make: self._memo.get((solve, *key), make, _module_bytes),
         )
         with torch.no_grad():
-            for technique in in_order():
+            for technique in filter(work.asks, in_order()):
                 technique.apply(work)
         return Compressed(
             module.eval(),
@@ -209,27 +213,22 @@ class LayerBank:
             parts=dict(compressed.parts),
         )
         with torch.no_grad():
-            for technique in in_order():
+            for technique in filter(work.asks, in_order()):
                 if technique.projects:
                     technique.project(work)
         return compressed
 
     def widths(self, policy: Policy) -> dict[str, int]:
         """Group name to the channels that each of its heads keeps where heads get narrower."""
-        kept = resolver(self.inventory, self.settings).kept(policy)
-        return {
-            group.name: kept[group.name] // group.narrower
-            for group in self.inventory.channel_groups
-            if kept[group.name] < group.channels and _narrower(policy, group)
-        }
+        return resolver(self.inventory, self.settings).narrowed(policy)
 
     def gone(self, policy: Policy) -> dict[str, list[int]]:
         """Group name to the channels that a policy removes; not of heads that get narrower."""
-        kept = resolver(self.inventory, self.settings).kept(policy)
+        kept, narrower = resolver(self.inventory, self.settings).kept(policy), self.widths(policy)
         found = {}
         for group in self.inventory.channel_groups:
             count = group.channels - kept[group.name]
-            if count == 0 or _narrower(policy, group):
+            if count == 0 or group.name in narrower:
                 continue
             if group.name not in self.orders:
                 raise InputError(
@@ -322,10 +321,6 @@ class LayerBank:
         mask[gone] = False
         kept = mask.repeat_interleave(weight[0, 0].numel()).nonzero().flatten()
         return found.second[0][kept][:, kept]
-
-
-def _narrower(policy: Policy, group: ChannelGroup) -> bool:
-    return any(t.narrows(group, policy[group.producers[0]]) for t in techniques())
 
 
 def _watched(model: nn.Module, inventory: Inventory, plan: SlicingPlan) -> list[str]:

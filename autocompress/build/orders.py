@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from autocompress.model.attention import projection_of
 from autocompress.model.groups import SlicingPlan
 from autocompress.policy.inventory import ChannelGroup
 from autocompress.policy.settings import CompressionSettings
 from autocompress.task.data import Split
 from autocompress.task.task import Loss
-from autocompress.techniques.attention import projection_of
 from autocompress.techniques.importance import (
     Consumer,
     l1_scores,

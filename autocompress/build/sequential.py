@@ -29,9 +29,9 @@ from autocompress.build.solve import (
 )
 from autocompress.build.walk import Key
 from autocompress.errors import UnsupportedModel
+from autocompress.model.attention import opened
 from autocompress.model.tied import shared_parameters
 from autocompress.policy.registry import sets_weights
-from autocompress.techniques.attention import opened
 from autocompress.techniques.compressed import Compressed
 from autocompress.techniques.moments import MatrixLayer, check_inputs, matrix_layer, solvable
 

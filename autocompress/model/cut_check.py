@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from autocompress.model.slicing import remove
 from autocompress.model.tracing_stubs import unfused_attention
 from autocompress.model.training_run import in_training, seeded, to_training
-from autocompress.policy.registry import builtin
 from autocompress.task.calling import call_flat
 from autocompress.task.compared import TOLERANCES, difference
 from autocompress.task.dynamic import Axes, other_sizes
@@ -191,7 +191,7 @@ class CutCheck:
     def cut(self, names: Sequence[str], draw: int) -> nn.Module:
         """The model without some channels of these groups."""
         small = copy.deepcopy(self.model)
-        cut_out(small, self._removals(names, draw))
+        remove(small, self._removals(names, draw))
         return small
 
     def _removals(self, names: Sequence[str], draw: int) -> dict[tuple[str, str], list[int]]:
@@ -316,12 +316,6 @@ def lively(model: nn.Module, dtype: torch.dtype) -> nn.Module:
                         noise = noise.abs()
                     tensor.add_(noise.to(tensor.device), alpha=0.2)
     return model
-
-
-def cut_out(model: nn.Module, removals: Removals) -> None:
-    """Remove channels as the stitching of a policy does."""
-    (channels,) = (technique for technique in builtin() if technique.stage == "channels")
-    channels.cut(model, removals)
 
 
 @contextmanager

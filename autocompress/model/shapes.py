@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from autocompress.errors import PolicyError
 from autocompress.model.part import Part, whole
 from autocompress.policy.inventory import ChannelGroup, Inventory, LayerSpec
 from autocompress.policy.policy import LayerPolicy, Policy
@@ -62,7 +63,7 @@ class Resolver:
     def __init__(self, inventory: Inventory, channel_multiple: int) -> None:
         self.inventory = inventory
         self._multiple = channel_multiple
-        self._counts: dict[tuple[str, LayerPolicy], int] = {}
+        self._counts: dict[tuple[str, LayerPolicy], tuple[int, bool]] = {}
         # a search asks thousands of times for the same few shapes of a layer
         self._steps = [
             (
@@ -78,10 +79,28 @@ class Resolver:
 
     def count(self, group: ChannelGroup, policy: LayerPolicy) -> int:
         """Channels of a group that stay where its layers share a policy."""
+        return self._left(group, policy)[0]
+
+    def _left(self, group: ChannelGroup, policy: LayerPolicy) -> tuple[int, bool]:
+        """The same, and whether heads get narrower: the technique that keeps the fewest decides.
+
+        Raises:
+            PolicyError: it keeps a number that cannot be cut.
+        """
         found = self._counts.get((group.name, policy))
         if found is None:
-            found = min(t.kept(group, policy, self._multiple) for t in techniques())
-            self._counts[group.name, policy] = found
+            each = {t: t.kept(group, policy, self._multiple) for t in techniques()}
+            first = min(each, key=each.__getitem__)
+            count = each[first]
+            narrower = count < group.channels and first.narrows(group, policy)
+            step = group.narrower if narrower else group.unit
+            if not 0 < count <= group.channels or count % step:
+                raise PolicyError(
+                    f"The technique {first.name!r} keeps {count} of the {group.channels} channels "
+                    f"of {group.name!r}, which go in steps of {step}. Its `kept` must give a "
+                    "multiple of that, at least one; `group.kept` rounds so."
+                )
+            found = self._counts[group.name, policy] = count, narrower
         return found
 
     def kept(self, policy: Policy) -> Mapping[str, int]:
@@ -89,10 +108,14 @@ class Resolver:
         layers = policy.layers
         return {g.name: self._kept(g, layers.get) for g in self.inventory.channel_groups}
 
+    def narrowed(self, policy: Policy) -> dict[str, int]:
+        """Name of a group whose heads get narrower to the channels that each of them keeps."""
+        each = ((g, _shared(g, policy.layers.get)) for g in self.inventory.channel_groups)
+        left = ((g, self._left(g, own)) for g, own in each if own is not None)
+        return {g.name: kept // g.narrower for g, (kept, narrower) in left if narrower}
+
     def _kept(self, group: ChannelGroup, of: Callable[[str], LayerPolicy | None]) -> int:
-        # layers that are gone say nothing of the channels that they share with others
-        each = map(of, group.producers)
-        own = next((p for p in each if p is None or not p.absent), None)
+        own = _shared(group, of)
         return group.channels if own is None else self.count(group, own)
 
     def layers(self, policy: Policy) -> tuple[LayerShape, ...]:
@@ -199,6 +222,12 @@ class Resolver:
             for group in (*(g for g, _ in reads), *([made] if made is not None else [])):
                 found[group.name].add(i)
         return found
+
+
+def _shared(group: ChannelGroup, of: Callable[[str], LayerPolicy | None]) -> LayerPolicy | None:
+    """The policy that the layers of a group share; of those that are gone none counts."""
+    each = map(of, group.producers)
+    return next((p for p in each if p is None or not p.absent), None)
 
 
 def _outputs(layer: LayerSpec, inputs: int, made: ChannelGroup | None, kept: int) -> int:

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.model.channel_trace import ChannelTrace, trace_channels
-from autocompress.model.cut_check import CutCheck, cut_out, first_samples
+from autocompress.model.cut_check import CutCheck, first_samples
 from autocompress.model.follow import Follower
 from autocompress.model.grouping import Member, call_side
 from autocompress.model.labels import Labels
+from autocompress.model.slicing import remove
 from autocompress.model.tracing_stubs import is_attention
 
 if TYPE_CHECKING:
@@ -310,7 +311,7 @@ class _WidthCheck:
         try:
             if not self._check.alike(mixed, masked):
                 return False
-            cut_out(small, removals)
+            remove(small, removals)
             return self._check.alike(small, masked)
         except Exception:  # whatever a cut model raises, its heads stay as wide as they are
             return False

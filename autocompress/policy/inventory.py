@@ -264,6 +264,13 @@ class Inventory:
             self, layers=tuple(replace(x, factors=factors.get(x.name, ())) for x in self.layers)
         )
 
+    def why_whole(self, layer: str) -> str:
+        """Why a layer makes no channels that can be left out; empty where it does."""
+        if any(layer in group.producers for group in self.channel_groups):
+            return ""
+        left = {alone.group: alone.reason for alone in self.left_alone}
+        return left.get(layer, left.get(WHOLE, "it makes no channels of its own"))
+
     @property
     def cannot_prune(self) -> str:
         """The share of the multiply-adds that pruning cannot touch, and why; or an empty text."""

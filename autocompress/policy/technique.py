@@ -169,7 +169,8 @@ class Technique:
 
     def why_not(self, layer: LayerSpec, policy: LayerPolicy, inventory: Inventory) -> str:
         """Why a layer cannot be what a policy asks of this technique; empty where it can."""
-        return layer.why_not(self.name)
+        uncut = inventory.why_whole(layer.name) if self.stage == "channels" else ""
+        return layer.why_not(self.name) or uncut
 
     def levels(self, rule: Rule, layer: LayerSpec) -> list[dict[str, Any]]:
         """What a rule lets a layer be, mildest first; every level sets the same fields.
@@ -302,7 +303,10 @@ class Technique:
     # ---- shapes, cost, and the model itself
 
     def kept(self, group: ChannelGroup, policy: LayerPolicy, multiple: int) -> int:
-        """Channels of a group that stay.
+        """Channels of a group that stay: a multiple of its ``unit``, and at least one.
+
+        Where several techniques leave channels out, the one that keeps the fewest decides. Which
+        ones go is the layer bank's to choose (``settings.importance``).
 
         Args:
             group: of the uncompressed model.
@@ -313,6 +317,8 @@ class Technique:
 
     def narrows(self, group: ChannelGroup, policy: LayerPolicy) -> bool:
         """Whether all heads of a group get narrower, where others lose some of them.
+
+        What ``kept`` gives is then a multiple of ``group.narrower`` instead.
 
         Args:
             group: of the uncompressed model.
@@ -361,19 +367,14 @@ class Technique:
     def apply(self, work: Stitching) -> None:
         """Change the module of ``work``, in every layer whose policy asks for it.
 
+        Called where any does. Channels that go are cut before, by what ``kept`` says, so that a
+        technique of the stage ``channels`` need not have it.
+
         Raises:
             PolicyError: a layer cannot do what is asked.
         """
-        raise NotImplementedError
-
-    def cut(self, module: Any, removals: Mapping[tuple[str, str], Sequence[int]]) -> None:
-        """Remove channels, in place; only of the technique of the stage ``channels``.
-
-        Args:
-            module: whose layers get narrower.
-            removals: layer name and side (``in`` or ``out``) to channels.
-        """
-        raise NotImplementedError
+        if self.stage != "channels":
+            raise NotImplementedError(f"{type(self).__name__} has no `apply`")
 
     def project(self, work: Stitching) -> None:
         """Bring changed weights back to what this technique allows; only where it ``projects``."""

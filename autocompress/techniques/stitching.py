@@ -21,16 +21,14 @@ class Stitching:
     """One policy at work on one module.
 
     Args:
-        module: a copy of the model; techniques change it in place.
+        module: a copy of the model, without the channels that go; techniques change it in place.
         policy: what is done.
         settings: how compression is carried out.
         inventory: of the uncompressed model.
-        removals: module name and side to the channels that go, as ``SlicingPlan.removals`` gives
+        removals: module name and side to the channels that went, as ``SlicingPlan.removals`` gives
             them.
         moments: from a layer's name to the second moments of the inputs that are left to it, or
             ``None`` where they were not taken.
-        place_solved: puts re-solved weights into the readers of channels that go, and turns heads
-            that get narrower.
         memo: what was made for a key before, or makes it.
         parts: layer name to the names of the modules that stand in its place.
         precisions: name of such a module to its bits.
@@ -42,7 +40,6 @@ class Stitching:
     inventory: Inventory
     removals: Mapping[tuple[str, str], list[int]] = field(default_factory=dict)
     moments: Callable[[str], Tensor | None] = lambda name: None
-    place_solved: Callable[[], None] = lambda: None
     memo: Callable[[tuple[Hashable, ...], Callable[[], nn.Sequential]], nn.Sequential] = (
         lambda key, make: make()
     )
@@ -61,6 +58,10 @@ class Stitching:
             policy = self.policy[spec.name]
             if technique.active(policy):
                 yield spec, policy
+
+    def asks(self, technique: Technique) -> bool:
+        """Whether the policy of any layer asks for a technique."""
+        return next(self.layers(technique), None) is not None
 
     def weighted(self, technique: Technique) -> Iterator[tuple[str, tuple[nn.Module, LayerPolicy]]]:
         """The modules with a ``weight`` in these layers' places: name, module, policy."""

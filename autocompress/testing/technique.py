@@ -8,10 +8,11 @@ In a test file of its own package an author writes::
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from itertools import pairwise
 from typing import Any, ClassVar
@@ -120,6 +121,7 @@ class TechniqueContract:
     def test_it_is_found_and_well_described(self) -> None:
         assert type(self.technique) in map(type, techniques()), "no entry point leads to it"
         assert self.technique.stage in STAGES
+        assert self.technique.coupled or self.technique.stage != "channels", "they go together"
         for field in self.technique.fields:
             assert field.allows(field.default)
             json.dumps(field.json_schema())
@@ -208,6 +210,26 @@ class TechniqueContract:
             macs = sum(count_macs(compressed.module, example).per_layer.values())
             assert policy_cost(bank.inventory, policy, SETTINGS).macs == macs
 
+    def test_channels_go_as_if_what_reads_them_read_nothing(self) -> None:
+        """One at another stage leaves every channel where it is."""
+        bank = network_bank()
+        x = torch.linspace(-1, 1, 2 * 3 * 64).view(2, 3, 8, 8)
+        went = []
+        for policy in self.policies():
+            gone = bank.gone(policy)
+            if not gone:
+                continue
+            went.append(gone)
+            for name, channels in gone.items():
+                group = bank.inventory.groups_by_name[name]
+                own = policy[group.producers[0]]
+                kept = self.technique.kept(group, own, SETTINGS.channel_multiple)
+                assert len(set(channels)) == len(channels) == group.channels - kept
+            with torch.no_grad():
+                found, wanted = self.built(policy).module(x), _without(bank.model, gone)(x)
+            torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+        assert bool(went) is (self.technique.stage == "channels")
+
     def test_bringing_weights_back_changes_nothing_that_is_allowed(self) -> None:
         for policy in self.policies():
             compressed = self.built(policy)
@@ -242,6 +264,19 @@ class TechniqueContract:
             assert self.technique.active(LayerPolicy.from_dict(dict(values)))
         for count in range(1, 7):
             assert set(self.technique.timed_levels(count)) <= set(range(count))
+
+
+_READERS = {"first": "wide", "branch.0": "branch.2"}
+"""Layer of the network to the one that reads its channels; a depthwise one passes them on."""
+
+
+def _without(model: nn.Module, gone: Mapping[str, Sequence[int]]) -> nn.Module:
+    """A copy whose readers have no weights for the channels that are gone."""
+    masked = copy.deepcopy(model)
+    for name, channels in gone.items():
+        reader: Any = masked.get_submodule(_READERS[name])
+        reader.weight[:, list(channels)] = 0
+    return masked
 
 
 def _samples(field: Field) -> tuple[Any, ...]:

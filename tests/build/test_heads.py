@@ -13,13 +13,13 @@ from masking import same_as_masked
 from torch import Tensor, nn
 
 from autocompress.build.bank import LayerBank
+from autocompress.model.attention import opened
 from autocompress.model.groups import channel_groups
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.inventory import ChannelGroup
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.settings import CompressionSettings
 from autocompress.task.data import Split
-from autocompress.techniques.attention import opened
 
 RIDGE = 0.01
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from autocompress.build.walk import Steps, Walk
 from autocompress.errors import UnsupportedModel
-from autocompress.techniques.attention import opened
+from autocompress.model.attention import opened
 
 _SMALL = ("plain", "residual", "concat", "nested", "dense", "unet", "odd", "depthwise", "grouped")
 

@@ -19,10 +19,10 @@ from torch.nn import functional as F
 from autocompress.model.groups import SlicingPlan, channel_groups
 from autocompress.model.inventory import take_inventory
 from autocompress.model.shapes import resolver
+from autocompress.model.slicing import remove
 from autocompress.policy.inventory import ChannelGroup, Inventory
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.settings import CompressionSettings
-from autocompress.techniques.prune import remove
 
 MADE = [name for name, (_, _, right) in CASES.items() if right not in (ALONE, FOLDED)]
 WIDTHS = {

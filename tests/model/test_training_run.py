@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from autocompress.model.groups import channel_groups
 from autocompress.model.inventory import take_inventory
+from autocompress.model.slicing import remove
 from autocompress.model.training_run import in_training
-from autocompress.techniques.prune import remove
 
 IMAGE = torch.randn(2, 3, 8, 8)
 

@@ -92,6 +92,7 @@ def test_a_sampler_from_outside(installed: Callable[[str], Called]) -> None:
         "target_numpy/autocompress_target_numpy.py",
         "sampler_halton/autocompress_sampler_halton.py",
         "technique_clusters/autocompress_technique_clusters.py",
+        "technique_widths/autocompress_technique_widths.py",
     ],
 )
 def test_the_guide_shows_the_example_as_it_is(file: str) -> None:

@@ -37,8 +37,11 @@ def study(folder: Path, **changes: Any) -> str:
     return str(path)
 
 
-def test_it_keeps_the_contract_where_it_is_installed(clusters: Called) -> None:
-    told = clusters("-m", "pytest", "-q", "--rootdir", "package", "package/tests")
+@pytest.mark.parametrize("name", ["technique_clusters", "technique_widths"])
+def test_it_keeps_the_contract_where_it_is_installed(
+    installed: Callable[[str], Called], name: str
+) -> None:
+    told = installed(name)("-m", "pytest", "-q", "--rootdir", "package", "package/tests")
     assert " passed" in told
     assert " skipped" not in told
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib.metadata import EntryPoint
 from itertools import islice, product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
+from offered import Narrow, offering
 from small_networks import data, example, make
 
 from autocompress.build.bank import LayerBank
@@ -70,31 +70,6 @@ class Signs(Technique):
         return [f"no kernel of signs in {', '.join(missing)}"] if missing else []
 
 
-class Narrow(Technique):
-    """Channel groups lose all but a number of channels."""
-
-    name = "narrow"
-    fields: ClassVar[tuple[Field, ...]] = (
-        Field("most_channels", 0, "how many stay; 0 leaves all.", values=(0, 12, 4)),
-    )
-    knob = "narrow"
-    stage = "channels"
-    coupled = True
-
-    def timed_levels(self, count):  # type: ignore[no-untyped-def]  # as of Technique
-        return [count - 1]
-
-    def kept(self, group, policy, multiple):  # type: ignore[no-untyped-def]  # as of Technique
-        return min(group.channels, policy.value("most_channels") or group.channels)
-
-    def check_target(self, target, settings):  # type: ignore[no-untyped-def]  # as of Technique
-        if target.name == "torch":
-            raise InputError("narrow files do not open in torch")
-
-    def no_gain(self, target):  # type: ignore[no-untyped-def]  # as of Technique
-        return "for no reason" if target.name == "openvino" else ""
-
-
 class Halves(Technique):
     """Layers compute in halves."""
 
@@ -124,17 +99,6 @@ class Breaks(Technique):
         raise RuntimeError("on purpose")
 
 
-def _clear() -> None:
-    for cached in (
-        registry.added,
-        registry.in_order,
-        registry.by_knob,
-        registry.added_fields,
-        registry.field_names,
-    ):
-        cached.cache_clear()
-
-
 def test_no_package_takes_a_word_of_rules_and_policies() -> None:
     own = {word for technique in registry.builtin() for word in registry._words(technique)}
     classes = (Policy, LayerPolicy)
@@ -144,26 +108,11 @@ def test_no_package_takes_a_word_of_rules_and_policies() -> None:
 
 @pytest.fixture
 def offer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Offer]:
-    """Lets packages offer classes of this file, by name."""
+    """Lets packages offer classes of this file, and `Narrow`, by name."""
+    known = {**globals(), "Narrow": Narrow}
 
-    def found(*names: str) -> None:
-        points = []
-        for name in names:
-            point = EntryPoint(name.lower(), f"somewhere:{name}", registry.GROUP)
-            points.append(point)
-        kinds = {name.lower(): globals().get(name, 5) for name in names}
-        load = EntryPoint.load  # what other packages offer is loaded as ever
-        monkeypatch.setattr(
-            EntryPoint,
-            "load",
-            lambda point: kinds[point.name] if point.name in kinds else load(point),
-        )
-        monkeypatch.setattr(registry, "entry_points", lambda group: points)
-        _clear()
-
-    yield found
-    monkeypatch.undo()
-    _clear()
+    with offering(monkeypatch) as made:
+        yield lambda *names: made(*((name, known.get(name, 5)) for name in names))
 
 
 class Named(Technique):

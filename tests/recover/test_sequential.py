@@ -15,11 +15,11 @@ from autocompress.build.batch_norm import reestimate
 from autocompress.build.sequential import sequential_resolve
 from autocompress.errors import CalibrationError, UnsupportedModel
 from autocompress.model.inventory import take_inventory
+from autocompress.model.slicing import remove
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.settings import CompressionSettings
 from autocompress.techniques.compressed import Compressed
 from autocompress.techniques.moments import rows
-from autocompress.techniques.prune import remove
 
 
 def pruned(

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.model.groups import SlicingPlan
+from autocompress.model.slicing import remove
 from autocompress.model.tracing_stubs import unfuse
 from autocompress.task.nested import tensors
-from autocompress.techniques.prune import remove
 
 Removals = Mapping[tuple[str, str], Sequence[int]]
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from autocompress.build.bank import LayerBank
 from autocompress.errors import InputError, PolicyError
 from autocompress.model.cost import policy_cost
+from autocompress.model.slicing import remove
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.settings import CompressionSettings
-from autocompress.techniques.prune import remove
 
 Build = Callable[..., LayerBank]
 

@@ -19,12 +19,12 @@ from autocompress.errors import PolicyError
 from autocompress.exporters.write import export
 from autocompress.model.cost import CONTAINER_BYTES, policy_cost
 from autocompress.model.inventory import take_inventory
+from autocompress.model.slicing import remove
 from autocompress.model.tied import shared_parameters
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.settings import CompressionSettings
 from autocompress.task.data import Split
 from autocompress.techniques.moments import input_moments
-from autocompress.techniques.prune import remove
 from autocompress.techniques.quantize import simulate
 
 SETTINGS = CompressionSettings(calibration_images=64, ridge=1e-9)

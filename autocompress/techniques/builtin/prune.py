@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
-from autocompress.policy.inventory import WHOLE
 from autocompress.policy.technique import Field, Technique
 from autocompress.policy.values import Heads, Removed, ends
 
@@ -14,7 +13,6 @@ if TYPE_CHECKING:
     from autocompress.policy.inventory import ChannelGroup, Inventory, LayerSpec
     from autocompress.policy.policy import LayerPolicy
     from autocompress.policy.space_config import Rule
-    from autocompress.techniques.stitching import Stitching
 
 _RATIOS = (0.5, 0.25, 0.75, 0.375, 0.625, 0.125, 0.875)
 
@@ -33,19 +31,17 @@ class Prune(Technique):
     removes = True
 
     def why_not(self, layer: LayerSpec, policy: LayerPolicy, inventory: Inventory) -> str:
-        """Also: the layer makes no channels that can go, or its heads cannot get narrower."""
-        own = next((g for g in inventory.channel_groups if layer.name in g.producers), None)
-        if own is None:
-            left = {alone.group: alone.reason for alone in inventory.left_alone}
-            reason = left.get(layer.name, left.get(WHOLE, "it makes no channels of its own"))
-        elif policy.heads == "narrower" and not own.narrower:
-            reason = (
-                "it makes no heads between whose projections stands nothing but a product; use "
-                "`heads: fewer`"
-            )
-        else:
-            reason = ""
-        return super().why_not(layer, policy, inventory) or reason
+        """Also: its heads cannot get narrower."""
+        reason = super().why_not(layer, policy, inventory)
+        if reason or policy.heads != "narrower":
+            return reason
+        own = next(g for g in inventory.channel_groups if layer.name in g.producers)
+        return (
+            ""
+            if own.narrower
+            else "it makes no heads between whose projections stands nothing but a product; use "
+            "`heads: fewer`"
+        )
 
     def levels(self, rule: Rule, layer: LayerSpec) -> list[dict[str, Any]]:
         """The ratios."""
@@ -122,21 +118,3 @@ class Prune(Technique):
         from autocompress.techniques.promises import channel_problems
 
         return channel_problems(shown)
-
-    def apply(self, work: Stitching) -> None:
-        """Slice every module once, after what stays was made to do the most that it can."""
-        work.place_solved()
-        self.cut(work.module, work.removals)
-
-    def cut(self, module: Any, removals: Mapping[tuple[str, str], Sequence[int]]) -> None:
-        """Slice every module once.
-
-        Args:
-            module: changed in place.
-            removals: as ``SlicingPlan.removals`` gives them.
-        """
-        from autocompress.model.tracing_stubs import unfuse
-        from autocompress.techniques.prune import remove
-
-        unfuse(module)
-        remove(module, removals)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision.models.swin_transformer import ShiftedWindowAttention
 
 from autocompress.errors import PolicyError
-from autocompress.techniques.attention import without_heads
+from autocompress.model.attention import without_heads
 from autocompress.workloads.models import seeded
 
 WIDTH, HEADS = 24, 4

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from autocompress.errors import UnsupportedModel
 from autocompress.model.groups import channel_groups
-from autocompress.techniques.prune import remove
-from autocompress.techniques.sized_calls import CorrectedForward, _parts
+from autocompress.model.sized_calls import CorrectedForward, _parts
+from autocompress.model.slicing import remove
 
 
 def cut(name: str) -> tuple[nn.Module, Tensor]:

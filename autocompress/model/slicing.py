@@ -1,4 +1,4 @@
-"""Structured pruning: slice the tensors of a module along the channels that go."""
+"""Slice the tensors of a module along the channels that go."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.errors import PolicyError
-from autocompress.techniques.attention import without_heads
-from autocompress.techniques.sized_calls import correct_calls
+from autocompress.model.attention import without_heads
+from autocompress.model.sized_calls import correct_calls
+from autocompress.model.tracing_stubs import unfuse
 
 _CONV = nn.modules.conv._ConvNd
 
@@ -27,6 +28,7 @@ def remove(model: nn.Module, removals: Mapping[tuple[str, str], Sequence[int]]) 
         PolicyError: a module would keep nothing.
     """
     calls: dict[str, dict[str, Sequence[int]]] = {}
+    unfuse(model)
     with _tied(model, removals):
         for (name, side), gone in removals.items():
             module = model.get_submodule(name)
