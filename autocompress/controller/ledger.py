@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from autocompress.controller.limits import Durations
 from autocompress.controller.protocols import Sink
 from autocompress.policy.policy import Policy
+from autocompress.results.answer import comparable
 from autocompress.results.front import ParetoFront
 from autocompress.results.metric import Metric
 from autocompress.results.trial import SEARCH, Phase, Trial, TrialState, Waiting, confirmed
@@ -81,8 +82,8 @@ class Ledger:
         return (policy.untrained_digest if phase.kind == "search" else policy.digest, phase)
 
     def scored(self) -> list[Trial]:
-        """What was scored on val; what verification found over the budget is over it."""
-        return [t for t in confirmed(self.trials) if t.phase.kind != "verify"]
+        """What can be compared; what verification found over the budget is over it."""
+        return [t for t in confirmed(self.trials) if comparable(t, self.objectives)]
 
     def front(self) -> ParetoFront:
         """The front of what was scored on val."""

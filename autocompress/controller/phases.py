@@ -12,7 +12,7 @@ from autocompress.controller.starts import ladders, named, uniform_by_cost, unif
 from autocompress.policy.policy import Distill, Policy
 from autocompress.policy.recovery import RecoveryConfig
 from autocompress.policy.space import Assignment
-from autocompress.results.answer import rank
+from autocompress.results.answer import Decision, best_of, rank
 from autocompress.results.trial import SEARCH, Phase, Trial, TrialState
 
 VERIFIED = 6
@@ -39,9 +39,12 @@ def run_reference_policies(context: Context) -> dict[str, int]:
     best: dict[str, int] = {}
     for kind, assignments in wanted.items():
         trials = [t for a in assignments if (t := _settled(context, a, kind)) is not None]
-        done = [t for t in trials if t.state is TrialState.COMPLETE and t.measurement]
-        if done:
-            best[kind] = min(done, key=rank).number
+        numbers = {t.number for t in trials}
+        # an earlier session may have verified them
+        mine = (t for t in context.ledger.scored() if t.number in numbers)
+        found = best_of(mine, context.objectives)
+        if found is not None:
+            best[kind] = found.number
     return best
 
 
@@ -127,18 +130,15 @@ def candidates(context: Context, count: int) -> list[Trial]:
     taken, since training does not change their cost but shows what they would reach. Untrained
     students know nothing and show nothing, so each one within the budget is trained as well.
     """
-    done = [
-        t
-        for t in context.ledger.scored()
-        if t.phase == SEARCH and t.measurement is not None and t.state is TrialState.COMPLETE
-    ]
+    done = [t for t in context.ledger.scored() if t.phase == SEARCH]
     fitting = sorted((t for t in done if t.feasible), key=rank)
     students = [t for t in fitting if t.policy.student is not None]
     fitting = [t for t in fitting if t.policy.student is None]
     if not fitting and students:
         return students
     if not fitting:
-        return sorted(done, key=rank)[:1]
+        nearest = best_of(done, context.objectives)
+        return [] if nearest is None else [nearest]
     return by_band(fitting, context.config.objectives[-1], count) + students
 
 
@@ -175,7 +175,7 @@ def _untrained(context: Context, done: Sequence[Trial]) -> dict[int, float]:
     return {number: m.score for number, m in parents.items() if m is not None}
 
 
-def run_verify(context: Context, choose: Callable[[], Trial | None]) -> Trial | None:
+def run_verify(context: Context, choose: Callable[[], Decision]) -> Trial | None:
     """Measure front members once more and score them on the test split, which nothing else saw.
 
     Of the budget both measurements have a say: an answer that is over it now makes room for the
@@ -183,21 +183,22 @@ def run_verify(context: Context, choose: Callable[[], Trial | None]) -> Trial | 
 
     Args:
         context: of the study.
-        choose: names the answer among what is within the budget so far, or ``None``.
+        choose: decides among all trials so far.
 
     Returns:
-        The answer; ``None`` where nothing is within the budget.
+        The answer; ``None`` where there is none.
     """
-    first = choose()
+    first = choose().best
     ahead = first.number if first is not None else None
     members = sorted(context.ledger.front(), key=lambda t: (t.number != ahead, *rank(t)))
     tried = _verify(context, members[:VERIFIED])
-    while (best := choose()) is not None and best.number not in tried and not context.stop:
-        tried |= _verify(context, [best])
-    done = [t for t in context.ledger.scored() if t.state is TrialState.COMPLETE]
-    if best is None and done:
-        _verify(context, [min(done, key=rank)])
-    return best
+    found = choose()
+    while found.best is not None and found.best.number not in tried and not context.stop:
+        tried |= _verify(context, [found.best])
+        found = choose()
+    if found.nearest is not None:
+        _verify(context, [found.nearest])
+    return found.best
 
 
 def _verify(context: Context, chosen: Sequence[Trial]) -> set[int]:

@@ -7,9 +7,9 @@ from typing import Literal
 
 from autocompress.report.comparison import Comparison, compared
 from autocompress.report.tables import number_text
-from autocompress.results.answer import drop
+from autocompress.results.answer import drop, judged
 from autocompress.results.difference import difference
-from autocompress.results.trial import MUCH_WAITING, Trial, Waiting, exceeded, within
+from autocompress.results.trial import MUCH_WAITING, Trial, Waiting, exceeded, worst_excess
 from autocompress.track.view import RunView, score, value
 
 Tone = Literal["good", "unsure", "bad"]
@@ -124,11 +124,9 @@ def _given_up(view: RunView, best: Trial | None) -> tuple[str, ...]:
     found = []
     for trial in view.compared:
         assert trial.measurement is not None
-        once = view.budget.violations(trial.measurement.values, view.baseline.values)
-        was_within = within(once)
-        mine = trial.measurement.score
-        if was_within and not trial.feasible and (least is None or quality.better(mine, least)):
-            excess = max(trial.violations.values())
+        once, mine = judged(trial, view.budget, view.baseline), trial.measurement.score
+        if once.feasible and not trial.feasible and (least is None or quality.better(mine, least)):
+            excess = worst_excess(trial.violations)
             found.append(
                 f"Trial {trial.number} ({quality.text(mine)}) was within the budget "
                 f"at first, and {_over(excess)} when measured again."

@@ -9,7 +9,7 @@ from autocompress.errors import NoAnswer
 from autocompress.policy.budget import Budget
 from autocompress.results.front import ParetoFront
 from autocompress.results.metric import Allowance, Measurement, Metric
-from autocompress.results.trial import Trial, TrialState, confirmed
+from autocompress.results.trial import Trial, TrialState, confirmed, within, worst_excess
 
 _ROUNDING = 1e-6
 """Of a fraction, or of the baseline's value: qualities are told in single precision, and a loss of
@@ -72,7 +72,7 @@ def decide(
     compared = [t for t in confirmed(trials) if comparable(t, objectives)]
     front = ParetoFront.of(compared, objectives)
     if not len(front):
-        nearest = min(compared, key=rank, default=None)
+        nearest = best_of(compared, objectives)
         return Decision(
             front,
             nearest=nearest,
@@ -108,6 +108,21 @@ def judged(trial: Trial, budget: Budget, baseline: Measurement) -> Trial:
     return replace(trial, violations=found)
 
 
+def rejudged(trial: Trial, budget: Budget, baseline: Measurement) -> Trial:
+    """As ``judged``, for a search that goes on: a rejection is reconsidered, too.
+
+    One that is still over the budget by the estimate that it was rejected on stays rejected. Of
+    others nothing is known yet: they become duplicates, which settle nothing.
+    """
+    if trial.state is not TrialState.REJECTED or trial.measurement is None:
+        return judged(trial, budget, baseline)
+    found = budget.violations(trial.measurement.values, baseline.values)
+    if not within(found):
+        return replace(trial, violations=found)
+    reason = "rejected under an earlier budget"
+    return replace(trial, state=TrialState.DUPLICATE, reason=reason)
+
+
 def comparable(trial: Trial, objectives: Sequence[Metric]) -> bool:
     """Whether a trial is complete, was scored on val, and has every objective."""
     return (
@@ -118,6 +133,16 @@ def comparable(trial: Trial, objectives: Sequence[Metric]) -> bool:
     )
 
 
+def best_of(trials: Iterable[Trial], objectives: Sequence[Metric]) -> Trial | None:
+    """The first by ``rank`` of those that can be compared: the best feasible one, else the nearest.
+
+    Args:
+        trials: ``confirmed``, where some of them were verified.
+        objectives: that a trial must have.
+    """
+    return min((t for t in trials if comparable(t, objectives)), key=rank, default=None)
+
+
 def rank(trial: Trial) -> tuple[bool, float]:
     """Sort key of complete trials: feasible ones first, the best quality first of all.
 
@@ -125,7 +150,7 @@ def rank(trial: Trial) -> tuple[bool, float]:
     """
     if trial.feasible and trial.measurement is not None:
         return False, trial.measurement.quality.loss(trial.measurement.score)
-    return True, max(trial.violations.values(), default=0.0)
+    return True, worst_excess(trial.violations)
 
 
 def drop(trial: Trial, baseline: Measurement) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
@@ -60,6 +61,15 @@ def exceeded(violations: Mapping[str, float]) -> dict[str, float]:
         violations: by what share of each limit it is exceeded; see ``Budget.violations``.
     """
     return {metric: excess for metric, excess in violations.items() if not excess <= 0}
+
+
+def worst_excess(violations: Mapping[str, float]) -> float:
+    """By what share the limit that is missed most is exceeded; 0 without limits.
+
+    At most 0 where all are met, and infinite where one is no number.
+    """
+    found = (math.inf if math.isnan(v) else v for v in violations.values())
+    return max(found, default=0.0)
 
 
 def within(violations: Mapping[str, float]) -> bool:

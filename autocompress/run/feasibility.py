@@ -19,7 +19,7 @@ from autocompress.machine.scratch import scratch_folder
 from autocompress.model.cost import Cost, policy_cost
 from autocompress.policy.budget import Budget, Limit
 from autocompress.policy.policy import Policy
-from autocompress.results.trial import exceeded
+from autocompress.results.trial import exceeded, worst_excess
 from autocompress.run.assembly import Assembly, assemble
 from autocompress.run.study import StudyConfig
 
@@ -55,7 +55,7 @@ class Ends:
         over, values = self.over, self.cheapest_values
         if not over:
             return ""
-        worst = max(over, key=lambda n: over[n])
+        worst = max(over, key=over.__getitem__)
         limits = (li for li in self.budget.limits if li.metric in over)
         needed = [_reached(limit, values, self.baseline_values) for limit in limits]
         return (
@@ -112,7 +112,7 @@ def measured_ends(parts: Assembly) -> Ends:
     base = evaluator.baseline.values
     known = {p: evaluator.estimate(p).values for p in cheap_ends(parts)}
     told = parts.study.limits().on(next(iter(known.values())))
-    two = sorted(known, key=lambda p: _worst(told, known[p], base))[:2]
+    two = sorted(known, key=lambda p: worst_excess(told.violations(known[p], base)))[:2]
     found = _nearest(told, {p: evaluator.evaluate(p).values for p in two}, base)
     return replace(found, measured=True)
 
@@ -120,12 +120,8 @@ def measured_ends(parts: Assembly) -> Ends:
 def _nearest(
     budget: Budget, known: Mapping[Policy, Mapping[str, float]], base: Mapping[str, float]
 ) -> Ends:
-    cheapest = min(known, key=lambda p: _worst(budget, known[p], base))
+    cheapest = min(known, key=lambda p: worst_excess(budget.violations(known[p], base)))
     return Ends(budget, cheapest, known[cheapest], base)
-
-
-def _worst(budget: Budget, values: Mapping[str, float], base: Mapping[str, float]) -> float:
-    return max(budget.violations(values, base).values(), default=0.0)
 
 
 def cheap_ends(parts: Assembly) -> list[Policy]:
@@ -146,35 +142,43 @@ def cheap_ends(parts: Assembly) -> list[Policy]:
     return [space.decode(levels) for levels in [best, *(e for e in ends if e != best)]]
 
 
-def check_formula_budget(parts: Assembly) -> None:
-    """Refuse limits on MACs and parameters that not even the hardest policy meets.
+def can_be_met(parts: Assembly, progress: Progress, *, timed: bool) -> Ends:
+    """Whether the budget can be met: by formula, then by estimate, and measured at last.
 
-    Raises:
-        InfeasibleBudget: before any compute was spent.
+    Each step is taken only where the one before leaves the question open. A search and a dry run
+    ask here, and differ in what they may take the time for.
+
+    Args:
+        parts: of the study; its evaluator gets the latency model where the formula says yes.
+        progress: told what is going on.
+        timed: measure the uncompressed model, and believe measurements alone where an estimate
+            says no. Else estimates do as far as they can: where the latency model is in the cache,
+            nothing is timed, and a machine that another study occupies is not waited for, unless
+            the estimates leave the question open.
     """
-    formula_ends(parts).check()
-
-
-def check_latency_budget(parts: Assembly) -> None:
-    """Refuse a latency or size that not even the cheapest policy reaches, measured.
-
-    The estimate is asked first; only if it finds nothing within the budget, the cheapest
-    candidates are built and timed.
-
-    Raises:
-        InfeasibleBudget: measured.
-    """
-    if not parts.study.limits().limits:
-        return
-    if estimated_ends(parts, parts.evaluator.baseline.values).over:
-        measured_ends(parts).check()
+    ends = formula_ends(parts)
+    if ends.over:
+        return ends
+    progress("latency table", 0.0)
+    if timed:
+        parts.predict_latency()
+        if not parts.study.limits().limits:
+            return ends
+        base = parts.evaluator.baseline
+    else:
+        parts.evaluator.estimator.predict_with(parts.latency_model())
+        base = parts.evaluator.estimate(Policy())
+    ends = estimated_ends(parts, base.values)
+    if ends.over and (timed or not _certainly_over(parts)):
+        progress("measuring the cheapest policies", 0.0)
+        if not timed:
+            parts.predict_latency()
+        ends = measured_ends(parts)
+    return ends
 
 
 def dry_run(study: StudyConfig, progress: Progress) -> dict[str, Any]:
     """The resolved study, the size of its space, its ends, and whether the budget can be met.
-
-    Where the latency model is in the cache, nothing is timed unless the estimates leave the
-    question open: a machine that another study occupies is not waited for.
 
     Args:
         study: as read.
@@ -185,14 +189,7 @@ def dry_run(study: StudyConfig, progress: Progress) -> dict[str, Any]:
         # what a policy costs does not depend on trained weights: a baseline may take an hour
         untrained = study.model_copy(update={"baseline": None})
         parts = assemble(untrained, scratch, progress=progress)
-        ends = formula_ends(parts)
-        if not ends.over:
-            parts.evaluator.estimator.predict_with(parts.latency_model())
-            ends = estimated_ends(parts, parts.evaluator.estimate(Policy()).values)
-            if ends.over and not _certainly_over(parts):
-                progress("measuring the cheapest policies", 0.0)
-                parts.predict_latency()
-                ends = measured_ends(parts)
+        ends = can_be_met(parts, progress, timed=False)
         quality = parts.task.quality.name
     return {
         "study": study.model_dump(mode="json"),

@@ -8,7 +8,6 @@ import pickle
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -29,12 +28,11 @@ from autocompress.machine.scratch import scratch_folder
 from autocompress.mlflow.sink import MlflowSink
 from autocompress.policy.files import as_ours
 from autocompress.policy.writing import without_password
-from autocompress.results.answer import decide, judged
+from autocompress.results.answer import Decision, decide, rejudged
 from autocompress.results.metric import Measurement, objectives
-from autocompress.results.trial import Trial, TrialState, within
 from autocompress.run.assembly import Assembly, EvaluatorFactory, assemble
 from autocompress.run.ending import EndedRun, end_run
-from autocompress.run.feasibility import check_formula_budget, check_latency_budget
+from autocompress.run.feasibility import can_be_met
 from autocompress.run.resuming import as_begun, known_baseline
 from autocompress.run.study import StudyConfig
 from autocompress.run.variables import resolve_variables
@@ -109,7 +107,6 @@ def run_study(
             import_early()
         with _nothing_left_behind(folder, existed):
             parts = assemble(study, folder.models, model=model, data=data, progress=preparing)
-            check_formula_budget(parts)
             before = known_baseline(folder, parts, new_baseline=new_baseline) if resume else None
             _predict_and_begin(parts, folder, before, preparing)
         preparing("first trial", 0.0)
@@ -120,12 +117,10 @@ def run_study(
 def _predict_and_begin(
     parts: Assembly, folder: RunFolder, before: Measurement | None, preparing: Progress
 ) -> None:
-    """Build the latency model, see that the budget can be met, and write what the run is."""
+    """See that the budget can be met, with the latency model; then write what the run is."""
     if before is not None:
         parts.evaluator.measurer.set_baseline(before)
-    preparing("latency table", 0.0)
-    parts.predict_latency()
-    check_latency_budget(parts)
+    can_be_met(parts, preparing, timed=True).check()
     RunFolder.create(folder.root, resume=True)
     plain = parts.study.model_dump(mode="json")
     for name in ("uri", "storage"):
@@ -202,7 +197,7 @@ def _phases(
             result = run_search(context, make_proposer(context, sampler))
             references = run_reference_policies(context)
             run_recovery(context, parts.study.recovery)
-            run_verify(context, lambda: _answer(context, parts.study))
+            run_verify(context, lambda: _decision(context, parts.study))
         finally:
             context.executor.close(cancel=bool(stop))
     # asked to end after the search, later phases are what is missing
@@ -231,7 +226,8 @@ def _context(
 
     # before workers are started: a damaged file would leave them behind
     screened = ScreenedPolicies(journal.folder.screened, parts.evaluator.screening.depends_on)
-    trials = [_rejudged(trial, parts) for trial in journal.load()]
+    base = parts.evaluator.baseline
+    trials = [rejudged(trial, study.limits(), base) for trial in journal.load()]
     shared = _shared(parts, config, journal)
     executor = make_executor(
         study.executor,
@@ -293,20 +289,8 @@ def _compared(parts: Assembly) -> dict[str, str]:
     }
 
 
-def _rejudged(trial: Trial, parts: Assembly) -> Trial:
-    """A trial of an earlier session under the budget of this one; rejections are reconsidered."""
-    budget, base = parts.study.limits(), parts.evaluator.baseline
-    if trial.state is not TrialState.REJECTED or trial.measurement is None:
-        return judged(trial, budget, base)
-    violations = budget.violations(trial.measurement.values, base.values)
-    if not within(violations):
-        return replace(trial, violations=violations)
-    reason = "rejected under an earlier budget"
-    return replace(trial, state=TrialState.DUPLICATE, reason=reason)
-
-
-def _answer(context: Context, study: StudyConfig) -> Trial | None:
-    """The answer among the trials so far."""
+def _decision(context: Context, study: StudyConfig) -> Decision:
+    """What is answered with the trials so far."""
     return decide(
         context.ledger.trials,
         context.evaluator.baseline,
@@ -314,7 +298,7 @@ def _answer(context: Context, study: StudyConfig) -> Trial | None:
         study.limits(),
         study.max_accuracy_drop,
         study.max_quality_drop,
-    ).best
+    )
 
 
 def _mlflow(parts: Assembly, journal: Journal) -> MlflowSink | None:

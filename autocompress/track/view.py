@@ -13,7 +13,7 @@ from autocompress.errors import InputError
 from autocompress.policy.budget import Budget
 from autocompress.policy.policy import Policy
 from autocompress.policy.registry import in_order, named_starts
-from autocompress.results.answer import Decision, allowed, comparable, decide, judged, rank
+from autocompress.results.answer import Decision, allowed, best_of, comparable, decide, judged
 from autocompress.results.front import ParetoFront, reference_point
 from autocompress.results.metric import ACCURACY, LATENCY, QUALITY, Measurement, Metric, objectives
 from autocompress.results.trial import Trial, TrialState, confirmed, within
@@ -293,9 +293,9 @@ class RunView:
         searched = [t for t in self.compared if t.phase.kind == "search"]
         found: dict[str, Trial] = {}
         for origin in ("uniform", *_named(searched), "random"):
-            mine = [t for t in searched if t.origin == origin]
-            if mine:
-                found[origin] = min(mine, key=rank)
+            best = best_of((t for t in searched if t.origin == origin), self.objectives)
+            if best is not None:
+                found[origin] = best
         return found
 
     @cached_property

@@ -26,6 +26,7 @@ from autocompress.execute.local import InProcessExecutor
 from autocompress.policy.budget import Budget
 from autocompress.policy.policy import Policy
 from autocompress.policy.recovery import RecoveryConfig
+from autocompress.results.answer import Decision, decide
 from autocompress.results.metric import Measurement
 from autocompress.results.trial import SEARCH, Phase, Trial, TrialState
 
@@ -209,8 +210,8 @@ def test_verification_happens_once_and_on_the_weights_that_were_trained() -> Non
     run_recovery(context, RecoveryConfig(epochs=1, candidates=2))
     best = context.ledger.front().pick("best")
     front_before = [t.number for t in context.ledger.front()]
-    assert run_verify(context, lambda: best) is best
-    assert run_verify(context, lambda: best) is best
+    assert run_verify(context, lambda: decided(context)) is best
+    assert run_verify(context, lambda: decided(context)) is best
     verified = [t for t in context.ledger.trials if t.phase.kind == "verify"]
     assert len(verified) == min(VERIFIED, len(front_before))
     assert verified[0].parent == best.number
@@ -255,9 +256,9 @@ def lucky_search() -> tuple[Context, Lucky]:
     return context, evaluator
 
 
-def best_of(context: Context) -> Trial | None:
-    front = context.ledger.front()
-    return front.pick("best") if len(front) else None
+def decided(context: Context, most: float | None = None) -> Decision:
+    budget, base = context.feasibility.budget, context.feasibility.baseline
+    return decide(context.ledger.trials, base, context.objectives, budget, most)
 
 
 def test_an_answer_that_is_over_the_budget_when_measured_again_makes_room() -> None:
@@ -265,10 +266,10 @@ def test_an_answer_that_is_over_the_budget_when_measured_again_makes_room() -> N
     bound = 0.75 * evaluator.baseline["latency_ms"]
     both = [t for t in context.ledger.scored() if t.feasible and evaluator.again(t.policy) <= bound]
     most = max(accuracy(t) for t in both)
-    at_first = best_of(context)
+    at_first = decided(context).best
     assert at_first is not None
     assert accuracy(at_first) > most, "the first answer must be a lucky one"
-    answer = run_verify(context, lambda: best_of(context))
+    answer = run_verify(context, lambda: decided(context))
     assert answer is not None
     assert accuracy(answer) == most
     assert [
@@ -286,7 +287,7 @@ def test_where_nothing_is_within_the_budget_twice_there_is_no_answer() -> None:
     context, evaluator = lucky_search()
     evaluator.every, evaluator.slower = 1, 9.0
     within = {t.policy.untrained_digest for t in context.ledger.scored() if t.feasible}
-    assert run_verify(context, lambda: best_of(context)) is None
+    assert run_verify(context, lambda: decided(context)) is None
     again = [t.policy.untrained_digest for t in context.ledger.trials if t.phase.kind == "verify"]
     assert within <= set(again)
     assert len(again) == len(set(again))
@@ -295,8 +296,8 @@ def test_where_nothing_is_within_the_budget_twice_there_is_no_answer() -> None:
 def test_a_verification_that_fails_is_tried_once() -> None:
     context, evaluator = lucky_search()
     evaluator.breaks = True
-    first = best_of(context)
-    assert run_verify(context, lambda: best_of(context)) == first
+    first = decided(context).best
+    assert run_verify(context, lambda: decided(context)) == first
     failed = [t for t in context.ledger.trials if t.phase.kind == "verify"]
     assert {t.state for t in failed} == {TrialState.FAILED}
     assert len(failed) == len({t.parent for t in failed})
@@ -307,6 +308,61 @@ def test_stop_leaves_the_later_phases_undone() -> None:
     context.stop.ask()
     run_reference_policies(context)
     run_recovery(context, RecoveryConfig(epochs=1))
-    run_verify(context, lambda: context.ledger.front().pick("best"))
+    run_verify(context, lambda: decided(context))
     assert not evaluator_of(context).evaluated
     assert context.ledger.front().pick("best").policy != Policy()
+
+
+def resumed(earlier: list[Trial], budget: str) -> Context:
+    """A study that goes on with these trials."""
+    evaluator = AnalyticEvaluator(3)
+    config = SearchConfig(sampler="random", trials=len(earlier))
+    space, executor = make_space(3), InProcessExecutor(evaluator)
+    return Context(space, evaluator, executor, Budget(budget), config, [], earlier)
+
+
+def earlier_trial(
+    number: int, levels: tuple[int, ...], accuracy: float, ms: float, **more: object
+) -> Trial:
+    values = {"accuracy": accuracy, "latency_ms": ms}
+    return Trial(number, make_space(3).decode(levels), measurement=Measurement(values), **more)  # type: ignore[arg-type]  # options of any type
+
+
+def test_the_nearest_that_is_verified_is_the_one_that_is_shown() -> None:
+    """Two are as accurate as each other, and not enough: the cheaper one is on the front."""
+    earlier = [earlier_trial(0, (1, 0, 0), 0.3, 0.9), earlier_trial(1, (2, 0, 0), 0.3, 0.5)]
+    context = resumed(earlier, "latency<=10x")
+    nearest = decided(context, 1.0).nearest
+    assert nearest is not None
+    assert run_verify(context, lambda: decided(context, 1.0)) is None
+    parents = [t.parent for t in context.ledger.trials if t.phase.kind == "verify"]
+    assert parents == [nearest.number] == [1]
+
+
+def test_a_reference_that_was_over_the_budget_when_verified_is_not_the_best_of_its_kind() -> None:
+    """The first is the more accurate one, and was within the budget once."""
+    space = make_space(3)
+    uniform = [space.uniform(prune_ratio=ratio) for ratio in (0.5, 0.75)]
+    made = [
+        earlier_trial(
+            i, levels, 0.8 - 0.1 * i, 0.5, origin="uniform", violations={"latency_ms": -0.1}
+        )
+        for i, levels in enumerate(uniform)
+    ]
+    assert made[0].policy != made[1].policy
+    check = replace(
+        made[0], number=2, phase=Phase("verify"), parent=0, violations={"latency_ms": 0.2}
+    )
+    budget = "latency<=0.001x"  # no estimate is within it, so that these two alone are tried
+    assert run_reference_policies(resumed(made, budget))["uniform"] == 0
+    assert run_reference_policies(resumed([*made, check], budget))["uniform"] == 1
+
+
+def test_a_trial_without_an_objective_is_no_candidate() -> None:
+    earlier = [
+        earlier_trial(0, (1, 0, 0), 0.3, 0.9),
+        replace(earlier_trial(1, (2, 0, 0), 0.9, 0.5), measurement=Measurement({"accuracy": 0.9})),
+    ]
+    context = resumed(earlier, "latency<=10x")
+    assert [t.number for t in context.ledger.scored()] == [0]
+    assert [t.number for t in candidates(context, 2)] == [0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -11,9 +12,9 @@ from hypothesis import strategies as st
 from autocompress.errors import NoAnswer
 from autocompress.policy.budget import Budget
 from autocompress.policy.policy import LayerPolicy, Policy
-from autocompress.results.answer import decide, judged
+from autocompress.results.answer import best_of, decide, judged, rejudged
 from autocompress.results.metric import ACCURACY, LATENCY, Measurement
-from autocompress.results.trial import Phase, Trial, TrialState
+from autocompress.results.trial import Phase, Trial, TrialState, worst_excess
 
 BASE = Measurement({"accuracy": 0.9, "latency_ms": 2.0})
 BUDGET = Budget("latency<=0.5x")
@@ -84,3 +85,48 @@ def test_another_budget_judges_measured_trials_only() -> None:
     assert judged(slow, Budget("latency<=0.8x"), BASE).feasible
     rejected = replace(slow, state=TrialState.REJECTED)
     assert judged(rejected, Budget("latency<=0.8x"), BASE) is rejected
+
+
+@given(RUNS)
+def test_the_best_of_some_trials_is_an_answer_among_them(points: list[tuple[float, int]]) -> None:
+    trials = [trial(i, a, ms / 30) for i, (a, ms) in enumerate(points)]
+    found = best_of(trials, (ACCURACY, LATENCY))
+    within = [i for i, (_, ms) in enumerate(points) if ms <= 30]
+    if within:
+        assert found is not None
+        assert points[found.number][0] == max(points[i][0] for i in within)
+    else:
+        least = min(range(len(points)), key=lambda i: points[i][1], default=None)
+        assert (found.number if found else None) == least
+        assert decide(trials, BASE, (ACCURACY, LATENCY), BUDGET).nearest is found
+
+
+def test_what_was_scored_elsewhere_or_not_to_its_end_is_no_best() -> None:
+    sound = trial(0, 0.5, 0.5)
+    others = [
+        replace(trial(1, 0.9, 0.5), state=TrialState.REJECTED),
+        trial(2, 0.9, 0.5, phase=Phase("verify")),
+        replace(trial(3, 0.9, 0.5), measurement=None),
+        replace(trial(4, 0.9, 0.5), measurement=Measurement({"accuracy": 0.9})),
+    ]
+    assert best_of([*others, sound], (ACCURACY, LATENCY)) is sound
+    assert best_of(others, (ACCURACY, LATENCY)) is None
+
+
+def test_a_search_that_goes_on_reconsiders_what_was_rejected() -> None:
+    complete, estimate = trial(0, 0.8, 1.5), replace(trial(1, 0.8, 1.5), state=TrialState.REJECTED)
+    looser, tighter = Budget("latency<=0.8x"), Budget("latency<=0.25x")
+    assert rejudged(complete, looser, BASE) == judged(complete, looser, BASE)
+    assert rejudged(estimate, looser, BASE).state is TrialState.DUPLICATE
+    still = rejudged(estimate, tighter, BASE)
+    assert still.state is TrialState.REJECTED
+    assert still.violations == {"latency_ms": pytest.approx(2.0)}
+    failed = replace(estimate, measurement=None)
+    assert rejudged(failed, looser, BASE) is failed
+
+
+def test_the_limit_that_is_missed_most_counts() -> None:
+    assert worst_excess({}) == 0
+    assert worst_excess({"macs": -0.5, "latency_ms": -0.2}) == -0.2
+    for order in ({"macs": math.nan, "latency_ms": 0.5}, {"latency_ms": 0.5, "macs": math.nan}):
+        assert worst_excess(order) == math.inf

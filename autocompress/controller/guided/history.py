@@ -9,7 +9,7 @@ from autocompress.controller.ledger import GrowingFront
 from autocompress.controller.protocols import Settled
 from autocompress.policy.space import Assignment
 from autocompress.results.front import ParetoFront, reference_point
-from autocompress.results.trial import SEARCH, Trial, TrialState
+from autocompress.results.trial import SEARCH, Trial, TrialState, confirmed
 
 
 class History:
@@ -43,9 +43,9 @@ class History:
             if t.number in self.assignments and t.phase == SEARCH and t.policy.student is None
         ]
 
-    def scored(self) -> list[Trial]:
-        """Members that have a score, or were rejected."""
-        return self.members(self.context.ledger.scored())
+    def settled(self) -> list[Trial]:
+        """Members however they ended; what verification found over the budget is over it."""
+        return self.members(confirmed(self.context.ledger.trials))
 
     def complete(self) -> list[Trial]:
         """Members that were measured."""

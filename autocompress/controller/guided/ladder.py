@@ -97,7 +97,7 @@ class SolverLadder:
         Those that no time is left for come first the next time.
         """
         bounds = self.context.feasibility.bounds(self.context.cost)
-        measured = [self.history.assignment(t) for t in self._few_cheapest(self.history.scored())]
+        measured = [self.history.assignment(t) for t in self._few_cheapest(self.history.settled())]
         least = self.costs.least(bounds[self.context.cost], measured)
         top = self._top(least)
         found: list[Assignment] = []
@@ -154,7 +154,7 @@ class SolverLadder:
     def _lossless(self) -> float:
         """Estimated cost of the cheapest policy so far that loses no quality: nothing above it
         is worth looking for."""
-        lossless = (t for t in self.history.scored() if t.feasible and not self.history.loses(t))
+        lossless = (t for t in self.history.settled() if t.feasible and not self.history.loses(t))
         costs = [self.costs.main(self.history.assignment(t)) for t in self._few_cheapest(lossless)]
         return min(costs, default=math.inf)
 

@@ -16,7 +16,7 @@ from autocompress.controller.protocols import Proposal
 from autocompress.controller.sensitivity import Sensitivity
 from autocompress.controller.solver import solve
 from autocompress.policy.space import Assignment
-from autocompress.results.answer import rank
+from autocompress.results.answer import best_of
 from autocompress.results.trial import Trial
 
 
@@ -68,8 +68,8 @@ class Neighbours(ABC):
             better = self.context.objectives[0].better
             counting = [t for t in front if t.measurement and better(t.measurement.score, floor)]
             return self.random.choice(counting or list(front))
-        done = self.history.complete()
-        return min(done, key=rank, default=None)
+        done = self.history.members(self.context.ledger.scored())
+        return best_of(done, self.context.objectives)
 
     def _target(self, parent: Trial, front: Sequence[Trial]) -> float:
         """A cost between a front member's and that of its cheaper neighbour, to fill the gap.
