@@ -111,7 +111,12 @@ class Result:
 
     @property
     def feasible(self) -> bool:
-        """Whether there is an answer."""
+        """Whether any policy met the budget, measured."""
+        return len(self.front) > 0
+
+    @property
+    def answered(self) -> bool:
+        """Whether there is an answer: a feasible policy that keeps to the largest drop."""
         return self.view.best is not None
 
     @property

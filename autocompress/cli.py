@@ -132,7 +132,7 @@ def search(
             give_up=searching.give_up,
         )
     _print(done.summary, as_json, lambda console: searching.show_result(done, console))
-    if not done.summary["feasible"] or done.summary["unfinished"]:
+    if not done.summary["answered"] or done.summary["unfinished"]:
         raise typer.Exit(1)
 
 
@@ -142,7 +142,7 @@ def _dry_run(config: StudyConfig, as_json: bool) -> None:
     with Display(as_json) as shown:
         found = dry_run(config, shown.preparing)
     _print(found, as_json, lambda console: searching.show_dry_run(found, console))
-    if not found["feasible"]:
+    if not found["can_be_met"]:
         raise InfeasibleBudget(found["reason"])  # as `search` answers
 
 

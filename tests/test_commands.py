@@ -46,6 +46,7 @@ def finished(place: Path) -> dict[str, Any]:
 
 def test_search_reports_what_was_measured(place: Path, finished: dict[str, Any]) -> None:
     assert finished["feasible"]
+    assert finished["answered"]
     assert {"uniform", "int8"} & set(finished["baselines"])
     best = next(t for t in finished["trials"] if t["number"] == finished["best"])
     assert best["macs"] <= 0.5 * finished["baseline"]["macs"]
@@ -203,7 +204,7 @@ def test_dry_run_and_profile_touch_nothing(place: Path) -> None:
     (place / "cache").mkdir(exist_ok=True)
     before = sorted(p.name for p in place.iterdir())
     plan = json.loads(call(place, "search tiny.yaml --dry-run --json").stdout)
-    assert plan["feasible"]
+    assert plan["can_be_met"]
     assert plan["cheapest"]["latency_ms"] > 0
     assert not plan["cheapest"]["measured"], "the estimate decides"
     profile = json.loads(call(place, "profile tiny.yaml --json").stdout)
@@ -262,13 +263,13 @@ def test_a_refused_budget_names_one_that_is_met_and_hardly_looser(place: Path) -
     ask = "search tiny.yaml --dry-run --json --budget 'macs<=0.001x'"
     refused = call(place, ask, check=2)
     found = json.loads(refused.stdout)
-    assert not found["feasible"]
+    assert not found["can_be_met"]
     assert found["reason"] in refused.stderr
     assert found["cheapest"]["macs"] > 0.001 * found["most_expensive"]["macs"]
     named = re.search(r"just meet (macs<=([0-9.]+)x)", found["reason"])
     assert named, found["reason"]
     plan = json.loads(call(place, ask.replace("macs<=0.001x", named[1])).stdout)
-    assert plan["feasible"]
+    assert plan["can_be_met"]
     tight = f"macs<={0.85 * float(named[2]):.4f}x"
     assert "cannot be met" in call(place, ask.replace("macs<=0.001x", tight), check=2).stderr
 
@@ -277,7 +278,7 @@ def test_a_dry_run_ends_as_search_would_where_latency_cannot_be_met(place: Path)
     ask = "search tiny.yaml --dry-run --budget 'latency<=1e-6ms'"
     done = call(place, f"{ask} --json", check=2)
     found = json.loads(done.stdout)
-    assert not found["feasible"]
+    assert not found["can_be_met"]
     assert "cannot be met" in found["reason"]
     assert found["cheapest"]["latency_ms"] > 1e-6
     shown = call(place, ask, check=2)
@@ -310,7 +311,7 @@ def test_a_dry_run_with_a_cached_table_waits_for_nobody(
             assert other.poll() is None, "the other one still holds the machine"
         finally:
             other.communicate("go\n")
-    assert found["feasible"] == (code == 0)
+    assert found["can_be_met"] == found["feasible"] == (code == 0)
     assert not found["cheapest"]["measured"]
 
 
@@ -328,7 +329,7 @@ def test_a_drop_that_nothing_keeps_to_is_no_answer(place: Path, finished: dict[s
     ask = "search tiny.yaml --out runs/strict --resume --max-accuracy-drop 0.5"
     done = call(place, f"{ask} --json", check=1)
     found = json.loads(done.stdout)
-    assert (found["feasible"], found["best"]) == (False, None)
+    assert (found["feasible"], found["answered"], found["best"]) == (True, False, None)
     assert "keeps to an accuracy drop of 0.5 points" in found["reason"]
     nearest = next(t for t in found["trials"] if t["number"] == found["nearest"])
     assert nearest["feasible"]

@@ -99,5 +99,5 @@ def show_dry_run(found: dict[str, Any], console: Console) -> None:
         how = "measured" if end["measured"] else "estimated"
         console.print(f"{name}: {', '.join(parts)} ({how})")
     budget = ", ".join(found["budget"]) or "none"
-    can = "can be met" if found["feasible"] else "cannot be met"
+    can = "can be met" if found["can_be_met"] else "cannot be met"
     console.print(f"budget ({budget}): {can}")

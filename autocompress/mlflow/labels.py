@@ -83,7 +83,11 @@ def study_tags(view: RunView) -> dict[str, str]:
     judged = verdict(view)
     words = [judged.headline, *(f"- {sentence}" for sentence in judged.sentences)]
     tags = {"mlflow.note.content": "\n".join(words)}
-    tags |= {"budget": str(view.budget), "feasible": str(view.best is not None).lower()}
+    tags |= {
+        "budget": str(view.budget),
+        "feasible": str(len(view.front) > 0).lower(),
+        "answered": str(view.best is not None).lower(),
+    }
     if view.best is not None:
         tags["best_trial"] = str(view.best.number)
     tags |= {f"search.{k}": _text(v) for k, v in view.study.search.said().items() if v is not None}

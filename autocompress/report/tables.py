@@ -34,21 +34,23 @@ def summary_json(view: RunView) -> dict[str, Any]:
 
     ``trials`` holds the front's members, then their verifications (phase ``verify``: scored on the
     test split). Where nothing met the budget it holds the nearest trial, which is not feasible.
-    ``feasible`` says whether there is an answer; ``reason`` why there is none.
+    ``feasible`` says whether anything met it, ``answered`` whether there is an answer, which keeps
+    to the largest drop as well; ``reason`` why there is none.
     """
-    shown = _shown(view)
-    checks = [check for check in map(view.verified, shown) if check is not None]
+    front = shown(view)
+    checks = [check for check in map(view.verified, front) if check is not None]
     names = (view.quality.name, "latency_ms", "macs", "params", "size_bytes")
     return {
         "run": view.run,
         "baseline": {name: view.baseline.get(name) for name in names},
         "budget": [str(limit) for limit in view.budget.limits],
         "max_accuracy_drop": view.max_accuracy_drop,
-        "feasible": view.best is not None,
+        "feasible": len(view.front) > 0,
+        "answered": view.best is not None,
         "reason": view.decision.reason,
         "best": None if view.best is None else view.best.number,
         "nearest": None if view.nearest is None else view.nearest.number,
-        "trials": [trial_json(trial, view.baseline) for trial in (*shown, *checks)],
+        "trials": [trial_json(trial, view.baseline) for trial in (*front, *checks)],
         "baselines": {n: trial_json(t, view.baseline) for n, t in view.reference_trials.items()},
         "hypervolume": view.hypervolume,
         "seconds": view.seconds,
@@ -94,7 +96,7 @@ def write_summary(
     return summary
 
 
-def _shown(view: RunView) -> list[Trial]:
+def shown(view: RunView) -> list[Trial]:
     """The front; where it is empty, the trial that comes nearest to the budget."""
     return list(view.front) or ([view.nearest] if view.nearest is not None else [])
 
@@ -149,7 +151,7 @@ def front_table(view: RunView) -> Table:
     if view.nearest is not None:
         reason = _as_it_is(view.decision.reason)
         table.caption = f"{reason} The nearest is trial {view.nearest.number}."
-    for trial in _shown(view):
+    for trial in shown(view):
         mark = view.best is not None and trial.number == view.best.number
         test = [quality_text(_measured(view.verified(trial)))] if tested else []
         table.add_row(
@@ -199,10 +201,10 @@ def verdict_table(view: RunView) -> Table:
     add("uncompressed", None, view.baseline)
     for name, trial in view.reference_trials.items():
         add(f"{name} (trial {trial.number})", trial, trial.measurement)
-    shown = {t.number for t in view.reference_trials.values()} | {answer.number if answer else None}
+    told = {t.number for t in view.reference_trials.values()} | {answer.number if answer else None}
     pairs = {c.found.number: c.found for c in compared(view) if c.found is not None}
     for number, trial in pairs.items():  # what the verdict speaks of
-        if view.best is not None and number not in shown:
+        if view.best is not None and number not in told:
             add(f"search's best, same training (trial {number})", trial, trial.measurement)
     if answer is not None:
         label = "chosen" if view.best is not None else "nearest"

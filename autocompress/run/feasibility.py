@@ -198,7 +198,8 @@ def dry_run(study: StudyConfig, progress: Progress) -> dict[str, Any]:
         "most_expensive": _end(Policy(), ends.baseline_values, ends.measured, quality),
         "cheapest": _end(ends.cheapest, ends.cheapest_values, ends.measured, quality),
         "budget": list(study.budget),
-        "feasible": not ends.over,
+        "can_be_met": not ends.over,
+        "feasible": not ends.over,  # its name for scripts of before
         "reason": ends.reason,
     }
 

@@ -148,7 +148,8 @@ def test_a_drop_that_nothing_keeps_to_has_no_answer_and_the_report_says_so() -> 
     assert "20.00" in judged.headline
     assert "trial 0: it loses 20.00 points" in judged.sentences[0]
     summary = summary_json(found)
-    assert (summary["feasible"], summary["best"], summary["nearest"]) == (False, None, 0)
+    assert (summary["feasible"], summary["answered"]) == (True, False), "both are within the budget"
+    assert (summary["best"], summary["nearest"]) == (None, 0)
     assert summary["reason"] == judged.headline
     assert [t["number"] for t in summary["trials"]] == [1, 0], "the front stays to be chosen from"
     with pytest.raises(InputError, match="keeps to an accuracy drop"):
@@ -321,8 +322,8 @@ def test_the_json_of_a_run_has_the_keys_that_are_documented(
     found = RunView.load(folder)
     summary = write_summary(folder, found)
     assert list(summary) == [
-        "run", "baseline", "budget", "max_accuracy_drop", "feasible", "reason", "best", "nearest",
-        "trials", "baselines", "hypervolume", "seconds",
+        "run", "baseline", "budget", "max_accuracy_drop", "feasible", "answered", "reason", "best",
+        "nearest", "trials", "baselines", "hypervolume", "seconds",
     ]  # fmt: skip
     assert list(summary["baseline"]) == [
         "accuracy", "latency_ms", "macs", "params", "size_bytes",
@@ -344,7 +345,7 @@ def test_the_json_of_a_run_has_the_keys_that_are_documented(
 
 def test_the_json_of_an_infeasible_run_shows_the_nearest(tmp_path: Path, make_run: MakeRun) -> None:
     summary = summary_json(RunView.load(make_run(tmp_path / "r", 20, feasible=False)))
-    assert summary["feasible"] is False
+    assert summary["feasible"] is summary["answered"] is False
     assert summary["best"] is None
     assert summary["trials"][0]["feasible"] is False
 
