@@ -131,6 +131,19 @@ class Resolver:
             self._last = (policy, shapes)
         return shapes
 
+    def told(self, policy: Policy) -> dict[str, tuple[int, int]]:
+        """Layer name to the output channels that it keeps, and those that it had.
+
+        Layers that are as wide as before, and that nothing is done to, are left out; so are those
+        that are gone.
+        """
+        return {
+            shape.layer.name: (shape.outputs, shape.layer.out_channels)
+            for shape in self.layers(policy)
+            if not shape.policy.absent
+            and (shape.outputs != shape.layer.out_channels or not shape.policy.identity)
+        }
+
     def _resolve(self, policy: Policy) -> tuple[LayerShape, ...]:
         kept = self.kept(policy)
         each = enumerate(self.inventory.layers)

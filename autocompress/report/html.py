@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from autocompress.policy.policy import LayerPolicy
 from autocompress.policy.registry import techniques
+from autocompress.policy.technique import Technique
 from autocompress.report import plots
 from autocompress.report.tables import (
     BUILDS_DIFFER,
@@ -196,12 +197,34 @@ def _beside(view: RunView) -> list[dict[str, Any]]:
 def _layers(view: RunView, trial: Trial) -> dict[str, Any]:
     """A row for each layer, with a column for each technique that did anything."""
     used = [t for t in techniques() if any(map(t.active, trial.policy.layers.values()))]
-
-    def cells(policy: LayerPolicy) -> list[tuple[str, float | None]]:
-        return [(technique.cell(policy), technique.bar(policy)) for technique in used]
-
-    rows = [(name, cells(trial.policy[name])) for name in view.layer_names]
+    kept = view.kept.get(trial.number, {})
+    rows = [
+        (name, [_cell(technique, trial.policy[name], kept.get(name)) for technique in used])
+        for name in view.layer_names
+    ]
     return {"heads": [technique.name for technique in used], "rows": rows}
+
+
+def _cell(
+    technique: Technique, policy: LayerPolicy, kept: tuple[int, int] | None
+) -> tuple[str, float | None]:
+    """What a technique did to a layer, and the share that is left.
+
+    Args:
+        technique: of the column.
+        policy: of the layer.
+        kept: channels that the layer keeps, and those that it had, where that is known: units,
+            heads and ``channel_multiple`` round what a policy asks for.
+    """
+    text = technique.cell(policy)
+    if technique.stage != "channels" or kept is None:
+        return text, technique.bar(policy)
+    left, whole = kept
+    if text or left < whole:
+        more = [f for f in technique.fields[1:] if policy.value(f.name) != f.default]
+        each = (f"{f.name} {policy.value(f.name)}" for f in more)
+        text = ", ".join([f"{left} of {whole} channels", *each])
+    return text, left / whole
 
 
 def _rungs(view: RunView) -> list[dict[str, Any]]:

@@ -91,6 +91,7 @@ def write_summary(
         "reference": view.reference,
         "layers": list(view.layers),
         "cannot_prune": view.cannot_prune,
+        "kept": [{"number": n, "layers": layers} for n, layers in view.kept.items()],
     }
     folder.write_front({**summary, **more})
     return summary

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from autocompress.controller.limits import Durations
 from autocompress.execute.limit import time_limit
+from autocompress.model.shapes import resolver
 from autocompress.policy.writing import replacing
 from autocompress.report.html import write_report
-from autocompress.report.tables import write_summary
+from autocompress.report.tables import shown, write_summary
 from autocompress.results.metric import objectives
 from autocompress.results.trial import Phase
 from autocompress.track.view import RunView
@@ -75,6 +76,7 @@ def end_run(
     if test is not None:
         attempt("the uncompressed model on test", lambda: folder.write_baseline(test, "test"))
         view = _view(folder, parts, references)
+    view = replace(view, kept=_kept_channels(parts, view))
     summary = write_summary(folder, view, model)
     summary["stopped"] = stopped
     attempt("the report", lambda: write_report(folder, view))
@@ -94,6 +96,16 @@ def _view(folder: RunFolder, parts: Assembly, references: dict[str, int]) -> Run
         budget=parts.study.limits(),
         objectives=objectives(parts.study.search.objectives, parts.evaluator.baseline.metrics),
     )
+
+
+def _kept_channels(parts: Assembly, view: RunView) -> dict[int, Mapping[str, tuple[int, int]]]:
+    """What reports tell of the width of layers: they are made without a model."""
+    found = resolver(parts.inventory, parts.study.settings)
+    return {
+        trial.number: found.told(trial.policy)
+        for trial in shown(view)
+        if trial.policy.student is None
+    }
 
 
 def _attempt(

@@ -70,6 +70,11 @@ class _TrialForm(_Open):
     number: Count
 
 
+class _KeptForm(_Open):
+    number: Count
+    layers: dict[str, tuple[Count, Annotated[Count, Field(gt=0)]]]
+
+
 class SummaryForm(_Open):
     """What is read of ``front.json``."""
 
@@ -79,6 +84,7 @@ class SummaryForm(_Open):
     baselines: dict[str, Count | _TrialForm] | None = None
     layers: tuple[str, ...] | None = None
     cannot_prune: str | None = None
+    kept: tuple[_KeptForm, ...] | None = None
 
 
 FORMAT = 1
@@ -141,3 +147,13 @@ def trial_numbers(entries: Mapping[str, Any]) -> dict[str, int]:
         if isinstance(number, int):
             found[name] = number
     return found
+
+
+def kept_channels(
+    entries: Sequence[Mapping[str, Any]],
+) -> dict[int, Mapping[str, tuple[int, int]]]:
+    """Per trial number and layer, the channels that it keeps and those that it had."""
+    return {
+        entry["number"]: {name: (left, whole) for name, (left, whole) in entry["layers"].items()}
+        for entry in entries
+    }

@@ -18,7 +18,7 @@ from autocompress.results.front import ParetoFront, reference_point
 from autocompress.results.metric import ACCURACY, LATENCY, QUALITY, Measurement, Metric, objectives
 from autocompress.results.trial import Trial, TrialState, confirmed, within
 from autocompress.track.folder import RunFolder
-from autocompress.track.forms import StudyForm, read_budget, trial_numbers
+from autocompress.track.forms import StudyForm, kept_channels, read_budget, trial_numbers
 from autocompress.track.journal import Entry, read_entries
 
 
@@ -89,6 +89,8 @@ class RunView:
         layers: names in network order; without them, those that any policy names.
         study: the resolved study, as far as reports read it.
         cannot_prune: which share of the model pruning cannot touch, and why; empty if none.
+        kept: per trial number and layer, the channels that it keeps and those that it had; of the
+            trials that tables show, and of no run of an early version.
     """
 
     run: str
@@ -103,6 +105,7 @@ class RunView:
     layers: tuple[str, ...] = ()
     study: StudyForm = field(default_factory=StudyForm)
     cannot_prune: str = ""
+    kept: Mapping[int, Mapping[str, tuple[int, int]]] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -147,6 +150,7 @@ class RunView:
             "baseline_test": folder.read_baseline("test"),
             "study": study,
             "cannot_prune": str(summary.get("cannot_prune") or ""),
+            "kept": kept_channels(summary.get("kept") or ()),
         }
         view = cls(str(folder.root), tuple(read_entries(folder)), baseline, **{**given, **more})
         return view.under(view.budget)

@@ -300,3 +300,19 @@ def test_a_part_counts_what_one_multiplies_by_hand() -> None:
     part = Part("conv", 8, 12, (3, 3), (1, 1), groups=4, positions=10)
     assert part.weights == 12 * 2 * 9
     assert part.macs == 10 * part.weights
+
+
+def test_what_is_told_of_widths_is_what_the_layers_have(bank: Build) -> None:
+    """Rounded to a multiple; a depthwise layer is as wide as what it reads."""
+    found = bank("depthwise", CompressionSettings(channel_multiple=4))
+    free = [group for group in found.inventory.channel_groups if not group.residual]
+    own = LayerPolicy(prune_ratio=0.3)
+    policy = Policy({name: own for group in free for name in group.producers})
+    module = found.stitch(policy, solve=False).module
+    told = resolver(found.inventory, found.settings).told(policy)
+    widths = {x.name: tensors(module.get_submodule(x.name))[1] for x in found.inventory.layers}
+    assert {name: left for name, (left, _) in told.items()} == {n: widths[n] for n in told}
+    assert any(left != round(0.7 * whole) for left, whole in told.values())
+    assert any(name not in policy.layers for name in told)
+    for layer in found.inventory.layers:
+        assert layer.name in told or widths[layer.name] == layer.out_channels

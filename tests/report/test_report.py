@@ -6,12 +6,14 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
-from autocompress.report.html import write_report
+from autocompress.report.html import _layers, write_report
+from autocompress.report.tables import write_summary
 from autocompress.report.verdict import verdict
 from autocompress.results.trial import Phase, Trial
 from autocompress.track.folder import RunFolder
@@ -68,6 +70,27 @@ def test_the_report_stands_alone_and_tells_the_verdict(tmp_path: Path, make_run:
     assert all(name in reader.text for name in view.layer_names)
     assert "Did distillation help?" in reader.text
     assert "ExportError: the file does not do what the model does" in reader.text
+
+
+def test_the_layers_show_the_channels_that_were_kept(tmp_path: Path, make_run: MakeRun) -> None:
+    """A policy asks for a ratio; units, heads and multiples round it."""
+    folder = make_run(tmp_path / "r", 20)
+    view = RunView.load(folder)
+    assert view.best is not None
+    name, own = next((n, p) for n, p in view.best.policy.layers.items() if p.prune_ratio)
+    asked = f"{1 - own.prune_ratio:.0%} of the channels"
+    assert asked in Reader(write_report(folder).read_text()).text
+    kept = {view.best.number: {name: (24, 64), view.layer_names[1]: (48, 64)}}
+    write_summary(folder, replace(view, kept=kept))
+    again = RunView.load(folder)
+    assert again.kept == kept
+    cells = dict(_layers(again, view.best)["rows"])
+    place = _layers(again, view.best)["heads"].index("prune")
+    assert cells[name][place] == ("24 of 64 channels", 24 / 64)
+    # one that is narrower because it passes others' channels on
+    assert view.best.policy[view.layer_names[1]].prune_ratio == 0
+    assert cells[view.layer_names[1]][place] == ("48 of 64 channels", 48 / 64)
+    assert "24 of 64 channels" in Reader(write_report(folder).read_text()).text
 
 
 def test_an_infeasible_an_empty_and_a_started_run_have_a_report(
