@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 
@@ -196,3 +197,14 @@ def test_late_imports_of_our_own_hide_a_heavy_library(module: str) -> None:
 def test_a_late_import_that_spares_nothing_is_found(late: str, loaded: str, spares: bool) -> None:
     tree = ast.parse(f"def f():\n    import autocompress.{late}")
     assert bool(_needless(tree, frozenset(loaded.split()))) != spares
+
+
+def test_every_folder_of_tests_is_collected(pytestconfig: pytest.Config) -> None:
+    """pytest leaves out folders of some names, ``build`` among them, where it is not told."""
+    unread = pytestconfig.getini("norecursedirs")
+    folders = {
+        part
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for part in path.relative_to(ROOT / "tests").parts[:-1]
+    }
+    assert not [f for f in folders if any(fnmatch(f, pattern) for pattern in unread)]

@@ -26,12 +26,14 @@ RIDGE = 0.01
 
 @cache
 def bank_of(name: str) -> tuple[LayerBank, Tensor, ChannelGroup]:
+    """A bank, the inputs that it was calibrated on, and the group of the heads."""
     model, inputs = block(name)
     inventory = take_inventory(model, inputs[:2])
     split = Split(inputs, torch.zeros(len(inputs), dtype=torch.long))
     bank = LayerBank.build(model, inventory, split, CompressionSettings(ridge=RIDGE))
     (heads,) = (g for g in inventory.channel_groups if g.name.startswith("attention."))
-    return bank, inputs, heads
+    count = bank.settings.calibrating(inventory.macs, len(inputs))
+    return bank, split.sample(count, bank.settings.seed).inputs(), heads
 
 
 def reader(model: nn.Module) -> nn.Module:
