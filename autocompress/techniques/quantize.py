@@ -104,10 +104,10 @@ class _Straight(torch.autograd.Function):
         return (gradient * saved[0] if saved else gradient), None, None
 
 
-def round_activation(x: Tensor, low: float, high: float) -> Tensor:
+def round_activation(x: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
     """Values on an unsigned 8-bit grid, with straight-through gradients inside the range."""
     scale = (high - low) / 255
-    zero = round(-low / scale)
+    zero = (-low / scale).round() if isinstance(scale, Tensor) else round(-low / scale)
     rounded = ((x / scale).round() + zero).clamp(0, 255).sub(zero) * scale
     inside = (x >= low) & (x <= high)
     return _Straight.apply(x, rounded, inside)
@@ -117,6 +117,12 @@ PLAIN = (CONV, nn.Linear, nn.Embedding)
 """Layers with one weight and one input."""
 
 _ATTENDED = (0, 1, 2, "query", "key", "value")
+
+
+def _extremes(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Range of what came in, zero in it, never empty; tensors, which torch.export can follow."""
+    seen = x.detach()
+    return seen.amin().float().clamp(max=0.0), seen.amax().float().clamp(min=1e-30)
 
 
 class QuantizedLayer(nn.Module):
@@ -181,7 +187,9 @@ class QuantizedLayer(nn.Module):
             return x  # an embedding reads positions in its table
         if self.precision.activation_bits == 8:
             low, high = self._range(x)
-            return round_activation(x, low, high) if high > low else x
+            if isinstance(high, float) and high <= low:
+                return x  # calibration saw nothing but zeros
+            return round_activation(x, low, high)
         return self._halved(x) if self.precision.half else x
 
     def _rounded(self, name: str) -> Tensor:
@@ -196,23 +204,23 @@ class QuantizedLayer(nn.Module):
         rounded = value.to(self.half_type).to(value.dtype)
         return _Straight.apply(value, rounded, None)
 
-    def _range(self, x: Tensor) -> tuple[float, float]:
-        if self.fixed and self.precision.activation_scaling == "static":
+    def _range(self, x: Tensor) -> tuple[float | Tensor, float | Tensor]:
+        dynamic = self.precision.activation_scaling == "dynamic"
+        if self.fixed and not dynamic:
             fixed = self.fixed[self.calls % len(self.fixed)]
             if len(self.fixed) > 1:
                 self.calls += 1
             return fixed.low, fixed.high  # plain numbers, which torch.export can keep
-        low, high = min(0.0, float(x.detach().min())), max(0.0, float(x.detach().max()))
-        if self.precision.activation_scaling == "dynamic":
+        low, high = _extremes(x)
+        if dynamic:
             return low, high
-        known = float(self.high) > float(self.low)
+        known = self.high > self.low
         if self.training:
             share = 0.05 if known else 1.0
-            self.low.lerp_(torch.tensor(low, device=self.low.device), share)
-            self.high.lerp_(torch.tensor(high, device=self.high.device), share)
-        elif not known:
-            return low, high
-        return float(self.low), float(self.high)
+            self.low.lerp_(low.to(self.low), share)
+            self.high.lerp_(high.to(self.high), share)
+            return self.low.clone(), self.high.clone()
+        return torch.where(known, self.low, low), torch.where(known, self.high, high)
 
 
 class HalfLayer(nn.Module):
