@@ -107,7 +107,8 @@ class _Straight(torch.autograd.Function):
 def round_activation(x: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
     """Values on an unsigned 8-bit grid, with straight-through gradients inside the range."""
     scale = (high - low) / 255
-    zero = (-low / scale).round() if isinstance(scale, Tensor) else round(-low / scale)
+    whole = -low / scale
+    zero = whole.round() if isinstance(whole, Tensor) else round(whole)
     rounded = ((x / scale).round() + zero).clamp(0, 255).sub(zero) * scale
     inside = (x >= low) & (x <= high)
     return _Straight.apply(x, rounded, inside)
