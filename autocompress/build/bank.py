@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from autocompress.build.memo import Memo
 from autocompress.build.orders import removal_orders
+from autocompress.build.rows import RowCounts, watched
 from autocompress.build.solve import solve_without
 from autocompress.build.stored import read_bank, write_bank
 from autocompress.errors import InputError, PolicyError
@@ -29,8 +30,10 @@ from autocompress.model.attention import opened, projection_of
 from autocompress.model.groups import SlicingPlan, slicing_plan
 from autocompress.model.shapes import resolver
 from autocompress.model.slicing import remove
+from autocompress.model.splitting import why_no_product
 from autocompress.model.tied import holders, shared_parameters
 from autocompress.model.tracing_stubs import unfuse, why_whole
+from autocompress.model.usage import inherited
 from autocompress.model.weights import state_tensors
 from autocompress.policy.hooks import load
 from autocompress.policy.inventory import Inventory, LayerSpec
@@ -49,8 +52,9 @@ from autocompress.techniques.moments import (
 )
 from autocompress.techniques.narrow import Turn, sees, turn, turns
 from autocompress.techniques.stitching import Stitching
+from autocompress.techniques.tables import smoothed
 
-_VERSION = 5
+_VERSION = 6
 """Of the file's content; a change makes old files stale."""
 
 
@@ -64,6 +68,7 @@ class LayerBank:
         settings: how compression is carried out.
         orders: group name to channels, the first to go first.
         moments: layer name to input moments.
+        rows: name of a table to how often its rows are read.
     """
 
     def __init__(
@@ -74,9 +79,12 @@ class LayerBank:
         settings: CompressionSettings,
         orders: Mapping[str, list[int]],
         moments: Mapping[str, Moments],
+        rows: Mapping[str, RowCounts] | None = None,
     ) -> None:
         self.model = model
-        self.inventory = inventory
+        self.rows = {} if rows is None else rows
+        unread = {name: (found.unread, found.samples) for name, found in self.rows.items()}
+        self.inventory = inventory.with_unread(unread)
         self.plan = plan
         self.settings = settings
         self.orders = orders
@@ -116,11 +124,14 @@ class LayerBank:
         groups = [g for g in inventory.channel_groups if settings.prune_residual or not g.residual]
         path = cls._path(inventory, train, settings, cache_dir)
         if path is not None and path.exists():
-            orders, moments, factors = read_bank(path)
-            return cls(model, inventory.with_factors(factors), plan, settings, orders, moments)
+            orders, moments, factors, rows = read_bank(path)
+            known = inventory.with_factors(factors)
+            return cls(model, known, plan, settings, orders, moments, rows)
         progress("input moments", 0.0)
-        names = _watched(model, inventory, plan)
-        moments = input_moments(opened(model), names, inputs, seed=settings.seed)
+        names, running = _watched(model, inventory, plan), opened(model)
+        with watched(running, _tables(model, inventory)) as reads:
+            moments = input_moments(running, names, inputs, seed=settings.seed)
+        rows = reads.result(len(sample), train)
         orders = removal_orders(model, groups, plan, settings, moments, sample, progress, loss)
         progress("factors", 1.0)
         factors = {
@@ -129,8 +140,9 @@ class LayerBank:
             for name, kinds in technique.settle(model, inventory, moments).items()
         }
         if path is not None:
-            write_bank(path, (orders, moments, factors))
-        return cls(model, inventory.with_factors(factors), plan, settings, orders, moments)
+            write_bank(path, (orders, moments, factors, rows))
+        known = inventory.with_factors(factors)
+        return cls(model, known, plan, settings, orders, moments, rows)
 
     @staticmethod
     def _path(
@@ -176,6 +188,7 @@ class LayerBank:
             self.inventory,
             removals,
             lambda name: self._sliced_moments(name, removals.get((name, "in"), []), widths),
+            self._shares,
             lambda key, make: self._memo.get((solve, *key), make, _module_bytes),
         )
         with torch.no_grad():
@@ -308,6 +321,11 @@ class LayerBank:
         )
         return found
 
+    def _shares(self, name: str) -> Tensor | None:
+        """The share of each row of a table in what is read."""
+        found = self.rows.get(name)
+        return None if found is None else smoothed(found.counts)
+
     def _sliced_moments(
         self, name: str, gone: list[int], widths: Mapping[str, int]
     ) -> Tensor | None:
@@ -343,6 +361,16 @@ def _watched(model: nn.Module, inventory: Inventory, plan: SlicingPlan) -> list[
         made = (("query", head.query), ("key", head.key), ("value", head.value))
         found |= dict.fromkeys(sees(rows, kind) for kind, rows in made)
     return list(found)
+
+
+def _tables(model: nn.Module, inventory: Inventory) -> dict[str, list[str]]:
+    """Tables whose rows are read at the places that they are given, and all that pick them."""
+    found: dict[str, list[str]] = {}
+    for layer in inventory.layers:
+        module = model.get_submodule(layer.name)
+        if layer.kind == "embedding" and (inherited(module) or not why_no_product(module)):
+            found.setdefault(layer.tied_to or layer.name, []).append(layer.name)
+    return {name: layers for name, layers in found.items() if name in layers}
 
 
 def _module_bytes(module: nn.Module) -> int:

@@ -146,8 +146,8 @@ class _SequentialSolve:
         if name in self.kept or name not in self.leaves or self.leaves[name] in self.kept:
             return None
         layer = self.small.get_submodule(self._parts(name)[-1])
-        if not solvable(layer):
-            return None
+        if not solvable(layer) or not isinstance(self.model.get_submodule(name), MatrixLayer):
+            return None  # the map behind a smaller table is the best one for its rows
         return layer if getattr(layer, "groups", 1) == 1 else None
 
     def _front(self, name: str, x: Tensor) -> Tensor:

@@ -53,8 +53,9 @@ def show_profile(found: dict[str, Any], console: Console) -> None:
         )
     for left in found["left_alone"]:
         console.print(f"{left['group']} is not pruned: {left['reason']}", style="dim", markup=False)
-    if found["cannot_prune"]:
-        console.print(found["cannot_prune"], markup=False, highlight=False)
+    for sentence in (found["cannot_prune"], *found["never_read"]):
+        if sentence:
+            console.print(sentence, markup=False, highlight=False)
     counted = found["fvcore"]
     console.print(
         f"fvcore counts {counted['macs'] / 1e6:,.2f} M multiply-adds in these layers and "

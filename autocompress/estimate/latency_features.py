@@ -224,9 +224,13 @@ def _timed_policies(space: Space, layer: str, *, channels: bool) -> list[LayerPo
         channels: by techniques that remove channels, or by the others.
     """
     sets = []
+    first = space.inventory.by_name[layer].tied_to
     for choice in space.choices:
         technique = by_knob().get(choice.kind)
-        if technique is None or layer not in choice.layers:
+        if technique is None:
+            continue
+        given = technique.of_first and first in choice.layers
+        if layer not in choice.layers and not given:
             continue
         if (technique.stage == "channels") is channels and technique.timed_levels(2):
             sets.append(choice.levels)

@@ -117,33 +117,33 @@ def layer_cost(shape: LayerShape, stored_already: bool = False) -> LayerCost:
 
     Args:
         shape: of the layer.
-        stored_already: another layer holds the same weight: neither its values nor its bytes
-            count a second time.
+        stored_already: another layer holds the same weight, or the same table of several factors:
+            neither its values nor its bytes count a second time.
     """
     layer, policy, outputs = shape.layer, shape.policy, shape.outputs
     if not shape.parts:
         return LayerCost(0, 0, 0, 0)
     scales = outputs
     full = 0 if layer.tied_to else _full_weights(layer)
-    if layer.kind in ("conv", "conv_transpose", "linear"):
-        weights = sum(part.weights for part in shape.parts)
+    parts = shape.parts
+    if layer.kind in ("conv", "conv_transpose", "linear", "embedding"):
+        if stored_already:  # the table, whose rows a linear layer makes last
+            parts = parts[1:] if layer.kind == "embedding" else parts[:-1]
+        weights = sum(part.weights for part in parts)
+        scales = sum(part.rows for part in parts)
         macs = sum(part.macs for part in shape.parts)
-        bias = outputs if layer.params > full else 0
+        bias = outputs if layer.kind != "embedding" and layer.params > full else 0
     elif layer.kind in _GATES:
         weights = _recurrent_weights(layer, shape.inputs, outputs)
         macs = layer.positions * weights  # all are multiplied once per step
         bias = (layer.params - full) * outputs // layer.out_channels
-    elif layer.kind == "attention":  # heads go whole: projections and scores alike
+    else:  # an attention, whose heads go whole: projections and scores alike
         weights = 4 * layer.in_channels * outputs
         macs = layer.macs * outputs // layer.out_channels
         bias = _attention_rest(layer, outputs)
-    else:  # a table of rows, each with a scale of its own
-        weights, bias, macs = layer.in_channels * outputs, 0, layer.macs
-        scales = layer.in_channels
-    size = 0 if stored_already else stored_bytes(weights, scales, policy)
     bits = policy.weight_bits * policy.activation_bits
-    held = 0 if stored_already else weights
-    return LayerCost(macs, held + bias, size + 4 * bias, macs * bits)
+    size = stored_bytes(weights, scales, policy) + 4 * bias
+    return LayerCost(macs, weights + bias, size, macs * bits)
 
 
 _GATES = {"lstm": 4, "gru": 3, "rnn": 1}

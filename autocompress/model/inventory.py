@@ -13,7 +13,7 @@ from autocompress.model.block_check import take_blocks
 from autocompress.model.cut_check import first_samples
 from autocompress.model.fingerprint import fingerprint
 from autocompress.model.groups import channel_groups
-from autocompress.model.specs import Calls, layer_spec, listed, untied
+from autocompress.model.specs import Calls, layer_spec, listed, tied
 from autocompress.model.tracing_stubs import is_attention, unfused_attention
 from autocompress.model.usage import uses_elsewhere
 from autocompress.policy.inventory import Inventory, LayerSpec, LeftAlone
@@ -78,14 +78,16 @@ def _specs(calls: dict[str, Calls]) -> list[LayerSpec]:
         weight = getattr(found.module, "weight", None)
         if isinstance(weight, nn.Parameter):
             holders.setdefault(id(weight), []).append(name)
-    tied = {name: names for names in holders.values() if len(names) > 1 for name in names}
+    first = {name: names[0] for names in holders.values() for name in names}
     counted: set[int] = set()
-    specs = []
+    specs = {}
     for name, found in calls.items():
-        first, *others = tied.get(name, [name])
-        spec = layer_spec(name, found, None if name == first else first, counted)
-        specs.append(untied(spec, ", ".join(others)) if name == first and others else spec)
-    return specs
+        earlier = first.get(name, name)
+        specs[name] = layer_spec(name, found, None if name == earlier else earlier, counted)
+    for names in holders.values():
+        if len(names) > 1:
+            specs |= {x.name: x for x in tied([specs[name] for name in names])}
+    return list(specs.values())
 
 
 def _check_inputs_stay(model: nn.Module, example: Any) -> Any:

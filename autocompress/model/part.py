@@ -14,7 +14,8 @@ class Part:
 
     Args:
         kind: of the layer.
-        inputs, outputs: channels; of an attention, those of the stream and those of its heads.
+        inputs, outputs: channels; of an attention, those of the stream and those of its heads; of
+            an embedding, rows and their width.
         kernel_size, stride: of a convolution; empty otherwise.
         groups: of a convolution.
         positions: output positions per sample; input positions of a transposed convolution.
@@ -30,13 +31,18 @@ class Part:
 
     @property
     def weights(self) -> int:
-        """Values of the weight of a convolution or linear layer."""
+        """Values of the weight of a convolution, linear layer or table."""
         return self.inputs // self.groups * self.outputs * prod(self.kernel_size)
 
     @property
     def macs(self) -> int:
-        """Multiply-adds per sample of a convolution or linear layer."""
-        return self.positions * self.weights
+        """Multiply-adds per sample of a convolution or linear layer; none where rows are picked."""
+        return 0 if self.kind == "embedding" else self.positions * self.weights
+
+    @property
+    def rows(self) -> int:
+        """Outputs of the weight, each with a scale of its own in few bits; rows of a table."""
+        return self.inputs if self.kind == "embedding" else self.outputs
 
 
 def whole(layer: LayerSpec, inputs: int, outputs: int) -> Part:

@@ -6,8 +6,8 @@ Cost, latency and the layer bank read these shapes; none of them counts channels
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 
 from autocompress.errors import PolicyError
 from autocompress.model.part import Part, whole
@@ -44,6 +44,8 @@ def layer_shape(layer: LayerSpec, policy: LayerPolicy, inputs: int, outputs: int
         policy: its own; the prune ratio is not read, and a rank only where it can be factorized.
         inputs, outputs: channels that are left.
     """
+    if policy.integer and not layer.integer:
+        policy = replace(policy, activation_bits=32)  # its inputs stay float, where they are any
     for technique in techniques():
         if technique.active(policy):
             parts = technique.parts(layer, policy, inputs, outputs)
@@ -147,7 +149,13 @@ class Resolver:
     def _resolve(self, policy: Policy) -> tuple[LayerShape, ...]:
         kept = self.kept(policy)
         each = enumerate(self.inventory.layers)
-        return tuple(self._shape(i, policy[layer.name], kept) for i, layer in each)
+        return tuple(self._shape(i, self._own(layer, policy.layers.get), kept) for i, layer in each)
+
+    def _own(self, layer: LayerSpec, of: Callable[[str], LayerPolicy | None]) -> LayerPolicy:
+        """A layer's policy, with what the first holder of its weight says for all of them."""
+        own = of(layer.name) or _IDENTITY
+        first = None if layer.tied_to is None else of(layer.tied_to)
+        return own if first is None or own.absent else _followed(own, first)
 
     def _shape(self, place: int, own: LayerPolicy, kept: Mapping[str, int]) -> LayerShape:
         layer, reads, made, known = self._steps[place]
@@ -201,7 +209,9 @@ class Resolver:
             def of(name: str) -> LayerPolicy | None:
                 return layers.get(name) or before.get(name)
 
-            places = {self._places[name] for name in layers}
+            held = self.inventory.followers
+            names = [*layers, *(other for name in layers for other in held.get(name, ()))]
+            places = {self._places[name] for name in names}
             groups = {g.name: g for name in layers for g in self._made.get(name, ())}
             now = {name: self._kept(group, of) for name, group in groups.items()}
             for name, count in now.items():
@@ -210,8 +220,7 @@ class Resolver:
             all_kept = {**kept, **now} if now else kept
             found = {}
             for i in places:
-                name = shapes[i].layer.name
-                shape = self._shape(i, layers.get(name) or policy[name], all_kept)
+                shape = self._shape(i, self._own(shapes[i].layer, of), all_kept)
                 if shape is not shapes[i]:
                     found[i] = shape
             return found
@@ -241,6 +250,17 @@ def _shared(group: ChannelGroup, of: Callable[[str], LayerPolicy | None]) -> Lay
     """The policy that the layers of a group share; of those that are gone none counts."""
     each = map(of, group.producers)
     return next((p for p in each if p is None or not p.absent), None)
+
+
+_IDENTITY = LayerPolicy()
+
+
+@lru_cache(maxsize=4096)
+def _followed(own: LayerPolicy, first: LayerPolicy) -> LayerPolicy:
+    """What holds for a layer whose weight another one holds first."""
+    known = (t for t in techniques() if t.of_first and t.active(first))
+    values = {f.name: first.value(f.name) for t in known for f in t.fields}
+    return LayerPolicy.from_dict({**own.as_dict(), **values}) if values else own
 
 
 def _outputs(layer: LayerSpec, inputs: int, made: ChannelGroup | None, kept: int) -> int:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
-from autocompress.model.splitting import splittable
+from autocompress.model.splitting import splittable, why_no_product
 from autocompress.model.tracing_stubs import is_attention
 from autocompress.model.usage import CELLS, CONV, TABLES, TRANSPOSED, Usage, usage
 from autocompress.policy.inventory import LayerSpec
@@ -57,7 +57,7 @@ def layer_spec(name: str, calls: Calls, tied_to: str | None, counted: set[int]) 
     counted.update(id(p) for p in own)
     spec = replace(spec, params=sum(p.numel() for p in own), tied_to=tied_to)
     if tied_to is not None:
-        spec = _without(spec, {"low-rank": f"its weight is that of {tied_to}"})
+        spec = _without(spec, {"low-rank": _held_by(tied_to)})
         spec = _without(spec, {"sparse": f"its zeros are those of {tied_to}"})
     if calls.used_by:
         reason = f"its weight is also used outside of the layer ({calls.used_by})"
@@ -65,9 +65,30 @@ def layer_spec(name: str, calls: Calls, tied_to: str | None, counted: set[int]) 
     return spec
 
 
-def untied(spec: LayerSpec, others: str) -> LayerSpec:
-    """The first of several layers that hold one weight, which only all of them could replace."""
-    return _without(spec, {"low-rank": f"its weight is also that of {others}"})
+def tied(specs: Sequence[LayerSpec]) -> list[LayerSpec]:
+    """What is known of layers that hold one weight, once all are.
+
+    Factors of a table can be all of theirs: a smaller table that all hold, and a map for each.
+
+    Args:
+        specs: of the layers, the first one first.
+    """
+    first, *others = specs
+    makers = all(x.kind == "embedding" or (x.kind == "linear" and x.plain) for x in specs)
+    if not makers or first.kind != "embedding":
+        names = ", ".join(x.name for x in others)
+        return [_without(first, {"low-rank": f"its weight is also that of {names}"}), *others]
+    for other in others:
+        reason = dict(other.left_alone)["low-rank"]
+        if reason != _held_by(first.name):
+            first = _without(first, {"low-rank": f"{other.name} holds its weight: {reason}"})
+    if first.why_not("low-rank"):
+        return [first, *others]
+    return [replace(x, holders=len(specs)) for x in (first, *others)]
+
+
+def _held_by(first: str) -> str:
+    return f"its weight is that of {first}"
 
 
 def _single() -> list[str]:
@@ -189,8 +210,12 @@ def _stepped(name: str, kind: Any, calls: Calls, outputs: int) -> LayerSpec:
 
 def _table(name: str, calls: Calls) -> LayerSpec:
     module: Any = calls.module
-    spec = LayerSpec(name, "embedding", module.num_embeddings, module.embedding_dim, integer=False)
-    reasons = {"low-rank": "rows are picked from a table, which is no product"}
+    rows, width = module.num_embeddings, module.embedding_dim
+    values = sum(math.prod(left) for left, _ in calls.shapes)
+    positions = max(1, values // width // calls.batch)
+    spec = LayerSpec(name, "embedding", rows, width, positions=positions, integer=False)
+    reason = why_no_product(module)
+    reasons = {"low-rank": reason} if reason else {}
     if isinstance(module, nn.EmbeddingBag):
         reasons["quantize"] = "runtimes sum rows of a table in float only"
     return _without(spec, reasons)

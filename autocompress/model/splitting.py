@@ -1,4 +1,4 @@
-"""One layer as two that run one after another, whatever class it is of.
+"""One layer as two that run one after another, whatever class it is of; a table of rows, too.
 
 What a subclass adds before its product goes with the first half, what it adds afterwards with the
 second; whether either works is tried.
@@ -6,12 +6,13 @@ second; whether either works is tried.
 
 from __future__ import annotations
 
+import copy
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from autocompress.model.usage import CONV, base, drawn_inputs, evaluated, like, usage
+from autocompress.model.usage import CONV, base, drawn_inputs, evaluated, inherited, like, usage
 
 Half = Literal["first", "last"]
 """The half that stays of the layer's class; the other one is a plain layer of torch's."""
@@ -79,6 +80,50 @@ def keeper(layer: Any) -> Half | None:
 def splittable(layer: Any) -> bool:
     """Whether two layers can stand in a layer's place."""
     return keeper(layer) is not None
+
+
+def why_no_product(table: Any) -> str:
+    """Why a smaller table and a linear layer cannot stand in a table's place; empty where they can.
+
+    Args:
+        table: an ``nn.Embedding`` or ``nn.EmbeddingBag``; sums and means of rows can be mapped
+            as well as rows, weighted or not.
+    """
+    if not isinstance(table.weight, nn.Parameter):
+        return "its weight is computed from other tensors"
+    if table.max_norm is not None:
+        return "its rows are scaled to `max_norm` where they are read"
+    if getattr(table, "mode", "") == "max":
+        return "the largest of several rows is no product"
+    if inherited(table):
+        return ""
+    weight = table.weight.detach()
+    drawn = torch.Generator().manual_seed(0)
+    # one column more than there are: what is made for their number does not go unnoticed
+    wider = torch.cat([weight.flip(1), torch.randn(len(weight), 1, generator=drawn)], 1)
+    back = torch.cat([torch.eye(weight.shape[1]).flip(1), torch.zeros(weight.shape[1], 1)], 1)
+    ids = torch.randint(len(weight), (3, 5), generator=drawn)
+    kind = type(table).__name__
+    try:
+        with torch.no_grad(), evaluated(table):
+            wanted, found = table.forward(ids), with_rows(table, wider).eval().forward(ids) @ back.T
+    except Exception as error:  # a forward of anyone's, called as it may not want to be called
+        return f"{kind} cannot be tried alone ({type(error).__name__})"
+    if found.shape != wanted.shape or not torch.allclose(found, wanted, rtol=1e-4, atol=1e-6):
+        return f"{kind} does more than pick rows"
+    return ""
+
+
+def with_rows(table: Any, weight: Tensor) -> Any:
+    """A copy of a table, whatever class it is of, with other rows.
+
+    Args:
+        table: not changed. All else that it holds is copied.
+        weight: ``(rows, width)`` of any width.
+    """
+    made = copy.deepcopy(table, {id(table.weight): nn.Parameter(weight.detach().clone())})
+    made.embedding_dim = weight.shape[1]
+    return made
 
 
 def plain_linear(weight: Tensor, bias: Tensor | None) -> Any:

@@ -17,6 +17,9 @@ WHOLE = "*"
 RANK_STEPS = 8
 """Factors are chosen for so many rank ratios, evenly spaced up to 1."""
 
+_NOTABLE = 0.01
+"""Share of a model's weights from which on rows that nothing reads are named."""
+
 LayerKind = Literal[
     "conv", "conv_transpose", "linear", "lstm", "gru", "rnn", "embedding", "attention"
 ]
@@ -46,11 +49,15 @@ class LayerSpec:
         plain: whether it is its product and nothing else; a subclass that adds something, as
             padding or a norm, keeps that, and is factorized by SVD alone.
         tied_to: name of the earlier layer that holds the same weight.
+        holders: of a table that can have factors, and of the layers that hold it too: how many they
+            are; each gets the smaller table and a map of its own.
         left_alone: name of a technique and why it is not used on this layer; ``re-solve`` stands
             for the least squares of the reconstruction.
         sizes: of a convolution, per call: its input's and its output's spatial size.
         factors: of a kernel larger than 1x1, what ``factorization: auto`` stands for at the rank
             ratios 1/8, 2/8, ... 1; empty until the layer bank has compared the errors.
+        unread_rows, samples: of a table: rows that the layer bank saw nothing read, in so many
+            training samples; 0 samples where it did not look.
     """
 
     name: str
@@ -71,6 +78,9 @@ class LayerSpec:
     integer: bool = True
     plain: bool = True
     tied_to: str | None = None
+    holders: int = 1
+    unread_rows: int = 0
+    samples: int = 0
     left_alone: tuple[tuple[str, str], ...] = ()
 
     def why_not(self, technique: str) -> str:
@@ -230,6 +240,15 @@ class Inventory:
         return {i: first for i, first in tied if first is not None}
 
     @cached_property
+    def followers(self) -> Mapping[str, tuple[str, ...]]:
+        """Name of the first of several layers that hold one weight to those of the others."""
+        found: dict[str, tuple[str, ...]] = {}
+        for layer in self.layers:
+            if layer.tied_to is not None:
+                found[layer.tied_to] = (*found.get(layer.tied_to, ()), layer.name)
+        return found
+
+    @cached_property
     def _reads(self) -> Mapping[str, tuple[tuple[ChannelGroup, float], ...]]:
         found: dict[str, tuple[tuple[ChannelGroup, float], ...]] = {}
         for group in self.channel_groups:
@@ -270,6 +289,28 @@ class Inventory:
             return ""
         left = {alone.group: alone.reason for alone in self.left_alone}
         return left.get(layer, left.get(WHOLE, "it makes no channels of its own"))
+
+    def with_unread(self, unread: Mapping[str, tuple[int, int]]) -> Inventory:
+        """The same model, its tables told how many of their rows nothing read.
+
+        Args:
+            unread: layer name to ``LayerSpec.unread_rows`` and ``samples``.
+        """
+        each = ((x, *unread.get(x.name, (0, 0))) for x in self.layers)
+        return replace(
+            self, layers=tuple(replace(x, unread_rows=n, samples=seen) for x, n, seen in each)
+        )
+
+    @property
+    def never_read(self) -> list[str]:
+        """A sentence on each table whose unread rows are a notable share of the model's weights."""
+        weights = sum(layer.params for layer in self.layers)
+        return [
+            f"{x.name}: {x.unread_rows:,} of {x.in_channels:,} rows never occur in {x.samples:,} "
+            f"training samples ({4e-6 * x.unread_rows * x.out_channels:.1f} MB)."
+            for x in self.layers
+            if x.unread_rows * x.out_channels >= max(1, _NOTABLE * weights)
+        ]
 
     @property
     def cannot_prune(self) -> str:

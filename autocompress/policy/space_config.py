@@ -108,6 +108,11 @@ class Rule(Section):
         values = getattr(self, name)
         return values if isinstance(values, tuple) else (values,)
 
+    @property
+    def general(self) -> bool:
+        """Whether it speaks of layers of any name and kind."""
+        return self.match == ("*",) and not self.kinds
+
     def applies_to(self, layer: LayerSpec, depth: float = 0.5) -> bool:
         """Whether the rule speaks of this layer.
 
@@ -247,7 +252,9 @@ class _Binder:
             if rule is None:
                 continue
             for technique in single:
-                if technique.usable(layer):
+                if technique.usable(layer) and (
+                    not rule.general or technique.worthwhile(layer, self.inventory)
+                ):
                     levels = technique.levels(rule, layer)
                     yield from _choice(technique, layer.name, (layer.name,), levels)
 

@@ -122,6 +122,7 @@ class Technique:
             probes them in a greedy order.
         removes: whether weights are lost, which reconstruction can make up for.
         settled_by_bank: whether the layer bank chooses what its levels stand for.
+        of_first: whether several layers that hold one weight have the value of the first of them.
         projects: whether it restricts weights to some set (a grid, a pattern): it is applied once
             more, with ``project``, after reconstruction or training changed them.
     """
@@ -135,6 +136,7 @@ class Technique:
     interacts: ClassVar[bool] = False
     removes: ClassVar[bool] = False
     settled_by_bank: ClassVar[bool] = False
+    of_first: ClassVar[bool] = False
     projects: ClassVar[bool] = False
 
     # ---- one layer's policy
@@ -166,6 +168,10 @@ class Technique:
     def usable(self, layer: LayerSpec) -> bool:
         """Whether this technique can do anything with a layer."""
         return not layer.why_not(self.name)
+
+    def worthwhile(self, layer: LayerSpec, inventory: Inventory) -> bool:
+        """Whether a space offers it on a layer that no rule speaks of in particular."""
+        return True
 
     def why_not(self, layer: LayerSpec, policy: LayerPolicy, inventory: Inventory) -> str:
         """Why a layer cannot be what a policy asks of this technique; empty where it can."""

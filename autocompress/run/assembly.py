@@ -101,7 +101,7 @@ class Assembly:
     @cached_property
     def bank(self) -> LayerBank:
         """The layer bank, computed or read from the cache."""
-        return LayerBank.build(
+        bank = LayerBank.build(
             self.model,
             self.inventory,
             self.data.train,
@@ -110,6 +110,9 @@ class Assembly:
             lambda text, done: self.progress(f"layer bank: {text}", done),
             self.task.criterion,
         )
+        for sentence in bank.inventory.never_read:
+            _log.info(sentence)
+        return bank
 
     @cached_property
     def identity(self) -> dict[str, str]:

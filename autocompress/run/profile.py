@@ -72,6 +72,7 @@ def profile(
         "layers": rows,
         "groups": groups,
         "cannot_prune": parts.inventory.cannot_prune,
+        "never_read": parts.inventory.never_read,
         "left_alone": [asdict(left) for left in parts.inventory.left_alone],
         "blocks": [asdict(block) for block in parts.inventory.blocks],
         "blocks_left_alone": dict(parts.inventory.blocks_left_alone),
@@ -143,6 +144,7 @@ def _layer_row(parts: Assembly, name: str, operators: dict[str, float]) -> dict[
         "latency_ms": operators.get(name),
         "group": layer.out_group,
         "left_alone": dict(layer.left_alone),
+        "unread_rows": layer.unread_rows if layer.samples else None,
         "kl": sensitivity,
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +26,16 @@ class Factors(nn.Sequential):
     """Small layers one after another in the place of a large one.
 
     Models that ask the large layer's weight for its type or device (as transformers' ViT does)
-    are given the first small one's.
+    are given the first small one's. What a layer takes beside its input goes to the first one.
     """
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Like the large layer's."""
+        first, *others = self
+        found = first(*args, **kwargs)
+        for layer in others:
+            found = layer(found)
+        return found
 
     @property
     def weight(self) -> Tensor:

@@ -16,8 +16,11 @@ if TYPE_CHECKING:
 def break_even_rank(layer: LayerSpec, inputs: int, outputs: int, method: str) -> float:
     """Rank at which the factorized layer has as many multiply-adds as the dense one.
 
+    Picking rows costs none: a table's factors have as many weights at this rank as the table,
+    all layers that hold it together.
+
     Args:
-        layer: a convolution with one group, or a linear layer.
+        layer: a convolution with one group, a linear layer, or an embedding.
         inputs, outputs: channels after pruning.
         method: ``svd`` (a k x k layer with r outputs, then 1x1), ``spatial`` (k x 1, then 1 x k)
             or ``tucker2`` (1x1, k x k, 1x1; inner ranks are this share of both sides).
@@ -34,6 +37,9 @@ def break_even_rank(layer: LayerSpec, inputs: int, outputs: int, method: str) ->
         a, b = inputs * outputs * kernel, inputs * inputs * stretch + outputs * outputs
         share = (-b + math.sqrt(b * b + 4 * a * dense)) / (2 * a)
         return share * outputs
+    if layer.holders > 1:
+        rows, width = (inputs, outputs) if layer.kind == "embedding" else (outputs, inputs)
+        return dense / (rows + layer.holders * width)
     return dense / (inputs * kernel + outputs)
 
 
@@ -74,7 +80,7 @@ def factor_parts(
     """The modules that run in a factorized layer's place, in their order.
 
     Args:
-        layer: a convolution with one group, or a linear layer.
+        layer: a convolution with one group, a linear layer, or an embedding.
         policy: ``rank_ratio`` and ``factorization`` are read.
         inputs, outputs: channels after pruning.
     """
@@ -102,6 +108,8 @@ def factor_parts(
             replace(full, inputs=ranks[0], outputs=ranks[1]),
             last,
         )
+    if layer.kind == "embedding":
+        return replace(full, outputs=ranks[0]), replace(last, kind="linear")
     return replace(full, outputs=ranks[0]), last
 
 

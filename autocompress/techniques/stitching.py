@@ -29,6 +29,8 @@ class Stitching:
             them.
         moments: from a layer's name to the second moments of the inputs that are left to it, or
             ``None`` where they were not taken.
+        shares: from a table's name to the share of each of its rows in what is read, or ``None``
+            where nobody counted.
         memo: what was made for a key before, or makes it.
         parts: layer name to the names of the modules that stand in its place.
         precisions: name of such a module to its bits.
@@ -40,6 +42,7 @@ class Stitching:
     inventory: Inventory
     removals: Mapping[tuple[str, str], list[int]] = field(default_factory=dict)
     moments: Callable[[str], Tensor | None] = lambda name: None
+    shares: Callable[[str], Tensor | None] = lambda name: None
     memo: Callable[[tuple[Hashable, ...], Callable[[], nn.Sequential]], nn.Sequential] = (
         lambda key, make: make()
     )
@@ -84,7 +87,9 @@ class Stitching:
         steps = in_order()
         names = [f.name for t in steps[: steps.index(technique) + 1] for f in t.fields]
         key: list[Hashable] = [layer, *(self.policy[layer].value(name) for name in names)]
-        key += [tuple(self.removals.get((layer, side), ())) for side in ("in", "out")]
+        key += [
+            (side, tuple(gone)) for (name, side), gone in self.removals.items() if name == layer
+        ]
         return copy.deepcopy(self.memo(tuple(key), make))
 
     def replace(self, name: str, factors: nn.Sequential) -> None:

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from autocompress.techniques.stitching import Stitching
 
 
+_NOTABLE = 0.1
+"""Share of the model's weights from which on a table's rank is searched."""
+
+
 class LowRank(Technique):
     """Matrices and convolutions are replaced by factors."""
 
@@ -30,6 +34,7 @@ class LowRank(Technique):
     stage = "factors"
     removes = True
     settled_by_bank = True
+    of_first = True
 
     def levels(self, rule: Rule, layer: LayerSpec) -> list[dict[str, Any]]:
         """Not factorized first, then the highest rank."""
@@ -79,16 +84,36 @@ class LowRank(Technique):
     def parts(
         self, layer: LayerSpec, policy: LayerPolicy, inputs: int, outputs: int
     ) -> tuple[Part, ...] | None:
-        """The factors, where the layer has any."""
-        return factor_parts(layer, policy, inputs, outputs) if self.usable(layer) else None
+        """The factors, where the layer has any, or is given those of a table that it holds too."""
+        known = self.usable(layer) or layer.holders > 1
+        return factor_parts(layer, policy, inputs, outputs) if known else None
+
+    def worthwhile(self, layer: LayerSpec, inventory: Inventory) -> bool:
+        """Tables only where they hold a notable share of the weights: factors gain no time."""
+        weights = sum(x.params for x in inventory.layers)
+        return layer.kind != "embedding" or layer.params >= _NOTABLE * weights
 
     def apply(self, work: Stitching) -> None:
         """Put the factors in the layers' places."""
         from autocompress.techniques.factorize import factorize
+        from autocompress.techniques.tables import factorize_tables
 
         def made(spec: LayerSpec, policy: LayerPolicy) -> Any:
             layer = work.module.get_submodule(spec.name)
             return factorize(layer, spec, policy, work.moments(spec.name))
 
+        def tables(spec: LayerSpec, policy: LayerPolicy, names: Sequence[str]) -> Any:
+            layers = {name: work.module.get_submodule(name) for name in names}
+            seen = [work.moments(name) for name in names]
+            return factorize_tables(layers, spec, policy, work.shares(spec.name), seen)
+
         for spec, policy in work.layers(self):
+            if spec.kind == "embedding":
+                names = (spec.name, *work.inventory.followers.get(spec.name, ()))
+                made_once: Any = work.remembered(
+                    self, spec.name, partial(tables, spec, policy, names)
+                )
+                for name, factors in zip(names, made_once, strict=True):
+                    work.replace(name, factors)
+                continue
             work.replace(spec.name, work.remembered(self, spec.name, partial(made, spec, policy)))
