@@ -369,3 +369,7 @@ def test_a_table_is_searched_where_it_is_large_or_named() -> None:
     assert "words/rank_ratio" not in names(1)  # 16 of 285
     assert "words/rank_ratio" in names(1, match="words", exclude="up")
     assert "words/rank_ratio" in names(1, kinds="embedding")
+    tied = take_inventory(made(Speaker), IDS[:1])
+    assert "words/rank_ratio" in {
+        c.name for c in SpaceConfig.read({"rules": [rule]}).bind(tied).choices
+    }

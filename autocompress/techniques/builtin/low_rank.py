@@ -89,9 +89,10 @@ class LowRank(Technique):
         return factor_parts(layer, policy, inputs, outputs) if known else None
 
     def worthwhile(self, layer: LayerSpec, inventory: Inventory) -> bool:
-        """Tables only where they hold a notable share of the weights: factors gain no time."""
+        """Tables, which gain no time alone, only where they hold a notable share of the weights."""
         weights = sum(x.params for x in inventory.layers)
-        return layer.kind != "embedding" or layer.params >= _NOTABLE * weights
+        alone = layer.kind == "embedding" and layer.holders == 1
+        return not alone or layer.params >= _NOTABLE * weights
 
     def apply(self, work: Stitching) -> None:
         """Put the factors in the layers' places."""
