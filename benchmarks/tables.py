@@ -92,7 +92,6 @@ def measure(args: Any) -> dict[str, Any]:
             timings = paired_timings(target, list(timed.values()), files["float"])
             for name, timing in zip(timed, timings, strict=True):
                 rows[name]["latency_ratio"] = timing.ratio
-                rows[name]["latency_ms"] = timing.median_ms
     return {"mails": len(mails), "never_read": bank.inventory.never_read, "ways": rows}
 
 
