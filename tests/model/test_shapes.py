@@ -54,12 +54,14 @@ def random_policy(inventory: Inventory, draw: random.Random) -> Policy:
         weight, activation = draw.choice(BITS) if not layer.why_not("quantize") else (32, 32)
         if activation == 8 and not layer.integer:
             weight, activation = 32, 32
+        blocks = (weight, activation) == (4, 32) and layer.kind in ("linear", "attention")
         layers[layer.name] = LayerPolicy(
             **groups.get(layer.name, {}),
             rank_ratio=draw.choice([0.1, 0.5, 1.0]) if factorized else None,
             factorization=draw.choice(["auto", "svd", "spatial", "tucker2"]),
             weight_bits=weight,
             activation_bits=activation,
+            weight_block=draw.choice([0, 32, 128]) if blocks else 0,
             sparsity=0 if layer.why_not("sparse") else draw.choice([0, 0, 0.5, 0.9]),
             block="gone" if layer.name in gone else "keep",
         )
