@@ -67,7 +67,6 @@ def test_recurrent_macs_are_the_closed_form(
         ("RNNCell", "cell", "quantize", "the model's own code"),
         ("LSTMCell", "cell", "sparse", "the model's own code"),
         ("rnn", "cell", "quantize", "RNN"),
-        ("words", "table", "low-rank", "no product"),
     ],
 )
 def test_what_is_left_alone_says_why(name: str, layer: str, technique: str, reason: str) -> None:
