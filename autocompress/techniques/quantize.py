@@ -133,7 +133,8 @@ class QuantizedLayer(nn.Module):
         layer: of any kind; its float weights are what training changes.
         precision: bits.
         fixed: ranges of the input, one for each call of the layer in a run of the model; none
-            follow the data: each batch's own extremes, in training a moving average of them.
+            follow the data: each batch's own extremes, in training a moving average of them. Where
+            ranges are taken at run time, each batch's own extremes count in any case.
         half: element type where the precision is 16 bits.
     """
 
@@ -152,6 +153,8 @@ class QuantizedLayer(nn.Module):
         self.layer = layer
         self.precision = precision
         self.fixed = fixed
+        # runtimes have integer kernels for recurrent layers with ranges taken at run time alone
+        self.dynamic = precision.activation_scaling == "dynamic" or isinstance(layer, nn.RNNBase)
         self.calls = 0
         first = fixed[0] if fixed else Range(0.0, 0.0)
         self.register_buffer("low", torch.tensor(first.low))
@@ -206,14 +209,13 @@ class QuantizedLayer(nn.Module):
         return _Straight.apply(value, rounded, None)
 
     def _range(self, x: Tensor) -> tuple[float | Tensor, float | Tensor]:
-        dynamic = self.precision.activation_scaling == "dynamic"
-        if self.fixed and not dynamic:
+        if self.fixed and not self.dynamic:
             fixed = self.fixed[self.calls % len(self.fixed)]
             if len(self.fixed) > 1:
                 self.calls += 1
             return fixed.low, fixed.high  # plain numbers, which torch.export can keep
         low, high = _extremes(x)
-        if dynamic:
+        if self.dynamic:
             return low, high
         known = self.high > self.low
         if self.training:

@@ -9,12 +9,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from autocompress.build.ranges import RangeFinder, least_squares_range
 from autocompress.policy.settings import CompressionSettings
+from autocompress.techniques.compressed import Precision
 from autocompress.techniques.gptq import gptq_round
 from autocompress.techniques.quantize import (
+    QuantizedLayer,
     round_activation,
     round_weight,
     weight_scale,
@@ -159,3 +161,19 @@ def test_gptq_keeps_zeros_and_the_others_make_up_for_them() -> None:
     plain = round_weight(weight, 4)
     errors = [((weight - w) @ moments * (weight - w)).sum() for w in (found, plain)]
     assert errors[0] < errors[1]
+
+
+def test_a_recurrent_layer_rounds_by_the_range_at_hand_also_after_training_on_louder_inputs() -> (
+    None
+):
+    torch.manual_seed(0)
+    layer = nn.LSTM(3, 4, batch_first=True)
+    simulated = QuantizedLayer(layer, Precision(8, 8)).train()
+    quiet = torch.randn(2, 5, 3) / 100
+    with torch.no_grad():
+        wanted = layer(quiet)[0] - layer(torch.zeros_like(quiet))[0]
+        for training in (True, False):
+            simulated.train()(torch.randn(2, 5, 3) * 100)
+            simulated.train(training)
+            found = simulated(quiet)[0] - simulated(torch.zeros_like(quiet))[0]
+            assert (found - wanted).norm() < 0.1 * wanted.norm()
