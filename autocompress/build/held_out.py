@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.policy.recovery import Schedule
-from autocompress.recover.device import Place, in_float
+from autocompress.recover.device import AnyOrder, Place, in_float
 from autocompress.task.calling import call
 from autocompress.task.memory import Memory
 from autocompress.task.nested import concat, map_tensors, tensors
@@ -60,7 +60,7 @@ class HeldOutDivergence:
         return math.inf if math.isnan(found) else float(found)
 
     def _outputs(self, module: nn.Module) -> Any:
-        with torch.no_grad():
+        with torch.no_grad(), AnyOrder():
             parts = [
                 in_float(call(module, self._place.put(inputs)))
                 for inputs, _ in self._inputs.batches(CHUNK)

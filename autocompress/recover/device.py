@@ -6,12 +6,14 @@ then the same seed would not give the same model.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from autocompress.errors import TargetUnavailable
 from autocompress.policy.recovery import Schedule
@@ -46,11 +48,11 @@ class Place:
             )
         return cls(device, schedule.precision == "bf16" or _auto_bf16(schedule, device))
 
-    def autocast(self) -> AbstractContextManager[Any]:
-        """The context for a forward pass."""
-        if not self.bf16:
-            return nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16)
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
+        """The context for a forward pass: its precision, and views of values in any order."""
+        with AnyOrder(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            yield
 
     def put_module(self, module: nn.Module) -> nn.Module:
         """Move a module, in place, with convolutions in channels-last order."""
@@ -81,6 +83,19 @@ class Place:
         if part.dim() == 4 and part.is_floating_point():
             return part.contiguous(memory_format=torch.channels_last)
         return part
+
+
+class AnyOrder(TorchFunctionMode):
+    """Lets ``view`` take values that lie channels-last, as models have it for the usual order."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Any call of torch."""
+        try:
+            return func(*args, **(kwargs or {}))
+        except RuntimeError:
+            if func not in (Tensor.view, Tensor.view_as) or args[0].is_contiguous():
+                raise
+        return func(args[0].contiguous(), *args[1:], **(kwargs or {}))
 
 
 def in_float(outputs: Any) -> Any:
