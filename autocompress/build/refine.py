@@ -30,7 +30,7 @@ from autocompress.model.weights import load_tensors, state_tensors
 from autocompress.policy.recovery import Schedule
 from autocompress.policy.registry import sets_weights
 from autocompress.policy.settings import RefineConfig
-from autocompress.recover.device import Place, in_float
+from autocompress.recover.device import AnyOrder, Place, in_float
 from autocompress.task.calling import call
 from autocompress.task.data import Data
 from autocompress.task.divergence import Divergence
@@ -95,8 +95,9 @@ class Refinement:
         segments: list[Segment] = []
         self._known: dict[tuple[int, int], Steps] = {}
         try:
-            self._walks = [self._walk(m) for m in (original, module)]
-            segments = common_segments(self._steps(0, 2), self._steps(1, 2), original)
+            with AnyOrder():
+                self._walks = [self._walk(m) for m in (original, module)]
+                segments = common_segments(self._steps(0, 2), self._steps(1, 2), original)
         except UnsupportedModel as error:
             self._notes = (f"Refined as a whole, not block by block: {error}.",)
         for part in module.modules():
