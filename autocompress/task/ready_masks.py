@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -47,16 +49,12 @@ def segmentation(
             logits, targets.reshape(len(logits), *logits.shape[2:]).long(), ignore_index=ignore
         )
 
-    def check(outputs: Any, targets: Tensor) -> list[str]:
-        _, found, note = read(outputs, targets)
-        return [note, *mask_notes(found, ignore)]
-
     return Task(
         TaskMetric("miou", FRACTION, "maximize", lambda: MeanIou(read, ignore)),
         loss or cross_entropy,
         SoftmaxKL(output, axis=axis, ignore=ignore),
         name="segmentation",
-        check=check,
+        check=partial(_noted, read, ignore),
     )
 
 
@@ -87,14 +85,21 @@ def binary_segmentation(
         )
         return each / counted.sum().clamp(min=1)
 
-    def check(outputs: Any, targets: Tensor) -> list[str]:
-        _, found, note = read(outputs, targets)
-        return [note, *mask_notes(found, ignore)]
-
     return Task(
         TaskMetric("iou", FRACTION, "maximize", lambda: BinaryIou(read, ignore)),
         loss or cross_entropy,
         SigmoidKL(output, positions=True),
         name="binary segmentation",
-        check=check,
+        check=partial(_noted, read, ignore),
     )
+
+
+def _noted(
+    read: Callable[[Any, Tensor], tuple[Tensor, Tensor, str]],
+    ignore: int,
+    outputs: Any,
+    targets: Tensor,
+) -> list[str]:
+    """What to say of a batch: how its targets were read, and what the masks hold."""
+    _, found, note = read(outputs, targets)
+    return [note, *mask_notes(found, ignore)]

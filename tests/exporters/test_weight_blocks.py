@@ -231,7 +231,7 @@ def test_what_cannot_be_in_blocks_is_refused(tmp_path: Path) -> None:
     assert "onnxruntime" in unsupported(OpenVinoTarget, [policy])
     assert unsupported(type(get_target("onnxruntime")), [policy]) == ""
 
-    class Without(type(get_target("onnxruntime"))):  # type: ignore[misc]
+    class Without(type(get_target("onnxruntime"))):  # type: ignore[misc]  # its class is found at run time
         weight_blocks = False
 
     compressed = made(Precision(4, block=32))
