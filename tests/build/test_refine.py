@@ -284,3 +284,39 @@ def test_the_sequential_re_solve_keeps_zeros_and_does_its_best_within_them() -> 
         assert torch.equal(zero, solved.module.get_submodule(name).weight == 0)
     unseen = parts.data.test
     assert distance(parts, solved.module, unseen) < distance(parts, stitched.module, unseen)
+
+
+class Flat(nn.Module):
+    """Images through two convolutions and two linear layers, flattened in one of two ways."""
+
+    def __init__(self, view: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.c, self.d, self.view = nn.Linear(128, 16), nn.Linear(16, 3), view
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = nn.functional.max_pool2d(torch.relu(self.a(x)), 2)
+        x = torch.relu(self.b(x))
+        x = x.view(x.size(0), -1) if self.view else x.flatten(1)
+        answer: torch.Tensor = self.d(torch.relu(self.c(x)))
+        return answer
+
+
+def test_a_view_of_images_is_refined_block_by_block_as_flatten_is() -> None:
+    """Training holds images channels-last, which ``view`` alone would refuse."""
+    generator = torch.Generator().manual_seed(1)
+    x, y = torch.randn(96, 3, 8, 8, generator=generator), torch.arange(96) % 3
+    own = Data(Split(x, y), Split(x[:8], y[:8]), Split(x[8:16], y[8:16]), classes=3)
+    settings = CompressionSettings(finish="refine", refine=QUICK)
+    found = []
+    for view in (True, False):
+        model = Flat(view).eval()
+        inventory = take_inventory(model, x[:2])
+        bank = LayerBank.build(model, inventory, own.train, settings)
+        parts = Pipeline(model, own, inventory, bank, settings, Schedule(device="cpu"))
+        made = parts.build(half(parts), FINAL)
+        assert not [note for note in made.notes if note.startswith("Refined as a whole")]
+        found.append(made.module.state_dict())
+    for name in found[0]:
+        torch.testing.assert_close(found[0][name], found[1][name])
