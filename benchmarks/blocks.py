@@ -27,7 +27,8 @@ from autocompress.build.refine import Refinement
 from autocompress.build.sequential import sequential_resolve
 from autocompress.controller.sensitivity import Sensitivity
 from autocompress.exporters.write import export
-from autocompress.measure.accuracy import accuracy
+from autocompress.measure.accuracy import score
+from autocompress.measure.answers import module_answers
 from autocompress.measure.latency import paired_timings
 from autocompress.model.groups import slicing_plan
 from autocompress.model.inventory import take_inventory
@@ -94,24 +95,24 @@ def measure(network: str, counts: list[int], config: RefineConfig, args: Any) ->
         "blocks": len(inventory.blocks),
         "greedy_s": round(time.perf_counter() - begin, 1),
         "order": order,
-        "base": score(model, data, args.limit),
+        "base": points(model, data, args.limit),
     }
     task = ready("classification")
     ratios = latency_ratios(bank, data, [without(inventory, order[:n]) for n in counts])
     for count, ratio in zip(counts, ratios, strict=True):
         policy = without(inventory, order[:count])
         row: dict[str, Any] = {"latency_ratio": ratio}
-        row["unrepaired"] = score(bank.stitch(policy).module, data, args.limit)
+        row["unrepaired"] = points(bank.stitch(policy).module, data, args.limit)
         begin = time.perf_counter()
         images = data.train.sample(settings.resolving(inventory.macs), settings.seed)
         solved = sequential_resolve(model, bank.stitch(policy), images.inputs())
-        row["sequential"] = score(solved.module, data, args.limit)
+        row["sequential"] = points(solved.module, data, args.limit)
         row["sequential_s"] = round(time.perf_counter() - begin, 1)
         starts = {"refined": bank.stitch(policy), "sequential_refined": solved}
         for name in starts if config.steps else ():
             begin = time.perf_counter()
             done = Refinement(model, starts[name], data, task, config, settings.seed).run()
-            row[name] = score(done.module, data, args.limit)
+            row[name] = points(done.module, data, args.limit)
             row[f"{name}_s"] = round(time.perf_counter() - begin, 1)
         found[f"gone_{count}"] = row
         sys.stderr.write(f"{count} gone: {row}\n")
@@ -130,9 +131,9 @@ def latency_ratios(bank: LayerBank, data: Any, policies: list[Policy]) -> list[f
         return [round(t.ratio, 3) for t in paired_timings(target, files[1:], files[0])]
 
 
-def score(module: Any, data: Any, limit: int) -> float:
+def points(module: Any, data: Any, limit: int) -> float:
     """Top-1 on val, in percent."""
-    return round(100 * accuracy(module, data.val, limit=limit).value, 2)
+    return round(100 * score(module_answers(module, data.val, limit=limit)).value, 2)
 
 
 def main() -> None:

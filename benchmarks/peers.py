@@ -28,7 +28,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from autocompress.build.batch_norm import reestimate
-from autocompress.measure.accuracy import accuracy
+from autocompress.measure.accuracy import score
+from autocompress.measure.answers import module_answers
 from autocompress.task.data import Data
 from autocompress.workloads.data import image_folder
 from autocompress.workloads.models import load_weights, resnet20
@@ -68,7 +69,7 @@ class Task:
         split = self.data.val
         if self.images is not None:
             split = split.sample(self.images, 0)
-        return round(float(accuracy(model, split).value), 4)
+        return round(float(score(module_answers(model, split)).value), 4)
 
     def outcome(self, model: nn.Module, seconds: float, **more: Any) -> dict[str, Any]:
         """What is reported of a peer's answer."""

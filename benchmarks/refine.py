@@ -23,7 +23,8 @@ from autocompress.build.bank import LayerBank
 from autocompress.build.calibrate import calibrate
 from autocompress.build.refine import Refinement
 from autocompress.build.sequential import sequential_resolve
-from autocompress.measure.accuracy import accuracy
+from autocompress.measure.accuracy import score
+from autocompress.measure.answers import module_answers
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.settings import CompressionSettings, RefineConfig
@@ -67,7 +68,7 @@ def measure(
         images = data.train.sample(settings.resolving(inventory.macs), settings.seed)
         solved = sequential_resolve(model, bank.stitch(policy), images.inputs())
         row = {
-            "sequential": score(solved, data, limit),
+            "sequential": points(solved, data, limit),
             "sequential_s": round(time.perf_counter() - begin, 1),
         }
         for way in WAYS:
@@ -76,13 +77,13 @@ def measure(
             own = config.model_copy(update=changes)
             done = Refinement(model, solved, data, task, own, settings.seed).run()
             row[f"{way}_s"] = round(time.perf_counter() - begin, 1)
-            row[way] = score(done, data, limit)
+            row[way] = points(done, data, limit)
             sys.stderr.write(f"keep {keep}: {way} {row[way]} in {row[f'{way}_s']} s\n")
         found[f"keep_{keep}"] = row
     return found
 
 
-def score(compressed: Compressed, data: Data, limit: int) -> float:
+def points(compressed: Compressed, data: Data, limit: int) -> float:
     """Top-1 on val, in percent, of what the file would hold."""
     if not compressed.quantized:
         return top1(compressed.module, data, limit)
@@ -92,7 +93,7 @@ def score(compressed: Compressed, data: Data, limit: int) -> float:
 
 def top1(module: Any, data: Data, limit: int) -> float:
     """Top-1 on val, in percent."""
-    return round(100 * accuracy(module, data.val, limit=limit).value, 2)
+    return round(100 * score(module_answers(module, data.val, limit=limit)).value, 2)
 
 
 def main() -> None:

@@ -29,7 +29,8 @@ from scipy.stats import spearmanr
 from autocompress.build.bank import LayerBank
 from autocompress.build.pipeline import Pipeline
 from autocompress.build.refine import Refinement
-from autocompress.measure.accuracy import accuracy
+from autocompress.measure.accuracy import score
+from autocompress.measure.answers import module_answers
 from autocompress.measure.screening import Screening
 from autocompress.model.cost import policy_cost
 from autocompress.model.inventory import take_inventory
@@ -135,13 +136,13 @@ def _layer_errors(pipeline: Pipeline, module: Any) -> float:
     return sum(float((old[n] - new[n]).square().mean() / old[n].square().mean()) for n in same)
 
 
-def correlation(score: np.ndarray, quality: np.ndarray) -> dict[str, Any]:
+def correlation(scores: np.ndarray, quality: np.ndarray) -> dict[str, Any]:
     """Spearman's of minus the score with the quality, and a bootstrap interval."""
     rng = np.random.default_rng(0)
-    picks = rng.integers(len(score), size=(2000, len(score)))
-    drawn = [spearmanr(-score[i], quality[i]).statistic for i in picks]
+    picks = rng.integers(len(scores), size=(2000, len(scores)))
+    drawn = [spearmanr(-scores[i], quality[i]).statistic for i in picks]
     low, high = np.nanpercentile(drawn, [2.5, 97.5])
-    value = float(spearmanr(-score, quality).statistic)
+    value = float(spearmanr(-scores, quality).statistic)
     return {"spearman": round(value, 3), "low": round(low, 3), "high": round(high, 3)}
 
 
@@ -163,7 +164,7 @@ def measure(network: str, share: float, policies: int, config: RefineConfig) -> 
         begin = time.perf_counter()
         refined = pipeline.reconstruct(pipeline.stitch(policy), final=True)
         seconds["refined"] += time.perf_counter() - begin
-        values["refined"].append(accuracy(refined.module, data.val).value)
+        values["refined"].append(score(module_answers(refined.module, data.val)).value)
         sys.stderr.write(f"{number}: { ({n: round(v[-1], 4) for n, v in values.items()}) }\n")
     quality = np.array(values.pop("refined"))
     rows = {

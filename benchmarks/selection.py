@@ -37,7 +37,8 @@ from torch import Tensor, nn
 from autocompress.build.bank import LayerBank
 from autocompress.build.batch_norm import reestimate
 from autocompress.build.sequential import sequential_resolve
-from autocompress.measure.accuracy import accuracy
+from autocompress.measure.accuracy import score
+from autocompress.measure.answers import module_answers
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.settings import CompressionSettings
@@ -306,10 +307,10 @@ def with_orders(bank: LayerBank, orders: Orders, model: nn.Module | None = None)
 
 def scored(bank: LayerBank, made: Compressed, data: Data, images: int) -> dict[str, float]:
     """Accuracy as stitched and after the sequential re-solve."""
-    found = {"stitched": round(accuracy(made.module, data.val).value, 4)}
+    found = {"stitched": round(score(module_answers(made.module, data.val)).value, 4)}
     seen = data.train.sample(images, 0).inputs()
     made = sequential_resolve(bank.model, made, seen)
-    return {**found, "resolved": round(accuracy(made.module, data.val).value, 4)}
+    return {**found, "resolved": round(score(module_answers(made.module, data.val)).value, 4)}
 
 
 def ways(bank: LayerBank, data: Data, keep: float, args: Any) -> Iterator[dict[str, Any]]:
@@ -354,8 +355,8 @@ def shrinkage(bank: LayerBank, data: Data, keep: float, args: Any) -> Iterator[d
         for norm, before, after in zip(norms, old, new, strict=True):
             norm.running_mean.copy_(torch.lerp(before[0], after[0], share))
             norm.running_var.copy_(torch.lerp(before[1], after[1], share))
-        score = accuracy(module, data.val)
-        yield {"keep": keep, "share": share, "accuracy": round(score.value, 4)}
+        reached = score(module_answers(module, data.val))
+        yield {"keep": keep, "share": share, "accuracy": round(reached.value, 4)}
 
 
 def main() -> None:
@@ -382,7 +383,7 @@ def main() -> None:
         bank = LayerBank.build(model, inventory, data.train, CompressionSettings())
         if name == "minilm":
             args.images, args.fisher_images = min(args.images, 256), min(args.fisher_images, 256)
-        base = round(accuracy(model, data.val).value, 4)
+        base = round(score(module_answers(model, data.val)).value, 4)
         for keep in args.keep:
             for row in (shrinkage if args.shrinkage else ways)(bank, data, keep, args):
                 rows.append({"network": name, "uncompressed": base, **row})

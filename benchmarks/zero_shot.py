@@ -24,7 +24,8 @@ import torch
 from autocompress.build.bank import LayerBank
 from autocompress.build.batch_norm import reestimate
 from autocompress.build.sequential import sequential_resolve
-from autocompress.measure.accuracy import accuracy
+from autocompress.measure.accuracy import score
+from autocompress.measure.answers import module_answers
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.settings import CompressionSettings
@@ -85,13 +86,13 @@ def ladder(data: Data, keeps: tuple[float, ...], importances: tuple[str, ...]) -
                 start, cpu = time.perf_counter(), time.process_time()
                 compressed = reconstruct(bank, uniform(bank, keep), how, data)
                 seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
-                score = accuracy(compressed.module, data.val)
+                reached = score(module_answers(compressed.module, data.val))
                 row = {
                     "importance": importance,
                     "reconstruction": how,
                     "keep": keep,
-                    "accuracy": round(score.value, 4),
-                    "accuracy_stderr": round(score.stderr, 4),
+                    "accuracy": round(reached.value, 4),
+                    "accuracy_stderr": round(reached.stderr, 4),
                     "seconds": round(seconds, 3),
                     "cpu_seconds": round(cpu, 3),
                 }
@@ -136,7 +137,9 @@ def main() -> None:
     keeps = (args.keep,) if args.keep else (0.5,) if args.quick else KEEPS
     result: dict[str, Any] = {"threads": torch.get_num_threads()}
     if args.only != "bank":
-        result["base_accuracy"] = round(accuracy(trained("resnet20"), data.val).value, 4)
+        result["base_accuracy"] = round(
+            score(module_answers(trained("resnet20"), data.val)).value, 4
+        )
         result["ladder"] = ladder(data, keeps, chosen)
     if args.only != "ladder":
         names = ("resnet20",) if args.quick else ("resnet20", "resnet56")

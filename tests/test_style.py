@@ -15,6 +15,8 @@ PACKAGE = ROOT / "autocompress"
 
 MOST_LINES = 400
 MOST_FUNCTION_LINES = 60
+MOST_LINES_THAT_MEASURE = 3800
+"""Of `measure` and `targets` together: one mechanism times, and one way reads every profile."""
 HEAVY = {
     *(
         "numpy",
@@ -132,6 +134,12 @@ def test_files_and_functions_are_short(module: str) -> None:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             size = (node.end_lineno or node.lineno) - node.lineno + 1
             assert size <= MOST_FUNCTION_LINES, f"{module}:{node.lineno} {node.name}: {size} lines"
+
+
+def test_measuring_stays_small() -> None:
+    rooms = [p for p in MODULES.values() if p.parent.name in ("measure", "targets")]
+    lines = sum(len(p.read_text(encoding="utf-8").splitlines()) for p in rooms)
+    assert lines <= MOST_LINES_THAT_MEASURE, f"{lines} lines"
 
 
 @pytest.mark.parametrize("name", OTHERS)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autocompress.errors import InputError, MeasurementError
-from autocompress.measure.answers import BATCH, file_answers, module_answers
+from autocompress.measure.answers import BATCH, file_answers
 from autocompress.targets.base import Target
 from autocompress.task.data import Split
 from autocompress.task.metrics import Meter, TaskMetric
@@ -57,31 +57,6 @@ class Paired:
     p_value: float
 
 
-def accuracy(
-    predict: Callable[[Any], Any],
-    split: Split,
-    metric: MetricFunction | None = None,
-    *,
-    batch: int = 500,
-    limit: int | None = None,
-) -> Accuracy:
-    """Score a model on a split.
-
-    Args:
-        predict: from a batch of prepared inputs to outputs, e.g. an ``nn.Module``.
-        split: inputs and targets.
-        metric: ``None`` is top-1 accuracy of outputs ``(N, classes)`` (or ``(N, ..., classes)``
-            with targets ``(N, ...)``: per position), or of one logit ``(N, 1)`` for targets 0, 1.
-        batch: samples per call.
-        limit: only the first so many samples.
-
-    Raises:
-        InputError: the metric returns something other than a finite number, or is missing where
-            the outputs are numbers rather than classes.
-    """
-    return score(module_answers(predict, split, batch=batch, limit=limit), metric)
-
-
 def file_quality(
     target: Target,
     path: str | Path,
@@ -117,7 +92,18 @@ def file_quality(
 
 
 def score(answers: Iterable[tuple[Any, Any]], metric: MetricFunction | None = None) -> Accuracy:
-    """Top-1 accuracy, or the user's function, of outputs and targets that come batch by batch."""
+    """Score outputs and targets that come batch by batch; see ``measure.answers``.
+
+    Args:
+        answers: of a model or of a file.
+        metric: ``None`` is top-1 accuracy of outputs ``(N, classes)`` (or ``(N, ..., classes)``
+            with targets ``(N, ...)``: per position), or of one logit ``(N, 1)`` for targets 0, 1.
+
+    Raises:
+        InputError: the metric returns something other than a finite number, or is missing where
+            the outputs are numbers rather than classes.
+        MeasurementError: there is not a single answer.
+    """
     meter: Meter = TaskMetric("metric", "", "maximize", metric or hits).meter()
     count = 0
     for outputs, targets in answers:

@@ -30,11 +30,6 @@ class Conversions:
     between: dict[str, tuple[int, float]]
     integer: int
 
-    @property
-    def listed(self) -> str:
-        """The most expensive operators between, for a sentence."""
-        return _listed(self.between, _LISTED)
-
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for records."""
         between = {op: {"nodes": n, "ms": ms} for op, (n, ms) in self.between.items()}
@@ -50,8 +45,8 @@ def conversions(target: Target, profile: Profile) -> Conversions:
     """
     classes = [target.classify(node) for node in profile.nodes]
     pairs = list(zip(profile.nodes, classes, strict=True))
-    total = sum(map(_ms, profile.nodes))
-    spent = sum(_ms(node) for node, kind in pairs if kind in _CONVERTING)
+    total = _ms(profile.nodes)
+    spent = _ms(n for n, kind in pairs if kind in _CONVERTING)
     floats = (n for n, kind in pairs if kind not in _CONVERTING and _in_float(n))
     return Conversions(
         spent / total if total else 0.0, _by_op(floats), classes.count(KernelClass.INTEGER)
@@ -71,18 +66,19 @@ def conversion_notes(
     """
     if not found.integer:
         return []
-    between = f" Operators on floats: {found.listed}." if found.between else ""
+    between = f" Operators on floats: {listed(found.between, _LISTED)}." if found.between else ""
     told = f"Conversions take {found.share:.0%} of the kernels' time.{between}"
     if ratio is None or ratio <= _SLOWEST:
         return [told]
     slow = " This processor has no 8-bit dot products, so that integers gain little." * reduced
     return [
         f"{found.integer} integer kernels, but {ratio:.2f} of the uncompressed latency: {told} "
-        f"Most expensive of all: {_listed(profile.by_op(), 3)}.{slow}"
+        f"Most expensive of all: {listed(profile.by_op(), 3)}.{slow}"
     ]
 
 
-def _listed(by_op: Mapping[str, tuple[int, float]], count: int) -> str:
+def listed(by_op: Mapping[str, tuple[int, float]], count: int) -> str:
+    """The first operators of several, with their nodes and milliseconds, for a sentence."""
     found = [f"{op} ({n} nodes, {ms:.3f} ms)" for op, (n, ms) in by_op.items()]
     rest = len(found) - count
     return ", ".join(found[:count]) + (f" and {rest} more" if rest > 0 else "")
@@ -97,5 +93,5 @@ def _by_op(nodes: Iterable[NodeTime]) -> dict[str, tuple[int, float]]:
     return Profile(tuple(nodes), 0.0).by_op()
 
 
-def _ms(node: NodeTime) -> float:
-    return node.ms if node.ms == node.ms else 0.0
+def _ms(nodes: Iterable[NodeTime]) -> float:
+    return sum(ms for _, ms in _by_op(nodes).values())

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autocompress.measure.conversions import Conversions, conversion_notes, conversions
+from autocompress.measure.conversions import Conversions, conversion_notes, conversions, listed
 from autocompress.policy.policy import LayerPolicy
 from autocompress.policy.registry import techniques
 from autocompress.targets.base import NodeTime, Profile, Target
@@ -105,12 +105,10 @@ class Inspection:
 
     def _blame(self, timing: Timing) -> str:
         """The sentence on a quantized file that is slower than the float one."""
-        listed = sorted(self.suspects.items(), key=lambda item: -item[1][1])[:3]
-        spent = ", ".join(f"{op} ({n} nodes, {ms:.3f} ms)" for op, (n, ms) in listed)
         return (
             f"The quantized file is slower than the uncompressed one in the same runtime: it takes "
             f"{timing.ratio:.2f} times as long (at least {timing.ratio_low:.2f}). Operators to "
-            f"blame: {spent}."
+            f"blame: {listed(self.suspects, 3)}."
         )
 
 

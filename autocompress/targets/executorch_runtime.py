@@ -25,7 +25,7 @@ from autocompress.targets.base import (
     TensorSpec,
 )
 from autocompress.targets.profile import KernelClass, NodeTime, Profile
-from autocompress.targets.torch_runtime import load_program
+from autocompress.targets.torch_runtime import load_program, program_inputs
 
 if TYPE_CHECKING:
     from autocompress.exporters.write import ExportedFile
@@ -183,16 +183,12 @@ def _lower(file: Path, modified_ns: int, size_bytes: int, batch: int) -> bytes:
 
     del modified_ns, size_bytes
     program = load_program(file)
-    wanted = set(program.graph_signature.user_inputs)
     example = []
-    for node in program.graph.nodes:
-        if node.op == "placeholder" and node.name in wanted:
-            value = node.meta["val"]
-            sizes = [
-                d if isinstance(d, int) else batch if i == 0 else 1
-                for i, d in enumerate(value.shape)
-            ]
-            example.append(torch.zeros(sizes, dtype=value.dtype))
+    for value in program_inputs(program).values():
+        sizes = [
+            d if isinstance(d, int) else batch if i == 0 else 1 for i, d in enumerate(value.shape)
+        ]
+        example.append(torch.zeros(sizes, dtype=value.dtype))
     fixed = torch.export.export(program.module(), tuple(example))
     lowered = to_edge_transform_and_lower(fixed, partitioner=[XnnpackPartitioner()])
     return bytes(lowered.to_executorch().buffer)

@@ -197,6 +197,13 @@ def load_program(file: Path, about: dict[str, str] | None = None) -> Any:
             return torch.export.load(file, extra_files=about)
 
 
+def program_inputs(program: Any) -> dict[str, Tensor]:
+    """Name of each input to a tensor of its shape, whose free sizes are symbols."""
+    wanted = set(program.graph_signature.user_inputs)
+    holders = (n for n in program.graph.nodes if n.op == "placeholder" and n.name in wanted)
+    return {node.name: node.meta["val"] for node in holders}
+
+
 @contextmanager
 def _opening(file: Path) -> Iterator[None]:
     """Tell in a sentence that a file cannot be opened."""
@@ -302,16 +309,12 @@ def _specs(
     program: Any, batch: int | None, axes: dict[str, dict[str, str]]
 ) -> tuple[TensorSpec, ...]:
     """Inputs of a program; names of inputs and axes are those that the file says, if it does."""
-    wanted = set(program.graph_signature.user_inputs)
     specs = []
-    for node in program.graph.nodes:
-        if node.op != "placeholder" or node.name not in wanted:
-            continue
-        value = node.meta["val"]
+    for name, value in program_inputs(program).items():
         shape: list[int | None] = [d if isinstance(d, int) else None for d in value.shape]
         if shape and shape[0] is None:
             shape[0] = batch
-        specs.append(TensorSpec(node.name, tuple(shape), str(value.dtype).removeprefix("torch.")))
+        specs.append(TensorSpec(name, tuple(shape), str(value.dtype).removeprefix("torch.")))
     if len(axes) != len(specs):  # another program than one of ours
         return tuple(specs)
     return tuple(

@@ -13,7 +13,8 @@ from file_checks import file_accuracy
 from torch import Tensor, nn
 
 from autocompress.errors import InputError, MeasurementError
-from autocompress.measure.accuracy import Accuracy, accuracy, paired, score
+from autocompress.measure.accuracy import Accuracy, paired, score
+from autocompress.measure.answers import module_answers
 from autocompress.targets import get_target
 from autocompress.task.data import Split
 
@@ -109,11 +110,13 @@ def split(network: nn.Module) -> Split:
 def test_batches_and_limits_change_nothing_but_the_samples(
     network: nn.Module, split: Split
 ) -> None:
-    whole = accuracy(network, split, batch=100)
+    whole = score(module_answers(network, split, batch=100))
     assert whole.value == pytest.approx(11 / 23)
-    np.testing.assert_array_equal(accuracy(network, split, batch=4).correct, whole.correct)
-    assert accuracy(network, split, batch=4, limit=6).images == 6
-    assert accuracy(network, split, limit=6).value == 0.5
+    np.testing.assert_array_equal(
+        score(module_answers(network, split, batch=4)).correct, whole.correct
+    )
+    assert score(module_answers(network, split, batch=4, limit=6)).images == 6
+    assert score(module_answers(network, split, limit=6)).value == 0.5
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "torch"])
@@ -122,7 +125,7 @@ def test_a_file_scores_as_its_module(
 ) -> None:
     target = get_target(runtime)
     found = file_accuracy(target, exported[target.suffix], split, batch=10, threads=1)
-    wanted = accuracy(network, split)
+    wanted = score(module_answers(network, split))
     assert found.correct is not None
     np.testing.assert_array_equal(found.correct, wanted.correct)
 
@@ -131,7 +134,7 @@ def test_a_fixed_batch_is_padded_and_cut(tmp_path: Path, network: nn.Module, spl
     path = tmp_path / "fixed.onnx"
     torch.onnx.export(network, (torch.zeros(4, 3, 8, 8),), path, dynamo=False)
     found = file_accuracy(get_target("onnxruntime"), path, split, threads=1)
-    wanted = accuracy(network, split)
+    wanted = score(module_answers(network, split))
     assert found.images == 23
     np.testing.assert_array_equal(found.correct, wanted.correct)
 
