@@ -40,6 +40,7 @@ from autocompress.policy.inventory import Inventory, LayerSpec
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.registry import in_order, techniques
 from autocompress.policy.settings import CompressionSettings
+from autocompress.policy.technique import Technique
 from autocompress.task.data import Split, feed
 from autocompress.task.task import Loss
 from autocompress.techniques.compressed import Compressed
@@ -54,7 +55,7 @@ from autocompress.techniques.narrow import Turn, sees, turn, turns
 from autocompress.techniques.stitching import Stitching
 from autocompress.techniques.tables import smoothed
 
-_VERSION = 6
+_VERSION = 7
 """Of the file's content; a change makes old files stale."""
 
 
@@ -209,7 +210,8 @@ class LayerBank:
             reason = technique.why_not(layer, policy, self.inventory)
             if technique.active(policy) and reason:
                 raise PolicyError(
-                    f"`{technique.fields[0].name}` cannot be used on {layer.name!r}: {reason}."
+                    f"`{technique.fields[0].name}` cannot be used on {layer.name!r}: {reason}. "
+                    f"{_remedy(technique, layer, policy, self.inventory)}"
                 )
 
     def projected(self, compressed: Compressed) -> Compressed:
@@ -339,6 +341,24 @@ class LayerBank:
         mask[gone] = False
         kept = mask.repeat_interleave(weight[0, 0].numel()).nonzero().flatten()
         return found.second[0][kept][:, kept]
+
+
+def _remedy(
+    technique: Technique, layer: LayerSpec, policy: LayerPolicy, inventory: Inventory
+) -> str:
+    """What to write where a technique cannot do what a policy asks: the least that helps."""
+    asked = {f.name: f.default for f in technique.fields if policy.value(f.name) != f.default}
+    for name in asked:
+        others = {key: value for key, value in policy.as_dict().items() if key != name}
+        try:
+            milder = LayerPolicy.from_dict(others)
+        except PolicyError:  # the others mean nothing without it
+            continue
+        if not technique.why_not(layer, milder, inventory):
+            asked = {name: asked[name]}
+            break
+    values = (f"`{name}: {'null' if v is None else v}`" for name, v in asked.items())
+    return f"Use {' and '.join(values)} there."
 
 
 def _watched(model: nn.Module, inventory: Inventory, plan: SlicingPlan) -> list[str]:

@@ -118,11 +118,12 @@ def _by_error(
         found = moments.get(reader)
         if found is None or len(found.second) > 1:
             continue
-        weight = matrix_layer(model, reader).weight.detach()
+        layer = matrix_layer(model, reader)
+        weight = layer.weight.detach()
+        mean = None if layer.bias is None else found.second[0, -1, :-1]
         area = weight[0, 0].numel()
         read = [sorted(i for c in unit for i in member.index[c]) for unit in units]
         blocks = torch.tensor([[i * area + k for i in own for k in range(area)] for own in read])
-        consumers.append(
-            Consumer(weight.flatten(1), found.second[0, :-1, :-1], blocks, settings.ridge)
-        )
+        second = found.second[0, :-1, :-1]
+        consumers.append(Consumer(weight.flatten(1), second, blocks, settings.ridge, mean=mean))
     return obs_order(consumers, [(i,) for i in range(len(units))]) if consumers else None

@@ -20,6 +20,8 @@ from autocompress.task.outputs import label_loss, output_kind
 
 _DOUBLE = 1300
 """Up to this many features the greedy removal runs in double precision."""
+_CONSTANT = 2e-5
+"""Share of its second moment that a constant seems to vary by, for sums in single precision."""
 
 
 def l1_scores(model: nn.Module, producers: Sequence[str], channels: int) -> Tensor:
@@ -173,6 +175,7 @@ class Consumer:
         blocks: per channel of the group, the features that go with it.
         ridge: fraction of the mean diagonal.
         row_weight: ``(outputs,)`` importance of each output, or ``None`` for equal ones.
+        mean: ``(d,)`` of the features where a bias can make up for it, else ``None``.
     """
 
     def __init__(
@@ -182,6 +185,7 @@ class Consumer:
         blocks: Tensor,
         ridge: float,
         row_weight: Tensor | None = None,
+        mean: Tensor | None = None,
     ) -> None:
         kind = torch.float64 if weight.shape[1] <= _DOUBLE else torch.float32
         damped = moments.to(kind)
@@ -191,6 +195,15 @@ class Consumer:
         self.weight = weight.detach().to(kind).clone()
         self.row_weight = None if row_weight is None else row_weight.to(kind)
         self.blocks = blocks
+        power = moments.diagonal()
+        varies = power if mean is None else power - mean**2
+        # the ridge would give features of which nothing is read a weight to make up for
+        self.weight[:, varies <= _CONSTANT * power] = 0
+
+    def unread(self, channels: Tensor) -> Tensor:
+        """Whether nothing of each channel reaches the outputs, ``(len(channels),)``."""
+        weights = self.weight[:, self.blocks[channels]]
+        return (weights == 0).all(2).all(0)
 
     def growth(self, channels: Tensor) -> Tensor:
         """Growth of the output error if each channel went alone, ``(len(channels),)``."""
@@ -218,6 +231,9 @@ class Consumer:
 def obs_order(consumers: Sequence[Consumer], units: Sequence[Sequence[int]]) -> list[int]:
     """Order in which units go: each time the one that raises the consumers' error least.
 
+    First go those of which no consumer reads anything, all of them: by the greedy rule a unit that
+    others make up for almost wholly could go before them, for its error is a rounding error, too.
+
     Args:
         consumers: their states; used up.
         units: sets of channels that go together.
@@ -228,11 +244,17 @@ def obs_order(consumers: Sequence[Consumer], units: Sequence[Sequence[int]]) -> 
     References:
         Hassibi and Stork, Optimal Brain Surgeon, NeurIPS 1992, eq. 5, for blocks of weights.
     """
-    left = list(range(len(units)))
-    gone: list[int] = []
+    members = torch.tensor([list(u) for u in units])
+    unread = torch.stack(
+        [c.unread(members.flatten()).view(len(members), -1).all(1) for c in consumers]
+    ).all(0)
+    gone: list[int] = unread.nonzero().flatten().tolist()
+    left: list[int] = (~unread).nonzero().flatten().tolist()
+    if gone:
+        for consumer in consumers:
+            consumer.remove(members[gone].flatten())
     # wide groups lose a few at a time: the errors hardly change from one to the next
     step = max(1, len(units) // 128)
-    members = torch.tensor([list(u) for u in units])
     while left:
         flat = members[left].flatten()
         error = torch.zeros(len(left), dtype=torch.float64)

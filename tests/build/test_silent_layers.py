@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 
 from autocompress.build.bank import LayerBank
 from autocompress.build.pipeline import Pipeline
+from autocompress.errors import PolicyError
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.recovery import Schedule
@@ -77,3 +79,53 @@ def test_what_says_nothing_costs_nothing(
         return
     # nothing is added to the input, whatever is done to the layers before the silent head
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
+
+
+def _half_dead(how: str, wide: int) -> tuple[nn.Sequential, set[int]]:
+    """Channels of which nothing reaches the outputs, between live ones that say much the same."""
+    torch.manual_seed(wide)
+    model = nn.Sequential(nn.Linear(2, wide), nn.ReLU(), nn.Linear(wide, 3)).eval()
+    dead = torch.randperm(wide)[: wide // 2]
+    with torch.no_grad():
+        model[0].bias.add_(6.0)  # no ReLU closes: all are sums of two inputs and a constant
+        if how == "no reader":
+            model[2].weight[:, dead] = 0
+        else:
+            model[0].weight[dead] = 0
+            model[0].bias[dead] = 2.0 if how == "constant" else 0.0
+    return model, set(dead.tolist())
+
+
+@pytest.mark.parametrize("wide", [8, 64, 1400])
+@pytest.mark.parametrize("how", ["zero", "constant", "no reader"])
+def test_dead_channels_go_before_all_live_ones(how: str, wide: int) -> None:
+    model, dead = _half_dead(how, wide)
+    inputs = torch.randn(400, 2, generator=torch.Generator().manual_seed(1))
+    split = Split(inputs, torch.zeros(len(inputs), dtype=torch.int64))
+    inventory = take_inventory(model, inputs[:2])
+    bank = LayerBank.build(model, inventory, split, CompressionSettings())
+    assert set(bank.orders["0"][: wide // 2]) == dead
+
+
+def test_a_refusal_says_what_to_write() -> None:
+    class Stepped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell, self.head = nn.GRUCell(4, 6), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.cell(x))
+
+    model, inputs = Stepped().eval(), torch.randn(8, 4)
+    split = Split(inputs, torch.zeros(8, dtype=torch.int64))
+    bank = LayerBank.build(model, take_inventory(model, inputs), split, CompressionSettings())
+    for own, remedy in (
+        (LayerPolicy(weight_bits=8), "`weight_bits: 32`"),
+        (
+            LayerPolicy(weight_bits=8, activation_bits=8),
+            "`weight_bits: 32` and `activation_bits: 32`",
+        ),
+        (LayerPolicy(rank_ratio=0.5), "`rank_ratio: null`"),
+    ):
+        with pytest.raises(PolicyError, match=f"{re.escape(f'. Use {remedy} there.')}$"):
+            bank.stitch(Policy({"cell": own}))

@@ -104,7 +104,9 @@ def gone_blocks(inventory: Inventory, policy: Policy) -> list[Block]:
         if block is None:
             reason = dict(inventory.blocks_left_alone).get(name)
             reason = reason or "it lies in no branch that is added to the stream that it reads"
-            raise PolicyError(f"`block` cannot be 'gone' on {name!r}: {reason}.")
+            raise PolicyError(
+                f"`block` cannot be 'gone' on {name!r}: {reason}. Use `block: keep` there."
+            )
         missing = [other for other in block.layers if other not in gone]
         if missing:
             raise PolicyError(

@@ -86,8 +86,7 @@ class Quantize(Technique):
         reason = super().why_not(layer, policy, inventory)
         if policy.weight_block and layer.kind not in _IN_BLOCKS:
             reason = reason or (
-                f"`weight_block` is for linear layers and attention, this is a {layer.kind}; "
-                "leave it at 0 here"
+                f"`weight_block` is for linear layers and attention, this is a {layer.kind}"
             )
         return reason
 
