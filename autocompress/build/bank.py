@@ -36,7 +36,7 @@ from autocompress.model.tracing_stubs import unfuse, why_whole
 from autocompress.model.usage import inherited
 from autocompress.model.weights import state_tensors
 from autocompress.policy.hooks import load
-from autocompress.policy.inventory import Inventory, LayerSpec
+from autocompress.policy.inventory import RE_SOLVE, Inventory, LayerSpec
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.registry import in_order, techniques
 from autocompress.policy.settings import CompressionSettings
@@ -374,7 +374,7 @@ def _watched(model: nn.Module, inventory: Inventory, plan: SlicingPlan) -> list[
             name = projection_of(model, name)
         elif layer.kind not in ("conv", "linear"):
             continue
-        if not layer.why_not("re-solve") and solvable(model.get_submodule(name)):
+        if not layer.why_not(RE_SOLVE) and solvable(model.get_submodule(name)):
             found[name] = None
     for narrowing in plan.narrowings.values():
         head = narrowing.heads[0]

@@ -23,7 +23,7 @@ from autocompress.machine.progress import Progress
 from autocompress.model.cost import Cost, policy_cost
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.attempt import attempt
-from autocompress.policy.inventory import Inventory
+from autocompress.policy.inventory import RE_SOLVE, Inventory
 from autocompress.policy.policy import Distill, Policy
 from autocompress.policy.settings import CompressionSettings
 from autocompress.results.trial import SEARCH, Phase
@@ -273,7 +273,7 @@ class Pipeline:
         order = torch.arange(wanted + apart)
         sample = train.sample(len(order), settings.seed)
         stitched = compressed.with_(module=copy.deepcopy(compressed.module))
-        left = [n.name for n in self.inventory.layers if n.why_not("re-solve")]
+        left = [n.name for n in self.inventory.layers if n.why_not(RE_SOLVE)]
         images = sample.subset(order[:count])
         solved = sequential_resolve(self.model, compressed, images.inputs(), left)
         if not apart:

@@ -1,4 +1,4 @@
-"""What the inventory says of one layer: its numbers, what may be done to it, and why not more."""
+"""What the inventory says of one layer: its numbers, and what the techniques say of it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 from autocompress.model.splitting import splittable, why_no_product
 from autocompress.model.tracing_stubs import is_attention
 from autocompress.model.usage import CELLS, CONV, TABLES, TRANSPOSED, Usage, usage
-from autocompress.policy.inventory import LayerSpec
+from autocompress.policy.inventory import RE_SOLVE, LayerSpec, LayerTraits
 from autocompress.policy.registry import techniques
 
 
@@ -55,46 +55,51 @@ def layer_spec(name: str, calls: Calls, tied_to: str | None, counted: set[int]) 
         spec = make(name, calls)
     own = [p for p in _counted(module) if id(p) not in counted]
     counted.update(id(p) for p in own)
-    spec = replace(spec, params=sum(p.numel() for p in own), tied_to=tied_to)
-    if tied_to is not None:
-        spec = _without(spec, {"low-rank": _held_by(tied_to)})
-        spec = _without(spec, {"sparse": f"its zeros are those of {tied_to}"})
-    if calls.used_by:
-        reason = f"its weight is also used outside of the layer ({calls.used_by})"
-        spec = _without(spec, dict.fromkeys(_single(), reason))
-    return spec
+    used = usage(module) if isinstance(module, CONV | nn.Linear) else Usage()
+    spec = replace(spec, params=sum(p.numel() for p in own), tied_to=tied_to, plain=used.plain)
+    traits = _traits(module, used, calls.used_by)
+    reasons = {t.name: t.left_alone(spec, traits) for t in techniques()}
+    reasons[RE_SOLVE] = _why_not_solved(spec, traits)
+    return replace(spec, left_alone=tuple((n, reason) for n, reason in reasons.items() if reason))
 
 
 def tied(specs: Sequence[LayerSpec]) -> list[LayerSpec]:
     """What is known of layers that hold one weight, once all are.
 
-    Factors of a table can be all of theirs: a smaller table that all hold, and a map for each.
-
     Args:
         specs: of the layers, the first one first.
     """
     first, *others = specs
-    makers = all(x.kind == "embedding" or (x.kind == "linear" and x.plain) for x in specs)
-    if not makers or first.kind != "embedding":
-        names = ", ".join(x.name for x in others)
-        return [_without(first, {"low-rank": f"its weight is also that of {names}"}), *others]
-    for other in others:
-        reason = dict(other.left_alone)["low-rank"]
-        if reason != _held_by(first.name):
-            first = _without(first, {"low-rank": f"{other.name} holds its weight: {reason}"})
-    if first.why_not("low-rank"):
+    reasons = {t.name: t.left_alone_together(specs) for t in techniques() if t.of_first}
+    told = {**{n: reason for n, reason in reasons.items() if reason}, **dict(first.left_alone)}
+    first = replace(first, left_alone=tuple(told.items()))
+    if any(map(first.why_not, reasons)):
         return [first, *others]
     return [replace(x, holders=len(specs)) for x in (first, *others)]
 
 
-def _held_by(first: str) -> str:
-    return f"its weight is that of {first}"
+def _traits(module: nn.Module, used: Usage, used_by: str) -> LayerTraits:
+    """What techniques may ask of a module; ``used_by`` as in ``Calls``."""
+    fixed = used.reason
+    if isinstance(module, CELLS):
+        fixed = "a cell is stepped by the model's own code"
+    elif used_by and not fixed:
+        fixed = f"its weight is also used outside of the layer ({used_by})"
+    kind = type(module).__name__
+    indivisible = ""
+    if isinstance(module, TABLES):
+        indivisible = why_no_product(module)
+    elif used.direct and not used.plain and not splittable(module):
+        indivisible = f"{kind} cannot be divided into two layers"
+    return LayerTraits(kind, fixed, indivisible, used.after, isinstance(module, nn.EmbeddingBag))
 
 
-def _single() -> list[str]:
-    """Names of all techniques that work on single layers."""
-    single = [t.name for t in techniques() if not t.coupled and not t.whole_blocks]
-    return [*single, "re-solve"]
+def _why_not_solved(spec: LayerSpec, traits: LayerTraits) -> str:
+    """Why the reconstruction keeps a layer's weight; empty where it may solve it anew."""
+    if spec.kind == "conv_transpose":
+        return "the least squares know no transposed convolutions"
+    adjusts = f"{traits.class_name} changes its outputs inside the layer" * traits.adjusts
+    return traits.fixed or adjusts
 
 
 def _counted(module: nn.Module) -> list[nn.Parameter]:
@@ -103,12 +108,6 @@ def _counted(module: nn.Module) -> list[nn.Parameter]:
         held = (module.weight, module.bias)
         return [p for p in held if isinstance(p, nn.Parameter)]
     return list(module.parameters())
-
-
-def _without(spec: LayerSpec, reasons: dict[str, str]) -> LayerSpec:
-    """A layer that some techniques leave alone, the first reason of each."""
-    told = {**reasons, **dict(spec.left_alone)}
-    return replace(spec, left_alone=tuple(told.items()))
 
 
 # ---- convolutions and linear layers
@@ -120,7 +119,7 @@ def _conv(name: str, calls: Calls) -> LayerSpec:
     applied = [entry if transposed else left for left, entry in calls.shapes]
     positions = sum(math.prod(shape[2:]) for shape in applied)
     weights = module.out_channels * module.in_channels // module.groups
-    spec = LayerSpec(
+    return LayerSpec(
         name,
         "conv_transpose" if transposed else "conv",
         module.in_channels,
@@ -133,20 +132,13 @@ def _conv(name: str, calls: Calls) -> LayerSpec:
         sizes=tuple((entry[2:], left[2:]) for left, entry in calls.shapes),
         integer=not transposed,
     )
-    reasons = {}
-    if transposed:
-        reasons["low-rank"] = "factors of transposed convolutions are not known here"
-        reasons["re-solve"] = "the least squares know no transposed convolutions"
-    elif module.groups > 1:
-        reasons["low-rank"] = "a convolution with groups is thin already"
-    return _subclass(_without(spec, reasons), module)
 
 
 def _linear(name: str, calls: Calls) -> LayerSpec:
     module: Any = calls.module
     outputs = sum(math.prod(left) for left, _ in calls.shapes)
     positions = outputs // module.out_features // calls.batch
-    spec = LayerSpec(
+    return LayerSpec(
         name,
         "linear",
         module.in_features,
@@ -154,21 +146,6 @@ def _linear(name: str, calls: Calls) -> LayerSpec:
         positions=positions,
         macs=positions * module.in_features * module.out_features,
     )
-    return _subclass(spec, module)
-
-
-def _subclass(spec: LayerSpec, module: nn.Module) -> LayerSpec:
-    """What a subclass adds may keep techniques from it."""
-    found: Usage = usage(module)
-    if not found.direct:
-        spec = _without(spec, dict.fromkeys(_single(), found.reason))
-    elif found.after:
-        reason = f"{type(module).__name__} changes its outputs inside the layer"
-        spec = _without(spec, {"re-solve": reason})
-    if not spec.why_not("low-rank") and not found.plain and not splittable(module):
-        reason = f"{type(module).__name__} cannot be divided into two layers"
-        spec = _without(spec, {"low-rank": reason})
-    return replace(spec, plain=found.plain)
 
 
 # ---- recurrent layers and cells
@@ -179,10 +156,7 @@ def _recurrent(name: str, calls: Calls) -> LayerSpec:
     kind: Any = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn", "RNN_RELU": "rnn"}[module.mode]
     both = 1 + module.bidirectional
     spec = _stepped(name, kind, calls, module.hidden_size * both)
-    reasons = {"low-rank": "recurrent weights are not factorized"}
-    if kind != "lstm":
-        reasons["quantize"] = f"runtimes have no integer kernels for {type(module).__name__} layers"
-    return replace(_without(spec, reasons), depth=module.num_layers, directions=both)
+    return replace(spec, depth=module.num_layers, directions=both)
 
 
 def _cell(name: str, calls: Calls) -> LayerSpec:
@@ -190,10 +164,7 @@ def _cell(name: str, calls: Calls) -> LayerSpec:
     kind: Any = {nn.LSTMCell: "lstm", nn.GRUCell: "gru", nn.RNNCell: "rnn"}[
         next(k for k in CELLS if isinstance(module, k))
     ]
-    reason = "a cell is stepped by the model's own code"
-    return _without(
-        _stepped(name, kind, calls, module.hidden_size), dict.fromkeys(_single(), reason)
-    )
+    return _stepped(name, kind, calls, module.hidden_size)
 
 
 def _stepped(name: str, kind: Any, calls: Calls, outputs: int) -> LayerSpec:
@@ -213,12 +184,7 @@ def _table(name: str, calls: Calls) -> LayerSpec:
     rows, width = module.num_embeddings, module.embedding_dim
     values = sum(math.prod(left) for left, _ in calls.shapes)
     positions = max(1, values // width // calls.batch)
-    spec = LayerSpec(name, "embedding", rows, width, positions=positions, integer=False)
-    reason = why_no_product(module)
-    reasons = {"low-rank": reason} if reason else {}
-    if isinstance(module, nn.EmbeddingBag):
-        reasons["quantize"] = "runtimes sum rows of a table in float only"
-    return _without(spec, reasons)
+    return LayerSpec(name, "embedding", rows, width, positions=positions, integer=False)
 
 
 def _attention(name: str, calls: Calls) -> LayerSpec:
@@ -235,8 +201,7 @@ def _attention(name: str, calls: Calls) -> LayerSpec:
         seen = tall * wide
         tokens = sum(-(-s[1] // tall) * tall * (-(-s[2] // wide) * wide) for s in shapes)
     macs = 4 * tokens * width * width + 2 * tokens * seen * width
-    spec = LayerSpec(name, "attention", width, width, positions=tokens, macs=macs)
-    return _without(spec, {"low-rank": "its projections are held as one weight"})
+    return LayerSpec(name, "attention", width, width, positions=tokens, macs=macs)
 
 
 _KINDS: dict[type[nn.Module], Callable[[str, Calls], LayerSpec]] = {

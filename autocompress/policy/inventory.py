@@ -17,6 +17,9 @@ WHOLE = "*"
 RANK_STEPS = 8
 """Factors are chosen for so many rank ratios, evenly spaced up to 1."""
 
+RE_SOLVE = "re-solve"
+"""Names the least squares of the reconstruction among the techniques of ``left_alone``."""
+
 _NOTABLE = 0.01
 """Share of a model's weights from which on rows that nothing reads are named."""
 
@@ -51,8 +54,8 @@ class LayerSpec:
         tied_to: name of the earlier layer that holds the same weight.
         holders: of a table that can have factors, and of the layers that hold it too: how many they
             are; each gets the smaller table and a map of its own.
-        left_alone: name of a technique and why it is not used on this layer; ``re-solve`` stands
-            for the least squares of the reconstruction.
+        left_alone: name of a technique and why it is not used on this layer, ``RE_SOLVE`` among
+            them.
         sizes: of a convolution, per call: its input's and its output's spatial size.
         factors: of a kernel larger than 1x1, what ``factorization: auto`` stands for at the rank
             ratios 1/8, 2/8, ... 1; empty until the layer bank has compared the errors.
@@ -97,6 +100,25 @@ class LayerSpec:
     def depthwise(self) -> bool:
         """Whether every channel has one filter of its own: then its outputs are its inputs."""
         return 1 < self.conv_groups == self.in_channels == self.out_channels
+
+
+@dataclass(frozen=True, slots=True)
+class LayerTraits:
+    """What else a technique should know of a layer, before it says whether it can change it.
+
+    Args:
+        class_name: of its module.
+        fixed: why its weight cannot be changed by itself; empty where it can.
+        indivisible: why two layers cannot stand in its place; empty where they can.
+        adjusts: whether it does more to its outputs than adding a bias.
+        sums_rows: of a table: whether it sums the rows that it picks.
+    """
+
+    class_name: str
+    fixed: str = ""
+    indivisible: str = ""
+    adjusts: bool = False
+    sums_rows: bool = False
 
 
 @dataclass(frozen=True, slots=True)

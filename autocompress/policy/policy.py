@@ -14,10 +14,10 @@ from pydantic import BeforeValidator, ConfigDict, ValidatorFunctionWrapHandler, 
 from pydantic_core import PydanticCustomError
 
 from autocompress.errors import PolicyError, nearest
+from autocompress.policy.field import Field
 from autocompress.policy.flat import Folded, fold, only_folded
 from autocompress.policy.registry import added_fields, builtin, no_field, techniques
 from autocompress.policy.section import CONTRADICTION, STRICT, read_as
-from autocompress.policy.technique import Field
 from autocompress.policy.values import (
     ActivationScaling,
     Factor,

@@ -13,8 +13,9 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
 
 from autocompress.errors import AutocompressError, InputError, nearest
+from autocompress.policy.field import Field
 from autocompress.policy.packages import source
-from autocompress.policy.technique import STAGES, Field, Technique
+from autocompress.policy.technique import STAGES, Technique
 
 if TYPE_CHECKING:
     from autocompress.policy.policy import LayerPolicy

@@ -12,6 +12,9 @@ from autocompress.policy.inventory import LayerSpec
 if TYPE_CHECKING:
     from autocompress.policy.policy import LayerPolicy
 
+NAME = "low-rank"
+"""Of the technique."""
+
 
 def break_even_rank(layer: LayerSpec, inputs: int, outputs: int, method: str) -> float:
     """Rank at which the factorized layer has as many multiply-adds as the dense one.
@@ -55,7 +58,7 @@ def factor_method(layer: LayerSpec, policy: LayerPolicy) -> str:
 
 def has_methods(layer: LayerSpec) -> bool:
     """Whether there is more than SVD to choose from: a plain layer's 2d kernel larger than 1x1."""
-    known = layer.plain and not layer.why_not("low-rank")
+    known = layer.plain and not layer.why_not(NAME)
     return known and len(layer.kernel_size) == 2 and math.prod(layer.kernel_size) > 1
 
 

@@ -27,12 +27,13 @@ from autocompress.errors import PolicyError
 from autocompress.model.cost import count_macs, layer_cost, policy_cost
 from autocompress.model.inventory import take_inventory
 from autocompress.model.shapes import resolver
+from autocompress.policy.field import Field
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.registry import named_starts, techniques
 from autocompress.policy.settings import CompressionSettings
 from autocompress.policy.space import Choice, Space
 from autocompress.policy.space_config import SpaceConfig
-from autocompress.policy.technique import STAGES, Field, Technique
+from autocompress.policy.technique import STAGES, Technique
 from autocompress.task.data import Split
 from autocompress.techniques.compressed import Compressed
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import ClassVar
+
 import pytest
 import torch
 from kinds import KINDS, fitting, kind
 from odd_layers import ODD, odd_inputs, odd_network
+from offered import offering
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autocompress.model.cost import count_macs, policy_cost
 from autocompress.model.inventory import take_inventory
 from autocompress.model.prepare import prepare
-from autocompress.policy.inventory import Inventory
+from autocompress.policy.inventory import Inventory, LayerSpec, LayerTraits
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.settings import CompressionSettings
+from autocompress.policy.technique import Field, Technique
 
 SETTINGS = CompressionSettings()
 SINGLE = ("quantize", "low-rank", "sparse")
@@ -127,3 +132,36 @@ def test_a_weight_that_is_used_elsewhere_is_left_alone() -> None:
     for technique in ("quantize", "low-rank", "sparse", "re-solve"):
         assert "outside of the layer (t)" in encoder.why_not(technique)
     assert head.left_alone == ()
+
+
+class OnlyWide(Technique):
+    """Of some package: for wide layers."""
+
+    name = "only-wide"
+    fields: ClassVar[tuple[Field, ...]] = (Field("wide", 0, values=(0, 1)),)
+    knob = "wide"
+    of_first = True
+
+    def left_alone(self, layer: LayerSpec, traits: LayerTraits) -> str:
+        """Narrow layers."""
+        narrow = f"a {traits.class_name} of {layer.out_channels} is narrow"
+        return super().left_alone(layer, traits) or narrow * (layer.out_channels < 8)
+
+    def left_alone_together(self, layers: Sequence[LayerSpec]) -> str:
+        """All that are shared."""
+        return f"{len(layers)} layers share it"
+
+
+def test_a_package_says_itself_which_layers_it_leaves_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shared = nn.Sequential(nn.Linear(9, 9), nn.Linear(9, 9), nn.Linear(9, 8))
+    shared[1].weight = shared[0].weight
+    with offering(monkeypatch) as found:
+        found(("Wide", OnlyWide))
+        decoder = take_inventory(TransposedDecoder(), torch.randn(2, 12))
+        first, other, last = take_inventory(shared, torch.randn(2, 9)).layers
+    assert "outside of the layer" in decoder.layer("enc").why_not("only-wide")
+    assert decoder.layer("head").why_not("only-wide") == "a Linear of 5 is narrow"
+    assert first.why_not("only-wide") == "2 layers share it"
+    assert (other.why_not("only-wide"), last.why_not("only-wide")) == ("", "")

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
 from autocompress.errors import PolicyError
-from autocompress.policy.technique import Field, Technique
+from autocompress.policy.field import Field
+from autocompress.policy.technique import Technique
 from autocompress.policy.values import Presence
 
 if TYPE_CHECKING:

@@ -6,13 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, get_args
 
-from autocompress.policy.technique import Field, Technique
+from autocompress.policy.field import Field
+from autocompress.policy.technique import Technique
 from autocompress.policy.values import Factorization, RankRatio, ends
-from autocompress.techniques.factors import factor_parts
+from autocompress.techniques.factors import NAME, factor_parts
 
 if TYPE_CHECKING:
     from autocompress.model.part import Part
-    from autocompress.policy.inventory import Inventory, LayerSpec
+    from autocompress.policy.inventory import Inventory, LayerSpec, LayerTraits
     from autocompress.policy.policy import LayerPolicy
     from autocompress.policy.space_config import Rule
     from autocompress.techniques.stitching import Stitching
@@ -21,11 +22,17 @@ if TYPE_CHECKING:
 _NOTABLE = 0.1
 """Share of the model's weights from which on a table's rank is searched."""
 
+_LEFT_ALONE = {
+    "conv_transpose": "factors of transposed convolutions are not known here",
+    **dict.fromkeys(("lstm", "gru", "rnn"), "recurrent weights are not factorized"),
+    "attention": "its projections are held as one weight",
+}
+
 
 class LowRank(Technique):
     """Matrices and convolutions are replaced by factors."""
 
-    name = "low-rank"
+    name = NAME
     fields = (
         Field("rank_ratio", None, null="no factorization", **ends(RankRatio)),
         Field("factorization", None, values=(None, *get_args(Factorization))),
@@ -35,6 +42,25 @@ class LowRank(Technique):
     removes = True
     settled_by_bank = True
     of_first = True
+
+    def left_alone(self, layer: LayerSpec, traits: LayerTraits) -> str:
+        """Also: no two layers can stand in its place, or another one holds its weight."""
+        reason = super().left_alone(layer, traits) or _LEFT_ALONE.get(layer.kind, "")
+        if not reason and layer.conv_groups > 1:
+            reason = "a convolution with groups is thin already"
+        others = _held_by(layer.tied_to) if layer.tied_to else ""
+        return reason or traits.indivisible or others
+
+    def left_alone_together(self, layers: Sequence[LayerSpec]) -> str:
+        """Factors of a table can be all of theirs: a smaller table that all hold, and a map for
+        each."""
+        first, *others = layers
+        makers = all(x.kind == "embedding" or (x.kind == "linear" and x.plain) for x in layers)
+        if not makers or first.kind != "embedding":
+            return f"its weight is also that of {', '.join(x.name for x in others)}"
+        reasons = {x.name: x.why_not(self.name) for x in others}
+        wrong = [name for name, reason in reasons.items() if reason != _held_by(first.name)]
+        return f"{wrong[0]} holds its weight: {reasons[wrong[0]]}" if wrong else ""
 
     def levels(self, rule: Rule, layer: LayerSpec) -> list[dict[str, Any]]:
         """Not factorized first, then the highest rank."""
@@ -118,3 +144,7 @@ class LowRank(Technique):
                     work.replace(name, factors)
                 continue
             work.replace(spec.name, work.remembered(self, spec.name, partial(made, spec, policy)))
+
+
+def _held_by(first: str) -> str:
+    return f"its weight is that of {first}"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
-from autocompress.policy.technique import Field, Technique
+from autocompress.policy.field import Field
+from autocompress.policy.technique import Technique
 from autocompress.policy.values import Heads, Removed, ends
 
 if TYPE_CHECKING:

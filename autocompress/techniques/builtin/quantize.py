@@ -8,13 +8,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, get_args
 
 from autocompress.errors import InputError, PolicyError
-from autocompress.policy.technique import Field, Technique
+from autocompress.policy.field import Field
+from autocompress.policy.technique import Technique
 from autocompress.policy.values import ActivationBits, ActivationScaling, WeightBits, WeightBlock
 
 if TYPE_CHECKING:
     from autocompress.measure.gate import Shown
     from autocompress.model.kernels import KernelPrecision
-    from autocompress.policy.inventory import Inventory, LayerSpec
+    from autocompress.policy.inventory import Inventory, LayerSpec, LayerTraits
     from autocompress.policy.policy import LayerPolicy
     from autocompress.policy.settings import CompressionSettings
     from autocompress.policy.space_config import Rule
@@ -80,6 +81,15 @@ class Quantize(Technique):
             )
         if wrong:
             raise PolicyError(wrong)
+
+    def left_alone(self, layer: LayerSpec, traits: LayerTraits) -> str:
+        """Also: no runtime has kernels for it."""
+        reason = ""
+        if layer.kind in ("gru", "rnn"):
+            reason = f"runtimes have no integer kernels for {traits.class_name} layers"
+        elif traits.sums_rows:
+            reason = "runtimes sum rows of a table in float only"
+        return super().left_alone(layer, traits) or reason
 
     def why_not(self, layer: LayerSpec, policy: LayerPolicy, inventory: Inventory) -> str:
         """Blocks are of rows of matrices."""

@@ -7,12 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
 from autocompress.errors import PolicyError
-from autocompress.policy.technique import Field, Technique
+from autocompress.policy.field import Field
+from autocompress.policy.technique import Technique
 from autocompress.policy.values import Pattern, Removed, ends
 from autocompress.techniques.builtin.quantize import packed_bytes
 
 if TYPE_CHECKING:
-    from autocompress.policy.inventory import LayerSpec
+    from autocompress.policy.inventory import LayerSpec, LayerTraits
     from autocompress.policy.policy import LayerPolicy
     from autocompress.policy.space_config import Rule
     from autocompress.targets.base import Target
@@ -40,6 +41,11 @@ class Sparsify(Technique):
         super().validate(policy)
         if policy.pattern == "2:4" and policy.sparsity != 0.5:
             raise PolicyError(f"`sparsity` must be 0.5 with pattern 2:4, got {policy.sparsity!r}.")
+
+    def left_alone(self, layer: LayerSpec, traits: LayerTraits) -> str:
+        """Also: another layer holds its weight, and has the say."""
+        others = f"its zeros are those of {layer.tied_to}" if layer.tied_to else ""
+        return super().left_alone(layer, traits) or others
 
     def levels(self, rule: Rule, layer: LayerSpec) -> list[dict[str, Any]]:
         """By sparsity, the free ones before the patterns."""
