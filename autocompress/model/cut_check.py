@@ -3,7 +3,8 @@
 Masked means that what reads the channels reads nothing: their weights are zero there. All groups
 are cut at once, each by some of its channels; only where that differs are they tried in parts.
 A model that does something else while it trains is run so as well, and on another size of axes that
-are free.
+are free. Layers that run in training only may read channels that go, for a model which they do not
+fit is trained on what it answers in use: here they repeat what they say in the masked network.
 The weights are copies, with noise where all of a tensor is one value (a layer that was set to zero
 would hide what goes wrong behind it), and of double precision where the model can run in it.
 """
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from autocompress.model.slicing import remove
 from autocompress.model.tracing_stubs import unfused_attention
-from autocompress.model.training_run import in_training, seeded, to_training
+from autocompress.model.training_run import in_training, recorded, repeated, seeded, to_training
 from autocompress.task.calling import call_flat
 from autocompress.task.compared import TOLERANCES, difference
 from autocompress.task.dynamic import Axes, other_sizes
@@ -34,6 +35,11 @@ if TYPE_CHECKING:
 
 MAX_SECONDS = 120.0
 """Groups that were not reached after that are left alone."""
+IN_TRAINING_ONLY = (
+    "it runs in training only, so that it stays as it is; where it reads channels that go, the "
+    "model is trained on what it answers in use"
+)
+"""Said of such layers."""
 DRAWS = 2
 """Cuts of every group where calls say sizes, which may fit one cut by chance."""
 
@@ -85,7 +91,8 @@ def check_groups(
         axes: of the inputs that may have other sizes, beside the batch; one of these is tried too.
 
     Returns:
-        Name of a group that cannot be cut to the reason; and calls that had to be corrected.
+        Name of a group that cannot be cut to the reason, and of what runs in training only; and
+        calls that had to be corrected.
     """
     if not plan.members:
         return {}, frozenset()
@@ -95,7 +102,8 @@ def check_groups(
         reason = f"a copy of the model does not run ({type(error).__name__}: {error})"
         return dict.fromkeys(plan.members, reason), frozenset()
     check.test(list(plan.members))
-    return check.failed, check.corrected
+    heads = {name for way in check.ways for name in way.heads}
+    return check.failed | dict.fromkeys(sorted(heads), IN_TRAINING_ONLY), check.corrected
 
 
 def needed_calls(model: nn.Module, inputs: Any, plan: SlicingPlan) -> Calls:
@@ -115,12 +123,14 @@ class Way:
         training: whether the parts of the model are told that they train.
         shapes_only: what it answers there is drawn at random, or changes from run to run.
         name: for people; empty for the usual one.
+        heads: the outermost modules that run in training only.
     """
 
     inputs: Any
     training: bool = False
     shapes_only: bool = False
     name: str = ""
+    heads: tuple[str, ...] = ()
 
 
 class CutCheck:
@@ -167,7 +177,7 @@ class CutCheck:
         """The other ways in which the model runs, if it does."""
         training = in_training(self.model, usual.inputs)
         if training is not None:
-            yield Way(usual.inputs, True, training.unsteady, " in training")
+            yield Way(usual.inputs, True, training.unsteady, " in training", training.heads)
         for inputs in other_sizes(self.model, usual.inputs, axes) if axes else ():
             yield Way(inputs, name=" at another size")
 
@@ -220,11 +230,12 @@ class CutCheck:
 
     def _why_not_so(self, small: nn.Module, way: Way, removals: Removals) -> str:
         """Why a cut model is not the masked one, run in one way."""
-        got, error = self._tried(lambda: self._answer(small, way))
+        with _masked(self.model, removals), recorded(self.model, way.heads) as said:
+            wanted = self._answer(self.model, way)
+        with repeated(small, said):
+            got, error = self._tried(lambda: self._answer(small, way))
         if error:
             return f"cut, the model does not run{way.name} ({error})"
-        with _masked(self.model, removals):
-            wanted = self._answer(self.model, way)
         off = difference(got, wanted, self._tolerance)
         reason = f"cut, the model answers differently from the masked one{way.name} ({off})"
         return reason if off else ""

@@ -176,7 +176,11 @@ def _without(
         {name: members for name, members in plan.members.items() if name in names},
         {name: units for name, units in plan.units.items() if name in names},
         {**plan.skipped, **failed},
-        {**plan.producers, **{g.name: g.producers for g in groups if g.name in failed}},
+        {
+            **plan.producers,
+            **{name: (name,) for name in failed},
+            **{g.name: g.producers for g in groups if g.name in failed},
+        },
         plan.sites,
         needed,
     )

@@ -7,7 +7,7 @@ training is no matter of what is read and answered.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +34,12 @@ class Training:
     layers: tuple[str, ...]
     rebuilt: bool
     unsteady: bool
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """The outermost of the layers that run in training only."""
+        names = set(self.layers)
+        return tuple(n for n in self.layers if not any(up in names for up in _owners(n)))
 
 
 def to_training(model: nn.Module) -> nn.Module:
@@ -89,6 +95,12 @@ def seeded() -> Iterator[None]:
         yield
 
 
+def _owners(name: str) -> Iterator[str]:
+    """The modules that a module lies in, the nearest first."""
+    while name := name.rpartition(".")[0]:
+        yield name
+
+
 def _kinds(found: list[tuple[str, Tensor]]) -> list[Any]:
     return [(name, tensor.shape) for name, tensor in found]
 
@@ -96,3 +108,38 @@ def _kinds(found: list[tuple[str, Tensor]]) -> list[Any]:
 def _equal(one: list[tuple[str, Tensor]], other: list[tuple[str, Tensor]]) -> bool:
     pairs = zip(one, other, strict=True)
     return all(torch.equal(a.nan_to_num(), b.nan_to_num()) for (_, a), (_, b) in pairs)
+
+
+@contextmanager
+def recorded(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, list[Any]]]:
+    """What these modules say, call after call."""
+    said: dict[str, list[Any]] = {name: [] for name in names}
+    handles = [
+        model.get_submodule(name).register_forward_hook(
+            lambda module, args, output, own=said[name]: own.append(output)
+        )
+        for name in names
+    ]
+    try:
+        yield said
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def repeated(model: nn.Module, said: Mapping[str, Sequence[Any]]) -> Iterator[None]:
+    """Let modules say what they did before, whatever they are given."""
+    modules: dict[str, Any] = {name: model.get_submodule(name) for name in said}
+    for name, module in modules.items():
+        module.forward = _in_turn(said[name])
+    try:
+        yield
+    finally:
+        for module in modules.values():
+            del module.forward
+
+
+def _in_turn(outputs: Sequence[Any]) -> Callable[..., Any]:
+    turn = iter(outputs)
+    return lambda *args, **kwargs: next(turn)

@@ -1,4 +1,4 @@
-"""What only training reads stays as it is, and is found; what changes nothing there is not."""
+"""What runs in training only stays as it is, and is found; what changes nothing there is not."""
 
 from __future__ import annotations
 
@@ -52,21 +52,53 @@ class Chain(nn.Module):
 
 
 @pytest.mark.parametrize("apart", [True, False])
-def test_what_a_head_of_training_reads_is_left_alone(apart: bool) -> None:
+def test_what_a_head_of_training_reads_can_go(apart: bool) -> None:
+    """The answer in use is the masked one's; the head stays as it is, and is named."""
     model = Watched(apart).eval()
     groups, plan = channel_groups(model, IMAGE)
-    assert [g.name for g in groups] == ["b"]
-    assert "cut, the model does not run in training (RuntimeError" in plan.skipped["a"]
-    remove(model, plan.removals(drawn(plan, 0.5)))
-    model.train()(IMAGE)
+    assert [g.name for g in groups] == ["a", "b"]
+    removals = plan.removals(drawn(plan, 0.5))
+    masked = copy.deepcopy(model)
+    with torch.no_grad():
+        masked.b.weight[:, removals["b", "in"]] = 0
+        masked.head.weight[:, removals["head", "in"]] = 0
+    remove(model, removals)
+    torch.testing.assert_close(model(IMAGE), masked(IMAGE))
+    assert model.aux.weight.shape == (4, 16, 1, 1)
     inventory = take_inventory(Watched(apart).eval(), IMAGE)
-    assert [left.group for left in inventory.left_alone if "training" in left.reason] == ["a"]
+    alone = {left.group: left for left in inventory.left_alone}
+    assert "runs in training only" in alone["aux"].reason
+    assert alone["aux"].macs == 0
+    assert "a" not in alone
+
+
+class Sized(Watched):
+    """What it does itself in training holds the number of channels."""
+
+    def forward(self, x: Tensor) -> Any:
+        h = torch.relu(self.a(x))
+        if self.training:
+            h = h + torch.ones(16, 1, 1)
+        y = self.head(torch.relu(self.b(h)).mean((2, 3)))
+        return (y, self.aux(h).mean((2, 3))) if self.training else y
+
+
+def test_what_the_rest_of_a_model_in_training_reads_stays() -> None:
+    groups, plan = channel_groups(Sized().eval(), IMAGE)
+    assert [g.name for g in groups] == ["b"]
+    assert "cut, the model does not run in training" in plan.skipped["a"]
 
 
 def test_how_training_differs() -> None:
     found = in_training(Watched().eval(), IMAGE)
     assert found is not None
     assert (found.layers, found.rebuilt, found.unsteady) == (("aux",), True, False)
+    nested = nn.Sequential(Watched(), nn.Identity()).eval()
+    nested[0].aux = nn.Sequential(nn.Conv2d(16, 4, 1), nn.ReLU())
+    deep = in_training(nested, IMAGE)
+    assert deep is not None
+    assert deep.layers == ("0.aux", "0.aux.0", "0.aux.1")
+    assert deep.heads == ("0.aux",)
     found = in_training(Watched(apart=False).eval(), IMAGE)
     assert found is not None
     assert not found.rebuilt
