@@ -21,6 +21,7 @@ ALLOWED = {
     "machine": {"errors", "machine"},
     "policy": {"errors", "policy"},
     "results": _BASE,
+    "cascade": {"errors", "cascade"},
     "task": {*_BASE, "task"},
     "model": _MODEL,
     "techniques": {*_MODEL, "techniques"},
@@ -52,7 +53,10 @@ TALKS = {"commands", "report", "cli"}
 """Where people are shown things; a library logs."""
 PROGRAMS = {"estimate/device_runner.py", "measure/memory.py"}
 """Programs of their own, run in another process or on a device: they answer by printing."""
-NO_TORCH = ("machine", "policy", "results", "controller", "execute", "track", "report", "mlflow")
+NO_TORCH = (
+    *("machine", "policy", "results", "cascade", "controller", "execute", "track", "report"),
+    "mlflow",
+)
 FOR_TYPES = {
     "policy/technique.py": {"measure", "model", "targets", "techniques"},
     "techniques/promises.py": {"measure", "targets"},

@@ -1,0 +1,133 @@
+"""Members, and chains of two or three of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autocompress.cascade.confidence import (
+    OF_ONE,
+    Confidence,
+    Floats,
+    agreement,
+    confidence,
+)
+from autocompress.cascade.temperature import fit_temperature
+
+Index = NDArray[np.intp]
+
+
+@dataclass(frozen=True)
+class Member:
+    """A measured model, and what it answers.
+
+    Args:
+        label: for people.
+        latency_ms: of one input.
+        answers: the class that it gives to each input, ``(N,)``.
+        right: whether that is the input's class, ``(N,)``.
+        sure: per kind of confidence, how sure it is of each answer, ``(N,)``.
+        temperature: fitted.
+        trial: its number; ``None`` for the uncompressed model.
+    """
+
+    label: str
+    latency_ms: float
+    answers: NDArray[Any]
+    right: NDArray[np.bool_]
+    sure: Mapping[Confidence, Floats]
+    temperature: float = 1.0
+    trial: int | None = None
+
+    @classmethod
+    def of(
+        cls,
+        label: str,
+        latency_ms: float,
+        logits: Floats,
+        targets: NDArray[Any],
+        fitted_on: Index,
+        trial: int | None = None,
+    ) -> Member:
+        """A member from its logits ``(N, classes)``; the temperature is fitted on some inputs."""
+        temperature = fit_temperature(logits[fitted_on], targets[fitted_on])
+        answers = logits.argmax(axis=1)
+        sure = {kind: confidence(kind, logits, temperature) for kind in OF_ONE}
+        return cls(label, latency_ms, answers, answers == targets, sure, temperature, trial)
+
+    def on(self, inputs: Index) -> Member:
+        """The same on some of the inputs."""
+        return Member(
+            self.label,
+            self.latency_ms,
+            self.answers[inputs],
+            self.right[inputs],
+            {kind: found[inputs] for kind, found in self.sure.items()},
+            self.temperature,
+            self.trial,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """Members one after another, the last of which answers whatever is left.
+
+    Args:
+        members: places in a list of members, the first to be asked first.
+        confidence: by which a stage answers or hands on. ``agreement``: the first two of three are
+            always asked, and answer together.
+        thresholds: a stage answers what it is so sure of, or surer; one less than the stages.
+    """
+
+    members: tuple[int, ...]
+    confidence: Confidence
+    thresholds: tuple[float, ...]
+
+    @property
+    def stages(self) -> tuple[tuple[int, ...], ...]:
+        """The members that are asked at each stage."""
+        if self.confidence == "agreement":
+            return (self.members[:2], self.members[2:])
+        return tuple((member,) for member in self.members)
+
+    def stages_ms(self, members: Sequence[Member]) -> list[float]:
+        """Latency that each stage adds."""
+        return [sum(members[i].latency_ms for i in stage) for stage in self.stages]
+
+    def answered(self, members: Sequence[Member]) -> NDArray[np.int64]:
+        """The stage that answers each input, ``(N,)``."""
+        stage = np.full(len(members[self.members[0]].right), len(self.thresholds))
+        for i in reversed(range(len(self.thresholds))):
+            stage[self.sure(i, members) >= self.thresholds[i]] = i
+        return stage
+
+    def sure(self, stage: int, members: Sequence[Member]) -> Floats:
+        """How sure a stage is of each input, ``(N,)``."""
+        asked = [members[i] for i in self.stages[stage]]
+        return together(asked[0], asked[1]) if len(asked) > 1 else asked[0].sure[self.confidence]
+
+    def right(self, members: Sequence[Member]) -> NDArray[np.bool_]:
+        """Whether each input is answered rightly, ``(N,)``."""
+        each = np.stack([members[stage[-1]].right for stage in self.stages])
+        found: NDArray[np.bool_] = np.take_along_axis(each, self.answered(members)[None], 0)[0]
+        return found
+
+    def handed(self, members: Sequence[Member]) -> list[int]:
+        """How many inputs reach each stage but the first."""
+        stage = self.answered(members)
+        return [int((stage >= i).sum()) for i in range(1, len(self.stages))]
+
+    def mean_ms(self, members: Sequence[Member]) -> float:
+        """Mean latency over the inputs."""
+        reach = [1.0, *(h / len(members[0].right) for h in self.handed(members))]
+        return float(np.dot(reach, self.stages_ms(members)))
+
+
+def together(first: Member, second: Member) -> Floats:
+    """How sure two members are of one answer; see ``agreement``."""
+    sure = (first.sure["probability"], second.sure["probability"])
+    return agreement((first.answers, second.answers), sure)
