@@ -138,6 +138,24 @@ def test_techniques_are_loaded_by_name_without_what_loads_them() -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize("room", ["techniques", "build"])
+def test_what_makes_models_names_no_runtime(room: str) -> None:
+    """A target states what its files hold and its kernels can; texts say that, not who."""
+    runtime = re.compile(r"runtime: |" + "|".join(set(read_targets()) - {"torch"}))
+    for path in sorted((PACKAGE / room).rglob("*.py")):
+        tree = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        texts = [n for n in tree if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+        assert not [n.lineno for n in texts if runtime.search(n.value)], path
+
+
+def read_targets() -> dict[str, str]:
+    """Names of our runtimes, and where they stand."""
+    tree = ast.parse((PACKAGE / "targets/registry.py").read_text(encoding="utf-8"))
+    places = (n for n in tree.body if isinstance(n, ast.Assign) and "_PLACES" in ast.unparse(n))
+    found: dict[str, str] = ast.literal_eval(next(places).value)
+    return found
+
+
 def test_the_rule_knows_every_room() -> None:
     rooms = {p.name for p in PACKAGE.iterdir() if p.is_dir() and not p.name.startswith("_")}
     modules = {p.stem for p in PACKAGE.glob("*.py")}

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from autocompress.errors import CalibrationError
 from autocompress.policy.settings import CompressionSettings
 from autocompress.task import nested
 from autocompress.task.data import portions
@@ -107,6 +108,9 @@ def tensor_ranges(
         settings: how ranges are chosen.
         batch: samples per run, which bounds the memory.
         whole: tensors of which nothing may be clipped, however ranges are chosen.
+
+    Raises:
+        CalibrationError: the graph does not run on the inputs.
     """
     import onnx
     import onnxruntime as ort
@@ -137,7 +141,10 @@ def tensor_ranges(
         feed = dict(zip(names, arrays, strict=True))
         for name in given:
             finders[name].add(feed[name])
-        found = session.run(wanted, feed) if wanted else []
+        try:
+            found = session.run(wanted, feed) if wanted else []
+        except Exception as error:  # what runs the graph has no base class of its errors
+            raise CalibrationError(f"Calibration inputs do not fit the model: {error}") from error
         for name, value in zip(wanted, found, strict=True):
             finders[name].add(value)
     return {name: finder.range() for name, finder in finders.items()}

@@ -24,6 +24,7 @@ from autocompress.policy.settings import CompressionSettings
 from autocompress.policy.space import Space
 from autocompress.policy.writing import replacing
 from autocompress.targets.base import Target
+from autocompress.targets.registry import usable
 
 #: bytes of weights that an unpacked archive may hold; widths in between are interpolated
 _LARGEST = 300_000_000
@@ -108,7 +109,8 @@ def _check(path: Path, target: Target) -> None:
     if not target.packable or target.kernel_writer() is None:
         raise InputError(
             "Kernels are packed for ONNX Runtime on another device, which tells nothing of the "
-            f"study's runtime {target.name!r}. Use `target: {{runtime: onnxruntime}}`."
+            f"study's runtime {target.name!r}. Use one of which they do: "
+            f"{', '.join(usable(lambda target: target.packable))}."
         )
 
 

@@ -150,7 +150,7 @@ def quantize_graph(graph: Any, compressed: Compressed) -> Any:
         if compressed.settings.half_format != "float16":
             raise ExportError(
                 "An ONNX file has no bfloat16 convolutions that its runtimes would open. Use "
-                "`settings.half_format: float16`, or a `.pt2` file (`target.runtime: torch`)."
+                "`settings.half_format: float16`, or a `.pt2` file."
             )
         model = _half(model, plan.half)
     for name, precision in plan.weight_only.items():

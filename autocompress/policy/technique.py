@@ -207,16 +207,15 @@ class Technique:
 
     # ---- where it is of use
 
-    def check_target(self, target: Target, settings: CompressionSettings) -> None:
-        """Refuse a target whose files cannot hold what this technique makes.
+    def unfit(self, target: type[Target], settings: CompressionSettings) -> str:
+        """Why the files of a target cannot hold what this technique makes; empty where they can.
 
-        Raises:
-            InputError: with the setting or the target to choose instead.
+        A study is refused with it, and with the runtimes of which it is not so.
         """
+        return ""
 
     def unsupported(self, target: type[Target], policy: LayerPolicy) -> str:
-        """Why the files of a target cannot hold what a policy asks for, and what to do; empty where
-        they can.
+        """Why the files of a target cannot hold what a policy asks for; empty where they can.
 
         Args:
             target: that the files are for.
@@ -225,7 +224,7 @@ class Technique:
         return ""
 
     def no_gain(self, target: type[Target]) -> str:
-        """Why a target gains nothing by this technique, and what to do; empty where it gains."""
+        """Why a target gains nothing by this technique; empty where it gains."""
         return ""
 
     def timed_levels(self, count: int) -> Sequence[int]:

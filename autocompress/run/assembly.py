@@ -21,8 +21,8 @@ from autocompress.model.fingerprint import fingerprint
 from autocompress.model.inventory import take_inventory
 from autocompress.model.prepare import prepare
 from autocompress.policy.inventory import Inventory
-from autocompress.policy.policy import LayerPolicy, Policy
-from autocompress.policy.registry import by_knob, techniques
+from autocompress.policy.policy import Policy
+from autocompress.policy.registry import by_knob
 from autocompress.policy.space import Space
 from autocompress.policy.writing import replacing
 from autocompress.recover.distill import Distillation
@@ -30,10 +30,10 @@ from autocompress.results.metric import Measurement
 from autocompress.run.evaluator import StudyEvaluator, make_evaluator
 from autocompress.run.loading import load_data, load_importance, load_model, load_teacher, with_axes
 from autocompress.run.study import StudyConfig, read_study
+from autocompress.run.target_fit import refuse_unfit, tell
 from autocompress.run.tasks import asked_of, judged_alike, settled_data
 from autocompress.run.variables import with_variables
 from autocompress.targets import get_target
-from autocompress.targets.base import unsupported
 from autocompress.task.calling import without_cache
 from autocompress.workloads.baseline import train_baseline
 from autocompress.workloads.cache import cache_folder, digest
@@ -42,8 +42,6 @@ from autocompress.workloads.students import build_student
 if TYPE_CHECKING:
     from torch import nn
 
-    from autocompress.policy.space_config import SpaceConfig
-    from autocompress.targets.base import Target
     from autocompress.task.data import Data
     from autocompress.task.task import Task
 
@@ -252,8 +250,7 @@ def assemble(
         InputError: anything in the study that does not fit the model or this machine.
     """
     target = get_target(study.target.config())  # said before anything is loaded
-    for technique in techniques():
-        technique.check_target(target, study.settings)
+    refuse_unfit(type(target), study.settings)
     load_importance(study.settings.importance)
     progress("data", 0.0)
     section = with_variables(study.data)
@@ -280,7 +277,7 @@ def assemble(
     notes, earlier = prepared.notes, Earlier.of(raw, prepared)
     parts = Assembly(study, model, data, inventory, folder, progress, given, notes, earlier)
     space = parts.bind()  # a pattern that fits nothing is said before anything is computed
-    _tell(space, config, inventory, type(target))
+    tell(space, config, inventory, type(target))
     return parts
 
 
@@ -296,32 +293,6 @@ def _inventory(model: nn.Module, data: Data, known: Inventory | None) -> Invento
             "call (load them, or set the seed in it), or evaluate in one process."
         )
     return inventory
-
-
-def _tell(space: Space, config: SpaceConfig, inventory: Inventory, target: type[Target]) -> None:
-    """Log which branches stay where a search may leave some out, and what gains nothing.
-
-    Raises:
-        InputError: the target's files cannot hold what the space offers.
-    """
-    levels = (x for c in space.choices if c.kind in by_knob() for x in c.levels)
-    reason = unsupported(target, map(LayerPolicy.from_dict, levels))
-    if reason:
-        raise InputError(f"The search space does not fit the target: {reason}.")
-    _warn_of_no_gain(space, target)
-    fields = [t.fields[0] for t in techniques() if t.whole_blocks]
-    if any(set(rule.listed(f.name)) != {f.default} for rule in config.rules for f in fields):
-        for name, reason in inventory.blocks_left_alone:
-            _log.info("The branch of %s stays: %s.", name, reason)
-
-
-def _warn_of_no_gain(space: Space, target: type[Target]) -> None:
-    """Log which techniques the space asks for although the target gains nothing by them."""
-    for kind in dict.fromkeys(choice.kind for choice in space.choices):
-        technique = by_knob().get(kind)
-        reason = technique.no_gain(target) if technique is not None else ""
-        if technique is not None and reason:
-            _log.warning("%s gains nothing by %s: %s", target.name, technique.name, reason)
 
 
 def _train_baseline(

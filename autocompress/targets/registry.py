@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -42,7 +42,7 @@ def load(name: str) -> Any:
     entry = next((e for e in entries() if e.name == name), None)
     if entry is None:
         names = [e.name for e in entries()]
-        here = ", ".join(filter(_usable, names)) or "none"
+        here = ", ".join(usable()) or "none"
         raise InputError(
             f"There is no runtime {name!r} (usable here: {here}); {nearest(name, names)}"
         )
@@ -105,8 +105,18 @@ def read_config(data: Any) -> TargetConfig:
     return read_as(model, plain, f"`target` with the runtime {runtime!r}")
 
 
-def _usable(name: str) -> bool:
-    try:
-        return bool(load(name).availability().available)
-    except TargetUnavailable:
-        return False
+def usable(fits: Callable[[Any], bool] = lambda target: True) -> list[str]:
+    """Names of the runtimes that can be used here and that are fit for something.
+
+    Args:
+        fits: whether a target class is.
+    """
+    found = []
+    for entry in entries():
+        try:
+            target = load_entry(entry)
+        except TargetUnavailable:
+            continue
+        if fits(target) and target.availability().available:
+            found.append(entry.name)
+    return found

@@ -19,7 +19,7 @@ from small_networks import NETWORKS, example, make
 from torch import Tensor, nn
 
 from autocompress.build.ranges import tensor_ranges
-from autocompress.errors import ExportError
+from autocompress.errors import CalibrationError, ExportError
 from autocompress.exporters import onnx_graph
 from autocompress.exporters.names import layer_of
 from autocompress.exporters.onnx_graph import Exporter, float_graph
@@ -199,6 +199,14 @@ def quantized(name: str, exporter: Exporter) -> Any:
     tensors = quantized_tensors(float_model, plan_nodes(float_model, made))
     ranges = tensor_ranges(float_model, tensors, inputs(name, 48), settings)
     return quantize_graph(float_model, made.with_(ranges=ranges))
+
+
+def test_inputs_that_do_not_run_through_the_graph_are_told() -> None:
+    float_model, settings = graph("plain", "torchscript"), CompressionSettings()
+    product = float_model.graph.node[-1].output[0]
+    narrow = inputs("plain", 4)[:, :1]
+    with pytest.raises(CalibrationError, match="do not fit the model"):
+        tensor_ranges(float_model, [product], narrow, settings)
 
 
 def integer_kernels(model: Any, path: Path, x: Tensor) -> list[NodeTime]:

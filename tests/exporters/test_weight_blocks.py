@@ -228,7 +228,7 @@ def test_what_cannot_be_in_blocks_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PolicyError, match="one of 0, 16"):
         LayerPolicy(weight_bits=4, weight_block=24)
     policy = LayerPolicy(weight_bits=4, weight_block=32)
-    assert "onnxruntime" in unsupported(OpenVinoTarget, [policy])
+    assert "files of openvino" in unsupported(OpenVinoTarget, [policy])
     assert unsupported(type(get_target("onnxruntime")), [policy]) == ""
 
     class Without(type(get_target("onnxruntime"))):  # type: ignore[misc]  # its class is found at run time

@@ -61,8 +61,11 @@ def test_a_space_that_the_targets_files_cannot_hold_is_refused(
     study = small_study({"name": "blocks", "rules": [rule]})
     assert any("weight_block" in c.levels[0] for c in assemble(study, tmp_path).space.choices)
     monkeypatch.setattr(OnnxRuntimeTarget, "weight_blocks", False)
-    with pytest.raises(InputError, match="weight_block: 0"):
+    with pytest.raises(InputError, match=r"weight_block: 0`\. Runtimes here that do: .*torch"):
         assemble(study, tmp_path)
+    halves = study.changed(settings={"half_format": "bfloat16"})
+    with pytest.raises(InputError, match=r"bfloat16` asks\. Runtimes here that do: torch"):
+        assemble(halves, tmp_path)
 
 
 @pytest.mark.parametrize("parts", ["low_rank"], indirect=True)

@@ -9,7 +9,6 @@ from typing import ClassVar
 
 import pytest
 
-from autocompress.errors import InputError
 from autocompress.policy import registry
 from autocompress.policy.technique import Field, Technique
 
@@ -31,9 +30,8 @@ class Narrow(Technique):
     def kept(self, group, policy, multiple):  # type: ignore[no-untyped-def]  # as of Technique
         return min(group.channels, policy.value("most_channels") or group.channels)
 
-    def check_target(self, target, settings):  # type: ignore[no-untyped-def]  # as of Technique
-        if target.name == "torch":
-            raise InputError("narrow files do not open in torch")
+    def unfit(self, target, settings):  # type: ignore[no-untyped-def]  # as of Technique
+        return "narrow files do not open in torch" if target.name == "torch" else ""
 
     def no_gain(self, target):  # type: ignore[no-untyped-def]  # as of Technique
         return "for no reason" if target.name == "openvino" else ""

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, get_args
 
-from autocompress.errors import InputError, PolicyError
+from autocompress.errors import PolicyError
 from autocompress.policy.field import Field
 from autocompress.policy.technique import Technique
 from autocompress.policy.values import ActivationBits, ActivationScaling, WeightBits, WeightBlock
@@ -183,14 +183,14 @@ class Quantize(Technique):
         """All in 8 bits."""
         return {"int8": _INT8}
 
-    def check_target(self, target: Target, settings: CompressionSettings) -> None:
-        """Its files must hold the 16-bit format."""
-        if settings.half_format not in target.half_formats:
-            raise InputError(
-                f"`settings.half_format: {settings.half_format}` needs `target: {{runtime: "
-                f"torch}}`; the files of {target.name} hold 16 bits as "
-                f"{' or '.join(target.half_formats)}."
-            )
+    def unfit(self, target: type[Target], settings: CompressionSettings) -> str:
+        """Its files do not hold the 16-bit format."""
+        if settings.half_format in target.half_formats:
+            return ""
+        return (
+            f"the files of {target.name} hold 16 bits as {' or '.join(target.half_formats)}, not "
+            f"as `settings.half_format: {settings.half_format}` asks"
+        )
 
     def unsupported(self, target: type[Target], policy: LayerPolicy) -> str:
         """Blocks need a product of the runtime's own."""
@@ -198,8 +198,8 @@ class Quantize(Technique):
             return ""
         return (
             f"`weight_block: {policy.weight_block}` needs a runtime that multiplies packed "
-            f"weights; the files of {target.name} hold one scale per output channel. Use "
-            "`weight_block: 0`, or `target: {runtime: onnxruntime}`"
+            f"weights; the files of {target.name} hold one scale per output channel, which is "
+            "`weight_block: 0`"
         )
 
     def no_gain(self, target: type[Target]) -> str:
@@ -208,7 +208,7 @@ class Quantize(Technique):
             return ""
         return (
             "its files simulate integers in float, which shows what they cost in accuracy and "
-            "gains no time; use `target: {runtime: onnxruntime}`"
+            "gains no time"
         )
 
     def timed_levels(self, count: int) -> Sequence[int]:
