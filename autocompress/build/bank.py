@@ -120,7 +120,8 @@ class LayerBank:
         """
         sample = train.sample(settings.calibrating(inventory.macs, len(train)), settings.seed)
         inputs = feed(sample)
-        check_inputs(sample.inputs(64), inventory.input_shape)
+        check_inputs(sample.inputs(64))
+        check_inputs(train.inputs(2), inventory.input_shape)  # others may be longer: free axes
         plan = slicing_plan(model, train.inputs(2), inventory.groups_by_name)
         groups = [g for g in inventory.channel_groups if settings.prune_residual or not g.residual]
         path = cls._path(inventory, train, settings, cache_dir)

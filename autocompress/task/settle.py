@@ -17,10 +17,11 @@ from autocompress.task.calling import call_or_refuse, described
 from autocompress.task.data import Data, Split
 from autocompress.task.divergence import divergence_of
 from autocompress.task.metrics import TaskMetric
-from autocompress.task.nested import batch_size, map_tensors, take, tensors
+from autocompress.task.nested import batch_size, map_tensors, take, tensors, with_tensors
 from autocompress.task.outputs import OutputKind, hits, label_loss, output_kind
 from autocompress.task.pick import the_tensor
 from autocompress.task.ready import READY, binary, classification
+from autocompress.task.split import Row
 from autocompress.task.streamed import StreamedSplit
 from autocompress.task.targets import FOREGROUND, class_targets, refuse_nan
 from autocompress.task.task import Task
@@ -51,7 +52,8 @@ def settle(data: Data, predict: Callable[[Any], Any]) -> tuple[Task, tuple[str, 
         outputs = call_or_refuse(predict, inputs)
         _one_part_per_sample(outputs, few, lambda: predict(take(inputs, slice(0, 1))))
     _samples_first(outputs, few, lambda: predict(take(inputs, slice(0, 1))))
-    many = first_targets(data.train, few)
+    answer = partial(_answered, predict, inputs, outputs)
+    outputs, many = _beside(answer, data.train, few)
     if data.task is not None:
         task = data.task
     elif data.metric is not None:
@@ -62,7 +64,10 @@ def settle(data: Data, predict: Callable[[Any], Any]) -> tuple[Task, tuple[str, 
             task = replace(task, loss=data.loss, smooths=False)
     notes: dict[str, list[str]] = {}
     for name in _SPLITS:
-        for note in _checked(task, outputs, name, first_targets(getattr(data, name), None)):
+        split = getattr(data, name)
+        if not data.dynamic:
+            _of_one_size(name, inputs, _first(split, None)[0])
+        for note in _checked(task, name, *_beside(answer, split, None)):
             notes.setdefault(note, []).append(name)
     of = {
         note: "" if len(names) == 3 else f" ({', '.join(names)})" for note, names in notes.items()
@@ -80,24 +85,49 @@ def watched(data: Data, predict: Callable[[Any], Any]) -> Data:
     task = data.task
     if task is None or task.check is None:
         return data
+    inputs = data.train.inputs(2)
     with torch.inference_mode():
-        outputs = map_tensors(torch.clone, predict(data.train.inputs(2)))
+        answer = partial(_answered, predict, inputs, predict(inputs))
 
     def with_check(name: str, split: Split) -> Split:
         if not isinstance(split, StreamedSplit) or split.labels is not None:
             return split
-        return split.checked_by(partial(_checked, task, outputs, name))
+        outputs, known = _beside(answer, split, None)
+        outputs, like = map_tensors(torch.clone, outputs), take(known, slice(0, 1))
+        return split.checked_by(lambda new: _checked(task, name, outputs, _folded(new, like)))
 
     parts = {name: with_check(name, getattr(data, name)) for name in _SPLITS}
     return replace(data, train=parts["train"], val=parts["val"], test=parts["test"])
 
 
-def _checked(task: Task, outputs: Any, name: str, targets: Any) -> tuple[str, ...]:
+def _checked(task: Task, name: str, outputs: Any, targets: Any) -> tuple[str, ...]:
     """Remarks on how the targets of a split are read; what is wrong is said with its name."""
     try:
         return task.checked(outputs, targets)
     except InputError as error:
         raise InputError(f"The targets of {name} do not fit the task ({task}): {error}") from None
+
+
+def _of_one_size(name: str, inputs: Any, others: Any) -> None:
+    """Refuse samples of other sizes than the first of train, where no axis is said to be free.
+
+    Args:
+        name: of the split.
+        inputs: the first two of train.
+        others: two of the split, padded as many of it are.
+    """
+    if others is None or _sizes(inputs) == _sizes(others):
+        return
+    raise InputError(
+        f"A file takes samples of one size. The first of `train` come as {described(inputs)}, "
+        f"others of `{name}` as {described(others)}. Let the axis be free: `dynamic: auto` in the "
+        'study\'s `data` section, or dynamic="auto" in Python; or bring all samples to one size in '
+        "the data set or its `collate_fn` (tokenizers: `padding='max_length'`)."
+    )
+
+
+def _sizes(inputs: Any) -> list[tuple[int, ...]]:
+    return [tuple(tensor.shape[1:]) for tensor in tensors(inputs)]
 
 
 def _samples_first(outputs: Any, few: Any, again: Callable[[], Any]) -> None:
@@ -147,11 +177,55 @@ def first_targets(split: Split, few: Any) -> Any:
         split: any.
         few: what is known of the split already, where it has nothing else to give.
     """
+    return _first(split, few)[1]
+
+
+def _first(split: Split, few: Any) -> Row:
+    """The inputs of two samples, and the targets of many that are padded alike."""
     known = split.labels if isinstance(split, StreamedSplit) else getattr(split, "targets", None)
     if known is not None:
-        return known
-    found = [targets for _, targets in split.batches(_LOOKED_AT, limit=_LOOKED_AT)]
-    return found[0] if found else few
+        return split.inputs(2), known
+    found = next(iter(split.batches(_LOOKED_AT, limit=_LOOKED_AT)), None)
+    return (None, few) if found is None else (take(found[0], slice(0, 2)), found[1])
+
+
+def _beside(answer: Callable[[Any], Any], split: Split, few: Any) -> Row:
+    """Outputs and targets of a split that may be held against each other."""
+    inputs, targets = _first(split, few)
+    return answer(inputs), targets
+
+
+def _answered(predict: Callable[[Any], Any], inputs: Any, outputs: Any, others: Any) -> Any:
+    """What a model answers to inputs that may be padded to other lengths than those it has seen."""
+    if others is None or _sizes(inputs) == _sizes(others):
+        return outputs
+    with torch.inference_mode():
+        return call_or_refuse(predict, others)
+
+
+def _folded(targets: Any, like: Any) -> Any:
+    """Targets of other lengths than the outputs at hand, as more samples of their length.
+
+    The model itself is not asked again: it may be under observation while data are read.
+
+    Args:
+        targets: of a batch, nested.
+        like: targets that are padded as those outputs are.
+    """
+    parts, wanted = tensors(targets), tensors(like)
+    return with_tensors(targets, [_fold(p, w) for p, w in zip(parts, wanted, strict=True)])
+
+
+def _fold(targets: Tensor, like: Tensor) -> Tensor:
+    if targets.dim() != like.dim():
+        return targets
+    for axis in range(1, targets.dim()):
+        have, want = targets.shape[axis], like.shape[axis]
+        if have != want and have and want:
+            places = torch.arange(-(-have // want) * want).clamp(max=have - 1)
+            pieces = targets.index_select(axis, places).split(want, axis)
+            targets = torch.cat(pieces)
+    return targets
 
 
 def implied(data: Data, outputs: Any) -> Task:
