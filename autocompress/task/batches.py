@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from autocompress.errors import InputError
 from autocompress.task.boxes import as_boxes, has_boxes, is_boxes, is_list_of_boxes, join_boxes
+from autocompress.task.calling import told_apart
 from autocompress.task.nested import batch_size, concat, named_tensors, tensors, with_tensors
 
 TARGET_KEYS = ("labels", "label", "targets", "target", "y")
@@ -47,13 +48,19 @@ class Reader:
         if self.target_fn is not None:
             targets = self.target_fn(batch)
         inputs, targets = as_parts(inputs, targets)
+        if isinstance(targets, int | float) or (isinstance(targets, Tensor) and not targets.dim()):
+            raise InputError(
+                "A batch must hold several samples, and this one has a single number for its "
+                "targets: it is one sample. Give the loader a `batch_size`; with `batch_size=None` "
+                "every item of its data set must be a whole batch."
+            )
         for what, value in (("inputs", inputs), ("targets", targets)):
             if not tensors(value):
                 raise InputError(
                     f"The {what} of a batch hold no tensor, found {_said(value)}. Turn texts and "
                     "pictures into tensors in the data set, or give "
                     f"`{'input_fn' if what == 'inputs' else 'target_fn'}`: from a batch to its "
-                    f"{what}."
+                    f"{what}.{told_apart(batch)}"
                 )
         sizes = batch_size(inputs), batch_size(targets)
         if sizes[0] != sizes[1]:
@@ -152,14 +159,14 @@ def collate(rows: Sequence[Any]) -> Any:
     Rows that are mappings become a mapping of tensors: numbers, arrays, lists of numbers, tensors.
     Texts and the like become lists. Lists of unlike length are padded, see ``join``.
     """
-    from torch.utils.data import default_collate
-
     if isinstance(rows[0], tuple | list) and has_boxes(rows[0][-1]):
         *inputs, targets = zip(*rows, strict=True)
-        parts = inputs if len(inputs) == 1 else [default_collate(list(part)) for part in inputs]
+        parts = inputs if len(inputs) == 1 else [_stacked(part) for part in inputs]
         return (*parts, targets)
+    if isinstance(rows[0], tuple | list) and len({len(row) for row in rows}) == 1:
+        return [_stacked(part) for part in zip(*rows, strict=True)]
     if not isinstance(rows[0], Mapping):
-        return default_collate(list(rows))
+        return _stacked(rows)
     columns = {key: [_column(row[key]) for row in rows] for key in rows[0]}
     kept = {k: parts for k, parts in columns.items() if all(p is not None for p in parts)}
     others = {key: [row[key] for row in rows] for key in rows[0] if key not in kept}
@@ -167,6 +174,26 @@ def collate(rows: Sequence[Any]) -> Any:
         return others
     singles = [{k: parts[i][None] for k, parts in kept.items()} for i in range(len(rows))]
     return {**join(singles), **others}
+
+
+def _stacked(parts: Sequence[Any]) -> Any:
+    """One part of all samples as torch puts it together; what it cannot (pictures) as a list.
+
+    Raises:
+        InputError: tensors of unlike sizes.
+    """
+    from torch.utils.data import default_collate
+
+    try:
+        return default_collate(list(parts))
+    except TypeError:
+        return list(parts)
+    except RuntimeError as error:
+        raise InputError(
+            f"Samples of unlike sizes cannot be put into one batch ({error}). Resize or pad them "
+            "in the data set or its `collate_fn`; where every item of the data set is a whole "
+            "batch, hand over `DataLoader(data, batch_size=None)`."
+        ) from error
 
 
 def _column(value: Any) -> Any:

@@ -22,6 +22,11 @@ from autocompress.task.nested import named_tensors, tensors, with_tensors
 
 _log = logging.getLogger(__name__)
 
+_INPUT_FN = (
+    ": `input_fn=lambda batch: batch[0].float() / 255`, for example, or `lambda batch: {'x': "
+    "batch['image']}` to name its arguments."
+)
+
 CACHES = ("past_key_values", "cache", "cache_params", "mems", "past_buckets_states")
 """What language models answer for their next call only; no part of what they say."""
 
@@ -82,12 +87,12 @@ def call_or_refuse(answer: Callable[[Any], Any], inputs: Any) -> Any:
         raise
     except Exception as error:  # a forward of anyone's raises whatever it stumbles on
         _log.debug("the model's forward failed", exc_info=error)
+        several = told_apart((*inputs, None)) if type(inputs) is tuple else ""
         raise UnsupportedModel(
             f"The model does not run on what the data give it, {described(inputs)}: "
-            f"{type(error).__name__}: {error}{_where(error)}. Give data in the shapes and number "
-            "types that it was trained on, or `input_fn`, which makes its inputs of a batch: "
-            "`input_fn=lambda batch: batch[0].float() / 255`, for example, or `lambda batch: {'x': "
-            "batch['image']}` to name its arguments."
+            f"{type(error).__name__}: {error}{own_place(error)}. Give data in the shapes and "
+            "number types that it was trained on, or `input_fn`, which makes its inputs of a batch"
+            + (f".{several}" if several else _INPUT_FN)
         ) from error
     if not tensors(found):
         raise UnsupportedModel(
@@ -98,13 +103,29 @@ def call_or_refuse(answer: Callable[[Any], Any], inputs: Any) -> Any:
     return found
 
 
-def _where(error: Exception) -> str:
-    """The innermost line of the model's own code, if it has any."""
-    torchs = str(Path(torch.__file__).parent)
-    ours = str(Path(__file__).parents[1])
+def told_apart(batch: Any) -> str:
+    """How the parts of a batch without names are read, and how to say otherwise.
+
+    Args:
+        batch: a row of more than two parts; of anything else there is nothing to say.
+    """
+    if not isinstance(batch, tuple | list) or len(batch) < 3:
+        return ""
+    first = next((i for i, p in enumerate(batch) if isinstance(p, Tensor) and p.dim() > 1), 0)
+    return (
+        f" Of the {len(batch)} parts of a batch the last is read as the targets, and all others as "
+        "inputs by position. Where that is not so, say what is what, e.g. "
+        f"`input_fn=lambda batch: batch[{first}], target_fn=lambda batch: batch[{first + 1}]`."
+    )
+
+
+def own_place(error: Exception) -> str:
+    """The innermost line of the user's own code that an exception went through, if any did."""
+    outside = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
     files = [(f.filename, f.lineno) for f in traceback.extract_tb(error.__traceback__)]
-    start = next((i for i, (file, _) in enumerate(files) if file.startswith(torchs)), len(files))
-    own = [place for place in files[start:] if not place[0].startswith((torchs, ours))]
+    # behind the first of torch's or ours: what stands before is who called us
+    start = next((i for i, (file, _) in enumerate(files) if file.startswith(outside)), len(files))
+    own = [place for place in files[start:] if not place[0].startswith(outside)]
     return f" ({own[-1][0]}, line {own[-1][1]})" if own else ""
 
 

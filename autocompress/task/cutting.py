@@ -81,8 +81,9 @@ def cut(
     found = dict(parts)
     for name, index in zip(["train", *missing], indices, strict=True):
         if len(index) == 0:
+            needed = " and ".join(f"`{split}`" for split in missing)
             raise InputError(
-                f"Nothing is left for `{name}`: {lack}. Give the data a `{name}` split."
+                f"Nothing is left for `{name}`: {lack}. Give the data {needed} of their own."
             )
         found[name] = train.subset(index)
     names = " and ".join(f"`{name}` ({len(found[name])} samples)" for name in missing)

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from autocompress.errors import InputError, nearest
+from autocompress.errors import AutocompressError, InputError, nearest
 from autocompress.task.batches import Reader
+from autocompress.task.calling import own_place
 from autocompress.task.cutting import Draws, cut
 from autocompress.task.memory import Memory
 from autocompress.task.nested import map_tensors, tensors
@@ -251,3 +252,11 @@ def _named(
         return wrap_drawn(given, reader=reader, memory=memory, length=length)
     except InputError as error:
         raise InputError(f"The `{name}` split: {error}") from None
+    except (AutocompressError, OSError):
+        raise
+    except Exception as error:  # a data set of anyone's raises whatever it stumbles on
+        raise InputError(
+            f"The `{name}` split cannot be read: {type(error).__name__}: {error}"
+            f"{own_place(error)}. Mend the data set, or its `collate_fn`, so that "
+            "`next(iter(loader))` gives a batch."
+        ) from error

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.errors import InputError
-from autocompress.task.calling import call
-from autocompress.task.nested import map_tensors, named_tensors
+from autocompress.task.calling import call, described, told_apart
+from autocompress.task.nested import map_tensors, named_tensors, tensors
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ class Selection:
             InputError: none of several columns is a parameter of the model, or whether it reads one
                 of them cannot be found out.
         """
+        _check_count(model, inputs)
         if not isinstance(inputs, Mapping):
             return None
         parameters = inspect.signature(model.forward).parameters
@@ -71,11 +72,38 @@ class Selection:
             return cls(kept, dropped=tuple(str(n) for n in inputs if n not in kept))
         if len(inputs) == 1:
             return cls(None)
+        needed = [p for p in parameters.values() if p.default is inspect.Parameter.empty]
         raise InputError(
             f"The model's forward takes {', '.join(parameters)}; a batch of the data has "
             f"{', '.join(map(str, inputs))}. Rename the columns, or give `input_fn`, e.g. "
-            "`input_fn=lambda batch: (batch['a'], batch['b'])` to hand them over by position."
+            f"`input_fn=lambda batch: {_by_position(inputs, len(needed))}` to hand them over "
+            "by position."
         )
+
+
+def _check_count(model: nn.Module, inputs: Any) -> None:
+    """Refuse more inputs by position than a forward takes.
+
+    Raises:
+        InputError: how a batch is read, and how to say otherwise.
+    """
+    if type(inputs) is not tuple:
+        return
+    signature = inspect.signature(model.forward)
+    try:
+        signature.bind(*inputs)
+    except TypeError as error:
+        raise InputError(
+            f"The model's forward takes {', '.join(signature.parameters)}, and the data give it "
+            f"{len(inputs)} inputs: {described(inputs)} ({error}).{told_apart((*inputs, None))}"
+        ) from None
+
+
+def _by_position(columns: Mapping[str, Any], taken: int) -> str:
+    """What might go into a forward that takes so many inputs; those of many numbers first."""
+    large = sorted(columns, key=lambda n: -sum(t.dim() > 1 for t in tensors(columns[n])))
+    parts = [f"batch[{name!r}]" for name in large[: max(1, taken)]]
+    return parts[0] if len(parts) == 1 else f"({', '.join(parts)})"
 
 
 def _read(model: nn.Module, columns: dict[str, Any], named: tuple[str, ...]) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from autocompress.errors import InputError
 from autocompress.results.metric import ACCURACY, FRACTION, METRICS, Metric
 from autocompress.task.batches import IGNORED
-from autocompress.task.calling import call_or_refuse, described
+from autocompress.task.calling import call_or_refuse, described, told_apart
 from autocompress.task.data import Data, Split
 from autocompress.task.divergence import divergence_of
 from autocompress.task.metrics import TaskMetric
@@ -59,7 +59,10 @@ def settle(data: Data, predict: Callable[[Any], Any]) -> tuple[Task, tuple[str, 
     elif data.metric is not None:
         task = implied(data, outputs)
     else:
-        task = _certain(outputs, many, data.train)
+        try:
+            task = _certain(outputs, many, data.train)
+        except InputError as error:
+            raise InputError(f"{error}{_apart(inputs)}") from None
         if data.loss is not None:
             task = replace(task, loss=data.loss, smooths=False)
     notes: dict[str, list[str]] = {}
@@ -67,7 +70,7 @@ def settle(data: Data, predict: Callable[[Any], Any]) -> tuple[Task, tuple[str, 
         split = getattr(data, name)
         if not data.dynamic:
             _of_one_size(name, inputs, _first(split, None)[0])
-        for note in _checked(task, name, *_beside(answer, split, None)):
+        for note in _checked(task, name, *_beside(answer, split, None), inputs):
             notes.setdefault(note, []).append(name)
     of = {
         note: "" if len(names) == 3 else f" ({', '.join(names)})" for note, names in notes.items()
@@ -100,12 +103,21 @@ def watched(data: Data, predict: Callable[[Any], Any]) -> Data:
     return replace(data, train=parts["train"], val=parts["val"], test=parts["test"])
 
 
-def _checked(task: Task, name: str, outputs: Any, targets: Any) -> tuple[str, ...]:
+def _checked(
+    task: Task, name: str, outputs: Any, targets: Any, inputs: Any = None
+) -> tuple[str, ...]:
     """Remarks on how the targets of a split are read; what is wrong is said with its name."""
     try:
         return task.checked(outputs, targets)
     except InputError as error:
-        raise InputError(f"The targets of {name} do not fit the task ({task}): {error}") from None
+        raise InputError(
+            f"The targets of {name} do not fit the task ({task}): {error}{_apart(inputs)}"
+        ) from None
+
+
+def _apart(inputs: Any) -> str:
+    """How batches of several parts are read, where the inputs are such."""
+    return told_apart((*inputs, None)) if type(inputs) is tuple else ""
 
 
 def _of_one_size(name: str, inputs: Any, others: Any) -> None:

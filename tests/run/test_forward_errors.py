@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 import autocompress as ac
 from autocompress.errors import UnsupportedModel
@@ -50,16 +49,6 @@ class Words(nn.Module):
         return self.head(self.table(x).mean(1))
 
 
-class Triples(Dataset[Any]):
-    """Image, label, index."""
-
-    def __len__(self) -> int:
-        return len(Y)
-
-    def __getitem__(self, i: int) -> Any:
-        return torch.randn(8), int(Y[i]), i
-
-
 IMAGES = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
 WIDE = torch.randn(60, 9)
 CASES: dict[str, tuple[nn.Module, Any, str]] = {
@@ -75,7 +64,6 @@ CASES: dict[str, tuple[nn.Module, Any, str]] = {
     ),
     "channels last": (IMAGES, (torch.randn(60, 6, 6, 3), Y), r"\(N, 6, 6, 3\) float32"),
     "integers": (Around(), (torch.ones(60, 8).long(), Y), "int64: RuntimeError"),
-    "triples": (Around(), Triples(), "TypeError"),
     "another name": (
         Around(),
         [{"x": torch.randn(9), "label": int(t)} for t in Y],

@@ -75,18 +75,14 @@ def test_a_late_target_out_of_range_is_found_wherever_it_stands(place: int) -> N
     task = ready("causal_language_model")
     source = {**SPLITS, "train": rows, "task": task}
     data = watched(Data.wrap(source, memory="1KB", dynamic="auto"), predict)
-    with pytest.raises(InputError, match="targets of train do not fit.*99"):
+    with pytest.raises(InputError, match=r"targets of train do not fit.*99"):
         for _ in data.train.batches(8):
             pass
 
 
 def test_streamed_texts_get_the_figures_of_those_in_memory() -> None:
-    policy = {"prune_ratio": 0.25}
-    found = [
-        ac.evaluate(
-            Text(), SPLITS, uniform=policy, task="causal_language_model", dynamic="auto", memory=size
-        )
-        for size in ("1GB", "1KB")
-    ]
+    how: dict[str, Any] = {"task": "causal_language_model", "dynamic": "auto"}
+    how["uniform"] = {"prune_ratio": 0.25}
+    found = [ac.evaluate(Text(), SPLITS, memory=size, **how) for size in ("1GB", "1KB")]
     held, streamed = (f["trial"]["perplexity"] for f in found)
     assert streamed == pytest.approx(held, rel=1e-4)

@@ -1,0 +1,139 @@
+"""Rows of several parts and loaders of ready batches: read, or refused with a remedy."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, SequentialSampler
+
+import autocompress as ac
+from autocompress.errors import InputError
+from autocompress.task.data import Data
+
+COUNT = 103
+X = torch.arange(float(COUNT))[:, None].repeat(1, 4)
+Y = torch.arange(COUNT) % 3
+
+
+class Rows(Dataset[Any]):
+    """Whatever a function makes of a sample."""
+
+    def __init__(self, row: Callable[[Tensor, int, int], Any]) -> None:
+        self.row = row
+
+    def __len__(self) -> int:
+        return COUNT
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.row(X[index], Y[index], index)
+
+
+class Batches(Dataset[Any]):
+    """Ten samples an item; three the last."""
+
+    def __len__(self) -> int:
+        return -(-COUNT // 10)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        if index >= len(self):
+            raise IndexError
+        part = slice(10 * index, 10 * index + 10)
+        return X[part], Y[part]
+
+
+class BatchStream(IterableDataset[Any]):
+    """The same as a stream."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return iter([Batches()[i] for i in range(len(Batches()))])
+
+
+PAIRS = Rows(lambda x, y, i: (x, y))
+TENS = BatchSampler(SequentialSampler(range(COUNT)), 10, drop_last=False)
+READY: dict[str, tuple[Callable[[], DataLoader[Any]], int | None]] = {
+    "items are batches": (lambda: DataLoader(Batches(), batch_size=None), None),
+    "sampler of batches": (lambda: DataLoader(PAIRS, batch_size=None, sampler=TENS), None),
+    "batch sampler": (lambda: DataLoader(PAIRS, batch_sampler=TENS), None),
+    "stream of batches": (lambda: DataLoader(BatchStream(), batch_size=None), COUNT),
+}
+
+
+@pytest.mark.parametrize("memory", ["1GB", "1KB"])
+@pytest.mark.parametrize("name", READY)
+def test_ready_batches_are_taken_apart_into_samples(name: str, memory: str) -> None:
+    make, length = READY[name]
+    data = Data.wrap({"train": make()}, memory=memory, length=length)
+    found = [s.inputs()[:, 0].tolist() for s in (data.train, data.val, data.test)]
+    assert sorted(i for part in found for i in part) == list(range(COUNT))
+    assert all(bool((s.targets == s.inputs()[:, 0] % 3).all()) for s in (data.train, data.val))
+
+
+REFUSED: dict[str, tuple[Any, str]] = {
+    "single samples": (DataLoader(PAIRS, batch_size=None), "Give the loader a `batch_size`"),
+    "batches as samples": (Batches(), r"DataLoader\(data, batch_size=None\)"),
+    "batches of batches": (BatchStream(), r"DataLoader\(data, batch_size=None\)"),
+    "another error": (Rows(lambda x, y, i: {}["x"]), r"`train` split cannot be read: KeyError.*"),
+    "pictures": (Rows(lambda x, y, i: (object(), y)), "inputs of a batch hold no tensor"),
+    "texts": (Rows(lambda x, y, i: (x, y, f"file {i}")), r"`input_fn=lambda batch: batch\[0\], ta"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_no_batch_is_refused_with_the_remedy(name: str) -> None:
+    source, says = REFUSED[name]
+    with pytest.raises(InputError, match=says):
+        Data.wrap({"train": source}, length=COUNT if name == "batches of batches" else None)
+
+
+def plain() -> nn.Module:
+    """Takes one input."""
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+
+
+class Optional(nn.Module):
+    """Takes a second input, which a label might be taken for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = plain()
+
+    def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
+        return self.inner(x if shift is None else x + shift[:, None])
+
+
+FORMS: dict[str, Callable[[Tensor, int, int], Any]] = {
+    "index last": lambda x, y, i: (x, y, i),
+    "index first": lambda x, y, i: (i, x, y),
+    "facts last": lambda x, y, i: (x, y, {"id": i, "file": f"{i}.png", "box": None}),
+    "named": lambda x, y, i: {"picture": x, "label": y, "index": i},
+}
+
+
+@pytest.mark.parametrize("loader", [False, True])
+@pytest.mark.parametrize("model", [plain, Optional])
+@pytest.mark.parametrize("form", FORMS)
+def test_rows_with_more_than_inputs_and_targets_say_what_to_write(
+    form: str, model: Callable[[], nn.Module], loader: bool
+) -> None:
+    """What the message says is then done, and gives what plain pairs give."""
+    rows = Rows(FORMS[form])
+    source = {"train": DataLoader(rows, batch_size=8) if loader else rows}
+    network = model()
+    with pytest.raises(InputError) as told:
+        ac.evaluate(network, source)
+    remedy = re.search(r"`(input_fn=.*?)`", str(told.value))
+    assert remedy is not None, told.value
+    functions = eval(f"dict({remedy[1]})")
+    wrapped = Data.wrap(source, **functions).fitted(network)
+    assert torch.equal(wrapped.train.inputs(), Data.wrap({"train": PAIRS}).train.inputs())
+    assert torch.equal(wrapped.train.targets, wrapped.train.inputs()[:, 0].long() % 3)
+
+
+def test_samples_of_one_group_need_splits_of_their_own() -> None:
+    with pytest.raises(InputError, match="Give the data `val` and `test` of their own"):
+        Data.wrap({"train": PAIRS}, groups=[0] * COUNT)
