@@ -22,11 +22,12 @@ ALLOWED = {
     "policy": {"errors", "policy"},
     "results": _BASE,
     "cascade": {"errors", "cascade"},
+    "runtime": {"errors", "cascade"},
     "task": {*_BASE, "task"},
     "model": _MODEL,
     "techniques": {*_MODEL, "techniques"},
     "recover": {*_MODEL, "techniques", "recover"},
-    "exporters": {*_MODEL, "techniques", "exporters"},
+    "exporters": {*_MODEL, "cascade", "techniques", "exporters"},
     "build": _BUILD,
     "targets": {*_MODEL, "techniques", "exporters", "targets"},
     "measure": {*_BUILD, "targets", "measure"},
@@ -217,3 +218,12 @@ def test_the_docs_list_the_rooms_from_the_bottom_to_the_top() -> None:
         for room in set(row) - TOP:
             assert ALLOWED[room] <= below, room
     assert below | {"__init__", "__main__"} == set(ALLOWED) | TOP
+
+
+def test_every_public_name_is_found_where_it_is_defined() -> None:
+    code = (
+        "import autocompress as ac\n"
+        "for name in ac.__all__: assert getattr(ac, name) is not None, name\n"
+        "assert set(ac._MODULE_OF) | {'__version__'} == set(ac.__all__)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

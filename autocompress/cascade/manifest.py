@@ -1,0 +1,118 @@
+"""What lies beside the files of a cascade and says how they are asked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from autocompress.cascade.confidence import Confidence, Scores
+from autocompress.errors import InputError
+
+MANIFEST = "cascade.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Files that are asked together; two where they are to agree.
+
+    Args:
+        files: names in the manifest's folder.
+        temperatures: of each file's probabilities.
+        threshold: the stage answers what it is so sure of, or surer; ``None``: all that is left.
+    """
+
+    files: tuple[str, ...]
+    temperatures: tuple[float, ...]
+    threshold: float | None
+
+    def __post_init__(self) -> None:
+        for name in self.files:
+            if not name.strip(".") or any(c in name for c in "/\\:\0"):
+                raise InputError(f"`files` must be bare names beside the manifest, got {name!r}.")
+        if not self.files or len(self.files) != len(self.temperatures):
+            raise InputError("A stage needs a temperature for each of its files.")
+        if not all(t > 0 for t in self.temperatures):
+            raise InputError(f"`temperatures` must be above 0, got {list(self.temperatures)}.")
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """How a cascade works.
+
+    Args:
+        confidence: by which a stage answers or hands on.
+        scores: what the output holds, logits of classes or one logit of yes.
+        output: place of that output among the files' outputs.
+        stages: the first to be asked first.
+        threads: of one operator, as it was timed.
+    """
+
+    confidence: Confidence
+    scores: Scores
+    output: int
+    stages: tuple[Stage, ...]
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        for name, kinds in (("confidence", Confidence), ("scores", Scores)):
+            if getattr(self, name) not in get_args(kinds):
+                known = ", ".join(get_args(kinds))
+                raise InputError(f"`{name}` must be one of {known}, got {getattr(self, name)!r}.")
+        *others, last = [stage.threshold for stage in self.stages] or [0.0]
+        if last is not None or not others or any(t is None for t in others):
+            raise InputError("Every stage but the last needs a threshold, and there must be two.")
+        asked = [len(stage.files) for stage in self.stages]
+        if asked != ([2, 1] if self.confidence == "agreement" else [1] * len(asked)):
+            raise InputError(f"Stages of {asked} files do not fit the confidence.")
+
+    def save(self, folder: Path) -> Path:
+        """Write it into the folder of its files."""
+        path = folder / MANIFEST
+        text = json.dumps({"format": FORMAT, **asdict(self)}, indent=2)
+        path.write_text(text + "\n", encoding="utf-8")
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> Manifest:
+        """Read a manifest, by its path or its folder.
+
+        Raises:
+            InputError: none is there, or it is damaged or of another version.
+        """
+        given = Path(path)
+        file = given / MANIFEST if given.is_dir() else given
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError(
+                f"There is no cascade at {file} ({error.strerror}); `autocompress cascade` makes "
+                "one."
+            ) from None
+        except ValueError as error:
+            raise InputError(f"{file} is no JSON: {error}.") from None
+        if not isinstance(found, dict) or found.get("format") != FORMAT:
+            raise InputError(f"{file} is no manifest of format {FORMAT}.")
+        try:
+            return cls.read(found)
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{file} is damaged: {type(error).__name__}: {error}.") from None
+        except InputError as error:
+            raise InputError(f"{file}: {error}") from None
+
+    @classmethod
+    def read(cls, data: Mapping[str, Any]) -> Manifest:
+        """From plain data."""
+        stages = tuple(
+            Stage(
+                tuple(map(str, stage["files"])),
+                tuple(map(float, stage["temperatures"])),
+                None if stage["threshold"] is None else float(stage["threshold"]),
+            )
+            for stage in data["stages"]
+        )
+        output, threads = int(data["output"]), int(data["threads"])
+        return cls(data["confidence"], data["scores"], output, stages, threads)

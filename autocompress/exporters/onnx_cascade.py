@@ -1,0 +1,206 @@
+"""A cascade as one ONNX file: later stages are branches of an ``If``."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from onnx.compose import add_prefix_graph
+
+from autocompress.cascade.manifest import Manifest, Stage
+from autocompress.errors import ExportError
+from autocompress.policy.writing import replacing
+
+
+def write_cascade(manifest: Manifest, folder: Path, path: Path) -> Path:
+    """Write a cascade as one file for single inputs.
+
+    An ``If`` decides for a whole batch, so that the file takes batches of one only. Confidences are
+    computed in single precision: inputs whose confidence is within a millionth of the threshold may
+    go the other way than in ``runtime.Cascade``.
+
+    Args:
+        manifest: of the cascade.
+        folder: of its files.
+        path: of the file to write.
+
+    Raises:
+        ExportError: files of different operator sets, inputs or outputs.
+    """
+    models = [[onnx.load(str(folder / n)) for n in stage.files] for stage in manifest.stages]
+    first = models[0][0]
+    _check_alike([model for stage in models for model in stage])
+    graph = _stages(manifest, models, 0)
+    inputs = [_single(value) for value in first.graph.input]
+    outputs = [_single(value) for value in first.graph.output]
+    whole = helper.make_graph(graph.node, "cascade", inputs, outputs, list(graph.initializer))
+    for node, output in zip(_ends(graph), outputs, strict=True):
+        whole.node.append(helper.make_node("Identity", [node], [output.name], output.name))
+    made = helper.make_model(
+        whole, opset_imports=_operator_sets(models), ir_version=first.ir_version
+    )
+    for entry in first.metadata_props:
+        made.metadata_props.add(key=entry.key, value=entry.value)
+    onnx.checker.check_model(made)
+    with replacing(path) as partial:
+        onnx.save(made, str(partial))
+    return path
+
+
+def _stages(manifest: Manifest, models: Sequence[Sequence[Any]], place: int) -> Any:
+    """A graph of a stage and those after it; its outputs are named apart from the files'."""
+    stage = manifest.stages[place]
+    prefixes = [f"stage{place}/" if len(stage.files) == 1 else f"stage{place}.{i}/" for i in (0, 1)]
+    own = [
+        add_prefix_graph(copy.deepcopy(model.graph), prefix, rename_inputs=False)
+        for model, prefix in zip(models[place], prefixes, strict=False)
+    ]
+    graph = onnx.GraphProto(name=f"stage{place}")
+    for one in own:
+        graph.node.extend(one.node)
+        graph.initializer.extend(one.initializer)
+    ends = [output.name for output in own[-1].output]
+    if stage.threshold is None:
+        graph.output.extend(_untyped(own[-1].output))
+        return graph
+    sure = _Sure(graph, f"confidence{place}/", manifest.scores == "sigmoid")
+    logits = [one.output[manifest.output].name for one in own]
+    answered = sure.reaches(manifest, stage, logits)
+    here = onnx.GraphProto(name=f"answered{place}")
+    for end in ends:
+        here.node.append(helper.make_node("Identity", [end], [f"answered/{end}"]))
+    here.output.extend(_untyped(own[-1].output, "answered/"))
+    later = _stages(manifest, models, place + 1)
+    found = [f"taken/{end}" for end in ends]
+    graph.node.append(
+        helper.make_node(
+            "If", [answered], found, f"stage{place}/If", then_branch=here, else_branch=later
+        )
+    )
+    graph.output.extend(_untyped(own[-1].output, "taken/"))
+    return graph
+
+
+class _Sure:
+    """Adds the nodes that tell how sure a stage is.
+
+    Args:
+        graph: they are added to.
+        prefix: of their names.
+        sigmoid: the output is one logit, of yes.
+    """
+
+    def __init__(self, graph: Any, prefix: str, sigmoid: bool) -> None:
+        self.graph, self.prefix, self.sigmoid = graph, prefix, sigmoid
+
+    def reaches(self, manifest: Manifest, stage: Stage, logits: Sequence[str]) -> str:
+        """Name of a scalar: whether the stage is as sure as its threshold."""
+        kind = manifest.confidence
+        both = [self._classes(name) for name in logits]
+        if kind == "agreement":
+            each = zip(both, stage.temperatures, strict=True)
+            sure = self._node("Min", *(self._largest(one, t) for one, t in each))
+            answers = [self._node("ArgMax", one, axis=1, keepdims=1) for one in both]
+            same = self._node("Cast", self._node("Equal", *answers), to=TensorProto.FLOAT)
+            sure = self._node("Mul", sure, same)
+        elif kind == "probability":
+            sure = self._largest(both[0], stage.temperatures[0])
+        elif kind == "margin":
+            sure = self._margin(self._node("Softmax", both[0], axis=1))
+        else:
+            found = self._node("Softmax", both[0], axis=1)
+            tiny = self._constant(np.array(np.finfo(np.float32).tiny, np.float32))
+            logs = self._node("Log", self._node("Max", found, tiny))
+            axes = self._constant(np.array([1], np.int64))
+            sure = self._node("ReduceSum", self._node("Mul", found, logs), axes, keepdims=1)
+        threshold = self._constant(np.array([[stage.threshold]], np.float32))
+        reached = self._node("GreaterOrEqual", sure, threshold)
+        return self._node("Reshape", reached, self._constant(np.array([], np.int64)))
+
+    def _largest(self, logits: str, temperature: float) -> str:
+        """The largest probability, ``(1, 1)``."""
+        scale = self._constant(np.array(1 / temperature, np.float32))
+        found = self._node("Softmax", self._node("Mul", logits, scale), axis=1)
+        return self._top(found, 1)[0]
+
+    def _margin(self, probabilities: str) -> str:
+        values = self._top(probabilities, 2)[0]
+        parts = self._outputs("Split", [values], 2, axis=1, num_outputs=2)
+        return self._node("Sub", *parts)
+
+    def _top(self, probabilities: str, count: int) -> list[str]:
+        k = self._constant(np.array([count], np.int64))
+        return self._outputs("TopK", [probabilities, k], 2, axis=1)
+
+    def _classes(self, name: str) -> str:
+        """Logits ``(1, classes)`` in single precision."""
+        found = self._node("Cast", name, to=TensorProto.FLOAT)
+        if not self.sigmoid:
+            return found
+        yes = self._node("Reshape", found, self._constant(np.array([1, 1], np.int64)))
+        return self._node("Concat", self._constant(np.zeros((1, 1), np.float32)), yes, axis=1)
+
+    def _constant(self, value: Any) -> str:
+        name = f"{self.prefix}constant{len(self.graph.initializer)}"
+        self.graph.initializer.append(numpy_helper.from_array(value, name))
+        return name
+
+    def _node(self, op: str, *inputs: str, **attributes: Any) -> str:
+        return self._outputs(op, list(inputs), 1, **attributes)[0]
+
+    def _outputs(self, op: str, inputs: list[str], count: int, **attributes: Any) -> list[str]:
+        name = f"{self.prefix}{op}{len(self.graph.node)}"
+        names = [name if i == 0 else f"{name}.{i}" for i in range(count)]
+        self.graph.node.append(helper.make_node(op, inputs, names, name, **attributes))
+        return names
+
+
+def _ends(graph: Any) -> list[str]:
+    return [value.name for value in graph.output]
+
+
+def _untyped(outputs: Any, prefix: str = "") -> list[Any]:
+    """Outputs of a branch with their element types; shapes follow."""
+    return [
+        helper.make_tensor_value_info(
+            f"{prefix}{value.name}", value.type.tensor_type.elem_type, None
+        )
+        for value in outputs
+    ]
+
+
+def _single(value: Any) -> Any:
+    """An input or output of one sample."""
+    found = copy.deepcopy(value)
+    dims = found.type.tensor_type.shape.dim
+    if dims:
+        dims[0].Clear()
+        dims[0].dim_value = 1
+    return found
+
+
+def _operator_sets(models: Sequence[Sequence[Any]]) -> list[Any]:
+    found = {entry.domain: entry for stage in models for m in stage for entry in m.opset_import}
+    return list(found.values())
+
+
+def _check_alike(models: Sequence[Any]) -> None:
+    """Refuse files that cannot stand in one."""
+    versions: dict[str, set[int]] = {}
+    for model in models:
+        for entry in model.opset_import:
+            versions.setdefault(entry.domain, set()).add(entry.version)
+        if model.functions:
+            raise ExportError("Files with functions of their own cannot be put into one.")
+    mixed = {domain or "ai.onnx": found for domain, found in versions.items() if len(found) > 1}
+    if mixed:
+        raise ExportError(f"Files of different operator sets cannot be put into one: {mixed}.")
+    for what in ("input", "output"):
+        names = {tuple(v.name for v in getattr(m.graph, what)) for m in models}
+        if len(names) > 1:
+            raise ExportError(f"Files with different {what}s cannot be put into one: {names}.")

@@ -1,0 +1,224 @@
+"""Cascades as they are shipped: the runner and the one file beside each file asked by itself."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from scipy.special import softmax
+from scipy.stats import entropy
+
+from autocompress.cascade.confidence import Scores
+from autocompress.cascade.manifest import Manifest, Stage
+from autocompress.errors import ExportError, InputError
+from autocompress.exporters.onnx_cascade import write_cascade
+from autocompress.runtime import Cascade
+
+FEATURES, COUNT = 4, 200
+
+
+def linear_file(path: Path, classes: int, seed: int, opset: int = 18) -> np.ndarray:
+    """A file with one layer; gives its weights."""
+    weights = np.random.default_rng(seed).standard_normal((FEATURES, classes)).astype(np.float32)
+    graph = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["x", "w"], ["h"], "multiply"),
+            helper.make_node("Identity", ["h"], ["logits"], "name"),
+        ],
+        "linear",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", FEATURES])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", classes])],
+        [numpy_helper.from_array(weights, "w")],
+    )
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    onnx.save(made, str(path))
+    return weights
+
+
+@pytest.fixture
+def inputs() -> np.ndarray:
+    return np.random.default_rng(9).standard_normal((COUNT, FEATURES)).astype(np.float32)
+
+
+def made(folder: Path, kind: str, scores: Scores, *, stages: int = 3) -> list[np.ndarray]:
+    """A cascade of linear files in a folder; gives their weights."""
+    classes = 1 if scores == "sigmoid" else 3
+    weights = [linear_file(folder / f"{i}.onnx", classes, i) for i in range(stages)]
+    threshold = {"margin": 0.5, "entropy": -0.6, "probability": 0.7, "agreement": 0.6}[kind]
+    names, heat = [f"{i}.onnx" for i in range(stages)], (1.5, 0.8, 1.0)
+    if kind == "agreement":
+        parts = (Stage(tuple(names[:2]), heat[:2], threshold), Stage((names[2],), (1.0,), None))
+    else:
+        last = stages - 1
+        parts = tuple(
+            Stage((name,), (heat[i],), threshold if i < last else None)
+            for i, name in enumerate(names)
+        )
+    Manifest(kind, scores, 0, parts).save(folder)  # type: ignore[arg-type]
+    return weights
+
+
+def expected(
+    weights: list[np.ndarray], kind: str, scores: Scores, x: np.ndarray
+) -> tuple[np.ndarray, int]:
+    """Output and stage of one input, told by scipy."""
+    outputs = [x.astype(np.float64) @ w for w in weights]
+    logits = [np.array([0.0, *o]) if scores == "sigmoid" else o for o in outputs]
+    heat = (1.5, 0.8)
+    if kind == "agreement":
+        sure = [softmax(z / t).max() for z, t in zip(logits, heat, strict=False)]
+        alike = logits[0].argmax() == logits[1].argmax()
+        return (outputs[1], 0) if alike and min(sure) >= 0.6 else (outputs[2], 1)
+    for stage, z in enumerate(logits[:-1]):
+        p = np.sort(softmax(z))
+        found = {
+            "margin": p[-1] - p[-2] >= 0.5,
+            "entropy": entropy(p) <= 0.6,
+            "probability": softmax(z / heat[stage]).max() >= 0.7,
+        }
+        if found[kind]:
+            return outputs[stage], stage
+    return outputs[-1], len(logits) - 1
+
+
+KINDS = [
+    *((k, "softmax", 3) for k in ("margin", "entropy", "probability", "agreement")),
+    *(("margin", "softmax", 2), ("probability", "sigmoid", 2), ("agreement", "sigmoid", 3)),
+]
+
+
+@pytest.mark.parametrize(("kind", "scores", "stages"), KINDS)
+def test_a_batch_is_split_as_each_input_alone_would_be(
+    tmp_path: Path, inputs: np.ndarray, kind: str, scores: Scores, stages: int
+) -> None:
+    weights = made(tmp_path, kind, scores, stages=stages)
+    cascade = Cascade(tmp_path)
+    (outputs,), places = cascade.answer({"x": inputs})
+    assert set(places) == set(range(stages if kind != "agreement" else 2))
+    for i, x in enumerate(inputs):
+        wanted, stage = expected(weights, kind, scores, x)
+        np.testing.assert_allclose(outputs[i], wanted, rtol=1e-5, atol=1e-5)
+        assert places[i] == stage
+    (again,) = cascade.run(["logits"], {"x": inputs})
+    np.testing.assert_array_equal(again, outputs)
+    singles = [cascade.run(None, {"x": inputs[i : i + 1]})[0] for i in range(COUNT)]
+    np.testing.assert_allclose(np.concatenate(singles), outputs, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "scores", "stages"), KINDS)
+def test_one_file_answers_as_several(
+    tmp_path: Path, inputs: np.ndarray, kind: str, scores: Scores, stages: int
+) -> None:
+    made(tmp_path, kind, scores, stages=stages)
+    cascade = Cascade(tmp_path)
+    path = write_cascade(cascade.manifest, tmp_path, tmp_path / "one.onnx")
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    assert [o.name for o in session.get_outputs()] == ["logits"]
+    for i in range(COUNT):
+        one = {"x": inputs[i : i + 1]}
+        np.testing.assert_allclose(
+            session.run(None, one)[0], cascade.run(None, one)[0], rtol=1e-5, atol=1e-6
+        )
+
+
+def nodes_run(path: Path, feed: dict[str, np.ndarray], folder: Path) -> set[str]:
+    """Names of the nodes that ONNX Runtime's own profile shows."""
+    options = onnxruntime.SessionOptions()
+    options.enable_profiling = True
+    options.profile_file_prefix = str(folder / "profile")
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session.run(None, feed)
+    events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    return {e["name"] for e in events if e.get("cat") == "Node"}
+
+
+def test_only_the_branch_taken_runs(tmp_path: Path, inputs: np.ndarray) -> None:
+    made(tmp_path, "margin", "softmax")
+    cascade = Cascade(tmp_path)
+    path = write_cascade(cascade.manifest, tmp_path, tmp_path / "one.onnx")
+    _, places = cascade.answer({"x": inputs})
+    for stage in range(3):
+        one = inputs[places == stage][:1]
+        ran = nodes_run(path, {"x": one}, tmp_path)
+        asked = {int(n[5]) for n in ran if n.startswith("stage") and "multiply" in n}
+        assert asked == set(range(stage + 1))
+
+
+def test_it_needs_numpy_and_onnxruntime_only(tmp_path: Path) -> None:
+    """In a process in which nothing else can be imported."""
+    made(tmp_path, "margin", "softmax")
+    refused = ["torch", "scipy", "pydantic", "yaml", "onnx", "optuna", "rich", "typer"]
+    code = (
+        "import sys\n"
+        f"for name in {refused!r}: sys.modules[name] = None\n"
+        "import numpy as np\n"
+        "from autocompress.runtime import Cascade\n"
+        f"cascade = Cascade({str(tmp_path)!r})\n"
+        f"print(cascade.run(None, {{'x': np.ones((5, {FEATURES}), np.float32)}})[0].shape)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "(5, 3)"
+
+
+STAGES = [
+    {"files": ["0.onnx"], "temperatures": [1.0], "threshold": 0.5},
+    {"files": ["1.onnx"], "temperatures": [1.0], "threshold": None},
+]
+PLAIN: dict[str, Any] = {
+    "format": 1,
+    "confidence": "margin",
+    "scores": "softmax",
+    "output": 0,
+    "threads": 1,
+    "stages": STAGES,
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"format": 2}, "format 1"),
+        ({"confidence": "luck"}, "must be one of margin"),
+        ({"scores": "none"}, "must be one of softmax"),
+        ({"stages": [{**STAGES[0], "files": ["../0.onnx"]}, STAGES[1]]}, "bare names"),
+        ({"stages": STAGES[:1]}, "threshold"),
+        ({"stages": STAGES[1:]}, "threshold"),
+        ({"stages": [{**STAGES[0], "temperatures": [0.0]}, STAGES[1]]}, "above 0"),
+        ({"stages": [{"files": ["0.onnx"]}, STAGES[1]]}, "damaged"),
+        ({"confidence": "agreement"}, "do not fit"),
+        ({"stages": [{**STAGES[0], "files": ["absent.onnx"]}, STAGES[1]]}, "cannot open"),
+    ],
+)
+def test_a_bad_manifest_is_refused(tmp_path: Path, change: dict[str, Any], says: str) -> None:
+    linear_file(tmp_path / "0.onnx", 3, 0)
+    linear_file(tmp_path / "1.onnx", 3, 1)
+    (tmp_path / "cascade.json").write_text(json.dumps({**PLAIN, **change}))
+    with pytest.raises(InputError, match=says):
+        Cascade(tmp_path)
+
+
+def test_what_is_no_cascade_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no cascade at"):
+        Cascade(tmp_path)
+    (tmp_path / "cascade.json").write_text("no json")
+    with pytest.raises(InputError, match="no JSON"):
+        Cascade(tmp_path / "cascade.json")
+    made(tmp_path, "margin", "softmax")
+    with pytest.raises(InputError, match="outputs are"):
+        Cascade(tmp_path).run(["other"], {"x": np.ones((1, FEATURES), np.float32)})
+
+
+def test_files_that_do_not_fit_stay_several(tmp_path: Path) -> None:
+    made(tmp_path, "margin", "softmax")
+    linear_file(tmp_path / "1.onnx", 3, 1, opset=17)
+    with pytest.raises(ExportError, match="operator sets"):
+        write_cascade(Manifest.load(tmp_path), tmp_path, tmp_path / "one.onnx")
+    assert not (tmp_path / "one.onnx").exists()
