@@ -9,7 +9,7 @@ float.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,12 +52,14 @@ class Wires:
         held: constants by name.
         makers: tensor to the node that computes it.
         readers: tensor to the nodes that read it.
+        answers: tensors that the graph gives.
     """
 
     nodes: list[Any]
     held: dict[str, Any]
     makers: dict[str, Any]
     readers: dict[str, list[Any]]
+    answers: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, graph: Any) -> Wires:
@@ -71,7 +73,15 @@ class Wires:
             for name in dict.fromkeys(node.input):
                 readers.setdefault(name, []).append(node)
         nodes = list(graph.node)
-        return cls(nodes, held, {o: n for n in nodes for o in n.output}, readers)
+        answers = frozenset(o.name for o in graph.output)
+        return cls(nodes, held, {o: n for n in nodes for o in n.output}, readers, answers)
+
+    def only_read_by(self, names: Collection[str], *tensors: str) -> bool:
+        """Whether nodes of these names, and nobody else, read some tensors."""
+        read = [reader for tensor in tensors for reader in self.readers.get(tensor, ())]
+        return (
+            bool(read) and self.answers.isdisjoint(tensors) and all(r.name in names for r in read)
+        )
 
     def value(self, name: str) -> Any:
         """A constant as an array, or ``None``."""
@@ -88,6 +98,9 @@ class Wires:
 def with_glue(graph: Any, layers: set[str], known: Mapping[str, Range] | None = None) -> list[str]:
     """Names of integer nodes: layers, and the operators between them that join them.
 
+    Linear layers can write floats, and do unless integers alone read them. What reads them in float
+    then reads what it does in the simulation, where layers round their own inputs and nothing else.
+
     Args:
         graph: ``onnx.GraphProto``, float.
         layers: names of the nodes that multiply integers.
@@ -98,10 +111,12 @@ def with_glue(graph: Any, layers: set[str], known: Mapping[str, Range] | None = 
     for node in reversed(wires.nodes):
         if node.name not in names or node.name in layers:
             continue
-        read = any(r.name in names for o in node.output for r in wires.readers.get(o, ()))
-        unrounded = all(o in free for o in node.output)
-        # what vanishes costs nothing; in float, the runtime would merge it into a float kernel
-        if not read and node.op_type not in CLIPPING and (unrounded or node.op_type in _COMPUTING):
+        if all(o in free for o in node.output):
+            needless = not wires.only_read_by(names, *node.output)
+        else:  # what vanishes, or moves levels, costs nothing
+            read = any(r.name in names for o in node.output for r in wires.readers.get(o, ()))
+            needless = not read and node.op_type in _COMPUTING
+        if needless:
             names.discard(node.name)
     return [n.name for n in wires.nodes if n.name in names]
 

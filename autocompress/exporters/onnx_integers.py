@@ -21,15 +21,6 @@ _STEP = "_levels"
 """Ends the names of nodes that turn the levels of one tensor into those of another."""
 
 
-_MERGED = frozenset(
-    {
-        *("Elu", "HardSigmoid", "LeakyRelu", "ParametricSoftplus", "Relu", "ScaledTanh", "Selu"),
-        *("Sigmoid", "Softplus", "Softsign", "Sum", "Tanh", "ThresholdedRelu", "Transpose"),
-    }
-)
-"""What the runtime merges into a ``Gemm`` that writes floats, which makes a float kernel of it."""
-
-
 @dataclass
 class Integers:
     """A float graph on its way to the quantizer, with what is to be integer in it.
@@ -62,6 +53,10 @@ class Integers:
             if node.op_type == "MatMul" and node.name in self.static:
                 self._linear(node, wires, shapes)
         self._drop_unread()
+        wires = Wires.of(self.model.graph)
+        for node in wires.nodes:
+            if node.op_type == "Gemm" and node.name in self.static:
+                self._stand_apart(node, wires)
 
     def _drop_unread(self) -> None:
         """Take out what gave tensors their axes back for linear layers alone."""
@@ -71,6 +66,26 @@ class Integers:
             if not any(o in read for o in node.output):
                 graph.node.remove(node)
                 self.static.discard(node.name)
+
+    def _stand_apart(self, node: Any, wires: Wires) -> None:
+        """Let a linear layer that floats read write floats, to one reader that changes nothing.
+
+        The runtime merges activations, sums and transpositions into a ``Gemm`` that writes floats,
+        which makes a float kernel of it, and one that others read beside a QuantizeLinear is none
+        of its integer kernels.
+        """
+        from onnx import helper
+
+        y = node.output[0]
+        readers = wires.readers.get(y, [])
+        whole = wires.only_read_by(self.static, y)
+        if whole or not readers or (len(readers) == 1 and readers[0].op_type == "Reshape"):
+            return
+        node.output[0] = f"{y}_floats"
+        self.ranges[node.output[0]] = self.ranges[y]
+        shape = self._constant("as_it_is", np.array([0, -1]))
+        made = helper.make_node("Reshape", [node.output[0], shape], [y], f"{node.name}_floats")
+        self.model.graph.node.insert(list(self.model.graph.node).index(node) + 1, made)
 
     def _hard_curve(self, node: Any) -> None:
         """``clip(a x + b, 0, 1)``, which saturated levels clip, and for hard swish times ``x``."""
@@ -133,7 +148,7 @@ class Integers:
             added.append(clip)
         columns = f"{node.name}_columns"
         added.append(helper.make_node("Reshape", [f"{y}_rows", shape], [y], columns))
-        if any(r.name in self.static for r in wires.readers.get(y, ())):
+        if wires.only_read_by(self.static, y):
             self.static.add(columns)
         self._in_rows.add(y)  # the next linear layer may read the matrix as it is
         self._put(node, added)
@@ -227,6 +242,7 @@ def clean_up(model: Any, work: Integers) -> None:
         work: what it was made from.
     """
     _keep_levels(model.graph)
+    _read_floats(model.graph, work.static)
     _write_floats(model.graph, work.static, work.clipped)
     _pad_integers(model.graph)
 
@@ -246,6 +262,23 @@ def _keep_levels(graph: Any) -> None:
             graph.node.remove(gone)
 
 
+def _read_floats(graph: Any, static: set[str]) -> None:
+    """Let floats read what floats made, not what integers read of it."""
+    wires = Wires.of(graph)
+    for pair in wires.nodes:
+        quantize = wires.makers.get(pair.input[0]) if pair.op_type == "DequantizeLinear" else None
+        if quantize is None or quantize.op_type != "QuantizeLinear":
+            continue
+        maker = wires.makers.get(quantize.input[0])
+        if maker is not None and maker.name in static:
+            continue
+        for reader in wires.readers.get(pair.output[0], ()):
+            if reader.name not in static:
+                reader.input[:] = [
+                    quantize.input[0] if i == pair.output[0] else i for i in reader.input
+                ]
+
+
 def _write_floats(graph: Any, static: set[str], clipped: set[str]) -> None:
     """Let kernels of linear layers write floats where no integer kernel reads them."""
     wires = Wires.of(graph)
@@ -259,8 +292,7 @@ def _write_floats(graph: Any, static: set[str], clipped: set[str]) -> None:
         if pair is None:
             continue
         output = pair.output[0]
-        readers = wires.readers.get(output, [])
-        if any(r.name in static or r.op_type in _MERGED for r in readers):
+        if any(r.name in static for r in wires.readers.get(output, [])):
             continue
         node.output[0] = output
         graph.node.remove(quantize)

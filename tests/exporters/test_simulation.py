@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from autocompress.exporters.again import handed_out
 from autocompress.exporters.write import export
 from autocompress.policy.policy import Policy
 from autocompress.policy.settings import CompressionSettings
+from autocompress.targets import get_target
 from autocompress.techniques.compressed import Compressed, Precision
 from autocompress.techniques.quantize import simulate, trainable
 
@@ -113,6 +115,75 @@ def _far(found: Tensor, wanted: Tensor) -> float:
 
 
 INTEGER = Precision(8, 8, reduced=True)
+
+
+class Mixed(nn.Module):
+    """Integer linear layers whose outputs, and inputs, floats read as well."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.a, self.b = how, nn.Linear(8, 16), nn.Linear(16, 16)
+        self.norm, self.cell, self.last = nn.LayerNorm(16), nn.GRUCell(16, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        match self.how:
+            case "norm and sum":
+                y = self.norm(y)
+                y = self.b(y) + y
+            case "output and layer":
+                y = F.gelu(self.b(y)) + F.gelu(y)
+            case "relu and layer":
+                y = F.relu(y)
+                y = F.gelu(self.b(y)) + F.gelu(y)
+            case "input":
+                y = F.gelu(y) + torch.cat([x, x], -1)
+            case "turned":
+                y = self.norm(y.transpose(0, -1).transpose(0, -1))
+            case "cell":
+                y = F.relu(y)
+                y = self.cell(y) if y.dim() == 2 else self.cell(y[:, 0], self.cell(y[:, 1]))
+            case "sum":
+                y = F.tanh(y + self.a(x * 0.5))
+            case function:
+                y = self.norm(getattr(F, function)(y))
+        return self.last(y)
+
+
+_FUNCTIONS = (
+    *("relu", "relu6", "elu", "leaky_relu", "softplus", "softsign", "tanh", "sigmoid", "silu"),
+    *("hardswish", "hardsigmoid", "gelu", "selu"),
+)
+
+
+@pytest.mark.parametrize("axes", [1, 2])
+@pytest.mark.parametrize(
+    "how",
+    [
+        *_FUNCTIONS,
+        *("norm and sum", "output and layer", "relu and layer", "input", "turned", "cell", "sum"),
+    ],
+)
+def test_what_floats_read_of_integer_linear_layers_is_not_rounded(
+    how: str, axes: int, tmp_path: Path
+) -> None:
+    """File and simulation are the same function, and the kernels are integer all the same."""
+    model, inputs = _made(lambda: Mixed(how), (8,) if axes == 1 else (5, 8))
+    used = [name for name in "ab" if name == "a" or how.split(" ")[-1] in ("sum", "layer")]
+    if how == "sum":
+        used = ["a"]
+    made = _calibrated(model, inputs, dict.fromkeys(used, INTEGER), bias_correction=False)
+    path = export(made, tmp_path / "m.onnx", inputs[:2]).path
+    with torch.no_grad():
+        wanted, real = simulate(made)(inputs), model(inputs)
+    found = _of_file(path, inputs)
+    assert float((wanted - real).abs().max()) > 1e-3 * float(real.std())
+    # a value near the middle of two levels may go to either: runtimes add up in other orders
+    other = ~torch.isclose(found, wanted, rtol=1e-4, atol=2e-4 * float(real.std()))
+    assert float(other.float().mean()) < 0.05
+    with closing(get_target("onnxruntime").open(path)) as session:
+        ops = [node.op for node in session.profile([inputs[:1].numpy()], runs=2).nodes]
+    assert ops.count("QGemm") == len(used) + (how == "sum")
 
 
 @pytest.mark.parametrize(
