@@ -132,7 +132,7 @@ def search(
             give_up=searching.give_up,
         )
     _print(done.summary, as_json, lambda console: searching.show_result(done, console))
-    if not done.summary["answered"] or done.summary["unfinished"]:
+    if not done.summary["answered"] or done.summary["unfinished"] or done.summary["failed_phases"]:
         raise typer.Exit(1)
 
 

@@ -24,6 +24,7 @@ from autocompress.report.tables import (
 )
 from autocompress.report.verdict import verdict
 from autocompress.results.difference import Difference, difference
+from autocompress.results.failures import reasons
 from autocompress.results.metric import Measurement, Metric
 from autocompress.results.rank import rank_correlation
 from autocompress.results.trial import Trial, TrialState
@@ -326,9 +327,7 @@ def _pairs(facts: Mapping[str, Any]) -> str:
 def _states(view: RunView) -> dict[str, Any]:
     """How the trials ended, and what went wrong."""
     counts = Counter(str(t.state).lower() for t in view.trials)
-    failed = [t for t in view.trials if t.state is TrialState.FAILED]
-    reasons = Counter(t.reason.strip().partition("\n")[0] or "unknown" for t in failed)
-    return {"counts": counts.most_common(), "reasons": reasons.most_common(8)}
+    return {"counts": counts.most_common(), "reasons": reasons(view.trials)[:8]}
 
 
 def _commands(view: RunView) -> list[tuple[str, str]]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from autocompress.policy.registry import in_order
 from autocompress.report.comparison import compared
+from autocompress.results.failures import failed_phases
 from autocompress.results.metric import ACCURACY, Measurement, Metric
 from autocompress.results.trial import Trial
 from autocompress.track.folder import RunFolder
@@ -35,7 +36,8 @@ def summary_json(view: RunView) -> dict[str, Any]:
     ``trials`` holds the front's members, then their verifications (phase ``verify``: scored on the
     test split). Where nothing met the budget it holds the nearest trial, which is not feasible.
     ``feasible`` says whether anything met it, ``answered`` whether there is an answer, which keeps
-    to the largest drop as well; ``reason`` why there is none.
+    to the largest drop as well; ``reason`` why there is none; ``failed_phases`` which phases had
+    trials that failed without exception.
     """
     front = shown(view)
     checks = [check for check in map(view.verified, front) if check is not None]
@@ -48,6 +50,7 @@ def summary_json(view: RunView) -> dict[str, Any]:
         "feasible": len(view.front) > 0,
         "answered": view.best is not None,
         "reason": view.decision.reason,
+        "failed_phases": [phase.as_dict() for phase in failed_phases(view.trials)],
         "best": None if view.best is None else view.best.number,
         "nearest": None if view.nearest is None else view.nearest.number,
         "trials": [trial_json(trial, view.baseline) for trial in (*front, *checks)],

@@ -9,7 +9,15 @@ from autocompress.report.comparison import Comparison, compared
 from autocompress.report.tables import number_text
 from autocompress.results.answer import drop, judged
 from autocompress.results.difference import difference
-from autocompress.results.trial import MUCH_WAITING, Trial, Waiting, exceeded, worst_excess
+from autocompress.results.failures import failed_phases, why
+from autocompress.results.trial import (
+    MUCH_WAITING,
+    Trial,
+    TrialState,
+    Waiting,
+    exceeded,
+    worst_excess,
+)
 from autocompress.track.view import RunView, score, value
 
 Tone = Literal["good", "unsure", "bad"]
@@ -40,7 +48,9 @@ def verdict(view: RunView) -> Verdict:
     outcomes = {c.outcome for c in comparisons}
     lost = [c.name for c in comparisons if c.outcome == "lost"]
     unclear = [c.name for c in comparisons if c.outcome == "unclear"]
-    tone: Tone = "bad" if lost else "unsure" if unclear or "won" not in outcomes else "good"
+    failed = _failed(view)
+    doubtful = unclear or failed or "won" not in outcomes
+    tone: Tone = "bad" if lost else "unsure" if doubtful else "good"
     if lost:
         headline = f"The budget is met, but the search did not beat {_and(lost)}."
     elif unclear:
@@ -54,6 +64,7 @@ def verdict(view: RunView) -> Verdict:
     else:
         headline = "The budget is met; no reference policy was measured beside the search."
     sentences = (
+        *failed,
         _answer(view, view.best),
         *_drop_on_test(view, view.best),
         *_untold(view, view.best),
@@ -68,12 +79,13 @@ def _no_answer(view: RunView) -> Verdict:
     decision, near = view.decision, view.nearest
     if near is None:
         text = "No trial was measured to its end, so there is nothing nearest to show."
-        return Verdict(decision.reason, "bad", (text,), ())
+        return Verdict(decision.reason, "bad", (*_failed(view), text), ())
     off = [
         f"{metric} {number_text(metric, value(near, metric))}, {_over(excess)}"
         for metric, excess in exceeded(near.violations).items()
     ] or [f"it loses {_amount(view, drop(near, view.baseline))} of {view.quality.name} on val"]
     sentences = (
+        *_failed(view),
         f"The nearest found is trial {near.number}: {'; '.join(off)}.",
         _answer(view, near),
         *_untold(view, near),
@@ -82,6 +94,11 @@ def _no_answer(view: RunView) -> Verdict:
         decision.remedy,
     )
     return Verdict(decision.reason, "bad", sentences, ())
+
+
+def _failed(view: RunView) -> tuple[str, ...]:
+    """Phases in which everything failed, and why."""
+    return tuple(str(phase) for phase in failed_phases(view.trials))
 
 
 def _drop_on_test(view: RunView, best: Trial) -> tuple[str, ...]:
@@ -108,10 +125,22 @@ def _untold(view: RunView, best: Trial | None) -> tuple[str, ...]:
     """Why the quality on the test split is missing, where it is."""
     check = view.verified(best) if best is not None else None
     found = check.measurement if check is not None else None
+    if check is None and best is not None:
+        return _unverified(view, best)
     if found is None or found.quality.name in found:
         return ()
     why = next((p for p in found.context.get("problems", ()) if found.quality.name in p), "")
     return (f"On the test split {found.quality.name} could not be told. {why}".rstrip(),)
+
+
+def _unverified(view: RunView, best: Trial) -> tuple[str, ...]:
+    """Why a trial was not verified, where others were."""
+    tried = [t for t in view.trials if t.phase.kind == "verify"]
+    mine = (t for t in tried if t.parent == best.number and t.state is TrialState.FAILED)
+    failed = next(mine, None)
+    if failed is None or any(phase.kind == "verify" for phase in failed_phases(tried)):
+        return ()
+    return (f"The verification of trial {best.number} failed: {why(failed)}",)
 
 
 def _over(excess: float) -> str:

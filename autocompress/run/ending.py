@@ -16,6 +16,7 @@ from autocompress.model.shapes import resolver
 from autocompress.policy.writing import replacing
 from autocompress.report.html import write_report
 from autocompress.report.tables import shown, write_summary
+from autocompress.results.failures import failed_phases
 from autocompress.results.metric import objectives
 from autocompress.results.trial import Phase
 from autocompress.track.view import RunView
@@ -79,6 +80,8 @@ def end_run(
     view = replace(view, kept=_kept_channels(parts, view))
     summary = write_summary(folder, view, model)
     summary["stopped"] = stopped
+    for phase in failed_phases(view.trials):
+        _log.warning("%s", phase)
     attempt("the report", lambda: write_report(folder, view))
     if mlflow is not None:
         registered = model if study.tracking.register_best else None

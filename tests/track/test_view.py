@@ -322,8 +322,8 @@ def test_the_json_of_a_run_has_the_keys_that_are_documented(
     found = RunView.load(folder)
     summary = write_summary(folder, found)
     assert list(summary) == [
-        "run", "baseline", "budget", "max_accuracy_drop", "feasible", "answered", "reason", "best",
-        "nearest", "trials", "baselines", "hypervolume", "seconds",
+        "run", "baseline", "budget", "max_accuracy_drop", "feasible", "answered", "reason",
+        "failed_phases", "best", "nearest", "trials", "baselines", "hypervolume", "seconds",
     ]  # fmt: skip
     assert list(summary["baseline"]) == [
         "accuracy", "latency_ms", "macs", "params", "size_bytes",
