@@ -29,6 +29,7 @@ from autocompress.machine.progress import Progress, silent
 from autocompress.model.attention import opened, projection_of
 from autocompress.model.groups import SlicingPlan, slicing_plan
 from autocompress.model.shapes import resolver
+from autocompress.model.sides import ModuleSide
 from autocompress.model.slicing import remove
 from autocompress.model.splitting import why_no_product
 from autocompress.model.tied import holders, shared_parameters
@@ -281,9 +282,7 @@ class LayerBank:
         )
         return found
 
-    def _place_solved(
-        self, module: nn.Module, removals: Mapping[tuple[str, str], list[int]]
-    ) -> None:
+    def _place_solved(self, module: nn.Module, removals: Mapping[ModuleSide, list[int]]) -> None:
         """Put re-solved weights into the features that stay; slicing drops the others."""
         reads = dict(self._reads(removals))
         for name, gone in reads.items():
@@ -296,9 +295,7 @@ class LayerBank:
                 if layer.bias is not None and bias is not None:
                     layer.bias.copy_(bias)
 
-    def _reads(
-        self, removals: Mapping[tuple[str, str], list[int]]
-    ) -> Iterator[tuple[str, list[int]]]:
+    def _reads(self, removals: Mapping[ModuleSide, list[int]]) -> Iterator[tuple[str, list[int]]]:
         """Layers that read channels that go, with these; of an attention, what reads its heads."""
         for (name, side), gone in removals.items():
             if side == "in":

@@ -19,7 +19,7 @@ from autocompress.model.tied import untie
 from autocompress.task.calling import call
 from autocompress.task.data import portions
 from autocompress.task.nested import take
-from autocompress.techniques.compressed import Compressed, Range
+from autocompress.techniques.compressed import Compressed, Range, input_key
 from autocompress.techniques.fold import fold_batch_norms
 from autocompress.techniques.moments import MatrixLayer, checked_portions, matrix_layer
 from autocompress.techniques.quantize import PLAIN, rounded_weight
@@ -86,8 +86,7 @@ def _of_inputs(folded: nn.Module, plan: NodePlan, ranges: Mapping[str, Range]) -
         calls = nodes if isinstance(folded.get_submodule(name), PLAIN) else nodes[:1]
         for number, node in enumerate(calls):
             if node.input[0] in ranges:
-                place = f"{name}:in#{number}" if number else f"{name}:in"
-                found[place] = ranges[node.input[0]]
+                found[input_key(name, number)] = ranges[node.input[0]]
     return found
 
 

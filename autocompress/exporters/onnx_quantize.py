@@ -24,7 +24,7 @@ from autocompress.exporters.onnx_graph import fixed_tensors, layer_nodes
 from autocompress.exporters.onnx_integers import Integers, clean_up
 from autocompress.exporters.onnx_low_bits import channel_axis, store_low_bits, weight_place
 from autocompress.exporters.onnx_simplify import drop_unused
-from autocompress.techniques.compressed import Compressed, Precision
+from autocompress.techniques.compressed import Compressed, Precision, tensors_alone
 from autocompress.techniques.quantize import round_weight, stored_scale
 
 _FLOAT_ONLY = ("ConvTranspose", "Gather")
@@ -253,8 +253,7 @@ def static_integers(
 
     tensors = {
         n: TensorData(lowest=np.float32(r.low), highest=np.float32(r.high))
-        for n, r in work.ranges.items()
-        if not n.split("#")[0].endswith(":in")
+        for n, r in tensors_alone(work.ranges).items()
     }
     nodes = [n for n in work.model.graph.node if n.name in work.static]
     overrides = {

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from autocompress.model.sides import Removals, Side
 from autocompress.model.slicing import remove
 from autocompress.model.tracing_stubs import unfused_attention
 from autocompress.model.training_run import in_training, recorded, repeated, seeded, to_training
@@ -73,8 +74,6 @@ def unlike_samples(inputs: Any) -> Any:
     return map_tensors(with_another, inputs)
 
 
-Removals = Mapping[tuple[str, str], Sequence[int]]
-"""Module and side to the places that go."""
 Calls = frozenset[tuple[str, str]]
 """Modules and names of calls in their forward, without counts; see ``model.call_sites``."""
 
@@ -204,7 +203,7 @@ class CutCheck:
         remove(small, self._removals(names, draw))
         return small
 
-    def _removals(self, names: Sequence[str], draw: int) -> dict[tuple[str, str], list[int]]:
+    def _removals(self, names: Sequence[str], draw: int) -> Removals:
         return self.plan.removals({name: self._draws[draw][name] for name in names})
 
     def _why_not(self, names: Sequence[str]) -> str:
@@ -346,7 +345,7 @@ def _masked(model: nn.Module, removals: Removals) -> Iterator[None]:
                 weight.copy_(before)
 
 
-def _readers(module: Any, side: str, gone: list[int]) -> Iterator[tuple[Tensor, Any]]:
+def _readers(module: Any, side: Side, gone: list[int]) -> Iterator[tuple[Tensor, Any]]:
     """Weights by which a module reads channels, with the places of these channels."""
     if side == "heads":
         inner = module.out_proj if hasattr(module, "out_proj") else module.proj
@@ -364,7 +363,7 @@ def _readers(module: Any, side: str, gone: list[int]) -> Iterator[tuple[Tensor, 
         yield module.weight, (slice(None), gone)
 
 
-def _recurrent_readers(module: Any, side: str, gone: list[int]) -> Iterator[tuple[Tensor, Any]]:
+def _recurrent_readers(module: Any, side: Side, gone: list[int]) -> Iterator[tuple[Tensor, Any]]:
     """Inputs of the first layer; or what every layer reads of the units of this layer."""
     for name, weight in module.named_parameters():
         first = "_l0" in name

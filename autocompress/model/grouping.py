@@ -12,9 +12,10 @@ from torch import Tensor
 from autocompress.model.call_sites import code_of
 from autocompress.model.channel_trace import ChannelTrace, Site, axis_classes, class_base
 from autocompress.model.labels import Labels
+from autocompress.model.sides import CallAxis, LayerSide, ModuleSide, OwnAxis, Side
 from autocompress.policy.inventory import ChannelGroup
 
-_SIDES = ("out", "in", "both")
+_OF_LAYERS: tuple[LayerSide, ...] = ("out", "in", "both")
 
 
 @dataclass(frozen=True)
@@ -23,16 +24,12 @@ class Member:
 
     Args:
         module: dotted name of the module.
-        side: ``out``, ``in``, ``both`` where they are the same (norms, depthwise), or ``heads``:
-            inner channels of an attention, which nothing outside sees. ``raw/NAME/AXIS``: an axis
-            of a parameter or buffer of the module's own. ``call/NAME/TENSOR/AXIS/SHAPE``: an axis
-            of what a call in the module's forward reads (``i``) or gives (``o0``, ``o1``, ...),
-            see ``model.call_sites``; the shape is written as ``8x16x4``.
+        side: of the module.
         index: per channel of the group, the module's indices that go with it.
     """
 
     module: str
-    side: str
+    side: Side
     index: tuple[tuple[int, ...], ...]
 
     @property
@@ -42,8 +39,6 @@ class Member:
 
 
 Found = tuple[ChannelGroup, tuple[Member, ...], tuple[tuple[int, ...], ...]]
-ModuleSide = tuple[str, str]
-"""Module and side."""
 
 
 @dataclass
@@ -133,7 +128,7 @@ def _places(
     for module, attribute, labels in trace.raw:
         along = axis_classes(classes, labels, relevant)
         if along is not None:
-            note((module, f"raw/{attribute}/{along[0]}"), along[1])
+            note((module, OwnAxis(attribute, along[0])), along[1])
             continue
         base = class_base(classes, labels)
         if sum(size > 1 for size in base.shape) < 2:
@@ -151,7 +146,7 @@ def _places(
 
 def call_side(site: Site, key: str, axis: int, labels: Labels) -> ModuleSide:
     """Module and side of one tensor of a call, along an axis."""
-    return site.module, f"call/{site.call}/{key}/{axis}/{'x'.join(map(str, labels.shape))}"
+    return site.module, CallAxis(site.call, key, axis, labels.shape)
 
 
 def _sites(trace: ChannelTrace, free: Tensor) -> Iterator[ModuleSide]:
@@ -162,7 +157,7 @@ def _sites(trace: ChannelTrace, free: Tensor) -> Iterator[ModuleSide]:
     met = {(site.module, code_of(site.call)) for site in trace.sites if site.tensors}
     for site in trace.sites:
         if not site.tensors and (site.module, code_of(site.call)) in met:
-            yield site.module, f"call/{site.call}/i/-1/0"
+            yield site.module, CallAxis(site.call, "i", -1, (0,))
         for key, labels in site.tensors:
             axes = [axis for axis, n in enumerate(class_base(free, labels).shape) if n > 1]
             if key != "i":
@@ -196,11 +191,11 @@ def _sets(
     first: Sequence[int],
 ) -> tuple[tuple[int, ...], ...]:
     """Sets of classes that take equally much along, in the order of the first layer's channels."""
-    kinds: dict[tuple[tuple[ModuleSide, int], ...], list[int]] = {}
+    kinds: dict[frozenset[tuple[ModuleSide, int]], list[int]] = {}
     place = {c: i for i, c in reversed(list(enumerate(first)))}
     for c in sorted(own, key=lambda c: (place.get(c, len(first)), c)):
-        taken = tuple(
-            sorted((p, len(index)) for p, index in everywhere[c].items() if p[1] in _SIDES)
+        taken = frozenset(
+            (p, len(index)) for p, index in everywhere[c].items() if p[1] in _OF_LAYERS
         )
         kinds.setdefault(taken, []).append(c)
     count = math.gcd(*(len(found) for found in kinds.values()))

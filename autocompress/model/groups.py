@@ -17,6 +17,7 @@ from autocompress.model.call_sites import code_of
 from autocompress.model.channel_trace import trace_channels
 from autocompress.model.cut_check import check_groups, first_samples, needed_calls
 from autocompress.model.grouping import Found, Member, group_channels
+from autocompress.model.sides import CallAxis, ModuleSide, Side
 from autocompress.model.tracing_stubs import inner_width, is_attention, why_whole
 from autocompress.model.widths import Narrowing, narrowed, narrowings
 from autocompress.policy.inventory import WHOLE, ChannelGroup
@@ -43,20 +44,20 @@ class SlicingPlan:
     units: Mapping[str, tuple[tuple[int, ...], ...]]
     skipped: Mapping[str, str] = field(default_factory=dict)
     producers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    sites: tuple[tuple[str, str], ...] = ()
+    sites: tuple[ModuleSide, ...] = ()
     needed: frozenset[tuple[str, str]] | None = None
     narrowings: Mapping[str, Narrowing] = field(default_factory=dict)
 
     def removals(
         self, gone: Mapping[str, Sequence[int]], widths: Mapping[str, int] | None = None
-    ) -> dict[tuple[str, str], list[int]]:
+    ) -> dict[ModuleSide, list[int]]:
         """Per module and side, the sorted indices to remove; for calls also where none go.
 
         Args:
             gone: group name to the channels that go.
             widths: name of another group to the channels that each of its heads keeps.
         """
-        collected: dict[tuple[str, str], set[int]] = {}
+        collected: dict[ModuleSide, set[int]] = {}
         for group, channels in gone.items():
             for member in self.members[group]:
                 into = collected.setdefault((member.module, member.side), set())
@@ -70,12 +71,11 @@ class SlicingPlan:
                 found[key] = sorted({*found.get(key, ()), *indices})
         return found
 
-    def _applies(self, module: str, side: str) -> bool:
+    def _applies(self, module: str, side: Side) -> bool:
         """Whether a side must be cut or, of a call, corrected."""
-        kind, _, rest = side.partition("/")
-        if kind != "call" or self.needed is None:
+        if not isinstance(side, CallAxis) or self.needed is None:
             return True
-        return (module, code_of(rest.partition("/")[0])) in self.needed
+        return (module, code_of(side.call)) in self.needed
 
 
 def channel_groups(

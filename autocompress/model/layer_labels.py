@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from autocompress.model.follow import Follower
 from autocompress.model.labels import Labels, along
+from autocompress.model.sides import LayerSide, ModuleSide
 from autocompress.model.tracing_stubs import RECURRENT, is_attention, windowed
 
 LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
@@ -29,7 +30,7 @@ class Axis:
     """
 
     module: str
-    side: str
+    side: LayerSide
     atoms: Tensor
 
 
@@ -56,7 +57,7 @@ class LayerLabels:
     """
 
     def __init__(self, follower: Follower) -> None:
-        self.axes: dict[tuple[str, str], Axis] = {}
+        self.axes: dict[ModuleSide, Axis] = {}
         self._follower = follower
         self._atoms = follower.atoms
         self._of_weight: dict[tuple[int, str], tuple[Any, Tensor]] = {}
@@ -81,7 +82,7 @@ class LayerLabels:
         else:
             self._norm(name, module, inputs[0], outputs)
 
-    def _axis(self, name: str, module: Any, side: str, size: int) -> Tensor:
+    def _axis(self, name: str, module: Any, side: LayerSide, size: int) -> Tensor:
         """The atoms of a side; layers with one weight share them."""
         if (name, side) not in self.axes:
             weight = module._parameters.get("weight")

@@ -28,6 +28,7 @@ from autocompress.model.call_sites import (
     earlier,
     running_module,
 )
+from autocompress.model.sides import CallAxis
 
 
 @dataclass(frozen=True)
@@ -55,24 +56,23 @@ class Removal:
         return self.size - len(self.gone)
 
 
-Removals = Mapping[str, Removal]
+OfTensors = Mapping[str, Removal]
 """``i`` for the input and ``o0``, ``o1``, ... for what is given."""
 
 
-def correct_calls(module: nn.Module, sides: Mapping[str, Sequence[int]]) -> None:
+def correct_calls(module: nn.Module, sides: Mapping[CallAxis, Sequence[int]]) -> None:
     """Let a module's forward run with the sizes that are left.
 
     Args:
         module: changed in place.
-        sides: ``NAME/TENSOR/AXIS/SHAPE``, see ``model.grouping.Member``, to the places that go.
+        sides: of calls in its forward, to the places that go.
     """
     calls: dict[str, dict[str, Removal]] = {}
     for side, gone in sides.items():
-        name, key, axis, shape = side.split("/")
-        sizes = tuple(int(size) for size in shape.split("x"))
-        own = calls.setdefault(name, {})
-        if key not in own or own[key].axis < 0:  # of several runs of a module, one with channels
-            own[key] = Removal(int(axis), sizes, tuple(gone))
+        own = calls.setdefault(side.call, {})
+        # of several runs of a module, one with channels
+        if side.tensor not in own or own[side.tensor].axis < 0:
+            own[side.tensor] = Removal(side.axis, side.shape, tuple(gone))
     module.forward = CorrectedForward(module, calls, vars(module).get("forward"))
 
 
@@ -89,7 +89,7 @@ class CorrectedForward:
     """
 
     def __init__(
-        self, module: nn.Module, calls: Mapping[str, Removals], before: Any = None
+        self, module: nn.Module, calls: Mapping[str, OfTensors], before: Any = None
     ) -> None:
         self.module, self.calls, self.before = module, calls, before
         self.concerned: set[str] = set()
@@ -139,7 +139,7 @@ class CorrectedForward:
         self.concerned.add(code_of(call))
         return new()
 
-    def _removals(self, call: str) -> Removals | None:
+    def _removals(self, call: str) -> OfTensors | None:
         """What the tensors of a call lost; where its code runs once more, as always before."""
         if call in self.calls:
             return self.calls[call]
@@ -153,7 +153,7 @@ class CorrectedForward:
         return before[0] if before else None
 
 
-def _kind(removals: Removals) -> Any:
+def _kind(removals: OfTensors) -> Any:
     """What must be alike for one call to be corrected as another is."""
     return {key: (removal.axis, removal.size, removal.gone) for key, removal in removals.items()}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -10,33 +10,32 @@ from torch import Tensor, nn
 
 from autocompress.errors import PolicyError
 from autocompress.model.attention import without_heads
+from autocompress.model.sides import CallAxis, LayerSide, OwnAxis, Removals
 from autocompress.model.sized_calls import correct_calls
 from autocompress.model.tracing_stubs import unfuse
 
 _CONV = nn.modules.conv._ConvNd
 
 
-def remove(model: nn.Module, removals: Mapping[tuple[str, str], Sequence[int]]) -> None:
+def remove(model: nn.Module, removals: Removals) -> None:
     """Slice every module once; shapes shrink, nothing is masked.
 
     Args:
         model: changed in place.
-        removals: module name and side (``model.grouping.Member`` lists them) to the indices that
-            go, as ``SlicingPlan.removals`` gives them.
+        removals: as ``SlicingPlan.removals`` gives them.
 
     Raises:
         PolicyError: a module would keep nothing.
     """
-    calls: dict[str, dict[str, Sequence[int]]] = {}
+    calls: dict[str, dict[CallAxis, Sequence[int]]] = {}
     unfuse(model)
     with _tied(model, removals):
         for (name, side), gone in removals.items():
             module = model.get_submodule(name)
-            kind, _, rest = side.partition("/")
-            if kind == "call":
-                calls.setdefault(name, {})[rest] = gone
-            elif kind == "raw":
-                _slice_raw(module, rest, name, gone)
+            if isinstance(side, CallAxis):
+                calls.setdefault(name, {})[side] = gone
+            elif isinstance(side, OwnAxis):
+                _slice_own(module, side, name, gone)
             elif side == "heads":
                 owner, _, child = name.rpartition(".")
                 setattr(model.get_submodule(owner), child, without_heads(module, gone, name))
@@ -46,7 +45,7 @@ def remove(model: nn.Module, removals: Mapping[tuple[str, str], Sequence[int]]) 
         correct_calls(model.get_submodule(name), sides)
 
 
-def _slice(module: nn.Module, name: str, side: str, gone: Sequence[int]) -> None:
+def _slice(module: nn.Module, name: str, side: LayerSide, gone: Sequence[int]) -> None:
     if isinstance(module, _CONV):
         _slice_conv(module, name, side, gone)
     elif isinstance(module, nn.Linear):
@@ -62,7 +61,7 @@ def _slice(module: nn.Module, name: str, side: str, gone: Sequence[int]) -> None
 
 
 @contextmanager
-def _tied(model: nn.Module, removals: Mapping[tuple[str, str], Sequence[int]]) -> Iterator[None]:
+def _tied(model: nn.Module, removals: Removals) -> Iterator[None]:
     """Parameters that several modules hold stay one, after all were sliced."""
     places: dict[int, list[tuple[nn.Module, str]]] = {}
     for module in {model.get_submodule(name) for name, _ in removals}:
@@ -75,15 +74,14 @@ def _tied(model: nn.Module, removals: Mapping[tuple[str, str], Sequence[int]]) -
             setattr(module, other, getattr(first, key))
 
 
-def _slice_raw(module: nn.Module, side: str, name: str, gone: Sequence[int]) -> None:
+def _slice_own(module: nn.Module, side: OwnAxis, name: str, gone: Sequence[int]) -> None:
     """An axis of a parameter or buffer of the module's own."""
-    key, _, axis = side.partition("/")
-    tensor: Tensor = getattr(module, key)
-    kept = _kept(tensor.shape[int(axis)], gone, f"{name}.{key}").to(tensor.device)
+    tensor: Tensor = getattr(module, side.attribute)
+    kept = _kept(tensor.shape[side.axis], gone, f"{name}.{side.attribute}").to(tensor.device)
     if isinstance(tensor, nn.Parameter):
-        setattr(module, key, _take(tensor, kept, int(axis)))
+        setattr(module, side.attribute, _take(tensor, kept, side.axis))
     else:
-        setattr(module, key, tensor.index_select(int(axis), kept))
+        setattr(module, side.attribute, tensor.index_select(side.axis, kept))
 
 
 def _kept(size: int, gone: Sequence[int], name: str) -> Tensor:
@@ -98,7 +96,9 @@ def _take(parameter: Tensor, kept: Tensor, dim: int) -> nn.Parameter:
     return nn.Parameter(parameter.detach().index_select(dim, kept), parameter.requires_grad)
 
 
-def _slice_conv(module: nn.modules.conv._ConvNd, name: str, side: str, gone: Sequence[int]) -> None:
+def _slice_conv(
+    module: nn.modules.conv._ConvNd, name: str, side: LayerSide, gone: Sequence[int]
+) -> None:
     transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
     if side in ("out", "both"):
         kept = _kept(module.out_channels, gone, name)
@@ -125,7 +125,7 @@ def _slice_conv(module: nn.modules.conv._ConvNd, name: str, side: str, gone: Seq
         module.weight = _take(module.weight, kept, 0 if transposed else 1)
 
 
-def _slice_linear(module: nn.Linear, name: str, side: str, gone: Sequence[int]) -> None:
+def _slice_linear(module: nn.Linear, name: str, side: LayerSide, gone: Sequence[int]) -> None:
     if side == "out":
         kept = _kept(module.out_features, gone, name)
         module.weight = _take(module.weight, kept, 0)
@@ -162,7 +162,9 @@ def _slice_group_norm(module: nn.GroupNorm, name: str, gone: Sequence[int]) -> N
     module.num_channels = len(kept)
 
 
-def _slice_recurrent(module: nn.LSTM | nn.GRU, name: str, side: str, gone: Sequence[int]) -> None:
+def _slice_recurrent(
+    module: nn.LSTM | nn.GRU, name: str, side: LayerSide, gone: Sequence[int]
+) -> None:
     """Every gate, direction and stacked layer loses the same hidden units."""
     directions = ("", "_reverse") if module.bidirectional else ("",)
     if side == "in":

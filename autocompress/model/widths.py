@@ -20,6 +20,7 @@ from autocompress.model.cut_check import CutCheck, first_samples
 from autocompress.model.follow import Follower
 from autocompress.model.grouping import Member, call_side
 from autocompress.model.labels import Labels
+from autocompress.model.sides import ModuleSide
 from autocompress.model.slicing import remove
 from autocompress.model.tracing_stubs import is_attention
 
@@ -224,7 +225,7 @@ def _narrowing(
     if inner:
         places = [tuple(read[j] for read in columns) for j in range(width)]
         return Narrowing(heads, width, (Member(inner[0], "heads", tuple(places)),))
-    made: dict[tuple[str, str], list[list[int]]] = {
+    made: dict[ModuleSide, list[list[int]]] = {
         (reader, "in"): [[r[j] for r in columns] for j in range(width)]
     }
     for parts in three:
@@ -303,7 +304,7 @@ class _WidthCheck:
                     rows.mix(masked, cover)
         mixed, small = copy.deepcopy(masked), copy.deepcopy(masked)
         generator = torch.Generator().manual_seed(0)
-        removals: dict[tuple[str, str], list[int]] = {}
+        removals: dict[ModuleSide, list[int]] = {}
         for narrowing, width in zip(made, keep, strict=True):
             _mix(mixed, narrowing, generator)
             narrowing.keep_scale(small, width)
@@ -334,7 +335,7 @@ def _mix(model: nn.Module, narrowing: Narrowing, generator: torch.Generator) -> 
             second(model, torch.linalg.inv(mixing).T)
 
 
-def narrowed(narrowing: Narrowing, width: int) -> dict[tuple[str, str], list[int]]:
+def narrowed(narrowing: Narrowing, width: int) -> dict[ModuleSide, list[int]]:
     """Per module and side, the sorted indices that go where heads keep their first channels."""
     return {
         (member.module, member.side): sorted(i for own in member.index[width:] for i in own)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import count, takewhile
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from torch import nn
 
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.settings import CompressionSettings
+
+_INPUT = ":in"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,27 @@ class Range:
     high: float
 
 
+def input_key(layer: str, call: int = 0) -> str:
+    """What the range of a layer's input is called among those of tensors.
+
+    Args:
+        layer: name of the module.
+        call: number of the call, of a layer that runs several times.
+    """
+    return f"{layer}{_INPUT}#{call}" if call else f"{layer}{_INPUT}"
+
+
+def input_ranges(ranges: Mapping[str, Range], layer: str) -> tuple[Range, ...]:
+    """Ranges of what a layer reads, call by call, as far as they are known."""
+    keys = takewhile(ranges.__contains__, (input_key(layer, call) for call in count(1)))
+    return tuple(ranges[key] for key in (input_key(layer), *keys) if key in ranges)
+
+
+def tensors_alone(ranges: Mapping[str, Range]) -> dict[str, Range]:
+    """The ranges of tensors of a graph, without those of what layers read."""
+    return {key: own for key, own in ranges.items() if not key.split("#")[0].endswith(_INPUT)}
+
+
 @dataclass
 class Compressed:
     """A float module, physically smaller, with the precisions that quantization will give it.
@@ -64,7 +88,8 @@ class Compressed:
         precisions: module name in ``module`` (the parts of a factorized layer have their own
             names) to its bits; modules left out stay float32.
         settings: how it was done.
-        ranges: tensor name to activation range, filled in by ``calibrate``; ``None`` before.
+        ranges: tensor name, or ``input_key`` of a layer, to activation range, filled in by
+            ``calibrate``; ``None`` before.
         parts: original layer name to the names of the modules that replaced it.
         notes: remarks for the report, e.g. a rank that was clipped.
         qat: whether the weights were trained through their rounding. They are then rounded to

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from autocompress.errors import PolicyError
 from autocompress.model.tracing_stubs import unfuse
 from autocompress.model.usage import CONV, TRANSPOSED
-from autocompress.techniques.compressed import Compressed, Precision, Range
+from autocompress.techniques.compressed import Compressed, Precision, Range, input_ranges
 from autocompress.techniques.fold import fold_batch_norms
 
 
@@ -342,14 +342,9 @@ def _wrap(
     layer, precision = module.get_submodule(name), compressed.precisions[name]
     if precision.half and not isinstance(layer, PLAIN):
         return  # recurrent and attention layers are halved in the file only
-    places = [f"{name}:in"]
-    while (more := f"{name}:in#{len(places)}") in ranges:
-        places.append(more)
     owner, _, child = name.rpartition(".")
     setattr(
         module.get_submodule(owner),
         child,
-        QuantizedLayer(
-            layer, precision, tuple(ranges[p] for p in places if p in ranges), compressed.half_type
-        ),
+        QuantizedLayer(layer, precision, input_ranges(ranges, name), compressed.half_type),
     )

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from autocompress.model.sides import ModuleSide
 from autocompress.policy.inventory import Inventory, LayerSpec
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.registry import in_order
@@ -40,7 +41,7 @@ class Stitching:
     policy: Policy
     settings: CompressionSettings
     inventory: Inventory
-    removals: Mapping[tuple[str, str], list[int]] = field(default_factory=dict)
+    removals: Mapping[ModuleSide, list[int]] = field(default_factory=dict)
     moments: Callable[[str], Tensor | None] = lambda name: None
     shares: Callable[[str], Tensor | None] = lambda name: None
     memo: Callable[[tuple[Hashable, ...], Callable[[], nn.Sequential]], nn.Sequential] = (

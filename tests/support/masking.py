@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from autocompress.model.groups import SlicingPlan
+from autocompress.model.sides import Removals
 from autocompress.model.slicing import remove
 from autocompress.model.tracing_stubs import unfuse
 from autocompress.task.nested import tensors
-
-Removals = Mapping[tuple[str, str], Sequence[int]]
 
 
 def blind(model: nn.Module, removals: Removals) -> nn.Module:

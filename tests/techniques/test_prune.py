@@ -40,7 +40,7 @@ def masked(bank: LayerBank, gone: Mapping[str, Sequence[int]]) -> nn.Module:
 
     for group, channels in gone.items():
         for member in bank.plan.members[group]:
-            if member.side == "in" or "/" in member.side:
+            if member.side == "in" or not isinstance(member.side, str):
                 continue
             places = [i for c in channels for i in member.index[c]]
             module = model.get_submodule(member.module)
