@@ -9,9 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from autocompress.model.part import whole
 from autocompress.model.shapes import LayerShape, resolver
-from autocompress.policy.inventory import Inventory, LayerSpec
+from autocompress.policy.inventory import Inventory
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.registry import techniques
 from autocompress.policy.settings import CompressionSettings
@@ -120,58 +119,14 @@ def layer_cost(shape: LayerShape, stored_already: bool = False) -> LayerCost:
         stored_already: another layer holds the same weight, or the same table of several factors:
             neither its values nor its bytes count a second time.
     """
-    layer, policy, outputs = shape.layer, shape.policy, shape.outputs
-    if not shape.parts:
-        return LayerCost(0, 0, 0, 0)
-    scales = outputs
-    full = 0 if layer.tied_to else _full_weights(layer)
-    parts = shape.parts
-    if layer.kind in ("conv", "conv_transpose", "linear", "embedding"):
-        if stored_already:  # the table, whose rows a linear layer makes last
-            parts = parts[1:] if layer.kind == "embedding" else parts[:-1]
-        weights = sum(part.weights for part in parts)
-        scales = sum(part.rows for part in parts)
-        macs = sum(part.macs for part in shape.parts)
-        bias = outputs if layer.kind != "embedding" and layer.params > full else 0
-    elif layer.kind in _GATES:
-        weights = _recurrent_weights(layer, shape.inputs, outputs)
-        macs = layer.positions * weights  # all are multiplied once per step
-        bias = (layer.params - full) * outputs // layer.out_channels
-    else:  # an attention, whose heads go whole: projections and scores alike
-        weights = 4 * layer.in_channels * outputs
-        macs = layer.macs * outputs // layer.out_channels
-        bias = _attention_rest(layer, outputs)
+    policy, parts = shape.policy, shape.parts
+    if stored_already:  # the table, whose rows a linear layer makes last
+        parts = parts[1:] if shape.layer.kind == "embedding" else parts[:-1]
+    weights = sum(part.weights for part in parts)
+    macs = sum(part.macs for part in shape.parts)
     bits = policy.weight_bits * policy.activation_bits
-    size = stored_bytes(weights, scales, policy) + 4 * bias
-    return LayerCost(macs, weights + bias, size, macs * bits)
-
-
-_GATES = {"lstm": 4, "gru": 3, "rnn": 1}
-"""Weights of every unit and input of a recurrent layer."""
-
-
-def _full_weights(layer: LayerSpec) -> int:
-    """Weights of an uncompressed layer, biases aside."""
-    if layer.kind in _GATES:
-        return _recurrent_weights(layer, layer.in_channels, layer.out_channels)
-    return whole(layer, layer.in_channels, layer.out_channels).weights
-
-
-def _recurrent_weights(layer: LayerSpec, inputs: int, outputs: int) -> int:
-    """Weights of all stacked layers and directions; a layer above the first reads all below it."""
-    gates = _GATES[layer.kind]
-    if outputs == layer.out_channels:  # as counted, also of one that projects its states
-        return layer.macs // layer.positions - gates * outputs * (layer.in_channels - inputs)
-    hidden = outputs // layer.directions
-    return gates * outputs * (inputs + hidden + (layer.depth - 1) * (outputs + hidden))
-
-
-def _attention_rest(layer: LayerSpec, outputs: int) -> int:
-    """Biases of an attention, and the table of relative positions where it has one."""
-    width = layer.out_channels
-    rest = layer.params - 4 * layer.in_channels * width
-    kept_whole = min(rest, layer.in_channels)  # the output's bias is as wide as the stream
-    return kept_whole + (rest - kept_whole) * outputs // width
+    size = stored_bytes(weights, sum(part.rows for part in parts), policy) + 4 * shape.biases
+    return LayerCost(macs, weights + shape.biases, size, macs * bits)
 
 
 def stored_bytes(weights: int, channels: int, policy: LayerPolicy) -> int:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 from autocompress.errors import PolicyError
-from autocompress.model.part import Part, whole
+from autocompress.model.part import Part, biases, whole
 from autocompress.policy.inventory import ChannelGroup, Inventory, LayerSpec
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.registry import techniques
@@ -34,6 +34,11 @@ class LayerShape:
     inputs: int
     outputs: int
     parts: tuple[Part, ...]
+
+    @property
+    def biases(self) -> int:
+        """Parameters beside the weights of its parts."""
+        return biases(self.layer, self.outputs) if self.parts else 0
 
 
 def layer_shape(layer: LayerSpec, policy: LayerPolicy, inputs: int, outputs: int) -> LayerShape:

@@ -96,13 +96,16 @@ def check_layer(shape: LayerShape, module: nn.Module, name: str) -> None:
     assert len(parts) == len(shape.parts), name
     assert tensors(parts[0])[0] == shape.inputs, name
     assert tensors(parts[-1])[1] == shape.outputs, name
+    beside = [p.numel() for n, p in module.named_parameters() if "weight" not in n]
+    assert sum(beside) == shape.biases, name
     for found, part in zip(parts, shape.parts, strict=True):
         assert tensors(found) == (part.inputs, part.outputs), name
+        sizes = {n: p.numel() for n, p in found.named_parameters()}
+        assert sum(size for n, size in sizes.items() if "weight" in n) == part.weights, name
         if isinstance(found, nn.Conv2d):
             real = (found.kernel_size, found.stride, found.groups)
             assert real == (part.kernel_size, part.stride, part.groups), name
         if isinstance(found, nn.Conv2d | nn.Linear):
-            assert found.weight.numel() == part.weights, name
             kernel = part_kernel(part, "fp32")
             assert kernel is not None
             assert (kernel.in_channels, kernel.out_channels) == tensors(found), name
