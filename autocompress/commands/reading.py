@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
 from rich.console import Console
 from rich.markup import escape
 
@@ -16,6 +17,7 @@ from autocompress.mlflow.server import serve
 from autocompress.report.display import Display
 from autocompress.report.tables import front_table, verdict_table
 from autocompress.report.terminal import PlainConsole
+from autocompress.run.dashboard import serve as serve_dashboard
 from autocompress.track.folder import RunFolder
 from autocompress.track.view import RunView
 
@@ -40,9 +42,26 @@ def show_front(view: RunView, console: Console) -> None:
     console.print(verdict_table(view))
 
 
-def ui(runs: Path, host: str, port: int, *, as_json: bool) -> None:
-    """Serve MLflow on the runs' store until Ctrl-C."""
-    serve(runs, _print_links_json if as_json else _print_links, host=host, port=port)
+def ui(runs: Path, host: str, port: int, *, dashboard: bool, opened: bool, as_json: bool) -> None:
+    """Serve the runs' trials in MLflow, or in optuna-dashboard, until Ctrl-C."""
+    if dashboard:
+
+        def announce(url: str, shown: Sequence[str], skipped: Mapping[str, str]) -> None:
+            _print_dashboard(url, shown, skipped, as_json)
+            if opened:
+                typer.launch(url)
+
+        serve_dashboard(runs, announce, host=host, port=port)
+        return
+
+    def announce_pages(url: str, pages: Mapping[str, Links], skipped: Mapping[str, str]) -> None:
+        (_print_links_json if as_json else _print_links)(url, pages, skipped)
+        if opened and pages:
+            latest = max(pages, key=lambda name: (runs / name / "trials.jsonl").stat().st_mtime)
+            for page in (pages[latest].front, pages[latest].trials, pages[latest].charts):
+                typer.launch(page)
+
+    serve(runs, announce_pages, host=host, port=port)
 
 
 def show_tracked(found: dict[str, Any], console: Console) -> None:
@@ -67,12 +86,30 @@ def _print_links(url: str, pages: Mapping[str, Links], skipped: Mapping[str, str
     for name, page in pages.items():
         console.print(f"\n[bold]{escape(name)}[/bold]")
         for label, link in (
+            ("front", page.front),
+            ("trials", page.trials),
+            ("charts", page.charts),
             ("study", page.study),
-            ("trials", page.runs),
-            ("compare", page.compare),
         ):
             console.print(f"  {label:8} {escape(link)}")
+    _print_skipped(console, "was not brought up to date", skipped, empty=not pages)
+
+
+def _print_dashboard(
+    url: str, shown: Sequence[str], skipped: Mapping[str, str], as_json: bool
+) -> None:
+    if as_json:
+        answer(json.dumps({"url": url, "runs": list(shown), "skipped": skipped}))
+        return
+    console = PlainConsole(highlight=False, soft_wrap=True)
+    console.print(f"optuna-dashboard is up at [bold]{url}[/bold]. Ctrl-C ends it.")
+    for name in shown:
+        console.print(f"  {escape(name)}")
+    _print_skipped(console, "is not shown", skipped, empty=not shown)
+
+
+def _print_skipped(console: Console, what: str, skipped: Mapping[str, str], *, empty: bool) -> None:
     for name, reason in skipped.items():
-        console.print(f"\n{escape(name)} was not brought up to date: {escape(reason)}")
-    if not pages and not skipped:
+        console.print(f"\n{escape(name)} {what}: {escape(reason)}")
+    if empty and not skipped:
         console.print("There is no run in this folder yet.")

@@ -227,7 +227,8 @@ class SharedTrials:
         claim.set_user_attr("trial", text)
         for name, violation in over.items():
             claim.set_constraint(name, violation)
-        self._storage.set_trial_system_attr(place, _LISTED, list(over.values()))
+        for attribute, figures in listed(over).items():
+            self._storage.set_trial_system_attr(place, attribute, figures)
         self.study.tell(claim, values, trial_state("FAIL" if values is None else "COMPLETE"))
 
     def news(self, taken: Callable[[Trial], Trial] = lambda trial: trial) -> list[Trial]:
@@ -294,8 +295,13 @@ class SharedTrials:
             distributions=self._distributions,
             user_attrs=dict(attributes),
             constraints=dict(over or {}) or None,
-            system_attrs={_LISTED: list(over.values())} if over else {},
+            system_attrs=listed(over or {}),
         )
+
+
+def listed(over: Mapping[str, float]) -> dict[str, list[float]]:
+    """A trial's violations as optuna-dashboard reads them: an attribute of the system's."""
+    return {_LISTED: list(over.values())} if over else {}
 
 
 def open_storage(url: str) -> optuna.storages.BaseStorage:

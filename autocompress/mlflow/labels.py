@@ -27,6 +27,8 @@ def trial_tags(trial: Trial, *, front: bool) -> dict[str, str]:
         "origin": trial.origin or "unknown",
         "feasible": str(trial.feasible).lower(),
         "front": str(front).lower(),
+        "best": "false",  # known at the end only
+        "seed": str(trial.seed),
         "policy": trial.policy.digest,
     }
     context = trial.measurement.context if trial.measurement else {}
@@ -41,16 +43,19 @@ def trial_tags(trial: Trial, *, front: bool) -> dict[str, str]:
 
 
 def trial_params(trial: Trial, layers: Sequence[str]) -> dict[str, str]:
-    """Parameters of a child run: a handful that sum the policy up."""
+    """Parameters of a child run: a handful that sum the policy up, and nothing else.
+
+    MLflow's page of comparison begins with the first three of the alphabet that differ.
+    """
     found = policy_summary(trial.policy, layers)
-    texts = {k: v if isinstance(v, str) else f"{v:.4g}" for k, v in found.items()}
-    return {**texts, "epochs": f"{trial.phase.epochs:g}", "seed": str(trial.seed)}
+    return {k: v if isinstance(v, str) else f"{v:.4g}" for k, v in found.items()}
 
 
 def trial_metrics(entry: Entry, baseline: Measurement, layers: Sequence[str]) -> dict[str, float]:
     """Metrics of a child run; the policy's numbers too, as parameters compare as text only."""
     trial = entry.trial
     found = {"seconds": trial.seconds, "elapsed_s": entry.elapsed_s}
+    found["epochs"] = trial.phase.epochs
     found |= {f"violation.{name}": v for name, v in trial.violations.items()}
     summary = policy_summary(trial.policy, layers)
     found |= {f"policy.{k}": v for k, v in summary.items() if isinstance(v, float)}
@@ -61,6 +66,16 @@ def trial_metrics(entry: Entry, baseline: Measurement, layers: Sequence[str]) ->
         if ratio is not None:
             found["latency_ratio"] = ratio
     return {name: float(number) for name, number in found.items()}
+
+
+def answer_metrics(view: RunView) -> dict[str, float]:
+    """Metrics of the parent run: those of its answer, for the study's row of a table."""
+    found = view.best.measurement if view.best is not None else None
+    if found is None:
+        return {}
+    ratio = latency_ratio(found, view.baseline)
+    told = dict(found.values) | ({} if ratio is None else {"latency_ratio": ratio})
+    return {name: float(number) for name, number in told.items()}
 
 
 def study_params(view: RunView) -> dict[str, str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,7 +21,9 @@ from pathlib import Path
 from urllib.parse import quote
 
 from autocompress.errors import AutocompressError, InputError
+from autocompress.machine.ports import free_port
 from autocompress.mlflow.store import ENVIRONMENT, Recorder, Store, sync
+from autocompress.mlflow.views import VIEWS, key
 from autocompress.track.folder import RunFolder
 from autocompress.track.lock import writer_of
 
@@ -32,13 +33,19 @@ class Links:
     """Pages of one run.
 
     Args:
-        runs: table of the experiment's runs.
-        study: the parent run, with front, plots and hypervolume over time.
-        compare: parallel coordinates, scatter and contour plots of the trials.
+        front: the front's trials, cheapest first.
+        trials: all of them, the latest first.
+        charts: quality over cost, what policies have in common, hypervolume over time.
+        study: the parent run, with the front as a table, plots and the report.
+        runs: table of the experiment's runs, as MLflow shows it by itself.
+        compare: MLflow's comparison of the front's trials with others.
     """
 
-    runs: str
+    front: str
+    trials: str
+    charts: str
     study: str
+    runs: str
     compare: str
 
 
@@ -54,12 +61,19 @@ def links(
         most: longer comparisons make addresses that browsers refuse.
     """
     root = f"{base.rstrip('/')}/#"
+    page = f"{root}/experiments/{experiment_id}/runs"
+    # without the kind of work the interface shows the pages of another
+    work = "workflowType=machine_learning"
+    front, trials, charts = (f"{page}?viewStateShareKey={key(v)}&{work}" for v in VIEWS)
     chosen = quote(json.dumps(list(children[:most]), separators=(",", ":")))
     experiments = quote(json.dumps([experiment_id]))
     return Links(
-        runs=f"{root}/experiments/{experiment_id}/runs",
-        study=f"{root}/experiments/{experiment_id}/runs/{parent}",
-        compare=f"{root}/compare-runs?runs={chosen}&experiments={experiments}",
+        front=front,
+        trials=trials,
+        charts=f"{charts}&compareRunsMode=CHART",
+        study=f"{page}/{parent}?{work}",
+        runs=f"{page}?{work}",
+        compare=f"{root}/compare-runs?runs={chosen}&experiments={experiments}&{work}",
     )
 
 
@@ -73,11 +87,11 @@ class Server:
 
     Args:
         runs: folder of the runs; its store is made if it is not there.
-        host, port: where to listen; port 0 takes a free one.
+        host, port: where to listen; of a taken port the next free one, of 0 any.
         wait_s: how long to wait for it to answer.
 
     Raises:
-        InputError: the port is taken.
+        InputError: nothing can listen there.
         AutocompressError: it ended or did not answer in time; the end of its log is shown.
     """
 
@@ -91,7 +105,7 @@ class Server:
             )
         # made here: two of the server's workers would otherwise make its tables at once
         store.client().search_experiments(max_results=1)
-        port = _free_port(host, port)
+        port = free_port(host, port)
         self.url = f"http://{host}:{port}"
         # a file, not a pipe: nobody reads it, and a full pipe would stop the server
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the server)
@@ -181,10 +195,10 @@ def serve(runs: str | Path, announce: Announce, *, host: str = "127.0.0.1", port
     Args:
         runs: folder of the runs.
         announce: called once the server is up.
-        host, port: where to listen; port 0 takes a free one.
+        host, port: as ``Server`` takes them.
 
     Raises:
-        InputError: no such folder, or the port is taken.
+        InputError: no such folder, or nothing can listen there.
         AutocompressError: the server does not start.
     """
     recorders, skipped = sync_all(runs)
@@ -218,17 +232,3 @@ def sync_all(runs: str | Path) -> tuple[dict[str, Recorder], dict[str, str]]:
         except Exception as error:  # one bad run must not hide the others
             skipped[folder.name] = str(error)
     return done, skipped
-
-
-def _free_port(host: str, port: int) -> int:
-    """The asked port, or a free one for 0."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise InputError(
-                f"Cannot listen on {host}:{port} ({error.strerror}). Choose another --port, or "
-                "--port 0 for a free one."
-            ) from None
-        return int(probe.getsockname()[1])

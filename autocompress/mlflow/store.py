@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from autocompress.machine.scratch import scratch_folder
-from autocompress.mlflow import labels
+from autocompress.mlflow import labels, views
 from autocompress.mlflow.artifacts import as_json, log_text, save_onnx
 from autocompress.mlflow.asking import check_named
 from autocompress.mlflow.database import check_database
@@ -36,6 +36,7 @@ from autocompress.track.view import Growth, Point, RunView, score, value
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Metric as Logged
 
 #: a dead server must cost seconds, not the four minutes that MLflow's defaults take
 ENVIRONMENT = {
@@ -141,6 +142,7 @@ class Recorder:
         if self._client is None:
             client = self.store.client()
             self.experiment_id = self._find_experiment(client)
+            views.prepare(client, self.experiment_id, self.objectives)
             self.parent = self._find_parent(client)
             self._find_children(client)
             self._client = client
@@ -212,7 +214,7 @@ class Recorder:
             **labels.trial_tags(trial, front=trial.number in after),
         }
         if trial.number not in self.children:
-            self._write_child(client, entry, wanted)
+            self._write_child(client, entry, wanted, point)
             self._tags[trial.number] = wanted
             if point is not None:
                 self._log_point(client, entry, point)
@@ -220,8 +222,9 @@ class Recorder:
         for number in before - after:
             self._set_tag(client, number, "front", "false")
 
-    def _write_child(self, client: MlflowClient, entry: Entry, tags: Mapping[str, str]) -> None:
-        from mlflow.entities import Metric as Logged
+    def _write_child(
+        self, client: MlflowClient, entry: Entry, tags: Mapping[str, str], point: Point | None
+    ) -> None:
         from mlflow.entities import Param, RunTag
 
         trial, end = entry.trial, _milliseconds(entry.finished)
@@ -233,12 +236,12 @@ class Recorder:
             run_name=f"trial {trial.number}",
         )
         run_id = str(run.info.run_id)
+        metrics = labels.trial_metrics(entry, self.baseline, self.layers)
+        if point is not None:
+            metrics["hypervolume"] = point.hypervolume
         client.log_batch(
             run_id,
-            [
-                Logged(name, number, end, 0)
-                for name, number in labels.trial_metrics(entry, self.baseline, self.layers).items()
-            ],
+            _logged(metrics, end),
             [Param(name, text) for name, text in labels.trial_params(trial, self.layers).items()],
             [RunTag(name, text) for name, text in tags.items()],
         )
@@ -247,13 +250,11 @@ class Recorder:
         self.children[trial.number] = run_id
 
     def _log_point(self, client: MlflowClient, entry: Entry, point: Point) -> None:
-        from mlflow.entities import Metric as Logged
-
         now = _milliseconds(entry.finished)
         values = {"hypervolume": point.hypervolume, "front_size": float(len(self._growth.front))}
         if point.best_quality is not None:
             values[f"best_feasible_{self.objectives[0].name}"] = point.best_quality
-        client.log_batch(self.parent, [Logged(k, v, now, self._step) for k, v in values.items()])
+        client.log_batch(self.parent, _logged(values, now, self._step))
 
     def _set_tag(self, client: MlflowClient, number: int, name: str, text: str) -> None:
         tags = self._tags.get(number)
@@ -276,6 +277,8 @@ class Recorder:
         for trial in view.trials:
             self._set_tag(client, trial.number, "feasible", str(trial.feasible).lower())
             self._set_tag(client, trial.number, "front", str(trial.number in front).lower())
+            best = str(view.best is not None and trial.number == view.best.number).lower()
+            self._set_tag(client, trial.number, "best", best)
         for trial in view.front:
             if trial.number in self.children:
                 policy = as_json(trial.policy.as_dict())
@@ -292,6 +295,7 @@ class Recorder:
         known = client.get_run(self.parent).data.params
         client.log_batch(
             self.parent,
+            _logged(labels.answer_metrics(view), self._ended or 0),
             params=[Param(k, v) for k, v in labels.study_params(view).items() if k not in known],
             tags=[RunTag(k, v) for k, v in labels.study_tags(view).items()],
         )
@@ -381,6 +385,12 @@ def sync(
         recorder.add(replace(entry, trial=judged.get(entry.trial.number, entry.trial)))
     recorder.close(view, best_model or (folder.best_model() if asked.register_best else None))
     return recorder
+
+
+def _logged(values: Mapping[str, float], moment: int, step: int = 0) -> list[Logged]:
+    from mlflow.entities import Metric as Logged
+
+    return [Logged(name, number, moment, step) for name, number in values.items()]
 
 
 def _milliseconds(finished: str) -> int:

@@ -1,0 +1,87 @@
+"""Commands that take runs: ``front``, ``export``, ``track``, ``ui``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from autocompress.commands import options, reading
+from autocompress.commands import recipes as showing
+from autocompress.commands.options import Json, Run
+from autocompress.commands.printing import printed
+from autocompress.report.tables import summary_json
+from autocompress.run import tracking
+from autocompress.track.folder import RunFolder
+
+
+def front(
+    run: Run,
+    open_report: Annotated[bool, typer.Option("--open", help="Open the HTML report.")] = False,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help="Re-cost the stored trials for another runtime, or for a device's table.json."
+        ),
+    ] = None,
+    trust: options.Trust = False,
+    as_json: Json = False,
+) -> None:
+    """Show the Pareto front of a run."""
+    view = reading.view_of(run, target, trust=trust, quiet=as_json)
+    printed(summary_json(view), as_json, lambda console: reading.show_front(view, console))
+    if open_report:
+        typer.launch(str(RunFolder.open(run).report.resolve()))
+
+
+def export(
+    run: Run,
+    pick: Annotated[
+        str, typer.Option(help="best, knee, fastest, smallest, most-accurate, or a trial's number.")
+    ] = "best",
+    output: Annotated[Path, typer.Option("--output", "-o", help="The recipe to write.")] = Path(
+        "recipe.yaml"
+    ),
+    as_json: Json = False,
+) -> None:
+    """Write a recipe that anyone can apply again."""
+    from autocompress.run import recipes
+
+    found = recipes.export(run, pick, output)
+    printed(found, as_json, lambda console: showing.show_export(found, console))
+
+
+def track(
+    run: Run,
+    uri: Annotated[
+        str | None, typer.Option(help="Tracking URI; the file beside the run by default.")
+    ] = None,
+    experiment: Annotated[
+        str | None, typer.Option(help="Its name; the study's by default.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Bring MLflow up to date with a run; repeating it changes nothing."""
+    found = tracking.track(run, uri, experiment)
+    printed(found, as_json, lambda console: reading.show_tracked(found, console))
+
+
+def ui(
+    runs: Annotated[Path, typer.Argument(metavar="[RUNS]", help="The folder of the runs.")] = Path(
+        "runs"
+    ),
+    host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="If it is taken, the next free one; 0 takes any.")
+    ] = 5000,
+    opened: Annotated[
+        bool, typer.Option("--open", help="Open the latest run's pages in the browser.")
+    ] = False,
+    dashboard: Annotated[
+        bool, typer.Option(help="Start optuna-dashboard on the same trials instead.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Start the MLflow server on the runs' store and print links to the right pages."""
+    reading.ui(runs, host, port, dashboard=dashboard, opened=opened, as_json=as_json)
