@@ -64,7 +64,6 @@ NO_TORCH = (
 )
 FOR_TYPES = {
     "policy/technique.py": {"measure", "model", "targets", "techniques"},
-    "techniques/promises.py": {"measure", "targets"},
     "techniques/builtin/prune.py": {"measure"},
     "techniques/builtin/blocks.py": {"measure"},
     "techniques/builtin/quantize.py": {"measure", "targets"},

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from autocompress.targets.base import Target
     from autocompress.techniques.stitching import Stitching
 
-__all__ = ["STAGES", "Field", "Stage", "Technique"]
+__all__ = ["STAGES", "Field", "Stage", "Technique", "some"]
+
+_LISTED = 6
 
 Stage = Literal["channels", "blocks", "factors", "weights", "precision"]
 STAGES: tuple[Stage, ...] = ("channels", "blocks", "factors", "weights", "precision")
@@ -340,3 +342,9 @@ class Technique:
             One sentence per problem.
         """
         return []
+
+
+def some(names: Sequence[str]) -> str:
+    """The first of several names, and how many more there are, for a sentence in ``problems``."""
+    rest = len(names) - _LISTED
+    return ", ".join(names[:_LISTED]) + (f" and {rest} more" if rest > 0 else "")

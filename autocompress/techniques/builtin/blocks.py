@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from autocompress.errors import PolicyError
 from autocompress.policy.field import Field
-from autocompress.policy.technique import Technique
+from autocompress.policy.technique import Technique, some
 from autocompress.policy.values import Presence
 
 if TYPE_CHECKING:
@@ -86,10 +86,9 @@ class Blocks(Technique):
         found = [name for name in gone if name in shown.nodes]
         if not found:
             return []
-        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
         return [
-            f"The policy leaves out {found[0]}{more}, but the runtime's profile still shows "
-            "operators of it."
+            f"The policy leaves out {some(found)}, but the runtime's profile still shows operators "
+            "of it."
         ]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
 from autocompress.policy.field import Field
-from autocompress.policy.technique import Technique
+from autocompress.policy.technique import Technique, some
 from autocompress.policy.values import Heads, Removed, ends
 
 if TYPE_CHECKING:
@@ -116,6 +116,22 @@ class Prune(Technique):
 
     def problems(self, shown: Shown) -> list[str]:
         """Layers that are as wide as before."""
-        from autocompress.techniques.promises import channel_problems
-
-        return channel_problems(shown)
+        wrong = []
+        for name, nodes in shown.nodes.items():
+            module = shown.compressed.module.get_submodule(name)
+            linear = hasattr(module, "out_features")
+            wanted = getattr(module, "out_features" if linear else "out_channels", None)
+            if wanted is None:
+                continue
+            for node in nodes:
+                output = node.outputs[0][1] if node.outputs else ()
+                if len(output) < 2 or not shown.multiplies(node):
+                    continue
+                if not shown.target.shows_channels(node, int(wanted), linear):
+                    wrong.append(f"{name} ({wanted} channels promised, output {list(output)})")
+                    break
+        if not wrong:
+            return []
+        return [
+            f"The runtime's profile shows other shapes than the policy promises: {some(wrong)}."
+        ]
