@@ -14,16 +14,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from autocompress.api import Answer, Result, search
     from autocompress.api_models import apply, bench, evaluate, export, profile, verify
+    from autocompress.controller.config import SearchConfig
     from autocompress.errors import AutocompressError
     from autocompress.policy.budget import Budget
     from autocompress.policy.operators import operator
     from autocompress.policy.policy import Distill, LayerPolicy, Policy
     from autocompress.policy.recipe import Recipe
+    from autocompress.policy.recovery import RecoveryConfig
     from autocompress.policy.settings import CompressionSettings
     from autocompress.policy.space_config import SpaceConfig
     from autocompress.results.front import ParetoFront
     from autocompress.results.metric import Measurement
     from autocompress.results.trial import Trial
+    from autocompress.run.study import TrackingConfig
+    from autocompress.targets.config import TargetConfig
     from autocompress.task.data import Data, Split
     from autocompress.task.metrics import TaskMetric
     from autocompress.task.task import Task
@@ -42,11 +46,15 @@ __all__ = [
     "ParetoFront",
     "Policy",
     "Recipe",
+    "RecoveryConfig",
     "Result",
+    "SearchConfig",
     "SpaceConfig",
     "Split",
+    "TargetConfig",
     "Task",
     "TaskMetric",
+    "TrackingConfig",
     "Trial",
     "__version__",
     "apply",
@@ -66,16 +74,20 @@ logging.getLogger("autocompress").addHandler(logging.NullHandler())
 _MODULES = {
     "api": ("Answer", "Result", "search"),
     "api_models": ("apply", "bench", "evaluate", "export", "profile", "verify"),
+    "controller.config": ("SearchConfig",),
     "errors": ("AutocompressError",),
     "policy.budget": ("Budget",),
     "policy.operators": ("operator",),
     "policy.policy": ("Distill", "LayerPolicy", "Policy"),
     "policy.recipe": ("Recipe",),
+    "policy.recovery": ("RecoveryConfig",),
     "policy.settings": ("CompressionSettings",),
     "policy.space_config": ("SpaceConfig",),
     "results.front": ("ParetoFront",),
     "results.metric": ("Measurement",),
     "results.trial": ("Trial",),
+    "run.study": ("TrackingConfig",),
+    "targets.config": ("TargetConfig",),
     "task.data": ("Data", "Split"),
     "task.metrics": ("TaskMetric",),
     "task.task": ("Task",),

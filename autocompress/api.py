@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from autocompress.errors import InputError
 from autocompress.policy.budget import Budget
 from autocompress.policy.recipe import Recipe
+from autocompress.policy.section import Section
 from autocompress.policy.settings import CompressionSettings
 from autocompress.policy.space_config import SpaceConfig
 from autocompress.policy.writing import replacing
@@ -23,6 +24,10 @@ from autocompress.track.folder import RunFolder
 if TYPE_CHECKING:
     from torch import nn
 
+    from autocompress.controller.config import SearchConfig
+    from autocompress.policy.recovery import RecoveryConfig
+    from autocompress.run.study import TrackingConfig
+    from autocompress.targets.config import TargetConfig
     from autocompress.task.task import Task
     from autocompress.track.view import RunView
 
@@ -145,11 +150,11 @@ def search(
     budget: Budget | str | None = None,
     space: str | Path | Mapping[str, Any] | SpaceConfig = "joint",
     out: str | Path = "runs/python",
-    target: Mapping[str, Any] | None = None,
-    search: Mapping[str, Any] | None = None,
-    recovery: Mapping[str, Any] | None = None,
+    target: TargetConfig | Mapping[str, Any] | None = None,
+    search: SearchConfig | Mapping[str, Any] | None = None,
+    recovery: RecoveryConfig | Mapping[str, Any] | None = None,
     settings: CompressionSettings | Mapping[str, Any] | None = None,
-    tracking: Mapping[str, Any] | None = None,
+    tracking: TrackingConfig | Mapping[str, Any] | None = None,
     task: Task | str | Mapping[str, Any] | None = None,
     max_accuracy_drop: float | None = None,
     max_quality_drop: str | float | None = None,
@@ -169,8 +174,10 @@ def search(
         budget: ``Budget(latency_ms=2.0)``, ``Budget("latency<=0.5x", "size<=1MB")``, or a text.
         space: a shipped space's name, a path, or plain data.
         out: folder of the run.
-        target, search, recovery, settings, tracking: sections of a study file; in ``search``,
-            ``timeout_s`` alone has no count, ``sampler`` may be an ``optuna.samplers.BaseSampler``.
+        target, search, recovery, settings, tracking: sections of a study file, as mappings or as
+            ``TargetConfig``, ``SearchConfig``, ``RecoveryConfig``, ``CompressionSettings`` and
+            ``TrackingConfig``; in ``search``, ``timeout_s`` alone has no count, and in a mapping
+            ``sampler`` may be an ``optuna.samplers.BaseSampler``.
         task: a ``Task``, or a ready-made one's name (``"regression"``); see ``docs/tasks.md``.
         max_accuracy_drop: in points; the cheapest policy that keeps to it is the answer.
         max_quality_drop: the same for any task: in the metric's unit, or a share (``"2%"``).
@@ -200,8 +207,10 @@ def search(
     return Result(done.folder.root, done.summary, done.view)
 
 
-def _with_sampler(search: Mapping[str, Any] | None) -> tuple[dict[str, Any], Any]:
-    """The section of the search as a file would hold it, and a sampler that is an object."""
+def _with_sampler(search: SearchConfig | Mapping[str, Any] | None) -> tuple[Any, Any]:
+    """The section of the search without a sampler that is an object, and that."""
+    if isinstance(search, Section):
+        return search, None
     if not isinstance(search, Mapping | None):
         raise InputError(f"`search` must be a mapping such as {{'trials': 100}}, got {search!r}.")
     section = dict(search or {})

@@ -22,6 +22,9 @@ from autocompress.run.reading import Reading, file_part
 if TYPE_CHECKING:
     from torch import nn
 
+    from autocompress.policy.recovery import RecoveryConfig
+    from autocompress.targets.config import TargetConfig
+
 
 def apply(
     recipe: str | Path | Recipe | SavedRecipe,
@@ -100,8 +103,8 @@ def evaluate(
     uniform: Mapping[str, Any] | None = None,
     budget: Budget | str | None = None,
     space: str | Path | Mapping[str, Any] | SpaceConfig = "joint",
-    target: Mapping[str, Any] | None = None,
-    recovery: Mapping[str, Any] | None = None,
+    target: TargetConfig | Mapping[str, Any] | None = None,
+    recovery: RecoveryConfig | Mapping[str, Any] | None = None,
     settings: CompressionSettings | Mapping[str, Any] | None = None,
     task: Any = None,
     epochs: float = 0.0,
@@ -155,7 +158,7 @@ def profile(
     data: Any,
     *,
     space: str | Path | Mapping[str, Any] | SpaceConfig = "joint",
-    target: Mapping[str, Any] | None = None,
+    target: TargetConfig | Mapping[str, Any] | None = None,
     settings: CompressionSettings | Mapping[str, Any] | None = None,
     task: Any = None,
     **reading: Unpack[Reading],

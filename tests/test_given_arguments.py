@@ -10,6 +10,8 @@ from torch import nn
 
 import autocompress as ac
 from autocompress.errors import InputError
+from autocompress.run.given import given_study
+from autocompress.targets import get_target
 
 
 class Odd:
@@ -62,6 +64,36 @@ def test_a_wrong_sampler_leaves_nothing_behind(tmp_path: Path, sampler: Any) -> 
     with pytest.raises(InputError, match="sampler"):
         ac.search(network(), data, out=out, quiet=True, search={"sampler": sampler})
     assert not out.exists()
+
+
+SECTIONS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "target": (ac.TargetConfig(threads=2, lengths={16: 0.5, 32: 0.5}), {"threads": 2}),
+    "search": (ac.SearchConfig(timeout_s=600.0), {"timeout_s": 600.0}),
+    "recovery": (ac.RecoveryConfig(epochs=2.0), {"epochs": 2.0}),
+    "settings": (ac.CompressionSettings(seed=3), {"seed": 3}),
+    "tracking": (ac.TrackingConfig(mlflow=False), {"mlflow": False}),
+}
+SECTIONS["target"][1]["lengths"] = {16: 0.5, 32: 0.5}
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_a_section_by_its_class_is_the_same_study_as_by_a_mapping(name: str) -> None:
+    typed, plain = (given_study("x", None, **{name: section}) for section in SECTIONS[name])
+    assert typed.model_dump() | {"target": None} == plain.model_dump() | {"target": None}
+    assert typed.target.config() == plain.target.config()
+    assert getattr(typed, name) != getattr(given_study("x", None), name)
+
+
+def test_a_typed_target_is_one_of_its_runtime() -> None:
+    config = get_target("torch").config
+    assert given_study("x", None, target=config).target.config() == config
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_another_sections_class_is_refused(tmp_path: Path, name: str) -> None:
+    other = ac.SpaceConfig.read({"rules": []})
+    with pytest.raises(InputError, match=f"`{name}` must be a mapping or a .*, got a SpaceConfig"):
+        ac.search(network(), data, out=tmp_path / "run", quiet=True, **{name: other})
 
 
 @pytest.mark.parametrize("value", [7, Odd(), None], ids=str)

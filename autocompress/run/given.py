@@ -7,13 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autocompress.controller.config import asked
+from autocompress.controller.config import SearchConfig, asked
 from autocompress.errors import InputError
 from autocompress.policy.budget import Budget
+from autocompress.policy.recovery import RecoveryConfig
+from autocompress.policy.section import Section
 from autocompress.policy.settings import CompressionSettings
 from autocompress.policy.space_config import SpaceConfig
 from autocompress.run.reading import file_part
-from autocompress.run.study import GIVEN, StudyConfig, read_study
+from autocompress.run.study import GIVEN, StudyConfig, TrackingConfig, read_study
+from autocompress.targets.config import TargetConfig
 
 if TYPE_CHECKING:
     from torch import nn
@@ -46,7 +49,7 @@ def given_study(
         "data": {"factory": GIVEN, "task": named, **sections.pop("data", {})},
         "budget": [str(limit) for limit in limits.limits],
     }
-    said = {k: _plain(v) for k, v in sections.items() if v is not None}
+    said = {k: _plain(k, v) for k, v in sections.items() if v is not None}
     if isinstance(search := said.get("search"), Mapping):
         said["search"] = asked(search)
     return read_study(given | said, where="the call")
@@ -77,10 +80,30 @@ def told(
     return replace(Data.wrap(data, **said), task=make_task(task))
 
 
-def _plain(value: Any) -> Any:
-    """A section as a study file would hold it."""
-    if isinstance(value, SpaceConfig | CompressionSettings):
-        return value.model_dump(mode="json")
+_TYPED: dict[str, type[Section]] = {
+    "target": TargetConfig,
+    "space": SpaceConfig,
+    "search": SearchConfig,
+    "recovery": RecoveryConfig,
+    "settings": CompressionSettings,
+    "tracking": TrackingConfig,
+}
+"""The class of each section that a call may hand over."""
+
+
+def _plain(name: str, value: Any) -> Any:
+    """A section as a study file would hold it.
+
+    Raises:
+        InputError: it is another section's.
+    """
+    if isinstance(value, Section):
+        if not isinstance(value, _TYPED[name]):
+            wanted, found = _TYPED[name].__name__, type(value).__name__
+            raise InputError(f"`{name}` must be a mapping or a {wanted}, got a {found}.")
+        # of how a search ends, and where it tracks, only what was said counts: a file says no more
+        said = value.model_dump(mode="json", exclude_unset=name not in ("space", "settings"))
+        return {"runtime": value.runtime, **said} if isinstance(value, TargetConfig) else said
     if isinstance(value, Mapping):
         return dict(value)
     return str(value) if isinstance(value, Path) else value

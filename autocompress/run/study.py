@@ -101,7 +101,7 @@ class BaselineSection(Section):
     max_rounds: int | None = Field(None, ge=1)
 
 
-class TrackingSection(Section):
+class TrackingConfig(Section):
     """Where trials are shown.
 
     Args:
@@ -184,7 +184,7 @@ class StudyConfig(Section):
     max_quality_drop: str | float | None = None
     search: SearchConfig = SearchConfig()
     recovery: RecoveryConfig = RecoveryConfig()
-    tracking: TrackingSection = TrackingSection()
+    tracking: TrackingConfig = TrackingConfig()
     executor: Literal["local", "ray", "ray_tune"] = "local"
     workers: int = Field(1, ge=1, le=10_000)
     ray_address: str | None = None
