@@ -13,13 +13,13 @@ from autocompress.build.ranges import tensor_ranges
 from autocompress.build.rounding import compensate
 from autocompress.errors import CalibrationError
 from autocompress.exporters.checked import checked_graph
-from autocompress.exporters.onnx_glue import multipliers, shared_ranges
+from autocompress.exporters.onnx_glue import Wires, multipliers, shared_ranges
 from autocompress.exporters.onnx_quantize import NodePlan, plan_nodes, quantized_tensors
 from autocompress.model.tied import untie
 from autocompress.task.calling import call
 from autocompress.task.data import portions
 from autocompress.task.nested import take
-from autocompress.techniques.compressed import Compressed, Range, input_key
+from autocompress.techniques.compressed import Compressed, Range, input_key, output_key
 from autocompress.techniques.fold import fold_batch_norms
 from autocompress.techniques.moments import MatrixLayer, checked_portions, matrix_layer
 from autocompress.techniques.quantize import PLAIN, rounded_weight
@@ -74,7 +74,7 @@ def calibrate(compressed: Compressed, inputs: Any) -> Compressed:
         whole=multipliers(graph.graph, plan.static),
     )
     ranges = shared_ranges(graph.graph, plan.static, ranges)
-    ranges |= _of_inputs(folded, plan, ranges)
+    ranges |= _of_inputs(folded, plan, ranges) | _of_outputs(graph.graph, plan, ranges)
     return compressed.with_(ranges=ranges, folded=folded, graph=graph, notes=notes)
 
 
@@ -87,6 +87,20 @@ def _of_inputs(folded: nn.Module, plan: NodePlan, ranges: Mapping[str, Range]) -
         for number, node in enumerate(calls):
             if node.input[0] in ranges:
                 found[input_key(name, number)] = ranges[node.input[0]]
+    return found
+
+
+def _of_outputs(graph: Any, plan: NodePlan, ranges: Mapping[str, Range]) -> dict[str, Range]:
+    """Ranges of what layers write in integers alone, where others than such layers read it."""
+    wires = Wires.of(graph)
+    multiplying = {node.name for nodes in plan.layers.values() for node in nodes}
+    rounding = multiplying.intersection(plan.static)
+    found = {}
+    for name, nodes in plan.layers.items():
+        for number, node in enumerate(nodes):
+            written = wires.rounded(node, plan.static)
+            if written and not wires.only_read_by(rounding, written):
+                found[output_key(name, number)] = ranges[written]
     return found
 
 

@@ -36,6 +36,8 @@ _MOVING = frozenset(
 """They pick or average values of their first input, so that its scale serves the result."""
 CLIPPING = frozenset({"Clip", "Relu"})
 """They vanish into the range of what the layer before writes."""
+_FLOATS_TOO = frozenset({"Gemm", "MatMul"})
+"""Layers whose kernels write floats as readily as integers."""
 _POOLING = frozenset({"GlobalAveragePool", "ReduceMean"})
 _COMPUTING = frozenset({"Add", "Concat", "HardSigmoid", "HardSwish", "LeakyRelu", "Mul", "Sigmoid"})
 """Integers only where integers read them: else they would round and gain nothing."""
@@ -82,6 +84,20 @@ class Wires:
         return (
             bool(read) and self.answers.isdisjoint(tensors) and all(r.name in names for r in read)
         )
+
+    def rounded(self, node: Any, names: Collection[str]) -> str:
+        """The tensor in which a layer's output is rounded in any case; empty where it need not be.
+
+        Behind a clip that vanishes it is what the clip gives.
+        """
+        if node.name not in names or node.op_type in _FLOATS_TOO:
+            return ""
+        output: str = node.output[0]
+        readers = self.readers.get(output, [])
+        while len(readers) == 1 and readers[0].op_type in CLIPPING and readers[0].name in names:
+            output = readers[0].output[0]
+            readers = self.readers.get(output, [])
+        return output
 
     def value(self, name: str) -> Any:
         """A constant as an array, or ``None``."""
@@ -136,7 +152,7 @@ def _reached(
     for node in wires.nodes:
         fed = wires.data(node)
         if node.name in layers:
-            unrounded = node.op_type in ("Gemm", "MatMul")
+            unrounded = node.op_type in _FLOATS_TOO
         elif _has_kernel(node, wires) and fed and all(i in made for i in fed):
             if known is not None and not all(t in known for t in (*fed, *node.output)):
                 continue

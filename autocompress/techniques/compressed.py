@@ -14,6 +14,7 @@ from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.settings import CompressionSettings
 
 _INPUT = ":in"
+_OUTPUT = ":out"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,15 +68,28 @@ def input_key(layer: str, call: int = 0) -> str:
     return f"{layer}{_INPUT}#{call}" if call else f"{layer}{_INPUT}"
 
 
+def output_key(layer: str, call: int = 0) -> str:
+    """What the range of a layer's output is called, where it is rounded; as ``input_key``."""
+    return f"{layer}{_OUTPUT}#{call}" if call else f"{layer}{_OUTPUT}"
+
+
 def input_ranges(ranges: Mapping[str, Range], layer: str) -> tuple[Range, ...]:
     """Ranges of what a layer reads, call by call, as far as they are known."""
     keys = takewhile(ranges.__contains__, (input_key(layer, call) for call in count(1)))
     return tuple(ranges[key] for key in (input_key(layer), *keys) if key in ranges)
 
 
+def output_ranges(ranges: Mapping[str, Range], layer: str) -> tuple[Range | None, ...]:
+    """Ranges of what a layer gives, for each of its inputs' ranges; empty where none is rounded."""
+    calls = range(len(input_ranges(ranges, layer)))
+    found = tuple(ranges.get(output_key(layer, call)) for call in calls)
+    return found if any(found) else ()
+
+
 def tensors_alone(ranges: Mapping[str, Range]) -> dict[str, Range]:
-    """The ranges of tensors of a graph, without those of what layers read."""
-    return {key: own for key, own in ranges.items() if not key.split("#")[0].endswith(_INPUT)}
+    """The ranges of tensors of a graph, without those of what layers read and give."""
+    sides = (_INPUT, _OUTPUT)
+    return {key: own for key, own in ranges.items() if not key.split("#")[0].endswith(sides)}
 
 
 @dataclass

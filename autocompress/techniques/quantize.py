@@ -14,7 +14,13 @@ from torch.nn import functional as F
 from autocompress.errors import PolicyError
 from autocompress.model.tracing_stubs import unfuse
 from autocompress.model.usage import CONV, TRANSPOSED
-from autocompress.techniques.compressed import Compressed, Precision, Range, input_ranges
+from autocompress.techniques.compressed import (
+    Compressed,
+    Precision,
+    Range,
+    input_ranges,
+    output_ranges,
+)
 from autocompress.techniques.fold import fold_batch_norms
 
 
@@ -129,6 +135,8 @@ def _extremes(x: Tensor) -> tuple[Tensor, Tensor]:
 class QuantizedLayer(nn.Module):
     """A layer that rounds its input and its weights before it works; for simulation and training.
 
+    What it gives is rounded too where its kernel can write nothing but integers.
+
     Args:
         layer: of any kind; its float weights are what training changes.
         precision: bits.
@@ -136,6 +144,7 @@ class QuantizedLayer(nn.Module):
             follow the data: each batch's own extremes, in training a moving average of them. Where
             ranges are taken at run time, each batch's own extremes count in any case.
         half: element type where the precision is 16 bits.
+        written: ranges of the output where it is rounded, one for each call; ``None`` where not.
     """
 
     low: Tensor
@@ -147,8 +156,10 @@ class QuantizedLayer(nn.Module):
         precision: Precision,
         fixed: tuple[Range, ...] = (),
         half: torch.dtype = torch.float16,
+        written: tuple[Range | None, ...] = (),
     ) -> None:
         super().__init__()
+        self.written = written
         self.half_type = half
         self.layer = layer
         self.precision = precision
@@ -174,6 +185,7 @@ class QuantizedLayer(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Like the layer's own."""
         given: dict[Any, Any] = dict(enumerate(args)) | kwargs
+        written = self.written[self.calls % len(self.written)] if self.written else None
         places = _ATTENDED if isinstance(self.layer, nn.MultiheadAttention) else (0,)
         read = [place for place in places if place in given]
         first = given[read[0]] if read else None
@@ -182,9 +194,12 @@ class QuantizedLayer(nn.Module):
             given |= dict.fromkeys(read, self._input(first))
         weights = {name: self._rounded(name) for name in self._weights}
         positional = tuple(given[place] for place in range(len(args)))
-        return torch.func.functional_call(
+        found = torch.func.functional_call(
             self.layer, weights, positional, {name: given[name] for name in kwargs}
         )
+        if written is None or written.high <= written.low:
+            return found
+        return round_activation(found, written.low, written.high)
 
     def _input(self, x: Tensor) -> Tensor:
         if not x.is_floating_point():
@@ -346,5 +361,11 @@ def _wrap(
     setattr(
         module.get_submodule(owner),
         child,
-        QuantizedLayer(layer, precision, input_ranges(ranges, name), compressed.half_type),
+        QuantizedLayer(
+            layer,
+            precision,
+            input_ranges(ranges, name),
+            compressed.half_type,
+            output_ranges(ranges, name),
+        ),
     )

@@ -206,7 +206,7 @@ def test_it_is_what_the_file_computes(
     handed: bool,
     tmp_path: Path,
 ) -> None:
-    """Also of the module handed out. Between layers the file rounds more than is simulated."""
+    """Also of the module handed out."""
     model, inputs = _made(make, shape)
     made = _calibrated(model, inputs, layers)
     found = _of_file(export(made, tmp_path / "m.onnx", inputs[:2]).path, inputs)
@@ -219,6 +219,47 @@ def test_it_is_what_the_file_computes(
     assert lost > 1e-4  # there is something to simulate
     assert _far(wanted, real) < 1.5 * lost
     assert _far(found, wanted) < 0.8 * lost + 0.002
+
+
+class Images(nn.Module):
+    """Integer convolutions whose outputs floats read."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.a, self.b = how, nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, padding=1)
+        self.norm, self.last = nn.GroupNorm(2, 8), nn.Conv2d(8, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        match self.how:
+            case "norm":
+                y = self.norm(y)
+            case "relu, norm":
+                y = self.norm(F.relu(y))
+            case "clip, pooling, norm":
+                y = self.norm(F.max_pool2d(y.clamp(-1, 1.5), 3, 1, 1))
+            case "layer, norm":
+                y = F.relu(y)
+                y = F.gelu(self.b(y)) + self.norm(y)
+            case "twice":
+                y = F.gelu(self.b(F.gelu(self.b(F.relu(y)))))
+        return self.last(y)
+
+
+@pytest.mark.parametrize(
+    "how", ["norm", "relu, norm", "clip, pooling, norm", "layer, norm", "twice"]
+)
+def test_what_integer_convolutions_write_is_rounded_for_floats_too(
+    how: str, tmp_path: Path
+) -> None:
+    model, inputs = _made(lambda: Images(how), (3, 7, 7))
+    used = ["a", "b"] if how in ("layer, norm", "twice") else ["a"]
+    made = _calibrated(model, inputs, dict.fromkeys(used, INTEGER), bias_correction=False)
+    found = _of_file(export(made, tmp_path / "m.onnx", inputs[:2]).path, inputs)
+    with torch.no_grad():
+        wanted, real = simulate(made)(inputs), model(inputs)
+    other = ~torch.isclose(found, wanted, rtol=1e-4, atol=2e-4 * float(real.std()))
+    assert float(other.float().mean()) < 0.15
 
 
 @pytest.mark.parametrize("make", [Attends, Recurs])
