@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -55,20 +55,23 @@ class Member:
     ) -> Member:
         """A member from its logits ``(N, classes)``; the temperature is fitted on some inputs."""
         temperature = fit_temperature(logits[fitted_on], targets[fitted_on])
+        none = np.empty(0)
+        blank = cls(label, latency_ms, none, none > 0, {}, temperature, trial)
+        return blank.answering(logits, targets)
+
+    def answering(self, logits: Floats, targets: NDArray[Any]) -> Member:
+        """The same on other inputs, with the temperature that it has."""
         answers = logits.argmax(axis=1)
-        sure = {kind: confidence(kind, logits, temperature) for kind in OF_ONE}
-        return cls(label, latency_ms, answers, answers == targets, sure, temperature, trial)
+        sure = {kind: confidence(kind, logits, self.temperature) for kind in OF_ONE}
+        return replace(self, answers=answers, right=answers == targets, sure=sure)
 
     def on(self, inputs: Index) -> Member:
         """The same on some of the inputs."""
-        return Member(
-            self.label,
-            self.latency_ms,
-            self.answers[inputs],
-            self.right[inputs],
-            {kind: found[inputs] for kind, found in self.sure.items()},
-            self.temperature,
-            self.trial,
+        return replace(
+            self,
+            answers=self.answers[inputs],
+            right=self.right[inputs],
+            sure={kind: found[inputs] for kind, found in self.sure.items()},
         )
 
 

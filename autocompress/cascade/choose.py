@@ -164,11 +164,11 @@ def choose(
         taken = option.chain
     if taken is None:
         raise NoAnswer(_none_kept(options[0], members, asked, len(second)))
-    if len(taken.members) < 2:
-        alone = members[taken.members[0]]
+    alone = _as_good(taken, options, unseen, asked)
+    if alone is not None:
         raise NoAnswer(
-            f"No cascade is better than one member alone: {alone.label} keeps to it with "
-            f"{alone.latency_ms:.3f} ms."
+            f"No cascade is better than one member alone: {members[alone].label} keeps to it with "
+            f"{members[alone].latency_ms:.3f} ms."
         )
     return told(taken, unseen, right, asked.alpha, tested)
 
@@ -225,6 +225,20 @@ def check_members(members: Sequence[Member]) -> None:
             f"{members[0].sure['probability'][0]:.3g} for all of them at any temperature. Let the "
             "model give logits, not decisions."
         )
+
+
+def _as_good(
+    taken: Chain, options: Sequence[Option], unseen: Sequence[Member], asked: Asked
+) -> int | None:
+    """A member that does alone what the chain does, or ``None``."""
+    if len(taken.members) == 1:
+        return taken.members[0]
+    if asked.mean_ms is None:
+        return None
+    alone = (o.chain.members[0] for o in options if len(o.chain.members) == 1)
+    quick = [i for i in alone if unseen[i].latency_ms <= asked.mean_ms]
+    right = int(taken.right(unseen).sum())
+    return next((i for i in quick if int(unseen[i].right.sum()) >= right), None)
 
 
 def _accuracy(losses: Floats, gains: Floats) -> Floats:

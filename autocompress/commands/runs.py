@@ -1,4 +1,4 @@
-"""Commands that take runs: ``front``, ``export``, ``track``, ``ui``."""
+"""Commands that take runs: ``front``, ``export``, ``cascade``, ``track``, ``ui``."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
-from autocompress.commands import options, reading
+from autocompress.commands import cascading, options, reading
 from autocompress.commands import recipes as showing
 from autocompress.commands.options import Json, Run
 from autocompress.commands.printing import printed
+from autocompress.report.display import Display
 from autocompress.report.tables import summary_json
 from autocompress.run import tracking
 from autocompress.track.folder import RunFolder
@@ -50,6 +51,40 @@ def export(
 
     found = recipes.export(run, pick, output)
     printed(found, as_json, lambda console: showing.show_export(found, console))
+
+
+def cascade(
+    run: Run,
+    min_accuracy: Annotated[
+        str | None,
+        typer.Option(
+            metavar="POINTS",
+            help="At most so many points of accuracy below the uncompressed model, with 95 % "
+            "confidence on inputs that were not seen: 0.2%. The quickest cascade is taken.",
+        ),
+    ] = None,
+    mean_latency: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MS",
+            help="A mean latency that is not exceeded, with the same confidence: 0.3ms. The most "
+            "accurate cascade is taken.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder of the files [RUN/cascade/best]."),
+    ] = None,
+    trust: options.Trust = False,
+    as_json: Json = False,
+) -> None:
+    """Let a small member answer what it is sure of, and hand the rest to a larger one."""
+    from autocompress.run.cascading import cascade as make
+
+    asked = cascading.asked(min_accuracy, mean_latency)
+    with Display(as_json) as shown:
+        found = make(run, asked, output, shown.preparing, trust=trust)
+    printed(found, as_json, lambda console: cascading.show_cascade(found, console))
 
 
 def track(

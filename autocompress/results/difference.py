@@ -83,7 +83,7 @@ def _paired_variance(first: Measurement, second: Measurement) -> float | None:
     """Of the difference, from the same samples one by one; ``None`` where records hold none."""
     if first.context.get("split") != second.context.get("split"):
         return None
-    mine, theirs = _hits(first), _hits(second)
+    mine, theirs = hits_of(first), hits_of(second)
     if mine is not None and theirs is not None:
         if len(mine) != len(theirs):
             return None
@@ -112,7 +112,8 @@ def pack_scores(scores: NDArray[np.float64]) -> str:
     return base64.b64encode(scores[:_KEPT].astype(np.float32).tobytes()).decode()
 
 
-def _hits(measurement: Measurement) -> Any:
+def hits_of(measurement: Measurement) -> NDArray[np.bool_] | None:
+    """Which samples were answered rightly, ``(N,)``; ``None`` where the record does not say."""
     packed, count = measurement.context.get(HITS), measurement.context.get("images")
     if not packed or not count:
         return None

@@ -20,7 +20,7 @@ from autocompress.task.pick import the_tensor
 from autocompress.task.ready_masks import binary_segmentation, segmentation
 from autocompress.task.ready_sets import ctc, detection, embedding
 from autocompress.task.targets import class_targets, flag_targets, number_targets
-from autocompress.task.task import Loss, Task, ready_made
+from autocompress.task.task import ClassScores, Loss, Task, ready_made
 
 __all__ = [
     "READY",
@@ -71,6 +71,7 @@ def classification(output: str | None = None, loss: Loss | None = None) -> Task:
         name="classification",
         check=lambda outputs, targets: [read(outputs, targets)[2]],
         smooths=loss is None,
+        class_scores=ClassScores("softmax", output),
     )
 
 
@@ -102,6 +103,7 @@ def binary(output: str | None = None, loss: Loss | None = None) -> Task:
         name="binary classification",
         check=lambda outputs, targets: [flag_targets(targets, the_tensor(outputs, output))[1]],
         smooths=loss is None,
+        class_scores=ClassScores("sigmoid", output),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial, wraps
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -42,6 +42,19 @@ class Result:
     correct: Score | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class ClassScores:
+    """Where a model says how likely each class of a sample is; cascades tell by it how sure it is.
+
+    Args:
+        kind: ``softmax``: logits ``(N, classes)``; ``sigmoid``: one logit of yes, ``(N, 1)``.
+        output: path of the logits, where the model gives several tensors.
+    """
+
+    kind: Literal["softmax", "sigmoid"] = "softmax"
+    output: str | None = None
+
+
 @dataclass(frozen=True)
 class Task:
     """What a model is for.
@@ -62,6 +75,8 @@ class Task:
         detail: what was found out about it, such as ``into 10 classes``.
         check: called on a few outputs and many targets before anything runs.
         smooths: the loss takes ``smoothing``, of labels.
+        class_scores: of a classification of whole samples; ``None``: no cascade is built, as
+            nothing says how sure the model is.
     """
 
     metrics: TaskMetric | Directed | Sequence[TaskMetric | Directed] = ()
@@ -73,6 +88,7 @@ class Task:
     detail: str = ""
     check: Check | None = None
     smooths: bool = False
+    class_scores: ClassScores | None = None
     _made: tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]] | None = field(
         default=None, init=False, repr=False, compare=False
     )

@@ -1,0 +1,314 @@
+"""A cascade of a finished run's members: chosen on val, measured on test, written as files."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from autocompress.cascade.bound import clopper_pearson
+from autocompress.cascade.chain import Chain, Member
+from autocompress.cascade.choose import Asked, Choice, choose, counts, halves, told
+from autocompress.cascade.manifest import Manifest, Stage
+from autocompress.errors import ExportError, InputError
+from autocompress.machine.progress import Progress, silent
+from autocompress.run.factories import from_elsewhere
+from autocompress.run.resuming import differences
+from autocompress.run.study import GIVEN, read_study
+from autocompress.track.folder import RunFolder, write_json
+from autocompress.track.view import RunView
+
+if TYPE_CHECKING:
+    from autocompress.measure.sequence import SequenceTimes
+    from autocompress.run.assembly import Assembly
+    from autocompress.run.cascade_members import RunMembers
+
+ONE_FILE = "cascade.onnx"
+_BYTES = 128_000_000
+"""Of inputs that are held while they are timed."""
+
+
+def cascade(
+    run: str,
+    asked: Asked,
+    output: Path | None = None,
+    progress: Progress = silent,
+    *,
+    trust: bool = False,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Choose, write and measure a cascade.
+
+    Args:
+        run: folder of the run; answers of its members are kept in its ``cascade``.
+        asked: what it is to keep to.
+        output: folder of the files; ``cascade/best`` of the run by default.
+        progress: told what is going on.
+        trust: import whatever functions the run's study names.
+        seed: of the halves of val, and of the order of timing.
+
+    Returns:
+        Plain data: what was asked and chosen, ``val``, ``test`` and ``latency`` as measured, and
+        whether test bears out what was asked (``kept``).
+
+    Raises:
+        InputError: a run, a task or a target of which no cascade can be made.
+        NoAnswer: no cascade keeps to what is asked.
+    """
+    from autocompress.run.cascade_members import RunMembers, class_scores
+
+    folder = RunFolder.open(run)
+    view, place = RunView.load(folder), folder.root / "cascade"
+    with from_elsewhere(f"run {folder.root}", trust=trust):
+        parts = _assembled(folder, view, place, progress)
+    class_scores(parts)
+    found = RunMembers(folder, view, parts, place, progress)
+    first, second = halves(len(parts.data.val), seed)
+    members = found.judged(first)
+    baseline = members[-1].right
+    progress("choosing", 0.0)
+    choice = choose(members, baseline, first, second, asked)
+    files = output or place / "best"
+    manifest = _write(found, choice.chain, members, files)
+    one_file = _one_file(manifest, files)
+    progress("measuring on test", 0.0)
+    test = _on_test(found, choice.chain, members)
+    times = _timed(parts, manifest, files, seed)
+    result = {
+        "run": str(folder.root),
+        "asked": _asked(asked),
+        "confidence": choice.chain.confidence,
+        "stages": _stages(choice, members),
+        "val": _val(choice, view),
+        "members": len(members),
+        "left_out": found.left_out,
+        "alone": _alone(members, second, choice),
+        "test": test,
+        "latency": _latency(times, view.baseline["latency_ms"]),
+        "files": [str(files / name) for stage in manifest.stages for name in stage.files],
+        "manifest": str(files / "cascade.json"),
+        **one_file,
+    }
+    result["kept"] = _kept(asked, result)
+    write_json(files / "measured.json", result)
+    return result
+
+
+def _assembled(folder: RunFolder, view: RunView, place: Path, progress: Progress) -> Assembly:
+    """The run's study, with the model and the data that it was made on.
+
+    Raises:
+        InputError: they are others by now, or the target is none that cascades run in.
+    """
+    from autocompress.run.assembly import assemble
+
+    study = read_study(folder.read_study(), where=str(folder.study))
+    if GIVEN in (study.model.factory, study.data.factory):
+        raise InputError(
+            f"The run in {folder.root} was made on a model or data handed over in Python, which "
+            "are not here. Name their factories in a study."
+        )
+    target = study.target.config()
+    if target.runtime != "onnxruntime" or target.device != "cpu" or target.table is not None:
+        raise InputError(
+            "Cascades run in ONNX Runtime on this machine's CPU, and the run's target is "
+            f"{target.runtime} on {target.device}. Make the run with `target: {{runtime: "
+            "onnxruntime}`."
+        )
+    if target.batch != 1:
+        raise InputError(
+            f"A cascade's latency is told for single inputs, and the run was timed with batches of "
+            f"{target.batch}. Make it with `target: {{batch: 1}}`."
+        )
+    parts = assemble(study, place, progress=progress)
+    changed = differences(view.baseline, folder.read_study(), parts)
+    if changed:
+        raise InputError(f"The run in {folder.root} was made on {'; '.join(changed)}.")
+    parts.evaluator.measurer.set_baseline(view.baseline)
+    return parts
+
+
+def _write(found: RunMembers, chain: Chain, members: Sequence[Member], folder: Path) -> Manifest:
+    """The members' files and the manifest, in a folder of their own."""
+    from autocompress.run.cascade_members import class_scores
+
+    by_number = {trial.number: trial for trial in found.trials()}
+    folder.mkdir(parents=True, exist_ok=True)
+    stages = []
+    for place, asked in enumerate(chain.stages):
+        names = []
+        for i in asked:
+            number = members[i].trial
+            name = "uncompressed.onnx" if number is None else f"trial-{number}.onnx"
+            shutil.copyfile(
+                found.file(None if number is None else by_number[number]), folder / name
+            )
+            names.append(name)
+        heat = tuple(members[i].temperature for i in asked)
+        last = place == len(chain.thresholds)
+        stages.append(Stage(tuple(names), heat, None if last else chain.thresholds[place]))
+    scores = class_scores(found.parts)
+    threads = found.parts.study.target.config().threads
+    made = Manifest(chain.confidence, scores.kind, found.output, tuple(stages), threads)
+    made.save(folder)
+    return made
+
+
+def _one_file(manifest: Manifest, folder: Path) -> dict[str, Any]:
+    """The cascade as one file, or why there is none."""
+    from autocompress.exporters.onnx_cascade import write_cascade
+
+    path = folder / ONE_FILE
+    try:
+        return {"one_file": str(write_cascade(manifest, folder, path)), "no_one_file": ""}
+    except ExportError as error:
+        path.unlink(missing_ok=True)
+        return {"one_file": None, "no_one_file": str(error)}
+
+
+def _on_test(found: RunMembers, chain: Chain, members: Sequence[Member]) -> dict[str, Any]:
+    """Accuracy on the test split, and which stage answered what."""
+    by_number = {trial.number: trial for trial in found.trials()}
+    targets = found.targets("test")
+    judged = list(members)
+    for i in {*chain.members, len(members) - 1}:
+        number = members[i].trial
+        logits = found.logits(None if number is None else by_number[number], "test")
+        judged[i] = members[i].answering(logits, targets)
+    baseline = judged[-1].right
+    choice = told(chain, judged, baseline)
+    right, stage = chain.right(judged), chain.answered(judged)
+    losses, gains = counts(chain, judged, baseline)
+    low, high = clopper_pearson(int(right.sum()), len(right), 0.95)
+    spread = 1.96 * float(np.sqrt(losses + gains - (losses - gains) ** 2 / len(right))) / len(right)
+    stages = range(len(chain.stages))
+    return {
+        "inputs": len(right),
+        "accuracy": float(right.mean()),
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "baseline_accuracy": float(baseline.mean()),
+        "lost": choice.lost,
+        "lost_low": choice.lost - spread,
+        "lost_high": choice.lost + spread,
+        "mean_ms": choice.mean_ms,
+        "answered": [float((stage == i).mean()) for i in stages],
+        "answered_by_class": {
+            str(label): [float((stage[targets == label] == i).mean()) for i in stages]
+            for label in np.unique(targets)
+        },
+    }
+
+
+def _timed(parts: Assembly, manifest: Manifest, folder: Path, seed: int) -> SequenceTimes:
+    """The uncompressed model, the cascade's files, and the one file, on the test inputs in turn."""
+    from autocompress.measure.sequence import time_sequence
+    from autocompress.runtime import Cascade, open_file
+
+    providers = ("CPUExecutionProvider",)
+    runner = Cascade(folder, threads=manifest.threads)
+    baseline = open_file(parts.evaluator.measurer.baseline_file, manifest.threads, providers)
+    calls: list[Callable[[Any], object]] = [
+        lambda feed: baseline.run(None, feed),
+        lambda feed: runner.run(None, feed),
+    ]
+    if (folder / ONE_FILE).is_file():
+        one = open_file(folder / ONE_FILE, manifest.threads, providers)
+        calls.append(lambda feed: one.run(None, feed))
+    return time_sequence(calls, _feeds(parts, runner.get_inputs()), seed=seed)
+
+
+def _feeds(parts: Assembly, inputs: Sequence[Any]) -> Iterator[list[dict[str, Any]]]:
+    """Single test inputs in their order, so many at a time as may be held."""
+    from autocompress.task.nested import tensors
+
+    each = sum(part.nbytes for part in tensors(parts.data.test.inputs(1)))
+    for batch, _ in parts.data.test.batches(max(1, _BYTES // max(1, each))):
+        arrays = [part.numpy(force=True) for part in tensors(batch)]
+        yield [
+            {
+                spec.name: np.ascontiguousarray(a[i : i + 1])
+                for spec, a in zip(inputs, arrays, strict=True)
+            }
+            for i in range(len(arrays[0]))
+        ]
+
+
+def _asked(asked: Asked) -> dict[str, Any]:
+    lost = None if asked.most_lost is None else 100 * asked.most_lost
+    return {"most_lost_points": lost, "mean_ms": asked.mean_ms, "confidence": 1 - asked.alpha}
+
+
+def _stages(choice: Choice, members: Sequence[Member]) -> list[dict[str, Any]]:
+    chain = choice.chain
+    reached = (1.0, *choice.handed)
+    return [
+        {
+            "members": [members[i].label for i in asked],
+            "trials": [members[i].trial for i in asked],
+            "latency_ms": sum(members[i].latency_ms for i in asked),
+            "temperatures": [members[i].temperature for i in asked],
+            "threshold": chain.thresholds[place] if place < len(chain.thresholds) else None,
+            "reached": reached[place],
+        }
+        for place, asked in enumerate(chain.stages)
+    ]
+
+
+def _val(choice: Choice, view: RunView) -> dict[str, Any]:
+    return {
+        "inputs": choice.inputs,
+        "mean_ms": choice.mean_ms,
+        "ratio": choice.mean_ms / view.baseline["latency_ms"],
+        "lost": choice.lost,
+        "largest_loss": choice.largest_loss,
+        "tested": choice.tested,
+    }
+
+
+def _alone(members: Sequence[Member], second: Any, choice: Choice) -> dict[str, Any]:
+    """Single members beside the cascade, on the inputs that thresholds were chosen on."""
+    base = members[-1].right[second]
+    lost = [float(base.mean() - m.right[second].mean()) for m in members]
+    as_good = [i for i, loss in enumerate(lost) if loss <= choice.lost]
+    as_quick = [i for i, m in enumerate(members) if m.latency_ms <= choice.mean_ms]
+    found: dict[str, Any] = {"as_good": None, "as_quick": None}
+    for name, places in (("as_good", as_good), ("as_quick", as_quick)):
+        if places:
+            best = min(
+                places,
+                key=lambda i: members[i].latency_ms if name == "as_good" else lost[i],
+            )
+            found[name] = {
+                "trial": members[best].trial,
+                "label": members[best].label,
+                "latency_ms": members[best].latency_ms,
+                "lost": lost[best],
+            }
+    return found
+
+
+def _latency(times: SequenceTimes, baseline_ms: float) -> dict[str, Any]:
+    names = ("uncompressed", "cascade", "one_file")[: times.ms.shape[1]]
+    found: dict[str, Any] = {"inputs": len(times.ms)}
+    for model, name in enumerate(names):
+        ratio, low, high = times.ratio(model)
+        found[name] = {
+            **times.told(model),
+            "ratio": ratio,
+            "ratio_low": low,
+            "ratio_high": high,
+            "latency_ms": ratio * baseline_ms,
+        }
+    return found
+
+
+def _kept(asked: Asked, result: dict[str, Any]) -> bool:
+    """Whether test bears out what was asked."""
+    if asked.most_lost is not None:
+        return bool(result["test"]["lost"] <= asked.most_lost)
+    assert asked.mean_ms is not None
+    return bool(result["latency"]["cascade"]["latency_ms"] <= asked.mean_ms)

@@ -1,0 +1,191 @@
+"""A cascade of a real run's members, beside their files asked one by one."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from scipy.special import softmax
+from scipy.stats import entropy
+from tiny_study import study_of
+
+from autocompress.cascade.choose import Asked, halves
+from autocompress.cascade.manifest import Manifest, Stage
+from autocompress.commands.cascading import asked
+from autocompress.errors import InputError
+from autocompress.machine.progress import silent
+from autocompress.results.metric import Measurement
+from autocompress.results.trial import SEARCH, Trial
+from autocompress.run.assembly import assemble
+from autocompress.run.cascade_members import RunMembers, class_scores
+from autocompress.run.cascading import cascade
+from autocompress.run.study import read_study
+from autocompress.runtime import Cascade
+from autocompress.track.folder import RunFolder
+from autocompress.track.journal import Journal
+from autocompress.track.view import RunView
+from autocompress.workloads.data import digits
+
+BASE_MS = 1.0
+
+
+def timed_as(found: Measurement, ratio: float) -> Measurement:
+    """What was measured with a latency that no machine has a say in."""
+    context = {k: v for k, v in found.context.items() if k != "timing"}
+    return replace(found, values={**found.values, "latency_ms": ratio * BASE_MS}, context=context)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A run with a poor and quick member, and one that is nearly as good as the uncompressed."""
+    root = tmp_path_factory.mktemp("cascade") / "run"
+    folder = RunFolder.create(root)
+    parts = assemble(read_study(study_of()), folder.models)
+    folder.write_study(parts.study.model_dump(mode="json"))
+    evaluator = parts.evaluator
+    folder.write_baseline(timed_as(evaluator.baseline, 1.0))
+    with Journal(folder) as journal:
+        for number, (prune, ratio) in enumerate(((0.8, 0.1), (0.25, 0.6))):
+            policy = parts.space.decode(parts.space.uniform(prune_ratio=prune))
+            found = timed_as(evaluator.evaluate(policy, SEARCH, 0), ratio)
+            journal.record(Trial(number, policy, SEARCH, measurement=found))
+    return folder
+
+
+@cache
+def opened(path: Path) -> Any:
+    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+
+def file_logits(path: Path, one: np.ndarray) -> np.ndarray:
+    """What a file answers to one input, ``(classes,)``."""
+    session = opened(path)
+    return session.run(None, {session.get_inputs()[0].name: one})[0][0].astype(np.float64)
+
+
+def is_sure(manifest: Manifest, stage: Stage, each: list[np.ndarray]) -> bool:
+    """Whether a stage answers, told by scipy."""
+    hot = [softmax(z / t).max() for z, t in zip(each, stage.temperatures, strict=True)]
+    if len(each) == 2:
+        return each[0].argmax() == each[1].argmax() and min(hot) >= stage.threshold
+    p = np.sort(softmax(each[0]))
+    sure = {"margin": p[-1] - p[-2], "entropy": -entropy(p), "probability": hot[0]}
+    return bool(sure[manifest.confidence] >= stage.threshold)
+
+
+@pytest.fixture(scope="module")
+def made(finished: RunFolder) -> dict[str, Any]:
+    return cascade(str(finished.root), Asked(mean_ms=0.6))
+
+
+def test_the_test_split_is_answered_as_its_files_answer(
+    finished: RunFolder, made: dict[str, Any]
+) -> None:
+    folder = Path(made["manifest"]).parent
+    manifest = Manifest.load(folder)
+    assert len(manifest.stages) == len(made["stages"]) > 1
+    test = digits().test
+    inputs, targets = test.inputs().numpy(), test.targets.numpy()
+    answers, stages = [], []
+    for i in range(len(inputs)):
+        for place, stage in enumerate(manifest.stages):
+            each = [file_logits(folder / name, inputs[i : i + 1]) for name in stage.files]
+            if stage.threshold is None or is_sure(manifest, stage, each):
+                answers.append(each[-1].argmax())
+                stages.append(place)
+                break
+    assert made["test"]["accuracy"] == pytest.approx((np.array(answers) == targets).mean())
+    places = np.array(stages)
+    assert made["test"]["answered"] == pytest.approx(
+        [(places == i).mean() for i in range(len(manifest.stages))]
+    )
+    threes = places[targets == 3]
+    assert made["test"]["answered_by_class"]["3"][0] == pytest.approx((threes == 0).mean())
+    runner = Cascade(folder)
+    (outputs,), told = runner.answer({runner.get_inputs()[0].name: inputs})
+    np.testing.assert_array_equal(told, stages)
+    np.testing.assert_array_equal(outputs.argmax(axis=1), answers)
+    one = onnxruntime.InferenceSession(made["one_file"], providers=["CPUExecutionProvider"])
+    name = one.get_inputs()[0].name
+    single = [one.run(None, {name: inputs[i : i + 1]})[0][0].argmax() for i in range(40)]
+    np.testing.assert_array_equal(single, answers[:40])
+
+
+def test_it_is_better_than_one_member_as_quick(made: dict[str, Any]) -> None:
+    assert made["val"]["mean_ms"] <= 0.6
+    assert made["alone"]["as_quick"]["lost"] > made["val"]["lost"]
+    assert made["stages"][0]["trials"][0] == 0
+    assert made["latency"]["inputs"] == 359
+    for name in ("uncompressed", "cascade", "one_file"):
+        told = made["latency"][name]
+        order = [told[k] for k in ("p50_ms", "p95_ms", "p99_ms", "worst_ms")]
+        assert order == sorted(order)
+
+
+def test_answers_are_kept_for_the_next_time(finished: RunFolder, made: dict[str, Any]) -> None:
+    kept = sorted((finished.root / "cascade" / "answers").iterdir())
+    assert len(kept) >= 3
+    before = [(p, p.stat().st_mtime_ns) for p in kept]
+    again = cascade(str(finished.root), Asked(mean_ms=0.6), finished.root.parent / "elsewhere")
+    assert [(p, p.stat().st_mtime_ns) for p in kept] == before
+    assert again["stages"] == made["stages"]
+    assert again["test"] == made["test"]
+    assert (finished.root.parent / "elsewhere" / "cascade.json").is_file()
+
+
+def test_a_member_that_is_rebuilt_as_another_is_left_out(
+    finished: RunFolder, made: dict[str, Any]
+) -> None:
+    view = RunView.load(finished)
+    other, rest = view.entries[0], view.entries[1:]
+    assert other.trial.measurement is not None
+    wrong = {**other.trial.measurement.context, "hits": "AA" * 30}
+    found = replace(other.trial.measurement, context=wrong)
+    first = replace(other, trial=replace(other.trial, measurement=found))
+    view = replace(view, entries=(first, *rest))
+    place = finished.root / "cascade"
+    parts = assemble(read_study(finished.read_study()), place)
+    members = RunMembers(finished, view, parts, place)
+    judged = members.judged(halves(len(parts.data.val))[0])
+    assert [m.trial for m in judged] == [1, None]
+    assert "otherwise than it was measured" in members.left_out["trial 0"]
+
+
+def test_a_task_without_confidence_is_refused(finished: RunFolder) -> None:
+    parts = assemble(read_study(finished.read_study()), finished.models)
+    task = replace(parts.task, class_scores=None, name="own task")
+    parts.data = replace(parts.data, task=task)
+    with pytest.raises(InputError, match=r"own task.*does not say how sure"):
+        class_scores(parts)
+
+
+@pytest.mark.parametrize(
+    ("target", "says"),
+    [
+        ({"runtime": "torch"}, "Cascades run in ONNX Runtime"),
+        ({"batch": 4}, "batches of 4"),
+    ],
+)
+def test_targets_that_no_cascade_runs_on_are_refused(
+    finished: RunFolder, tmp_path: Path, target: dict[str, Any], says: str
+) -> None:
+    shutil.copytree(finished.root, tmp_path / "run")
+    copy = RunFolder(tmp_path / "run")
+    copy.write_study({**finished.read_study(), "target": target})
+    with pytest.raises(InputError, match=says):
+        cascade(str(copy.root), Asked(mean_ms=0.5), progress=silent)
+
+
+def test_amounts_are_read() -> None:
+    assert asked("0.2%", None).most_lost == pytest.approx(0.002)
+    assert asked("0.2", None).most_lost == pytest.approx(0.002)
+    assert asked(None, "0.3ms").mean_ms == pytest.approx(0.3)
+    for bad in (("0.2%", "0.3ms"), (None, None), ("-1%", None), ("much", None), (None, "0 ms")):
+        with pytest.raises(InputError):
+            asked(*bad)
