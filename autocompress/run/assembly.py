@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autocompress.build.bank import LayerBank
 from autocompress.build.pipeline import Pipeline, identity
-from autocompress.errors import InputError
+from autocompress.errors import InputError, UnsupportedModel
 from autocompress.estimate.latency_model import LatencyModel
 from autocompress.machine.facts import cores_to_use
 from autocompress.machine.progress import Progress, silent
@@ -34,7 +34,8 @@ from autocompress.run.target_fit import refuse_unfit, tell
 from autocompress.run.tasks import asked_of, judged_alike, settled_data
 from autocompress.run.variables import with_variables
 from autocompress.targets import get_target
-from autocompress.task.calling import without_cache
+from autocompress.task.calling import call, without_cache
+from autocompress.task.mixing import SAMPLES, told_by_others
 from autocompress.workloads.baseline import train_baseline
 from autocompress.workloads.cache import cache_folder, digest
 from autocompress.workloads.students import build_student
@@ -221,8 +222,6 @@ class Assembly:
         names = self.study.space_config().students
         if not names:
             return {}
-        from functools import partial
-
         shape = self.inventory.input_shape[0]
         return {name: partial(build_student, name, shape, self.data.classes) for name in names}
 
@@ -267,14 +266,20 @@ def assemble(
     if study.baseline is not None:
         model = _train_baseline(study, model, data, progress)
     data = with_axes(data, model)
+    mixed = told_by_others(partial(call, model), data.train.inputs(SAMPLES))
+    for warning in mixed if inventory is None else ():  # workers need not say it again
+        _log.warning(warning)
     for note in data.notes:
         progress(f"data: {note}", 0.0)
-    inventory = _inventory(model, data, inventory)
+    try:
+        inventory = _inventory(model, data, inventory)
+    except UnsupportedModel as error:
+        raise UnsupportedModel(" ".join([str(error), *mixed])) from error
     config = study.space_config()
     wider = {"prune_residual": True} if config.prune_residual else {}
     settings = settled(study.settings, target).model_copy(update=wider)
     study = study.model_copy(update={"settings": settings, **asked_of(study, data.task)})
-    notes, earlier = prepared.notes, Earlier.of(raw, prepared)
+    notes, earlier = (*prepared.notes, *mixed), Earlier.of(raw, prepared)
     parts = Assembly(study, model, data, inventory, folder, progress, given, notes, earlier)
     space = parts.bind()  # a pattern that fits nothing is said before anything is computed
     tell(space, config, inventory, type(target))
