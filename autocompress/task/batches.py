@@ -142,7 +142,8 @@ def _of_numbers(value: Any) -> bool:
 
 
 def _numeric(value: Any) -> bool:
-    return bool(tensors(as_tensors(value)))
+    """Whether something has numbers for each sample; a single number has not."""
+    return any(tensor.dim() for tensor in tensors(as_tensors(value)))
 
 
 def _said(value: Any) -> str:

@@ -24,6 +24,7 @@ from autocompress.task.memory import Memory
 from autocompress.task.nested import map_tensors, tensors
 from autocompress.task.selection import Selection
 from autocompress.task.split import Inputs, Split, counted, feed, portions
+from autocompress.task.streamed import StreamedSplit
 from autocompress.task.wrapping import wrap_drawn
 
 __all__ = ["Data", "Inputs", "Split", "counted", "feed", "portions"]
@@ -158,6 +159,7 @@ class Data:
         splits = (parts["train"], parts["val"], parts["test"])
         data = cls(*splits, **known, notes=tuple(notes), memory=budget)
         data.check_apart()
+        data.check_samples()
         return data
 
     def check_apart(self) -> None:
@@ -168,6 +170,26 @@ class Data:
                 warnings.warn(
                     f"The `{name}` split holds the same samples as `{other}`: what is found will "
                     "look better than it is. Leave it out, and it is cut from `train`.",
+                    stacklevel=3,
+                )
+
+    def check_samples(self) -> None:
+        """Warn of a split with one label for all samples, and of NaN in what lies in memory."""
+        for name in ("train", "val", "test"):
+            split = getattr(self, name)
+            held = [] if isinstance(split, StreamedSplit) else tensors(split.stored)
+            if any(bool(t.isnan().any()) for t in held if t.is_floating_point()):
+                warnings.warn(
+                    f"Inputs of the `{name}` split hold NaN: what a model answers to them, and a "
+                    "metric makes of that, says nothing. Leave these samples out.",
+                    stacklevel=3,
+                )
+            labels = split.labels
+            if labels is not None and len(labels) > 1 and bool((labels == labels[0]).all()):
+                warnings.warn(
+                    f"All {len(labels)} samples of the `{name}` split have the target "
+                    f"{int(labels[0])}: a model that always answers that is right. Give the split "
+                    "samples of every class, or leave it out, and it is cut from `train`.",
                     stacklevel=3,
                 )
 
@@ -249,7 +271,10 @@ def _named(
 ) -> tuple[Split, Draws | None]:
     """One split as ``wrap_drawn`` gives it; what is wrong with it is said with its name."""
     try:
-        return wrap_drawn(given, reader=reader, memory=memory, length=length)
+        split, draws = wrap_drawn(given, reader=reader, memory=memory, length=length)
+        if not len(split):
+            raise InputError("A split is empty.")
+        return split, draws
     except InputError as error:
         raise InputError(f"The `{name}` split: {error}") from None
     except (AutocompressError, OSError):

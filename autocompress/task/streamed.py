@@ -9,11 +9,13 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
 
-from autocompress.errors import InputError
+from autocompress.errors import AutocompressError, InputError
 from autocompress.task.batches import TARGET_KEYS, Reader, join, join_targets
+from autocompress.task.calling import own_place
 from autocompress.task.memory import Memory
-from autocompress.task.nested import map_tensors, take, tensors
+from autocompress.task.nested import batch_size, map_tensors, take, tensors
 from autocompress.task.seeded import Seeded
 from autocompress.task.split import Row, Split, add_samples, class_indices
 
@@ -60,14 +62,14 @@ class DatasetRows:
         chosen = [int(i) for i in (places if order is None else [order[p] for p in places])]
         with Seeded() as draws:
             if not self._draws:
-                row = self._row([self.dataset[i] for i in chosen])
+                row = self._row([self._sample(i) for i in chosen])
                 self._draws = draws.drew(0)
                 if not self._draws:  # as most do: seeding for each sample takes time
                     return row
             samples = []
             for index in chosen:
                 draws.seed(index)
-                samples.append(self.dataset[index])
+                samples.append(self._sample(index))
             draws.seed(0)
             row = self._row(samples)
             if not draws.drew(0):
@@ -78,8 +80,34 @@ class DatasetRows:
                 rows.append(self._row([sample]))
         return _joined(rows)
 
+    def _sample(self, index: int) -> Any:
+        try:
+            return self.dataset[index]
+        except AutocompressError:
+            raise
+        except Exception as error:  # a data set of anyone's raises whatever it stumbles on
+            raise InputError(
+                f"Sample {index} of {type(self.dataset).__name__} cannot be read: "
+                f"{type(error).__name__}: {error}{own_place(error)}. Mend it, or leave it out "
+                "(torch.utils.data.Subset)."
+            ) from error
+
     def _row(self, samples: list[Any]) -> Row:
         return self.reader(self.collate(samples))
+
+
+def check_complete(row: Row, wanted: int) -> None:
+    """Refuse a batch of another number of samples than were asked for.
+
+    Raises:
+        InputError: what stands where in it is then unknown.
+    """
+    if batch_size(row[1]) != wanted:
+        raise InputError(
+            f"A `collate_fn` must give as many samples as it takes, but this one makes "
+            f"{batch_size(row[1])} of {wanted}. Leave samples out before they are put together, "
+            "for example by torch.utils.data.Subset."
+        )
 
 
 class CachedRows:
@@ -110,6 +138,7 @@ class CachedRows:
         if not missing:
             return _joined([self.held[place] for place in places])
         read = self.rows.read(missing)
+        check_complete(read, len(missing))
         size = sum(part.nbytes for part in (*tensors(read[0]), *tensors(read[1])))
         each = size // len(missing)
         fresh: dict[int, Row] = {}
@@ -285,3 +314,21 @@ def known_labels(rows: DatasetRows, first: Any) -> Tensor | None:
         if labels is not None and isinstance(first, Tensor) and labels[:1].equal(first.long()):
             return labels if rows.order is None else labels[torch.as_tensor(rows.order)]
     return None
+
+
+def without_workers(loader: DataLoader[Any]) -> DataLoader[Any]:
+    """The same loader of a stream, read in this process.
+
+    Streams that do not share themselves out give every sample once per worker, and the same sample
+    would be trained on and judged by.
+    """
+    if type(loader) is not DataLoader or not loader.num_workers:
+        return loader
+    if not isinstance(loader.dataset, IterableDataset):
+        return loader
+    return DataLoader(
+        loader.dataset,
+        batch_size=loader.batch_size,
+        collate_fn=loader.collate_fn,
+        drop_last=loader.drop_last,
+    )

@@ -14,7 +14,7 @@ from autocompress.errors import AutocompressError, InputError
 from autocompress.results.metric import FRACTION, Allowance, Metric
 from autocompress.task.divergence import Divergence, GaussianKL, as_divergence
 from autocompress.task.metrics import Directed, Meter, Score, TaskMetric, as_metric, averaged
-from autocompress.task.nested import batch_size, map_tensors
+from autocompress.task.nested import batch_size, map_tensors, tensors
 
 Loss = Callable[..., Tensor]
 """From outputs and targets of a batch to a scalar."""
@@ -204,12 +204,13 @@ class Judge:
         self._meters: dict[str, Meter] = {m.name: m.meter() for m in task.measured}
         self._problems: dict[str, AutocompressError] = {}
         self._correct: list[Tensor] = []
-        self.count = 0
+        self.count = self._undefined = 0
 
     def update(self, outputs: Any, targets: Any) -> None:
         """Take a batch."""
         outputs, targets = map_tensors(_plain, outputs), map_tensors(_plain, targets)
         self.count += batch_size(targets)
+        self._undefined += _not_numbers(outputs, batch_size(targets))
         for name, meter in self._meters.items():
             if name not in self._problems:
                 self._try(name, partial(meter.update, outputs, targets))
@@ -226,6 +227,11 @@ class Judge:
                     scores[name] = found
         correct = self._try(_CORRECT, self._told_correct) if self._correct else None
         problems = tuple(str(error) for error in self._problems.values())
+        if self._undefined:
+            problems += (
+                f"For {self._undefined} of {self.count} samples the answer is not a number (NaN), "
+                "and what a metric makes of that says nothing. Look for NaN in their inputs.",
+            )
         return Result(scores, problems, self.count, correct)
 
     def quality(self) -> Score:
@@ -266,6 +272,15 @@ class Judge:
             told.__cause__ = error
             self._problems[name] = told
         return None
+
+
+def _not_numbers(outputs: Any, count: int) -> int:
+    """Samples of a batch that some answer is NaN for; not, where answers belong to no sample."""
+    parts = [t for t in tensors(outputs) if t.is_floating_point() and t.dim() and len(t) == count]
+    if not any(bool(part.isnan().any()) for part in parts):
+        return 0
+    undefined = torch.stack([part.isnan().reshape(count, -1).any(1) for part in parts])
+    return int(undefined.any(0).sum())
 
 
 def _plain(tensor: Tensor) -> Tensor:

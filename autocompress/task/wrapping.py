@@ -33,7 +33,14 @@ from autocompress.task.memory import Memory
 from autocompress.task.nested import batch_size, map_tensors, take, tensors, with_tensors
 from autocompress.task.seeded import Seeded
 from autocompress.task.split import Row, Split, as_bytes
-from autocompress.task.streamed import CachedRows, DatasetRows, StreamedSplit, known_labels
+from autocompress.task.streamed import (
+    CachedRows,
+    DatasetRows,
+    StreamedSplit,
+    check_complete,
+    known_labels,
+    without_workers,
+)
 
 _CHUNK = 256
 _ROUNDS = 10
@@ -108,7 +115,10 @@ def wrap_drawn(
     if memory.reserve(_size(first) * (len(rows) + copies)):
         places = range(len(rows))
         parts = [rows.read(places[i : i + _CHUNK]) for i in range(0, len(rows), _CHUNK)]
-        return _all(parts), draws
+        split = _all(parts)
+        if draws is not None:
+            check_complete((split.stored, split.targets), len(rows))
+        return split, draws
     _warn_of_change(rows, first)
     labels = known_labels(rows, first[1])
     return StreamedSplit(CachedRows(rows, memory), labels=labels), draws
@@ -272,7 +282,7 @@ def _own_length(source: Any) -> int:
 
 def _batches(source: Any, reader: Reader) -> Iterator[Row]:
     if isinstance(source, DataLoader):
-        for batch in source:
+        for batch in without_workers(source):
             yield reader(batch)
         return
     samples = iter(source)
