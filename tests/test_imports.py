@@ -21,7 +21,7 @@ ALLOWED = {
     "machine": {"errors", "machine"},
     "policy": {"errors", "policy"},
     "results": _BASE,
-    "cascade": {"errors", "cascade"},
+    "cascade": {"errors", "machine", "cascade"},
     "runtime": {"errors", "cascade"},
     "task": {*_BASE, "task"},
     "model": _MODEL,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -13,18 +13,19 @@ from autocompress.cascade.bound import clopper_pearson
 from autocompress.cascade.chain import Chain, Member
 from autocompress.cascade.choose import Asked, Choice, choose, counts, halves, told
 from autocompress.cascade.manifest import Manifest, Stage
+from autocompress.cascade.sequence import SequenceTimes, time_sequence
 from autocompress.errors import ExportError, InputError
+from autocompress.exporters.onnx_cascade import write_cascade
 from autocompress.machine.progress import Progress, silent
+from autocompress.run.assembly import Assembly, assemble
+from autocompress.run.cascade_members import RunMembers, class_scores
 from autocompress.run.factories import from_elsewhere
 from autocompress.run.resuming import differences
 from autocompress.run.study import GIVEN, read_study
+from autocompress.runtime import Cascade, open_file
+from autocompress.task.nested import tensors
 from autocompress.track.folder import RunFolder, write_json
 from autocompress.track.view import RunView
-
-if TYPE_CHECKING:
-    from autocompress.measure.sequence import SequenceTimes
-    from autocompress.run.assembly import Assembly
-    from autocompress.run.cascade_members import RunMembers
 
 ONE_FILE = "cascade.onnx"
 _BYTES = 128_000_000
@@ -58,8 +59,6 @@ def cascade(
         InputError: a run, a task or a target of which no cascade can be made.
         NoAnswer: no cascade keeps to what is asked.
     """
-    from autocompress.run.cascade_members import RunMembers, class_scores
-
     folder = RunFolder.open(run)
     view, place = RunView.load(folder), folder.root / "cascade"
     with from_elsewhere(f"run {folder.root}", trust=trust):
@@ -80,12 +79,8 @@ def cascade(
     result = {
         "run": str(folder.root),
         "asked": _asked(asked),
-        "confidence": choice.chain.confidence,
-        "stages": _stages(choice, members),
-        "val": _val(choice, view),
-        "members": len(members),
+        **_told(choice, members, second, view),
         "left_out": found.left_out,
-        "alone": _alone(members, second, choice),
         "test": test,
         "latency": _latency(times, view.baseline["latency_ms"]),
         "files": [str(files / name) for stage in manifest.stages for name in stage.files],
@@ -103,8 +98,6 @@ def _assembled(folder: RunFolder, view: RunView, place: Path, progress: Progress
     Raises:
         InputError: they are others by now, or the target is none that cascades run in.
     """
-    from autocompress.run.assembly import assemble
-
     study = read_study(folder.read_study(), where=str(folder.study))
     if GIVEN in (study.model.factory, study.data.factory):
         raise InputError(
@@ -133,8 +126,6 @@ def _assembled(folder: RunFolder, view: RunView, place: Path, progress: Progress
 
 def _write(found: RunMembers, chain: Chain, members: Sequence[Member], folder: Path) -> Manifest:
     """The members' files and the manifest, in a folder of their own."""
-    from autocompress.run.cascade_members import class_scores
-
     by_number = {trial.number: trial for trial in found.trials()}
     folder.mkdir(parents=True, exist_ok=True)
     stages = []
@@ -159,8 +150,6 @@ def _write(found: RunMembers, chain: Chain, members: Sequence[Member], folder: P
 
 def _one_file(manifest: Manifest, folder: Path) -> dict[str, Any]:
     """The cascade as one file, or why there is none."""
-    from autocompress.exporters.onnx_cascade import write_cascade
-
     path = folder / ONE_FILE
     try:
         return {"one_file": str(write_cascade(manifest, folder, path)), "no_one_file": ""}
@@ -205,9 +194,6 @@ def _on_test(found: RunMembers, chain: Chain, members: Sequence[Member]) -> dict
 
 def _timed(parts: Assembly, manifest: Manifest, folder: Path, seed: int) -> SequenceTimes:
     """The uncompressed model, the cascade's files, and the one file, on the test inputs in turn."""
-    from autocompress.measure.sequence import time_sequence
-    from autocompress.runtime import Cascade, open_file
-
     providers = ("CPUExecutionProvider",)
     runner = Cascade(folder, threads=manifest.threads)
     baseline = open_file(parts.evaluator.measurer.baseline_file, manifest.threads, providers)
@@ -223,8 +209,6 @@ def _timed(parts: Assembly, manifest: Manifest, folder: Path, seed: int) -> Sequ
 
 def _feeds(parts: Assembly, inputs: Sequence[Any]) -> Iterator[list[dict[str, Any]]]:
     """Single test inputs in their order, so many at a time as may be held."""
-    from autocompress.task.nested import tensors
-
     each = sum(part.nbytes for part in tensors(parts.data.test.inputs(1)))
     for batch, _ in parts.data.test.batches(max(1, _BYTES // max(1, each))):
         arrays = [part.numpy(force=True) for part in tensors(batch)]
@@ -258,14 +242,21 @@ def _stages(choice: Choice, members: Sequence[Member]) -> list[dict[str, Any]]:
     ]
 
 
-def _val(choice: Choice, view: RunView) -> dict[str, Any]:
+def _told(choice: Choice, members: Sequence[Member], second: Any, view: RunView) -> dict[str, Any]:
+    """What was chosen, and what val says of it."""
     return {
-        "inputs": choice.inputs,
-        "mean_ms": choice.mean_ms,
-        "ratio": choice.mean_ms / view.baseline["latency_ms"],
-        "lost": choice.lost,
-        "largest_loss": choice.largest_loss,
-        "tested": choice.tested,
+        "confidence": choice.chain.confidence,
+        "stages": _stages(choice, members),
+        "val": {
+            "inputs": choice.inputs,
+            "mean_ms": choice.mean_ms,
+            "ratio": choice.mean_ms / view.baseline["latency_ms"],
+            "lost": choice.lost,
+            "largest_loss": choice.largest_loss,
+            "tested": choice.tested,
+        },
+        "members": len(members),
+        "alone": _alone(members, second, choice),
     }
 
 

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from autocompress.measure.sequence import BLOCK, SequenceTimes, time_sequence
+from autocompress.cascade.sequence import BLOCK, SequenceTimes, time_sequence
 
 
 def test_every_model_gets_every_input_in_order_and_only_one_call_a_turn_is_not_timed() -> None:
