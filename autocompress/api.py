@@ -158,6 +158,7 @@ def search(
     task: Task | str | Mapping[str, Any] | None = None,
     max_accuracy_drop: float | None = None,
     max_quality_drop: str | float | None = None,
+    timeout_s: float | None = None,
     executor: str = "local",
     workers: int = 1,
     resume: bool = False,
@@ -172,36 +173,33 @@ def search(
         data: anything with ``train`` (``val`` and ``test`` are cut from it where missing): loaders,
             data sets (torch's or Hugging Face's) of pairs, triples or dictionaries.
         budget: ``Budget(latency_ms=2.0)``, ``Budget("latency<=0.5x", "size<=1MB")``, or a text.
-        space: a shipped space's name, a path, or plain data.
-        out: folder of the run.
-        target, search, recovery, settings, tracking: sections of a study file, as mappings or as
-            ``TargetConfig``, ``SearchConfig``, ``RecoveryConfig``, ``CompressionSettings`` and
-            ``TrackingConfig``; in ``search``, ``timeout_s`` alone has no count, and in a mapping
-            ``sampler`` may be an ``optuna.samplers.BaseSampler``.
+        space, out: a shipped space's name, a path, or plain data; and the folder of the run.
+        target, search, recovery, settings, tracking: sections of a study file: mappings, or
+            ``TargetConfig`` and so on; ``sampler`` may be an ``optuna.samplers.BaseSampler``.
+        timeout_s: seconds for the whole study, which ends with its report by then.
         task: a ``Task``, or a ready-made one's name (``"regression"``); see ``docs/tasks.md``.
-        max_accuracy_drop: in points; the cheapest policy that keeps to it is the answer.
-        max_quality_drop: the same for any task: in the metric's unit, or a share (``"2%"``).
-        executor, workers: ``local``, ``ray`` or ``ray_tune``, and how many evaluations at once.
-        resume: go on with the run in ``out``.
-        new_baseline: with ``resume``, set trials of another model, data, target or settings aside.
+        max_accuracy_drop, max_quality_drop: in points, or of any task in its metric's unit or as a
+            share (``"2%"``); the cheapest policy that keeps to it is the answer.
+        executor, workers: ``local``, ``ray`` or ``ray_tune``; evaluations at once.
+        resume, new_baseline: go on with the run in ``out``; with both, trials of another model,
+            data, target or settings are set aside.
         quiet: nothing on the terminal.
         **reading: how the data are read, where they do not say it themselves; see ``Reading``.
 
     Raises:
-        InputError: anything that cannot be used; InfeasibleBudget: nothing meets the budget.
+        InputError: what cannot be used; InfeasibleBudget: nothing meets the budget.
     """
     from autocompress.run.given import as_module, as_path, given_study, told
     from autocompress.run.session import run_study
 
-    folder = as_path(out, "out")
-    searching, sampler = _with_sampler(search)
-    sections: dict[str, Any] = {"target": target, "space": space, "search": searching}
-    sections |= {"recovery": recovery, "settings": settings, "tracking": tracking}
-    drops = {"max_accuracy_drop": max_accuracy_drop, "max_quality_drop": max_quality_drop}
-    named = {**sections, **drops, "executor": executor, "workers": workers}
+    folder, (searching, sampler) = as_path(out, "out"), _with_sampler(search)
+    named: dict[str, Any] = {"target": target, "space": space, "search": searching}
+    named |= {"recovery": recovery, "settings": settings, "tracking": tracking}
+    named |= {"max_accuracy_drop": max_accuracy_drop, "max_quality_drop": max_quality_drop}
+    named |= {"timeout_s": timeout_s, "executor": executor, "workers": workers}
     study = given_study(folder.name, budget, task, data=file_part(reading), **named)
-    given: dict[str, Any] = {"model": as_module(model), "data": told(data, task, reading)}
-    given |= {"sampler": sampler, "resume": resume, "new_baseline": new_baseline}
+    given = {"sampler": sampler, "resume": resume, "new_baseline": new_baseline}
+    given |= {"model": as_module(model), "data": told(data, task, reading)}
     with Display(silent=quiet) as shown:
         done = run_study(study, folder, watcher=shown, **given)
     return Result(done.folder.root, done.summary, done.view)

@@ -41,18 +41,19 @@ def test_a_limit_that_cannot_be_read_is_named_beside_a_latency(wrong: str) -> No
 @pytest.mark.parametrize(
     ("asked", "ends"),
     [
-        ({}, (40, 70.0)),
-        ({"trials": 7}, (7, None)),
-        ({"timeout": "20m"}, (None, 1200.0)),
-        ({"trials": 7, "timeout": "90"}, (7, 90.0)),
-        ({"seed": 1, "sampler": "tpe"}, (40, 70.0)),
+        ({}, (40, 70.0, None)),
+        ({"trials": 7}, (7, None, None)),
+        ({"timeout": "20m"}, (None, None, 1200.0)),
+        ({"trials": 7, "timeout": "90"}, (7, None, 90.0)),
+        ({"seed": 1, "sampler": "tpe"}, (40, 70.0, None)),
     ],
 )
 def test_a_count_is_not_cut_short_by_the_clock_of_the_study(
-    asked: dict[str, Any], ends: tuple[int | None, float | None]
+    asked: dict[str, Any], ends: tuple[int | None, float | None, float | None]
 ) -> None:
-    search = overrides(STUDY, **asked).search
-    assert (search.trials, search.timeout_s) == ends
+    study = overrides(STUDY, **asked)
+    search = study.search
+    assert (search.trials, search.timeout_s, study.timeout_s) == ends
     assert (search.seed, search.sampler) == (asked.get("seed", 5), asked.get("sampler", "guided"))
 
 
@@ -71,6 +72,18 @@ def test_a_call_ends_as_the_command_line_does(
 ) -> None:
     found = given_study("x", None, search=search).search
     assert (found.trials, found.timeout_s) == ends
+
+
+@pytest.mark.parametrize(
+    ("search", "ends"),
+    [(None, (None, None)), ({"trials": 7}, (7, None)), ({"timeout_s": 60}, (None, 60.0))],
+)
+def test_a_call_with_a_time_for_the_whole_counts_no_trials(
+    search: dict[str, Any] | None, ends: tuple[int | None, float | None]
+) -> None:
+    study = given_study("x", None, search=search, timeout_s=600)
+    assert (study.search.trials, study.search.timeout_s) == ends
+    assert study.timeout_s == 600
 
 
 def test_a_budget_that_is_handed_over_keeps_all_its_digits() -> None:

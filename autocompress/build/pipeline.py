@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from autocompress.task.task import Task
 
 _log = logging.getLogger(__name__)
+_FEW, _MOST = 4, 100
+"""Steps of the short trainings that tell what a step takes."""
 
 
 def student_cost(module: nn.Module, example: Any, settings: CompressionSettings) -> Cost:
@@ -339,6 +342,29 @@ class Pipeline:
         )
         assert tuned.compressed is not None
         return tuned.compressed
+
+    def epoch_s(self, policy: Policy, seconds: float) -> float:
+        """Seconds of one epoch of training a policy's model, from a few of its steps.
+
+        Args:
+            policy: that is to be trained.
+            seconds: that looking may take, about.
+        """
+        compressed = self.stitch(policy)
+        batch = min(self.schedule.batch_size, len(self.data.train))
+        per_epoch = max(1, len(self.data.train) // batch)
+
+        def spent(steps: int) -> float:
+            start = time.perf_counter()
+            self.train(compressed, Phase("recover", steps / per_epoch), seed=0)
+            return time.perf_counter() - start
+
+        # the first training of a process takes longer to begin, and what beginning takes is no step
+        spent(1)
+        one, few = spent(1), spent(_FEW)
+        step = max(few - one, 0.2 * few) / (_FEW - 1)
+        more = max(_FEW, min(_MOST, int(seconds / step)))
+        return max(spent(more) - one, 0.2 * few) / (more - 1) * per_epoch
 
     def _distillation(self, policy: Policy) -> Distillation | None:
         if policy.distill is None and policy.student is None:

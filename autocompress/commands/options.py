@@ -80,7 +80,11 @@ MaxQualityDrop = Annotated[
 ]
 Trials = Annotated[int | None, typer.Option(min=1, help="Trials of the search phase.")]
 Timeout = Annotated[
-    str | None, typer.Option(help="Time for the search phase: 90s, 20m, 2h. Ends cleanly.")
+    str | None,
+    typer.Option(
+        help="Time for the whole study, from reading the model to the report: 90s, 20m, 2h. "
+        "Search, recovery and verification are planned to end in time."
+    ),
 ]
 Sampler = Annotated[
     str | None,

@@ -52,6 +52,10 @@ def overrides(
         limits = Budget.with_limit(limits, f"latency<={latency_ms}ms")
     changes["budget"] = limits
     search: dict[str, Any] = {"trials": trials, "sampler": sampler, "seed": seed}
-    search["timeout_s"] = None if timeout is None else seconds(timeout)
-    changes["search"] = asked({key: value for key, value in search.items() if value is not None})
+    if timeout is not None:
+        changes["timeout_s"] = seconds(timeout)
+    changes["search"] = asked(
+        {key: value for key, value in search.items() if value is not None},
+        timed=timeout is not None,
+    )
     return study.changed(**changes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,7 @@ _COLOURS = {"good": "green", "unsure": "yellow", "bad": "red"}
 
 WHY_ENDED: dict[StopReason, str] = {
     "trials": "The search ended because all trials are done (`--trials`).",
-    "timeout": "The search ended because its time was up (`--timeout`).",
+    "timeout": "The search ended because its time was up.",
     "interrupted": "The search was interrupted; `--resume` goes on.",
     "exhausted": "The search ended because it found no policy that it had not tried.",
     "rejections": "The search gave up: too many proposals in a row were over the budget by their "
@@ -72,6 +72,8 @@ def show_result(done: EndedRun, console: Console) -> None:
     for sentence in found.sentences:
         console.print(f"  {escape(sentence)}", highlight=False)
     console.print(f"[dim]{WHY_ENDED[done.stopped]}[/dim]", highlight=False)
+    for sentence in time_told(done.summary["time"]):
+        console.print(f"[dim]{escape(sentence)}[/dim]", highlight=False)
     if view.best is not None:
         console.print(f"recipe  {escape(str(folder.recipes / 'best.yaml'))}", soft_wrap=True)
         file = folder.best_model()
@@ -83,6 +85,15 @@ def show_result(done: EndedRun, console: Console) -> None:
         place = without_password(tracking.uri) if tracking.uri else ""
         server = place if place.startswith("http") else f"autocompress ui {folder.root.parent}"
         console.print(f"MLflow  {escape(server)}", soft_wrap=True)
+
+
+def time_told(found: Mapping[str, Any]) -> list[str]:
+    """How a study kept to its time: sentences, none where it had no limit."""
+    if found["budget_s"] is None:
+        return []
+    left = ", ".join(f"{count} of phase {phase}" for phase, count in found["left_out"].items())
+    sentences = [f"The study took {found['used_s']:.0f} of its {found['budget_s']:.0f} s."]
+    return sentences + ([f"Left out for lack of time: {left}."] if left else [])
 
 
 def show_dry_run(found: dict[str, Any], console: Console) -> None:

@@ -26,13 +26,17 @@ def _called(name: str) -> AliasChoices:
     return AliasChoices(name, _FORMER[name])
 
 
-def asked(section: Mapping[str, Any]) -> dict[str, Any]:
+def asked(section: Mapping[str, Any], *, timed: bool = False) -> dict[str, Any]:
     """What a user asks of one search, to be laid over the ``search`` section of a study.
 
     A count alone is not cut short by the study's clock, nor a time alone by its count.
+
+    Args:
+        section: what is asked.
+        timed: whether the study as a whole is given a time as well.
     """
     ends = {"trials": None, "timeout_s": None}
-    given = any(section.get(name) is not None for name in ends)
+    given = timed or any(section.get(name) is not None for name in ends)
     return {**(ends if given else {}), **section}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from dataclasses import InitVar, dataclass, field, replace
@@ -15,6 +16,7 @@ from autocompress.controller.protocols import Evaluator, Executor, Job, Outcome,
 from autocompress.controller.screener import Screener
 from autocompress.controller.shared_trials import SharedTrials
 from autocompress.controller.stop import StopFlag
+from autocompress.controller.time_budget import TimeBudget
 from autocompress.errors import InputError
 from autocompress.policy.budget import Budget
 from autocompress.policy.policy import Policy
@@ -37,6 +39,7 @@ class Context:
         progress: told after every trial.
         screened: of the screener: what earlier sessions screened.
         shared: trials of several drivers, where there are some.
+        time: of the whole study.
     """
 
     space: Space
@@ -50,6 +53,7 @@ class Context:
     progress: ProgressCallback | None = None
     screened: InitVar[MutableMapping[tuple[str, int], Screened] | None] = None
     shared: SharedTrials | None = None
+    time: TimeBudget = field(default_factory=TimeBudget)
 
     search_ends: float | None = None
     """When the search's time is over, on the monotonic clock; ``None`` leaves it open."""
@@ -77,7 +81,10 @@ class Context:
 
     def seconds_left(self) -> float | None:
         """Of the search's time; ``None`` where it has no end."""
-        return None if self.search_ends is None else max(0.0, self.search_ends - time.monotonic())
+        left = self.time.search_s(2 + self.config.random_references, self.ledger.durations)
+        if self.search_ends is not None:
+            left = min(left, self.search_ends - time.monotonic())
+        return None if math.isinf(left) else max(0.0, left)
 
     @property
     def may_go_on(self) -> bool:
@@ -86,7 +93,9 @@ class Context:
 
     def limit_s(self, phase: Phase) -> float:
         """Seconds that an evaluation may take."""
-        return self.ledger.durations.limit_s(self.config.trial_timeout_s, phase)
+        durations = self.ledger.durations
+        limit = durations.limit_s(self.config.trial_timeout_s, phase)
+        return min(limit, self.time.limit_s(durations))
 
     def submit(self, job: Job) -> None:
         """Hand a job to the executor, with the time that it may take."""
@@ -150,9 +159,11 @@ class Context:
     def report(
         self, phase: str, done: int, total: int | None, left: float | None, trial: Trial | None
     ) -> None:
-        """Tell the progress display."""
+        """Tell the progress display; of the time left, that of the whole study where it has one."""
         if self.progress is None:
             return
+        if self.time.total_s is not None:
+            left = max(0.0, self.time.left_s)
         front = self.ledger.front()
         reference = reference_point(self.feasibility.baseline, self.objectives)
         quality = self.feasibility.baseline.quality
@@ -164,13 +175,21 @@ class Context:
         )
 
     def run_jobs(self, jobs: Iterable[Job], phase: str) -> list[Trial]:
-        """Evaluate some jobs, as many at once as there is room for; stops when asked to."""
+        """Evaluate some jobs, as many at once as there is room for; stops when asked to.
+
+        One that would not end within the study's time is left out. What training takes of it was
+        seen to before; see ``fit_recovery``.
+        """
         queue = list(jobs)
         total, done, running = len(queue), [], 0
         while queue or running:
             while queue and running < self.executor.slots and not self.stop:
-                self.submit(queue.pop(0))
-                running += 1
+                job = queue.pop(0)
+                if self.time.fits(phase, job.phase, self.ledger.durations):
+                    self.submit(job)
+                    running += 1
+                else:
+                    total -= 1
             if not running:
                 break
             outcome = self.executor.wait(1.0)

@@ -74,6 +74,7 @@ class _Loop:
         context.search_ends = None
         if context.config.timeout_s is not None:
             context.search_ends = self.started + context.config.timeout_s
+        context.time.search_begins()
         self.waited = 0.0
         self.screened_before = context.screener.seconds
         self.repeats = 0

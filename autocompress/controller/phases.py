@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from typing import cast
 
 from autocompress.controller.context import Context
 from autocompress.controller.promotion import by_band, promoted
-from autocompress.controller.protocols import Job
+from autocompress.controller.protocols import Job, TrainingEvaluator
 from autocompress.controller.starts import ladders, named, uniform_by_cost, uniform_near
+from autocompress.controller.time_budget import LOOKING_SHARE, SLOWER, fit_recovery, told
 from autocompress.policy.policy import Distill, Policy
 from autocompress.policy.recovery import RecoveryConfig
 from autocompress.policy.space import Assignment
@@ -85,6 +87,7 @@ def run_recovery(context: Context, config: RecoveryConfig) -> None:
     stitched model for twice the epochs of the one before, annealed to zero, so that qualities of
     one rung can be compared. Who goes on, and how many: ``promotion.promoted``.
     """
+    config = _within_time(context, config)
     if config.epochs <= 0:
         run_finish(context, config)
         return
@@ -93,12 +96,37 @@ def run_recovery(context: Context, config: RecoveryConfig) -> None:
     for rung in range(1, config.rungs + 1):
         phase = Phase("recover", epochs, rung)
         done = _recover(context, config, chosen, phase)
+        trained = any(t.state is TrialState.COMPLETE for t in done)
+        if context.time.total_s is not None and not trained:
+            run_finish(context, config)  # training failed, or took too long: what time is left
+            return
         if context.stop or rung == config.rungs:
             return
         chosen = promoted(done, _untrained(context, done), context.config.objectives[-1])
         if len(chosen) < 2:
             return
         epochs *= 2
+
+
+def _within_time(context: Context, config: RecoveryConfig) -> RecoveryConfig:
+    """As much of the recovery as fits into the study's time, said where that is less than asked."""
+    budget, evaluator = context.time, context.evaluator
+    chosen = candidates(context, config.candidates) if config.epochs > 0 else []
+    if budget.total_s is None or not chosen or not hasattr(type(evaluator), "epoch_s"):
+        return config
+    durations = context.ledger.durations
+    trained = cast(TrainingEvaluator, evaluator)
+    found = trained.epoch_s(chosen[0].policy, LOOKING_SHARE * budget.left_s)
+    budget.epoch_s = SLOWER * found
+    left = budget.left_s - budget.kept_s("recover", durations)
+    built = durations.expected_s(FINISHED)
+    fitting = fit_recovery(config, left, budget.epoch_s, built, context.executor.slots)
+    if fitting != config:
+        budget.note(
+            f"Recovery fits the time left ({max(0.0, left):.0f} s, {found:.2g} s per "
+            f"epoch): {told(fitting)} instead of {told(config)}."
+        )
+    return fitting
 
 
 FINISHED = Phase("recover", 0.0, 1)

@@ -63,6 +63,18 @@ class NearEvaluator(Evaluator, Protocol):
         """
 
 
+class TrainingEvaluator(Evaluator, Protocol):
+    """An evaluator that knows how long training takes, so that it can be planned."""
+
+    def epoch_s(self, policy: Policy, seconds: float) -> float:
+        """Seconds of one epoch of training a policy's model here, from a few steps.
+
+        Args:
+            policy: that is to be trained.
+            seconds: that looking may take, about.
+        """
+
+
 class DividedEvaluator(Evaluator, Protocol):
     """An evaluator whose work can be divided: workers score, one process times."""
 

@@ -14,7 +14,7 @@ from autocompress.measure.rounds import SLACK, Clock
 
 PATIENCE_S = 16.0
 """Longest wait for a quiet machine: spells of disturbance have lasted for 1 to 30 seconds."""
-_VARIABLE = "AUTOCOMPRESS_QUIET_WAIT_S"
+WAIT_VARIABLE = "AUTOCOMPRESS_QUIET_WAIT_S"
 _LOOK_EVERY_S = 0.25
 _REMEMBERED = 30
 _EXPERIENCE = 10
@@ -29,7 +29,7 @@ def longest_wait_s() -> float:
     Raises:
         InputError: no number of seconds.
     """
-    text = os.environ.get(_VARIABLE, "")
+    text = os.environ.get(WAIT_VARIABLE, "")
     if not text:
         return PATIENCE_S
     try:
@@ -37,7 +37,7 @@ def longest_wait_s() -> float:
     except ValueError:
         found = math.nan
     if not 0 <= found < math.inf:
-        raise InputError(f"`{_VARIABLE}` must be seconds, 0 or more, got {text!r}.")
+        raise InputError(f"`{WAIT_VARIABLE}` must be seconds, 0 or more, got {text!r}.")
     return found
 
 

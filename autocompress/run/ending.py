@@ -23,6 +23,7 @@ from autocompress.track.view import RunView
 
 if TYPE_CHECKING:
     from autocompress.controller.loop import StopReason
+    from autocompress.controller.time_budget import TimeBudget
     from autocompress.mlflow.sink import MlflowSink
     from autocompress.run.assembly import Assembly
     from autocompress.track.folder import RunFolder
@@ -54,6 +55,7 @@ def end_run(
     references: dict[str, int],
     mlflow: MlflowSink | None,
     stopped: StopReason,
+    budget: TimeBudget,
 ) -> EndedRun:
     """Write summary, recipe, model and report, and close MLflow.
 
@@ -80,6 +82,7 @@ def end_run(
     view = replace(view, kept=_kept_channels(parts, view))
     summary = write_summary(folder, view, model)
     summary["stopped"] = stopped
+    summary["time"] = budget.as_dict()
     for phase in failed_phases(view.trials):
         _log.warning("%s", phase)
     attempt("the report", lambda: write_report(folder, view))
@@ -87,6 +90,7 @@ def end_run(
         registered = model if study.tracking.register_best else None
         attempt("MLflow", lambda: mlflow.close(view, registered))
     summary["unfinished"] = failed
+    summary["time"] = budget.as_dict()  # the end included
     return EndedRun(folder, view, parts, summary, stopped)
 
 

@@ -79,6 +79,10 @@ class StudyEvaluator:
         path = self.model_path(policy, phase)
         return self.measurer.score(compressed, split, path, build_s=built)
 
+    def epoch_s(self, policy: Policy, seconds: float) -> float:
+        """Seconds of one epoch of training a policy's model here, from a few steps."""
+        return self.builder.pipeline.epoch_s(policy, seconds)
+
     def files(self, policy: Policy, phase: Phase, seed: int) -> list[Path]:
         """The exported file, and the trained weights that verification and recipes read."""
         found = [self.model_path(policy, phase)]

@@ -50,8 +50,8 @@ def given_study(
         "budget": [str(limit) for limit in limits.limits],
     }
     said = {k: _plain(k, v) for k, v in sections.items() if v is not None}
-    if isinstance(search := said.get("search"), Mapping):
-        said["search"] = asked(search)
+    if isinstance(search := said.get("search", {}), Mapping):
+        said["search"] = asked(search, timed="timeout_s" in said)
     return read_study(given | said, where="the call")
 
 

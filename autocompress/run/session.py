@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+import os
 import pickle
 import shutil
 from collections.abc import Callable, Iterator
@@ -18,6 +20,7 @@ from autocompress.controller.phases import run_recovery, run_reference_policies,
 from autocompress.controller.samplers import check_sampler, make_proposer
 from autocompress.controller.shared_trials import SharedTrials, open_storage
 from autocompress.controller.stop import StopFlag, stopping_on_interrupt
+from autocompress.controller.time_budget import FINISH_SHARE, RECOVERY_SHARE, TimeBudget
 from autocompress.errors import InputError
 from autocompress.execute import make_executor
 from autocompress.execute.pool import check_main, import_early
@@ -25,6 +28,7 @@ from autocompress.machine.facts import machine_facts
 from autocompress.machine.lock import after_timing
 from autocompress.machine.progress import Progress, silent
 from autocompress.machine.scratch import scratch_folder
+from autocompress.measure.quiet import PATIENCE_S, WAIT_VARIABLE
 from autocompress.mlflow.sink import MlflowSink
 from autocompress.policy.files import as_ours
 from autocompress.policy.writing import without_password
@@ -92,7 +96,9 @@ def run_study(
     check_sampler(study.search.sampler if sampler is None else sampler)
     if study.tracking.storage is not None:
         open_storage(str(resolve_variables(study.tracking.storage)))
-    preparing = silent if watcher is None else watcher.preparing
+    budget = TimeBudget(study.timeout_s)
+    budget.recovery_share = RECOVERY_SHARE if study.recovery.epochs > 0 else FINISH_SHARE
+    preparing = _watched(budget, silent if watcher is None else watcher.preparing)
     config = study.search
     root = out or Path("runs") / study.name
     if new_baseline and not resume:
@@ -102,7 +108,7 @@ def run_study(
     if resume and not new_baseline:
         study = as_begun(study, folder)
     _check_sent(study, data)
-    with _files_told(), RunLock(folder) as lock:
+    with _files_told(), RunLock(folder) as lock, _waiting_at_most(budget.waiting_s):
         if study.executor == "local" and study.workers > 1:
             import_early()
         with _nothing_left_behind(folder, existed):
@@ -111,7 +117,30 @@ def run_study(
             _predict_and_begin(parts, folder, before, preparing)
         preparing("first trial", 0.0)
         with Journal(folder, lock) as journal:
-            return _phases(parts, config, journal, sampler, watcher, give_up)
+            return _phases(parts, config, journal, budget, sampler, watcher, give_up)
+
+
+@contextmanager
+def _waiting_at_most(seconds: float) -> Iterator[None]:
+    """Bound waits for a quiet machine, in this process and its workers, where nobody else does."""
+    if math.isinf(seconds) or WAIT_VARIABLE in os.environ:
+        yield
+        return
+    os.environ[WAIT_VARIABLE] = str(min(seconds, PATIENCE_S))
+    try:
+        yield
+    finally:
+        del os.environ[WAIT_VARIABLE]
+
+
+def _watched(budget: TimeBudget, preparing: Progress) -> Progress:
+    """Tells how far preparation is, and ends it where the study's time is over before."""
+
+    def tell(text: str, fraction: float) -> None:
+        budget.check_prepared(text, fraction)
+        preparing(text, fraction)
+
+    return tell
 
 
 def _predict_and_begin(
@@ -184,6 +213,7 @@ def _phases(
     parts: Assembly,
     config: SearchConfig,
     journal: Journal,
+    budget: TimeBudget,
     sampler: BaseSampler | None,
     watcher: Watcher | None,
     give_up: Callable[[], object] | None,
@@ -192,7 +222,7 @@ def _phases(
     mlflow = _mlflow(parts, journal)
     with scratch_folder("study") as shared, stopping_on_interrupt() as stop:
         factory = _factory(parts, shared)
-        context = _context(parts, config, journal, mlflow, stop, watcher, give_up, factory)
+        context = _context(parts, config, journal, budget, mlflow, stop, watcher, give_up, factory)
         try:
             result = run_search(context, make_proposer(context, sampler))
             references = run_reference_policies(context)
@@ -202,13 +232,14 @@ def _phases(
             context.executor.close(cancel=bool(stop))
     # asked to end after the search, later phases are what is missing
     stopped = "interrupted" if stop else result.stopped
-    return end_run(journal.folder, parts, references, mlflow, stopped)
+    return end_run(journal.folder, parts, references, mlflow, stopped, budget)
 
 
 def _context(
     parts: Assembly,
     config: SearchConfig,
     journal: Journal,
+    budget: TimeBudget,
     mlflow: MlflowSink | None,
     stop: StopFlag,
     watcher: Watcher | None,
@@ -252,6 +283,7 @@ def _context(
         None if watcher is None else watcher.progressed,
         screened,
         shared,
+        budget,
     )
     return context
 

@@ -161,6 +161,8 @@ class StudyConfig(Section):
             search.
         max_quality_drop: the same for any task: in the metric's unit (``0.3``), or a share of the
             uncompressed model's value (``2%``). ``null`` takes what the task says.
+        timeout_s: seconds for the whole study, from reading the model to the report; its phases
+            are planned to end in time. ``null`` sets no limit.
         search: how policies are found.
         recovery: how the best policies are trained.
         tracking: where trials are shown.
@@ -182,6 +184,7 @@ class StudyConfig(Section):
     budget: tuple[str, ...] = ()
     max_accuracy_drop: Points | None = None
     max_quality_drop: str | float | None = None
+    timeout_s: float | None = Field(None, gt=0)
     search: SearchConfig = SearchConfig()
     recovery: RecoveryConfig = RecoveryConfig()
     tracking: TrackingConfig = TrackingConfig()
