@@ -124,7 +124,7 @@ class Context:
         found, base = trial.measurement, self.feasibility.baseline
         if found is None or found.metrics != base.metrics:
             raise InputError("it is measured by other metrics")
-        ratio = (found.context.get("timing") or {}).get("ratio")
+        ratio = found.timing.ratio
         if ratio is not None:
             if not ratio > 0:
                 raise InputError(f"its latency's ratio is {ratio}")

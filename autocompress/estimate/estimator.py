@@ -96,17 +96,16 @@ class Estimator:
             return
         if trial.state is not TrialState.COMPLETE or trial.measurement is None:
             return
-        context = trial.measurement.context
-        timing = context.get("timing")
+        timing = trial.measurement.timing
         # where a table of another device predicts latencies, the context names it beside the target
-        if not timing or timing.get("disturbed") or context.get("target") != self.where:
+        if timing.disturbed or trial.measurement.context.get("target") != self.where:
             return
-        if "ratio" not in timing:  # a record from elsewhere
+        if timing.ratio is None:  # nothing was timed, or a record from elsewhere
             return
-        if timing.get("facts", {}).get("earlier"):  # taken from a trial that taught it
+        if timing.facts is not None and timing.facts.earlier:  # taken from a trial that taught it
             return
         self._observed.add(key)
-        self.latency_model.observe(trial.policy, timing["ratio"])
+        self.latency_model.observe(trial.policy, timing.ratio)
         self._estimates.clear()
 
 

@@ -18,6 +18,7 @@ from autocompress.machine.lock import after_timing, timing_lock
 from autocompress.measure.memory import peak_memory_bytes
 from autocompress.measure.quiet import QuietSpeed
 from autocompress.measure.sampling import InterleavedTiming, Plan, Samples
+from autocompress.policy.claims import TimingClaim
 from autocompress.policy.policy import Policy
 from autocompress.policy.values import DEFAULT_RUNTIME
 from autocompress.targets import get_target
@@ -96,10 +97,10 @@ class Undisturbed:
 
     _known: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def note(self, policy: Policy, timing: Mapping[str, Any]) -> None:
-        """Keep a timing, as plain data, unless it was disturbed or says too little."""
-        found = {key: timing[key] for key in _FIGURES if timing.get(key) is not None}
-        if len(found) == len(_FIGURES) and not timing.get("disturbed", True):
+    def note(self, policy: Policy, timing: TimingClaim) -> None:
+        """Keep a timing, unless it was disturbed or says too little."""
+        found = {key: getattr(timing, key) for key in _FIGURES}
+        if None not in found.values() and timing.disturbed is False:
             self._known[policy.untrained_digest] = found
 
     def instead(self, timing: Timing, policy: Policy) -> tuple[Timing, list[str]]:

@@ -175,9 +175,9 @@ class Measurer:
 
     def remember(self, trial: Trial) -> None:
         """Keep how long a policy's file takes, where nothing disturbed its timing."""
-        context = trial.measurement.context if trial.measurement else {}
-        if context.get("target") == self.target.describe():
-            self._undisturbed.note(trial.policy, context.get("timing") or {})
+        found = trial.measurement
+        if found is not None and found.context.get("target") == self.target.describe():
+            self._undisturbed.note(trial.policy, found.timing)
 
     def score(
         self, compressed: Compressed, split: str, path: Path | None = None, **context: Any

@@ -93,11 +93,13 @@ class TimingFacts(_Open):
         target: as it tells of itself.
         machine: the computer.
         load_before: load average.
+        earlier: whether the timing is that of an earlier trial, in a quieter moment.
     """
 
     target: dict[str, Any] | None = None
     machine: dict[str, Any] | None = None
     load_before: Number | None = None
+    earlier: Flag = False
 
 
 class TimingClaim(_Open):
@@ -109,6 +111,9 @@ class TimingClaim(_Open):
         confidence: of the interval.
         latency_ms, iqr_ms: median and interquartile range.
         baseline_ms, baseline_iqr_ms: those of the uncompressed model, in the same rounds.
+        rounds: interleaved rounds.
+        noisy: the interval stayed wider than asked.
+        disturbed: something else slowed the machine.
         facts: circumstances.
     """
 
@@ -120,6 +125,9 @@ class TimingClaim(_Open):
     iqr_ms: Number | None = None
     baseline_ms: Number | None = None
     baseline_iqr_ms: Number | None = None
+    rounds: Count | None = None
+    noisy: Flag | None = None
+    disturbed: Flag | None = None
     facts: TimingFacts | None = None
 
 

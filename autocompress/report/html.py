@@ -11,6 +11,7 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
+from autocompress.policy.claims import TimingClaim, TimingFacts
 from autocompress.policy.policy import LayerPolicy
 from autocompress.policy.registry import techniques
 from autocompress.policy.technique import Technique
@@ -270,46 +271,38 @@ def rung_forecasts(view: RunView) -> list[tuple[int, float, int]]:
 
 def _latency(view: RunView, answer: Trial | None) -> dict[str, Any]:
     """How far the milliseconds can be trusted."""
-    timed = [t for t in view.compared if _timing(t)]
-    noisy = [t.number for t in timed if _timing(t).get("noisy")]
-    disturbed = [t.number for t in timed if _timing(t).get("disturbed")]
+    compared = [(t.number, t.measurement) for t in view.compared if t.measurement is not None]
+    timed = [(number, found.timing) for number, found in compared if found.timing != TimingClaim()]
+    noisy = [number for number, timing in timed if timing.noisy]
+    disturbed = [number for number, timing in timed if timing.disturbed]
     found: dict[str, Any] = {"timed": len(timed), "noisy": noisy, "disturbed": disturbed}
     found |= {"rows": [], "remarks": []}
     if answer is None or answer.measurement is None:
         return found
-    timing, rows = _timing(answer), found["rows"]
-    if all(timing.get(key) is not None for key in ("ratio", "ratio_low", "ratio_high")):
-        share = timing.get("confidence")
+    timing, rows = answer.measurement.timing, found["rows"]
+    ratio, low, high = timing.ratio, timing.ratio_low, timing.ratio_high
+    if ratio is not None and low is not None and high is not None:
+        share = timing.confidence
         label = "interval" if share is None else f"{share:.0%} interval"
-        low, high = timing["ratio_low"], timing["ratio_high"]
-        rows.append(
-            (
-                "share of the uncompressed latency",
-                f"{timing['ratio']:.3f} ({label} {low:.3f} to {high:.3f})",
-            )
-        )
+        text = f"{ratio:.3f} ({label} {low:.3f} to {high:.3f})"
+        rows.append(("share of the uncompressed latency", text))
     for text, median, iqr in (
-        (f"trial {answer.number}, median and IQR", "latency_ms", "iqr_ms"),
-        ("uncompressed, in the same rounds", "baseline_ms", "baseline_iqr_ms"),
+        (f"trial {answer.number}, median and IQR", timing.latency_ms, timing.iqr_ms),
+        ("uncompressed, in the same rounds", timing.baseline_ms, timing.baseline_iqr_ms),
     ):
-        if timing.get(median) is not None and timing.get(iqr) is not None:
-            rows.append((text, f"{timing[median]:.4g} ms, IQR {timing[iqr]:.2g} ms"))
-    if "rounds" in timing:
-        rows.append(("interleaved rounds", str(timing["rounds"])))
-    facts = timing.get("facts") or {}
-    target = facts.get("target") or answer.measurement.context.get("target") or {}
+        if median is not None and iqr is not None:
+            rows.append((text, f"{median:.4g} ms, IQR {iqr:.2g} ms"))
+    if timing.rounds is not None:
+        rows.append(("interleaved rounds", str(timing.rounds)))
+    facts = timing.facts or TimingFacts()
+    target = facts.target or answer.measurement.context.get("target") or {}
     rows += [("target", _pairs(target))] if target else []
-    rows += [("machine", _pairs(facts["machine"]))] if facts.get("machine") else []
-    if facts.get("load_before") is not None:
-        rows.append(("load average before", f"{facts['load_before']:.2f}"))
+    rows += [("machine", _pairs(facts.machine))] if facts.machine else []
+    if facts.load_before is not None:
+        rows.append(("load average before", f"{facts.load_before:.2f}"))
     for key in ("problems", "notes"):
         found["remarks"] += [str(r) for r in answer.measurement.context.get(key) or ()]
     return found
-
-
-def _timing(trial: Trial) -> Mapping[str, Any]:
-    timing = trial.measurement.context.get("timing") if trial.measurement else None
-    return timing if isinstance(timing, Mapping) else {}
 
 
 def _pairs(facts: Mapping[str, Any]) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Literal
 
 from autocompress.errors import InputError, MeasurementError, nearest
-from autocompress.policy.claims import Claim
+from autocompress.policy.claims import Claim, TimingClaim
 from autocompress.policy.section import read_as
 
 Goal = Literal["maximize", "minimize"]
@@ -261,6 +262,11 @@ class Measurement:
     def score_error(self) -> float:
         """Standard error of the quality; 0 where it is not known."""
         return self.spread.get(self.quality.name, 0.0)
+
+    @cached_property
+    def timing(self) -> TimingClaim:
+        """How the latency was timed, as far as the context says it."""
+        return read_as(TimingClaim, self.context.get("timing") or {}, "the timing")
 
     def get(self, name: str, default: float | None = None) -> float | None:
         """The value, or ``default`` where it was not measured."""

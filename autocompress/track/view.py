@@ -358,11 +358,11 @@ def latency_ratio(measurement: Measurement | None, baseline: Measurement) -> flo
     """Share of the baseline's latency: as timed side by side, else the quotient of the medians."""
     if measurement is None:
         return None
-    timing = measurement.context.get("timing")
-    if "table" in (measurement.context.get("target") or {}):
-        timing = None  # of this machine, while the latency is another device's
-    if isinstance(timing, Mapping) and isinstance(timing.get("ratio"), int | float):
-        return float(timing["ratio"])
+    # where a table of another device told the latency, the timing is of this machine
+    elsewhere = "table" in (measurement.context.get("target") or {})
+    ratio = None if elsewhere else measurement.timing.ratio
+    if ratio is not None:
+        return float(ratio)
     mine, theirs = measurement.get("latency_ms"), baseline.get("latency_ms")
     return mine / theirs if mine is not None and theirs else None
 

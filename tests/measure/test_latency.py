@@ -19,6 +19,8 @@ from autocompress.measure.latency import bench, paired_timing, paired_timings
 from autocompress.measure.quiet import QuietSpeed
 from autocompress.measure.rounds import take_round
 from autocompress.measure.sampling import InterleavedTiming, Plan, Samples
+from autocompress.policy.claims import TimingClaim
+from autocompress.results.metric import Measurement
 from autocompress.targets import get_target
 
 _SHORT = Plan(precision=0.5, min_rounds=2, max_seconds=0.2, slot_ms=1.0)
@@ -66,6 +68,13 @@ def test_a_wide_interval_is_called_noisy(
     found = paired_timing(get_target("onnxruntime"), path, path)
     assert found.noisy
     assert found.ratio_low < 1 < found.ratio_high
+    # what is read of a record is what was written, under the same names
+    record = json.loads(json.dumps(found.as_dict()))
+    told = Measurement({}, context={"timing": record}).timing
+    for name in TimingClaim.model_fields.keys() - {"facts"}:
+        assert getattr(told, name) == getattr(found, name)
+    assert told.facts is not None
+    assert told.facts.machine == found.facts["machine"]
 
 
 @pytest.mark.parametrize("count", [1, 2])
