@@ -162,6 +162,20 @@ def test_what_registries_load_by_name_is_followed() -> None:
     assert runtime in _imported("autocompress.targets.registry")
 
 
+OF_SEVERAL = {"Choice", "Member", "Network", "Operator", "Reader", "Result", "Workers"}
+"""Classes whose name another room has for something else. No name may join them."""
+
+
+def test_a_class_has_a_name_of_its_own() -> None:
+    met: dict[str, list[str]] = {}
+    for module in MODULES:
+        for node in _tree(module).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                met.setdefault(node.name, []).append(module)
+    several = {name: places for name, places in met.items() if len(places) > 1}
+    assert several.keys() == OF_SEVERAL, several
+
+
 def _needless(tree: ast.Module, loaded: frozenset[str]) -> list[str]:
     """Late imports of our own that spare no heavy library.
 

@@ -37,7 +37,7 @@ def affordable(wanted: int, widest: int, memory: Memory | None = None) -> int:
     return min(wanted, max(_FEWEST, free // (_KEPT * 4 * max(1, widest))))
 
 
-class Side:
+class PartialRun:
     """One network on its way with some samples.
 
     Args:
@@ -100,8 +100,8 @@ class Lockstep:
     def __init__(self, one: nn.Module, other: nn.Module, leaves: Iterable[str], inputs: Any):
         old, new = (Walk(module, leaves, inputs) for module in (one, other))
         chunks = [take(inputs, slice(i, i + _CHUNK)) for i in range(0, batch_size(inputs), _CHUNK)]
-        self.old = [Side(old.steps(x), one, x) for x in chunks]
-        self.new = [Side(new.steps(x), other, x) for x in chunks]
+        self.old = [PartialRun(old.steps(x), one, x) for x in chunks]
+        self.new = [PartialRun(new.steps(x), other, x) for x in chunks]
         self._layers = self._common()
         runs = [str(node.target) for node in self._layers.values()]
         self.repeated = {name for name in runs if runs.count(name) > 1}

@@ -22,7 +22,7 @@ from autocompress.policy.claims import TimingClaim
 from autocompress.policy.policy import Policy
 from autocompress.policy.values import DEFAULT_RUNTIME
 from autocompress.targets import get_target
-from autocompress.targets.base import Inputs, Session, Target, TargetConfig
+from autocompress.targets.base import Arrays, Session, Target, TargetConfig
 from autocompress.targets.lengths import drawn_inputs
 
 
@@ -124,7 +124,7 @@ def paired_timing(
     candidate: str | Path,
     baseline: str | Path,
     *,
-    inputs: Inputs | None = None,
+    inputs: Arrays | None = None,
     plan: Plan | None = None,
     quiet: QuietSpeed | None = None,
 ) -> Timing:
@@ -140,7 +140,7 @@ def paired_timings(
     candidates: Sequence[str | Path],
     baseline: str | Path,
     *,
-    inputs: Inputs | None = None,
+    inputs: Arrays | None = None,
     plan: Plan | None = None,
     quiet: QuietSpeed | None = None,
 ) -> list[Timing]:
@@ -190,7 +190,7 @@ def paired_timings(
 
 
 def _opened(
-    stack: ExitStack, target: Target, path: Path, inputs: Inputs | None, seed: int
+    stack: ExitStack, target: Target, path: Path, inputs: Arrays | None, seed: int
 ) -> tuple[Callable[[], object], int]:
     """A call that runs a file, once for each length, and how many these are.
 
@@ -203,7 +203,7 @@ def _opened(
     return partial(_run_all, session, fed), len(fed)
 
 
-def _run_all(session: Session, fed: Sequence[Inputs]) -> None:
+def _run_all(session: Session, fed: Sequence[Arrays]) -> None:
     """One inference of each; ``prepare`` may hold one only."""
     for one in fed:
         session.run(one)

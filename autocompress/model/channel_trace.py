@@ -23,7 +23,7 @@ from autocompress.task.nested import tensors
 
 
 @dataclass(frozen=True)
-class Site:
+class CallSite:
     """A call that says sizes or places of channels.
 
     Args:
@@ -53,7 +53,7 @@ class ChannelTrace:
 
     atoms: Atoms
     axes: tuple[Axis, ...] = ()
-    sites: list[Site] = field(default_factory=list)
+    sites: list[CallSite] = field(default_factory=list)
     raw: list[tuple[str, str, Labels]] = field(default_factory=list)
     order: dict[str, None] = field(default_factory=dict)
     added: list[tuple[Tensor, Tensor]] = field(default_factory=list)
@@ -150,7 +150,7 @@ class _FollowedPass:
         parts = [("i", self.follower.get(x))]
         parts += [(f"o{i}", self.follower.get(y)) for i, y in enumerate(tensors(outputs))]
         known = tuple((key, labels) for key, labels in parts if labels is not None)
-        self.trace.sites.append(Site(self.names[module], call, known))
+        self.trace.sites.append(CallSite(self.names[module], call, known))
 
 
 class _Operators(TorchDispatchMode):

@@ -74,13 +74,13 @@ def unlike_samples(inputs: Any) -> Any:
     return map_tensors(with_another, inputs)
 
 
-Calls = frozenset[tuple[str, str]]
+CallNames = frozenset[tuple[str, str]]
 """Modules and names of calls in their forward, without counts; see ``model.call_sites``."""
 
 
 def check_groups(
     model: nn.Module, inputs: Any, plan: SlicingPlan, axes: Axes | None = None
-) -> tuple[dict[str, str], Calls]:
+) -> tuple[dict[str, str], CallNames]:
     """Cut every group of a plan once.
 
     Args:
@@ -105,7 +105,7 @@ def check_groups(
     return check.failed | dict.fromkeys(sorted(heads), IN_TRAINING_ONLY), check.corrected
 
 
-def needed_calls(model: nn.Module, inputs: Any, plan: SlicingPlan) -> Calls:
+def needed_calls(model: nn.Module, inputs: Any, plan: SlicingPlan) -> CallNames:
     """The calls that must be corrected where all groups of a plan are cut."""
     check = CutCheck(model, inputs, plan)
     for draw in range(check.draws):
@@ -149,7 +149,7 @@ class CutCheck:
     ) -> None:
         self.plan = plan
         self.failed: dict[str, str] = {}
-        self.corrected: Calls = frozenset()
+        self.corrected: CallNames = frozenset()
         self._good: list[str] = []
         self._until = time.monotonic() + MAX_SECONDS
         self._draws = _drawn_channels(plan)

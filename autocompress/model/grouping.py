@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from autocompress.model.call_sites import code_of
-from autocompress.model.channel_trace import ChannelTrace, Site, axis_classes, class_base
+from autocompress.model.channel_trace import CallSite, ChannelTrace, axis_classes, class_base
 from autocompress.model.labels import Labels
 from autocompress.model.sides import CallAxis, LayerSide, ModuleSide, OwnAxis, Side
 from autocompress.policy.inventory import ChannelGroup
@@ -38,7 +38,7 @@ class Member:
         return self.side == "in"
 
 
-Found = tuple[ChannelGroup, tuple[Member, ...], tuple[tuple[int, ...], ...]]
+FoundGroup = tuple[ChannelGroup, tuple[Member, ...], tuple[tuple[int, ...], ...]]
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Grouped:
         sites: module and side of every call that gives channels, also of those that stay.
     """
 
-    groups: dict[str, Found] = field(default_factory=dict)
+    groups: dict[str, FoundGroup] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     producers: dict[str, tuple[str, ...]] = field(default_factory=dict)
     sites: tuple[ModuleSide, ...] = ()
@@ -144,7 +144,7 @@ def _places(
     return found, tangles
 
 
-def call_side(site: Site, key: str, axis: int, labels: Labels) -> ModuleSide:
+def call_side(site: CallSite, key: str, axis: int, labels: Labels) -> ModuleSide:
     """Module and side of one tensor of a call, along an axis."""
     return site.module, CallAxis(site.call, key, axis, labels.shape)
 

@@ -16,7 +16,7 @@ from torch import nn
 from autocompress.model.call_sites import code_of
 from autocompress.model.channel_trace import trace_channels
 from autocompress.model.cut_check import check_groups, first_samples, needed_calls
-from autocompress.model.grouping import Found, Member, group_channels
+from autocompress.model.grouping import FoundGroup, Member, group_channels
 from autocompress.model.sides import CallAxis, ModuleSide, Side
 from autocompress.model.tracing_stubs import inner_width, is_attention, why_whole
 from autocompress.model.widths import Narrowing, narrowed, narrowings
@@ -143,7 +143,7 @@ def slicing_plan(model: nn.Module, example: Any, groups: Collection[str]) -> Sli
 def _untried(model: nn.Module, inputs: Any) -> tuple[tuple[ChannelGroup, ...], SlicingPlan]:
     trace = trace_channels(model, inputs)
     grouped = group_channels(trace)
-    heads: dict[str, Found] = {}
+    heads: dict[str, FoundGroup] = {}
     whole: dict[str, str] = {}
     for name in trace.order:
         if is_attention(module := model.get_submodule(name)):
@@ -186,7 +186,7 @@ def _without(
     )
 
 
-def _heads(name: str, module: Any) -> Found:
+def _heads(name: str, module: Any) -> FoundGroup:
     """The heads of an attention as a group of their own."""
     heads = int(module.num_heads)
     multihead = isinstance(module, nn.MultiheadAttention)

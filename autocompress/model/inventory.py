@@ -13,7 +13,7 @@ from autocompress.model.block_check import take_blocks
 from autocompress.model.cut_check import first_samples
 from autocompress.model.fingerprint import fingerprint
 from autocompress.model.groups import channel_groups
-from autocompress.model.specs import Calls, layer_spec, listed, tied
+from autocompress.model.specs import LayerCalls, layer_spec, listed, tied
 from autocompress.model.tracing_stubs import is_attention, unfused_attention
 from autocompress.model.usage import uses_elsewhere
 from autocompress.policy.inventory import Inventory, LayerSpec, LeftAlone
@@ -71,7 +71,7 @@ def take_inventory(model: nn.Module, example: Any, axes: Axes | None = None) -> 
     return Inventory(tuple(layers), groups, *identity, alone, blocks, told)
 
 
-def _specs(calls: dict[str, Calls]) -> list[LayerSpec]:
+def _specs(calls: dict[str, LayerCalls]) -> list[LayerSpec]:
     """What is known of every layer; a weight that several of them hold counts once."""
     holders: dict[int, list[str]] = {}
     for name, found in calls.items():
@@ -115,7 +115,7 @@ def _check_inputs_stay(model: nn.Module, example: Any) -> Any:
     return answer
 
 
-def _trace_calls(model: nn.Module, example: Any) -> dict[str, Calls]:
+def _trace_calls(model: nn.Module, example: Any) -> dict[str, LayerCalls]:
     """Every layer that runs, in the order in which they run first, and how they ran."""
     shapes: dict[str, list[Any]] = {}
     modules: dict[str, nn.Module] = {}
@@ -158,7 +158,7 @@ def _trace_calls(model: nn.Module, example: Any) -> dict[str, Calls]:
             handle.remove()
     batch = batch_size(example)
     return {
-        name: Calls(modules[name], tuple(found), batch, _used_by(modules[name], elsewhere))
+        name: LayerCalls(modules[name], tuple(found), batch, _used_by(modules[name], elsewhere))
         for name, found in shapes.items()
     }
 

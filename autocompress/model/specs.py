@@ -17,7 +17,7 @@ from autocompress.policy.registry import techniques
 
 
 @dataclass(frozen=True)
-class Calls:
+class LayerCalls:
     """How a layer ran.
 
     Args:
@@ -38,7 +38,7 @@ def listed(module: nn.Module) -> bool:
     return is_attention(module) or isinstance(module, tuple(_KINDS))
 
 
-def layer_spec(name: str, calls: Calls, tied_to: str | None, counted: set[int]) -> LayerSpec:
+def layer_spec(name: str, calls: LayerCalls, tied_to: str | None, counted: set[int]) -> LayerSpec:
     """What is known of one layer.
 
     Args:
@@ -79,7 +79,7 @@ def tied(specs: Sequence[LayerSpec]) -> list[LayerSpec]:
 
 
 def _traits(module: nn.Module, used: Usage, used_by: str) -> LayerTraits:
-    """What techniques may ask of a module; ``used_by`` as in ``Calls``."""
+    """What techniques may ask of a module; ``used_by`` as in ``LayerCalls``."""
     fixed = used.reason
     if isinstance(module, CELLS):
         fixed = "a cell is stepped by the model's own code"
@@ -113,7 +113,7 @@ def _counted(module: nn.Module) -> list[nn.Parameter]:
 # ---- convolutions and linear layers
 
 
-def _conv(name: str, calls: Calls) -> LayerSpec:
+def _conv(name: str, calls: LayerCalls) -> LayerSpec:
     module: Any = calls.module
     transposed = isinstance(module, TRANSPOSED)
     applied = [entry if transposed else left for left, entry in calls.shapes]
@@ -134,7 +134,7 @@ def _conv(name: str, calls: Calls) -> LayerSpec:
     )
 
 
-def _linear(name: str, calls: Calls) -> LayerSpec:
+def _linear(name: str, calls: LayerCalls) -> LayerSpec:
     module: Any = calls.module
     outputs = sum(math.prod(left) for left, _ in calls.shapes)
     positions = outputs // module.out_features // calls.batch
@@ -151,7 +151,7 @@ def _linear(name: str, calls: Calls) -> LayerSpec:
 # ---- recurrent layers and cells
 
 
-def _recurrent(name: str, calls: Calls) -> LayerSpec:
+def _recurrent(name: str, calls: LayerCalls) -> LayerSpec:
     module: Any = calls.module
     kind: Any = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn", "RNN_RELU": "rnn"}[module.mode]
     both = 1 + module.bidirectional
@@ -159,7 +159,7 @@ def _recurrent(name: str, calls: Calls) -> LayerSpec:
     return replace(spec, depth=module.num_layers, directions=both)
 
 
-def _cell(name: str, calls: Calls) -> LayerSpec:
+def _cell(name: str, calls: LayerCalls) -> LayerSpec:
     module: Any = calls.module
     kind: Any = {nn.LSTMCell: "lstm", nn.GRUCell: "gru", nn.RNNCell: "rnn"}[
         next(k for k in CELLS if isinstance(module, k))
@@ -167,7 +167,7 @@ def _cell(name: str, calls: Calls) -> LayerSpec:
     return _stepped(name, kind, calls, module.hidden_size)
 
 
-def _stepped(name: str, kind: Any, calls: Calls, outputs: int) -> LayerSpec:
+def _stepped(name: str, kind: Any, calls: LayerCalls, outputs: int) -> LayerSpec:
     steps = sum(math.prod(entry[:-1]) for _, entry in calls.shapes) // calls.batch
     named = calls.module.named_parameters()
     weights = sum(p.numel() for n, p in named if n.startswith("weight"))
@@ -179,7 +179,7 @@ def _stepped(name: str, kind: Any, calls: Calls, outputs: int) -> LayerSpec:
 # ---- tables and attentions
 
 
-def _table(name: str, calls: Calls) -> LayerSpec:
+def _table(name: str, calls: LayerCalls) -> LayerSpec:
     module: Any = calls.module
     rows, width = module.num_embeddings, module.embedding_dim
     values = sum(math.prod(left) for left, _ in calls.shapes)
@@ -187,7 +187,7 @@ def _table(name: str, calls: Calls) -> LayerSpec:
     return LayerSpec(name, "embedding", rows, width, positions=positions, integer=False)
 
 
-def _attention(name: str, calls: Calls) -> LayerSpec:
+def _attention(name: str, calls: LayerCalls) -> LayerSpec:
     """Width of the stream, tokens and multiply-adds per sample."""
     module: Any = calls.module
     shapes = [left for left, _ in calls.shapes]
@@ -204,7 +204,7 @@ def _attention(name: str, calls: Calls) -> LayerSpec:
     return LayerSpec(name, "attention", width, width, positions=tokens, macs=macs)
 
 
-_KINDS: dict[type[nn.Module], Callable[[str, Calls], LayerSpec]] = {
+_KINDS: dict[type[nn.Module], Callable[[str, LayerCalls], LayerSpec]] = {
     CONV: _conv,
     nn.Linear: _linear,
     nn.RNNBase: _recurrent,

@@ -31,7 +31,7 @@ _POINTWISE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(frozen=True)
-class Rows:
+class WeightRows:
     """Some rows of a weight and of its bias.
 
     Args:
@@ -80,9 +80,9 @@ class Head:
         columns: its inputs of that layer.
     """
 
-    query: Rows
-    key: Rows
-    value: Rows
+    query: WeightRows
+    key: WeightRows
+    value: WeightRows
     reader: str
     columns: tuple[int, ...]
 
@@ -159,7 +159,7 @@ def narrowings(model: nn.Module, inputs: Any, plan: SlicingPlan) -> dict[str, Na
     return _WidthCheck(CutCheck(model, inputs, plan)).passed(made)
 
 
-Made = tuple[list[list[Rows]], str, list[tuple[int, ...]]]
+Made = tuple[list[list[WeightRows]], str, list[tuple[int, ...]]]
 """Per head three sets of rows; the layer that reads them, and which of its inputs."""
 
 
@@ -174,7 +174,7 @@ def _rows(model: nn.Module, group: str, plan: SlicingPlan) -> Made | None:
         own, prefix = (f"{group}.qkv", "") if window else (group, "in_proj_")
         size = width * len(units)
         stacked = [
-            [Rows(own, tuple(c + part * size for c in unit), prefix) for part in range(3)]
+            [WeightRows(own, tuple(c + part * size for c in unit), prefix) for part in range(3)]
             for unit in units
         ]
         return stacked, f"{group}.{'proj' if window else 'out_proj'}", [tuple(u) for u in units]
@@ -183,7 +183,7 @@ def _rows(model: nn.Module, group: str, plan: SlicingPlan) -> Made | None:
     layers = [model.get_submodule(name) for name in (*makers, *(m.module for m in readers))]
     if len(readers) != 1 or not all(map(_pointwise, layers)):
         return None
-    three: list[list[Rows]] = []
+    three: list[list[WeightRows]] = []
     columns: list[tuple[int, ...]] = []
     for unit in units:
         read = sorted(i for c in unit for i in readers[0].index[c])
@@ -195,7 +195,7 @@ def _rows(model: nn.Module, group: str, plan: SlicingPlan) -> Made | None:
         parts = [made[i : i + len(read)] for i in range(0, len(made), len(read))] if read else []
         if len(made) != 3 * len(read) or any(len({n for n, _ in part}) > 1 for part in parts):
             return None
-        three.append([Rows(part[0][0], tuple(i for _, i in part)) for part in parts])
+        three.append([WeightRows(part[0][0], tuple(i for _, i in part)) for part in parts])
         columns.append(tuple(read))
     return three, readers[0].module, columns
 
@@ -211,7 +211,7 @@ def _pointwise(layer: Any) -> bool:
 def _narrowing(
     trace: ChannelTrace,
     members: Sequence[Member],
-    three: list[list[Rows]],
+    three: list[list[WeightRows]],
     reader: str,
     columns: list[tuple[int, ...]],
 ) -> Narrowing:

@@ -14,7 +14,7 @@ from autocompress.model.kernels import Kernel
 from autocompress.policy.registry import techniques
 from autocompress.targets.config import TargetConfig
 from autocompress.targets.profile import KernelClass, NodeTime, Profile
-from autocompress.targets.session import WARM_UP, Array, Inputs, Session, TensorSpec, random_inputs
+from autocompress.targets.session import WARM_UP, Array, Arrays, Session, TensorSpec, random_inputs
 
 if TYPE_CHECKING:
     from autocompress.exporters.write import ExportedFile
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 __all__ = [
     "WARM_UP",
     "Array",
+    "Arrays",
     "Availability",
-    "Inputs",
     "KernelWriter",
     "NodeTime",
     "Profile",

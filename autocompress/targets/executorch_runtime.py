@@ -17,8 +17,8 @@ from autocompress.machine.scratch import scratch_folder
 from autocompress.policy.writing import replacing
 from autocompress.targets.base import (
     WARM_UP,
+    Arrays,
     Availability,
-    Inputs,
     Session,
     Target,
     TargetConfig,
@@ -149,7 +149,7 @@ class ExecuTorchSession(Session):
 
         return int(portable_lib._threadpool_get_thread_count())
 
-    def prepare(self, inputs: Inputs) -> Callable[[], Any]:
+    def prepare(self, inputs: Arrays) -> Callable[[], Any]:
         """A call without arguments."""
         import torch
 
@@ -157,7 +157,7 @@ class ExecuTorchSession(Session):
         execute = self._method.execute
         return lambda: execute(feed)
 
-    def profile(self, inputs: Inputs, runs: int = 20) -> Profile:
+    def profile(self, inputs: Arrays, runs: int = 20) -> Profile:
         """The whole program as one operator: the wheel is built without event tracing."""
         call = self.prepare(inputs)
         times = []

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from autocompress.errors import InputError
-from autocompress.targets.base import Inputs, Session, TargetConfig, random_inputs
+from autocompress.targets.base import Arrays, Session, TargetConfig, random_inputs
 
 _SHARES = 20
 """A distribution of lengths is timed as at most so many inferences."""
 
 
-def drawn_inputs(session: Session, config: TargetConfig, seed: int = 0) -> list[Inputs]:
+def drawn_inputs(session: Session, config: TargetConfig, seed: int = 0) -> list[Arrays]:
     """Random inputs of a file, one for each length that is to be timed.
 
     Args:

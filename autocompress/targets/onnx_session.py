@@ -15,7 +15,7 @@ from autocompress.errors import InputError
 from autocompress.exporters.metadata import SIZES_KEY
 from autocompress.machine.scratch import scratch_folder
 from autocompress.targets.profile import NodeTime, Profile
-from autocompress.targets.session import WARM_UP, Array, Inputs, Session, TensorSpec
+from autocompress.targets.session import WARM_UP, Array, Arrays, Session, TensorSpec
 
 #: where a name within ``tensor(...)`` is not numpy's
 _DTYPES = {"float": "float32", "double": "float64"}
@@ -85,16 +85,16 @@ class OnnxRuntimeSession(Session):
         """Threads of one operator."""
         return int(self._session.get_session_options().intra_op_num_threads)
 
-    def prepare(self, inputs: Inputs) -> Callable[[], Any]:
+    def prepare(self, inputs: Arrays) -> Callable[[], Any]:
         """A call without arguments; ``run`` copies to and from the device and waits."""
         feed, run = self._feed(inputs), self._session.run
         names = [o.name for o in self._session.get_outputs()]
         return lambda: run(names, feed)
 
-    def _feed(self, inputs: Inputs) -> dict[str, Array]:
+    def _feed(self, inputs: Arrays) -> dict[str, Array]:
         return {s.name: a for s, a in zip(self.inputs, self.arrays(inputs), strict=True)}
 
-    def profile(self, inputs: Inputs, runs: int = 20) -> Profile:
+    def profile(self, inputs: Arrays, runs: int = 20) -> Profile:
         """The runtime's own profile, from a second session with the profiler on."""
         feed = self._feed(inputs)
         with scratch_folder("profile") as folder:

@@ -13,8 +13,8 @@ import numpy as np
 from autocompress.errors import InputError
 from autocompress.targets.base import (
     WARM_UP,
+    Arrays,
     Availability,
-    Inputs,
     Session,
     TargetConfig,
     TensorSpec,
@@ -135,7 +135,7 @@ class OpenVinoSession(Session):
         """Threads that the compiled model really uses."""
         return int(self._request.get_compiled_model().get_property("INFERENCE_NUM_THREADS"))
 
-    def prepare(self, inputs: Inputs) -> Callable[[], Any]:
+    def prepare(self, inputs: Arrays) -> Callable[[], Any]:
         """A call without arguments on inputs that the request already holds."""
         import openvino
 
@@ -144,7 +144,7 @@ class OpenVinoSession(Session):
             request.set_input_tensor(i, openvino.Tensor(array))
         return lambda: request.infer()
 
-    def profile(self, inputs: Inputs, runs: int = 20) -> Profile:
+    def profile(self, inputs: Arrays, runs: int = 20) -> Profile:
         """OpenVINO's own counters, from a second compilation; it tells no shapes."""
         request, feed = self._compile(True), self.arrays(inputs)
         origin = makers(self.file)

@@ -15,7 +15,7 @@ from autocompress.errors import InputError
 from autocompress.targets.profile import Profile
 
 Array = NDArray[Any]
-Inputs = Sequence[Array]
+Arrays = Sequence[Array]
 """One array per input of the file, in the file's order."""
 
 WARM_UP = 5
@@ -64,14 +64,14 @@ class Session(ABC):
         attribute where there is only one number; it cannot be set in ``__init__``."""
 
     @abstractmethod
-    def prepare(self, inputs: Inputs) -> Callable[[], Any]:
+    def prepare(self, inputs: Arrays) -> Callable[[], Any]:
         """A call without arguments that runs these inputs once and waits for the end of it.
 
         Args:
             inputs: one array per input, batch first; shapes and types as in ``inputs``.
         """
 
-    def run(self, inputs: Inputs) -> list[Array]:
+    def run(self, inputs: Arrays) -> list[Array]:
         """One inference; ``inputs`` as in ``prepare``."""
         found = self.prepare(inputs)()
         if isinstance(found, Mapping):
@@ -80,7 +80,7 @@ class Session(ABC):
         return [p.numpy(force=True) if hasattr(p, "numpy") else np.array(p) for p in parts]
 
     @abstractmethod
-    def profile(self, inputs: Inputs, runs: int = 20) -> Profile:
+    def profile(self, inputs: Arrays, runs: int = 20) -> Profile:
         """Operators, shapes and median times.
 
         Args:
@@ -91,7 +91,7 @@ class Session(ABC):
     def close(self) -> None:
         """Free it; a second time does nothing."""
 
-    def arrays(self, inputs: Inputs) -> list[Array]:
+    def arrays(self, inputs: Arrays) -> list[Array]:
         """The inputs in the file's element types, each in one piece.
 
         Raises:

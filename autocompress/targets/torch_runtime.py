@@ -22,8 +22,8 @@ from autocompress.errors import InputError, TargetUnavailable
 from autocompress.exporters.metadata import AXES_KEY, SIZES_KEY
 from autocompress.targets.base import (
     WARM_UP,
+    Arrays,
     Availability,
-    Inputs,
     Session,
     Target,
     TargetConfig,
@@ -141,7 +141,7 @@ class TorchSession(Session):
         with _threads(self._threads):
             return torch.get_num_threads()
 
-    def prepare(self, inputs: Inputs) -> Callable[[], Any]:
+    def prepare(self, inputs: Arrays) -> Callable[[], Any]:
         """A call without arguments on inputs that lie on the device; waits for the end of it."""
         import torch
 
@@ -156,12 +156,12 @@ class TorchSession(Session):
 
         return once
 
-    def _feed(self, inputs: Inputs) -> list[Tensor]:
+    def _feed(self, inputs: Arrays) -> list[Tensor]:
         import torch
 
         return [torch.from_numpy(array).to(self._device) for array in self.arrays(inputs)]
 
-    def profile(self, inputs: Inputs, runs: int = 20) -> Profile:
+    def profile(self, inputs: Arrays, runs: int = 20) -> Profile:
         """Times of operators: of the program's own, or of the kernels that it was compiled to."""
         import torch
 

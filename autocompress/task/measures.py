@@ -228,7 +228,7 @@ def equal_error_rate(vectors: Tensor, labels: Tensor) -> float:
 
 
 @dataclass
-class Found:
+class Detections:
     """Detections of one image: boxes ``(K, 4)`` as corners, scores and classes ``(K,)``."""
 
     boxes: Tensor
@@ -260,7 +260,7 @@ class MeanAveragePrecision:
         for found, wanted in zip(self.decode(outputs), targets, strict=True):
             self._image(_found(found), wanted[wanted[:, 0] >= 0])
 
-    def _image(self, found: Found, wanted: Tensor) -> None:
+    def _image(self, found: Detections, wanted: Tensor) -> None:
         for kind in {*wanted[:, 0].long().tolist(), *found.classes.long().tolist()}:
             truth = wanted[wanted[:, 0] == kind, 1:]
             self._wanted[kind] += len(truth)
@@ -297,13 +297,13 @@ class MeanAveragePrecision:
         return float(np.mean(each))
 
 
-def _found(value: Any) -> Found:
-    if isinstance(value, Found):
+def _found(value: Any) -> Detections:
+    if isinstance(value, Detections):
         return value
     if isinstance(value, dict):
         classes = value["classes"] if "classes" in value else value["labels"]
-        return Found(value["boxes"], value["scores"], classes)
-    return Found(*value)
+        return Detections(value["boxes"], value["scores"], classes)
+    return Detections(*value)
 
 
 def _matched(overlap: Tensor, least: float) -> NDArray[np.bool_]:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from autocompress.model.widths import Narrowing, Rows
+from autocompress.model.widths import Narrowing, WeightRows
 
 Seen = Callable[[str], Tensor | None]
 """Name of what reads inputs to their second moments, a constant behind them; see ``sees``."""
@@ -38,7 +38,7 @@ class Turn:
     reader: Tensor
 
 
-def sees(rows: Rows, kind: str) -> str:
+def sees(rows: WeightRows, kind: str) -> str:
     """Name of the module whose inputs some rows are multiplied with, in an opened model.
 
     Args:
@@ -82,7 +82,7 @@ def turns(model: nn.Module, narrowing: Narrowing, seen: Seen) -> list[Turn]:
     """
     roots: dict[str, Tensor | None] = {}
 
-    def weighted(rows: Rows, kind: str) -> Tensor:
+    def weighted(rows: WeightRows, kind: str) -> Tensor:
         name = sees(rows, kind)
         if name not in roots:
             roots[name] = _root(seen(name))
