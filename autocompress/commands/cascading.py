@@ -1,41 +1,12 @@
-"""What ``cascade`` reads and prints."""
+"""What ``cascade`` prints."""
 
 from __future__ import annotations
 
-import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-
-from autocompress.errors import InputError
-
-if TYPE_CHECKING:
-    from autocompress.cascade.choose import Asked
-
-
-def asked(min_accuracy: str | None, mean_latency: str | None) -> Asked:
-    """What a cascade is to keep to.
-
-    Raises:
-        InputError: neither or both, or something that is no amount.
-    """
-    from autocompress.cascade.choose import Asked
-
-    if (min_accuracy is None) == (mean_latency is None):
-        raise InputError("Give either --min-accuracy 0.2% or --mean-latency 0.3ms.")
-    if min_accuracy is not None:
-        return Asked(most_lost=_amount(min_accuracy, "%", "--min-accuracy") / 100)
-    assert mean_latency is not None
-    return Asked(mean_ms=_amount(mean_latency, "ms", "--mean-latency"))
-
-
-def _amount(text: str, unit: str, option: str) -> float:
-    found = re.fullmatch(rf"\s*(\d+\.?\d*|\.\d+)\s*(?:{unit})?\s*", text)
-    if found is None or float(found[1]) <= 0:
-        raise InputError(f"{option} takes an amount above 0 such as 0.3{unit}, got {text!r}.")
-    return float(found[1])
 
 
 def show_cascade(found: dict[str, Any], console: Console) -> None:

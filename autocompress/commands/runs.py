@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from autocompress.cascade.amounts import asked_amounts
 from autocompress.commands import cascading, options, reading
 from autocompress.commands import recipes as showing
 from autocompress.commands.options import Json, Run
@@ -79,11 +80,12 @@ def cascade(
     as_json: Json = False,
 ) -> None:
     """Let a small member answer what it is sure of, and hand the rest to a larger one."""
+    asked = asked_amounts(min_accuracy, mean_latency)
+    from autocompress.cascade.choose import Asked
     from autocompress.run.cascading import cascade as make
 
-    asked = cascading.asked(min_accuracy, mean_latency)
     with Display(as_json) as shown:
-        found = make(run, asked, output, shown.preparing, trust=trust)
+        found = make(run, Asked(**asked), output, shown.preparing, trust=trust)
     printed(found, as_json, lambda console: cascading.show_cascade(found, console))
 
 

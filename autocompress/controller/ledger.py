@@ -65,6 +65,8 @@ class Ledger:
         return trial
 
     def _enter(self, trial: Trial) -> None:
+        if trial.phase.kind == "cascade":  # made of trials that are here already
+            return
         self.trials.append(trial)
         self.durations.add(trial)
         self.waiting.add(trial)
@@ -73,7 +75,8 @@ class Ledger:
 
     def _teach(self, trial: Trial) -> None:
         # a rejected trial holds an estimate, and a duplicate what another trial has taught
-        if trial.state is TrialState.COMPLETE and self._observe is not None:
+        taught = trial.state is TrialState.COMPLETE and trial.phase.kind != "cascade"
+        if taught and self._observe is not None:
             self._observe(trial)
 
     @staticmethod

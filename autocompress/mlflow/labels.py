@@ -47,6 +47,8 @@ def trial_params(trial: Trial, layers: Sequence[str]) -> dict[str, str]:
 
     MLflow's page of comparison begins with the first three of the alphabet that differ.
     """
+    if trial.phase.kind == "cascade":
+        return {"method": "cascade"}
     found = policy_summary(trial.policy, layers)
     return {k: v if isinstance(v, str) else f"{v:.4g}" for k, v in found.items()}
 

@@ -18,7 +18,9 @@ from autocompress.policy.technique import Technique
 from autocompress.report import plots
 from autocompress.report.tables import (
     BUILDS_DIFFER,
+    cascades,
     number_text,
+    on_test,
     origin_text,
     quality_text,
     what,
@@ -76,6 +78,7 @@ def render(view: RunView) -> str:
         facts=_facts(view),
         cannot_prune=view.cannot_prune,
         members=[_row(view, t) for t in view.front],
+        cascades=[_cascade(view, t) for t in cascades(view)],
         tested=any(view.verified(t) for t in (*view.front, *([answer] if answer else []))),
         beside=_beside(view),
         builds_differ=BUILDS_DIFFER if view.builds_differ else "",
@@ -169,6 +172,12 @@ def _row(view: RunView, trial: Trial) -> dict[str, Any]:
         "origin": origin_text(trial, view),
         "feasible": trial.feasible,
     }
+
+
+def _cascade(view: RunView, trial: Trial) -> dict[str, Any]:
+    """Members that answer together, beside the single ones of the front."""
+    test = on_test(trial)
+    return {**_row(view, trial), "test": "-" if test is None else quality_text(test)}
 
 
 def _beside(view: RunView) -> list[dict[str, Any]]:

@@ -37,10 +37,12 @@ def summary_json(view: RunView) -> dict[str, Any]:
     test split). Where nothing met the budget it holds the nearest trial, which is not feasible.
     ``feasible`` says whether anything met it, ``answered`` whether there is an answer, which keeps
     to the largest drop as well; ``reason`` why there is none; ``failed_phases`` which phases had
-    trials that failed without exception.
+    trials that failed without exception. ``cascades``, where there are any, holds trials in which
+    several members answer together.
     """
     front = shown(view)
     checks = [check for check in map(view.verified, front) if check is not None]
+    told = [cascade_json(trial, view.baseline) for trial in cascades(view)]
     names = (view.quality.name, "latency_ms", "macs", "params", "size_bytes")
     return {
         "run": view.run,
@@ -58,6 +60,7 @@ def summary_json(view: RunView) -> dict[str, Any]:
         "hypervolume": view.hypervolume,
         "seconds": view.seconds,
         **_of_task(view),
+        **({"cascades": told} if told else {}),
     }
 
 
@@ -103,6 +106,26 @@ def write_summary(
 def shown(view: RunView) -> list[Trial]:
     """The front; where it is empty, the trial that comes nearest to the budget."""
     return list(view.front) or ([view.nearest] if view.nearest is not None else [])
+
+
+def cascades(view: RunView) -> list[Trial]:
+    """Trials in which several members of the run answer together."""
+    done = (t for t in view.trials if t.phase.kind == "cascade")
+    return [t for t in done if t.measurement is not None]
+
+
+def cascade_json(trial: Trial, baseline: Measurement) -> dict[str, Any]:
+    """A cascade as ``--json`` prints it: a trial without a policy of its own, with its stages."""
+    found = trial_json(trial, baseline)
+    del found["policy"]
+    told = trial.measurement.context.get("cascade", {}) if trial.measurement else {}
+    return {**found, **told}
+
+
+def on_test(trial: Trial) -> Measurement | None:
+    """What a cascade did on the test split."""
+    found = trial.measurement.context.get("on_test") if trial.measurement else None
+    return None if found is None else Measurement.from_dict(found)
 
 
 def trial_json(trial: Trial, baseline: Measurement, *, alone: bool = False) -> dict[str, Any]:
@@ -167,6 +190,10 @@ def front_table(view: RunView) -> Table:
             _as_it_is(origin_text(trial, view)),
             style="bold green" if mark else None,
         )
+    for trial in cascades(view):
+        test = [quality_text(on_test(trial))] if tested else []
+        cells = (quality_text(trial.measurement), *test, *_cost(trial.measurement, view))
+        table.add_row(str(trial.number), *cells, what(trial, view), "cascade", style="cyan")
     table.add_section()
     test = [quality_text(view.test_baseline)] if tested else []
     table.add_row(
@@ -217,7 +244,11 @@ def verdict_table(view: RunView) -> Table:
 
 
 def what(trial: Trial, view: RunView) -> str:
-    """What a policy does, in a few words."""
+    """What a policy does, in a few words; of a cascade, its members."""
+    if trial.phase.kind == "cascade" and trial.measurement is not None:
+        told = trial.measurement.context.get("cascade", {})
+        stages = (" and ".join(stage["members"]) for stage in told.get("stages", ()))
+        return f"{', then '.join(stages)}, by {told.get('confidence')}"
     found = policy_summary(trial.policy, view.layer_names)
     parts = [text for technique in in_order() for text in technique.told(found)]
     parts += ["student"] if trial.policy.student is not None else []

@@ -124,10 +124,10 @@ def rejudged(trial: Trial, budget: Budget, baseline: Measurement) -> Trial:
 
 
 def comparable(trial: Trial, objectives: Sequence[Metric]) -> bool:
-    """Whether a trial is complete, was scored on val, and has every objective."""
+    """Whether a trial is one model, complete, was scored on val, and has every objective."""
     return (
         trial.state is TrialState.COMPLETE
-        and trial.phase.kind != "verify"
+        and trial.phase.kind in ("search", "recover")
         and trial.measurement is not None
         and all(m.name in trial.measurement for m in objectives)
     )

@@ -13,11 +13,13 @@ _NAMES: dict[PhaseKind, str] = {
     "search": "The search",
     "recover": "Recovery",
     "verify": "Verification",
+    "cascade": "The cascade",
 }
 _LEFT: dict[PhaseKind, str] = {
     "search": "Nothing was measured.",
     "recover": "Nothing was trained or finished; what is shown is as the search found it.",
     "verify": "Nothing was measured again, and nothing on the test split.",
+    "cascade": "The run's single models stand as they are.",
 }
 _TRACEBACK = "Traceback (most recent call last):\n"
 

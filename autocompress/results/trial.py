@@ -19,7 +19,7 @@ from autocompress.results.metric import Measurement
 MUCH_WAITING = 0.1
 """A share of waiting worth telling people about; less comes and goes on any machine."""
 
-PhaseKind = Literal["search", "recover", "verify"]
+PhaseKind = Literal["search", "recover", "verify", "cascade"]
 
 
 class TrialState(StrEnum):
@@ -37,7 +37,8 @@ class Phase:
 
     Args:
         kind: ``search`` (zero-shot, val split), ``recover`` (fine-tuned, val split) or
-            ``verify`` (test split, once).
+            ``verify`` (test split, once). ``cascade``: several measured models one after another,
+            with no policy of their own.
         epochs: fine-tuning epochs; 0 in the search phase.
         rung: number of the recovery rung, from 1; 0 outside recovery.
     """

@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from autocompress.cascade.bound import clopper_pearson
 from autocompress.cascade.chain import Chain, Member
 from autocompress.cascade.choose import Asked, Choice, choose, counts, halves, told
-from autocompress.cascade.manifest import Manifest, Stage
+from autocompress.cascade.manifest import MANIFEST, Manifest, Stage
 from autocompress.cascade.sequence import SequenceTimes, time_sequence
 from autocompress.errors import ExportError, InputError
 from autocompress.exporters.onnx_cascade import write_cascade
 from autocompress.machine.progress import Progress, silent
+from autocompress.report.html import write_report
+from autocompress.report.tables import write_summary
+from autocompress.results.trial import Trial
 from autocompress.run.assembly import Assembly, assemble
 from autocompress.run.cascade_members import RunMembers, class_scores
+from autocompress.run.cascade_trial import as_trial
 from autocompress.run.factories import from_elsewhere
 from autocompress.run.resuming import differences
 from autocompress.run.study import GIVEN, read_study
 from autocompress.runtime import Cascade, open_file
 from autocompress.task.nested import tensors
 from autocompress.track.folder import RunFolder, write_json
+from autocompress.track.journal import Journal
+from autocompress.track.lock import writer_of
 from autocompress.track.view import RunView
 
 ONE_FILE = "cascade.onnx"
@@ -61,35 +70,65 @@ def cascade(
     """
     folder = RunFolder.open(run)
     view, place = RunView.load(folder), folder.root / "cascade"
+    writer = writer_of(folder)
+    if writer is not None:
+        raise InputError(f"Process {writer} is writing {folder.root}. Wait for its end.")
     with from_elsewhere(f"run {folder.root}", trust=trust):
         parts = _assembled(folder, view, place, progress)
+    found, trial = make_cascade(folder, view, parts, asked, output, progress, seed)
+    with Journal(folder) as journal:
+        journal.record(trial)
+    view = RunView.load(folder)
+    write_summary(folder, view, folder.best_model())
+    write_report(folder, view)
+    return found
+
+
+def make_cascade(
+    folder: RunFolder,
+    view: RunView,
+    parts: Assembly,
+    asked: Asked,
+    output: Path | None = None,
+    progress: Progress = silent,
+    seed: int = 0,
+) -> tuple[dict[str, Any], Trial]:
+    """The same for a run that is open: what was found, and the trial to record.
+
+    Args:
+        folder, view, parts: of the run.
+        asked, output, progress, seed: see ``cascade``.
+    """
     class_scores(parts)
-    found = RunMembers(folder, view, parts, place, progress)
+    began, place = time.perf_counter(), folder.root / "cascade"
+    known = RunMembers(folder, view, parts, place, progress)
     first, second = halves(len(parts.data.val), seed)
-    members = found.judged(first)
-    baseline = members[-1].right
+    members = known.judged(first)
     progress("choosing", 0.0)
-    choice = choose(members, baseline, first, second, asked)
+    choice = choose(members, members[-1].right, first, second, asked)
     files = output or place / "best"
-    manifest = _write(found, choice.chain, members, files)
+    manifest = _write(known, choice.chain, members, files)
     one_file = _one_file(manifest, files)
     progress("measuring on test", 0.0)
-    test = _on_test(found, choice.chain, members)
+    test, right = _on_test(known, choice.chain, members)
     times = _timed(parts, manifest, files, seed)
-    result = {
+    found = {
         "run": str(folder.root),
+        "trial": 1 + max(t.number for t in view.trials),
         "asked": _asked(asked),
         **_told(choice, members, second, view),
-        "left_out": found.left_out,
+        "left_out": known.left_out,
         "test": test,
         "latency": _latency(times, view.baseline["latency_ms"]),
         "files": [str(files / name) for stage in manifest.stages for name in stage.files],
-        "manifest": str(files / "cascade.json"),
+        "manifest": str(files / MANIFEST),
         **one_file,
     }
-    result["kept"] = _kept(asked, result)
-    write_json(files / "measured.json", result)
-    return result
+    found["kept"] = _kept(asked, found)
+    write_json(files / "measured.json", found)
+    on_val = choice.chain.right(members)
+    trial = as_trial(found, view, known, choice.chain, members, (on_val, right))
+    return found, replace(trial, seed=seed, seconds=time.perf_counter() - began)
 
 
 def _assembled(folder: RunFolder, view: RunView, place: Path, progress: Progress) -> Assembly:
@@ -158,7 +197,9 @@ def _one_file(manifest: Manifest, folder: Path) -> dict[str, Any]:
         return {"one_file": None, "no_one_file": str(error)}
 
 
-def _on_test(found: RunMembers, chain: Chain, members: Sequence[Member]) -> dict[str, Any]:
+def _on_test(
+    found: RunMembers, chain: Chain, members: Sequence[Member]
+) -> tuple[dict[str, Any], NDArray[np.bool_]]:
     """Accuracy on the test split, and which stage answered what."""
     by_number = {trial.number: trial for trial in found.trials()}
     targets = found.targets("test")
@@ -174,7 +215,7 @@ def _on_test(found: RunMembers, chain: Chain, members: Sequence[Member]) -> dict
     low, high = clopper_pearson(int(right.sum()), len(right), 0.95)
     spread = 1.96 * float(np.sqrt(losses + gains - (losses - gains) ** 2 / len(right))) / len(right)
     stages = range(len(chain.stages))
-    return {
+    told_of_test = {
         "inputs": len(right),
         "accuracy": float(right.mean()),
         "accuracy_low": low,
@@ -190,6 +231,7 @@ def _on_test(found: RunMembers, chain: Chain, members: Sequence[Member]) -> dict
             for label in np.unique(targets)
         },
     }
+    return told_of_test, right
 
 
 def _timed(parts: Assembly, manifest: Manifest, folder: Path, seed: int) -> SequenceTimes:

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from autocompress.cascade.amounts import asked_amounts
+from autocompress.cascade.choose import Asked
 from autocompress.controller.config import SearchConfig
 from autocompress.controller.context import Context
 from autocompress.controller.loop import run_search
@@ -35,15 +37,17 @@ from autocompress.policy.writing import without_password
 from autocompress.results.answer import Decision, decide, rejudged
 from autocompress.results.metric import Measurement, objectives
 from autocompress.run.assembly import Assembly, EvaluatorFactory, assemble
+from autocompress.run.cascading import make_cascade
 from autocompress.run.ending import EndedRun, end_run
 from autocompress.run.feasibility import can_be_met
 from autocompress.run.resuming import as_begun, known_baseline
-from autocompress.run.study import StudyConfig
+from autocompress.run.study import DynamicConfig, StudyConfig
 from autocompress.run.variables import resolve_variables
 from autocompress.track.folder import RunFolder
 from autocompress.track.journal import Journal
 from autocompress.track.lock import RunLock
 from autocompress.track.screened import ScreenedPolicies
+from autocompress.track.view import RunView
 
 if TYPE_CHECKING:
     from autocompress.controller.optuna_study import BaseSampler
@@ -230,9 +234,29 @@ def _phases(
             run_verify(context, lambda: _decision(context, parts.study))
         finally:
             context.executor.close(cancel=bool(stop))
+        if parts.study.dynamic is not None and not stop:
+            _cascade(parts, parts.study.dynamic, journal, mlflow)
     # asked to end after the search, later phases are what is missing
     stopped = "interrupted" if stop else result.stopped
     return end_run(journal.folder, parts, references, mlflow, stopped, budget)
+
+
+def _cascade(
+    parts: Assembly, asked: DynamicConfig, journal: Journal, mlflow: MlflowSink | None
+) -> None:
+    """The last phase: members of the run answer together. Where none are better, it says so."""
+    if any(t.phase.kind == "cascade" for t in journal.load()):  # made by an earlier session
+        return
+    wanted = Asked(**asked_amounts(asked.min_accuracy, asked.mean_latency))
+    folder, progress = journal.folder, parts.progress
+    try:
+        _, trial = make_cascade(folder, RunView.load(folder), parts, wanted, progress=progress)
+    except InputError as error:
+        _log.warning("No cascade was made: %s", error)
+        return
+    for sink in (journal, mlflow):
+        if sink is not None:
+            sink.record(trial)
 
 
 def _context(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from dataclasses import replace
 from functools import cache
@@ -11,20 +12,23 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+from rich.console import Console
 from scipy.special import softmax
 from scipy.stats import entropy
 from tiny_study import study_of
 
+from autocompress.cascade.amounts import asked_amounts
 from autocompress.cascade.choose import Asked, halves
 from autocompress.cascade.manifest import Manifest, Stage
-from autocompress.commands.cascading import asked
 from autocompress.errors import InputError
 from autocompress.machine.progress import silent
+from autocompress.report.tables import front_table, on_test, summary_json, what
 from autocompress.results.metric import Measurement
 from autocompress.results.trial import SEARCH, Trial
 from autocompress.run.assembly import assemble
 from autocompress.run.cascade_members import RunMembers, class_scores
 from autocompress.run.cascading import cascade
+from autocompress.run.session import run_study
 from autocompress.run.study import read_study
 from autocompress.runtime import Cascade
 from autocompress.track.folder import RunFolder
@@ -128,6 +132,54 @@ def test_it_is_better_than_one_member_as_quick(made: dict[str, Any]) -> None:
         assert order == sorted(order)
 
 
+def test_it_is_a_trial_of_its_own_phase(finished: RunFolder, made: dict[str, Any]) -> None:
+    view = RunView.load(finished)
+    trial, base = view.by_number[made["trial"]], view.baseline
+    assert (trial.phase.kind, trial.number) == ("cascade", 2)
+    found = trial.measurement
+    assert found is not None
+    assert found["latency_ms"] == pytest.approx(made["latency"]["cascade"]["ratio"] * BASE_MS)
+    members = [base if n is None else view.by_number[n].measurement for n in trials_of(made)]
+    assert found["size_bytes"] == sum(m["size_bytes"] for m in members)
+    assert members[0]["macs"] < found["macs"] < sum(m["macs"] for m in members)
+    assert trial.number not in {t.number for t in view.front}
+    assert Trial.from_dict(trial.as_dict()).measurement == found
+    (shown,) = summary_json(view)["cascades"]
+    assert shown["stages"] == made["stages"]
+    assert on_test(trial).score == pytest.approx(made["test"]["accuracy"])
+    assert what(trial, view).startswith("trial 0")
+    console = Console(width=250, record=True, file=io.StringIO())
+    console.print(front_table(view))
+    for text in (console.export_text(), finished.report.read_text(encoding="utf-8")):
+        assert what(trial, view) in text
+
+
+def trials_of(made: dict[str, Any]) -> list[int | None]:
+    return [number for stage in made["stages"] for number in stage["trials"]]
+
+
+def test_a_study_makes_one_as_its_last_phase(
+    finished: RunFolder, made: dict[str, Any], tmp_path: Path
+) -> None:
+    """Members are the run's own; a resumed run keeps the cascade and makes no other."""
+    shutil.copytree(finished.root, tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    lines = folder.trials.read_text().splitlines(keepends=True)
+    folder.trials.write_text("".join(lines[:2]))
+    study = study_of(
+        2,
+        dynamic={"mean_latency": "0.6ms"},
+        tracking={"mlflow": False},
+        search={"random_references": 0},
+    )
+    for _ in range(2):
+        done = run_study(read_study(study), folder.root, resume=True)
+        kinds = [t.phase.kind for t in done.view.trials]
+        assert kinds.count("cascade") == 1
+        assert len(done.summary["cascades"]) == 1
+        assert done.view.best is None or done.view.best.phase.kind != "cascade"
+
+
 def test_answers_are_kept_for_the_next_time(finished: RunFolder, made: dict[str, Any]) -> None:
     kept = sorted((finished.root / "cascade" / "answers").iterdir())
     assert len(kept) >= 3
@@ -183,9 +235,10 @@ def test_targets_that_no_cascade_runs_on_are_refused(
 
 
 def test_amounts_are_read() -> None:
-    assert asked("0.2%", None).most_lost == pytest.approx(0.002)
-    assert asked("0.2", None).most_lost == pytest.approx(0.002)
-    assert asked(None, "0.3ms").mean_ms == pytest.approx(0.3)
-    for bad in (("0.2%", "0.3ms"), (None, None), ("-1%", None), ("much", None), (None, "0 ms")):
+    assert asked_amounts("0.2%", None) == {"most_lost": pytest.approx(0.002)}
+    assert asked_amounts(0.2, None) == {"most_lost": pytest.approx(0.002)}
+    assert asked_amounts(None, "0.3ms") == {"mean_ms": pytest.approx(0.3)}
+    bad = (("0.2%", "0.3ms"), (None, None), ("-1%", None), ("much", None), (None, "0 ms"))
+    for both in (*bad, ("100%", None)):
         with pytest.raises(InputError):
-            asked(*bad)
+            asked_amounts(*both)
