@@ -203,6 +203,36 @@ class Recovered(AsWritten):
     final: Flag = False
 
 
+class CascadeStage(AsWritten):
+    """Members that are asked at once.
+
+    Args:
+        recipes: names of their recipes in the folder of this one.
+        temperatures: of each member's probabilities.
+        threshold: the stage answers what it is so sure of; ``null``: all that is left.
+    """
+
+    recipes: tuple[str, ...]
+    temperatures: tuple[Number, ...]
+    threshold: Number | None = None
+
+
+class CascadeClaim(AsWritten):
+    """How members of a run answer together.
+
+    Args:
+        confidence: by which a stage answers or hands on.
+        scores: what the output holds, logits of classes or one logit of yes.
+        output: place of that output among the files' outputs.
+        stages: the first to be asked first.
+    """
+
+    confidence: Literal["margin", "entropy", "probability", "agreement"]
+    scores: Literal["softmax", "sigmoid"]
+    output: Count
+    stages: tuple[CascadeStage, ...]
+
+
 class TargetClaim(_Open):
     """The runtime that was measured in, as it tells of itself; each may tell more.
 

@@ -11,7 +11,7 @@ import yaml
 from pydantic import AfterValidator, Field, PlainSerializer, model_validator
 
 from autocompress.errors import InputError
-from autocompress.policy.claims import Claim, Recovered, TargetClaim
+from autocompress.policy.claims import CascadeClaim, Claim, Recovered, TargetClaim
 from autocompress.policy.policy import Policy
 from autocompress.policy.reading import read_mapping
 from autocompress.policy.section import Section
@@ -58,6 +58,8 @@ class Recipe(Section):
             ``verify`` phase's when there was one.
         environment: versions and machine.
         weights: name of a file of trained weights (safetensors) in the recipe's own folder.
+        cascade: members that answer together, each with a recipe of its own; the policy is then
+            empty.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -72,6 +74,15 @@ class Recipe(Section):
     baseline: Claim
     environment: dict[str, str] = Field(default_factory=dict)
     weights: Annotated[str, AfterValidator(_beside)] | None = None
+    cascade: CascadeClaim | None = None
+
+    @model_validator(mode="after")
+    def _members_beside(self) -> Recipe:
+        """A recipe of a stranger may not choose files elsewhere."""
+        for stage in self.cascade.stages if self.cascade is not None else ():
+            for name in stage.recipes:
+                _beside(name)
+        return self
 
     @model_validator(mode="before")
     @classmethod

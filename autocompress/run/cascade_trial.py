@@ -47,7 +47,8 @@ def as_trial(
     timing = {k: latency[k] for k in ("ratio", "ratio_low", "ratio_high")}
     target = view.baseline.context.get("target")
     values = {"latency_ms": latency["latency_ms"], **_costs(view, known, chain, members)}
-    told = {key: found[key] for key in ("asked", "confidence", "stages", "val", "kept")}
+    keys = ("asked", "confidence", "scores", "output", "stages", "val", "kept")
+    told = {key: found[key] for key in keys}
     on_val, on_test = right
     common = {"timing": timing, **({} if target is None else {"target": target})}
     test = _measurement(view, values, on_test, {**common, "split": "test"})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,29 +16,23 @@ from autocompress.cascade.bound import clopper_pearson
 from autocompress.cascade.chain import Chain, Member
 from autocompress.cascade.choose import Asked, Choice, choose, counts, halves, told
 from autocompress.cascade.manifest import MANIFEST, Manifest, Stage
-from autocompress.cascade.sequence import SequenceTimes, time_sequence
-from autocompress.errors import ExportError, InputError
-from autocompress.exporters.onnx_cascade import write_cascade
+from autocompress.cascade.sequence import SequenceTimes
+from autocompress.errors import InputError
 from autocompress.machine.progress import Progress, silent
 from autocompress.report.html import write_report
 from autocompress.report.tables import write_summary
 from autocompress.results.trial import Trial
 from autocompress.run.assembly import Assembly, assemble
+from autocompress.run.cascade_files import one_file, timed
 from autocompress.run.cascade_members import RunMembers, class_scores
 from autocompress.run.cascade_trial import as_trial
 from autocompress.run.factories import from_elsewhere
 from autocompress.run.resuming import differences
 from autocompress.run.study import GIVEN, read_study
-from autocompress.runtime import Cascade, open_file
-from autocompress.task.nested import tensors
 from autocompress.track.folder import RunFolder, write_json
 from autocompress.track.journal import Journal
 from autocompress.track.lock import writer_of
 from autocompress.track.view import RunView
-
-ONE_FILE = "cascade.onnx"
-_BYTES = 128_000_000
-"""Of inputs that are held while they are timed."""
 
 
 def cascade(
@@ -108,21 +102,23 @@ def make_cascade(
     choice = choose(members, members[-1].right, first, second, asked)
     files = output or place / "best"
     manifest = _write(known, choice.chain, members, files)
-    one_file = _one_file(manifest, files)
+    single = one_file(manifest, files)
     progress("measuring on test", 0.0)
     test, right = _on_test(known, choice.chain, members)
-    times = _timed(parts, manifest, files, seed)
+    times = timed(parts, manifest, files, seed)
     found = {
         "run": str(folder.root),
         "trial": 1 + max(t.number for t in view.trials),
         "asked": _asked(asked),
+        "scores": manifest.scores,
+        "output": manifest.output,
         **_told(choice, members, second, view),
         "left_out": known.left_out,
         "test": test,
         "latency": _latency(times, view.baseline["latency_ms"]),
         "files": [str(files / name) for stage in manifest.stages for name in stage.files],
         "manifest": str(files / MANIFEST),
-        **one_file,
+        **single,
     }
     found["kept"] = _kept(asked, found)
     write_json(files / "measured.json", found)
@@ -187,16 +183,6 @@ def _write(found: RunMembers, chain: Chain, members: Sequence[Member], folder: P
     return made
 
 
-def _one_file(manifest: Manifest, folder: Path) -> dict[str, Any]:
-    """The cascade as one file, or why there is none."""
-    path = folder / ONE_FILE
-    try:
-        return {"one_file": str(write_cascade(manifest, folder, path)), "no_one_file": ""}
-    except ExportError as error:
-        path.unlink(missing_ok=True)
-        return {"one_file": None, "no_one_file": str(error)}
-
-
 def _on_test(
     found: RunMembers, chain: Chain, members: Sequence[Member]
 ) -> tuple[dict[str, Any], NDArray[np.bool_]]:
@@ -232,35 +218,6 @@ def _on_test(
         },
     }
     return told_of_test, right
-
-
-def _timed(parts: Assembly, manifest: Manifest, folder: Path, seed: int) -> SequenceTimes:
-    """The uncompressed model, the cascade's files, and the one file, on the test inputs in turn."""
-    providers = ("CPUExecutionProvider",)
-    runner = Cascade(folder, threads=manifest.threads)
-    baseline = open_file(parts.evaluator.measurer.baseline_file, manifest.threads, providers)
-    calls: list[Callable[[Any], object]] = [
-        lambda feed: baseline.run(None, feed),
-        lambda feed: runner.run(None, feed),
-    ]
-    if (folder / ONE_FILE).is_file():
-        one = open_file(folder / ONE_FILE, manifest.threads, providers)
-        calls.append(lambda feed: one.run(None, feed))
-    return time_sequence(calls, _feeds(parts, runner.get_inputs()), seed=seed)
-
-
-def _feeds(parts: Assembly, inputs: Sequence[Any]) -> Iterator[list[dict[str, Any]]]:
-    """Single test inputs in their order, so many at a time as may be held."""
-    each = sum(part.nbytes for part in tensors(parts.data.test.inputs(1)))
-    for batch, _ in parts.data.test.batches(max(1, _BYTES // max(1, each))):
-        arrays = [part.numpy(force=True) for part in tensors(batch)]
-        yield [
-            {
-                spec.name: np.ascontiguousarray(a[i : i + 1])
-                for spec, a in zip(inputs, arrays, strict=True)
-            }
-            for i in range(len(arrays[0]))
-        ]
 
 
 def _asked(asked: Asked) -> dict[str, Any]:

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import platform
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from autocompress.build.state import state_file
 from autocompress.errors import AutocompressError, InputError, nearest
-from autocompress.policy.claims import Claim, Recovered, TargetClaim
+from autocompress.policy.claims import (
+    CascadeClaim,
+    CascadeStage,
+    Claim,
+    Recovered,
+    TargetClaim,
+)
 from autocompress.policy.files import check_output
+from autocompress.policy.policy import Policy
 from autocompress.policy.recipe import ModelIdentity, Recipe
 from autocompress.policy.writing import replacing
+from autocompress.report.tables import cascades, on_test
 from autocompress.results.metric import Measurement
 from autocompress.results.trial import Trial
 from autocompress.run.study import StudyConfig, read_study
@@ -83,6 +92,29 @@ def write_recipe(view: RunView, folder: RunFolder, trial: Trial, path: Path) -> 
         trial: complete, of the search or recovery phase.
         path: of the recipe.
     """
+    check = view.verified(trial)
+    baseline = (view.test_baseline if check is not None else None) or view.baseline
+    return recipe_of(view, folder, trial, path, claims=check or trial, baseline=baseline)
+
+
+def recipe_of(
+    view: RunView,
+    folder: RunFolder,
+    trial: Trial,
+    path: Path,
+    *,
+    claims: Trial,
+    baseline: Measurement,
+    **more: Any,
+) -> Recipe:
+    """Write the recipe of a trial that claims what another one measured of it.
+
+    Args:
+        view, folder, trial, path: as for ``write_recipe``.
+        claims: the trial itself, or its verification.
+        baseline: the uncompressed model, on the same split.
+        more: further fields of the recipe.
+    """
     check_output(path)
     study = read_study(folder.read_study(), where=str(folder.study))
     identity = view.baseline.context.get("identity") or {}
@@ -92,8 +124,6 @@ def write_recipe(view: RunView, folder: RunFolder, trial: Trial, path: Path) -> 
             f"{folder.baseline()} does not say which model and data were measured (`identity` "
             f"lacks {', '.join(sorted(lacking))}). Delete the file; --resume writes it again."
         )
-    check = view.verified(trial)
-    baseline = (view.test_baseline if check is not None else None) or view.baseline
     weights = None
     if trial.phase.epochs > 0:
         state = state_file(folder.models, trial.policy, trial.phase.epochs, trial.seed)
@@ -105,7 +135,7 @@ def write_recipe(view: RunView, folder: RunFolder, trial: Trial, path: Path) -> 
         weights = path.with_suffix(".safetensors").name
         with replacing(path.with_suffix(".safetensors")) as new:
             shutil.copyfile(state, new)
-    recipe = make_recipe(study, check or trial, baseline, identity, weights)
+    recipe = make_recipe(study, claims, baseline, identity, weights).model_copy(update=more)
     recipe.save(path)
     return recipe
 
@@ -114,8 +144,10 @@ def export(run: str, pick: str, output: Path) -> dict[str, Any]:
     """Write a recipe for a front member of a run."""
     folder = RunFolder.open(run)
     view = RunView.load(folder)
-    trial = pick_trial(view, pick)
-    recipe = write_recipe(view, folder, trial, output)
+    cascade = next((t for t in cascades(view) if str(t.number) == pick), None)
+    trial = cascade or pick_trial(view, pick)
+    write = write_cascade_recipe if cascade is not None else write_recipe
+    recipe = write(view, folder, trial, output)
     return {
         "trial": trial.number,
         "recipe": str(output),
@@ -123,6 +155,52 @@ def export(run: str, pick: str, output: Path) -> dict[str, Any]:
         "policy": trial.policy.as_dict(),
         "measurement": recipe.measurement.values,
     }
+
+
+def write_cascade_recipe(view: RunView, folder: RunFolder, trial: Trial, path: Path) -> Recipe:
+    """Write the recipe of a cascade, and one of each member beside it.
+
+    Args:
+        view, folder: of the run.
+        trial: of the phase ``cascade``.
+        path: of the recipe.
+    """
+    assert trial.measurement is not None
+    told, base = trial.measurement.context["cascade"], view.baseline
+    stages = []
+    for stage in told["stages"]:
+        names = []
+        for number in stage["trials"]:
+            word = "uncompressed" if number is None else f"trial-{number}"
+            place = path.with_name(f"{path.stem}-{word}{path.suffix}")
+            member = Trial(0, Policy(), measurement=base) if number is None else None
+            member = member or view.by_number[number]
+            recipe_of(view, folder, member, place, claims=member, baseline=base)
+            names.append(place.name)
+        stages.append(
+            CascadeStage(
+                recipes=tuple(names),
+                temperatures=tuple(stage["temperatures"]),
+                threshold=stage["threshold"],
+            )
+        )
+    claim = CascadeClaim(
+        confidence=told["confidence"],
+        scores=told["scores"],
+        output=told["output"],
+        stages=tuple(stages),
+    )
+    claims = replace(trial, measurement=on_test(trial))
+    return recipe_of(
+        view,
+        folder,
+        trial,
+        path,
+        claims=claims,
+        baseline=view.test_baseline or base,
+        cascade=claim,
+        recovery=Recovered(split="test"),
+    )
 
 
 def pick_trial(view: RunView, pick: str) -> Trial:

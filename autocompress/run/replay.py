@@ -17,6 +17,7 @@ from autocompress.policy.files import check_output
 from autocompress.policy.recipe import Recipe
 from autocompress.results.metric import ACCURACY, Measurement
 from autocompress.results.trial import Phase
+from autocompress.run.cascade_files import measure_built, write_built
 from autocompress.run.factories import from_elsewhere
 from autocompress.run.formats import writer_of
 from autocompress.run.study import GIVEN, StudyConfig, read_study
@@ -165,6 +166,12 @@ def rebuild(recipe: Recipe, parts: Assembly, same_weights: bool, beside: Path) -
             policy is carried out (and fine-tuned) again on the model's own weights.
         beside: folder of the recipe.
     """
+    if recipe.cascade is not None:
+        raise InputError(
+            "This recipe is of a cascade, several models that answer together, and none of them is "
+            "it alone. `autocompress apply` writes its files; its members have recipes of their "
+            "own beside it."
+        )
     policy = written = recipe.policy
     earlier = from_earlier(recipe, parts)
     if earlier is not None:
@@ -199,12 +206,17 @@ def apply(
     """
     recipe = load_recipe(recipe_path)
     target = read_study(recipe.study, where="the recipe's study").target.config()
-    write = writer_of(output, target)  # said before anything is loaded
-    check_output(output)
+    write = None if recipe.cascade is not None else writer_of(output, target)
+    if write is not None or output.suffix:  # said before anything is loaded
+        check_output(output)
     with scratch_folder("replay") as scratch, _trusting(recipe_path, model, data, trust):
         parts, same = open_recipe(recipe, model, checkpoint, data=data, folder=scratch)
-        compressed = rebuild(recipe, parts, same, recipe_path.parent)
-        written = write(compressed, output, parts.data.train.inputs(2))
+        if write is None:
+            built = _members(recipe, parts, same, recipe_path.parent)
+            size = write_built(recipe, built, parts, output)
+        else:
+            compressed = rebuild(recipe, parts, same, recipe_path.parent)
+            size = write(compressed, output, parts.data.train.inputs(2)).size_bytes
     note = (
         ""
         if same
@@ -215,10 +227,27 @@ def apply(
     )
     return {
         "model": str(output),
-        "size_bytes": written.size_bytes,
+        "size_bytes": size,
         "same_weights": same,
         "note": note,
     }
+
+
+def _members(
+    recipe: Recipe, parts: Assembly, same_weights: bool, beside: Path
+) -> dict[str, Compressed]:
+    """Members of a cascade by the names of their recipes, built again.
+
+    Raises:
+        InputError: one of them is missing, or is of another model.
+    """
+    assert recipe.cascade is not None
+    names = [name for stage in recipe.cascade.stages for name in stage.recipes]
+    recipes = {name: Recipe.load(beside / name) for name in names}
+    for name, member in recipes.items():
+        if member.cascade is not None or member.model != recipe.model:
+            raise InputError(f"{beside / name} is no recipe of the cascade's own model.")
+    return {name: rebuild(one, parts, same_weights, beside) for name, one in recipes.items()}
 
 
 def _trusting(
@@ -274,8 +303,12 @@ def check(
     with scratch_folder("replay") as scratch, _trusting(recipe_path, model, data, trust):
         parts, same = open_recipe(recipe, model, checkpoint, data=data, folder=scratch)
         evaluator = parts.evaluator
-        compressed = rebuild(recipe, parts, same, recipe_path.parent)
-        found = evaluator.measurer.measure(compressed, recipe.recovery.split)
+        if recipe.cascade is not None:
+            built = _members(recipe, parts, same, recipe_path.parent)
+            found = measure_built(recipe, built, parts, scratch / "cascade")
+        else:
+            compressed = rebuild(recipe, parts, same, recipe_path.parent)
+            found = evaluator.measurer.measure(compressed, recipe.recovery.split)
     claimed, baseline = claims_of(recipe)
     same_data = parts.data.fingerprint == recipe.data
     reasons = compare_claims(

@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+import yaml
 from rich.console import Console
 from scipy.special import softmax
 from scipy.stats import entropy
 from tiny_study import study_of
 
+from autocompress.api_models import apply
 from autocompress.cascade.amounts import asked_amounts
 from autocompress.cascade.choose import Asked, halves
 from autocompress.cascade.manifest import Manifest, Stage
@@ -25,6 +27,7 @@ from autocompress.machine.progress import silent
 from autocompress.report.tables import front_table, on_test, summary_json, what
 from autocompress.results.metric import Measurement
 from autocompress.results.trial import SEARCH, Trial
+from autocompress.run import recipes, replay
 from autocompress.run.assembly import assemble
 from autocompress.run.cascade_members import RunMembers, class_scores
 from autocompress.run.cascading import cascade
@@ -156,6 +159,40 @@ def test_it_is_a_trial_of_its_own_phase(finished: RunFolder, made: dict[str, Any
 
 def trials_of(made: dict[str, Any]) -> list[int | None]:
     return [number for stage in made["stages"] for number in stage["trials"]]
+
+
+def test_its_recipe_makes_the_same_files_again(
+    finished: RunFolder, made: dict[str, Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "recipe.yaml"
+    told = recipes.export(str(finished.root), str(made["trial"]), path)
+    assert told["trial"] == made["trial"]
+    replay.apply(path, tmp_path / "files", None, None)
+    replay.apply(path, tmp_path / "one.onnx", None, None)
+    inputs = digits().test.inputs().numpy()
+    first, again = Cascade(Path(made["manifest"]).parent), Cascade(tmp_path / "files")
+    name = first.get_inputs()[0].name
+    (outputs,), places = first.answer({name: inputs})
+    (found,), same = again.answer({name: inputs})
+    np.testing.assert_array_equal(same, places)
+    np.testing.assert_array_equal(found, outputs)
+    one = file_logits(tmp_path / "one.onnx", inputs[:1])
+    np.testing.assert_allclose(one, outputs[0], rtol=1e-5, atol=1e-5)
+    # the machine may be busy with other tests: of the reasons only those about accuracy count
+    check = replay.check(path, None, None)
+    assert check["accuracy"] == pytest.approx(made["test"]["accuracy"])
+    assert not [r for r in check["reasons"] if "accuracy" in r]
+    data = yaml.safe_load(path.read_text())
+    data["measurement"]["values"]["accuracy"] -= 0.05
+    forged = tmp_path / "forged.yaml"
+    forged.write_text(yaml.safe_dump(data))
+    assert "accuracy" in replay.check(forged, None, None)["reasons"][0]
+    with pytest.raises(InputError, match="several models"):
+        apply(path)
+    data["cascade"]["stages"][0]["recipes"] = ["../elsewhere.yaml"]
+    forged.write_text(yaml.safe_dump(data))
+    with pytest.raises(InputError, match="bare name"):
+        replay.apply(forged, tmp_path / "none", None, None)
 
 
 def test_a_study_makes_one_as_its_last_phase(

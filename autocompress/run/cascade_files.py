@@ -1,0 +1,145 @@
+"""Files of a cascade: written from its built members, timed on test inputs, and measured again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from autocompress.cascade.manifest import Manifest, Stage
+from autocompress.cascade.sequence import SequenceTimes, time_sequence
+from autocompress.errors import ExportError
+from autocompress.machine.scratch import scratch_folder
+from autocompress.results.metric import Measurement
+from autocompress.runtime import Cascade, open_file
+
+if TYPE_CHECKING:
+    from autocompress.policy.recipe import Recipe
+    from autocompress.run.assembly import Assembly
+    from autocompress.techniques.compressed import Compressed
+
+ONE_FILE = "cascade.onnx"
+_BYTES = 128_000_000
+"""Of inputs that are held while they are timed."""
+
+
+def one_file(manifest: Manifest, folder: Path) -> dict[str, Any]:
+    """The cascade as one file in the folder of its files, or why there is none."""
+    from autocompress.exporters.onnx_cascade import write_cascade
+
+    path = folder / ONE_FILE
+    try:
+        return {"one_file": str(write_cascade(manifest, folder, path)), "no_one_file": ""}
+    except ExportError as error:
+        path.unlink(missing_ok=True)
+        return {"one_file": None, "no_one_file": str(error)}
+
+
+def write_built(
+    recipe: Recipe, built: Mapping[str, Compressed], parts: Assembly, output: Path
+) -> int:
+    """Write a cascade from its members.
+
+    Args:
+        recipe: of the cascade.
+        built: members by the names of their recipes.
+        parts: of the study.
+        output: an ``.onnx`` file for single inputs, or the folder of several files.
+
+    Returns:
+        Bytes of all files.
+
+    Raises:
+        ExportError: the members do not fit into one file.
+    """
+    from autocompress.exporters.onnx_cascade import write_cascade
+
+    if output.suffix != ".onnx":
+        manifest = _export(recipe, built, parts, output)
+        one_file(manifest, output)
+        return sum(f.stat().st_size for f in output.iterdir() if f.suffix == ".onnx")
+    with scratch_folder("cascade") as scratch:
+        write_cascade(_export(recipe, built, parts, scratch), scratch, output)
+    return output.stat().st_size
+
+
+def measure_built(
+    recipe: Recipe, built: Mapping[str, Compressed], parts: Assembly, folder: Path
+) -> Measurement:
+    """Measure a cascade on test, as when it was made.
+
+    Args:
+        recipe, built, parts: as for ``write_built``.
+        folder: for its files.
+    """
+    from autocompress.task.calling import rebuild
+    from autocompress.task.nested import tensors
+    from autocompress.task.task import Judge
+
+    manifest = _export(recipe, built, parts, folder)
+    runner, judge = Cascade(folder), Judge(parts.task)
+    names = [spec.name for spec in runner.get_inputs()]
+    like = parts.evaluator.measurer.answer
+    for inputs, targets in parts.data.test.batches(250):
+        arrays = (part.numpy(force=True) for part in tensors(inputs))
+        outputs = runner.run(None, dict(zip(names, arrays, strict=True)))
+        judge.update(rebuild(like, outputs), targets)
+    score = judge.quality()
+    ratio, _, _ = timed(parts, manifest, folder).ratio(1)
+    base = parts.evaluator.baseline
+    size = sum((folder / name).stat().st_size for s in manifest.stages for name in s.files)
+    values = {
+        base.quality.name: score.value,
+        "latency_ms": ratio * base["latency_ms"],
+        "size_bytes": float(size),
+    }
+    return Measurement(values, metrics=base.metrics[:1])
+
+
+def timed(parts: Assembly, manifest: Manifest, folder: Path, seed: int = 0) -> SequenceTimes:
+    """The uncompressed model, the runner, and the one file, on the test inputs in turn."""
+    providers = ("CPUExecutionProvider",)
+    runner = Cascade(folder, threads=manifest.threads)
+    baseline = open_file(parts.evaluator.measurer.baseline_file, manifest.threads, providers)
+    calls: list[Callable[[Any], object]] = [
+        lambda feed: baseline.run(None, feed),
+        lambda feed: runner.run(None, feed),
+    ]
+    if (folder / ONE_FILE).is_file():
+        one = open_file(folder / ONE_FILE, manifest.threads, providers)
+        calls.append(lambda feed: one.run(None, feed))
+    return time_sequence(calls, _feeds(parts, runner.get_inputs()), seed=seed)
+
+
+def _feeds(parts: Assembly, inputs: Sequence[Any]) -> Iterator[list[dict[str, Any]]]:
+    """Single test inputs in their order, so many at a time as may be held."""
+    from autocompress.task.nested import tensors
+
+    each = sum(part.nbytes for part in tensors(parts.data.test.inputs(1)))
+    for batch, _ in parts.data.test.batches(max(1, _BYTES // max(1, each))):
+        arrays = [np.ascontiguousarray(part.numpy(force=True)) for part in tensors(batch)]
+        named = dict(zip((spec.name for spec in inputs), arrays, strict=True))
+        yield [{name: a[i : i + 1] for name, a in named.items()} for i in range(len(arrays[0]))]
+
+
+def _export(
+    recipe: Recipe, built: Mapping[str, Compressed], parts: Assembly, folder: Path
+) -> Manifest:
+    """The members' files and the manifest in a folder."""
+    claim = recipe.cascade
+    assert claim is not None
+    folder.mkdir(parents=True, exist_ok=True)
+    stages = []
+    for stage in claim.stages:
+        names = []
+        for name in stage.recipes:
+            path = folder / f"{Path(name).stem}.onnx"
+            parts.evaluator.measurer.export(built[name], path)
+            names.append(path.name)
+        stages.append(Stage(tuple(names), tuple(stage.temperatures), stage.threshold))
+    threads = parts.study.target.config().threads
+    made = Manifest(claim.confidence, claim.scores, claim.output, tuple(stages), threads)
+    made.save(folder)
+    return made
