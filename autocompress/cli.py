@@ -47,6 +47,7 @@ def _everywhere(
 
 
 _EXAMPLES: dict[Callable[..., None], str] = {
+    studies.init: "init my_package.models:make --data my_package.data:splits -o mine.yaml",
     studies.search: "search quickstart --budget 'latency<=0.5x' --timeout 5m",
     studies.profile: "profile quickstart",
     studies.evaluate: "evaluate quickstart --uniform "
@@ -59,6 +60,7 @@ _EXAMPLES: dict[Callable[..., None], str] = {
     files.judge: "judge mine.onnx theirs.onnx --study cifar10_resnet20",
     files.targets: "targets",
     runs.cascade: "cascade runs/quickstart --min-accuracy 0.5%",
+    files.doctor: "doctor",
     runs.track: "track runs/quickstart --uri http://mlflow:5000",
     runs.ui: "ui runs --open",
     files.schema: "schema study > study.schema.json",

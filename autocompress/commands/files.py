@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from autocompress.commands import options
+from autocompress.commands import inspecting, options
 from autocompress.commands import recipes as showing
 from autocompress.commands.options import (
     Checkpoint,
@@ -19,6 +19,7 @@ from autocompress.commands.options import (
 )
 from autocompress.commands.printing import printed
 from autocompress.errors import InputError
+from autocompress.machine.doctor import examine
 from autocompress.machine.output import answer
 from autocompress.policy.values import DEFAULT_RUNTIME
 from autocompress.report.display import Display
@@ -102,6 +103,17 @@ def targets(as_json: Json = False) -> None:
 
     found = measuring.targets()
     printed(found, as_json, lambda console: measuring.show_targets(found, console))
+
+
+def doctor(as_json: Json = False) -> None:
+    """Show what on this machine will disturb measuring, and how to mend it."""
+    with Display(quiet=as_json) as shown:
+        shown.preparing("timing the same work again and again", 0.0)
+        findings = [finding.as_dict() for finding in examine()]
+    found = {"ok": all(f["state"] != "bad" for f in findings), "findings": findings}
+    printed(found, as_json, lambda console: inspecting.show_findings(findings, console))
+    if not found["ok"]:
+        raise typer.Exit(1)
 
 
 def schema(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -10,6 +11,33 @@ from rich.table import Table
 
 from autocompress.report.tables import epochs_text
 from autocompress.results.metric import Metric
+
+_COLOURS = {"good": "green", "warning": "yellow", "bad": "red"}
+
+
+def show_findings(findings: Sequence[Mapping[str, str]], console: Console) -> None:
+    """A row for each thing that timing depends on."""
+    table = Table("", "what", "found", "what to do")
+    for one in findings:
+        state = f"[{_COLOURS[one['state']]}]{one['state']}[/]"
+        table.add_row(state, one["name"], escape(one["found"]), escape(one["remedy"]))
+    console.print(table)
+
+
+def show_first(found: Mapping[str, Any], console: Console) -> None:
+    """What a new study is about, and the commands that come next."""
+    samples = ", ".join(f"{name} {count:,}" for name, count in found["samples"].items())
+    said = [
+        f"{found['study']}: {found['task']}, judged by {found['metric']}; {samples} samples; "
+        f"{found['layers']} layers, {found['choices']} choices.",
+        *found["notes"],
+        found["cannot_prune"],
+        "Next:",
+        f"  autocompress search {found['study']} --dry-run    # can the budget be met?",
+        f"  autocompress search {found['study']}",
+    ]
+    for sentence in filter(None, said):
+        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
 
 def show_profile(found: dict[str, Any], console: Console) -> None:

@@ -1,4 +1,4 @@
-"""Commands that take a study: ``search``, ``profile``, ``evaluate``."""
+"""Commands that take a study: ``init``, ``search``, ``profile``, ``evaluate``."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from autocompress.commands import inspecting, options, searching
-from autocompress.commands.options import (
-    Json,
-    StudyName,
-)
+from autocompress.commands.options import Checkpoint, Json, StudyName
 from autocompress.commands.printing import printed
 from autocompress.errors import InfeasibleBudget, InputError
 from autocompress.report.display import Display
@@ -88,6 +85,42 @@ def _dry_run(config: StudyConfig, as_json: bool) -> None:
     printed(found, as_json, lambda console: searching.show_dry_run(found, console))
     if not found["can_be_met"]:
         raise InfeasibleBudget(found["reason"])  # as `search` answers
+
+
+def init(
+    model: Annotated[
+        str, typer.Argument(metavar="PKG.MOD:FN", help="Returns the trained nn.Module.")
+    ],
+    data: Annotated[
+        str,
+        typer.Option("--data", metavar="PKG.MOD:FN", help="Returns the data; see docs/data.md."),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The study to write.")] = Path(
+        "study.yaml"
+    ),
+    checkpoint: Checkpoint = None,
+    task: Annotated[
+        str | None, typer.Option(help="A ready-made task's name, where targets leave a doubt.")
+    ] = None,
+    budget: options.BudgetLimits = None,
+    space: Annotated[str, typer.Option(help="A shipped space's name, or a file.")] = "joint",
+    as_json: Json = False,
+) -> None:
+    """Write a commented study for a model and data of yours, and check that it can be run."""
+    from autocompress.run.first import write_first
+
+    with Display(quiet=as_json) as shown:
+        found = write_first(
+            output,
+            model,
+            data,
+            shown.preparing,
+            checkpoint=checkpoint,
+            task=task,
+            budget=tuple(budget or ()),
+            space=space,
+        )
+    printed(found, as_json, lambda console: inspecting.show_first(found, console))
 
 
 def profile(

@@ -303,7 +303,7 @@ class Recorder:
         for name, text in {
             "front.json": as_json({"columns": columns, "data": rows}),
             "front.csv": labels.as_csv(columns, rows),
-            "summary.json": as_json(summary_json(view)),
+            "summary.json": as_json(summary_json(view, every=False)),
             "front.html": plots.page([plots.pareto_figure(view), plots.growth_figure(view)]),
         }.items():
             log_text(client, self.parent, text, f"front/{name}")

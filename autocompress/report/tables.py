@@ -30,18 +30,24 @@ _COSTS = (
 )
 
 
-def summary_json(view: RunView) -> dict[str, Any]:
+def summary_json(view: RunView, *, every: bool = True) -> dict[str, Any]:
     """The one object that ``search --json`` and ``front --json`` print.
 
-    ``trials`` holds the front's members, then their verifications (phase ``verify``: scored on the
-    test split). Where nothing met the budget it holds the nearest trial, which is not feasible.
-    ``feasible`` says whether anything met it, ``answered`` whether there is an answer, which keeps
-    to the largest drop as well; ``reason`` why there is none; ``failed_phases`` which phases had
-    trials that failed without exception. ``cascades``, where there are any, holds trials in which
-    several members answer together.
+    ``trials`` holds every trial but cascades, by number; those of phase ``verify`` were scored on
+    the test split. ``front`` names its members, cheapest first; where nothing met the budget, the
+    nearest trial, which is not feasible. ``feasible`` says whether anything met it, ``answered``
+    whether there is an answer, which keeps to the largest drop as well; ``reason`` why not;
+    ``failed_phases`` which phases had trials that failed without exception. ``cascades``, where
+    there are any, holds trials in which several members answer together.
+
+    Args:
+        view: of the run.
+        every: or else only the front's trials, and then their verifications.
     """
     front = shown(view)
     checks = [check for check in map(view.verified, front) if check is not None]
+    alone = [t for t in view.trials if t.phase.kind != "cascade"]
+    trials = sorted(alone, key=lambda t: t.number) if every else [*front, *checks]
     told = [cascade_json(trial, view.baseline) for trial in cascades(view)]
     names = (view.quality.name, "latency_ms", "macs", "params", "size_bytes")
     return {
@@ -55,7 +61,8 @@ def summary_json(view: RunView) -> dict[str, Any]:
         "failed_phases": [phase.as_dict() for phase in failed_phases(view.trials)],
         "best": None if view.best is None else view.best.number,
         "nearest": None if view.nearest is None else view.nearest.number,
-        "trials": [trial_json(trial, view.baseline) for trial in (*front, *checks)],
+        "front": [trial.number for trial in front],
+        "trials": [trial_json(trial, view.baseline) for trial in trials],
         "baselines": {n: trial_json(t, view.baseline) for n, t in view.reference_trials.items()},
         "hypervolume": view.hypervolume,
         "seconds": view.seconds,
@@ -88,6 +95,7 @@ def write_summary(
         What ``--json`` prints.
     """
     summary = summary_json(view)
+    written = summary_json(view, every=False)  # the journal has the others
     model = best_model.resolve().relative_to(folder.root.resolve()) if best_model else None
     more = {
         "model": str(model) if model else None,
@@ -99,7 +107,7 @@ def write_summary(
         "cannot_prune": view.cannot_prune,
         "kept": [{"number": n, "layers": layers} for n, layers in view.kept.items()],
     }
-    folder.write_front({**summary, **more})
+    folder.write_front({**written, **more})
     return summary
 
 
@@ -140,7 +148,14 @@ def trial_json(trial: Trial, baseline: Measurement, *, alone: bool = False) -> d
     """
     found = trial.measurement
     name = baseline.quality.name
-    place = {"number": trial.number, "phase": trial.phase.kind, "origin": trial.origin}
+    place: dict[str, Any] = {
+        "number": trial.number,
+        "phase": trial.phase.kind,
+        "origin": trial.origin,
+        "parent": trial.parent,
+        "state": str(trial.state),
+        "reason": trial.reason,
+    }
     context = found.context if found else {}
     full = {
         "params": found.get("params") if found else None,

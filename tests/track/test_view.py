@@ -151,7 +151,7 @@ def test_a_drop_that_nothing_keeps_to_has_no_answer_and_the_report_says_so() -> 
     assert (summary["feasible"], summary["answered"]) == (True, False), "both are within the budget"
     assert (summary["best"], summary["nearest"]) == (None, 0)
     assert summary["reason"] == judged.headline
-    assert [t["number"] for t in summary["trials"]] == [1, 0], "the front stays to be chosen from"
+    assert summary["front"] == [1, 0], "the front stays to be chosen from"
     with pytest.raises(InputError, match="keeps to an accuracy drop"):
         found.decision.answer()
 
@@ -323,20 +323,26 @@ def test_the_json_of_a_run_has_the_keys_that_are_documented(
     summary = write_summary(folder, found)
     assert list(summary) == [
         "run", "baseline", "budget", "max_accuracy_drop", "feasible", "answered", "reason",
-        "failed_phases", "best", "nearest", "trials", "baselines", "hypervolume", "seconds",
+        "failed_phases", "best", "nearest", "front", "trials", "baselines", "hypervolume",
+        "seconds",
     ]  # fmt: skip
     assert list(summary["baseline"]) == [
         "accuracy", "latency_ms", "macs", "params", "size_bytes",
     ]  # fmt: skip
     keys = [
-        "number", "phase", "origin", "accuracy", "accuracy_stderr", "latency_ms",
-        "latency_ratio", "macs", "size_bytes", "feasible", "policy",
+        "number", "phase", "origin", "parent", "state", "reason", "accuracy", "accuracy_stderr",
+        "latency_ms", "latency_ratio", "macs", "size_bytes", "feasible", "policy",
     ]  # fmt: skip
     assert all(list(t) == keys for t in (*summary["trials"], *summary["baselines"].values()))
-    numbers = [t["number"] for t in summary["trials"]]
-    assert numbers[: len(found.front)] == [t.number for t in found.front]
-    assert summary["best"] in numbers
-    assert {t["phase"] for t in summary["trials"][len(found.front) :]} <= {"verify"}
+    assert [t["number"] for t in summary["trials"]] == sorted(t.number for t in found.trials)
+    states = {t.number: str(t.state) for t in found.trials}
+    assert {t["number"]: t["state"] for t in summary["trials"]} == states
+    assert summary["front"] == [t.number for t in found.front]
+    assert summary["best"] in summary["front"]
+    # the folder's own holds what the journal does not say, and the front for those who open it
+    written = json.loads((folder.root / "front.json").read_text())["trials"]
+    assert [t["number"] for t in written[: len(found.front)]] == summary["front"]
+    assert {t["phase"] for t in written[len(found.front) :]} <= {"verify"}
     again = RunView.load(folder)
     assert json.dumps(summary_json(again)) == json.dumps(summary)
     assert again.layer_names == found.layer_names
@@ -347,7 +353,8 @@ def test_the_json_of_an_infeasible_run_shows_the_nearest(tmp_path: Path, make_ru
     summary = summary_json(RunView.load(make_run(tmp_path / "r", 20, feasible=False)))
     assert summary["feasible"] is summary["answered"] is False
     assert summary["best"] is None
-    assert summary["trials"][0]["feasible"] is False
+    assert summary["front"] == [summary["nearest"]]
+    assert not any(t["feasible"] for t in summary["trials"])
 
 
 def test_a_run_without_its_baseline_says_so(tmp_path: Path) -> None:

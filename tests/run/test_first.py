@@ -1,0 +1,62 @@
+"""A first study: written with comments, valid, checked against the model and the data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny_study import call
+
+from autocompress.errors import InputError
+from autocompress.run.first import write_first
+from autocompress.run.study import load_study
+
+MODEL, DATA = "autocompress.workloads.models:digits_resnet", "autocompress.workloads.data:digits"
+
+
+def quiet(text: str, fraction: float) -> None:
+    pass
+
+
+def test_the_written_study_reads_as_asked_and_is_checked(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    asked = {"budget": ("latency<=2ms", "size<=40%"), "space": "prune", "task": "classification"}
+    found = write_first(path, MODEL, DATA, quiet, **asked)  # type: ignore[arg-type]  # of each kind
+    study = load_study(path)
+    assert (study.name, study.model.factory, study.data.factory) == ("mine", MODEL, DATA)
+    assert study.budget == asked["budget"]
+    assert (study.space, study.timeout_s) == ("prune", 1800)
+    assert found["samples"] == {"train": 1078, "val": 360, "test": 359}
+    assert (found["task"], found["metric"]) == ("classification", "accuracy")
+    assert sum(line.startswith("#") for line in path.read_text().splitlines()) >= 8
+
+
+def test_names_with_signs_of_yaml_stay_what_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "a: {b} #c.yaml"
+    with pytest.raises(InputError, match="is written, but cannot be run yet"):
+        write_first(path, "no.such:model", "no.such:data", quiet, checkpoint="w: #1.pt")
+    read = yaml.safe_load(path.read_text())
+    assert (read["name"], read["model"]["checkpoint"]) == ("a: {b} #c", "w: #1.pt")
+
+
+def test_a_file_that_is_there_stays(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("mine")
+    with pytest.raises(InputError, match="there already"):
+        write_first(path, MODEL, DATA, quiet)
+    assert path.read_text() == "mine"
+
+
+def test_an_unknown_space_is_bad_input_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="joint"):
+        write_first(tmp_path / "mine.yaml", MODEL, DATA, quiet, space="jiont")
+    assert not (tmp_path / "mine.yaml").exists()
+
+
+def test_the_command_writes_a_study_that_can_be_searched(tmp_path: Path) -> None:
+    done = call(tmp_path, f"init {MODEL} --data {DATA} -o mine.yaml --budget macs<=0.9x --json")
+    assert json.loads(done.stdout)["study"] == "mine.yaml"
+    dry = json.loads(call(tmp_path, "search mine.yaml --dry-run --json").stdout)
+    assert dry["can_be_met"]
