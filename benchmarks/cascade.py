@@ -183,13 +183,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--quick", action="store_true", help="three splits, and nothing is timed")
-    parser.add_argument("--splits", type=int, default=20)
+    parser.add_argument("--quick", action="store_true", help="few splits, and nothing is timed")
+    parser.add_argument("--splits", type=int, help="20, or 3 with --quick")
     args = parser.parse_args()
     found = {}
     for run in args.runs:
         answers = Answers(run)
-        splits = 3 if args.quick else args.splits
+        splits = args.splits or (3 if args.quick else 20)
         half_ms = 0.5 * answers.latency[-1]
         asked = [*(Asked(most_lost=x) for x in ASKED), Asked(mean_ms=half_ms)]
         found[run.name] = {

@@ -33,6 +33,7 @@ from autocompress.run.cascade_members import RunMembers, class_scores
 from autocompress.run.cascading import cascade
 from autocompress.run.session import run_study
 from autocompress.run.study import read_study
+from autocompress.run.tracking import track
 from autocompress.runtime import Cascade
 from autocompress.track.folder import RunFolder
 from autocompress.track.journal import Journal
@@ -155,6 +156,18 @@ def test_it_is_a_trial_of_its_own_phase(finished: RunFolder, made: dict[str, Any
     console.print(front_table(view))
     for text in (console.export_text(), finished.report.read_text(encoding="utf-8")):
         assert what(trial, view) in text
+
+
+def test_mlflow_knows_it(finished: RunFolder, made: dict[str, Any], tmp_path: Path) -> None:
+    import mlflow
+
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    assert track(finished.root, uri, "cascades")["trials"] == 3
+    client = mlflow.MlflowClient(uri)
+    place = client.get_experiment_by_name("cascades").experiment_id
+    (run,) = client.search_runs([place], "tags.phase = 'cascade'")
+    assert run.data.metrics["latency_ratio"] == made["latency"]["cascade"]["ratio"]
+    assert run.data.params["method"] == "cascade"
 
 
 def trials_of(made: dict[str, Any]) -> list[int | None]:
