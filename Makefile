@@ -14,7 +14,7 @@ ifneq ($(wildcard ../shared/weights),)
 export AUTOCOMPRESS_WEIGHTS ?= $(abspath ../shared/weights)
 endif
 
-.PHONY: help install quickstart test test-slow test-gpu lint types check clean
+.PHONY: help install docs docs-serve quickstart test test-slow test-gpu lint types check clean
 
 help:  ## show what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -39,6 +39,12 @@ test-slow: install  ## the tests that take minutes
 
 test-gpu: install  ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu --timeout 1800
+
+docs: install  ## the documentation as a site, in build/site
+	$(BIN)/mkdocs build --strict
+
+docs-serve: install  ## the same while you write, on http://127.0.0.1:8000
+	$(BIN)/mkdocs serve
 
 lint: install  ## style
 	$(BIN)/ruff check .
