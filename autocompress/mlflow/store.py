@@ -25,7 +25,6 @@ from autocompress.mlflow.asking import check_named
 from autocompress.mlflow.database import check_database
 from autocompress.mlflow.names import experiment_name, model_name, safe_part, tag_value
 from autocompress.policy.writing import printable
-from autocompress.report import plots
 from autocompress.report.tables import summary_json
 from autocompress.results.front import reference_point
 from autocompress.results.metric import ACCURACY, LATENCY, Measurement, Metric
@@ -304,7 +303,6 @@ class Recorder:
             "front.json": as_json({"columns": columns, "data": rows}),
             "front.csv": labels.as_csv(columns, rows),
             "summary.json": as_json(summary_json(view, every=False)),
-            "front.html": plots.page([plots.pareto_figure(view), plots.growth_figure(view)]),
         }.items():
             log_text(client, self.parent, text, f"front/{name}")
         # the tag makes MLflow show the file as a table; `log_table` would append at each sync

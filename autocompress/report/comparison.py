@@ -11,7 +11,7 @@ from autocompress.results.trial import Trial
 from autocompress.track.view import RunView
 
 #: two standard errors: what differs by less is not called a difference
-_CLEAR = 2.0
+CLEAR = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Comparison:
             return "not in budget"
         if self.gap is None or self.gap.gain <= 0:
             return "lost"
-        return "won" if self.gap.gain > _CLEAR * self.gap.stderr else "unclear"
+        return "won" if self.gap.gain > CLEAR * self.gap.stderr else "unclear"
 
     def __str__(self) -> str:
         name = f"{self.name} (trial {self.reference.number})"

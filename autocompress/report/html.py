@@ -9,19 +9,16 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from autocompress.policy.claims import TimingClaim, TimingFacts
-from autocompress.policy.policy import LayerPolicy
-from autocompress.policy.registry import techniques
-from autocompress.policy.technique import Technique
-from autocompress.report import plots
+from autocompress.report.course import course
+from autocompress.report.review import review
 from autocompress.report.tables import (
     BUILDS_DIFFER,
     cascades,
     number_text,
     on_test,
-    origin_text,
     quality_text,
     what,
 )
@@ -30,12 +27,13 @@ from autocompress.results.difference import Difference, difference
 from autocompress.results.failures import reasons
 from autocompress.results.metric import Measurement, Metric
 from autocompress.results.rank import rank_correlation
+from autocompress.results.screened import Screened
 from autocompress.results.trial import Trial, TrialState
 from autocompress.track.folder import RunFolder, write_atomically
+from autocompress.track.screened import read_screened
 from autocompress.track.view import RunView, score, value
 
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
+_SCRIPTS = ("base.js", "front.js", "table.js", "layers.js", "study.js", "start.js")
 
 
 def write_report(run: str | Path | RunFolder, view: RunView | None = None) -> Path:
@@ -49,51 +47,74 @@ def write_report(run: str | Path | RunFolder, view: RunView | None = None) -> Pa
         The file.
     """
     folder = run if isinstance(run, RunFolder) else RunFolder.open(run)
-    write_atomically(folder.report, render(view or RunView.load(folder)))
+    write_atomically(
+        folder.report, render(view or RunView.load(folder), read_screened(folder.screened))
+    )
     return folder.report
 
 
-def render(view: RunView) -> str:
-    """The report as HTML."""
+def render(view: RunView, screened: Mapping[str, Screened] | None = None) -> str:
+    """The report as HTML.
+
+    Args:
+        view: of the run.
+        screened: what it looked at quickly, by the digest of the policy.
+    """
     from jinja2 import Environment
     from plotly.offline import get_plotlyjs
 
-    source = resources.files("autocompress.report").joinpath("report.html.j2")
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(source.read_text(encoding="utf-8"))
+    template = environment.from_string(_part("report.html.j2"))
     answer = view.best or view.nearest
-    figures = {
-        "pareto": plots.pareto_figure(view),
-        "growth": plots.growth_figure(view),
-        "origins": plots.origin_figure(view),
-    }
+    screened = screened or {}
+    data = {**review(view, screened), "course": course(view)}
     return template.render(
         title=str(view.study.name or Path(view.run).name or "study"),
         run=view.run,
-        budget=str(view.budget),
         quality=view.quality,
         unit=f" {view.quality.unit}" if not view.quality.fraction else " %",
         useless=_useless(view.quality, view.baseline),
         verdict=verdict(view),
         facts=_facts(view),
         cannot_prune=view.cannot_prune,
-        members=[_row(view, t) for t in view.front],
         cascades=[_cascade(view, t) for t in cascades(view)],
         tested=any(view.verified(t) for t in (*view.front, *([answer] if answer else []))),
         beside=_beside(view),
         builds_differ=BUILDS_DIFFER if view.builds_differ else "",
-        answer=answer,
-        layers=_layers(view, answer) if answer else None,
         pairs=distillation_pairs(view),
         rungs=_rungs(view),
         forecasts=rung_forecasts(view),
         latency=_latency(view, answer),
         states=_states(view),
         commands=_commands(view),
-        figures={name: _figure_json(figure) for name, figure in figures.items()},
+        layered=bool(data["techniques"]),
+        sensitive=any("sensitivity" in found for found in data["facts"].values()),
         has_growth=view.hypervolume > 0,
+        thinned=_thinned(view, data),
+        css=_part("report.css"),
+        data=_embedded(data),
+        scripts=[_part(name) for name in _SCRIPTS],
         plotly=get_plotlyjs(),
     )
+
+
+def _part(name: str) -> str:
+    """A file of the page."""
+    source = resources.files("autocompress.report") / "page" / name
+    return source.read_text(encoding="utf-8")
+
+
+def _embedded(data: Mapping[str, Any]) -> str:
+    """Data for the page's own script; what would end its element is escaped."""
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c")
+
+
+def _thinned(view: RunView, data: Mapping[str, Any]) -> str:
+    """That the page does not hold every trial, where it does not."""
+    held = sum(not rejected for rejected in data["trials"].get("rejected", ()))
+    every = len(view.compared)
+    return "" if held == every else f"Of {every} measured trials the page holds {held}."
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +190,6 @@ def _row(view: RunView, trial: Trial) -> dict[str, Any]:
         "size": number_text("size_bytes", value(trial, "size_bytes")),
         "memory": number_text("peak_memory_bytes", value(check or trial, "peak_memory_bytes")),
         "what": what(trial, view),
-        "origin": origin_text(trial, view),
         "feasible": trial.feasible,
     }
 
@@ -203,39 +223,6 @@ def _beside(view: RunView) -> list[dict[str, Any]]:
         mark = "chosen" if view.best is not None else "nearest"
         rows.append({**_row(view, answer), "name": mark, "mark": mark})
     return rows
-
-
-def _layers(view: RunView, trial: Trial) -> dict[str, Any]:
-    """A row for each layer, with a column for each technique that did anything."""
-    used = [t for t in techniques() if any(map(t.active, trial.policy.layers.values()))]
-    kept = view.kept.get(trial.number, {})
-    rows = [
-        (name, [_cell(technique, trial.policy[name], kept.get(name)) for technique in used])
-        for name in view.layer_names
-    ]
-    return {"heads": [technique.name for technique in used], "rows": rows}
-
-
-def _cell(
-    technique: Technique, policy: LayerPolicy, kept: tuple[int, int] | None
-) -> tuple[str, float | None]:
-    """What a technique did to a layer, and the share that is left.
-
-    Args:
-        technique: of the column.
-        policy: of the layer.
-        kept: channels that the layer keeps, and those that it had, where that is known: units,
-            heads and ``channel_multiple`` round what a policy asks for.
-    """
-    text = technique.cell(policy)
-    if technique.stage != "channels" or kept is None:
-        return text, technique.bar(policy)
-    left, whole = kept
-    if text or left < whole:
-        more = [f for f in technique.fields[1:] if policy.value(f.name) != f.default]
-        each = (f"{f.name} {policy.value(f.name)}" for f in more)
-        text = ", ".join([f"{left} of {whole} channels", *each])
-    return text, left / whole
 
 
 def _rungs(view: RunView) -> list[dict[str, Any]]:
@@ -334,7 +321,6 @@ def _states(view: RunView) -> dict[str, Any]:
 
 def _commands(view: RunView) -> list[tuple[str, str]]:
     run = view.run or "runs/NAME"
-    pick = "best" if view.best is None else str(view.best.number)
     found = [
         (
             "Run the same study again",
@@ -345,18 +331,5 @@ def _commands(view: RunView) -> list[tuple[str, str]]:
             f"autocompress search {quote(f'{run}/study.yaml')} --out {quote(run)} --resume",
         ),
     ]
-    if view.best is not None:
-        found += [
-            ("Write the recipe", f"autocompress export {quote(run)} --pick {pick} -o recipe.yaml"),
-            ("Build the model", "autocompress apply recipe.yaml -o model.onnx"),
-            ("Check the claims in a fresh process", "autocompress verify recipe.yaml"),
-        ]
     found.append(("Look at every trial", f"autocompress ui {quote(str(Path(run).parent))}"))
     return found
-
-
-def _figure_json(figure: Figure) -> str:
-    """A figure for the page's own script; what would end that script is escaped."""
-    figure.update_layout(template="none")
-    text = json.dumps(json.loads(figure.to_json()), separators=(",", ":"))
-    return text.replace("<", "\\u003c")

@@ -7,7 +7,7 @@ import json
 import math
 import os
 from collections import UserDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,29 @@ class _Line(Section):
     kl: Number
     stderr: Number
     made_with: str = ""
+
+
+def _lines(path: Path) -> Iterator[_Line]:
+    for number, line in read_lines(path, "list of screened policies", _REMEDY):
+        try:
+            yield _Line.read(read_line(line), where="the entry")
+        except InputError as error:
+            raise InputError(
+                f"{path}, line {number}, is not a screened policy: {error} {_REMEDY}"
+            ) from None
+
+
+def read_screened(path: Path) -> dict[str, Screened]:
+    """What a study looked at quickly, by the policy's untrained digest; empty without the file.
+
+    Of a policy that was looked at several times the last counts. A line that is still being written
+    is left out.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    found = _lines(path) if path.is_file() else ()
+    return {line.policy: Screened(line.kl, line.stderr, line.images) for line in found}
 
 
 class ScreenedPolicies(UserDict[tuple[str, int], Screened]):
@@ -60,13 +83,7 @@ class ScreenedPolicies(UserDict[tuple[str, int], Screened]):
             cut_torn_line(handle)
         finally:
             os.close(handle)
-        for number, line in read_lines(self._path, "list of screened policies", _REMEDY):
-            try:
-                found = _Line.read(read_line(line), where="the entry")
-            except InputError as error:
-                raise InputError(
-                    f"{self._path}, line {number}, is not a screened policy: {error} {_REMEDY}"
-                ) from None
+        for found in _lines(self._path):
             if found.made_with == self._made_with:
                 screened = Screened(found.kl, found.stderr, found.images)
                 self.data[found.policy, found.images] = screened

@@ -86,7 +86,7 @@ def test_tags_find_feasible_and_front_trials_and_the_parent_shows_the_study(
         where = client.download_artifacts(recorder.children[trial.number], "policy.json")
         assert json.loads(Path(where).read_text()) == trial.policy.as_dict()
     names = {a.path for a in client.list_artifacts(recorder.parent, "front")}
-    assert {"front/front.csv", "front/front.json", "front/front.html"} <= names
+    assert {"front/front.csv", "front/front.json"} <= names
     table = json.loads(
         Path(client.download_artifacts(recorder.parent, "front/front.json")).read_text()
     )

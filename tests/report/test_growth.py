@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autocompress.report.plots import _steps
+from autocompress.report.course import steps
 from autocompress.track.view import Point
 
 
@@ -21,7 +21,7 @@ def test_the_curves_are_those_of_all_points(grows: list[tuple[int, int]]) -> Non
     for number, (more, better) in enumerate(grows):
         volume, best = volume + more // 2, best + better // 2
         points.append(Point(number, float(number), float(volume), best or None))
-    kept = _steps(points)
+    kept = steps(points)
     assert len(kept) <= len(points)
     assert all(level(kept, at) == level(points, at) for at in range(len(points)))
     assert (kept[0], kept[-1]) == (points[0], points[-1])

@@ -14,7 +14,7 @@ from autocompress.controller.promotion import in_doubt
 from autocompress.errors import InputError
 from autocompress.policy.budget import Budget
 from autocompress.policy.policy import LayerPolicy, Policy
-from autocompress.report.plots import pareto_figure
+from autocompress.report.review import review
 from autocompress.report.tables import summary_json
 from autocompress.report.verdict import verdict
 from autocompress.results.answer import decide, drop, judged
@@ -121,8 +121,9 @@ def test_reports_name_the_metric_its_unit_and_a_loss() -> None:
     members = {t["number"]: t["mse"] for t in summary["trials"]}
     assert [members[number] for number in summary["front"]] == [1.0, 0.21]
     assert "accuracy" not in json.dumps(summary).replace("max_accuracy_drop", "")
-    figure = pareto_figure(seen)
-    assert figure.layout.yaxis.title.text == "mse on val, px"
+    page = review(seen, {})
+    assert page["quality"]["title"] == "mse, px"
+    assert page["range"][0] < 0.2 < page["range"][1]
     assert max(seen.history, key=lambda p: p.trial).best_quality == 0.21
 
 

@@ -1,0 +1,221 @@
+"""What people see of the report in a real browser: the budget moves, and everything follows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browser import keep, pages
+
+from autocompress.policy.budget import Budget, Limit
+from autocompress.report.html import write_report
+from autocompress.results.difference import difference, pack_hits
+from autocompress.results.metric import Measurement
+from autocompress.results.trial import Phase, Trial
+from autocompress.track.folder import RunFolder
+from autocompress.track.journal import Journal
+from autocompress.track.view import RunView
+
+MakeRun = Callable[..., RunFolder]
+NASTY = "</script><img src=x onerror=alert(1)><b>x</b>"
+
+
+@pytest.fixture(scope="module")
+def opened() -> Iterator[Callable[..., Any]]:
+    """Opens a report without a network; whatever goes wrong in its script fails the test."""
+    wrong: list[str] = []
+    with pages(1300, 900) as new:
+
+        def show(path: Path, width: int = 1300, dark: bool = False) -> Any:
+            page = new()
+            page.context.set_offline(True)
+            page.on("pageerror", lambda error: wrong.append(str(error)))
+            page.on("dialog", lambda dialog: wrong.append(dialog.message))
+            page.set_viewport_size({"width": width, "height": 900})
+            page.emulate_media(color_scheme="dark" if dark else "light")
+            page.goto(path.as_uri())
+            page.wait_for_selector("#pareto .main-svg")
+            return page
+
+        yield show
+        assert wrong == []
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    """A run whose records tell which samples were answered rightly."""
+    import handmade_run
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    folder = handmade_run.make_run(tmp_path / "resnet20", 40)
+    easy = rng.random(400)
+    trials = RunView.load(folder).trials
+
+    def told(found: Measurement) -> Measurement:
+        hits = easy + 0.03 * rng.standard_normal(400) < found.score
+        context = {**found.context, "images": 400, "hits": pack_hits(hits)}
+        values = {**found.values, "accuracy": float(hits.mean())}
+        return Measurement(values, {**found.spread, "accuracy": 0.016}, context)
+
+    baseline = told(handmade_run.BASELINE)
+    other = RunFolder.create(tmp_path / "other")
+    other.write_study(folder.read_study())
+    other.write_baseline(baseline)
+    with Journal(other) as journal:
+        for trial in trials:
+            found = trial.measurement
+            scored = found is not None and "accuracy" in found
+            journal.record(_with(trial, told(found) if found and scored else found, baseline))
+    other.write_front({"layers": handmade_run.LAYERS})
+    return other
+
+
+def _with(trial: Trial, found: Measurement | None, baseline: Measurement) -> Trial:
+    from dataclasses import replace
+
+    if found is None:
+        return trial
+    over = Budget("latency<=0.5x").violations(found.values, baseline.values)
+    return replace(trial, measurement=found, violations=over)
+
+
+def numbers(page: Any) -> list[int]:
+    return [int(x) for x in page.locator("#trials td:first-child button").all_inner_texts()]
+
+
+def test_the_answer_follows_the_budget(opened: Callable[..., Any], run: RunFolder) -> None:
+    """Against what Python decides of the same trials at the same limit."""
+    page, view = opened(write_report(run)), RunView.load(run)
+    keep(page, "report")
+    seen = set()
+    costs = sorted(t.measurement["latency_ms"] for t in view.compared if t.measurement)
+    for bound in (None, *(1.0001 * cost for cost in costs[::6]), 0.999 * costs[0]):
+        if bound is not None:
+            page.evaluate(f"state.limits = [{{metric: 'latency_ms', bound: {bound}}}]; update()")
+            view = view.under(Budget(Limit("latency_ms", bound)))
+        assert numbers(page) == [t.number for t in view.front]
+        text = page.locator("#answer .headline").inner_text()
+        if view.best is None:
+            assert text == "Nothing that was measured meets this budget."
+            continue
+        assert text.startswith(f"Answer: trial {view.best.number}, accuracy ")
+        commands = page.locator("#answer pre").all_inner_texts()
+        assert commands[0].endswith(f" --pick {view.best.number} -o recipe.yaml")
+        told = difference(view.best.measurement, view.baseline)  # type: ignore[arg-type]  # measured
+        assert told.paired
+        first = page.locator("#answer li").first.inner_text()
+        assert first.startswith(f"Against the uncompressed model: {told}".removesuffix(" points"))
+        seen.add(view.best.number)
+    assert len(seen) > 2
+
+
+def test_members_that_cannot_be_told_apart_are_level(
+    opened: Callable[..., Any], run: RunFolder
+) -> None:
+    page, view = opened(write_report(run)), RunView.load(run)
+    told = page.evaluate(
+        "[...new Set(groups.values())].map(g => [g.leader.number, g.members.map(t => t.number)])"
+    )
+    assert sorted(n for _, group in told for n in group) == sorted(t.number for t in view.front)
+    leaders = [leader for leader, _ in told]
+
+    def apart(a: int, b: int) -> bool:
+        first, second = (view.by_number[n].measurement for n in (a, b))
+        assert first is not None
+        assert second is not None
+        gap = difference(first, second)
+        return abs(gap.points) > 2 * gap.stderr
+
+    assert not any(apart(leader, n) for leader, group in told for n in group)
+    assert all(apart(a, b) for a, b in combinations(leaders, 2))
+
+
+def test_mouse_and_keyboard_move_the_line(opened: Callable[..., Any], run: RunFolder) -> None:
+    page = opened(write_report(run))
+    line = page.locator("#handle")
+    before, at = line.get_attribute("aria-valuetext"), line.bounding_box()
+    line.focus()
+    for _ in range(3):
+        page.keyboard.press("PageDown")
+    page.wait_for_function(f"handle.getAttribute('aria-valuetext') !== {before!r}")
+    page.wait_for_function(f"handle.getBoundingClientRect().left < {at['x'] - 50}")
+    assert page.get_by_role("button", name="the study's budget").is_visible()
+    page.keyboard.press("End")
+    page.wait_for_function("handle.getAttribute('aria-valuetext').startsWith('no limit')")
+    now = line.bounding_box()
+    page.mouse.move(now["x"] + 14, now["y"] + 200)
+    page.mouse.down()
+    page.mouse.move(at["x"] + 14, at["y"] + 200)
+    page.mouse.up()
+    page.wait_for_function(f"Math.abs(handle.getBoundingClientRect().left - {at['x']}) < 2")
+
+
+def test_brushing_picking_and_sorting(opened: Callable[..., Any], run: RunFolder) -> None:
+    page, view = opened(write_report(run)), RunView.load(run)
+    box = page.locator("#pareto .nsewdrag").bounding_box()
+    page.mouse.move(box["x"] + 2, box["y"] + 2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + box["height"] - 2, steps=4)
+    page.mouse.up()
+    page.wait_for_selector("text=/brushed/")
+    middle = page.evaluate("(([low, high]) => (low + high) / 2)(stage._fullLayout.xaxis.range)")
+    low, high = page.evaluate("stage._fullLayout.yaxis.range")
+    wanted = {
+        t.number
+        for t in view.compared
+        if t.measurement
+        and t.measurement["latency_ms"] < middle
+        and low < 100 * t.measurement.score < high
+    }
+    assert set(numbers(page)) == wanted
+    page.get_by_role("button", name=re.compile("^accuracy, val")).click()
+    scores = [view.by_number[n].measurement.score for n in numbers(page)]  # type: ignore[union-attr]
+    assert scores == sorted(scores)
+    worst = numbers(page)[0]
+    page.get_by_role("button", name=f"pick trial {worst}", exact=True).click()
+    assert page.locator("#answer .headline").inner_text().startswith(f"Picked: trial {worst},")
+    assert f"--pick {worst} " in page.locator("#answer pre").first.inner_text()
+    page.evaluate("navigator.clipboard.writeText = async text => { window.copied = text }")
+    page.locator("#answer button", has_text="copy").first.click()
+    assert page.evaluate("window.copied") == page.locator("#answer pre").first.inner_text()
+
+
+def test_two_trials_show_the_layers_that_differ(opened: Callable[..., Any], run: RunFolder) -> None:
+    page, view = opened(write_report(run)), RunView.load(run)
+    first, second = view.front.trials[0], view.front.trials[-1]
+    page.select_option("#first", str(first.number))
+    page.select_option("#second", str(second.number))
+    shown = set(page.locator("#pair td.name").all_inner_texts())
+    assert shown == {n for n in view.layer_names if first.policy[n] != second.policy[n]}
+    gap = difference(first.measurement, second.measurement)  # type: ignore[arg-type]  # measured
+    assert str(gap).removesuffix(" points") in page.locator("#pairtold").inner_text()
+    heat = page.locator("#heat td.name").all_inner_texts()
+    assert heat == list(view.layer_names)
+
+
+def test_it_fits_a_phone_and_shows_names_as_they_are(
+    opened: Callable[..., Any], run: RunFolder
+) -> None:
+    with Journal(run) as journal:
+        last = journal.load()[0]
+        journal.record(
+            Trial(len(journal), last.policy, Phase(), origin=NASTY,
+                  measurement=last.measurement, violations=last.violations)
+        )  # fmt: skip
+    page = opened(write_report(run), 390, dark=True)
+    keep(page, "report-phone")
+    inside = "!e.closest('.scroll, pre, svg') && e.getBoundingClientRect().right > 391"
+    wide = f"[...document.querySelectorAll('body *')].filter(e => {inside})"
+    assert page.evaluate(f"{wide}.map(e => e.outerHTML.slice(0, 80))") == []
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    page.get_by_role("button", name=re.compile("all measured")).click()
+    assert NASTY in page.locator("#trials").inner_text()
+    assert page.locator("img").count() == 0
+    page.emulate_media(media="print")
+    page.wait_for_selector("html.paper")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(246, 247, 249)"
