@@ -21,38 +21,31 @@ from torch import Tensor, nn
 
 from autocompress.build.memo import Memo
 from autocompress.build.orders import removal_orders
-from autocompress.build.rows import RowCounts, watched
+from autocompress.build.rows import RowCounts
 from autocompress.build.solve import solve_without
-from autocompress.build.stored import read_bank, write_bank
+from autocompress.build.statistics import Statistics
+from autocompress.build.stored import Factors, read_bank, write_bank
 from autocompress.errors import InputError, PolicyError
 from autocompress.machine.progress import Progress, silent
-from autocompress.model.attention import opened, projection_of
+from autocompress.model.attention import projection_of
 from autocompress.model.groups import SlicingPlan, slicing_plan
 from autocompress.model.shapes import resolver
 from autocompress.model.sides import ModuleSide
 from autocompress.model.slicing import remove
-from autocompress.model.splitting import why_no_product
 from autocompress.model.tied import holders, shared_parameters
-from autocompress.model.tracing_stubs import unfuse, why_whole
-from autocompress.model.usage import inherited
+from autocompress.model.tracing_stubs import unfuse
 from autocompress.model.weights import state_tensors
 from autocompress.policy.hooks import load
-from autocompress.policy.inventory import RE_SOLVE, Inventory, LayerSpec
+from autocompress.policy.inventory import Inventory, LayerSpec
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.registry import in_order, techniques
 from autocompress.policy.settings import CompressionSettings
 from autocompress.policy.technique import Technique
-from autocompress.task.data import Split, feed
+from autocompress.task.data import Split
 from autocompress.task.task import Loss
 from autocompress.techniques.compressed import Compressed
-from autocompress.techniques.moments import (
-    Moments,
-    check_inputs,
-    input_moments,
-    matrix_layer,
-    solvable,
-)
-from autocompress.techniques.narrow import Turn, sees, turn, turns
+from autocompress.techniques.moments import Moments, check_inputs, matrix_layer
+from autocompress.techniques.narrow import Turn, turn, turns
 from autocompress.techniques.stitching import Stitching
 from autocompress.techniques.tables import smoothed
 
@@ -71,6 +64,7 @@ class LayerBank:
         orders: group name to channels, the first to go first.
         moments: layer name to input moments.
         rows: name of a table to how often its rows are read.
+        factors: layer name to the factors that suit it best, which ``inventory`` knows already.
     """
 
     def __init__(
@@ -82,9 +76,11 @@ class LayerBank:
         orders: Mapping[str, list[int]],
         moments: Mapping[str, Moments],
         rows: Mapping[str, RowCounts] | None = None,
+        factors: Factors | None = None,
     ) -> None:
         self.model = model
-        self.rows = {} if rows is None else rows
+        self.rows = {} if rows is None else dict(rows)
+        self.factors = {} if factors is None else factors
         unread = {name: (found.unread, found.samples) for name, found in self.rows.items()}
         self.inventory = inventory.with_unread(unread)
         self.plan = plan
@@ -120,21 +116,47 @@ class LayerBank:
             CalibrationError: calibration inputs are empty, not finite or of the wrong shape.
         """
         sample = train.sample(settings.calibrating(inventory.macs, len(train)), settings.seed)
-        inputs = feed(sample)
         check_inputs(sample.inputs(64))
         check_inputs(train.inputs(2), inventory.input_shape)  # others may be longer: free axes
         plan = slicing_plan(model, train.inputs(2), inventory.groups_by_name)
-        groups = [g for g in inventory.channel_groups if settings.prune_residual or not g.residual]
         path = cls._path(inventory, train, settings, cache_dir)
         if path is not None and path.exists():
-            orders, moments, factors, rows = read_bank(path)
-            known = inventory.with_factors(factors)
-            return cls(model, known, plan, settings, orders, moments, rows)
+            return cls.read(path, model, inventory, plan, settings)
         progress("input moments", 0.0)
-        names, running = _watched(model, inventory, plan), opened(model)
-        with watched(running, _tables(model, inventory)) as reads:
-            moments = input_moments(running, names, inputs, seed=settings.seed)
-        rows = reads.result(len(sample), train)
+        statistics = Statistics.of(model, inventory, plan, sample, train, settings.seed)
+        bank = cls.of(
+            model, inventory, plan, settings, statistics, sample, progress=progress, loss=loss
+        )
+        if path is not None:
+            bank.write(path)
+        return bank
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        inventory: Inventory,
+        plan: SlicingPlan,
+        settings: CompressionSettings,
+        statistics: Statistics,
+        sample: Split | None = None,
+        *,
+        progress: Progress = silent,
+        loss: Loss | None = None,
+    ) -> LayerBank:
+        """The bank that given statistics make, wherever the data lie that they were taken of.
+
+        Args:
+            model, inventory, settings, progress, loss: as in ``build``.
+            plan: how the model is sliced.
+            statistics: of the inputs.
+            sample: inputs and targets, for importances that are no function of the statistics.
+
+        Raises:
+            InputError: such an importance, and no sample.
+        """
+        groups = [g for g in inventory.channel_groups if settings.prune_residual or not g.residual]
+        moments = statistics.moments
         orders = removal_orders(model, groups, plan, settings, moments, sample, progress, loss)
         progress("factors", 1.0)
         factors = {
@@ -142,10 +164,26 @@ class LayerBank:
             for technique in techniques()
             for name, kinds in technique.settle(model, inventory, moments).items()
         }
-        if path is not None:
-            write_bank(path, (orders, moments, factors, rows))
         known = inventory.with_factors(factors)
-        return cls(model, known, plan, settings, orders, moments, rows)
+        return cls(model, known, plan, settings, orders, moments, statistics.rows, factors)
+
+    @classmethod
+    def read(
+        cls,
+        path: Path,
+        model: nn.Module,
+        inventory: Inventory,
+        plan: SlicingPlan,
+        settings: CompressionSettings,
+    ) -> LayerBank:
+        """The bank of a file, for the model and the settings that it was made with."""
+        orders, moments, factors, rows = read_bank(path)
+        known = inventory.with_factors(factors)
+        return cls(model, known, plan, settings, orders, moments, rows, factors)
+
+    def write(self, path: Path) -> None:
+        """Keep it in a file."""
+        write_bank(path, (dict(self.orders), self.moments, self.factors, self.rows))
 
     @staticmethod
     def _path(
@@ -357,38 +395,6 @@ def _remedy(
             break
     values = (f"`{name}: {'null' if v is None else v}`" for name, v in asked.items())
     return f"Use {' and '.join(values)} there."
-
-
-def _watched(model: nn.Module, inventory: Inventory, plan: SlicingPlan) -> list[str]:
-    """Names of the layers whose inputs matter, in an opened model.
-
-    They are those that can be solved anew, projections of attentions among them, and those that
-    make heads that can get narrower.
-    """
-    found: dict[str, None] = {}
-    for layer in inventory.layers:
-        name = layer.name
-        if layer.kind == "attention" and not why_whole(model.get_submodule(name)):
-            name = projection_of(model, name)
-        elif layer.kind not in ("conv", "linear"):
-            continue
-        if not layer.why_not(RE_SOLVE) and solvable(model.get_submodule(name)):
-            found[name] = None
-    for narrowing in plan.narrowings.values():
-        head = narrowing.heads[0]
-        made = (("query", head.query), ("key", head.key), ("value", head.value))
-        found |= dict.fromkeys(sees(rows, kind) for kind, rows in made)
-    return list(found)
-
-
-def _tables(model: nn.Module, inventory: Inventory) -> dict[str, list[str]]:
-    """Tables whose rows are read at the places that they are given, and all that pick them."""
-    found: dict[str, list[str]] = {}
-    for layer in inventory.layers:
-        module = model.get_submodule(layer.name)
-        if layer.kind == "embedding" and (inherited(module) or not why_no_product(module)):
-            found.setdefault(layer.tied_to or layer.name, []).append(layer.name)
-    return {name: layers for name, layers in found.items() if name in layers}
 
 
 def _module_bytes(module: nn.Module) -> int:

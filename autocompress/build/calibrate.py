@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from autocompress.exporters.checked import checked_graph
 from autocompress.exporters.onnx_glue import Wires, multipliers, shared_ranges
 from autocompress.exporters.onnx_quantize import NodePlan, plan_nodes, quantized_tensors
 from autocompress.model.tied import untie
+from autocompress.policy.settings import CompressionSettings
 from autocompress.task.calling import call
 from autocompress.task.data import portions
 from autocompress.task.nested import take
@@ -27,12 +28,51 @@ from autocompress.techniques.quantize import PLAIN, rounded_weight
 _MOVED = "Inputs with outlier channels, whose scales were moved into the weights: {}."
 
 
+class Calibration:
+    """What calibration asks of inputs; here of inputs at hand.
+
+    Args:
+        inputs: batch first, or a split that gives them.
+    """
+
+    def __init__(self, inputs: Any) -> None:
+        self.inputs = inputs
+
+    def two(self) -> Any:
+        """Inputs of two samples, for tracing."""
+        return next(checked_portions(self.inputs, 2))
+
+    def equalized(self, folded: nn.Module, compressed: Compressed) -> Sequence[str]:
+        """Move scales of outlier channels into weights, in place; the layers where it did."""
+        return equalize(folded, compressed, self.inputs)
+
+    def compensated(self, folded: nn.Module, compressed: Compressed) -> set[str]:
+        """See ``compensate``."""
+        return compensate(folded, compressed, self.inputs)
+
+    def corrected(
+        self, folded: nn.Module, compressed: Compressed, floats: Mapping[str, Tensor]
+    ) -> None:
+        """See ``correct_biases``."""
+        correct_biases(folded, compressed, floats, self.inputs)
+
+    def ranges(
+        self,
+        graph: Any,
+        tensors: Collection[str],
+        settings: CompressionSettings,
+        whole: Collection[str],
+    ) -> dict[str, Range]:
+        """See ``tensor_ranges``."""
+        return tensor_ranges(graph, tensors, self.inputs, settings, whole=whole)
+
+
 def calibrate(compressed: Compressed, inputs: Any) -> Compressed:
     """Settle activation ranges, round weights with error compensation, and correct biases.
 
     Args:
         compressed: after all that changes its weights; its module is not changed.
-        inputs: calibration inputs, batch first, or a split that gives them.
+        inputs: calibration inputs, batch first, or a split that gives them; or a ``Calibration``.
 
     Returns:
         A copy with ranges, the folded module, and its float graph that the export will quantize.
@@ -40,7 +80,8 @@ def calibrate(compressed: Compressed, inputs: Any) -> Compressed:
     Raises:
         CalibrationError: inputs are empty, not finite, or do not fit the model.
     """
-    two = next(checked_portions(inputs, 2))
+    asked = inputs if isinstance(inputs, Calibration) else Calibration(inputs)
+    two = asked.two()
     first = take(two, slice(0, 1))
     folded = fold_batch_norms(compressed.module)
     grids = {name: (p.weight_bits, p.block) for name, p in compressed.precisions.items()}
@@ -53,25 +94,24 @@ def calibrate(compressed: Compressed, inputs: Any) -> Compressed:
         raise CalibrationError(f"Calibration inputs do not fit the model: {error}") from error
     notes = compressed.notes
     if compressed.settings.equalization and not compressed.qat:
-        moved = equalize(folded, compressed, inputs)
+        moved = asked.equalized(folded, compressed)
         notes = (*notes, *([_MOVED.format(", ".join(moved))] if moved else []))
     floats = {
         n: folded.get_parameter(f"{n}.weight").detach().clone()
         for n in _correctable(folded, compressed)
     }
     if compressed.settings.weight_rounding != "nearest" and not compressed.qat:
-        for name in compensate(folded, compressed, inputs):
+        for name in asked.compensated(folded, compressed):
             floats.pop(name, None)
     if compressed.settings.bias_correction and not compressed.qat:
-        correct_biases(folded, compressed, floats, inputs)
+        asked.corrected(folded, compressed, floats)
     graph = checked_graph(compressed, folded, two)
     plan = plan_nodes(graph, compressed)
-    ranges = tensor_ranges(
+    ranges = asked.ranges(
         graph,
         quantized_tensors(graph, plan),
-        inputs,
         compressed.settings,
-        whole=multipliers(graph.graph, plan.static),
+        multipliers(graph.graph, plan.static),
     )
     ranges = shared_ranges(graph.graph, plan.static, ranges)
     ranges |= _of_inputs(folded, plan, ranges) | _of_outputs(graph.graph, plan, ranges)
@@ -167,7 +207,19 @@ def correct_biases(
 def _mean_error(layer: MatrixLayer, error: Tensor, inputs: Tensor) -> Tensor:
     """What an error of the weights takes from each output, on average over some inputs."""
     if isinstance(layer, nn.Linear):
-        return error @ inputs.reshape(-1, layer.in_features).mean(0)
-    mean = inputs.mean([0, *range(2, inputs.dim())])
+        return mean_error(layer, error, inputs.reshape(-1, layer.in_features).mean(0))
+    return mean_error(layer, error, inputs.mean([0, *range(2, inputs.dim())]))
+
+
+def mean_error(layer: MatrixLayer, error: Tensor, mean: Tensor) -> Tensor:
+    """What an error of the weights takes from each output on average.
+
+    Args:
+        layer: with the weights.
+        error: of its weights, in their shape.
+        mean: of its inputs, by channel (or feature).
+    """
+    if isinstance(layer, nn.Linear):
+        return error @ mean
     groups = mean.view(layer.groups, -1).repeat_interleave(layer.out_channels // layer.groups, 0)
     return (error.flatten(2).sum(2) * groups).sum(1)

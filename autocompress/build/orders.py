@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from autocompress.errors import InputError
 from autocompress.model.attention import projection_of
 from autocompress.model.groups import SlicingPlan
 from autocompress.policy.inventory import ChannelGroup
@@ -29,7 +30,7 @@ def removal_orders(
     plan: SlicingPlan,
     settings: CompressionSettings,
     moments: Mapping[str, Moments],
-    sample: Split,
+    sample: Split | None,
     progress: Callable[[str, float], None],
     loss: Loss | None = None,
 ) -> dict[str, list[int]]:
@@ -41,16 +42,25 @@ def removal_orders(
         plan: how they are cut.
         settings: the kind of importance.
         moments: of layers' inputs.
-        sample: inputs, and targets for ``taylor``.
+        sample: inputs, and targets for ``taylor``; importances of weights and moments need none.
         progress: told the group at work, and the fraction that is done.
         loss: from outputs and targets, for ``taylor``; ``None`` is that of classes.
 
     Returns:
         Group name to all its channels, the first to go first.
+
+    Raises:
+        InputError: an importance that needs a sample, and there is none.
     """
     producers = {name: size for g in groups for name, size in _producers(plan, g.name).items()}
     taylor: dict[str, Tensor] = {}
+    if sample is None and settings.importance not in ("l1", "obs"):
+        raise InputError(
+            f"The importance {settings.importance!r} looks at samples, but only sums over them are "
+            "at hand. Set `settings.importance` to `obs` or `l1`."
+        )
     if settings.importance == "taylor":
+        assert sample is not None
         taylor = taylor_scores(model, {n: (n,) for n in producers}, producers, sample, loss)
     orders = {}
     for done, group in enumerate(groups):
@@ -67,11 +77,12 @@ def removal_orders(
 
 
 def _scores(
-    importance: str, model: nn.Module, plan: SlicingPlan, group: ChannelGroup, sample: Split
+    importance: str, model: nn.Module, plan: SlicingPlan, group: ChannelGroup, sample: Split | None
 ) -> dict[str, Tensor]:
     """Producer to the importance of its channels: by the user's own function, or by weights."""
     producers = _producers(plan, group.name)
     if ":" in importance:
+        assert sample is not None
         own = own_scores(importance, model, group, sample)
         return dict.fromkeys(producers, own)
     return {name: l1_scores(model, (name,), size) for name, size in producers.items()}

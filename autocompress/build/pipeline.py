@@ -146,11 +146,14 @@ class Pipeline:
             )
         return self.calibrated(compressed)
 
-    def rough(self, policy: Policy) -> nn.Module:
+    def rough(self, policy: Policy, *, own_statistics: bool = True) -> nn.Module:
         """A policy's network for screening only: nothing is calibrated, integers are simulated.
 
-        Where reconstruction will repair batch norms, they normalize by each batch's own statistics:
-        one pass instead of one that re-estimates and one that judges.
+        Args:
+            policy: what to do.
+            own_statistics: where reconstruction will repair batch norms, let them normalize by each
+                batch's own statistics: one pass instead of one that re-estimates and one that
+                judges.
         """
         from torch import nn
 
@@ -158,7 +161,7 @@ class Pipeline:
         module = trainable(compressed) if compressed.quantized else compressed.module
         module.eval()
         repaired = self.settings.reconstruction not in ("none", "bank")
-        if repaired and policy.student is None and policy.repairable:
+        if own_statistics and repaired and policy.student is None and policy.repairable:
             for norm in module.modules():
                 if isinstance(norm, nn.modules.batchnorm._BatchNorm):
                     norm.train()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from autocompress.build.histogram import Histogram
 from autocompress.errors import CalibrationError
 from autocompress.policy.settings import CompressionSettings
 from autocompress.task import nested
@@ -61,11 +62,32 @@ class RangeFinder:
             values = np.concatenate(self.samples)
             step = max(1, len(values) // _SEARCHED)
             low, high = least_squares_range(values[::step], low, high)
-        return Range(low, high if high > low else low + 1e-6)
+        return _filled(low, high)
+
+
+def range_of(histogram: Histogram, settings: CompressionSettings) -> Range:
+    """The range of a tensor whose values are known by their histogram.
+
+    Args:
+        histogram: of all its values.
+        settings: as for ``RangeFinder``.
+    """
+    low, high = min(0.0, histogram.low), max(0.0, histogram.high)
+    if settings.ranges == "percentile":
+        tail = (1 - settings.percentile / 100) / 2
+        low = min(0.0, histogram.quantile(tail))
+        high = max(0.0, histogram.quantile(1 - tail))
+    elif settings.ranges == "mse":
+        low, high = least_squares_range(histogram.centres, low, high, histogram.counts)
+    return _filled(low, high)
+
+
+def _filled(low: float, high: float) -> Range:
+    return Range(low, high if high > low else low + 1e-6)
 
 
 def least_squares_range(
-    values: NDArray[np.float32], low: float, high: float
+    values: NDArray[Any], low: float, high: float, weights: NDArray[Any] | None = None
 ) -> tuple[float, float]:
     """The shrunken range with the least mean squared rounding and clipping error at 8 bits.
 
@@ -75,6 +97,7 @@ def least_squares_range(
     Args:
         values: sample of the tensor.
         low, high: its extremes, zero included.
+        weights: how often each value counts; ``None`` is once.
     """
     best = (np.inf, low, high)
     for clip in _CLIPS:
@@ -84,7 +107,7 @@ def least_squares_range(
             continue
         zero = np.round(-a / scale)
         rounded = (np.clip(np.round(values / scale) + zero, 0, _LEVELS) - zero) * scale
-        error = float(np.mean((values - rounded) ** 2))
+        error = float(np.average((values - rounded) ** 2, weights=weights))
         if error < best[0]:
             best = (error, a, b)
     return best[1], best[2]
@@ -102,12 +125,47 @@ def tensor_ranges(
     """Run a float ONNX graph on calibration inputs and settle the ranges of some tensors.
 
     Args:
+        model, tensors, inputs, batch: as in ``tensor_values``.
+        settings: how ranges are chosen.
+        whole: tensors of which nothing may be clipped, however ranges are chosen.
+    """
+    unclipped = settings.model_copy(update={"ranges": "minmax"})
+    tensors = list(tensors)
+    finders = {n: RangeFinder(unclipped if n in whole else settings) for n in tensors}
+    for name, values in tensor_values(model, tensors, inputs, batch):
+        finders[name].add(values)
+    return {name: finder.range() for name, finder in finders.items()}
+
+
+def tensor_histograms(
+    model: Any, tensors: Iterable[str], inputs: Any, batch: int = 64
+) -> dict[str, Histogram]:
+    """Run a float ONNX graph on inputs and count the values of some tensors.
+
+    Args:
+        model, tensors, inputs, batch: as in ``tensor_values``.
+
+    Raises:
+        ValueError: values that are not finite.
+    """
+    found: dict[str, Histogram] = {}
+    for name, values in tensor_values(model, tensors, inputs, batch):
+        if values.size:
+            own = Histogram.of(values)
+            found[name] = found[name] + own if name in found else own
+    return found
+
+
+def tensor_values(
+    model: Any, tensors: Iterable[str], inputs: Any, batch: int = 64
+) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Run a float ONNX graph on inputs and give the values of some tensors, batch after batch.
+
+    Args:
         model: ``onnx.ModelProto`` with a free batch dimension.
         tensors: names of tensors in the graph.
         inputs: a batch as the model takes it, or a split that gives them.
-        settings: how ranges are chosen.
         batch: samples per run, which bounds the memory.
-        whole: tensors of which nothing may be clipped, however ranges are chosen.
 
     Raises:
         CalibrationError: the graph does not run on the inputs.
@@ -120,7 +178,7 @@ def tensor_ranges(
     given = {n for n in tensors if n in names}
     wanted = [n for n in dict.fromkeys(tensors) if n not in given]
     if not given and not wanted:
-        return {}
+        return
     watched = onnx.ModelProto()
     watched.CopyFrom(model)
     present = {o.name for o in watched.graph.output}
@@ -134,17 +192,12 @@ def tensor_ranges(
     session = ort.InferenceSession(
         watched.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    unclipped = settings.model_copy(update={"ranges": "minmax"})
-    finders = {n: RangeFinder(unclipped if n in whole else settings) for n in (*given, *wanted)}
     for part in portions(inputs, batch):
         arrays = [p.numpy(force=True) for p in nested.tensors(part)]
         feed = dict(zip(names, arrays, strict=True))
-        for name in given:
-            finders[name].add(feed[name])
+        yield from ((name, feed[name]) for name in given)
         try:
             found = session.run(wanted, feed) if wanted else []
         except Exception as error:  # what runs the graph has no base class of its errors
             raise CalibrationError(f"Calibration inputs do not fit the model: {error}") from error
-        for name, value in zip(wanted, found, strict=True):
-            finders[name].add(value)
-    return {name: finder.range() for name, finder in finders.items()}
+        yield from zip(wanted, found, strict=True)

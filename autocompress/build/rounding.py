@@ -21,6 +21,7 @@ from autocompress.techniques.compressed import Compressed, Precision
 from autocompress.techniques.gptq import gptq_round
 from autocompress.techniques.moments import (
     MatrixLayer,
+    Moments,
     checked_portions,
     input_moments,
     matrix_layer,
@@ -53,12 +54,7 @@ def compensate(folded: nn.Module, compressed: Compressed, inputs: Any) -> set[st
     References:
         Frantar et al., GPTQ, ICLR 2023; Li et al., GPTAQ, ICML 2025 (asymmetric calibration).
     """
-    most = 8 if compressed.settings.weight_rounding == "gptq" else _FINE - 1
-    wanted = {
-        n: p
-        for n, p in compressed.precisions.items()
-        if p.weight_bits <= most and solvable(folded.get_submodule(n))
-    }
+    wanted = compensating(folded, compressed)
     low = {n for n, p in wanted.items() if p.weight_bits < _FINE}
     done: set[str] = set()
     if low:
@@ -67,11 +63,38 @@ def compensate(folded: nn.Module, compressed: Compressed, inputs: Any) -> set[st
         except UnsupportedModel as error:  # nothing was rounded yet
             _log.debug("Low bits are rounded layer by layer on float inputs: %s", error)
     rest = {name: precision for name, precision in wanted.items() if name not in done}
-    if not rest:
-        return done
-    moments = input_moments(folded, rest, inputs, seed=compressed.settings.seed)
+    if rest:
+        moments = input_moments(folded, rest, inputs, seed=compressed.settings.seed)
+        round_by_moments(folded, compressed, rest, moments)
+    return done
+
+
+def compensating(folded: nn.Module, compressed: Compressed) -> dict[str, Precision]:
+    """The layers whose columns make up for each other's rounding, with their bits."""
+    most = 8 if compressed.settings.weight_rounding == "gptq" else _FINE - 1
+    return {
+        n: p
+        for n, p in compressed.precisions.items()
+        if p.weight_bits <= most and solvable(folded.get_submodule(n))
+    }
+
+
+@torch.no_grad()
+def round_by_moments(
+    folded: nn.Module,
+    compressed: Compressed,
+    wanted: Mapping[str, Precision],
+    moments: Mapping[str, Moments],
+) -> None:
+    """Round layers in place, each on the moments of its inputs in the float network.
+
+    Args:
+        folded, compressed: as in ``compensate``.
+        wanted: layer name to its bits.
+        moments: of these layers' inputs.
+    """
     sparse = _sparse(compressed)
-    for name, precision in rest.items():
+    for name, precision in wanted.items():
         weight = matrix_layer(folded, name).weight
         second = moments[name].second
         rows = len(weight) // len(second)
@@ -80,7 +103,6 @@ def compensate(folded: nn.Module, compressed: Compressed, inputs: Any) -> set[st
             block.copy_(
                 _rounded(block, matrix[:-1, :-1], precision, block == 0 if sparse else None)
             )
-    return done
 
 
 def _sparse(compressed: Compressed) -> bool:

@@ -75,6 +75,13 @@ class TrainingEvaluator(Evaluator, Protocol):
         """
 
 
+class SeveralEvaluator(Evaluator, Protocol):
+    """An evaluator that screens many policies in about the time of one."""
+
+    def screen_all(self, policies: Sequence[Policy], images: int) -> list[Screened | None]:
+        """``screen`` of each; ``None`` for one that is to be asked about alone."""
+
+
 class DividedEvaluator(Evaluator, Protocol):
     """An evaluator whose work can be divided: workers score, one process times."""
 

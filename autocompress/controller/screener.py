@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
+from typing import cast
 
-from autocompress.controller.protocols import Evaluator
+from autocompress.controller.protocols import Evaluator, SeveralEvaluator
 from autocompress.policy.space import Assignment, Space
 from autocompress.results.screened import Screened
 
@@ -59,6 +60,30 @@ class Screener:
         each = max(1e-9, (took_many - took_few) / (many - few))
         affordable = max(float(few), few + (seconds - took_few) / each)
         self.images = max(few, min(many, 2 ** int(math.log2(affordable))))
+
+    def ahead(self, assignments: Sequence[Assignment]) -> None:
+        """Screen several assignments in one go, where the evaluator can, so that asking is quick.
+
+        Args:
+            assignments: that will be asked about; those with an answer are passed over.
+        """
+        # not by `isinstance`: that reads all members, and a baseline is measured when it is read
+        if not hasattr(type(self.evaluator), "screen_all"):
+            return
+        start = time.monotonic()
+        policies = {}
+        for assignment in assignments:
+            policy = self.space.decode(assignment)
+            key = (policy.untrained_digest, self.images)
+            if key not in self.known:
+                policies[key] = policy
+        if policies:
+            evaluator = cast(SeveralEvaluator, self.evaluator)
+            found = evaluator.screen_all(list(policies.values()), self.images)
+            for key, screened in zip(policies, found, strict=True):
+                if screened is not None:
+                    self.known[key] = screened
+        self.seconds += time.monotonic() - start
 
     def __call__(self, assignment: Assignment) -> Screened:
         """Screen an assignment; the time counts as evaluation, not as bookkeeping."""

@@ -21,6 +21,8 @@ _HEAVY = 3.0
 """Nats; heavier damage tells nothing about what is worth choosing."""
 _LOOKS = 4
 """Interacting choices that are probed again at each step: what hurt least when last probed."""
+_AHEAD = 16
+"""Choices whose probes are told ahead at once."""
 _LATEST = 2000
 """Of what was screened, the last so many are fitted to; long searches screen ten thousands."""
 _NEVER = 1e3
@@ -33,15 +35,22 @@ class Sensitivity:
     Args:
         space: of the assignments.
         screen: KL of an assignment, in nats.
+        ahead: told what will be screened next, so that it may be done in one go.
 
     Attributes:
         losses: per choice, nats that each level adds.
         order: positions of the choices that interact, in the order in which they are best taken.
     """
 
-    def __init__(self, space: Space, screen: Callable[[Assignment], float]) -> None:
+    def __init__(
+        self,
+        space: Space,
+        screen: Callable[[Assignment], float],
+        ahead: Callable[[Sequence[Assignment]], object] = lambda assignments: None,
+    ) -> None:
         self.space = space
         self.screen = screen
+        self.ahead = ahead
         self.losses: list[NDArray[np.float64]] = []
         self.order: tuple[int, ...] = ()
         self._prior: list[NDArray[np.float64]] = []
@@ -63,13 +72,15 @@ class Sensitivity:
         probed: list[dict[int, float] | None] = [
             None if c.of_layers else dict.fromkeys(range(len(c.levels)), 0.0) for c in choices
         ]
-        for i in range(len(choices)) if first is None else first:
+        order = list(range(len(choices)) if first is None else first)
+        for done, i in enumerate(order):
+            if done % _AHEAD == 0 and keep_going():
+                self.ahead([one for j in order[done : done + _AHEAD] for one in self._alone(j)])
             found: dict[int, float] = {}
-            for level in _probes(len(choices[i].levels)) if choices[i].of_layers else ():
+            for one in self._alone(i):
                 if not keep_going():
                     break
-                one = tuple(level if j == i else 0 for j in range(len(choices)))
-                found[level] = self._screened(one)
+                found[one[i]] = self._screened(one)
             else:
                 probed[i] = found or probed[i]
         floor = min((v for p in probed if p for v in p.values() if v > 0), default=0.0)
@@ -88,6 +99,14 @@ class Sensitivity:
         ]
         self._probe_together(floor, keep_going)
         self._prior = [loss.copy() for loss in self.losses]
+
+    def _alone(self, place: int) -> list[Assignment]:
+        """The assignments that probe one choice, all others at their mildest."""
+        choices = self.space.choices
+        if not choices[place].of_layers:
+            return []
+        levels = _probes(len(choices[place].levels))
+        return [tuple(x if j == place else 0 for j in range(len(choices))) for x in levels]
 
     def _probe_together(self, floor: float, keep_going: Callable[[], bool]) -> None:
         """Find the order of the choices that interact, and what each adds to those before it.

@@ -70,6 +70,8 @@ class Trainer:
         keep_zeros: weights that are exactly zero stay so (sparse policies).
         identity: what is trained, e.g. a policy's digest; a checkpoint of something else is not
             taken up.
+        proximal: half of it times the squared distance from where training began is added to the
+            loss (Li et al., Federated Optimization in Heterogeneous Networks, MLSys 2020, eq. 2).
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class Trainer:
         lowest_bits: int = 32,
         keep_zeros: bool = False,
         identity: str = "",
+        proximal: float = 0.0,
     ) -> None:
         self.data, self.schedule, self.seed = data, schedule, seed
         self.augment, self.mixing = _augmentation(data, schedule)
@@ -114,6 +117,12 @@ class Trainer:
         self._zeros = (
             [(p, p != 0) for p in self.module.parameters() if p.dim() > 1] if keep_zeros else []
         )
+        self._proximal = proximal
+        self._began = [
+            (p, p.detach().clone())
+            for p in self.module.parameters()
+            if proximal and p.requires_grad
+        ]
         self._trained = [p for g in self.optimizer.param_groups for p in g["params"]]
         self.step = 0
         self.history: list[EpochRecord] = []
@@ -205,6 +214,8 @@ class Trainer:
         if self.teaching is not None:
             batch = (draw, number)
             loss = self.teaching.loss(loss, outputs, mixed.inputs, stored, batch, mixed.targets)
+        for parameter, began in self._began:
+            loss = loss + 0.5 * self._proximal * (parameter - began).square().sum()
         lr = self.schedule.lr_at(self.step, self.total)
         for group in self.optimizer.param_groups:
             group["lr"] = lr

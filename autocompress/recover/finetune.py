@@ -50,6 +50,7 @@ def fine_tune(
     progress: Progress | None = None,
     checkpoint_path: str | Path | None = None,
     checkpoint_every: float = 60.0,
+    proximal: float = 0.0,
 ) -> FineTuned:
     """Train a compressed model (or any module) on the train split.
 
@@ -68,6 +69,7 @@ def fine_tune(
         checkpoint_path: training goes on from here after an interruption, bit for bit; removed
             at the end.
         checkpoint_every: seconds between checkpoints.
+        proximal: see ``Trainer``.
 
     Returns:
         The trained model.
@@ -87,6 +89,7 @@ def fine_tune(
         distillation=distillation,
         lowest_bits=min((p.weight_bits for p in precisions.values()), default=32),
         keep_zeros=sparse,
+        proximal=proximal,
         identity=f"{policy.digest if policy is not None else 'module'}|{qat}",
     )
     path = Path(checkpoint_path) if checkpoint_path is not None else None

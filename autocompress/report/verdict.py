@@ -10,6 +10,7 @@ from autocompress.report.tables import number_text
 from autocompress.results.answer import drop, judged
 from autocompress.results.difference import difference
 from autocompress.results.failures import failed_phases, why
+from autocompress.results.metric import WORST_CLIENT
 from autocompress.results.trial import (
     MUCH_WAITING,
     Trial,
@@ -67,6 +68,7 @@ def verdict(view: RunView) -> Verdict:
         *failed,
         _answer(view, view.best),
         *_drop_on_test(view, view.best),
+        *_worst_client(view, view.best),
         *_untold(view, view.best),
         *_given_up(view, view.best),
         *(str(c) for c in comparisons),
@@ -114,6 +116,22 @@ def _drop_on_test(view: RunView, best: Trial) -> tuple[str, ...]:
     return (
         f"On the test split it loses {_amount(view, lost)}, more than the {most:g} that were asked "
         "for; the answer is chosen on val alone.",
+    )
+
+
+def _worst_client(view: RunView, best: Trial) -> tuple[str, ...]:
+    """Where data lie with clients: what the answer is worth to the one that it serves worst."""
+    check, quality, name = view.verified(best), view.quality, WORST_CLIENT + view.quality.name
+    found = check.measurement if check is not None else None
+    if found is None or name not in found:
+        return ()
+    base = view.test_baseline
+    gap = ""
+    if base is not None and name in base:
+        gap = f" ({quality.gap(quality.shown(found[name]) - quality.shown(base[name]))})"
+    return (
+        f"For the client that it serves worst it has {quality.name} "
+        f"{quality.text(found[name])} on the test split{gap}.",
     )
 
 

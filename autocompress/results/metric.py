@@ -159,6 +159,8 @@ class Metric:
         return found if self.margin is None else {**found, "margin": self.margin}
 
 
+WORST_CLIENT = "worst_client_"
+"""Begins the name of the quality of the client where it is worst, where data lie with clients."""
 ACCURACY = Metric("accuracy", FRACTION, "maximize")
 LATENCY = Metric("latency_ms", "ms", "minimize")
 MACS = Metric("macs", "multiply-adds", "minimize")

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from autocompress.build.builder import Builder
 from autocompress.build.state import state_file
@@ -26,6 +26,17 @@ if TYPE_CHECKING:
     from autocompress.targets.base import Target
 
 
+class Screens(Protocol):
+    """Compares outputs of policies with the uncompressed model's, without an export."""
+
+    @property
+    def depends_on(self) -> dict[str, Any]:
+        """What a divergence depends on beside the policy."""
+
+    def __call__(self, policy: Policy, images: int) -> Screened:
+        """Mean divergence on the first ``images`` inputs."""
+
+
 @dataclass
 class StudyEvaluator:
     """Puts estimator, builder and measurer together; see ``make_evaluator``.
@@ -40,7 +51,7 @@ class StudyEvaluator:
     estimator: Estimator
     builder: Builder
     measurer: Measurer
-    screening: Screening
+    screening: Screens
 
     @property
     def baseline(self) -> Measurement:

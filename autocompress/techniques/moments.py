@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -211,21 +211,57 @@ def input_moments(
     """
     generator = torch.Generator().manual_seed(seed)
     count = counted(inputs)
+
+    def drawn(found: Tensor, samples: int) -> Tensor:
+        # enough rows for a good estimate; the rest of a large map is much the same
+        wanted = math.ceil(max(_ROWS, 40 * found.shape[-1]) * samples / count)
+        if found.shape[1] <= wanted:
+            return found
+        return found[:, torch.randint(found.shape[1], (wanted,), generator=generator)]
+
+    return moments_of(moment_sums(model, layers, inputs, chunk=chunk, choose=drawn))
+
+
+def moments_of(sums: Mapping[str, Tensor]) -> dict[str, Moments]:
+    """The moments behind sums of outer products, in float32.
+
+    Args:
+        sums: as ``moment_sums`` gives them, or several of these added up.
+    """
+    return {name: Moments((total / total[0, -1, -1]).float()) for name, total in sums.items()}
+
+
+@torch.no_grad()
+def moment_sums(
+    model: nn.Module,
+    layers: Iterable[str],
+    inputs: Any,
+    *,
+    chunk: int = 64,
+    choose: Callable[[Tensor, int], Tensor] = lambda found, samples: found,
+    kind: torch.dtype = torch.float32,
+) -> dict[str, Tensor]:
+    """Sums over all rows of the outer product of ``[row, 1]``, so that the last entry counts them.
+
+    Those of several parts of the data add up to those of all.
+
+    Args:
+        model, layers, inputs, chunk: as in ``input_moments``.
+        choose: from the rows of a layer ``(groups, M, features)`` and the samples that they are of
+            to those that count; by default all.
+        kind: of the sums.
+
+    Returns:
+        Layer name to ``(groups, d + 1, d + 1)``.
+    """
     sums: dict[str, Tensor] = {}
-    seen: dict[str, int] = {}
 
     def note(name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            found = rows(module, args[0])
-            size = found.shape[-1]
-            # enough rows for a good estimate; the rest of a large map is much the same
-            wanted = math.ceil(max(_ROWS, 40 * size) * len(args[0]) / count)
-            if found.shape[1] > wanted:
-                found = found[:, torch.randint(found.shape[1], (wanted,), generator=generator)]
+            found = choose(rows(module, args[0]), len(args[0]))
             found = torch.cat([found, found.new_ones(*found.shape[:2], 1)], -1)
-            outer = found.transpose(1, 2) @ found
+            outer = (found.transpose(1, 2) @ found).to(kind)
             sums[name] = sums[name] + outer if name in sums else outer
-            seen[name] = seen.get(name, 0) + found.shape[1]
 
         return hook
 
@@ -236,7 +272,7 @@ def input_moments(
     finally:
         for handle in handles:
             handle.remove()
-    return {name: Moments(total / seen[name]) for name, total in sums.items()}
+    return sums
 
 
 def resolve(

@@ -35,7 +35,7 @@ class Selector:
         self.costs = costs
         self.history = history
         self._failed = 0
-        self.sensitivity = Sensitivity(context.space, self.divergence)
+        self.sensitivity = Sensitivity(context.space, self.divergence, context.screener.ahead)
 
     def divergence(self, assignment: Assignment) -> float:
         """KL of an assignment in nats; a model that cannot be built or blows up comes last.
@@ -69,6 +69,7 @@ class Selector:
         judge = self.context.feasibility.infeasible_by_estimate
         possible = [p for p in proposals if not judge(self.context.estimate(p.assignment))]
         proposals = possible or proposals
+        self.context.screener.ahead([p.assignment for p in proposals])
         found = [self.divergence(proposals[0].assignment)]
         for one in proposals[1:]:
             if not self.context.may_go_on:  # one that is known is better than many after the end
