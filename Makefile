@@ -14,7 +14,11 @@ ifneq ($(wildcard ../shared/weights),)
 export AUTOCOMPRESS_WEIGHTS ?= $(abspath ../shared/weights)
 endif
 
-.PHONY: help install docs docs-serve quickstart test test-slow test-gpu lint types check clean
+# Flower and its Ray, which need other versions than the rest.
+FEDERATED := .venv-federated
+
+.PHONY: help install docs docs-serve quickstart test test-slow test-gpu test-federated federated-env
+.PHONY: lint types check clean
 
 help:  ## show what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -46,6 +50,18 @@ docs: install  ## the documentation as a site, in build/site
 docs-serve: install  ## the same while you write, on http://127.0.0.1:8000
 	$(BIN)/mkdocs serve
 
+federated-env: $(FEDERATED)/.installed  ## make .venv-federated, in which `federate` runs Flower
+
+$(FEDERATED)/.installed: requirements/federated.txt pyproject.toml
+	@test -x $(FEDERATED)/bin/python || $(PYTHON) -m venv $(FEDERATED)
+	$(FEDERATED)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	$(FEDERATED)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+test-federated: install federated-env  ## the tests that need Flower
+	AUTOCOMPRESS_FEDERATED_PYTHON=$(abspath $(FEDERATED)/bin/python) \
+	  $(BIN)/python -m pytest -m federated --timeout 900
+
 lint: install  ## style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -56,4 +72,4 @@ types: install  ## static types
 check: lint types test  ## all that CI runs
 
 clean:  ## remove the virtual environment and caches
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info
+	rm -rf $(VENV) $(FEDERATED) .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info

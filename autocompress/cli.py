@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 
 import autocompress
-from autocompress.commands import files, runs, studies
+from autocompress.commands import federating, files, runs, studies
 from autocompress.controller.stop import answering
 from autocompress.errors import AutocompressError
 from autocompress.machine.output import keep_for_answers
@@ -49,6 +49,7 @@ def _everywhere(
 _EXAMPLES: dict[Callable[..., None], str] = {
     studies.init: "init my_package.models:make --data my_package.data:splits -o mine.yaml",
     studies.search: "search quickstart --budget 'latency<=0.5x' --timeout 5m",
+    federating.federate: "federate quickstart --clients 10 --split dirichlet --alpha 0.1",
     studies.profile: "profile quickstart",
     studies.evaluate: "evaluate quickstart --uniform "
     "prune_ratio=0.5,weight_bits=8,activation_bits=8",

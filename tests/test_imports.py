@@ -41,6 +41,8 @@ ALLOWED = {
 }
 # a study as a library: it puts the rooms together, and knows no command line
 ALLOWED["run"] = {*ALLOWED, "run"}
+ALLOWED["federated"] = {*ALLOWED, "federated"}
+ALLOWED["flower"] = {*ALLOWED, "flower"}
 ALLOWED["api"] = ALLOWED["run"]
 ALLOWED["api_models"] = {*ALLOWED["api"], "api"}
 TOP = {"commands", "cli", "testing", "__main__", "__init__"}
@@ -53,6 +55,7 @@ ONLY_IN = {
     },
     "ray": {"execute/cluster.py", "execute/ray_actors.py", "execute/ray_tune.py"},
     "mlflow": {"mlflow/store.py", "mlflow/artifacts.py", "mlflow/views.py"},
+    "flwr": {"flower/client_app.py", "flower/server_app.py", "flower/simulate.py"},
 }
 TALKS = {"commands", "report", "cli"}
 """Where people are shown things; a library logs."""

@@ -124,9 +124,7 @@ class LayerBank:
             return cls.read(path, model, inventory, plan, settings)
         progress("input moments", 0.0)
         statistics = Statistics.of(model, inventory, plan, sample, train, settings.seed)
-        bank = cls.of(
-            model, inventory, plan, settings, statistics, sample, progress=progress, loss=loss
-        )
+        bank = cls.of(model, inventory, plan, settings, statistics, sample, progress, loss)
         if path is not None:
             bank.write(path)
         return bank
@@ -140,7 +138,6 @@ class LayerBank:
         settings: CompressionSettings,
         statistics: Statistics,
         sample: Split | None = None,
-        *,
         progress: Progress = silent,
         loss: Loss | None = None,
     ) -> LayerBank:

@@ -83,6 +83,8 @@ class Pipeline:
         distillation: builds the teachers' part of the loss for a policy that asks for it;
             ``None`` lets the uncompressed model teach.
         students: name to a factory of architectures that may take the model's place.
+        own_statistics: whether batches are like all samples, so that screening may let batch norms
+            normalize by them.
     """
 
     model: nn.Module
@@ -94,6 +96,7 @@ class Pipeline:
     qat: bool = True
     distillation: Callable[[Policy], Distillation] | None = None
     students: dict[str, Callable[[], nn.Module]] = field(default_factory=dict)
+    own_statistics: bool = True
     _student_costs: dict[str, Cost] = field(default_factory=dict)
 
     @cached_property
@@ -146,14 +149,11 @@ class Pipeline:
             )
         return self.calibrated(compressed)
 
-    def rough(self, policy: Policy, *, own_statistics: bool = True) -> nn.Module:
+    def rough(self, policy: Policy) -> nn.Module:
         """A policy's network for screening only: nothing is calibrated, integers are simulated.
 
-        Args:
-            policy: what to do.
-            own_statistics: where reconstruction will repair batch norms, let them normalize by each
-                batch's own statistics: one pass instead of one that re-estimates and one that
-                judges.
+        Where reconstruction will repair batch norms, they normalize by each batch's own statistics:
+        one pass instead of one that re-estimates and one that judges.
         """
         from torch import nn
 
@@ -161,7 +161,7 @@ class Pipeline:
         module = trainable(compressed) if compressed.quantized else compressed.module
         module.eval()
         repaired = self.settings.reconstruction not in ("none", "bank")
-        if own_statistics and repaired and policy.student is None and policy.repairable:
+        if self.own_statistics and repaired and policy.student is None and policy.repairable:
             for norm in module.modules():
                 if isinstance(norm, nn.modules.batchnorm._BatchNorm):
                     norm.train()

@@ -31,27 +31,21 @@ class Screening:
     Args:
         pipeline: builds the compressed models.
         images: how many training inputs it can use at most.
-        own_statistics: let batch norms that will be repaired normalize by each batch's statistics;
-            without it, by those of the uncompressed model.
     """
 
     pipeline: Pipeline
     images: int
-    own_statistics: bool = True
 
     def __call__(self, policy: Policy, images: int) -> Screened:
         """Mean divergence in nats from the uncompressed outputs, on the first ``images``."""
         count = min(images, len(self._inputs))
         after_timing()
         with torch.inference_mode():
-            outputs = self._outputs(self._rough(policy), count)
+            outputs = self._outputs(self.pipeline.rough(policy), count)
             reference = take(self._reference, slice(0, count))
             each = self._divergence(reference, outputs, self._targets(count))
         spread = float(each.std() / max(1, count) ** 0.5) if count > 1 else 0.0
         return Screened(float(each.mean()), spread, count)
-
-    def _rough(self, policy: Policy) -> nn.Module:
-        return self.pipeline.rough(policy, own_statistics=self.own_statistics)
 
     @property
     def depends_on(self) -> dict[str, Any]:

@@ -52,6 +52,7 @@ _OURS = frozenset(
         "pitch:tones",
         "shapes:segment_shapes",
         "shapes:unet",
+        "speakers:digits_by_speaker",
         "speakers:resemblyzer",
         "speakers:spoken_digits",
     )

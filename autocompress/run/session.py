@@ -79,6 +79,7 @@ def run_study(
     sampler: BaseSampler | None = None,
     watcher: Watcher | None = None,
     give_up: Callable[[], object] | None = None,
+    assembled: Callable[..., Assembly] = assemble,
 ) -> EndedRun:
     """Run a study to its end, or go on with one.
 
@@ -92,6 +93,7 @@ def run_study(
         watcher: told how far it is.
         give_up: ends this process where an evaluation hangs in native code, which nothing can
             interrupt; its trial is written first. ``None`` waits for it.
+        assembled: puts the parts of the study together, as ``assemble`` does.
 
     Raises:
         InputError: anything that cannot be used, before an existing run is touched.
@@ -116,7 +118,7 @@ def run_study(
         if study.executor == "local" and study.workers > 1:
             import_early()
         with _nothing_left_behind(folder, existed):
-            parts = assemble(study, folder.models, model=model, data=data, progress=preparing)
+            parts = assembled(study, folder.models, model=model, data=data, progress=preparing)
             before = known_baseline(folder, parts, new_baseline=new_baseline) if resume else None
             _predict_and_begin(parts, folder, before, preparing)
         preparing("first trial", 0.0)

@@ -19,6 +19,7 @@ from autocompress.controller.config import SearchConfig
 from autocompress.errors import InputError, nearest
 from autocompress.policy.budget import Budget
 from autocompress.policy.claims import Points
+from autocompress.policy.federation import FederationSection
 from autocompress.policy.reading import read_mapping
 from autocompress.policy.recovery import ModelSection, RecoveryConfig, Schedule
 from autocompress.policy.section import CONTRADICTION, Section
@@ -183,6 +184,7 @@ class StudyConfig(Section):
         dynamic: let small models of the run answer what they are sure of, as its last phase;
             ``null`` makes no cascade.
         tracking: where trials are shown.
+        federation: how it runs where its data lie with many clients.
         executor: ``local``, ``ray`` (its actors) or ``ray_tune`` (trials of Ray Tune).
         workers: evaluations at once; latency is still measured one at a time.
         ray_address: of a running Ray cluster; ``null`` starts one here.
@@ -206,6 +208,7 @@ class StudyConfig(Section):
     recovery: RecoveryConfig = RecoveryConfig()
     dynamic: DynamicConfig | None = None
     tracking: TrackingConfig = TrackingConfig()
+    federation: FederationSection | None = None
     executor: Literal["local", "ray", "ray_tune"] = "local"
     workers: int = Field(1, ge=1, le=10_000)
     ray_address: str | None = None

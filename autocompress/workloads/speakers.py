@@ -105,6 +105,49 @@ def spoken_digits(root: str, seconds: float = 1.6, repeats: int = 100, seed: int
     return Data(train, val, test, name="spoken digits", task=embedding("equal_error_rate"))
 
 
+def digits_by_speaker(root: str, frames: int = 64) -> Data:
+    """Which digit is spoken? Single recordings; ``extra["speaker"]`` tells who speaks.
+
+    Recordings 0 to 4 of every digit and speaker are for test, 5 to 9 for val, the others for
+    train.
+
+    Args:
+        root: as for ``spoken_digits``.
+        frames: of the spectrogram, 10 ms each; recordings are cut or padded to it.
+
+    Returns:
+        Logarithms of mel spectrograms ``(N, 1, MELS, frames)``, ten classes.
+
+    Raises:
+        InputError: no such folder, or files of another kind.
+    """
+    stored: dict[str, list[NDArray[np.float32]]] = {"train": [], "val": [], "test": []}
+    digits: dict[str, list[int]] = {name: [] for name in stored}
+    speakers: dict[str, list[str]] = {name: [] for name in stored}
+    for name, blob in read_files(root, ".wav").items():
+        digit, speaker, split = _told_by(name)
+        sound = _read_wav(name, blob)[: frames * HOP]
+        heard = np.pad(sound, (0, frames * HOP - len(sound)))
+        stored[split].append(np.log(mel_spectrogram(heard)[:frames].T + 1e-5))
+        digits[split].append(digit)
+        speakers[split].append(speaker)
+    train, val, test = (
+        Split(torch.from_numpy(np.stack(stored[n])[:, None] / 4 + 1.5), torch.tensor(digits[n]))
+        for n in stored
+    )
+    return Data(train, val, test, 10, name="spoken digits", extra={"speaker": speakers})
+
+
+def _told_by(name: str) -> tuple[int, str, str]:
+    """Digit, speaker and split of a recording, from the name of its file."""
+    parts = _NAME.fullmatch(name)
+    if parts is None:
+        raise InputError(f"Recordings are named DIGIT_SPEAKER_INDEX.wav, found {name!r}.")
+    index = int(parts["index"])
+    split = "test" if index < 5 else "val" if index < 10 else "train"
+    return int(parts["digit"]), parts["speaker"], split
+
+
 def utterance(digits: Sequence[Sound], length: int, generator: np.random.Generator) -> Sound:
     """Recordings in random order, one after another, as loud as the network knows speech.
 
@@ -162,12 +205,8 @@ def _recordings(files: Mapping[str, bytes]) -> dict[tuple[str, str], list[Sound]
     """Speaker and split to recordings, at ``RATE``."""
     found: dict[tuple[str, str], list[Sound]] = {}
     for name, blob in files.items():
-        parts = _NAME.fullmatch(name)
-        if parts is None:
-            raise InputError(f"Recordings are named DIGIT_SPEAKER_INDEX.wav, found {name!r}.")
-        index = int(parts["index"])
-        split = "test" if index < 5 else "val" if index < 10 else "train"
-        found.setdefault((parts["speaker"], split), []).append(_read_wav(name, blob))
+        _, speaker, split = _told_by(name)
+        found.setdefault((speaker, split), []).append(_read_wav(name, blob))
     for speaker in sorted({speaker for speaker, _ in found}):
         for split in ("train", "val", "test"):
             if (speaker, split) not in found:

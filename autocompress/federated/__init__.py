@@ -1,0 +1,1 @@
+"""Studies whose data stay where they are: clients answer with sums, a server merges them."""
