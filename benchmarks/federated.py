@@ -222,7 +222,7 @@ def main() -> None:
         parts["banks"] = lambda folder: banks(both)
         if not asked.quick:
             parts["recovery"] = lambda folder: recovery(both, 2.0)
-        for name, clients in (("hundred", 100), ("thousand", 100 if asked.quick else 1000)):
+        for name, clients in (("hundred", 100), *(() if asked.quick else (("thousand", 1000),))):
             parts[name] = partial(scale, clients)
         for name, measure in parts.items():
             found[name] = measure(Path(place) / name)
