@@ -151,10 +151,21 @@ class Context:
             trial = replace(
                 trial,
                 state=TrialState.COMPLETE,
-                measurement=outcome.measurement,
+                measurement=self._beside_estimate(outcome.measurement, job),
                 violations=self.feasibility.violations(outcome.measurement.values),
             )
         return self.ledger.keep(trial)
+
+    def _beside_estimate(self, found: Measurement, job: Job) -> Measurement:
+        """With the latency that was expected: told now, before this trial teaches the estimator."""
+        if job.phase != SEARCH or "latency_ms" not in found:
+            return found
+        estimate = self.evaluator.estimate(job.policy)
+        if "latency_ms" not in estimate:
+            return found
+        sigma = estimate.spread.get("latency_ms", 0.0)
+        expected = {"latency_ms": estimate["latency_ms"], "sigma_ms": sigma}
+        return replace(found, context={**found.context, "expected": expected})
 
     def report(
         self, phase: str, done: int, total: int | None, left: float | None, trial: Trial | None

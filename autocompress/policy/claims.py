@@ -152,6 +152,8 @@ class Circumstances(_Open):
         identity: fingerprints of the model and the data.
         waited_s: for a quiet machine.
         timing: of the latency.
+        expected: ``latency_ms`` as it was estimated before, and ``sigma_ms``, the estimate's
+            standard deviation.
         problems, notes: for people.
         hits: which samples were answered rightly, packed.
         scores: of the first samples, packed.
@@ -163,6 +165,7 @@ class Circumstances(_Open):
     identity: dict[str, str] | None = None
     waited_s: Number = 0.0
     timing: TimingClaim | None = None
+    expected: dict[str, Number] | None = None
     problems: tuple[str, ...] | None = None
     notes: tuple[str, ...] | None = None
     hits: Packed | None = None

@@ -1,18 +1,28 @@
-"""How a study went, as plain data for the page: growth, and who proposed what paid."""
+"""How a study went: growth, which proposers paid, where time went, what was foretold."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
+from statistics import median
 from typing import Any
 
 from autocompress.report.review import short
-from autocompress.track.view import Point, RunView
+from autocompress.results.rank import rank_correlation
+from autocompress.results.screened import Screened
+from autocompress.results.trial import Trial, TrialState
+from autocompress.track.view import Point, RunView, value
 
 
 def course(view: RunView) -> dict[str, Any]:
     """What the page draws of a study's course, JSON-able."""
-    return {"growth": _growth(view), "origins": _origins(view)}
+    return {
+        "growth": _growth(view),
+        "origins": _origins(view),
+        "spent": _spent(view),
+        "expected": _expected(view),
+    }
 
 
 def _growth(view: RunView) -> dict[str, Any]:
@@ -67,3 +77,87 @@ def _origins(view: RunView) -> list[dict[str, Any]]:
         }
         for name, (tried, kept) in view.origins().items()
     ]
+
+
+_PARTS = (
+    ("build_s", "build, repair and train"),
+    ("export_s", "export"),
+    ("score_s", "score"),
+    ("time_s", "time the file"),
+    ("waited_s", "wait for a quiet machine"),
+)
+"""What an evaluation's record says of its seconds."""
+
+
+def _spent(view: RunView) -> list[dict[str, Any]]:
+    """Seconds of evaluations by what they went into, per phase; the longest first.
+
+    What a record does not tell apart, and evaluations that failed, are the rest.
+    """
+    found: dict[str, dict[str, float]] = {}
+
+    def add(part: str, trial: Trial, seconds: float) -> None:
+        if seconds > 0:
+            row = found.setdefault(part, {})
+            row[trial.phase.kind] = row.get(trial.phase.kind, 0.0) + seconds
+
+    for trial in view.trials:
+        if trial.state is TrialState.FAILED:
+            add("failed evaluations", trial, trial.seconds)
+        elif trial.state is TrialState.COMPLETE and trial.measurement is not None:
+            context = trial.measurement.context
+            told = {name: short(context.get(name)) or 0.0 for name, _ in _PARTS}
+            told["time_s"] = max(0.0, told["time_s"] - told["waited_s"])
+            for name, part in _PARTS:
+                add(part, trial, told[name])
+            add("the rest", trial, trial.seconds - sum(told.values()))
+    rows = [{"name": name, "total": sum(row.values()), **row} for name, row in found.items()]
+    return sorted(rows, key=lambda row: -row["total"])
+
+
+def _expected(view: RunView) -> list[list[float | None]]:
+    """Per trial of the search: its number, the latency expected and measured, and the sigma, ms."""
+    rows = []
+    for trial in view.compared:
+        told = trial.measurement.context.get("expected") if trial.measurement else None
+        if isinstance(told, Mapping) and trial.phase.kind == "search":
+            ms, sigma = short(told.get("latency_ms")), short(told.get("sigma_ms"))
+            measured = short(value(trial, "latency_ms"))
+            if ms and sigma and measured:
+                rows.append([trial.number, ms, measured, sigma])
+    return rows
+
+
+@dataclass(frozen=True, slots=True)
+class Screening:
+    """What looking at policies quickly was good for.
+
+    Args:
+        looked: policies that were looked at.
+        evaluated: trials of the search that were measured.
+        saved_s: what evaluating the others would have taken, at the median of those measured.
+        order: rank correlation of divergence and quality, where both are known; 1 is all the same.
+        pairs: trials of which both are known.
+    """
+
+    looked: int
+    evaluated: int
+    saved_s: float
+    order: float | None
+    pairs: int
+
+
+def screening(view: RunView, screened: Mapping[str, Screened]) -> Screening | None:
+    """What screening saved; ``None`` where nothing was screened."""
+    trials = [t for t in view.compared if t.phase.kind == "search"]
+    if not screened or not trials:
+        return None
+    both = [
+        (t.measurement.quality.loss(t.measurement.score), screened[t.policy.untrained_digest].kl)
+        for t in trials
+        if t.measurement is not None and t.policy.untrained_digest in screened
+    ]
+    others = len(screened) - len({t.policy.untrained_digest for t in trials} & set(screened))
+    typical = median(t.seconds for t in trials)
+    order = rank_correlation(both)
+    return Screening(len(screened), len(trials), others * typical, order, len(both))

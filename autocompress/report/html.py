@@ -12,7 +12,7 @@ from shlex import quote
 from typing import Any
 
 from autocompress.policy.claims import TimingClaim, TimingFacts
-from autocompress.report.course import course
+from autocompress.report.course import course, screening
 from autocompress.report.review import review
 from autocompress.report.tables import (
     BUILDS_DIFFER,
@@ -85,10 +85,14 @@ def render(view: RunView, screened: Mapping[str, Screened] | None = None) -> str
         rungs=_rungs(view),
         forecasts=rung_forecasts(view),
         latency=_latency(view, answer),
+        duration=_duration,
+        screening=screening(view, screened),
         states=_states(view),
         commands=_commands(view),
         layered=bool(data["techniques"]),
         sensitive=any("sensitivity" in found for found in data["facts"].values()),
+        expected=bool(data["course"]["expected"]),
+        spent=bool(data["course"]["spent"]),
         has_growth=view.hypervolume > 0,
         thinned=_thinned(view, data),
         css=_part("report.css"),
@@ -160,12 +164,17 @@ def distillation_pairs(view: RunView) -> list[Pair]:
 def _facts(view: RunView) -> list[tuple[str, str]]:
     """The line of figures under the headline."""
     counts = Counter(t.state for t in view.trials)
-    minutes, seconds = divmod(round(view.seconds), 60)
-    found = [("budget", str(view.budget)), ("time", f"{minutes} min {seconds:02d} s")]
+    found = [("budget", str(view.budget)), ("time", _duration(view.seconds))]
     found.append(("trials", f"{counts[TrialState.COMPLETE]} complete of {len(view.trials)}"))
     found.append(("front", f"{len(view.front)} policies"))
     found.append(("hypervolume", f"{view.hypervolume:.4g}"))
     return found
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, left = divmod(minutes, 60)
+    return f"{hours} h {left:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 
 def _useless(quality: Metric, baseline: Measurement) -> str:

@@ -21,8 +21,10 @@ from autocompress.controller.stop import StopFlag
 from autocompress.controller.unseen import Unseen
 from autocompress.execute.local import InProcessExecutor
 from autocompress.policy.budget import Budget
+from autocompress.policy.policy import Policy
 from autocompress.policy.space import Assignment
 from autocompress.results.front import ParetoFront, non_dominated
+from autocompress.results.metric import Measurement
 from autocompress.results.trial import SEARCH, Phase, Trial, TrialState
 
 
@@ -326,3 +328,22 @@ def test_the_front_of_the_ledger_is_that_of_all_trials_at_any_time() -> None:
         if draw.random() < 0.5:
             whole = ParetoFront.of(ctx.ledger.scored(), ctx.objectives)
             assert ctx.ledger.front().trials == whole.trials
+
+
+def test_trials_stand_beside_the_latency_that_was_expected_before_they_taught_it() -> None:
+    """An estimate that is made right by the first trial: only that one was expected elsewhere."""
+
+    class Learning(AnalyticEvaluator):
+        def estimate(self, policy: Policy) -> Measurement:
+            found = super().estimate(policy)
+            wrong = 1.0 if self.observed else 0.9
+            values = {**found.values, "latency_ms": wrong * found["latency_ms"]}
+            return Measurement(values, {"latency_ms": 0.05})
+
+    ctx = context(Learning(4), trials=4)
+    search(ctx)
+    found = [t.measurement for t in ctx.ledger.trials if t.state is TrialState.COMPLETE]
+    ratios = [m.context["expected"]["latency_ms"] / m["latency_ms"] for m in found if m]
+    assert ratios == pytest.approx([0.9] + [1.0] * (len(ratios) - 1))
+    assert len(ratios) > 1
+    assert all(m.context["expected"]["sigma_ms"] == 0.05 for m in found if m)

@@ -58,7 +58,8 @@ def run(tmp_path: Path) -> RunFolder:
 
     def told(found: Measurement) -> Measurement:
         hits = easy + 0.03 * rng.standard_normal(400) < found.score
-        context = {**found.context, "images": 400, "hits": pack_hits(hits)}
+        expected = {"latency_ms": found["latency_ms"] + rng.normal(0, 0.03), "sigma_ms": 0.02}
+        context = {**found.context, "images": 400, "hits": pack_hits(hits), "expected": expected}
         values = {**found.values, "accuracy": float(hits.mean())}
         return Measurement(values, {**found.spread, "accuracy": 0.016}, context)
 
@@ -198,6 +199,25 @@ def test_two_trials_show_the_layers_that_differ(opened: Callable[..., Any], run:
     assert heat == list(view.layer_names)
 
 
+def test_how_the_study_went_is_told(opened: Callable[..., Any], run: RunFolder) -> None:
+    page, view = opened(write_report(run)), RunView.load(run)
+    told = [
+        (t.measurement["latency_ms"], t.measurement.context["expected"])
+        for t in view.compared
+        if t.measurement and t.phase.kind == "search"
+    ]
+    inside = sum(abs(ms - e["latency_ms"]) <= 1.96 * e["sigma_ms"] for ms, e in told)
+    assert 0 < inside < len(told)
+    said = page.locator("#coverage").inner_text()
+    assert f"the 95 % interval holds {inside} of them" in said
+    assert f"at the median of {len(told)} trials" in said
+    cells = page.locator("#origins td").all_inner_texts()
+    counts = {cells[i]: (int(cells[i + 1]), int(cells[i + 2])) for i in range(0, len(cells), 6)}
+    assert counts == view.origins()
+    for plot in ("growth", "expected", "recovered"):
+        assert page.locator(f"#{plot} .main-svg").count() > 0
+
+
 def test_it_fits_a_phone_and_shows_names_as_they_are(
     opened: Callable[..., Any], run: RunFolder
 ) -> None:
@@ -218,4 +238,4 @@ def test_it_fits_a_phone_and_shows_names_as_they_are(
     assert page.locator("img").count() == 0
     page.emulate_media(media="print")
     page.wait_for_selector("html.paper")
-    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(246, 247, 249)"
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"

@@ -1,7 +1,6 @@
 "use strict";
 // The trade-off with its budget, which can be moved, and the answer that follows it.
 
-const BLUE = "#0072B2", ORANGE = "#E69F00", GREEN = "#009E73", RED = "#D55E00", GREY = "#999999";
 const MARKS = ["diamond", "square", "triangle-up", "pentagon", "hexagon", "star-triangle-up"];
 const plots = {};  // id -> () => {data, layout}
 let paper = false;  // while printing
@@ -10,7 +9,11 @@ function theme() {
   const style = getComputedStyle(document.documentElement);
   const read = name => style.getPropertyValue(name).trim();
   return {ink: read("--ink"), line: read("--line"), soft: read("--soft"), card: read("--card"),
-    blue: read("--accent")};
+    page: read("--page")};
+}
+function colors() {  // of Okabe and Ito: told apart with any colour vision; lighter ones on dark pages
+  const style = getComputedStyle(document.documentElement);
+  return Object.fromEntries(["blue", "orange", "green", "red", "grey"].map(name => [name, style.getPropertyValue(`--${name}`).trim()]));
 }
 function narrow() { return !paper && window.innerWidth < 600; }
 function drawPlot(id, options = {}) {
@@ -74,31 +77,31 @@ plots.pareto = () => {
   const axis = state.axis, special = new Set(front.map(t => t.number)), data = [], range = costRange();
   const others = measured.filter(t => !special.has(t.number) && !referenceOf.has(t.number));
   const out = others.filter(t => !t.feasible), inside = others.filter(t => t.feasible);
-  if (out.length) data.push(points("over the budget", out, {color: GREY, symbol: "x-thin-open", opacity: 0.7}));
-  if (inside.length) data.push(points("within the budget", inside, {color: BLUE, symbol: "circle-open", opacity: 0.7}));
+  if (out.length) data.push(points("over the budget", out, {color: colors().grey, symbol: "x-thin-open", opacity: 0.7}));
+  if (inside.length) data.push(points("within the budget", inside, {color: colors().blue, symbol: "circle-open", opacity: 0.7}));
   if (state.rejected && rejected.length) {
     const known = rejected.filter(t => t[axis] != null);
-    data.push({...points("rejected on its estimate", known, {color: RED, symbol: "line-ns-open", size: 12}),
+    data.push({...points("rejected on its estimate", known, {color: colors().red, symbol: "line-ns-open", size: 12}),
       y: known.map(() => run.range[0])});
   }
-  if (front.length) data.push(points("front", front, {color: BLUE, size: 10},
-    {mode: "lines+markers", line: {shape: "hv", width: 1.5, color: BLUE}, ...bars(front)}));
+  if (front.length) data.push(points("front", front, {color: colors().blue, size: 10},
+    {mode: "lines+markers", line: {shape: "hv", width: 1.5, color: colors().blue}, ...bars(front)}));
   [...referenceOf].forEach(([number, name], i) => {
     const trial = byNumber.get(number);
-    if (trial) data.push(points(name, [trial], {color: ORANGE, symbol: MARKS[i % MARKS.length], size: 12,
+    if (trial) data.push(points(name, [trial], {color: colors().orange, symbol: MARKS[i % MARKS.length], size: 12,
       line: {width: 1, color: theme().ink}}, bars([trial])));
   });
-  data.push({...points("uncompressed", [base], {color: RED, symbol: "circle-open", size: 14, line: {width: 3}}),
+  data.push({...points("uncompressed", [base], {color: colors().red, symbol: "circle-open", size: 14, line: {width: 3}}),
     hovertemplate: "uncompressed<extra></extra>"});
   const same = answer ? (groups.get(answer.number)?.members ?? []).filter(t => t !== answer) : [];
-  if (same.length) data.push(points("level with the answer", same, {color: GREEN, symbol: "circle-open", size: 17, line: {width: 2}}));
-  if (answer) data.push(points(`answer: trial ${answer.number}`, [answer], {color: GREEN, symbol: "star", size: 18, line: {width: 1.5, color: theme().card}}));
-  else if (byNumber.has(run.nearest)) data.push(points(`nearest: trial ${run.nearest}`, [byNumber.get(run.nearest)], {color: RED, symbol: "star", size: 17}));
+  if (same.length) data.push(points("level with the answer", same, {color: colors().green, symbol: "circle-open", size: 17, line: {width: 2}}));
+  if (answer) data.push(points(`answer: trial ${answer.number}`, [answer], {color: colors().green, symbol: "star", size: 18, line: {width: 1.5, color: theme().card}}));
+  else if (byNumber.has(run.nearest)) data.push(points(`nearest: trial ${run.nearest}`, [byNumber.get(run.nearest)], {color: colors().red, symbol: "star", size: 17}));
   if (state.picked) data.push(points(`picked: trial ${state.picked.number}`, [state.picked], {color: theme().ink, symbol: "square-open", size: 20, line: {width: 2}}));
-  const shapes = [...front.map(t => ellipse(t, BLUE)), ...[...referenceOf.keys()].map(n => byNumber.get(n)).filter(Boolean).map(t => ellipse(t, ORANGE))].filter(Boolean);
+  const shapes = [...front.map(t => ellipse(t, colors().blue)), ...[...referenceOf.keys()].map(n => byNumber.get(n)).filter(Boolean).map(t => ellipse(t, colors().orange))].filter(Boolean);
   const bound = limitOn(axis);
   if (bound < range[1]) shapes.push({type: "rect", x0: Math.max(bound, range[0]), x1: range[1], y0: 0, y1: 1, yref: "paper", layer: "below",
-    line: {width: 0}, fillcolor: RED, opacity: 0.06});
+    line: {width: 0}, fillcolor: colors().red, opacity: 0.06});
   const tickformat = costOf[axis]?.name === "latency_ms" ? "" : "~s";
   return {data, layout: {
     height: 500, shapes, hovermode: "closest", uirevision: `${axis} ${state.whole}`, clickmode: "event",

@@ -54,6 +54,10 @@ function pairOptions() {
   const order = [base, ...front.filter(policyOf), ...known.filter(t => t !== base && !front_.has(t))];
   return order.map(t => el("option", {value: String(t.number)}, told(t)));
 }
+function besides(t) {  // the next cheaper member of the front
+  const known = front.filter(policyOf), at = known.indexOf(t);
+  return known[at - 1] ?? known[at + 1] ?? base;
+}
 const trialOf = text => text === "null" ? base : byNumber.get(Number(text));
 function differing(a, b) {
   const mine = policyOf(a), theirs = policyOf(b);
@@ -64,7 +68,7 @@ drawn.push(what => {
   if (!sides[0] || what === "table" || what === "heat") return;
   const now = chosen();
   pair.first = pair.fixed?.first ?? (now && policyOf(now) ? now : base);
-  pair.second = pair.fixed?.second ?? (front.find(t => t !== pair.first && policyOf(t)) || base);
+  pair.second = pair.fixed?.second ?? besides(pair.first);
   sides.forEach((side, k) => {
     side.replaceChildren(...pairOptions());
     side.value = String(pair[["first", "second"][k]].number);
