@@ -48,6 +48,7 @@ def _everywhere(
 
 _EXAMPLES: dict[Callable[..., None], str] = {
     studies.init: "init my_package.models:make --data my_package.data:splits -o mine.yaml",
+    studies.advise: "advise mine.yaml --budget 'latency<=0.5x' -o space.yaml",
     studies.search: "search quickstart --budget 'latency<=0.5x' --timeout 5m",
     federating.federate: "federate quickstart --clients 10 --split dirichlet --alpha 0.1",
     studies.profile: "profile quickstart",

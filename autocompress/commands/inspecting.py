@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -38,6 +40,33 @@ def show_first(found: Mapping[str, Any], console: Console) -> None:
     ]
     for sentence in filter(None, said):
         console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+
+
+def show_advice(found: Mapping[str, Any], path: Path | None, console: Console) -> None:
+    """What was tried, what is advised, and what is left out."""
+    table = Table("tried on the whole model", "latency", "interval", "size", "MACs", "divergence")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for one in found["tried"]:
+        if one["why_not"]:
+            table.add_row(one["way"], "-", "", "", "", "")
+            continue
+        table.add_row(
+            one["way"],
+            f"{one['latency_ratio']:.2f}x",
+            f"{one['low']:.2f} to {one['high']:.2f}",
+            f"{one['size_ratio']:.2f}x",
+            f"{one['macs_ratio']:.2f}x",
+            f"{one['divergence']:.2g}",
+        )
+    console.print(table)
+    for title, sentences in (("advised", found["reasons"]), ("left out", found["left_out"])):
+        for sentence in sentences:
+            console.print(f"[bold]{title}[/bold] {escape(sentence)}", highlight=False)
+    if path is None:
+        console.print(yaml.safe_dump(found["space"], sort_keys=False), markup=False)
+    else:
+        console.print(f"{path} holds the space: `space: {path}` in a study.", markup=False)
 
 
 def show_profile(found: dict[str, Any], console: Console) -> None:

@@ -12,6 +12,7 @@ from autocompress.commands.options import Checkpoint, Json, StudyName
 from autocompress.commands.printing import printed
 from autocompress.errors import InfeasibleBudget, InputError
 from autocompress.report.display import Display
+from autocompress.run.advice import write_space
 
 if TYPE_CHECKING:
     from autocompress.run.study import StudyConfig
@@ -103,7 +104,7 @@ def init(
         str | None, typer.Option(help="A ready-made task's name, where targets leave a doubt.")
     ] = None,
     budget: options.BudgetLimits = None,
-    space: Annotated[str, typer.Option(help="A shipped space's name, or a file.")] = "joint",
+    space: Annotated[str, typer.Option(help="auto, a shipped space's name, or a file.")] = "auto",
     as_json: Json = False,
 ) -> None:
     """Write a commented study for a model and data of yours, and check that it can be run."""
@@ -121,6 +122,26 @@ def init(
             space=space,
         )
     printed(found, as_json, lambda console: inspecting.show_first(found, console))
+
+
+def advise(
+    study: StudyName,
+    budget: options.BudgetLimits = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the space to this file.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure what each way to compress gains here, and give a search space with its reasons."""
+    from autocompress.commands.overrides import overrides
+    from autocompress.run.profile import advise
+    from autocompress.run.study import load_study
+
+    with Display(quiet=as_json) as shown:
+        found = advise(overrides(load_study(study), budget=budget), shown.preparing)
+    if output is not None:
+        write_space(found, output)
+    printed(found, as_json, lambda console: inspecting.show_advice(found, output, console))
 
 
 def profile(

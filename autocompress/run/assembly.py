@@ -24,12 +24,14 @@ from autocompress.policy.inventory import Inventory
 from autocompress.policy.policy import Policy
 from autocompress.policy.registry import by_knob
 from autocompress.policy.space import Space
+from autocompress.policy.space_config import SpaceConfig
 from autocompress.policy.writing import replacing
 from autocompress.recover.distill import Distillation
 from autocompress.results.metric import Measurement
+from autocompress.run.advice import advice_for
 from autocompress.run.evaluator import StudyEvaluator, make_evaluator
 from autocompress.run.loading import load_data, load_importance, load_model, load_teacher, with_axes
-from autocompress.run.study import StudyConfig, read_study
+from autocompress.run.study import AUTO, StudyConfig, read_study
 from autocompress.run.target_fit import refuse_unfit, tell
 from autocompress.run.tasks import asked_of, judged_alike, settled_data
 from autocompress.run.variables import with_variables
@@ -66,6 +68,7 @@ class Assembly:
         given: the model and the data that were handed over in place of the study's factories.
         notes: what was changed on the copy of the model before its inventory was taken.
         earlier: the model before that, if anything was.
+        advice: where the study asked for a space, what was measured for it.
     """
 
     study: StudyConfig
@@ -77,6 +80,7 @@ class Assembly:
     given: tuple[Any, Any] = (None, None)
     notes: tuple[str, ...] = ()
     earlier: Earlier | None = None
+    advice: dict[str, Any] | None = None
 
     @cached_property
     def space(self) -> Space:
@@ -281,9 +285,23 @@ def assemble(
     study = study.model_copy(update={"settings": settings, **asked_of(study, data.task)})
     notes, earlier = (*prepared.notes, *mixed), Earlier.of(raw, prepared)
     parts = Assembly(study, model, data, inventory, folder, progress, given, notes, earlier)
+    if study.space == AUTO:
+        config = _take_advice(parts)
     space = parts.bind()  # a pattern that fits nothing is said before anything is computed
     tell(space, config, inventory, type(target))
     return parts
+
+
+def _take_advice(parts: Assembly) -> SpaceConfig:
+    """Measure what each way to compress gains here, and search among those that do."""
+    parts.advice = advice_for(parts)
+    for sentence in parts.advice["reasons"]:
+        _log.info("Searched: %s", sentence)
+    for sentence in parts.advice["left_out"]:
+        _log.info("Left out: %s", sentence)
+    space = SpaceConfig.read(parts.advice["space"], where="the advised space")
+    parts.study = parts.study.model_copy(update={"space": space})
+    return space
 
 
 def _inventory(model: nn.Module, data: Data, known: Inventory | None) -> Inventory:

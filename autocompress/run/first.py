@@ -11,7 +11,7 @@ from autocompress.errors import InputError, nearest
 from autocompress.machine.progress import Progress
 from autocompress.machine.scratch import scratch_folder
 from autocompress.policy.files import check_output
-from autocompress.run.study import StudyConfig, read_study, shipped
+from autocompress.run.study import AUTO, StudyConfig, read_study, shipped
 
 _TEXT = """\
 # What to compress, for what, and how to search. `autocompress schema study` lists every key.
@@ -33,7 +33,8 @@ data:
 # Where it will run. `autocompress targets` shows what is available here.
 target: {{runtime: onnxruntime, threads: 1, batch: 1}}
 
-# What may be done to which layers: {spaces}; or a file of yours.
+# What may be done to which layers. auto measures what each way gains here, and takes what does; or
+# {spaces}; or a file of yours.
 space: {space}
 
 # What has to be met: latency, macs, params, size; of the uncompressed model ("0.5x", "40%") or
@@ -61,7 +62,7 @@ def write_first(
     checkpoint: str | None = None,
     task: str | None = None,
     budget: tuple[str, ...] = (),
-    space: str = "joint",
+    space: str = AUTO,
     timeout_s: float = 1800.0,
     epochs: float = 3.0,
 ) -> dict[str, Any]:
@@ -88,7 +89,7 @@ def write_first(
         raise InputError(f"{path} is there already. Choose another with -o, or delete it.")
     check_output(path)
     spaces = sorted(shipped("search_spaces"))
-    if space not in spaces and not Path(space).is_file():
+    if space not in (AUTO, *spaces) and not Path(space).is_file():
         raise InputError(f"There is no space {space!r}; {nearest(space, spaces)}")
     limits = budget or ("latency<=0.5x",)
     text = _TEXT.format(

@@ -16,7 +16,7 @@ from autocompress.policy.attempt import attempt
 from autocompress.policy.files import check_output
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.registry import techniques
-from autocompress.run.study import StudyConfig
+from autocompress.run.study import AUTO, StudyConfig
 from autocompress.targets.lengths import drawn_inputs
 
 if TYPE_CHECKING:
@@ -115,6 +115,29 @@ def _fvcore(parts: Assembly) -> dict[str, Any]:
             if not any(f"{name}.".startswith(f"{layer}.") for layer in listed)
         ],
     }
+
+
+def advise(
+    study: StudyConfig, progress: Progress, *, given: tuple[Any, Any] = (None, None)
+) -> dict[str, Any]:
+    """A search space for a study, from what each way to compress was measured to gain here.
+
+    Args:
+        study: as read; its own space is not looked at.
+        progress: told what is going on.
+        given: model and data in place of the study's factories.
+
+    Returns:
+        See ``advice.advice_for``.
+    """
+    from autocompress.run.assembly import assemble
+
+    with scratch_folder("advise") as scratch:
+        model, data = given
+        asked = study.model_copy(update={"space": AUTO})
+        parts = assemble(asked, scratch, model=model, data=data, progress=progress)
+    assert parts.advice is not None
+    return parts.advice
 
 
 def operator_times(evaluator: StudyEvaluator) -> dict[str, float]:

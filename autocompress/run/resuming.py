@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from autocompress.errors import InputError
 from autocompress.policy.settings import FORMER
 from autocompress.results.metric import Measurement
+from autocompress.run.study import AUTO
 from autocompress.run.target_section import TargetSection
 from autocompress.run.tasks import judged_alike
 from autocompress.track.folder import RunFolder
@@ -33,6 +34,8 @@ def as_begun(study: StudyConfig, folder: RunFolder) -> StudyConfig:
     """
     if not folder.is_run:
         return study
+    if study.space == AUTO:
+        study = study.changed(space=folder.read_study()["space"])
     defaults = type(study.settings)().model_dump(mode="json")
     now = study.settings.model_dump(mode="json")
     began = folder.read_study().get("settings") or {}

@@ -25,9 +25,12 @@ from autocompress.policy.recovery import ModelSection, RecoveryConfig, Schedule
 from autocompress.policy.section import CONTRADICTION, Section
 from autocompress.policy.settings import CompressionSettings
 from autocompress.policy.space_config import SpaceConfig
+from autocompress.policy.ways import LEVELS, ZEROS, space_of
 from autocompress.results.metric import Allowance
 from autocompress.run.target_section import ByRuntime, TargetSection
 
+AUTO = "auto"
+"""The space that is measured first."""
 GIVEN = "given-in-python"
 """Stands for a model or data that were handed over as objects, not by a factory."""
 
@@ -170,7 +173,8 @@ class StudyConfig(Section):
         data: its three splits.
         baseline: trains the model first; ``null`` takes it as it is.
         target: where the compressed model is to run: ``runtime``, ``threads``, ``batch``.
-        space: what may be done to which layers: a shipped space's name, a file, or a space itself.
+        space: what may be done to which layers: a shipped space's name, a file, or a space itself;
+            ``auto`` measures what each way gains here, and takes what does; see ``advise``.
         settings: how compression is carried out, the same for every policy.
         budget: limits such as ``latency<=0.5x``, ``macs<=40%``, ``size<=1MB``.
         max_accuracy_drop: in points of a classification's accuracy; limits the answer, not the
@@ -219,7 +223,10 @@ class StudyConfig(Section):
         return Budget.parse(self.budget)
 
     def space_config(self) -> SpaceConfig:
-        """The search space, by name, path or inline."""
+        """The search space, by name, path or inline; of ``auto``, all that it may come to."""
+        if self.space == AUTO:
+            ways = [way for way in LEVELS if way != ZEROS]
+            return SpaceConfig.read(space_of(ways), where="the space")
         if isinstance(self.space, str):
             return SpaceConfig.load(find_file(self.space, "search_spaces"))
         return self.space

@@ -1,0 +1,97 @@
+"""Advice from measurements: what gains nothing is left out, and what is asked decides the rest."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tiny_study import STUDY, call
+
+from autocompress.policy.space_config import SpaceConfig
+from autocompress.policy.ways import BITS, BLOCKS, CHANNELS, LEVELS, RANK, ZEROS
+from autocompress.run.advice import GAIN, Tried, choose
+
+
+def tried(**ratios: float) -> list[Tried]:
+    """Ways with their latency ratio; size and multiply-adds alike."""
+    words = {"bits": BITS, "channels": CHANNELS, "rank": RANK, "zeros": ZEROS, "blocks": BLOCKS}
+    words["both"] = "half of the channels, in 8 bits"
+    return [
+        Tried(words[k], r, r - 0.01, r + 0.01, size_ratio=r / 2, macs_ratio=r, divergence=0.1)
+        for k, r in ratios.items()
+    ]
+
+
+def ways_of(found: dict[str, Any]) -> set[str]:
+    (rule,) = found["space"]["rules"]
+    return {way for way, fields in LEVELS.items() if set(fields) <= set(rule)}
+
+
+ALL = {"channels": 0.6, "rank": 0.8, "zeros": 1.0, "both": 0.3, "blocks": 0.7}
+
+
+@pytest.mark.parametrize(
+    ("bits", "asked", "ways"),
+    [
+        (0.45, 0.5, {BITS, CHANNELS}),  # 8 bits alone meet it
+        (0.7, 0.5, {BITS, CHANNELS, RANK}),  # half the width in 8 bits goes far enough
+        (0.45, 0.25, {BITS, CHANNELS, RANK, BLOCKS}),
+        (1.05, 0.5, {CHANNELS, RANK}),  # this processor gains nothing by bits
+    ],
+)
+def test_bits_first_and_more_as_more_is_asked(bits: float, asked: float, ways: set[str]) -> None:
+    found = choose(tried(bits=bits, **ALL), "latency_ms", asked)
+    assert ways_of(found) == ways
+    told = " ".join([*found["reasons"], *found["left_out"]])
+    for way in (BITS, CHANNELS, RANK, ZEROS, BLOCKS):
+        assert way in told
+    assert found["space"].get("distill", False) == ([False, True] if asked < 0.5 else False)
+    SpaceConfig.read(found["space"], where="the test")
+
+
+def test_blocks_are_asked_for_where_width_and_bits_do_not_go_far_enough() -> None:
+    found = choose(tried(bits=0.7, **{**ALL, "both": 0.6}), "latency_ms", 0.5)
+    assert BLOCKS in ways_of(found)
+
+
+def test_what_could_not_be_tried_is_left_out_with_its_reason() -> None:
+    ways = [*tried(bits=0.5), Tried(CHANNELS, why_not="no channel of this model can go")]
+    found = choose(ways, "latency_ms", 0.4)
+    assert ways_of(found) == {BITS}
+    assert found["left_out"] == [
+        "half of the channels: not to be had here (no channel of this model can go)"
+    ]
+
+
+def test_a_budget_of_bytes_is_judged_by_bytes() -> None:
+    found = choose(tried(bits=1.2, channels=1.1), "size_bytes", 0.7)
+    assert BITS in ways_of(found)
+    assert "file size" in found["reasons"][0]
+
+
+@pytest.mark.timeout(600)
+def test_the_command_offers_what_was_measured_to_gain(tmp_path: Path) -> None:
+    study = {**STUDY, "budget": ["latency<=0.3x"], "recovery": {"epochs": 0}}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(study))
+    found = json.loads(call(tmp_path, "advise tiny.yaml -o space.yaml --json").stdout)
+    assert (found["metric"], found["asked"]) == ("latency_ms", 0.3)
+    measured = {t["way"]: t for t in found["tried"]}
+    gaining = {w for w in LEVELS if not measured[w]["why_not"] and measured[w]["high"] < GAIN}
+    assert ways_of(found) == (gaining or {CHANNELS})
+    assert measured[BITS]["size_ratio"] < 0.5
+    assert measured[CHANNELS]["macs_ratio"] < 0.7
+    assert measured[ZEROS]["macs_ratio"] == 1.0
+    written = SpaceConfig.load(tmp_path / "space.yaml")
+    assert written == SpaceConfig.read(found["space"], where="the test")
+
+    study |= {"space": "auto", "budget": ["macs<=0.9x"], "search": {"trials": 2}}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(study))
+    call(tmp_path, "search tiny.yaml --out run --json")
+    resolved = yaml.safe_load((tmp_path / "run" / "study.yaml").read_text())
+    assert resolved["space"]["name"] == "advised"
+    call(tmp_path, "search tiny.yaml --out run --resume --trials 3 --json")
+    again = yaml.safe_load((tmp_path / "run" / "study.yaml").read_text())
+    assert again["space"] == resolved["space"], "a run goes on in the space that it began with"
