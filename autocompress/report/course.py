@@ -129,7 +129,7 @@ def _expected(view: RunView) -> list[list[float | None]]:
 
 
 @dataclass(frozen=True, slots=True)
-class Screening:
+class ScreeningSaved:
     """What looking at policies quickly was good for.
 
     Args:
@@ -147,7 +147,7 @@ class Screening:
     pairs: int
 
 
-def screening(view: RunView, screened: Mapping[str, Screened]) -> Screening | None:
+def screening(view: RunView, screened: Mapping[str, Screened]) -> ScreeningSaved | None:
     """What screening saved; ``None`` where nothing was screened."""
     trials = [t for t in view.compared if t.phase.kind == "search"]
     if not screened or not trials:
@@ -160,4 +160,4 @@ def screening(view: RunView, screened: Mapping[str, Screened]) -> Screening | No
     others = len(screened) - len({t.policy.untrained_digest for t in trials} & set(screened))
     typical = median(t.seconds for t in trials)
     order = rank_correlation(both)
-    return Screening(len(screened), len(trials), others * typical, order, len(both))
+    return ScreeningSaved(len(screened), len(trials), others * typical, order, len(both))
