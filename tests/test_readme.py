@@ -3,29 +3,9 @@
 from __future__ import annotations
 
 import re
-import shlex
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-
-
-def test_every_command_of_the_readme_exists() -> None:
-    """Each `autocompress ...` line parses: the command and all its options are known."""
-    import typer
-
-    from autocompress.cli import app
-
-    root = typer.main.get_command(app)
-    text = (ROOT / "README.md").read_text()
-    lines = re.findall(r"^autocompress (.+?)(?:\s+#.*)?$", text, re.MULTILINE)
-    assert len(lines) >= 7
-    for line in lines:
-        name, *words = shlex.split(line)
-        command = root.commands[name]  # type: ignore[attr-defined]  # a click group, by typer's word a command
-        known = {o for p in command.params for o in (*p.opts, *p.secondary_opts)}
-        for word in words:
-            if word.startswith("-"):
-                assert word in known, f"{name} has no {word}"
 
 
 def test_the_table_of_the_readme_names_every_command() -> None:

@@ -32,7 +32,9 @@ def test_the_site_builds_and_every_link_leads_somewhere(tmp_path: Path) -> None:
         assert (tmp_path / "site" / place / "index.html").is_file(), page
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *PAGES], ids=lambda p: str(p.relative_to(ROOT))
+)
 def test_commands_of_a_page_are_known_with_all_their_options(page: Path) -> None:
     root = typer.main.get_command(app)
     for block in re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
