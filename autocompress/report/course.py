@@ -115,7 +115,7 @@ def _spent(view: RunView) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: -row["total"])
 
 
-def _expected(view: RunView) -> list[list[float | None]]:
+def _expected(view: RunView) -> list[list[float]]:
     """Per trial of the search: its number, the latency expected and measured, and the sigma, ms."""
     rows = []
     for trial in view.compared:

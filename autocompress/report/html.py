@@ -33,7 +33,7 @@ from autocompress.track.folder import RunFolder, write_atomically
 from autocompress.track.screened import read_screened
 from autocompress.track.view import RunView, score, value
 
-_SCRIPTS = ("base.js", "front.js", "table.js", "layers.js", "study.js", "start.js")
+_SCRIPTS = ("base.js", "front.js", "table.js", "layers.js", "study.js", "samples.js", "start.js")
 
 
 def write_report(run: str | Path | RunFolder, view: RunView | None = None) -> Path:
@@ -47,18 +47,23 @@ def write_report(run: str | Path | RunFolder, view: RunView | None = None) -> Pa
         The file.
     """
     folder = run if isinstance(run, RunFolder) else RunFolder.open(run)
-    write_atomically(
-        folder.report, render(view or RunView.load(folder), read_screened(folder.screened))
-    )
+    view = view or RunView.load(folder)
+    page = render(view, read_screened(folder.screened), folder.read_front())
+    write_atomically(folder.report, page)
     return folder.report
 
 
-def render(view: RunView, screened: Mapping[str, Screened] | None = None) -> str:
+def render(
+    view: RunView,
+    screened: Mapping[str, Screened] | None = None,
+    summary: Mapping[str, Any] | None = None,
+) -> str:
     """The report as HTML.
 
     Args:
         view: of the run.
         screened: what it looked at quickly, by the digest of the policy.
+        summary: what ``front.json`` tells of layers (``facts``) and val samples (``labels``).
     """
     from jinja2 import Environment
     from plotly.offline import get_plotlyjs
@@ -66,8 +71,8 @@ def render(view: RunView, screened: Mapping[str, Screened] | None = None) -> str
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(_part("report.html.j2"))
     answer = view.best or view.nearest
-    screened = screened or {}
-    data = {**review(view, screened), "course": course(view)}
+    screened, summary = screened or {}, summary or {}
+    data = {**review(view, screened, summary), "course": course(view)}
     return template.render(
         title=str(view.study.name or Path(view.run).name or "study"),
         run=view.run,
@@ -89,6 +94,7 @@ def render(view: RunView, screened: Mapping[str, Screened] | None = None) -> str
         screening=screening(view, screened),
         states=_states(view),
         commands=_commands(view),
+        sampled=data["baseline"]["hits"] is not None,
         layered=bool(data["techniques"]),
         sensitive=any("sensitivity" in found for found in data["facts"].values()),
         expected=bool(data["course"]["expected"]),

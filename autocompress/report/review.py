@@ -38,7 +38,11 @@ _TITLES = {
 """Of axes, and of columns."""
 
 
-def review(view: RunView, screened: Mapping[str, Screened]) -> dict[str, Any]:
+def review(
+    view: RunView,
+    screened: Mapping[str, Screened],
+    summary: Mapping[str, Any],
+) -> dict[str, Any]:
     """Trials, layers and samples of a run, JSON-able.
 
     Of very many trials a part is taken: all of the front at any budget, the reference policies, and
@@ -47,6 +51,7 @@ def review(view: RunView, screened: Mapping[str, Screened]) -> dict[str, Any]:
     Args:
         view: of the run.
         screened: what it looked at quickly, by the digest of the policy.
+        summary: what ``front.json`` tells of layers (``facts``) and val samples (``labels``).
     """
     special = _special(view)
     chosen = _thinned(view.compared, _MOST_TRIALS, special)
@@ -76,7 +81,8 @@ def review(view: RunView, screened: Mapping[str, Screened]) -> dict[str, Any]:
         "trials": _columns(view, [*chosen, *rejected], metrics),
         "checks": _checks(view, metrics),
         **_layers(view, first),
-        "facts": _facts(view, screened),
+        "facts": _facts(view, screened, summary.get("facts") or {}),
+        "labels": summary.get("labels"),
         "hits": _hits(view, first),
     }
 
@@ -256,18 +262,20 @@ def _layers(view: RunView, trials: Sequence[Trial]) -> dict[str, Any]:
     }
 
 
-def _facts(view: RunView, screened: Mapping[str, Screened]) -> dict[str, dict[str, Any]]:
-    """What is known of each layer: its sensitivity, where it was looked at alone."""
+def _facts(
+    view: RunView, screened: Mapping[str, Screened], known: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """What is known of each layer, with its sensitivity where it was looked at alone."""
     levels: dict[str, set[LayerPolicy]] = {}
     for trial in view.trials if screened else ():
         for name, policy in trial.policy.layers.items():
             levels.setdefault(name, set()).add(policy)
-    found: dict[str, dict[str, Any]] = {}
+    found = {name: dict(facts) for name, facts in known.items()}
     for name, policies in levels.items():
         alone = (screened.get(Policy({name: policy}).digest) for policy in policies)
-        known = [look.kl for look in alone if look is not None]
-        if known:
-            found[name] = {"sensitivity": short(max(known))}
+        looks = [look.kl for look in alone if look is not None]
+        if looks:
+            found.setdefault(name, {})["sensitivity"] = short(max(looks))
     return found
 
 

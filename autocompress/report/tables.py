@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,7 +82,10 @@ def _of_task(view: RunView) -> dict[str, Any]:
 
 
 def write_summary(
-    folder: RunFolder, view: RunView, best_model: Path | None = None
+    folder: RunFolder,
+    view: RunView,
+    best_model: Path | None = None,
+    told: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write ``front.json``, from which ``RunView.load`` takes what the journal does not say.
 
@@ -90,6 +93,8 @@ def write_summary(
         folder: of the run.
         view: of the run.
         best_model: exported file of the answer, inside the folder.
+        told: ``facts`` of the layers and ``labels`` of the val samples, for the report; those that
+            the file has stay where none are given.
 
     Returns:
         What ``--json`` prints.
@@ -107,7 +112,10 @@ def write_summary(
         "cannot_prune": view.cannot_prune,
         "kept": [{"number": n, "layers": layers} for n, layers in view.kept.items()],
     }
-    folder.write_front({**written, **more})
+    if told is None:
+        before = folder.read_front()
+        told = {name: before[name] for name in ("facts", "labels") if name in before}
+    folder.write_front({**written, **more, **told})
     return summary
 
 

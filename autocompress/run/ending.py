@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from autocompress.controller.limits import Durations
 from autocompress.execute.limit import time_limit
-from autocompress.model.shapes import resolver
 from autocompress.policy.writing import replacing
 from autocompress.report.html import write_report
-from autocompress.report.tables import shown, write_summary
+from autocompress.report.tables import write_summary
 from autocompress.results.failures import failed_phases
 from autocompress.results.metric import objectives
 from autocompress.results.trial import Phase
+from autocompress.run.model_facts import kept_channels, layer_facts, packed_labels
 from autocompress.track.view import RunView
 
 if TYPE_CHECKING:
@@ -79,8 +79,11 @@ def end_run(
     if test is not None:
         attempt("the uncompressed model on test", lambda: folder.write_baseline(test, "test"))
         view = _view(folder, parts, references)
-    view = replace(view, kept=_kept_channels(parts, view))
-    summary = write_summary(folder, view, model)
+    view = replace(view, kept=kept_channels(parts, view))
+    facts = attempt("the times of layers", lambda: layer_facts(parts), limit)
+    labels = attempt("the classes of samples", lambda: packed_labels(parts), limit)
+    told = {"facts": facts or {}, "labels": labels}
+    summary = write_summary(folder, view, model, told)
     summary["stopped"] = stopped
     summary["time"] = budget.as_dict()
     for phase in failed_phases(view.trials):
@@ -103,16 +106,6 @@ def _view(folder: RunFolder, parts: Assembly, references: dict[str, int]) -> Run
         budget=parts.study.limits(),
         objectives=objectives(parts.study.search.objectives, parts.evaluator.baseline.metrics),
     )
-
-
-def _kept_channels(parts: Assembly, view: RunView) -> dict[int, Mapping[str, tuple[int, int]]]:
-    """What reports tell of the width of layers: they are made without a model."""
-    found = resolver(parts.inventory, parts.study.settings)
-    return {
-        trial.number: found.told(trial.policy)
-        for trial in shown(view)
-        if trial.policy.student is None
-    }
 
 
 def _attempt(

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, ConfigDict, Field
 
 from autocompress.errors import InputError
 from autocompress.policy.budget import Budget
-from autocompress.policy.claims import Count, Flag, Number, Points
+from autocompress.policy.claims import Count, Flag, Number, Packed, Points
 from autocompress.policy.section import STRICT, Section
 
 
@@ -75,6 +75,14 @@ class _KeptForm(_Open):
     layers: dict[str, tuple[Count, Annotated[Count, Field(gt=0)]]]
 
 
+class LayerFacts(_Open):
+    """What is known of a layer of the uncompressed model; times are in ms."""
+
+    macs: Number | None = None
+    ms: Number | None = None
+    group: str | None = None
+
+
 class SummaryForm(_Open):
     """What is read of ``front.json``."""
 
@@ -85,6 +93,8 @@ class SummaryForm(_Open):
     layers: tuple[str, ...] | None = None
     cannot_prune: str | None = None
     kept: tuple[_KeptForm, ...] | None = None
+    facts: dict[str, LayerFacts] | None = None
+    labels: Packed | None = None
 
 
 FORMAT = 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Callable, Iterator
 from itertools import combinations
@@ -13,7 +14,7 @@ from browser import keep, pages
 
 from autocompress.policy.budget import Budget, Limit
 from autocompress.report.html import write_report
-from autocompress.results.difference import difference, pack_hits
+from autocompress.results.difference import difference, hits_of, pack_hits
 from autocompress.results.metric import Measurement
 from autocompress.results.trial import Phase, Trial
 from autocompress.track.folder import RunFolder
@@ -216,6 +217,39 @@ def test_how_the_study_went_is_told(opened: Callable[..., Any], run: RunFolder) 
     assert counts == view.origins()
     for plot in ("growth", "expected", "recovered"):
         assert page.locator(f"#{plot} .main-svg").count() > 0
+
+
+def test_what_is_lost_is_told_by_class_and_sample(
+    opened: Callable[..., Any], run: RunFolder
+) -> None:
+    import numpy as np
+
+    labels = np.random.default_rng(1).integers(0, 300, 400)
+    packed = base64.b64encode(labels.astype("<u2").tobytes()).decode()
+    run.write_front({**run.read_front(), "labels": packed})
+    page, view = opened(write_report(run)), RunView.load(run)
+    assert view.best is not None
+    assert view.best.measurement is not None
+    before, after = hits_of(view.baseline), hits_of(view.best.measurement)
+    assert before is not None
+    assert after is not None
+    lost = np.flatnonzero(before & ~after)
+    assert len(lost) > 3
+    assert f"gets {len(lost)} wrong" in page.locator("#lost").inner_text()
+    told = [int(x) for x in page.locator("#worst pre").inner_text().split(",")]
+    assert len(told) == len(set(told)) == min(40, len(lost))
+    assert set(told) <= set(lost.tolist())
+    members = [hits_of(t.measurement) for t in view.front if t.measurement]
+    wrong = [sum(not m[i] for m in members if m is not None) for i in told]
+    assert wrong == sorted(wrong, reverse=True)
+    page.get_by_role("button", name=re.compile("show all .* classes")).click()
+    cells = page.locator("#classes td").all_inner_texts()
+    for i in range(0, len(cells), 7):
+        mine = labels == int(cells[i])
+        assert int(cells[i + 1]) == mine.sum()
+        assert int(cells[i + 4]) == (mine & after & ~before).sum()
+        assert int(cells[i + 5]) == (mine & before & ~after).sum()
+    assert len(cells) == 7 * len(set(labels))
 
 
 def test_it_fits_a_phone_and_shows_names_as_they_are(

@@ -121,7 +121,7 @@ def test_reports_name_the_metric_its_unit_and_a_loss() -> None:
     members = {t["number"]: t["mse"] for t in summary["trials"]}
     assert [members[number] for number in summary["front"]] == [1.0, 0.21]
     assert "accuracy" not in json.dumps(summary).replace("max_accuracy_drop", "")
-    page = review(seen, {})
+    page = review(seen, {}, {})
     assert page["quality"]["title"] == "mse, px"
     assert page["range"][0] < 0.2 < page["range"][1]
     assert max(seen.history, key=lambda p: p.trial).best_quality == 0.21

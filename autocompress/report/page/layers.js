@@ -18,7 +18,7 @@ function heatTrials() {
   return now && !kept.includes(now) && policyOf(now) ? [...kept, now] : kept;
 }
 const factColumns = [["ms", "time", v => costText("latency_ms", v)], ["macs", "MACs", v => costText("macs", v)],
-  ["sensitivity", "sensitivity", v => digits(v, 2)], ["group", "coupled", v => v]]
+  ["sensitivity", "sensitivity", v => digits(v, 2)], ["group", "coupled with", v => v]]
   .filter(([key]) => run.layers.some(name => facts[name]?.[key] != null));
 drawn.push(what => {
   if (!document.getElementById("heat") || what === "table") return;
@@ -39,7 +39,7 @@ drawn.push(what => {
     el("tr", {class: "sub"}, el("td", {class: "text", colspan: 1 + factColumns.length}, `${quality.name}, ${costOf[state.axis].short}`),
       ...found.map(t => el("td", {}, qualityText(t.quality), el("br"), costText(state.axis, t[state.axis])))),
     ...order.map(i => el("tr", {}, el("td", {class: "text name"}, run.layers[i]),
-      ...factColumns.map(([key, , show]) => el("td", {}, facts[run.layers[i]]?.[key] == null ? "-" : show(facts[run.layers[i]][key]))),
+      ...factColumns.map(([key, , show]) => el("td", {class: key === "group" ? "cut" : "", title: key === "group" ? facts[run.layers[i]]?.[key] : null}, facts[run.layers[i]]?.[key] == null ? "-" : show(facts[run.layers[i]][key]))),
       ...found.map(t => painted(...cellOf(policyOf(t)[i], heat.technique))))));
   const missing = front.length - found.filter(t => front.includes(t)).length;
   fill("heatnote", missing > 0 ? el("span", {}, `${missing} more members of the front are not shown. `) : "");
