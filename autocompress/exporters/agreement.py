@@ -24,6 +24,17 @@ TOLERANCE = TOLERANCES[torch.float32]
 LEAST = 1e-2
 """Values below count as this large: what rounding leaves of numbers that cancel."""
 
+_VALUES = (
+    "The model may branch on its input, or on whether it is being exported, or read values as "
+    "Python numbers (`tolist`, `item`, numpy), which a file cannot: compute with tensors alone, "
+    "both ways, and choose by `torch.where`, or export the part that does not choose."
+)
+_SIZES = (
+    "A size may have become a constant of the file. If it is that of a free axis (`dynamic`), "
+    "leave the axis fixed; otherwise take it from a tensor as it is (`x.shape[0]`, without `int`), "
+    "and compute all samples at once, without a loop over them."
+)
+
 
 class Unsteady(ExportError):
     """The module answers the same input differently from run to run: no file can be it."""
@@ -145,17 +156,15 @@ def compare(run: RunFile, module: nn.Module, example: Any) -> None:
         said = (str(error).splitlines() or [type(error).__name__])[0]
         raise ExportError(
             f"The exported file does not run on inputs of {shapes}, which the module takes: "
-            f"{said} A size may have become a constant of the file: leave "
-            "that axis fixed, or give the model sizes that it computes from its input."
+            f"{said} {_SIZES}"
         ) from error
     different = differing(names, found, answer)
     if different:
         _check_steady(module, example, names, answer)
+        sized = [tuple(a.shape) for a in found] == [tuple(t.shape) for t in tensors(answer)]
         raise ExportError(
-            f"The exported file must compute what the module computes; its output {different}. The "
-            "model may branch on its input, or on whether it is being exported, which a file "
-            "cannot: compute both ways and choose by `torch.where`, or export the part that "
-            "does not choose."
+            f"The exported file must compute what the module computes; its output {different}. "
+            f"{_VALUES if sized else _SIZES}"
         )
 
 

@@ -17,7 +17,7 @@ from autocompress.exporters.agreement import Unsteady
 from autocompress.exporters.names import LayerCall, Traced, layer_of, name_nodes, program_origin
 from autocompress.exporters.onnx_simplify import simplify
 from autocompress.exporters.silence import silent
-from autocompress.model.plain_operators import PlainOperators
+from autocompress.exporters.tracing import watched
 from autocompress.model.tracing_stubs import unfused_attention
 from autocompress.task.calling import Flat, call, input_names, output_names
 from autocompress.task.nested import batch_size, concat, tensors
@@ -105,7 +105,7 @@ def float_graph(
         try:
             graph = _exported(name, module, example, signature)
         except Exception as error:  # the exporters raise whatever they stumble on
-            reasons.append(f"{name}: {type(error).__name__}: {_without_graph(error)}")
+            reasons.append(f"{name}: {_in_short(error)}")
             _log.info("The %s exporter cannot take the model: %s", name, error)
             continue
         try:
@@ -119,8 +119,14 @@ def float_graph(
         if architecture:
             _took[architecture] = name
         return graph
-    said = str(wrong[0]) if wrong else f"The model cannot be exported to ONNX. {' '.join(reasons)}"
-    raise ExportError(f"{_remedy(module, example)}{said}")
+    if wrong:
+        raise ExportError(f"{_remedy(module, example)}{wrong[0]}")
+    raise ExportError(
+        f"{_remedy(module, example)}The model cannot be exported to ONNX: {'; '.join(reasons)}. "
+        "Write what is named there with operators that ONNX has (complex numbers as two real "
+        "ones), hand over the part of the model without it, or let torch run the model: "
+        "`target: {runtime: torch}`."
+    )
 
 
 def _remedy(module: nn.Module, example: Any) -> str:
@@ -154,7 +160,7 @@ def _remedy(module: nn.Module, example: Any) -> str:
 
 def _exported(name: Exporter, module: nn.Module, example: Any, signature: _Signature) -> Any:
     """The graph of one exporter, named and simplified."""
-    with unfused_attention(), warnings.catch_warnings(), torch.no_grad(), plain_operators():
+    with unfused_attention(), warnings.catch_warnings(), torch.no_grad(), watched():
         warnings.simplefilter("ignore")
         with silent():
             graph, origin = _EXPORTERS[name](module, example, signature)
@@ -164,9 +170,15 @@ def _exported(name: Exporter, module: nn.Module, example: Any, signature: _Signa
     return graph
 
 
-def _without_graph(error: Exception) -> str:
-    """What an error says, without the listing of the whole graph that torch puts behind it."""
-    return str(error).partition("Torch IR graph at exception")[0].strip()
+def _in_short(error: BaseException) -> str:
+    """What the first of a chain of errors says: those behind it tell torch's developers what to do.
+
+    Without the listing of the whole graph that torch may put behind that.
+    """
+    while error.__cause__ is not None:
+        error = error.__cause__
+    said = str(error).partition("Torch IR graph at exception")[0].strip()
+    return f"{type(error).__name__}: {(said.splitlines() or [''])[0].rstrip('.')}"
 
 
 def _keep_inputs(graph: Any, example: Any, signature: _Signature) -> None:
@@ -239,7 +251,7 @@ def flat_program(flat: nn.Module, example: Any, axes: Mapping[str, Mapping[int, 
             dims.setdefault(axis, torch.export.Dim.DYNAMIC)
         shapes.append({place: dims[axis] for place, axis in axes[name].items()})
     held = tuple(shapes)
-    with plain_operators():
+    with watched():
         return torch.export.export(
             flat, tuple(parts), dynamic_shapes=(held,) if isinstance(flat, Flat) else held
         )
@@ -249,11 +261,6 @@ _EXPORTERS: dict[Exporter, Callable[[nn.Module, Any, _Signature], _Named]] = {
     "torchscript": _by_torchscript,
     "dynamo": _by_dynamo,
 }
-
-
-def plain_operators() -> PlainOperators:
-    """Lets files hold what stands for the user's own operators, which no runtime has."""
-    return PlainOperators(all_of_them=True)
 
 
 def layer_nodes(graph: Any, modules: Iterable[str]) -> dict[str, list[Any]]:

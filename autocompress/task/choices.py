@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from autocompress.task.calling import call
-from autocompress.task.nested import batch_size, map_tensors, take
+from autocompress.task.nested import batch_size, map_tensors, take, tensors
 
 _SAMPLES = 4
 """That are looked at one by one."""
@@ -25,6 +26,22 @@ _CHANGES: tuple[Callable[[Tensor], Tensor], ...] = (
     lambda x: x * 0.25,
     lambda x: -x,
 )
+
+
+_OUTSIDE = (Tensor.tolist, Tensor.numpy, Tensor.__array__)
+"""Read values without any operator of torch."""
+
+
+class _ReadingOutside(TorchFunctionMode):
+    """Notes whether values were handed to something else than torch."""
+
+    found = False
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        self.found |= func in _OUTSIDE
+        return func(*args, **(kwargs or {}))
 
 
 class _Reading(TorchDispatchMode):
@@ -41,18 +58,30 @@ class _Reading(TorchDispatchMode):
 
 @torch.no_grad()
 def reads_values(model: nn.Module, inputs: Any) -> bool:
-    """Whether values become Python numbers or truths while the model runs."""
-    with _Reading() as reading:
+    """Whether values become Python numbers, truths or arrays while the model runs."""
+    with _Reading() as reading, _ReadingOutside() as outside:
         call(model, inputs)
-    return reading.found
+    return reading.found or outside.found
 
 
 def other_values(inputs: Any) -> Iterator[Any]:
-    """Inputs of the same kind that may lead a model another way: one sample, larger, smaller."""
+    """Inputs of the same kind that may lead a model another way: one sample, larger, smaller.
+
+    Of whole numbers (tokens, masks) the later half becomes zeros.
+    """
     for i in range(min(_SAMPLES, batch_size(inputs)) if batch_size(inputs) > 1 else 0):
         yield take(inputs, slice(i, i + 1))
     for change in _CHANGES:
         yield map_tensors(partial(_changed, change), inputs)
+    if not all(tensor.is_floating_point() for tensor in tensors(inputs)):
+        yield map_tensors(_ended, inputs)
+
+
+def _ended(tensor: Tensor) -> Tensor:
+    if tensor.is_floating_point() or tensor.dim() < 2:
+        return tensor
+    kept = torch.arange(tensor.shape[-1]) < (tensor.shape[-1] + 1) // 2
+    return tensor * kept.to(tensor.device)
 
 
 def _changed(change: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
