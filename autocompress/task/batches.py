@@ -170,11 +170,18 @@ def collate(rows: Sequence[Any]) -> Any:
         return _stacked(rows)
     columns = {key: [_column(row[key]) for row in rows] for key in rows[0]}
     kept = {k: parts for k, parts in columns.items() if all(p is not None for p in parts)}
-    others = {key: [row[key] for row in rows] for key in rows[0] if key not in kept}
+    others = {key: _other([row[key] for row in rows]) for key in rows[0] if key not in kept}
     if not kept:
         return others
     singles = [{k: parts[i][None] for k, parts in kept.items()} for i in range(len(rows))]
     return {**join(singles), **others}
+
+
+def _other(values: list[Any]) -> Any:
+    """What is no array for any sample: mappings become one of what they have numbers of."""
+    if not all(isinstance(value, Mapping) and not has_boxes(value) for value in values):
+        return values
+    return {name: found for name, found in collate(values).items() if tensors(found)} or values
 
 
 def _stacked(parts: Sequence[Any]) -> Any:

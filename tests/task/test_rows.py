@@ -13,6 +13,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset,
 
 import autocompress as ac
 from autocompress.errors import InputError
+from autocompress.task.calling import call
 from autocompress.task.data import Data
 
 COUNT = 103
@@ -140,3 +141,27 @@ def test_rows_with_more_than_inputs_and_targets_say_what_to_write(
 def test_samples_of_one_group_need_splits_of_their_own() -> None:
     with pytest.raises(InputError, match="Give the data `val` and `test` of their own"):
         Data.wrap({"train": PAIRS}, groups=[0] * COUNT)
+
+
+class Tagged(nn.Module):
+    """Reads a mapping inside of the mapping of its inputs, where there is one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.tags = plain(), nn.Embedding(3, 4)
+
+    def forward(self, x: Tensor, extra: dict[str, Tensor] | None = None) -> Tensor:
+        return self.inner(x if extra is None else x + self.tags(extra["tag"]))
+
+
+@pytest.mark.parametrize("loader", [False, True])
+def test_mappings_in_rows_reach_the_model(loader: bool) -> None:
+    rows = Rows(lambda x, y, i: {"x": x, "extra": {"tag": y, "file": f"{i}.png"}, "label": y})
+    source = {"train": DataLoader(rows, batch_size=8) if loader else rows}
+    model = Tagged().eval()
+    wrapped = Data.wrap(source).fitted(model)
+    inputs, targets = wrapped.train.inputs(), wrapped.train.targets
+    assert list(inputs) == ["x", "extra"]
+    assert list(inputs["extra"]) == ["tag"]
+    assert torch.equal(inputs["extra"]["tag"], targets)
+    assert torch.equal(call(model, inputs), model(inputs["x"], {"tag": targets}))
