@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from autocompress.model.absent import leave_out
-from autocompress.model.blocks import Branch, Finder, ForwardPass, find_branches, watch
+from autocompress.model.blocks import Branch, Finder, ForwardPass, watch
 from autocompress.model.cut_check import answers, lively, short, unlike_samples
 from autocompress.model.training_run import in_training, to_training
 from autocompress.policy.inventory import Block, LayerSpec
@@ -30,7 +30,7 @@ MAX_SECONDS = 60.0
 
 def take_blocks(
     model: nn.Module, example: Any, layers: Sequence[LayerSpec]
-) -> tuple[tuple[Block, ...], dict[str, str]]:
+) -> tuple[tuple[Block, ...], dict[str, str], frozenset[str]]:
     """The branches that can be left out of a model, each tried on it.
 
     Args:
@@ -39,21 +39,40 @@ def take_blocks(
         layers: of the model's inventory.
 
     Returns:
-        The blocks in network order; and the first layer of each branch that stays, with the reason.
+        The blocks in network order; the first layer of each branch that stays, with the reason; and
+        the layers on which no answer depends, tried as well.
     """
     inputs = map_tensors(_float32, unlike_samples(example))
     try:
         copied = lively(copy.deepcopy(model), torch.float32)
-        branches, skipped = find_branches(copied, inputs, layers)
+        finder = Finder(copied, watch(copied, inputs), layers)
+        branches, idle = finder.branches(), finder.idle()
+        if not _answers_without(copied, inputs, idle):
+            idle = []
         check = _BlockCheck(copied, inputs, layers)
         for half in (branches[::2], branches[1::2]):
             check.test(half)
     # a forward of anyone's, which need not bear being watched; the reason is kept
     except Exception as error:
         reason = f"its branches cannot be followed ({type(error).__name__}: {error})"
-        return (), {layer.name: reason for layer in layers[:1]}
+        return (), {layer.name: reason for layer in layers[:1]}, frozenset()
     good = [b.block for b in branches if b.block.name not in check.failed]
-    return tuple(good), {**skipped, **check.failed}
+    return tuple(good), {**finder.skipped, **check.failed}, frozenset(idle)
+
+
+def _answers_without(model: nn.Module, inputs: Any, layers: Collection[str]) -> bool:
+    """Whether a model answers the same whatever these layers give."""
+
+    def noise(module: nn.Module, args: Any, outputs: Any) -> Any:
+        return map_tensors(lambda x: torch.randn_like(x) if x.is_floating_point() else x, outputs)
+
+    wanted = answers(model, inputs) if layers else []
+    handles = [model.get_submodule(name).register_forward_hook(noise) for name in layers]
+    try:
+        return not layers or not difference(answers(model, inputs), wanted, tolerance=0)
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _float32(tensor: Tensor) -> Tensor:

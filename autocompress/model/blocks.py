@@ -234,6 +234,10 @@ class Finder:
         kept += self._passing(owner)
         return sorted(kept, key=lambda branch: branch.addition)
 
+    def idle(self) -> list[str]:
+        """Layers from which no path leads to the outputs."""
+        return [name for name in self.macs if self.live.isdisjoint(self.holders.get(name, ()))]
+
     def _passing(self, taken: Collection[str]) -> list[Branch]:
         """Recurrent layers of a stack that lie in no branch."""
         if len(self.run.passing) < 2:
@@ -325,21 +329,3 @@ class Finder:
         holds = any(True for _ in module.parameters()) or any(True for _ in module.buffers())
         layers = any(listed(part) for part in module.modules())
         return holds and not layers and name not in self.run.resized
-
-
-def find_branches(
-    model: nn.Module, inputs: Any, layers: Sequence[LayerSpec]
-) -> tuple[list[Branch], Mapping[str, str]]:
-    """Find what a model can do without.
-
-    Args:
-        model: in eval mode; not changed.
-        inputs: of one or two samples.
-        layers: of the model's inventory.
-
-    Returns:
-        The branches in the order in which they run; and of others the first layer, with the
-        reason why they stay.
-    """
-    finder = Finder(model, watch(model, inputs), layers)
-    return finder.branches(), finder.skipped

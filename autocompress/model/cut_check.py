@@ -289,6 +289,8 @@ def _twice(inputs: Any) -> Any:
 
 
 def _as(dtype: torch.dtype, tensor: Tensor) -> Tensor:
+    if tensor.is_complex():
+        return tensor.to(dtype.to_complex())
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
@@ -314,7 +316,7 @@ def _drawn_channels(plan: SlicingPlan) -> list[dict[str, list[int]]]:
 
 def lively(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """A model whose constant tensors are noisy, in another precision."""
-    model = model.to(dtype).eval()
+    model = model._apply(partial(_as, dtype)).eval()  # `to` would drop imaginary parts
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):

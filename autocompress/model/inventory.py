@@ -13,7 +13,7 @@ from autocompress.model.block_check import take_blocks
 from autocompress.model.cut_check import first_samples
 from autocompress.model.fingerprint import fingerprint
 from autocompress.model.groups import channel_groups
-from autocompress.model.specs import LayerCalls, layer_spec, listed, tied
+from autocompress.model.specs import LayerCalls, layer_spec, left_alone, listed, tied
 from autocompress.model.tracing_stubs import is_attention, unfused_attention
 from autocompress.model.usage import uses_elsewhere
 from autocompress.policy.inventory import Inventory, LayerSpec, LeftAlone
@@ -48,7 +48,7 @@ def take_inventory(model: nn.Module, example: Any, axes: Axes | None = None) -> 
                 "The model has no convolution, linear, recurrent or attention "
                 "layer that runs on this input."
             )
-        blocks, staying = take_blocks(model, example, specs)
+        blocks, staying, idle = take_blocks(model, example, specs)
     finally:
         model.train(training)
     made = {p: g.name for g in groups for p in g.producers}
@@ -57,7 +57,8 @@ def take_inventory(model: nn.Module, example: Any, axes: Axes | None = None) -> 
     for spec in specs:
         # a depthwise layer passes its inputs on: named is the first group of several
         group = (passed if spec.depthwise else made).get(spec.name)
-        layers.append(replace(spec, out_group=group))
+        spec = replace(spec, out_group=group)
+        layers.append(left_alone(spec, "no answer depends on it") if spec.name in idle else spec)
     architecture, weights = fingerprint(model)
     shapes = tuple(tuple(x.shape[1:]) for x in tensors(example))
     reading = {name for group in groups for name, _ in group.spans}

@@ -63,6 +63,12 @@ def layer_spec(name: str, calls: LayerCalls, tied_to: str | None, counted: set[i
     return replace(spec, left_alone=tuple((n, reason) for n, reason in reasons.items() if reason))
 
 
+def left_alone(spec: LayerSpec, reason: str) -> LayerSpec:
+    """The same layer, whose weights no technique changes; its channels may still go."""
+    names = [t.name for t in techniques() if not (t.coupled or t.whole_blocks)]
+    return replace(spec, left_alone=tuple((name, reason) for name in (*names, RE_SOLVE)))
+
+
 def tied(specs: Sequence[LayerSpec]) -> list[LayerSpec]:
     """What is known of layers that hold one weight, once all are.
 
@@ -81,7 +87,9 @@ def tied(specs: Sequence[LayerSpec]) -> list[LayerSpec]:
 def _traits(module: nn.Module, used: Usage, used_by: str) -> LayerTraits:
     """What techniques may ask of a module; ``used_by`` as in ``LayerCalls``."""
     fixed = used.reason
-    if isinstance(module, CELLS):
+    if any(parameter.is_complex() for parameter in module.parameters()):
+        fixed = "its weights are complex numbers"
+    elif isinstance(module, CELLS):
         fixed = "a cell is stepped by the model's own code"
     elif used_by and not fixed:
         fixed = f"its weight is also used outside of the layer ({used_by})"

@@ -5,13 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 from small_networks import IMAGE_NETWORKS, NETWORKS, example, hook_macs, make
-from torch import nn
+from torch import Tensor, nn
 
+import autocompress as ac
 from autocompress.errors import UnsupportedModel
 from autocompress.model.cost import count_macs, policy_cost
 from autocompress.model.fingerprint import fingerprint
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.policy import Policy
+from autocompress.policy.registry import techniques
 from autocompress.policy.settings import CompressionSettings
 
 
@@ -101,3 +103,57 @@ def test_an_input_that_does_not_fit_is_a_clear_error() -> None:
 def test_a_model_without_layers_is_a_clear_error() -> None:
     with pytest.raises(UnsupportedModel, match="no convolution"):
         take_inventory(nn.Sequential(nn.ReLU()), torch.zeros(2, 4))
+
+
+class Idle(nn.Module):
+    """Two layers run for nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(6, 16), nn.Linear(16, 3)
+        self.idle, self.behind = nn.Linear(16, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.one(x).relu()
+        self.behind(self.idle(x).tanh())
+        return self.two(x)
+
+
+def test_layers_on_which_no_answer_depends_are_left_alone() -> None:
+    """No file holds them, so that none could be asked for their integers."""
+    model, inputs = Idle().eval(), torch.randn(32, 6)
+    found = take_inventory(model, inputs).by_name
+    names = [technique.name for technique in techniques()]
+    reasons = {n: {found[n].why_not(technique) for technique in names} for n in found}
+    assert reasons["one"] == reasons["two"] == {""}
+    assert reasons["idle"] == reasons["behind"] == {"", "no answer depends on it"}
+    for name in ("idle", "behind"):
+        assert not found[name].why_not("prune")
+        assert found[name].why_not("quantize")
+    data = {"train": (inputs, torch.arange(32) % 3)}
+    told = ac.evaluate(model, data, uniform={"prune_ratio": 0.5, "weight_bits": 8})["trial"]
+    assert set(told["policy"]["layers"]["one"]) >= {"prune_ratio", "weight_bits"}
+
+
+class Waves(nn.Module):
+    """A layer of complex weights, and a table of them, between real layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.turn = nn.Linear(6, 8), nn.Linear(8, 8, dtype=torch.cfloat)
+        self.table = nn.Parameter(torch.randn(8, dtype=torch.cfloat))
+        self.two, self.last = nn.Linear(8, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.turn(torch.fft.fft(self.one(x))) * self.table
+        return self.last(self.two(torch.fft.ifft(x).real).relu())
+
+
+def test_complex_weights_stay_complex_where_groups_are_tried() -> None:
+    torch.manual_seed(0)
+    inventory = take_inventory(Waves().eval(), torch.randn(4, 6))
+    assert "two" in [group.name for group in inventory.channel_groups]
+    assert all("does not run" not in left.reason for left in inventory.left_alone)
+    turn = inventory.layer("turn")
+    for technique in ("quantize", "low-rank", "sparse"):
+        assert turn.why_not(technique) == "its weights are complex numbers"
