@@ -217,7 +217,9 @@ def _peaks(module: nn.Module, names: Iterable[str], batch: Any) -> dict[str, Ten
             if not args:
                 return  # given by name: it stays as it is
             axis = -1 - len(layer.kernel_size) if isinstance(layer, CONV) else -1
-            peak = args[0].abs().movedim(axis, 0).flatten(1).amax(1)
+            # an input that the model makes by itself may have no samples: one number per channel
+            by_channel = args[0].abs().movedim(axis, 0)
+            peak = by_channel.reshape(len(by_channel), -1).amax(1)
             found[name] = torch.maximum(found[name], peak) if name in found else peak
 
         return hook

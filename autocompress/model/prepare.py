@@ -131,7 +131,7 @@ def _check(model: nn.Module) -> None:
                 "layers cannot be exchanged. Hand over the Python module that it was made from; "
                 "`module.load_state_dict(scripted.state_dict())` gives that the same weights."
             )
-        if type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.nn.quantized")):
+        if _quantized(module):
             raise UnsupportedModel(
                 f"The model must be in float, but {where} is quantized already. Hand over the "
                 "float model that it was made from."
@@ -143,6 +143,14 @@ def _check(model: nn.Module) -> None:
                 f"Every weight needs values; {name!r} has none yet. "
                 + ("Run the model once." if lazy else "Load its weights onto the CPU.")
             )
+
+
+def _quantized(module: nn.Module) -> bool:
+    """Whether a module computes on integers; what stands for arithmetic before that does not."""
+    kind = type(module)
+    return kind.__module__.startswith(("torch.ao.nn.quantized", "torch.nn.quantized")) and (
+        kind.__name__ not in ("FloatFunctional", "FXFloatFunctional")
+    )
 
 
 def _parts(module: nn.Module) -> Iterable[Any]:

@@ -279,3 +279,34 @@ def test_what_a_repeated_layer_reads_is_not_exchanged() -> None:
     whole = [x for x in model.seen if len(x) == 64]
     assert len(whole) >= 2
     assert all(not torch.equal(a, b) for a, b in zip(whole[::2], whole[1::2], strict=True))
+
+
+class Weighted(nn.Module):
+    """A layer makes the weight of the model's first product, out of one vector without samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.code, self.made = nn.Parameter(torch.randn(4)), nn.Linear(4, 96)
+        self.one, self.last = nn.Linear(12, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(F.linear(x, self.made(self.code).view(12, 8)))
+        return self.last(F.relu(self.one(x)))
+
+
+def test_inputs_without_samples_are_looked_at() -> None:
+    torch.manual_seed(0)
+    model, inputs = Weighted().eval(), torch.randn(64, 8)
+    names = ("made", "one", "last")
+    compressed = Compressed(
+        model,
+        Policy(),
+        CompressionSettings(),
+        precisions=dict.fromkeys(names, Precision(8, 8)),
+        parts={name: (name,) for name in names},
+    )
+    moved = copy.deepcopy(model)
+    equalize(moved, compressed, inputs)
+    with torch.no_grad():
+        torch.testing.assert_close(moved(inputs), model(inputs), rtol=1e-4, atol=1e-4)
+    assert calibrate(compressed, inputs).ranges

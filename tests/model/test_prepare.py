@@ -352,3 +352,27 @@ class Doubled(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return 2 * self.layer(x)
+
+
+class Stubbed(nn.Module):
+    """As models are written that torch may quantize later; everything in it is float."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.quant, self.dequant = nn.Identity(), nn.Identity()
+        self.one, self.two = nn.Linear(8, 16), nn.Linear(16, 4)
+        self.sum = torch.ao.nn.quantized.FloatFunctional()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.one(self.quant(x))
+        return self.dequant(self.two(self.sum.add_relu(x, x)))
+
+
+def test_arithmetic_that_could_be_quantized_later_is_float() -> None:
+    torch.manual_seed(0)
+    model, x = Stubbed().eval(), torch.randn(4, 8)
+    copied = prepare(model).model
+    torch.testing.assert_close(copied(x), model(x))
+    assert [g.name for g in take_inventory(copied, x).channel_groups] == ["one"]
+    with pytest.raises(UnsupportedModel, match="quantized already"):
+        prepare(nn.Sequential(nn.Linear(8, 4), torch.ao.nn.quantized.QFunctional()))
