@@ -17,7 +17,7 @@ from typing import Any
 from autocompress.errors import InputError, nearest
 from autocompress.policy.inventory import Inventory
 from autocompress.policy.policy import Distill, LayerPolicy, Policy
-from autocompress.policy.registry import by_knob
+from autocompress.policy.registry import by_knob, field_names
 
 Assignment = tuple[int, ...]
 """One level index per choice, in the order of ``Space.choices``."""
@@ -222,6 +222,11 @@ class Space:
         known = {field for c in self.choices for level in c.levels for field in level}
         for field in values:
             if field not in known:
+                if field in field_names():
+                    raise InputError(
+                        f"Nothing can be chosen for {field!r}: no rule of the space offers it to a "
+                        "layer that can be changed so. `profile` says what is left alone, and why."
+                    )
                 raise InputError(f"The space has no {field!r} to set; {nearest(field, known)}")
         return tuple(self._nearest_level(choice, values) for choice in self.choices)
 

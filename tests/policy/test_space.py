@@ -141,6 +141,8 @@ def test_uniform_takes_the_nearest_level() -> None:
     assert policy["head"].weight_bits == 4
     with pytest.raises(InputError, match="prune_ratio"):
         space.uniform(prune_ration=0.5)
+    with pytest.raises(InputError, match=r"Nothing can be chosen for 'sparsity'.*`profile`"):
+        space.uniform(sparsity=0.5)
 
 
 @pytest.mark.parametrize(
