@@ -119,13 +119,16 @@ def float_graph(
         if architecture:
             _took[architecture] = name
         return graph
-    if wrong:
-        raise ExportError(f"{_remedy(module, example)}{wrong[0]}")
-    raise ExportError(
-        f"{_remedy(module, example)}The model cannot be exported to ONNX: {'; '.join(reasons)}. "
-        "Write what is named there with operators that ONNX has (complex numbers as two real "
-        "ones), hand over the part of the model without it, or let torch run the model: "
-        "`target: {runtime: torch}`."
+    said = str(wrong[0]) if wrong else _unwritable(reasons)
+    raise ExportError(f"{_remedy(module, example)}{said}")
+
+
+def _unwritable(reasons: list[str]) -> str:
+    """What to do about a model for which both exporters have a reason."""
+    return (
+        f"The model cannot be exported to ONNX: {'; '.join(reasons)}. Write what is named there "
+        "with operators that ONNX has (complex numbers as two real ones), hand over the part of "
+        "the model without it, or let torch run the model: `target: {runtime: torch}`."
     )
 
 

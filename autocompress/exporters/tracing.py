@@ -50,7 +50,8 @@ def _divided_projections() -> Iterator[None]:
     Of itself it divides the weight at the width of the query, which a trace takes for a size that
     only the input tells: no weight is then a constant that could be stored as integers.
     """
-    packed = functional._in_projection_packed
+    torch_functions: Any = functional  # whose private function it is
+    packed = torch_functions._in_projection_packed
 
     def divided(
         q: Tensor, k: Tensor, v: Tensor, w: Tensor, b: Tensor | None = None
@@ -60,8 +61,8 @@ def _divided_projections() -> Iterator[None]:
         biases = (None, None, None) if b is None else b.chunk(3)
         return list(map(functional.linear, (q, k, v), w.chunk(3), biases))
 
-    functional._in_projection_packed = divided
+    torch_functions._in_projection_packed = divided
     try:
         yield
     finally:
-        functional._in_projection_packed = packed
+        torch_functions._in_projection_packed = packed
