@@ -21,6 +21,10 @@ CONTAINER_BYTES = 2048
 """What an ONNX file spends beside the weights: the graph's own text, roughly."""
 
 
+_MANY = 0.1
+"""Share of the parameters that is worth a word where the figures do not count them."""
+
+
 @dataclass(frozen=True, slots=True)
 class LayerCost:
     """One layer after its policy."""
@@ -59,6 +63,36 @@ def policy_cost(inventory: Inventory, policy: Policy, settings: CompressionSetti
     """
     shapes = resolver(inventory, settings).layers(policy)
     return Cost(*_summed(inventory, shapes.__getitem__, range(len(shapes))))
+
+
+def outside_of_layers(model: nn.Module, inventory: Inventory) -> tuple[str, ...]:
+    """Of a model with many parameters outside of layers and norms, that ``params`` leaves them out.
+
+    Args:
+        model: that the inventory is of.
+        inventory: lists the layers.
+
+    Returns:
+        A sentence; nothing where that is less than a tenth of all parameters.
+    """
+    within = {
+        id(parameter)
+        for name, module in model.named_modules()
+        if name in inventory.by_name or "norm" in type(module).__name__.lower()
+        for parameter in module.parameters()
+    }
+    sizes = {n: p.numel() * (1 + p.is_complex()) for n, p in model.named_parameters()}
+    outside = {n: sizes[n] for n, p in model.named_parameters() if id(p) not in within}
+    share = sum(outside.values()) / max(1, sum(sizes.values()))
+    if share < _MANY:
+        return ()
+    first = max(outside, key=outside.__getitem__)
+    more = f" and {len(outside) - 1} more" * (len(outside) > 1)
+    return (
+        f"{share:.0%} of the parameters ({first}{more}) lie outside of layers: they lose channels "
+        "with the layers that they meet, and nothing else makes them smaller. `params` and `macs` "
+        "do not count them; the size of the file does.",
+    )
 
 
 def cost_changes(

@@ -16,6 +16,7 @@ from autocompress.estimate.latency_model import LatencyModel
 from autocompress.machine.facts import cores_to_use
 from autocompress.machine.progress import Progress, silent
 from autocompress.measure.saturation import settled
+from autocompress.model.cost import outside_of_layers
 from autocompress.model.earlier import Earlier
 from autocompress.model.fingerprint import fingerprint
 from autocompress.model.inventory import take_inventory
@@ -283,7 +284,8 @@ def assemble(
     wider = {"prune_residual": True} if config.prune_residual else {}
     settings = settled(study.settings, target).model_copy(update=wider)
     study = study.model_copy(update={"settings": settings, **asked_of(study, data.task)})
-    notes, earlier = (*prepared.notes, *mixed), Earlier.of(raw, prepared)
+    notes = (*prepared.notes, *mixed, *outside_of_layers(model, inventory))
+    earlier = Earlier.of(raw, prepared)
     parts = Assembly(study, model, data, inventory, folder, progress, given, notes, earlier)
     if study.space == AUTO:
         config = _take_advice(parts)
@@ -309,6 +311,8 @@ def _inventory(model: nn.Module, data: Data, known: Inventory | None) -> Invento
     inventory = known or take_inventory(model, data.train.inputs(2), data.dynamic)
     if inventory.cannot_prune:
         _log.info(inventory.cannot_prune)
+    for sentence in outside_of_layers(model, inventory):
+        _log.info(sentence)
     if known is not None and fingerprint(model) != (inventory.architecture, inventory.weights):
         raise InputError(
             "Every process of a study must work on the same model, but this one made other weights "

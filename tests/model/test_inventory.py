@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import autocompress as ac
 from autocompress.errors import UnsupportedModel
-from autocompress.model.cost import count_macs, policy_cost
+from autocompress.model.cost import count_macs, outside_of_layers, policy_cost
 from autocompress.model.fingerprint import fingerprint
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.policy import Policy
@@ -157,3 +157,34 @@ def test_complex_weights_stay_complex_where_groups_are_tried() -> None:
     turn = inventory.layer("turn")
     for technique in ("quantize", "low-rank", "sparse"):
         assert turn.why_not(technique) == "its weights are complex numbers"
+
+
+class Routed(nn.Module):
+    """A table of weights that the model multiplies by itself, beside two layers and a norm."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.one, self.norm, self.two = nn.Linear(6, 16), nn.LayerNorm(16), nn.Linear(16, 3)
+        self.table = nn.Parameter(torch.randn(size, 16, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.einsum("ni,oij->noj", self.norm(self.one(x)), self.table).sum(1)
+        return self.two(x.relu())
+
+
+@pytest.mark.parametrize("size", [1, 9])
+def test_parameters_that_no_figure_counts_are_named(size: int) -> None:
+    model, inputs = Routed(size).eval(), torch.randn(4, 6)
+    inventory = take_inventory(model, inputs)
+    counted = policy_cost(inventory, Policy(), CompressionSettings()).params
+    norms = sum(p.numel() for p in model.norm.parameters())
+    everything = sum(p.numel() for p in model.parameters())
+    assert counted + norms + model.table.numel() == everything
+    share = f"{model.table.numel() / everything:.0%}"
+    (told,) = outside_of_layers(model, inventory)
+    assert told.startswith(f"{share} of the parameters (table) lie outside of layers")
+
+
+def test_few_parameters_outside_of_layers_need_no_word() -> None:
+    model, inputs = Waves().eval(), torch.randn(4, 6)
+    assert outside_of_layers(model, take_inventory(model, inputs)) == ()
