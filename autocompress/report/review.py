@@ -201,11 +201,11 @@ def _columns(
 def _verified(view: RunView) -> Iterable[Trial]:
     """Trials that a verification may speak of: not all have to be looked up."""
     checks = [t for t in view.trials if t.phase.kind == "verify"]
-    digests = {t.policy.untrained_digest for t in checks}
+    policies = {t.policy.untrained for t in checks}
     parents = {t.parent for t in checks}
     if not checks:
         return ()
-    return (t for t in view.compared if t.number in parents or t.policy.untrained_digest in digests)
+    return (t for t in view.compared if t.number in parents or t.policy.untrained in policies)
 
 
 def _interval(view: RunView, found: Measurement | None) -> list[float | None] | None:
@@ -224,16 +224,16 @@ def _checks(view: RunView, metrics: Sequence[Metric]) -> list[dict[str, Any]]:
 
     What its verification finds over a budget is over it: see ``confirmed``.
     """
-    same: dict[str, list[int]] = {}
+    same: dict[Policy, list[int]] = {}
     checks = [t for t in view.trials if t.phase.kind == "verify"]
     checks = [t for t in checks if t.state is TrialState.COMPLETE and t.measurement]
-    digests = {t.policy.untrained_digest for t in checks}
+    policies = {t.policy.untrained for t in checks}
     for trial in view.compared if checks else ():
-        if trial.policy.untrained_digest in digests:
-            same.setdefault(trial.policy.untrained_digest, []).append(trial.number)
+        if trial.policy.untrained in policies:
+            same.setdefault(trial.policy.untrained, []).append(trial.number)
     return [
         {
-            "trials": same.get(t.policy.untrained_digest, []),
+            "trials": same.get(t.policy.untrained, []),
             # all that a budget may limit
             "costs": dict(t.measurement.values) if t.measurement else {},
         }

@@ -77,7 +77,7 @@ drawn.push(what => {
   const d = difference(a, b), cost = c => a[c.name] != null && b[c.name] != null;
   const told = [`${nameOf(a)} less ${nameOf(b)}: ${against(a, b)}`, ...run.costs.filter(c => c.listed && cost(c)).map(c =>
     `${c.short} ${a[c.name] >= b[c.name] ? "+" : "-"}${costText(c.name, Math.abs(a[c.name] - b[c.name]))} (${(a[c.name] / b[c.name]).toFixed(2)} times)`)];
-  fill("pairtold", el("p", {}, told.join("; ") + "."), d.paired ? el("p", {class: "soft"}, `${d.gain} samples only ${nameOf(a)} gets right, ${d.lost} only ${nameOf(b)}.`) : null,
+  fill("pairtold", el("p", {}, told.join("; ") + "."), d.paired ? el("p", {class: "soft"}, `Samples that only ${nameOf(a)} gets right: ${d.gain}; that only ${nameOf(b)} does: ${d.lost}.`) : null,
     el("p", {class: "soft"}, found.length ? `${found.length} of ${run.layers.length} layers differ:` : "Their layers do not differ.",
       a.distilled !== undefined && (a.epochs !== b.epochs || a.distilled !== b.distilled) ? ` Trained ${a.epochs} and ${b.epochs ?? 0} epochs${a.distilled || b.distilled ? `, distilled: ${[a, b].filter(t => t.distilled).map(nameOf).join(", ")}` : ""}.` : ""));
   fill("pair", ...(found.length ? [el("tr", {}, el("th", {class: "text"}, "layer"), ...used.flatMap(t => [el("th", {class: "text"}, `${t}: ${nameOf(a)}`), el("th", {class: "text"}, nameOf(b))])),

@@ -24,10 +24,11 @@ function barred(value, most, text) {
 const minutes = s => s == null ? "-" : s < 90 ? `${digits(s, 2)} s` : s < 5400 ? `${(s / 60).toFixed(0)} min` : `${(s / 3600).toFixed(1)} h`;
 const heading = (...names) => el("tr", {}, ...names.map((name, i) => el("th", {class: i ? "" : "text"}, name)));
 const mostOf = (rows, key) => Math.max(...rows.map(r => r[key] || 0), 0);
+const added = course.origins.reduce((sum, o) => sum + o.hypervolume, 0);
 fill("origins", heading("origin", "trials", "on the front", "added", "time", "added per hour"), ...course.origins.map(o => {
   const rate = o.seconds ? o.hypervolume / (o.seconds / 3600) : null;
   return el("tr", {}, el("td", {class: "text"}, o.name), el("td", {}, String(o.trials)), el("td", {}, String(o.front)),
-    barred(o.hypervolume, mostOf(course.origins, "hypervolume"), digits(o.hypervolume, 3)), el("td", {}, minutes(o.seconds)),
+    barred(o.hypervolume, mostOf(course.origins, "hypervolume"), added ? `${(100 * o.hypervolume / added).toFixed(1)} %` : "-"), el("td", {}, minutes(o.seconds)),
     el("td", {}, rate === null ? "-" : digits(rate, 2)));
 }));
 const phases = ["search", "recover", "verify", "cascade"].filter(p => course.spent.some(row => row[p]));
