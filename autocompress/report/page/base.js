@@ -39,9 +39,13 @@ function el(tag, attributes = {}, ...children) {
 }
 function fill(id, ...children) {
   const place = document.getElementById(id);
-  if (place) place.replaceChildren(...children.filter(c => c));
-  return place;
+  if (!place) return;
+  const known = place.contains(document.activeElement) ? labelOf(document.activeElement) : null;
+  place.replaceChildren(...children.filter(c => c));
+  // whoever works by keyboard stays on the button that was pressed
+  if (known !== null) [...place.querySelectorAll("button")].find(b => labelOf(b) === known)?.focus({preventScroll: true});
 }
+const labelOf = button => (button.getAttribute("aria-label") ?? button.textContent).replace(/ [▲▼]$/, "");
 const plain = text => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;");  // for plotly's texts
 
 // ---- numbers

@@ -54,22 +54,38 @@ function spread(t) {  // half widths of the 95 % intervals: [low and high of the
   const wide = state.axis === "latency_ms" ? t.interval : null;
   return {x: wide, y: Z * shown(t.error || 0)};
 }
+// The smaller interval of the two must be wide enough to be seen; bars stand for both otherwise.
+const FLAT = 0.012;
+function round(t) {
+  const {x, y} = spread(t), [low, high] = costRange();
+  return Boolean(x && y) && x[1] - x[0] > FLAT * (high - low) && 2 * y > FLAT * (qualities[1] - qualities[0]);
+}
 function ellipse(t, color) {
   const {x, y} = spread(t);
-  if (!x || !y) return null;
+  if (!round(t)) return null;
   return {type: "circle", x0: x[0], x1: x[1], y0: shown(t.quality) - y, y1: shown(t.quality) + y, layer: "below",
     line: {width: 1, color}, fillcolor: color, opacity: 0.22};
 }
-function bars(found) {  // where one of the two intervals is not known
-  const array = found.map(t => spread(t).x ? 0 : spread(t).y);
-  return array.some(Boolean) ? {error_y: {type: "data", array, thickness: 1.2, width: 3}} : {};
+function bars(found) {
+  const flat = found.map(t => round(t) ? {x: null, y: 0} : spread(t)), bar = {type: "data", thickness: 1.2, width: 3};
+  const sides = flat.map((f, i) => f.x ? [found[i][state.axis] - f.x[0], f.x[1] - found[i][state.axis]].map(x => Math.max(0, x)) : [0, 0]);
+  return {
+    ...(flat.some(f => f.y) ? {error_y: {...bar, array: flat.map(f => f.y)}} : {}),
+    ...(flat.some(f => f.x) ? {error_x: {...bar, symmetric: false, arrayminus: sides.map(s => s[0]), array: sides.map(s => s[1])}} : {}),
+  };
 }
+// the intervals of what matters are in sight, whatever the budget is moved to
+const known = [byNumber.get(run.best), ...[...referenceOf.keys()].map(n => byNumber.get(n))].filter(t => t && t.quality !== null);
+const qualities = [Math.min(run.range[0], ...known.map(t => shown(t.quality) - spread(t).y)),
+  Math.max(run.range[1], ...known.map(t => shown(t.quality) + spread(t).y))];
 function limitOn(axis) {
   const found = state.limits.filter(l => l.metric === axis).map(l => l.bound);
   return found.length ? Math.min(...found) : Infinity;
 }
-function costRange() {
-  const found = [...measured, base].map(t => t[state.axis]).filter(x => x != null);
+function costRange() {  // a far costlier uncompressed model would press all others together
+  const costs = measured.map(t => t[state.axis]).filter(x => x != null), whole = base[state.axis];
+  const bounds = run.limits.filter(l => l.metric === state.axis).map(l => l.bound), found = [...costs, ...bounds];
+  if (state.whole || !costs.length || whole < Math.max(...found) + 0.5 * (Math.max(...found) - Math.min(...found))) found.push(whole);
   const low = Math.min(...found), high = Math.max(...found), pad = 0.06 * (high - low || high || 1);
   return [low - pad, high + pad];
 }
@@ -80,9 +96,9 @@ plots.pareto = () => {
   if (out.length) data.push(points("over the budget", out, {color: colors().grey, symbol: "x-thin-open", opacity: 0.7}));
   if (inside.length) data.push(points("within the budget", inside, {color: colors().blue, symbol: "circle-open", opacity: 0.7}));
   if (state.rejected && rejected.length) {
-    const known = rejected.filter(t => t[axis] != null);
-    data.push({...points("rejected on its estimate", known, {color: colors().red, symbol: "line-ns-open", size: 12}),
-      y: known.map(() => run.range[0])});
+    const placed = rejected.filter(t => t[axis] != null);
+    data.push({...points("rejected on its estimate", placed, {color: colors().red, symbol: "line-ns-open", size: 12}),
+      y: placed.map(() => qualities[0])});
   }
   if (front.length) data.push(points("front", front, {color: colors().blue, size: 10},
     {mode: "lines+markers", line: {shape: "hv", width: 1.5, color: colors().blue}, ...bars(front)}));
@@ -91,7 +107,7 @@ plots.pareto = () => {
     if (trial) data.push(points(name, [trial], {color: colors().orange, symbol: MARKS[i % MARKS.length], size: 12,
       line: {width: 1, color: theme().ink}}, bars([trial])));
   });
-  data.push({...points("uncompressed", [base], {color: colors().red, symbol: "circle-open", size: 14, line: {width: 3}}),
+  if (base[axis] <= range[1]) data.push({...points("uncompressed", [base], {color: colors().red, symbol: "circle-open", size: 14, line: {width: 3}}),
     hovertemplate: "uncompressed<extra></extra>"});
   const same = answer ? (groups.get(answer.number)?.members ?? []).filter(t => t !== answer) : [];
   if (same.length) data.push(points("level with the answer", same, {color: colors().green, symbol: "circle-open", size: 17, line: {width: 2}}));
@@ -102,12 +118,14 @@ plots.pareto = () => {
   const bound = limitOn(axis);
   if (bound < range[1]) shapes.push({type: "rect", x0: Math.max(bound, range[0]), x1: range[1], y0: 0, y1: 1, yref: "paper", layer: "below",
     line: {width: 0}, fillcolor: colors().red, opacity: 0.06});
+  const away = base[axis] > range[1] ? [{text: `uncompressed: ${costText(axis, base[axis])} →`, x: 1, xref: "paper", xanchor: "right",
+    y: shown(base.quality), showarrow: false, yanchor: "bottom", font: {color: colors().red}, bgcolor: theme().card}] : [];
   const tickformat = costOf[axis]?.name === "latency_ms" ? "" : "~s";
   return {data, layout: {
-    height: 500, shapes, hovermode: "closest", uirevision: `${axis} ${state.whole}`, clickmode: "event",
+    height: 500, shapes, annotations: away, hovermode: "closest", uirevision: `${axis} ${state.whole}`, clickmode: "event",
     dragmode: narrow() ? false : "select", selectdirection: "any", newselection: {line: {color: theme().ink}},
-    xaxis: {title: {text: costOf[axis]?.title}, range, tickformat}, legend: narrow() ? {y: -0.3, entrywidth: 0.48, entrywidthmode: "fraction"} : {y: -0.17},
-    yaxis: {title: {text: `${plain(quality.name)} on val${plain(quality.fraction ? ", %" : quality.unit ? `, ${quality.unit}` : "")}`}, ...(state.whole ? {autorange: true} : {range: run.range})},
+    xaxis: {title: {text: costOf[axis]?.title}, range, tickformat}, legend: narrow() ? {x: 0, xanchor: "left", xref: "container", y: -0.3, entrywidth: 0.49, entrywidthmode: "fraction"} : {y: -0.17},
+    yaxis: {title: {text: `${plain(quality.name)} on val${plain(quality.fraction ? ", %" : quality.unit ? `, ${quality.unit}` : "")}`}, ...(state.whole ? {autorange: true} : {range: qualities})},
   }};
 };
 

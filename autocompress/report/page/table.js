@@ -69,9 +69,7 @@ drawn.push(() => {
       onclick: () => { Object.assign(state, {scope, brushed: null}); rowsShown = SHOWN; update(); }}, text));
   fill("scopes", ...buttons, state.brushed ? el("button", {type: "button", "aria-pressed": "true",
     onclick: () => { state.brushed = null; update(); }}, `brushed (${found.length}) ✕`) : "");
-  const focused = document.activeElement?.closest?.("#trials")?.contains(document.activeElement) ? document.activeElement.getAttribute("aria-label") ?? document.activeElement.textContent : null;
   fill("trials", header(columns, state.sort, sortBy), ...cut.map(row));
-  if (focused) [...document.querySelectorAll("#trials button")].find(b => (b.getAttribute("aria-label") ?? b.textContent).replace(/ [▲▼]$/, "") === focused.replace(/ [▲▼]$/, ""))?.focus();
   fill("more", cut.length < rows.length ? el("button", {type: "button", onclick: () => { rowsShown += 10 * SHOWN; update("table"); }},
     `show more (${rows.length - cut.length} are not shown)`) : "");
   fill("levels", ...(state.scope === "front" && !state.brushed ? groupsTold().map(text => el("p", {class: "soft"}, text)) : []));
