@@ -272,11 +272,16 @@ def _facts(
             levels.setdefault(name, set()).add(policy)
     found = {name: dict(facts) for name, facts in known.items()}
     for name, policies in levels.items():
-        alone = (screened.get(Policy({name: policy}).digest) for policy in policies)
-        looks = [look.kl for look in alone if look is not None]
+        alone = ((screened.get(Policy({name: policy}).digest), policy) for policy in policies)
+        looks = [(look.kl, _told(policy)) for look, policy in alone if look is not None]
         if looks:
-            found.setdefault(name, {})["sensitivity"] = short(max(looks))
+            kl, text = max(looks)
+            found.setdefault(name, {}).update(sensitivity=short(kl), alone=text)
     return found
+
+
+def _told(policy: LayerPolicy) -> str:
+    return ", ".join(text for text in (t.cell(policy) for t in techniques()) if text)
 
 
 def cell(

@@ -7,7 +7,9 @@ from dataclasses import replace
 import pytest
 from handmade_run import BASELINE, BUDGET, study_trials
 
+from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.report.course import course, screening
+from autocompress.report.review import review
 from autocompress.results.screened import Screened
 from autocompress.results.trial import Trial, TrialState
 from autocompress.track.view import RunView
@@ -69,3 +71,22 @@ def test_the_hypervolume_that_origins_added_is_all_there_is() -> None:
     added = sum(row["hypervolume"] for row in course(view)["origins"])
     assert added == pytest.approx(view.hypervolume, rel=1e-4)
     assert added > 0
+
+
+def test_sensitivity_is_the_worst_look_at_a_layer_alone() -> None:
+    mild, hard = LayerPolicy(prune_ratio=0.25), LayerPolicy(prune_ratio=0.5)
+    trials = complete(2)
+    trials = [
+        replace(t, policy=Policy({"a": p, "b": mild}))
+        for t, p in zip(trials, (mild, hard), strict=True)
+    ]
+    looks = {
+        Policy({"a": mild}).digest: Screened(0.1, 0.01, 64),
+        Policy({"a": hard}).digest: Screened(0.4, 0.01, 64),
+        Policy({"a": hard, "b": mild}).digest: Screened(2.0, 0.01, 64),
+    }
+    found = review(
+        RunView.of(trials, BASELINE, budget=BUDGET), looks, {"facts": {"b": {"ms": 1.0}}}
+    )
+    told = {"sensitivity": 0.4, "alone": "50% of the channels"}
+    assert found["facts"] == {"a": told, "b": {"ms": 1.0}}

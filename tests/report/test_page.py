@@ -199,6 +199,12 @@ def test_two_trials_show_the_layers_that_differ(opened: Callable[..., Any], run:
     assert str(gap).removesuffix(" points") in page.locator("#pairtold").inner_text()
     heat = page.locator("#heat td.name").all_inner_texts()
     assert heat == list(view.layer_names)
+    page.locator("#heat th button").nth(1).click()  # by what the cheapest member keeps
+    heat = page.locator("#heat td.name").all_inner_texts()
+    ratios = [first.policy[name].prune_ratio for name in heat]
+    assert sorted(heat) == sorted(view.layer_names)
+    assert ratios == sorted(ratios, reverse=True)
+    assert len(set(ratios)) > 2
 
 
 def test_how_the_study_went_is_told(opened: Callable[..., Any], run: RunFolder) -> None:

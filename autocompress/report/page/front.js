@@ -124,7 +124,7 @@ plots.pareto = () => {
   return {data, layout: {
     height: 500, shapes, annotations: away, hovermode: "closest", uirevision: `${axis} ${state.whole}`, clickmode: "event",
     dragmode: narrow() ? false : "select", selectdirection: "any", newselection: {line: {color: theme().ink}},
-    xaxis: {title: {text: costOf[axis]?.title}, range, tickformat}, legend: narrow() ? {x: 0, xanchor: "left", xref: "container", y: -0.3, entrywidth: 0.49, entrywidthmode: "fraction"} : {y: -0.17},
+    xaxis: {title: {text: costOf[axis]?.title}, range, tickformat}, legend: narrow() ? {x: -0.18, y: -0.3, entrywidth: 118} : {y: -0.17},
     yaxis: {title: {text: `${plain(quality.name)} on val${plain(quality.fraction ? ", %" : quality.unit ? `, ${quality.unit}` : "")}`}, ...(state.whole ? {autorange: true} : {range: qualities})},
   }};
 };

@@ -18,14 +18,18 @@ function heatTrials() {
   return now && !kept.includes(now) && policyOf(now) ? [...kept, now] : kept;
 }
 const factColumns = [["ms", "time", v => costText("latency_ms", v)], ["macs", "MACs", v => costText("macs", v)],
-  ["sensitivity", "sensitivity", v => digits(v, 2)], ["group", "coupled with", v => v]]
+  ["sensitivity", "sensitivity", v => digits(v, 2)], ["alone", "with", v => brief(v)], ["group", "coupled with", v => v]]
   .filter(([key]) => run.layers.some(name => facts[name]?.[key] != null));
 drawn.push(what => {
   if (!document.getElementById("heat") || what === "table") return;
   const found = heatTrials();
-  const heads = [{key: "layer", title: "layer", text: true, value: i => i},
-    ...factColumns.map(([key, title]) => ({key, title, value: i => facts[run.layers[i]]?.[key] ?? null})),
-    ...found.map(t => ({key: t.number, title: `${t === answer ? "★ " : ""}${t.number}`, value: i => cellOf(policyOf(t)[i], heat.technique)[1]}))];
+  const fact = (i, key) => facts[run.layers[i]]?.[key] ?? null;
+  const known = factColumns.map(([key, title, show]) => ({key, title, value: i => fact(i, key), draw: i => el("td",
+    {class: ["group", "alone"].includes(key) ? "cut" : "", title: fact(i, key)}, fact(i, key) === null ? "-" : show(fact(i, key)))}));
+  const map = found.map(t => ({key: t.number, title: `${t === answer ? "★ " : ""}${t.number}`, trial: t,
+    value: i => cellOf(policyOf(t)[i], heat.technique)[1], draw: i => painted(...cellOf(policyOf(t)[i], heat.technique))}));
+  const heads = [{key: "layer", title: "layer", text: true, value: i => i, draw: i => el("td", {class: "text name"}, run.layers[i])},
+    ...(narrow() ? [...map, ...known] : [...known, ...map])];
   const order = run.layers.map((_, i) => i);
   if (heat.sort) {
     const by = heads.find(h => h.key === heat.sort.key)?.value ?? (i => i);
@@ -36,11 +40,9 @@ drawn.push(what => {
   fill("techniques", ...(choose.length > 1 ? choose : []));
   fill("heat",
     header(heads, heat.sort, key => { heat.sort = heat.sort?.key === key && heat.sort.down ? null : {key, down: heat.sort?.key === key}; update("heat"); }),
-    el("tr", {class: "sub"}, el("td", {class: "text", colspan: 1 + factColumns.length}, `${quality.name}, ${costOf[state.axis].short}`),
-      ...found.map(t => el("td", {}, qualityText(t.quality), el("br"), costText(state.axis, t[state.axis])))),
-    ...order.map(i => el("tr", {}, el("td", {class: "text name"}, run.layers[i]),
-      ...factColumns.map(([key, , show]) => el("td", {class: key === "group" ? "cut" : "", title: key === "group" ? facts[run.layers[i]]?.[key] : null}, facts[run.layers[i]]?.[key] == null ? "-" : show(facts[run.layers[i]][key]))),
-      ...found.map(t => painted(...cellOf(policyOf(t)[i], heat.technique))))));
+    el("tr", {class: "sub"}, ...heads.map(({key, trial: t}) => key === "layer" ? el("td", {class: "text"}, `${quality.name}, ${costOf[state.axis].short}`)
+      : t ? el("td", {}, qualityText(t.quality), el("br"), costText(state.axis, t[state.axis])) : el("td", {}))),
+    ...order.map(i => el("tr", {}, ...heads.map(head => head.draw(i)))));
   const missing = front.length - found.filter(t => front.includes(t)).length;
   fill("heatnote", missing > 0 ? el("span", {}, `${missing} more members of the front are not shown. `) : "");
 });
