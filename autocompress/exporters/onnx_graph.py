@@ -19,7 +19,7 @@ from autocompress.exporters.onnx_simplify import simplify
 from autocompress.exporters.silence import silent
 from autocompress.exporters.tracing import watched
 from autocompress.model.tracing_stubs import unfused_attention
-from autocompress.task.calling import Flat, call, input_names, output_names
+from autocompress.task.calling import Flat, call, call_flat, input_names, output_names
 from autocompress.task.nested import batch_size, concat, tensors
 
 OPSET = 18
@@ -170,6 +170,7 @@ def _exported(name: Exporter, module: nn.Module, example: Any, signature: _Signa
     name_nodes(graph, origin)
     simplify(graph)
     _keep_inputs(graph, example, signature)
+    _keep_ranks(graph, module, example)
     return graph
 
 
@@ -200,6 +201,27 @@ def _keep_inputs(graph: Any, example: Any, signature: _Signature) -> None:
         shape = [signature.axes[name].get(i, size) for i, size in enumerate(part.shape)]
         made = onnx.helper.make_tensor_value_info(name, kind, shape)
         graph.graph.input.append(found.get(name, made))
+
+
+def _keep_ranks(graph: Any, module: nn.Module, example: Any) -> None:
+    """Outputs have the axes of several samples: of one alone a model may squeeze its batch away.
+
+    Runtimes believe what is declared, and reshape what they compute to it.
+    """
+    if batch_size(example) > 1:
+        return
+    declared = {o.name: o.type.tensor_type.shape for o in graph.graph.output}
+    shapes = (shape for shape in declared.values())
+    several = call_flat(module, concat([example, example]))
+    for shape, tensor in zip(shapes, several, strict=True):
+        if len(shape.dim) != tensor.dim():
+            del shape.dim[:]
+            for axis, size in enumerate(tensor.shape):
+                if axis:
+                    shape.dim.add().dim_value = size
+                else:
+                    shape.dim.add().dim_param = "batch"
+            del graph.graph.value_info[:]
 
 
 def _by_torchscript(module: nn.Module, example: Any, signature: _Signature) -> _Named:

@@ -99,6 +99,52 @@ def test_attention_to_another_stream_runs_on_integers(tmp_path: Path) -> None:
     assert check_file(get_target("onnxruntime"), path, compressed) == []
 
 
+class Squeezed(nn.Module):
+    """One number per sample; of one sample, without an axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(6, 16), nn.Linear(16, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.two(self.one(x).relu()).squeeze()
+
+
+class Pairs(nn.Module):
+    """Multiplies by a module that is no layer, beside a linear one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(6, 16), nn.Bilinear(16, 6, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.two(self.one(x), x)
+
+
+@pytest.mark.parametrize(("model", "names"), [(Squeezed, ("one", "two")), (Pairs, ("one",))])
+def test_integer_files_run_on_batches_and_keep_their_promises(
+    model: type[nn.Module], names: tuple[str, ...], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    module, inputs, path = model().eval(), torch.randn(40, 6), tmp_path / "model.onnx"
+    compressed = Compressed(
+        module,
+        Policy(dict.fromkeys(names, LayerPolicy(weight_bits=8, activation_bits=8))),
+        CompressionSettings(),
+        precisions=dict.fromkeys(names, Precision(8, 8)),
+        parts={name: (name,) for name in names},
+    )
+    compressed = calibrate(compressed, inputs)
+    export(compressed, path, inputs[:2])
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"input": inputs.numpy()})
+    with torch.no_grad():
+        wanted = module(inputs).numpy()
+    assert found.shape == wanted.shape
+    assert np.abs(found - wanted).max() < 0.1 * np.abs(wanted).max()
+    assert check_file(get_target("onnxruntime"), path, compressed) == []
+
+
 class Listed(nn.Module):
     """Decides in Python, by the sign of each sample's first number."""
 

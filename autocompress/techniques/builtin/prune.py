@@ -119,7 +119,7 @@ class Prune(Technique):
         wrong = []
         for name, nodes in shown.nodes.items():
             module = shown.compressed.module.get_submodule(name)
-            linear = hasattr(module, "out_features")
+            linear = hasattr(module, "in_features")  # a bilinear module has two of them
             wanted = getattr(module, "out_features" if linear else "out_channels", None)
             if wanted is None:
                 continue
