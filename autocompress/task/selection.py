@@ -23,18 +23,21 @@ class Selection:
         names: columns that are kept; ``None`` hands over the only one by position.
         before: from stored inputs to columns; ``None`` leaves them.
         dropped: columns that the model does not take.
+        whole: the model takes the mapping of them as one argument.
     """
 
     names: tuple[str, ...] | None
     before: Callable[[Any], Any] | None = None
     dropped: tuple[str, ...] = ()
+    whole: bool = False
 
     def __call__(self, stored: Any) -> Any:
         """The model's inputs."""
         columns = stored if self.before is None else self.before(stored)
         if self.names is None:
             return next(iter(columns.values()))
-        return {name: columns[name] for name in self.names}
+        chosen = {name: columns[name] for name in self.names}
+        return (chosen,) if self.whole else chosen
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -73,6 +76,8 @@ class Selection:
         if len(inputs) == 1:
             return cls(None)
         needed = [p for p in parameters.values() if p.default is inspect.Parameter.empty]
+        if len(needed) == 1 and not isinstance(_try(model, (dict(inputs),)), Exception):
+            return cls(tuple(inputs), whole=True)
         raise InputError(
             f"The model's forward takes {', '.join(parameters)}; a batch of the data has "
             f"{', '.join(map(str, inputs))}. Rename the columns, or give `input_fn`, e.g. "
@@ -173,12 +178,12 @@ def _others(column: Any) -> Iterator[Any]:
 
 
 @torch.no_grad()
-def _try(model: nn.Module, columns: Mapping[str, Any]) -> Any:
+def _try(model: nn.Module, inputs: Any) -> Any:
     """A model's answer, or the exception that it raises."""
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(0)
         try:
-            return call(model, columns)
+            return call(model, inputs)
         except Exception as error:  # a forward of anyone's; the error is looked at
             return error
 

@@ -108,3 +108,24 @@ def test_a_mask_reaches_the_model() -> None:
     found = call(model, data.train.inputs(8))
     assert torch.equal(found, model.inner(ids, mask))
     assert not torch.equal(found, model.inner(ids))
+
+
+class Batches(nn.Module):
+    """Takes the whole batch, and looks for its columns by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Inner()
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        return self.inner(batch["input_ids"], batch["attention_mask"])
+
+
+def test_a_model_that_takes_a_mapping_gets_it() -> None:
+    model = Batches().eval()
+    pairs = zip(IDS, MASK, strict=True)
+    rows = [{"input_ids": i, "attention_mask": m, "label": 1} for i, m in pairs]
+    data = Data.wrap({"train": rows, "val": rows, "test": rows}).fitted(model)
+    torch.testing.assert_close(call(model, data.train.inputs()), model.inner(IDS, MASK))
+    with pytest.raises(InputError, match="Rename the columns"):
+        Selection.of(Batches().eval(), {"ids": IDS, "mask": MASK})
