@@ -264,8 +264,7 @@ def assemble(
     prepared = prepare(raw)
     for note in prepared.notes:
         _log.info(note)
-    given = (None if model is None else prepared.model, given_data)
-    model = prepared.model
+    given, model = (None if model is None else prepared.model, given_data), prepared.model
     data = data.in_float32().fitted(without_cache(model))
     data = settled_data(study, section.task, model, data)
     if study.baseline is not None:
