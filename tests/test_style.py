@@ -26,7 +26,6 @@ HEAVY = {
         "fvcore",
         "scipy",
         "sklearn",
-        "plotly",
     ),
     *("onnx", "onnxruntime", "openvino", "executorch", "optuna", "ray", "mlflow"),
 }
