@@ -28,8 +28,17 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_its_front_is_what_it_was(place: Path) -> None:
     found = json.loads(call(place, "front run --json").stdout)
     wanted = json.loads((FIXTURE / "run" / "front.json").read_text())
-    for key in ("baseline", "budget", "feasible", "best", "trials", "baselines", "hypervolume"):
+    for key in ("baseline", "budget", "feasible", "best", "hypervolume"):
         assert found[key] == wanted[key], key
+    # every trial is listed by now, and says more; of the front's everything is as it was
+    now = {trial["number"]: trial for trial in found["trials"]}
+    for before in [*wanted["trials"], *wanted["baselines"].values()]:
+        assert {key: now[before["number"]][key] for key in before} == before
+    members = [t["number"] for t in wanted["trials"] if t["phase"] != "verify"]
+    assert found["front"] == members
+    assert {n: t["number"] for n, t in found["baselines"].items()} == {
+        n: t["number"] for n, t in wanted["baselines"].items()
+    }
 
 
 @pytest.mark.parametrize("pick", ["best", "fastest"])
