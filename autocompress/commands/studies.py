@@ -12,7 +12,7 @@ from autocompress.commands.options import Checkpoint, Json, StudyName
 from autocompress.commands.printing import printed
 from autocompress.errors import InfeasibleBudget, InputError
 from autocompress.report.display import Display
-from autocompress.run.advice import write_space
+from autocompress.run.advice import check_new, write_space
 
 if TYPE_CHECKING:
     from autocompress.run.study import StudyConfig
@@ -137,6 +137,8 @@ def advise(
     from autocompress.run.profile import advise
     from autocompress.run.study import load_study
 
+    if output is not None:
+        check_new(output)
     with Display(quiet=as_json) as shown:
         found = advise(overrides(load_study(study), budget=budget), shown.preparing)
     if output is not None:

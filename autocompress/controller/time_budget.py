@@ -33,6 +33,8 @@ LOOKING_SHARE = 0.03
 SLOWER = 1.3
 """Training is planned as if it were so much slower: what is not ended in time is lost."""
 _WAITING_SHARE = 0.01
+_CASCADE_S = 60.0
+"""For timing a cascade on the sequence of test inputs."""
 _OVER_S, _OVER_SHARE = 20.0, 0.05
 _LEAST_LIMIT_S = 5.0
 _DISTILLED = 1.5
@@ -90,7 +92,7 @@ class TimeBudget:
         return max(_LEAST_LIMIT_S, self.left_s + over - self.kept_s("verify", durations))
 
     def check_prepared(self, text: str, fraction: float = 0.0) -> None:
-        """See that preparation leaves time for at least one trial.
+        """See that preparation leaves time for at least one trial; once the search began it did.
 
         Args:
             text: what is being prepared.
@@ -99,7 +101,7 @@ class TimeBudget:
         Raises:
             InputError: the time is over.
         """
-        if self.left_s > _END_S:
+        if self.left_s > _END_S or self._searching_since_s is not None:
             return
         assert self.total_s is not None
         done = f" ({text}, {fraction:.0%})" if 0 < fraction < 1 else f" ({text})"
@@ -152,6 +154,14 @@ class TimeBudget:
             self._verified |= phase == "verify"
             return True
         self.left_out[phase] = self.left_out.get(phase, 0) + 1
+        return False
+
+    def fits_cascade(self, members: int, durations: Durations) -> bool:
+        """Whether so many members can be built and asked again; notes it where they cannot."""
+        expected = members * durations.expected_s(SEARCH) + _CASCADE_S
+        if expected + _END_S <= self.left_s:
+            return True
+        self.left_out["cascade"] = 1
         return False
 
     def note(self, sentence: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from autocompress.errors import AutocompressError
 from autocompress.machine.facts import load_average, machine_facts
-from autocompress.machine.lock import lock_folder, timing_lock
+from autocompress.machine.lock import lock_folder, who_times
 
 _SPREAD, _WIDE_SPREAD = 0.05, 0.15
 """Of the time of equal work between the tenth and the ninetieth percentile: noticed, and bad."""
@@ -163,12 +163,13 @@ def spread_of(milliseconds: list[float]) -> Finding:
 
 def _lock() -> Finding:
     try:
-        with timing_lock():
-            pass
+        holder = who_times()
     except AutocompressError as error:
         return Finding(
             "timing lock", "bad", str(error), "Set AUTOCOMPRESS_LOCK_DIR to a folder of yours."
         )
+    if holder:
+        return Finding("timing lock", "warning", f"held by {holder}", "Wait for its end.")
     return Finding("timing lock", "good", f"free, in {lock_folder()}")
 
 
@@ -206,6 +207,8 @@ def _instructions(text: str) -> Finding:
     )
     if found:
         return Finding("8-bit instructions", "good", ", ".join(found))
+    if not flags:
+        return Finding("8-bit instructions", "good", "the system does not tell; `advise` measures")
     return Finding(
         "8-bit instructions",
         "warning",

@@ -70,6 +70,24 @@ def timing_lock() -> Iterator[None]:
             lock.release()
 
 
+def who_times() -> str:
+    """Which process times on this machine, in words; empty where none does. Waits for nobody.
+
+    Raises:
+        MeasurementError: the lock file cannot be written.
+    """
+    lock = _lock()
+    if lock.is_locked:
+        return ""
+    try:
+        with _at_the_lock(), _usable(lock):
+            lock.acquire(timeout=0)
+    except Timeout:
+        return _holder(lock)[0]
+    lock.release()
+    return ""
+
+
 def after_timing() -> None:
     """Return when nobody times anything on this machine; at once in a thread that does itself.
 

@@ -1,7 +1,8 @@
 """Advice that starts from the hardware: what this runtime gains on this very model, then a space.
 
 Each way to compress is carried out alone on the whole model, exported, and timed beside the
-uncompressed file. Nothing is recommended that was not measured to gain here.
+uncompressed file. Nothing is recommended that was not measured to gain here; where nothing gains,
+channels are offered, and it says so.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autocompress.errors import InputError
+from autocompress.policy.files import check_output
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.registry import techniques
 from autocompress.policy.space_config import SpaceConfig
@@ -27,6 +29,7 @@ MILD, HARD = 0.5, 0.1
 """Shares of the cost: down to the first, bits come first; below the second, whole blocks and other
 architectures."""
 _INTEGERS = {"weight_bits": 8, "activation_bits": 8}
+_JUDGED = ("latency_ms", "size_bytes", "macs", "params")
 _TIMED_S = 2.0
 _SCREENED = 128
 _ALONE: dict[str, dict[str, Any]] = {
@@ -46,7 +49,7 @@ class Tried:
         way: in words.
         latency_ratio, low, high: of the uncompressed file's latency, with its interval; ``None``
             where it could not be tried.
-        size_ratio, macs_ratio: of the uncompressed model's.
+        size_ratio, macs_ratio, params_ratio: of the uncompressed model's.
         divergence: of its outputs, without training, by the quick reconstruction.
         why_not: why it could not be tried.
     """
@@ -57,6 +60,7 @@ class Tried:
     high: float | None = None
     size_ratio: float | None = None
     macs_ratio: float | None = None
+    params_ratio: float | None = None
     divergence: float | None = None
     why_not: str = ""
 
@@ -67,8 +71,13 @@ class Tried:
 
     def ratio(self, metric: str) -> float | None:
         """Its share of a cost of the uncompressed model."""
-        told = {"latency_ms": self.latency_ratio, "size_bytes": self.size_ratio}
-        return told.get(metric, self.macs_ratio)
+        told = {
+            "latency_ms": self.latency_ratio,
+            "size_bytes": self.size_ratio,
+            "macs": self.macs_ratio,
+            "params": self.params_ratio,
+        }
+        return told[metric]
 
 
 def advice_for(parts: Assembly) -> dict[str, Any]:
@@ -90,12 +99,15 @@ def advice_for(parts: Assembly) -> dict[str, Any]:
 
 
 def _asked(parts: Assembly) -> tuple[str, float]:
-    """The limit that asks for most: its cost, and the share of the uncompressed model's."""
+    """The limit that asks for most: its cost, and the share of the uncompressed model's.
+
+    Latency where it is limited, and where nothing is that can be told of a file.
+    """
     base, limits = parts.evaluator.baseline, parts.study.limits().limits
     shares = {
         limit.metric: limit.value if limit.relative else limit.value / base[limit.metric]
         for limit in limits
-        if limit.relative or limit.metric in base
+        if limit.metric in _JUDGED and (limit.relative or limit.metric in base)
     }
     if "latency_ms" in shares or not shares:
         return "latency_ms", shares.get("latency_ms", 1.0)
@@ -114,7 +126,8 @@ def _tried(parts: Assembly) -> Iterator[Tried]:
         try:
             policies[way] = (policy, evaluator.export_variant(policy))
         except Exception as error:  # of an exporter, of a runtime: this way is not to be had here
-            failed.append(Tried(way, why_not=f"{type(error).__name__}: {error}"))
+            told = " ".join(str(error).split())[:200]
+            failed.append(Tried(way, why_not=f"{type(error).__name__}: {told}"))
     parts.progress("timing", 0.0)
     files = [file for _, file in policies.values()]
     timings = evaluator.measurer.timings(files, max_seconds=_TIMED_S) if files else []
@@ -125,7 +138,8 @@ def _tried(parts: Assembly) -> Iterator[Tried]:
             timing.ratio_low,
             timing.ratio_high,
             timing.size_bytes / timing.baseline_size_bytes,
-            evaluator.estimator.cost(policy).macs / whole.macs,
+            (cost := evaluator.estimator.cost(policy)).macs / whole.macs,
+            cost.params / whole.params,
             evaluator.screen(policy, _SCREENED).kl,
         )
     yield from failed
@@ -192,7 +206,7 @@ def choose(tried: list[Tried], metric: str, asked: float) -> dict[str, Any]:
             enough = " That alone meets the budget." if alone and asked < 1 else ""
             ways.append(way)
             reasons.append(f"{way}: {told}.{enough}")
-        elif alone and asked >= MILD and way != CHANNELS:
+        elif alone and MILD <= asked < 1 and way != CHANNELS:
             left_out.append(f"{way}: {told}, but 8 bits alone meet a budget of {asked:.2f}x")
         elif way == BLOCKS and asked >= MILD and not _needs_blocks(found, metric, asked):
             left_out.append(f"{way}: {told}, which a budget of {asked:.2f}x does not ask for")
@@ -229,6 +243,13 @@ def _told(one: Tried, metric: str) -> str:
     return f"{ratio:.2f} of the {what}{interval}, divergence {one.divergence:.2g}{gained}"
 
 
+def check_new(path: Path) -> None:
+    """Refuse a file that is there already, before anything is measured for it."""
+    if path.exists():
+        raise InputError(f"{path} is there already. Choose another with -o, or delete it.")
+    check_output(path)
+
+
 def write_space(found: Mapping[str, Any], path: Path) -> None:
     """The advised space as a file, with its reasons as comments.
 
@@ -237,8 +258,7 @@ def write_space(found: Mapping[str, Any], path: Path) -> None:
     """
     import yaml
 
-    if path.exists():
-        raise InputError(f"{path} is there already. Choose another with -o, or delete it.")
+    check_new(path)
     lines = [f"# {text}" for text in found["reasons"]]
     lines += [f"# Left out: {text}" for text in found["left_out"]]
     text = yaml.safe_dump(found["space"], sort_keys=False)

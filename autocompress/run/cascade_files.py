@@ -59,10 +59,15 @@ def write_built(
     if output.suffix != ".onnx":
         manifest = _export(recipe, built, parts, output)
         one_file(manifest, output)
-        return sum(f.stat().st_size for f in output.iterdir() if f.suffix == ".onnx")
+        return _bytes(manifest, output)
     with scratch_folder("cascade") as scratch:
         write_cascade(_export(recipe, built, parts, scratch), scratch, output)
     return output.stat().st_size
+
+
+def _bytes(manifest: Manifest, folder: Path) -> int:
+    """Of the members' files."""
+    return sum((folder / name).stat().st_size for s in manifest.stages for name in s.files)
 
 
 def measure_built(
@@ -89,11 +94,10 @@ def measure_built(
     score = judge.quality()
     ratio, _, _ = timed(parts, manifest, folder).ratio(1)
     base = parts.evaluator.baseline
-    size = sum((folder / name).stat().st_size for s in manifest.stages for name in s.files)
     values = {
         base.quality.name: score.value,
         "latency_ms": ratio * base["latency_ms"],
-        "size_bytes": float(size),
+        "size_bytes": float(_bytes(manifest, folder)),
     }
     return Measurement(values, metrics=base.metrics[:1])
 

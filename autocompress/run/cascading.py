@@ -29,9 +29,10 @@ from autocompress.run.cascade_trial import as_trial
 from autocompress.run.factories import from_elsewhere
 from autocompress.run.resuming import differences
 from autocompress.run.study import GIVEN, read_study
+from autocompress.targets.config import TargetConfig
 from autocompress.track.folder import RunFolder, write_json
 from autocompress.track.journal import Journal
-from autocompress.track.lock import writer_of
+from autocompress.track.lock import RunLock, writer_of
 from autocompress.track.view import RunView
 
 
@@ -67,11 +68,12 @@ def cascade(
     writer = writer_of(folder)
     if writer is not None:
         raise InputError(f"Process {writer} is writing {folder.root}. Wait for its end.")
-    with from_elsewhere(f"run {folder.root}", trust=trust):
+    # held from the beginning: two at once would write the same files and numbers
+    with RunLock(folder) as lock, from_elsewhere(f"run {folder.root}", trust=trust):
         parts = _assembled(folder, view, place, progress)
-    found, trial = make_cascade(folder, view, parts, asked, output, progress, seed)
-    with Journal(folder) as journal:
-        journal.record(trial)
+        found, trial = make_cascade(folder, view, parts, asked, output, progress, seed)
+        with Journal(folder, lock) as journal:
+            journal.record(trial)
     view = RunView.load(folder)
     write_summary(folder, view, folder.best_model())
     write_report(folder, view)
@@ -139,7 +141,21 @@ def _assembled(folder: RunFolder, view: RunView, place: Path, progress: Progress
             f"The run in {folder.root} was made on a model or data handed over in Python, which "
             "are not here. Name their factories in a study."
         )
-    target = study.target.config()
+    check_target(study.target.config())
+    parts = assemble(study, place, progress=progress)
+    changed = differences(view.baseline, folder.read_study(), parts)
+    if changed:
+        raise InputError(f"The run in {folder.root} was made on {'; '.join(changed)}.")
+    parts.evaluator.measurer.set_baseline(view.baseline)
+    return parts
+
+
+def check_target(target: TargetConfig) -> None:
+    """Refuse a target that cascades do not run in.
+
+    Raises:
+        InputError: it is another runtime or device, or times batches.
+    """
     if target.runtime != "onnxruntime" or target.device != "cpu" or target.table is not None:
         raise InputError(
             "Cascades run in ONNX Runtime on this machine's CPU, and the run's target is "
@@ -151,12 +167,6 @@ def _assembled(folder: RunFolder, view: RunView, place: Path, progress: Progress
             f"A cascade's latency is told for single inputs, and the run was timed with batches of "
             f"{target.batch}. Make it with `target: {{batch: 1}}`."
         )
-    parts = assemble(study, place, progress=progress)
-    changed = differences(view.baseline, folder.read_study(), parts)
-    if changed:
-        raise InputError(f"The run in {folder.root} was made on {'; '.join(changed)}.")
-    parts.evaluator.measurer.set_baseline(view.baseline)
-    return parts
 
 
 def _write(found: RunMembers, chain: Chain, members: Sequence[Member], folder: Path) -> Manifest:

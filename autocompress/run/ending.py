@@ -56,6 +56,7 @@ def end_run(
     mlflow: MlflowSink | None,
     stopped: StopReason,
     budget: TimeBudget,
+    cascade_failed: str = "",
 ) -> EndedRun:
     """Write summary, recipe, model and report, and close MLflow.
 
@@ -63,7 +64,7 @@ def end_run(
     """
     from autocompress.run.recipes import write_recipe
 
-    failed: list[str] = []
+    failed = [cascade_failed] if cascade_failed else []
     attempt = partial(_attempt, failed)
     study, view = parts.study, _view(folder, parts, references)
     suffix = parts.evaluator.measurer.target.suffix

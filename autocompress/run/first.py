@@ -10,7 +10,7 @@ import yaml
 from autocompress.errors import InputError, nearest
 from autocompress.machine.progress import Progress
 from autocompress.machine.scratch import scratch_folder
-from autocompress.policy.files import check_output
+from autocompress.run.advice import check_new
 from autocompress.run.study import AUTO, StudyConfig, read_study, shipped
 
 _TEXT = """\
@@ -85,9 +85,7 @@ def write_first(
         InputError: the file is there already, a name cannot be read, or the study cannot be run as
             it was written; the file stays, to be mended.
     """
-    if path.exists():
-        raise InputError(f"{path} is there already. Choose another with -o, or delete it.")
-    check_output(path)
+    check_new(path)
     spaces = sorted(shipped("search_spaces"))
     if space not in (AUTO, *spaces) and not Path(space).is_file():
         raise InputError(f"There is no space {space!r}; {nearest(space, spaces)}")

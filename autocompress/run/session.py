@@ -37,11 +37,11 @@ from autocompress.policy.writing import without_password
 from autocompress.results.answer import Decision, decide, rejudged
 from autocompress.results.metric import Measurement, objectives
 from autocompress.run.assembly import Assembly, EvaluatorFactory, assemble
-from autocompress.run.cascading import make_cascade
+from autocompress.run.cascading import check_target, make_cascade
 from autocompress.run.ending import EndedRun, end_run
 from autocompress.run.feasibility import can_be_met
 from autocompress.run.resuming import as_begun, known_baseline
-from autocompress.run.study import DynamicConfig, StudyConfig
+from autocompress.run.study import StudyConfig
 from autocompress.run.variables import resolve_variables
 from autocompress.track.folder import RunFolder
 from autocompress.track.journal import Journal
@@ -105,6 +105,8 @@ def run_study(
     budget = TimeBudget(study.timeout_s)
     budget.recovery_share = RECOVERY_SHARE if study.recovery.epochs > 0 else FINISH_SHARE
     preparing = _watched(budget, silent if watcher is None else watcher.preparing)
+    if study.dynamic is not None:
+        check_target(study.target.config())
     config = study.search
     root = out or Path("runs") / study.name
     if new_baseline and not resume:
@@ -236,29 +238,40 @@ def _phases(
             run_verify(context, lambda: _decision(context, parts.study))
         finally:
             context.executor.close(cancel=bool(stop))
-        if parts.study.dynamic is not None and not stop:
-            _cascade(parts, parts.study.dynamic, journal, mlflow)
+        failed = "" if stop else _cascade(parts, context, journal, mlflow)
     # asked to end after the search, later phases are what is missing
     stopped = "interrupted" if stop else result.stopped
-    return end_run(journal.folder, parts, references, mlflow, stopped, budget)
+    return end_run(journal.folder, parts, references, mlflow, stopped, budget, failed)
 
 
-def _cascade(
-    parts: Assembly, asked: DynamicConfig, journal: Journal, mlflow: MlflowSink | None
-) -> None:
-    """The last phase: members of the run answer together. Where none are better, it says so."""
-    if any(t.phase.kind == "cascade" for t in journal.load()):  # made by an earlier session
-        return
+def _cascade(parts: Assembly, context: Context, journal: Journal, mlflow: MlflowSink | None) -> str:
+    """The last phase, if asked for: members of the run answer together.
+
+    Where none are better, it says so. The answer does not depend on it.
+
+    Returns:
+        What failed, in a sentence.
+    """
+    asked = parts.study.dynamic
+    if asked is None or any(t.phase.kind == "cascade" for t in journal.load()):
+        return ""  # or made by an earlier session
+    members = sum(t.measurement is not None for t in context.ledger.trials)
+    if not context.time.fits_cascade(members, context.ledger.durations):
+        return ""
     wanted = Asked(**asked_amounts(asked.min_accuracy, asked.mean_latency))
     folder, progress = journal.folder, parts.progress
     try:
         _, trial = make_cascade(folder, RunView.load(folder), parts, wanted, progress=progress)
     except InputError as error:
         _log.warning("No cascade was made: %s", error)
-        return
+        return ""
+    except Exception as error:  # of an exporter or a runtime: recipe and report come first
+        _log.warning("No cascade was made: %s: %s", type(error).__name__, error)
+        return f"the cascade: {type(error).__name__}: {error}"
     for sink in (journal, mlflow):
         if sink is not None:
             sink.record(trial)
+    return ""
 
 
 def _context(

@@ -29,7 +29,7 @@ from autocompress.policy.budget import Budget
 from autocompress.policy.policy import Policy
 from autocompress.policy.recovery import RecoveryConfig
 from autocompress.results.answer import decide
-from autocompress.results.trial import SEARCH, Phase, TrialState
+from autocompress.results.trial import SEARCH, Phase, Trial, TrialState
 
 EPOCH_S = 7.0
 
@@ -155,6 +155,28 @@ def test_a_time_that_is_over_before_the_first_trial_is_bad_input() -> None:
     now[0] = 28.0
     with pytest.raises(InputError, match=r"bank, 50%.*at least 90 s"):
         time.check_prepared("bank", 0.5)
+
+
+def test_once_the_search_began_nothing_is_called_preparation() -> None:
+    now = [0.0]
+    time = TimeBudget(30.0, lambda: now[0], 0.0)
+    time.search_begins()
+    now[0] = 29.0
+    time.check_prepared("epoch 3 of 5", 0.6)
+
+
+def test_a_cascade_needs_the_time_to_build_its_members_again() -> None:
+    durations = Durations([made_trial(seconds=10.0)])
+    now = [0.0]
+    time = TimeBudget(400.0, lambda: now[0], 0.0)
+    assert time.fits_cascade(20, durations)  # 20 times 12.5 s, a minute, and the end
+    now[0] = 100.0
+    assert not time.fits_cascade(20, durations)
+    assert time.left_out == {"cascade": 1}
+
+
+def made_trial(seconds: float) -> Trial:
+    return Trial(0, Policy(), SEARCH, TrialState.COMPLETE, "test", seconds=seconds)
 
 
 def needed(config: RecoveryConfig, epoch_s: float, build_s: float) -> float:

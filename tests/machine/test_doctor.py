@@ -8,10 +8,12 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from lock_processes import TIMING, Other
 
 from autocompress.machine import doctor
 from autocompress.machine.doctor import Finding, examine, spread_of
@@ -78,3 +80,11 @@ def test_a_lock_that_cannot_be_written_is_bad_and_the_command_says_so(tmp_path: 
     (lock,) = [f for f in found["findings"] if f["name"] == "timing lock"]
     assert lock["state"] == "bad"
     assert "AUTOCOMPRESS_LOCK_DIR" in lock["remedy"]
+
+
+def test_a_lock_that_another_process_holds_is_told_at_once(start: Callable[[str], Other]) -> None:
+    other = start(TIMING)
+    assert other.reaches("holding")
+    found = doctor._lock()
+    assert found.state == "warning"
+    assert str(other.process.pid) in found.found

@@ -116,6 +116,15 @@ def test_the_answer_follows_the_budget(opened: Callable[..., Any], run: RunFolde
     assert len(seen) > 2
 
 
+def test_a_run_without_a_trial_has_a_page(
+    opened: Callable[..., Any], tmp_path: Path, make_run: MakeRun
+) -> None:
+    folder = make_run(tmp_path / "empty", 4)
+    folder.trials.write_text("")
+    page = opened(write_report(folder))
+    assert numbers(page) == []
+
+
 def test_members_that_cannot_be_told_apart_are_level(
     opened: Callable[..., Any], run: RunFolder
 ) -> None:

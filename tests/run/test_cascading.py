@@ -267,6 +267,31 @@ def test_a_task_without_confidence_is_refused(finished: RunFolder) -> None:
         class_scores(parts)
 
 
+def test_a_study_whose_cascade_fails_ends_with_its_answer(
+    finished: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(finished.root, tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("the runtime gave up")
+
+    monkeypatch.setattr("autocompress.run.session.make_cascade", broken)
+    study = study_of(2, dynamic={"mean_latency": "0.6ms"}, tracking={"mlflow": False})
+    kept = [line for line in folder.trials.read_text().splitlines() if '"cascade"' not in line]
+    folder.trials.write_text("".join(f"{line}\n" for line in kept))
+    done = run_study(read_study(study), folder.root, resume=True)
+    assert done.summary["unfinished"] == ["the cascade: RuntimeError: the runtime gave up"]
+    assert folder.report.is_file()
+
+
+def test_a_study_asks_at_once_whether_its_target_runs_cascades(tmp_path: Path) -> None:
+    study = study_of(2, dynamic={"mean_latency": "0.6ms"}, target={"batch": 8})
+    with pytest.raises(InputError, match="batches of 8"):
+        run_study(read_study(study), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("target", "says"),
     [

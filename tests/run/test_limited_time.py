@@ -10,6 +10,7 @@ import yaml
 from tiny_study import STUDY, call
 
 
+@pytest.mark.slow  # by the machine's clock; the plan itself is tested on a clock of its own
 @pytest.mark.timeout(600)
 def test_recovery_is_fitted_and_the_answer_verified(tmp_path: Path) -> None:
     """Ninety seconds, of a training that would take hours."""

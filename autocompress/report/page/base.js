@@ -3,7 +3,7 @@
 
 const run = JSON.parse(document.getElementById("data").textContent);
 const quality = run.quality;
-const trials = run.trials.number.map((_, i) => {
+const trials = (run.trials.number ?? []).map((_, i) => {
   const trial = {};
   for (const name in run.trials) if (name !== "words") trial[name] = run.trials[name][i];
   for (const name of ["what", "origin", "reason"]) trial[name] = run.trials.words[trial[name]];
