@@ -7,6 +7,7 @@ the shape, the type, the mean and the spread that clients tell.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,13 @@ from autocompress.errors import InputError
 from autocompress.task.calling import call
 from autocompress.task.data import Data, Split
 
+_INTEGERS = ("bool", *("uint8", "uint16", "uint32"), *("int8", "int16", "int32", "int64"))
+_FLOATS = ("float16", "bfloat16", "float32", "float64", "complex64", "complex128")
+_KINDS = (*_INTEGERS, *_FLOATS)
+_MOST_NUMBERS = 2**24
+"""In one sample; the server makes up many of them."""
+_LARGEST = 2.0**53
+_DEEPEST = 16
 SAMPLES = 64
 """That the server makes up for each split."""
 
@@ -32,6 +40,57 @@ def describe(data: Data) -> dict[str, Any]:
         "fingerprint": data.fingerprint,
         "samples": len(data.train),
     }
+
+
+def checked(about: Any) -> dict[str, Any]:
+    """What a client tells, as far as ``made_up`` reads it.
+
+    Raises:
+        InputError: types that are none, shapes or numbers that no samples have.
+    """
+    if not isinstance(about, dict):
+        raise InputError("it does not describe its samples")
+    numbers = sum(_numbers(about.get(name)) for name in ("inputs", "targets"))
+    classes = about.get("classes")
+    known = (
+        numbers <= _MOST_NUMBERS
+        and (classes is None or _whole(classes, 1, 2**31))
+        and _whole(about.get("samples"), 0, 2**53)
+        and all(isinstance(about.get(n), str) for n in ("name", "fingerprint"))
+    )
+    if not known:
+        raise InputError("it describes samples that cannot be")
+    return about
+
+
+def _whole(value: Any, least: int, most: int) -> bool:
+    return type(value) is int and least <= value <= most
+
+
+def _numbers(one: Any, depth: int = 0) -> int:
+    """The numbers in one sample."""
+    if not isinstance(one, dict) or depth > _DEEPEST:
+        raise InputError("it describes samples that are no tensors")
+    if "mapping" in one or "sequence" in one:
+        parts = one.get("mapping", one.get("sequence"))
+        if not isinstance(parts, dict if "mapping" in one else list):
+            raise InputError("it describes samples that are no tensors")
+        each = parts.values() if isinstance(parts, dict) else parts
+        return sum(_numbers(part, depth + 1) for part in each)
+    shape: Any = one.get("shape")
+    figures: list[Any] = [one.get(n) for n in ("mean", "spread", "most")]
+    known = (
+        isinstance(shape, list)
+        and len(shape) <= _DEEPEST
+        and all(_whole(size, 0, _MOST_NUMBERS) for size in shape)
+        and one.get("dtype") in _KINDS
+        and all(type(f) in (int, float) and abs(f) <= _LARGEST for f in figures)
+    )
+    if not known:
+        raise InputError("it describes tensors that cannot be")
+    if one["dtype"] in _INTEGERS and one["most"] < 0:
+        raise InputError("its whole numbers are all below 0")
+    return math.prod(shape)
 
 
 def _described(value: Any) -> Any:

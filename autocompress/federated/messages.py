@@ -48,6 +48,8 @@ def unpack(message: bytes) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         size = int.from_bytes(message[:8], "little")
         about = json.loads(message[8 : 8 + size])["__metadata__"]
         head = json.loads(about[_HEAD])
+        if not isinstance(head, dict):
+            raise ValueError("its head is no mapping")
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"A message cannot be read: {error}.") from None
     arrays.pop("", None)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from autocompress.errors import AutocompressError, InputError
+from autocompress.federated.described import checked
 from autocompress.federated.journal import Progress, RoundAnswer, RoundJournal
 from autocompress.federated.messages import Request, pack, unpack
 from autocompress.federated.sums import ClientSums, why_refused
@@ -117,6 +118,7 @@ class _Round:
         self.rounds, self.request, self.state = rounds, request, state
         self.waiting = clients[::-1]
         self.asked: dict[int, float] = {}
+        self.sent_whole: set[int] = set()
 
     def run(self) -> None:
         """Ask all of them, so many at once."""
@@ -162,11 +164,17 @@ class _Round:
             head, arrays = unpack(message)
             if head.get("key") != self.request.key:
                 return 0  # of an earlier round, which went on without it
+            if head.get("missing") and client in self.sent_whole:
+                self._leave(client, "it does not keep what it is sent")
+                return 1
             if head.get("missing"):
+                self.sent_whole.add(client)
                 del self.asked[client]
                 self._push(client, whole=True)
                 return 0
             reason, sums = self._judged(head, arrays)
+            if not reason and self.request.kind == "describe":
+                state.about[client] = checked(head.get("about"))
         except (InputError, ValueError, KeyError, TypeError, OverflowError) as error:
             reason, sums = f"its answer cannot be read ({error})", ClientSums()
         if reason:
@@ -178,8 +186,6 @@ class _Round:
         state.heard.append(client)
         if self.request.each:
             state.each[client] = sums
-        if "about" in head:
-            state.about[client] = head["about"]
         return 1
 
     def _judged(self, head: Mapping[str, Any], arrays: Mapping[str, Any]) -> tuple[str, ClientSums]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -9,11 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from autocompress.errors import InputError
+from autocompress.federated.described import checked, describe, made_up
 from autocompress.federated.journal import RoundJournal, traffic
 from autocompress.federated.messages import Request, pack, unpack
 from autocompress.federated.rounds import RoundFailed, Rounds
+from autocompress.task.data import Data, Split
 
 MODEL = ("architecture", "weights")
 Reply = Callable[[int, dict[str, Any], dict[str, Any]], bytes | str | None]
@@ -183,6 +187,56 @@ def test_what_is_sent_once_is_sent_once_and_again_where_it_was_lost(tmp_path: Pa
     assert seen[2:] == [set(), {"blob.bank"}]
 
 
+def test_a_client_that_never_keeps_what_it_is_sent_is_left_out(tmp_path: Path) -> None:
+    lacking = Clients({1: good, 2: changed(missing=["bank"]), 3: good})
+    found = rounds(tmp_path, lacking).ask(Request("count", {"x": (2,)}, blobs={"bank": b"large"}))
+    assert found.clients == (1, 3)
+    assert "does not keep" in found.left[2]
+    assert lacking.asked.count(2) == 2
+
+
+TENSOR = {"shape": [3, 8, 8], "dtype": "float32", "mean": 0.0, "spread": 1.0, "most": 3.0}
+LABELS = {"shape": [], "dtype": "int64", "mean": 0.0, "spread": 1.0, "most": 9.0}
+ABOUT = {"inputs": TENSOR, "targets": LABELS, "classes": 10, "samples": 7}
+ABOUT |= {"name": "own", "fingerprint": "abc"}
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        None,
+        [1],
+        {**ABOUT, "inputs": {**TENSOR, "dtype": "load"}},
+        {**ABOUT, "inputs": {**TENSOR, "dtype": ["float32"]}},
+        {**ABOUT, "inputs": {**TENSOR, "shape": [1_000_000_000]}},
+        {**ABOUT, "inputs": {**TENSOR, "shape": [5000, 5000]}},
+        {**ABOUT, "inputs": {**TENSOR, "shape": [-1]}},
+        {**ABOUT, "inputs": {"sequence": [TENSOR, {**TENSOR, "mean": float("nan")}]}},
+        {**ABOUT, "inputs": {"mapping": [TENSOR]}},
+        {**ABOUT, "targets": {**LABELS, "most": 1e300}},
+        {**ABOUT, "targets": {**LABELS, "most": -1}},
+        {**ABOUT, "classes": "many"},
+        {**ABOUT, "samples": True},
+    ],
+)
+def test_samples_that_cannot_be_are_left_out_with_the_reason(tmp_path: Path, about: Any) -> None:
+    clients = Clients({1: changed(about=ABOUT), 2: changed(about=about), 3: changed(about=ABOUT)})
+    found = rounds(tmp_path, clients).ask(Request("describe", {"x": (2,)}))
+    assert found.clients == (1, 3)
+    assert set(found.about) == {1, 3}
+    assert "describe" in found.left[2] or "whole numbers" in found.left[2]
+
+
+def test_every_kind_of_samples_can_be_described() -> None:
+    inputs = {
+        "a": torch.randn(5, 3, 4),
+        "b": [torch.zeros(5, dtype=torch.bool), torch.ones(5, 2).half()],
+    }
+    split = Split(inputs, torch.arange(5))
+    told = json.loads(json.dumps(describe(Data(split, split, split))))
+    assert made_up({0: checked(told)}).train.inputs(2)["a"].shape == (2, 3, 4)
+
+
 def test_no_more_clients_are_asked_at_once_than_allowed(tmp_path: Path) -> None:
     clients = Clients(dict.fromkeys(range(50), good))
     found = rounds(tmp_path, clients, at_once=4).ask(ASKED)
@@ -202,6 +256,7 @@ def test_other_questions_have_other_keys() -> None:
 
 
 def test_a_message_that_is_none_is_refused() -> None:
-    for bad in (b"", b"\x00" * 8, b"x" * 100):
+    lists = pack([1], {})  # type: ignore[arg-type]
+    for bad in (b"", b"\x00" * 8, b"x" * 100, lists):
         with pytest.raises(InputError, match="cannot be read"):
             unpack(bad)
