@@ -8,7 +8,7 @@ from typing import cast
 
 from autocompress.controller.context import Context
 from autocompress.controller.promotion import by_band, promoted
-from autocompress.controller.protocols import Job, TrainingEvaluator
+from autocompress.controller.protocols import Evaluator, Job, TrainingEvaluator
 from autocompress.controller.starts import ladders, named, uniform_by_cost, uniform_near
 from autocompress.controller.time_budget import LOOKING_SHARE, SLOWER, fit_recovery, told
 from autocompress.policy.policy import Distill, Policy
@@ -108,11 +108,16 @@ def run_recovery(context: Context, config: RecoveryConfig) -> None:
         epochs *= 2
 
 
+def knows_epochs(evaluator: Evaluator) -> bool:
+    """Whether an evaluator tells how long training takes; one with ``epoch_s = None`` does not."""
+    return getattr(type(evaluator), "epoch_s", None) is not None
+
+
 def _within_time(context: Context, config: RecoveryConfig) -> RecoveryConfig:
     """As much of the recovery as fits into the study's time, said where that is less than asked."""
     budget, evaluator = context.time, context.evaluator
     chosen = candidates(context, config.candidates) if config.epochs > 0 else []
-    if budget.total_s is None or not chosen or not hasattr(type(evaluator), "epoch_s"):
+    if budget.total_s is None or not chosen or not knows_epochs(evaluator):
         return config
     durations = context.ledger.durations
     trained = cast(TrainingEvaluator, evaluator)

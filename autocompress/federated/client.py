@@ -27,8 +27,17 @@ from autocompress.build.statistics import watched_layers, watched_tables
 from autocompress.errors import AutocompressError, InputError
 from autocompress.federated import described
 from autocompress.federated.batch_norms import batch_norm_sums, kept_channels
-from autocompress.federated.messages import pack, unpack
+from autocompress.federated.messages import digest_of, pack, unpack
 from autocompress.federated.noise import clipped, noisy
+from autocompress.federated.own_rules import (
+    check_digest,
+    check_file,
+    check_kept,
+    first_matrix,
+    first_read,
+    own_noise,
+    told_once,
+)
 from autocompress.federated.sums import ClientSums
 from autocompress.federated.triangles import triangle
 from autocompress.machine.scratch import scratch_folder
@@ -37,6 +46,7 @@ from autocompress.measure.screening import Screening
 from autocompress.model.attention import opened
 from autocompress.model.groups import slicing_plan
 from autocompress.model.weights import load_tensors, state_tensors
+from autocompress.policy.federation import FederationSection
 from autocompress.policy.inventory import Inventory
 from autocompress.policy.policy import Distill, Policy
 from autocompress.policy.settings import CompressionSettings
@@ -47,7 +57,7 @@ from autocompress.targets import get_target
 from autocompress.task.calling import call
 from autocompress.task.data import Data, Split
 from autocompress.techniques.fold import fold_batch_norms
-from autocompress.techniques.moments import moment_sums
+from autocompress.techniques.moments import MatrixLayer, moment_sums
 
 if TYPE_CHECKING:
     from autocompress.run.assembly import Assembly
@@ -68,11 +78,13 @@ class Client:
         parts: model, task, target and recovery of the client's study.
         data: its own.
         folder: where it keeps what it is sent once.
+        simulated: whether it belongs to the server: nothing is hidden from itself.
     """
 
     parts: Assembly
     data: Data
     folder: Path
+    simulated: bool = False
     _banks: dict[str, Pipeline] = field(default_factory=dict)
 
     @property
@@ -80,17 +92,22 @@ class Client:
         """Fingerprints of its model."""
         return self.parts.inventory.architecture, self.parts.inventory.weights
 
+    @property
+    def section(self) -> FederationSection:
+        """What its own study says of federation."""
+        return self.parts.study.federation or FederationSection()
+
     def answer(self, message: bytes) -> bytes:
-        """RoundAnswer a message with sums, or with why there are none."""
+        """Answer a message with sums, or with why there are none."""
         head, arrays = unpack(message)
         about: dict[str, Any] = {"key": head["key"], "model": list(self.identity)}
         if tuple(head["model"]) != self.identity:
             return pack({**about, "problem": "this client has another model"}, {})
-        self.keep(arrays)
-        missing = [name for name in head["blobs"] if not self._blob(name).exists()]
-        if missing:
-            return pack({**about, "missing": missing}, {})
         try:
+            self.keep(arrays)
+            missing = [name for name in head["blobs"] if not self._blob(name).exists()]
+            if missing:
+                return pack({**about, "missing": missing}, {})
             sums = self.sums(head["kind"], head["args"], arrays, head["blobs"])
         except AutocompressError as error:
             return pack({**about, "problem": str(error)}, {})
@@ -158,16 +175,24 @@ class Client:
         return train.sample(min(len(train), max(_FEWEST, round(share * len(train)))), seed)
 
     def _blob(self, name: str) -> Path:
+        check_digest(name)
         return self.folder / f"{name}.safetensors"
 
     def keep(self, arrays: Arrays) -> None:
-        """Keep what a message holds of things that are sent once."""
+        """Keep what a message holds of things that are sent once.
+
+        Raises:
+            InputError: one is not called by its digest.
+        """
         for name in [n for n in arrays if n.startswith("blob.")]:
-            path = self._blob(name.removeprefix("blob."))
+            digest, blob = name.removeprefix("blob."), arrays[name].tobytes()
+            path = self._blob(digest)
+            if digest_of(blob) != digest:
+                raise InputError(f"What was sent as {digest} has another digest.")
             if not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with replacing(path) as partial:
-                    partial.write_bytes(arrays[name].tobytes())
+                    partial.write_bytes(blob)
 
 
 def cuts(inventory: Inventory) -> str:
@@ -221,19 +246,32 @@ def _moments(client: Client, asked: _Asked) -> ClientSums:
     sample = client.share(args["share"], args["seed"])
     plan = slicing_plan(model, sample.inputs(2), inventory.groups_by_name)
     running = opened(model)
-    names = [n for n in watched_layers(model, inventory, plan) if n not in args["without"]]
+    every = watched_layers(model, inventory, plan)
+    names = [n for n in every if n not in args["without"]]
+    check_kept(client.section, first_read(running, every, sample.inputs(2)), names)
+    clip, noise = own_noise(client.section, names, args)
+    if clip:
+
+        def hidden() -> Mapping[str, NDArray[Any]]:
+            return noisy(_second(running, names, sample, clip), clip, noise)
+
+        if client.simulated or client.section.epsilon is None:
+            return ClientSums(dict(hidden()))
+        about = digest_of("".join((*client.identity, client.data.fingerprint)).encode())
+        path = client.folder / f"told_{about}.safetensors"
+        return ClientSums(dict(told_once(path, args, hidden)))
     with watched(running, watched_tables(model, inventory)) as reads:
-        found = _second(running, names, sample, args)
-    if args["clip"]:
-        return ClientSums(noisy(found, args["clip"], args["noise"]))
+        found = _second(running, names, sample)
     rows = {f"rows.{n}": r.counts.numpy() for n, r in reads.result(len(sample), sample).items()}
     return ClientSums({**found, **rows, "samples": np.array([len(sample)], np.int64)})
 
 
 def _second(
-    module: torch.nn.Module, names: list[str], sample: Split, args: Mapping[str, Any]
+    module: torch.nn.Module,
+    names: list[str],
+    sample: Split,
+    clip: Mapping[str, float] | None = None,
 ) -> dict[str, NDArray[Any]]:
-    clip: Mapping[str, float] = args.get("clip") or {}
     if not clip:
         sums = moment_sums(module, names, sample, kind=torch.float64)
     else:  # each layer has a limit of its own
@@ -251,7 +289,14 @@ def _inputs(client: Client, asked: _Asked) -> ClientSums:
     names = asked.args["layers"]
     if asked.args["means"]:
         return ClientSums(described.channel_sums(folded, names, sample))
-    return ClientSums(_second(folded, names, sample, {}))
+    if client.section.epsilon is not None:
+        raise InputError(
+            "this client tells second moments with noise alone (`federation.epsilon`), and only "
+            "those of the uncompressed model"
+        )
+    others = [n for n in names if not isinstance(folded.get_submodule(n), MatrixLayer)]
+    check_kept(client.section, [*first_matrix(folded, sample.inputs(2)), *others], names)
+    return ClientSums(_second(folded, names, sample))
 
 
 def _batch_norms(client: Client, asked: _Asked) -> ClientSums:
@@ -291,6 +336,8 @@ def _screen(client: Client, asked: _Asked) -> ClientSums:
 def _evaluate(client: Client, asked: _Asked) -> ClientSums:
     """The metrics of an exported file on one split: samples, sum, and sum of squares."""
     target = get_target(client.parts.study.target.config())
+    if not client.simulated:
+        check_file(type(target), client.section)
     split: Split = getattr(client.data, asked.args["split"])
     with scratch_folder("client") as folder:
         path = folder / f"model{target.suffix}"

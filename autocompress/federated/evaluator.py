@@ -132,6 +132,9 @@ def _score(row: NDArray[Any]) -> Score:
 class FederatedEvaluator(StudyEvaluator):
     """Screens many policies in one round; else like any study's."""
 
+    #: an epoch is the clients' work: how long it takes here says nothing, and looking costs rounds
+    epoch_s = None  # type: ignore[assignment]
+
     def screen_all(self, policies: Sequence[Policy], images: int) -> list[Screened | None]:
         """Divergences of several policies; ``None`` where the round fails with all of them."""
         screening = self.screening

@@ -1,8 +1,9 @@
 """Sums that hide single samples: each sample's share is bounded, and noise covers it.
 
-Every client adds its own noise before it sends, so that the server need not be trusted with what
-any one sample adds. Both the second moments of all layers together and nothing else are covered:
-later rounds (screening, batch norms, ranges, metrics, weights) are sums without noise.
+Every client adds its own noise before it sends, at least as much as its own study asks for, and
+tells such sums once (``own_rules``). The second moments of all layers together are covered and
+nothing else: later rounds (screening, batch norms, means, ranges, metrics, weights) are sums
+without noise, so that for those the server must be trusted with what it asks.
 """
 
 from __future__ import annotations

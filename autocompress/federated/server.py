@@ -34,6 +34,7 @@ from autocompress.federated.client import Client, cuts
 from autocompress.federated.journal import RoundAnswer
 from autocompress.federated.messages import Request, digest_of
 from autocompress.federated.noise import noise_factor, positive
+from autocompress.federated.own_rules import first_matrix, first_read
 from autocompress.federated.rounds import Rounds
 from autocompress.federated.triangles import whole
 from autocompress.machine.progress import Progress, silent
@@ -43,7 +44,6 @@ from autocompress.model.weights import state_tensors
 from autocompress.policy.federation import FederationSection
 from autocompress.policy.settings import CompressionSettings
 from autocompress.results.trial import Phase
-from autocompress.task.calling import call
 from autocompress.techniques.compressed import Compressed, Range
 from autocompress.techniques.moments import Moments, matrix_layer, moment_sums, moments_of
 from autocompress.techniques.quantize import rounded_weight
@@ -105,7 +105,10 @@ class FederatedServer:
 
     def _statistics(self, settings: CompressionSettings, names: list[str]) -> Statistics:
         section = self.section
-        without = self._first(names) if section.without_first_layer else []
+        without: list[str] = []
+        if section.without_first_layer:  # its moments would be those of the samples
+            inputs = self.own.data.train.inputs(2)
+            without = first_read(opened(self.own.parts.model), names, inputs)
         args: dict[str, Any] = {"share": self.calibrating(settings), "seed": settings.seed}
         args |= {"without": without, "clip": {}, "noise": 0.0}
         if section.epsilon is not None:
@@ -125,23 +128,6 @@ class FederatedServer:
             if n.startswith("rows.")
         }
         return Statistics(moments_of(seconds), rows)
-
-    def _first(self, names: list[str]) -> list[str]:
-        """The layers that read the raw inputs: their moments would be those of the samples."""
-        order: list[str] = []
-        running = opened(self.own.parts.model)
-        handles = [
-            running.get_submodule(n).register_forward_pre_hook(
-                lambda module, args, n=n: order.append(n)
-            )
-            for n in names
-        ]
-        try:
-            call(running, self.own.data.train.inputs(2))
-        finally:
-            for handle in handles:
-                handle.remove()
-        return order[:1]
 
     def _limits(self, names: list[str]) -> dict[str, float]:
         """What one sample may add to each layer's moments: twice what made-up samples add.
@@ -287,8 +273,16 @@ class _ByClients(Calibration):
         return []
 
     def compensated(self, folded: nn.Module, compressed: Compressed) -> set[str]:
-        """Layers in few bits are rounded by the moments of their inputs in float."""
-        wanted = compensating(folded, compressed)
+        """Layers in few bits are rounded by the moments of their inputs in float.
+
+        To the nearest where these moments would tell what the client hides.
+        """
+        section, wanted = self.pipeline.server.section, compensating(folded, compressed)
+        if section.epsilon is not None:
+            return set()
+        if section.without_first_layer:
+            for name in first_matrix(folded, self.two()):
+                wanted.pop(name, None)
         if wanted:
             args = {"layers": list(wanted), "means": False}
             sums = self.pipeline.ask("inputs", self.about, args).sums

@@ -108,6 +108,11 @@ def run_federated(
         RoundFailed: too few clients answer.
         InputError: as in ``run_study``, and a study that the server cannot run without data.
     """
+    if study.dynamic is not None:
+        raise InputError(
+            "A cascade is settled on samples, and the server of a federated study has none. Leave "
+            "out `dynamic`."
+        )
     ready = study.model_copy(update={"workers": 1, "executor": "local"})
     done = run_study(
         ready,
@@ -120,6 +125,11 @@ def run_federated(
     )
     write_summary(done.folder, done.summary)
     return done
+
+
+def with_fixed_space(study: StudyConfig) -> StudyConfig:
+    """A client's study: nothing is measured to advise a space, which the server alone searches."""
+    return study.model_copy(update={"space": study.space_config()})
 
 
 def federation_of(study: StudyConfig) -> FederationSection:
@@ -153,7 +163,7 @@ def assembled(
     settings = server_settings(study.settings)
     ready = study.model_copy(update={"settings": settings, "baseline": None})
     parts = assemble(ready, folder, model=raw, data=made_up(found.about), progress=progress)
-    own = Client(parts, parts.data, place)
+    own = Client(parts, parts.data, place, simulated=True)
     server = FederatedServer(rounds, section, samples, own, place)
     judged = replace(parts.data, task=with_worst(parts.task))
     fields = {name: getattr(parts, name) for name in parts.__dataclass_fields__}
@@ -199,7 +209,7 @@ class Simulated:
     @cached_property
     def parts(self) -> Assembly:
         """Of the whole study; its model is that of all clients."""
-        return assemble(self.study, cache_folder() / FOLDER)
+        return assemble(with_fixed_space(self.study), cache_folder() / FOLDER)
 
     @cached_property
     def shares(self) -> list[Any]:
@@ -209,7 +219,7 @@ class Simulated:
     def client(self, number: int) -> Client:
         """One of them."""
         data = part_of(self.parts.data, self.shares[number])
-        return Client(self.parts, data, cache_folder() / FOLDER)
+        return Client(self.parts, data, cache_folder() / FOLDER, simulated=True)
 
 
 def count_clients(study: StudyConfig) -> int:

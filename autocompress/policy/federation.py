@@ -33,6 +33,8 @@ class FederationSection(Section):
             are hidden; ``null`` adds none.
         delta: of the same.
         without_first_layer: keep the second moments of the raw inputs where they are.
+        trust_server: in a client's own study: open files of the server that are programs, as those
+            of PyTorch (``.pt2``) are.
     """
 
     clients: int = Field(10, ge=1, le=1_000_000)
@@ -50,6 +52,7 @@ class FederationSection(Section):
     epsilon: float | None = Field(None, gt=0)
     delta: float = Field(1e-5, gt=0, lt=1)
     without_first_layer: bool = False
+    trust_server: bool = False
 
     @model_validator(mode="after")
     def _named(self) -> FederationSection:
