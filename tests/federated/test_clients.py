@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -283,6 +284,24 @@ def test_what_hides_samples_leaves_a_usable_bank(tmp_path: Path) -> None:
     policy = Policy({next(iter(bank.orders)): LayerPolicy(0.5)})
     module = bank.stitch(policy).module
     assert all(torch.isfinite(t).all() for t in module.state_dict().values())
+
+
+@pytest.mark.parametrize("section", [{"epsilon": 1e4}, {"without_first_layer": True}])
+def test_clients_answer_a_server_that_hides_what_they_hide(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, section: dict[str, Any]
+) -> None:
+    """No client is left out, from the bank to layers in 4 bits."""
+    study = read_study({**STUDY.model_dump(mode="json"), "federation": section})
+    monkeypatch.setattr(sys.modules[__name__], "STUDY", study)
+    federation = Federation(tmp_path, "plain", clients=3, **section)
+    settings = SETTINGS.model_copy(update={"weight_rounding": "gptq"})
+    names = [layer.name for layer in federation.inventory.layers]
+    policy = Policy({n: LayerPolicy(weight_bits=4) for n in names})
+    built = federation.pipeline(settings).build(policy)
+    assert built.folded is not None
+    rounds = federation.rounds.journal.rounds()
+    assert {"moments"} <= {one["kind"] for one in rounds}
+    assert [one["left"] for one in rounds] == [{}] * len(rounds)
 
 
 def test_a_client_with_another_model_or_other_cuts_says_so(tmp_path: Path) -> None:
