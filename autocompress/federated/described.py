@@ -120,7 +120,7 @@ def made_up(about: Mapping[int, Mapping[str, Any]], *, task: Any = None) -> Data
         task: of the study's data.
 
     Raises:
-        InputError: clients whose samples have different shapes.
+        InputError: clients whose inputs differ in shape, or whose targets are nested otherwise.
     """
     largest = max(about.values(), key=lambda one: int(one["samples"]))
     for client, one in about.items():
@@ -128,6 +128,11 @@ def made_up(about: Mapping[int, Mapping[str, Any]], *, task: Any = None) -> Data
             raise InputError(
                 f"All clients of a study need inputs of one shape, but client {client} has "
                 f"{_shapes(one['inputs'])} and another {_shapes(largest['inputs'])}."
+            )
+        if _nested(one["targets"]) != _nested(largest["targets"]):
+            raise InputError(
+                f"All clients of a study need targets of one form, but those of client {client} "
+                "are nested in another way."
             )
     generator = torch.Generator().manual_seed(0)
     targets = _most([one["targets"] for one in about.values()])
@@ -161,6 +166,12 @@ def _shapes(one: Mapping[str, Any]) -> Any:
     if "sequence" in one:
         return [_shapes(part) for part in one["sequence"]]
     return (tuple(one["shape"]), one["dtype"])
+
+
+def _nested(one: Mapping[str, Any]) -> Any:
+    if "mapping" in one:
+        return {key: _nested(part) for key, part in one["mapping"].items()}
+    return [_nested(part) for part in one["sequence"]] if "sequence" in one else None
 
 
 def _most(several: Sequence[Mapping[str, Any]]) -> Any:

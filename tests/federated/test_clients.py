@@ -18,6 +18,7 @@ from torch import nn
 from autocompress.build.bank import LayerBank
 from autocompress.build.batch_norm import reestimate
 from autocompress.build.statistics import Statistics
+from autocompress.errors import InputError
 from autocompress.federated.batch_norms import batch_norm_sums, kept_channels, statistics
 from autocompress.federated.client import Client
 from autocompress.federated.described import describe, made_up
@@ -320,6 +321,16 @@ def test_clients_of_unlike_shapes_are_refused() -> None:
         Data(*(Split(torch.zeros(4, size), torch.arange(4)) for _ in range(3))) for size in (3, 5)
     )
     with pytest.raises(Exception, match="client 1 has"):
+        made_up({0: describe(first), 1: describe(second)})
+
+
+def test_clients_of_unlike_targets_are_refused() -> None:
+    labels = torch.arange(4)
+    first, second = (
+        Data(*(Split(torch.zeros(4, 3), targets) for _ in range(3)))
+        for targets in ({"a": labels}, {"b": labels})
+    )
+    with pytest.raises(InputError, match="client 1 are nested"):
         made_up({0: describe(first), 1: describe(second)})
 
 
