@@ -146,7 +146,9 @@ class TimeBudget:
 
     def fits(self, phase: str, job: Phase, durations: Durations) -> bool:
         """Whether an evaluation would end early enough; notes it where it would not."""
-        expected = durations.expected_s(job) + job.epochs * self.epoch_s
+        expected = durations.expected_s(job)
+        if job.kind == "recover":  # a verification takes the weights that were trained
+            expected += job.epochs * self.epoch_s
         kept = self.kept_s(phase, durations)
         if phase == "verify" and not self._verified:
             kept = 0.0  # an answer that nobody has verified is worth little

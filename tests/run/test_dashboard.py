@@ -12,6 +12,7 @@ from pathlib import Path
 import optuna
 import pytest
 from browser import keep, pages
+from tiny_study import heed_signals
 
 from autocompress.results.trial import TrialState
 from autocompress.run.dashboard import add_run
@@ -53,7 +54,9 @@ def test_the_dashboard_opens_on_the_runs_and_ends_cleanly(
     started.write_study({"name": "started"})
     command = [sys.executable, "-m", "autocompress", "ui", str(tmp_path), "--port", "0"]
     command += ["--dashboard", "--json"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, preexec_fn=heed_signals
+    ) as process:
         assert process.stdout is not None
         found = json.loads(process.stdout.readline())
         assert found["runs"] == ["resnet20"]

@@ -78,7 +78,8 @@ def test_a_trial_alone_is_told_as_one_of_a_run_and_more() -> None:
     in_run, alone = trial_json(found, BASE), trial_json(found, BASE, alone=True)
     shared = set(in_run) & set(alone)
     assert {k: in_run[k] for k in shared} == {k: alone[k] for k in shared}
-    assert set(in_run) - shared == {"number", "phase", "origin"}
+    place = {"number", "phase", "origin", "parent", "state", "reason"}
+    assert set(in_run) - shared == place
     assert {k: alone[k] for k in set(alone) - shared} == {
         "params": None,
         "violations": {"latency_ms": pytest.approx(-0.2)},
