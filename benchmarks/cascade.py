@@ -137,10 +137,11 @@ def resplit(answers: Answers, asked: Asked, splits: int) -> dict[str, Any]:
         rows.append({"lost": lost, "ratio": chain.mean_ms(rest) / members[-1].latency_ms})
     answered = [row for row in rows if "lost" in row]
     most, ms = asked.most_lost, asked.mean_ms
-    kept = [
-        r["lost"] <= most if most is not None else r["ratio"] * answers.latency[-1] <= ms  # type: ignore[operator]
-        for r in answered
-    ]
+    if most is not None:
+        kept = [row["lost"] <= most for row in answered]
+    else:
+        assert ms is not None  # one of the two is asked
+        kept = [row["ratio"] * answers.latency[-1] <= ms for row in answered]
     return {
         "asked": {"most_lost": most, "mean_ms": ms},
         "splits": splits,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from functools import cache
@@ -26,6 +27,7 @@ HEAVY = {
         "fvcore",
         "scipy",
         "sklearn",
+        "plotly",
     ),
     *("onnx", "onnxruntime", "openvino", "executorch", "optuna", "ray", "mlflow"),
 }
@@ -229,3 +231,15 @@ def test_every_folder_of_tests_is_collected(pytestconfig: pytest.Config) -> None
         for part in path.relative_to(ROOT / "tests").parts[:-1]
     }
     assert not [f for f in folders if any(fnmatch(f, pattern) for pattern in unread)]
+
+
+def test_what_is_ignored_has_its_reason_beside_it() -> None:
+    bare = re.compile(r"#\s*(type: ignore(\[[^\]]*\])?|noqa(: [A-Z0-9, ]+)?)\s*$", re.MULTILINE)
+    places = [
+        f"{path}:{text.count(chr(10), 0, found.start()) + 1}"
+        for folder in ("autocompress", "tests", "benchmarks", "examples")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for text in [path.read_text(encoding="utf-8")]
+        for found in bare.finditer(text)
+    ]
+    assert not places

@@ -70,7 +70,7 @@ def loss_p_value(losses: int, gains: int, count: int, allowed: float) -> float:
         return 1.0  # so many gains leave no room for more losses
     most = int(binom.ppf(1 - 1e-9, count, float(rates[-1, 0])))
     other = np.arange(most + 1)[None, :]
-    reached = float(score(np.float64(losses), np.float64(gains), count, allowed))  # type: ignore[arg-type]
+    reached = float(score(np.asarray(losses, float), np.asarray(gains, float), count, allowed))
     # most losses that score as high beside so many gains: a quadratic in sqrt(losses + gains + 1)
     room = allowed * count + 2 * other + 1
     root = np.sqrt(np.maximum(reached**2 + 4 * room, 0.0)) - reached

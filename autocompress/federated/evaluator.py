@@ -133,7 +133,7 @@ class FederatedEvaluator(StudyEvaluator):
     """Screens many policies in one round; else like any study's."""
 
     #: an epoch is the clients' work: how long it takes here says nothing, and looking costs rounds
-    epoch_s = None  # type: ignore[assignment]
+    epoch_s = None  # type: ignore[assignment]  # a method in the base: there is none
 
     def screen_all(self, policies: Sequence[Policy], images: int) -> list[Screened | None]:
         """Divergences of several policies; ``None`` where the round fails with all of them."""

@@ -169,7 +169,7 @@ def _accepted(
 ) -> Iterator[Connection[Any, Any]]:
     """The connection that comes in, as long as the process may still bring it."""
     # no public way bounds the wait
-    listener._listener._socket.settimeout(0.5)  # type: ignore[attr-defined]
+    listener._listener._socket.settimeout(0.5)  # type: ignore[attr-defined]  # of no stub
     end = time.monotonic() + _START_S
     while True:
         try:

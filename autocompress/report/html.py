@@ -33,8 +33,6 @@ from autocompress.track.folder import RunFolder, write_atomically
 from autocompress.track.screened import read_screened
 from autocompress.track.view import RunView, score, value
 
-_PLOTLY = "plotly-basic.min.js"
-"""Of the npm package plotly.js-basic-dist-min 4.1.1: a quarter of plotly, in size and time."""
 _SCRIPTS = ("base.js", "front.js", "table.js", "layers.js", "study.js", "samples.js", "start.js")
 
 
@@ -68,6 +66,7 @@ def render(
         summary: what ``front.json`` tells of layers (``facts``) and val samples (``labels``).
     """
     from jinja2 import Environment
+    from plotly.offline import get_plotlyjs
 
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(_part("report.html.j2"))
@@ -104,7 +103,7 @@ def render(
         thinned=_thinned(view, data),
         css=_part("report.css"),
         data=_embedded(data),
-        scripts=[_part(name) for name in (_PLOTLY, *_SCRIPTS)],
+        scripts=[get_plotlyjs(), *map(_part, _SCRIPTS)],
     )
 
 

@@ -62,7 +62,7 @@ def made(folder: Path, kind: str, scores: Scores, *, stages: int = 3) -> list[np
             Stage((name,), (heat[i],), threshold if i < last else None)
             for i, name in enumerate(names)
         )
-    Manifest(kind, scores, 0, parts).save(folder)  # type: ignore[arg-type]
+    Manifest(kind, scores, 0, parts).save(folder)  # type: ignore[arg-type]  # words of a parameter
     return weights
 
 

@@ -109,7 +109,7 @@ def rounded(model: nn.Module, bits: int) -> nn.Module:
     for name, weight in held.items():
         other = held.get(f"{name}_reverse", held.get(name.removesuffix("_reverse"), weight))
         scale = torch.maximum(weight.abs().amax(1), other.abs().amax(1))[:, None].detach() / limit
-        setattr(weight, "grid", (weight.detach() / scale).round() * scale)  # noqa: B010
+        setattr(weight, "grid", (weight.detach() / scale).round() * scale)  # noqa: B010  (tensors have no such attribute for mypy)
     with torch.no_grad():
         for weight in held.values():
             weight.copy_(weight.grid)

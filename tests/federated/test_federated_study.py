@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +102,9 @@ class _Failing(Client):
 
 
 def test_an_untrained_model_is_refused_where_nobody_can_train_it(tmp_path: Path) -> None:
-    reach: Callable[[int], Client] = lambda number: pytest.fail("asked")  # noqa: E731
+    def reach(number: int) -> Client:
+        pytest.fail("asked")
+
     with pytest.raises(InputError, match="every client has"):
         run_federated(study({"clients": 4}), InProcess(range(4), reach), tmp_path / "run")
     assert not (tmp_path / "run").exists()

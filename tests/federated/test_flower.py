@@ -31,7 +31,7 @@ def python() -> Path:
     try:
         return environment.federated_python()
     except InputError as error:
-        pytest.skip(str(error))
+        pytest.skip(str(error))  # which names `make federated-env`
 
 
 def tiny(**federation: Any) -> dict[str, Any]:
@@ -136,9 +136,11 @@ def test_without_the_environment_the_remedy_is_named(
 def test_a_process_that_ends_is_told_with_its_last_words(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "import sys; print('no such thing'); sys.exit(3)"]
     log = tmp_path / "log"
-    with pytest.raises(FlowerFailed, match=r"ended with code 3.*no such thing"):  # noqa: SIM117
-        with relayed(command, log, ttl_s=1.0):
-            pass
+    with (
+        pytest.raises(FlowerFailed, match=r"ended with code 3.*no such thing"),
+        relayed(command, log, ttl_s=1.0),
+    ):
+        pass
 
 
 def test_messages_pass_through_the_connection(tmp_path: Path) -> None:

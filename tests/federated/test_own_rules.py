@@ -156,7 +156,7 @@ def test_hidden_moments_are_told_once(tmp_path: Path) -> None:
 def test_a_study_with_a_cascade_is_refused(tmp_path: Path) -> None:
     study = read_study({**TINY, "dynamic": {"min_accuracy": 0.5}})
     with pytest.raises(InputError, match="Leave out `dynamic`"):
-        run_federated(study, InProcess([], client), tmp_path / "run")  # type: ignore[arg-type]
+        run_federated(study, InProcess([], client), tmp_path / "run")  # type: ignore[arg-type]  # nobody is asked
 
 
 def test_a_client_measures_no_space(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -256,7 +256,7 @@ def test_other_questions_have_other_keys() -> None:
 
 
 def test_a_message_that_is_none_is_refused() -> None:
-    lists = pack([1], {})  # type: ignore[arg-type]
+    lists = pack([1], {})  # type: ignore[arg-type]  # no mapping, as a stranger may send
     for bad in (b"", b"\x00" * 8, b"x" * 100, lists):
         with pytest.raises(InputError, match="cannot be read"):
             unpack(bad)

@@ -186,7 +186,7 @@ def test_brushing_picking_and_sorting(opened: Callable[..., Any], run: RunFolder
     assert set(numbers(page)) == wanted
     page.get_by_role("button", name=re.compile("^accuracy, val")).click()
     page.wait_for_function("document.activeElement.textContent.startsWith('accuracy, val')")
-    scores = [view.by_number[n].measurement.score for n in numbers(page)]  # type: ignore[union-attr]
+    scores = [view.by_number[n].measurement.score for n in numbers(page)]  # type: ignore[union-attr]  # measured
     assert scores == sorted(scores)
     worst = numbers(page)[0]
     page.get_by_role("button", name=f"pick trial {worst}", exact=True).click()

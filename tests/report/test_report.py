@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -160,10 +158,3 @@ def test_noise_is_said(tmp_path: Path, make_run: MakeRun, kind: str, sentence: s
     assert "reached the asked precision" not in Reader(write_report(noisy).read_text()).text
     assert sentence not in Reader(write_report(source).read_text()).text
     assert "reached the asked precision" in Reader(write_report(source).read_text()).text
-
-
-def test_plotly_is_as_it_was_published() -> None:
-    """``npm pack plotly.js-basic-dist-min@4.1.1`` holds the same file."""
-    source = resources.files("autocompress.report") / "page" / "plotly-basic.min.js"
-    digest = hashlib.sha256(source.read_bytes()).hexdigest()
-    assert digest == "99784e3abfb07b142a15e521a439e6d9addceadb3f79553fd24c72774f0649ba"

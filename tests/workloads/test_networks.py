@@ -34,7 +34,7 @@ def network(make: Callable[..., nn.Module], *args: Any, **options: Any) -> nn.Mo
     except InputError as error:
         if "not installed" not in str(error):
             raise
-        pytest.skip(str(error))
+        pytest.skip(str(error))  # which names the package to install
 
 
 @torch.inference_mode()
