@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.cascade.confidence import Floats, agreement, as_logits, confidence
-from autocompress.cascade.manifest import MANIFEST, Manifest, Stage
+from autocompress.cascade.manifest import MANIFEST, MANY, Manifest, Stage
 from autocompress.errors import InputError
 
 __all__ = ["Cascade"]
@@ -30,7 +30,8 @@ class Cascade:
         providers: of ONNX Runtime.
 
     Raises:
-        InputError: no cascade is there, or ONNX Runtime cannot open its files.
+        InputError: no cascade is there, ONNX Runtime cannot open its files, or they do not belong
+            together.
     """
 
     def __init__(
@@ -40,6 +41,8 @@ class Cascade:
         threads: int | None = None,
         providers: Sequence[str] = ("CPUExecutionProvider",),
     ) -> None:
+        if threads is not None and (type(threads) is not int or not 1 <= threads < MANY):
+            raise InputError(f"`threads` must be a whole number from 1, got {threads!r}.")
         folder = Path(path) if Path(path).is_dir() else Path(path).parent
         self.manifest = Manifest.load(folder / MANIFEST if folder == Path(path) else path)
         self._sessions = [
@@ -51,6 +54,7 @@ class Cascade:
         ]
         self._inputs = [i.name for i in self._sessions[0][0].get_inputs()]
         self._names = [o.name for o in self._sessions[0][0].get_outputs()]
+        self._check_files()
 
     def get_inputs(self) -> list[Any]:
         """As of an ``InferenceSession``."""
@@ -68,19 +72,48 @@ class Cascade:
             feed: name of each input to its array, batch first.
 
         Raises:
-            InputError: an output that the files do not have.
+            InputError: an output that the files do not have, or what ``answer`` refuses.
         """
+        unknown = set(output_names or ()) - set(self._names)
+        if unknown:
+            raise InputError(f"The outputs are {self._names}, got {sorted(unknown)}.")
         outputs, _ = self.answer(feed)
         if output_names is None:
             return outputs
-        unknown = set(output_names) - set(self._names)
-        if unknown:
-            raise InputError(f"The outputs are {self._names}, got {sorted(unknown)}.")
         return [outputs[self._names.index(name)] for name in output_names]
 
     def answer(self, feed: Mapping[str, Array]) -> tuple[list[Array], NDArray[np.int64]]:
-        """Outputs for a batch, and the stage that answered each input, ``(N,)`` from 0."""
-        return self._from(0, [feed[name] for name in self._inputs])
+        """Outputs for a batch, and the stage that answered each input, ``(N,)`` from 0.
+
+        Raises:
+            InputError: inputs that the files do not take, or outputs that are not one per input.
+        """
+        if set(feed) != set(self._inputs):
+            raise InputError(f"The inputs are {self._inputs}, got {sorted(map(str, feed))}.")
+        inputs = [np.asarray(feed[name]) for name in self._inputs]
+        counts = {array.shape[:1] for array in inputs}
+        if len(counts) != 1 or counts == {()}:
+            shapes = {name: array.shape for name, array in zip(self._inputs, inputs, strict=True)}
+            raise InputError(f"Every input is a batch of as many samples, got {shapes}.")
+        return self._from(0, inputs)
+
+    def _check_files(self) -> None:
+        """Refuse files that are asked differently or answer something else."""
+        wanted = _form(self._sessions[0][0])
+        for stage, sessions in zip(self.manifest.stages, self._sessions, strict=True):
+            for name, session in zip(stage.files, sessions, strict=True):
+                found = _form(session)
+                if not all(map(_fit, wanted, found)):
+                    first = self.manifest.stages[0].files[0]
+                    raise InputError(
+                        f"{name} takes and gives {found}, but {first} {wanted}: they are no files "
+                        "of one cascade. `autocompress cascade` writes them anew."
+                    )
+        if self.manifest.output >= len(self._names):
+            raise InputError(
+                f"`output` is {self.manifest.output}, and the files have {len(self._names)}, "
+                "counted from 0."
+            )
 
     def _from(self, place: int, inputs: list[Array]) -> tuple[list[Array], NDArray[np.int64]]:
         """Outputs of a stage and of those after it."""
@@ -106,7 +139,18 @@ class Cascade:
     @staticmethod
     def _run(session: Any, inputs: list[Array]) -> list[Array]:
         names = (i.name for i in session.get_inputs())
-        return list(session.run(None, dict(zip(names, inputs, strict=True))))
+        try:
+            found = list(session.run(None, dict(zip(names, inputs, strict=True))))
+        except Exception as error:  # the runtime's errors have no common base class
+            told = " ".join(str(error).split())
+            raise InputError(f"ONNX Runtime cannot run on these inputs: {told}") from None
+        shapes = [output.shape for output in found]
+        if any(shape[:1] != (len(inputs[0]),) for shape in shapes):
+            raise InputError(
+                f"{len(inputs[0])} inputs are answered in the shapes {shapes}: a cascade needs "
+                "files that answer each input by itself, in its row."
+            )
+        return found
 
     def _sure(self, stage: Stage, found: list[list[Array]]) -> Floats:
         """How sure a stage is of each input."""
@@ -118,6 +162,28 @@ class Cascade:
         first, second = (confidence("probability", one, t) for one, t in each)
         answers = logits[0].argmax(axis=1), logits[1].argmax(axis=1)
         return agreement(answers, (first, second))
+
+
+_Form = list[tuple[str, list[Any]]]
+
+
+def _form(session: Any) -> tuple[_Form, _Form]:
+    """Element type and shape of each input, and of each output."""
+    both = session.get_inputs(), session.get_outputs()
+    inputs, outputs = ([(part.type, list(part.shape)) for part in parts] for parts in both)
+    return inputs, outputs
+
+
+def _fit(one: _Form, other: _Form) -> bool:
+    """Whether what two files take, or give, may be the same; axes may be free."""
+    if [kind for kind, _ in one] != [kind for kind, _ in other]:
+        return False
+    shapes = [(a, b) for (_, a), (_, b) in zip(one, other, strict=True)]
+    return all(
+        len(a) == len(b)
+        and all(m == n for m, n in zip(a, b, strict=True) if type(m) is type(n) is int)
+        for a, b in shapes
+    )
 
 
 def open_file(file: Path, threads: int, providers: Sequence[str]) -> Any:

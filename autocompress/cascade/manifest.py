@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, cast, get_args
 
 from autocompress.cascade.confidence import Confidence, Scores
 from autocompress.errors import InputError
 
+_T = TypeVar("_T")
 MANIFEST = "cascade.json"
 FORMAT = 1
+MANY = 10_000
+"""More threads, or outputs of a file, than there are anywhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +27,9 @@ class Stage:
         files: names in the manifest's folder.
         temperatures: of each file's probabilities.
         threshold: the stage answers what it is so sure of, or surer; ``None``: all that is left.
+
+    Raises:
+        InputError: a name that leads elsewhere, or a number that is not finite.
     """
 
     files: tuple[str, ...]
@@ -35,8 +42,12 @@ class Stage:
                 raise InputError(f"`files` must be bare names beside the manifest, got {name!r}.")
         if not self.files or len(self.files) != len(self.temperatures):
             raise InputError("A stage needs a temperature for each of its files.")
-        if not all(t > 0 for t in self.temperatures):
-            raise InputError(f"`temperatures` must be above 0, got {list(self.temperatures)}.")
+        if not all(0 < t < math.inf for t in self.temperatures):
+            raise InputError(
+                f"`temperatures` must be above 0 and finite, got {list(self.temperatures)}."
+            )
+        if self.threshold is not None and not math.isfinite(self.threshold):
+            raise InputError(f"`threshold` must be finite or null, got {self.threshold}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +76,11 @@ class Manifest:
         *others, last = [stage.threshold for stage in self.stages] or [0.0]
         if last is not None or not others or any(t is None for t in others):
             raise InputError("Every stage but the last needs a threshold, and there must be two.")
+        for name, least in (("output", 0), ("threads", 1)):
+            if not least <= getattr(self, name) < MANY:
+                raise InputError(
+                    f"`{name}` must be from {least} to {MANY - 1}, got {getattr(self, name)}."
+                )
         asked = [len(stage.files) for stage in self.stages]
         if asked != ([2, 1] if self.confidence == "agreement" else [1] * len(asked)):
             raise InputError(f"Stages of {asked} files do not fit the confidence.")
@@ -92,13 +108,13 @@ class Manifest:
                 f"There is no cascade at {file} ({error.strerror}); `autocompress cascade` makes "
                 "one."
             ) from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{file} is no JSON: {error}.") from None
         if not isinstance(found, dict) or found.get("format") != FORMAT:
             raise InputError(f"{file} is no manifest of format {FORMAT}.")
         try:
             return cls.read(found)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise InputError(f"{file} is damaged: {type(error).__name__}: {error}.") from None
         except InputError as error:
             raise InputError(f"{file}: {error}") from None
@@ -108,11 +124,24 @@ class Manifest:
         """From plain data."""
         stages = tuple(
             Stage(
-                tuple(map(str, stage["files"])),
-                tuple(map(float, stage["temperatures"])),
-                None if stage["threshold"] is None else float(stage["threshold"]),
+                tuple(_as(str, name, "files") for name in _as(list, stage["files"], "files")),
+                tuple(_as(float, heat, "temperatures") for heat in stage["temperatures"]),
+                None if stage["threshold"] is None else _as(float, stage["threshold"], "threshold"),
             )
             for stage in data["stages"]
         )
-        output, threads = int(data["output"]), int(data["threads"])
+        output, threads = (_as(int, data[name], name) for name in ("output", "threads"))
         return cls(data["confidence"], data["scores"], output, stages, threads)
+
+
+def _as(kind: type[_T], value: Any, name: str) -> _T:
+    """A value of the file as it is to be; whole numbers are fractions, too.
+
+    Raises:
+        TypeError: it is of another kind.
+    """
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        raise TypeError(f"`{name}` holds {value!r}, which is no {kind.__name__}")
+    return cast("_T", value)

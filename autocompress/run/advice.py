@@ -138,11 +138,16 @@ def _tried(parts: Assembly) -> Iterator[Tried]:
             timing.ratio_low,
             timing.ratio_high,
             timing.size_bytes / timing.baseline_size_bytes,
-            (cost := evaluator.estimator.cost(policy)).macs / whole.macs,
-            cost.params / whole.params,
+            _share((cost := evaluator.estimator.cost(policy)).macs, whole.macs),
+            _share(cost.params, whole.params),
             evaluator.screen(policy, _SCREENED).kl,
         )
     yield from failed
+
+
+def _share(cost: float, whole: float) -> float:
+    """Of nothing, nothing is gained: an embedding multiplies nothing."""
+    return cost / whole if whole > 0 else 1.0
 
 
 def _policies(parts: Assembly) -> Iterator[tuple[str, Policy | None, str]]:
@@ -190,6 +195,9 @@ def choose(tried: list[Tried], metric: str, asked: float) -> dict[str, Any]:
         tried: each way, measured alone.
         metric: the cost that counts.
         asked: its share that the budget allows; 1 without one.
+
+    Raises:
+        InputError: nothing can be done to the model.
     """
     found = {one.way: one for one in tried}
     reasons, left_out, ways = [], [], []
@@ -214,8 +222,11 @@ def choose(tried: list[Tried], metric: str, asked: float) -> dict[str, Any]:
             ways.append(way)
             reasons.append(f"{way}: {told}.")
     if not ways:
-        ways = [CHANNELS]
-        reasons.append("Nothing gains here; channels are offered, which lower other costs.")
+        ways = _still_to_be_had(found)
+        offered = "channels" if ways == [CHANNELS] else f"{', '.join(ways)}"
+        reasons.append(
+            f"Nothing gains here; offered all the same: {offered}. Other costs may fall."
+        )
     more = {"distill": [False, True]} if asked < MILD else {}
     if more:
         reasons.append(f"Distillation: {asked:.2f}x takes training, which a teacher may help.")
@@ -224,6 +235,22 @@ def choose(tried: list[Tried], metric: str, asked: float) -> dict[str, Any]:
             f"{asked:.2f}x is far: other architectures may reach it sooner; name `students`."
         )
     return {"space": space_of(ways, **more), "reasons": reasons, "left_out": left_out}
+
+
+def _still_to_be_had(found: Mapping[str, Tried]) -> list[str]:
+    """What is offered where nothing gains: channels, and where none can go all that can be done.
+
+    Raises:
+        InputError: nothing can be done to this model.
+    """
+    ways = [way for way in LEVELS if way in found and not found[way].why_not]
+    if not ways:
+        told = "; ".join(f"{way}: {one.why_not}" for way, one in found.items())
+        raise InputError(
+            f"No way to compress is to be had for this model in this runtime ({told}). `profile` "
+            "says which layers are left alone, and why; `targets` shows other runtimes."
+        )
+    return [CHANNELS] if CHANNELS in ways else ways
 
 
 def _needs_blocks(found: Mapping[str, Tried], metric: str, asked: float) -> bool:

@@ -19,6 +19,7 @@ from autocompress.cascade.manifest import MANIFEST, Manifest, Stage
 from autocompress.cascade.sequence import SequenceTimes
 from autocompress.errors import InputError
 from autocompress.machine.progress import Progress, silent
+from autocompress.policy.files import check_output
 from autocompress.report.html import write_report
 from autocompress.report.tables import write_summary
 from autocompress.results.trial import Trial
@@ -64,6 +65,8 @@ def cascade(
         NoAnswer: no cascade keeps to what is asked.
     """
     folder = RunFolder.open(run)
+    if output is not None:
+        check_output(output / MANIFEST)
     view, place = RunView.load(folder), folder.root / "cascade"
     writer = writer_of(folder)
     if writer is not None:
@@ -145,7 +148,10 @@ def _assembled(folder: RunFolder, view: RunView, place: Path, progress: Progress
     parts = assemble(study, place, progress=progress)
     changed = differences(view.baseline, folder.read_study(), parts)
     if changed:
-        raise InputError(f"The run in {folder.root} was made on {'; '.join(changed)}.")
+        raise InputError(
+            f"The run in {folder.root} was made on {'; '.join(changed)}: its members cannot be "
+            "built again as they were measured. Put back what it was made on, or search anew."
+        )
     parts.evaluator.measurer.set_baseline(view.baseline)
     return parts
 

@@ -12,6 +12,7 @@ import importlib.util
 import json
 import os
 import sys
+import traceback
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -156,13 +157,28 @@ def _attribute(module_name: str, name: str, path: str) -> Any:
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        if error.name and not module_name.startswith(error.name):
-            raise
+        if error.name and not f"{module_name}.".startswith(f"{error.name}."):
+            raise InputError(_failed(module_name, path, error)) from error
         raise InputError(
             f"There is no module {module_name!r} (factory {path!r}). Install it, or "
             "run from the folder that holds it."
         ) from None
+    except (Exception, SystemExit) as error:  # of whoever wrote it, when it is imported
+        raise InputError(_failed(module_name, path, error)) from error
     return within(module, name)
+
+
+def _failed(module_name: str, path: str, error: BaseException) -> str:
+    return f"{module_name} (factory {path!r}) cannot be imported: {raised(error)}."
+
+
+def raised(error: BaseException) -> str:
+    """What code of a user's raised, and in which line of which file."""
+    found = " ".join(str(error).split())
+    if isinstance(error, SyntaxError):  # its text names the file and the line
+        return f"{type(error).__name__}: {found}"
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {found} ({where.filename}, line {where.lineno})"
 
 
 def _key(path: str, args: Mapping[str, Any] | None) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from autocompress.errors import InputError, nearest
+from autocompress.errors import AutocompressError, InputError, nearest
 from autocompress.machine.progress import Progress
 from autocompress.machine.scratch import scratch_folder
 from autocompress.run.advice import check_new
@@ -106,7 +107,7 @@ def write_first(
     path.write_text(text, encoding="utf-8")
     try:
         return {"study": str(path), **_found(study, progress)}
-    except InputError as error:
+    except AutocompressError as error:
         raise InputError(f"{path} is written, but cannot be run yet. {error}") from None
 
 
@@ -129,4 +130,7 @@ def _found(study: StudyConfig, progress: Progress) -> dict[str, Any]:
 
 def _scalar(value: str | None) -> str:
     """A value as YAML writes it in one line."""
-    return yaml.safe_dump(value, default_flow_style=True, width=10_000).splitlines()[0]
+    plain = yaml.safe_dump(value, width=math.inf).removesuffix("\n...\n").removesuffix("\n")
+    if len(plain.splitlines()) == 1:
+        return plain
+    return yaml.safe_dump(value, width=math.inf, default_style='"').removesuffix("\n")

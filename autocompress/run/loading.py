@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import traceback
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from autocompress.errors import AutocompressError, InputError
 from autocompress.policy.recovery import ModelSection
-from autocompress.run.factories import import_factory
+from autocompress.run.factories import import_factory, raised
 from autocompress.run.variables import with_variables
 
 if TYPE_CHECKING:
@@ -49,12 +48,8 @@ def _called(section: ModelSection | DataSection) -> Any:
         return factory(**args)
     except AutocompressError:
         raise
-    except Exception as error:
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        raise InputError(
-            f"{section.factory} failed with {args}: {type(error).__name__}: {error} "
-            f"({where.filename}, line {where.lineno})."
-        ) from error
+    except (Exception, SystemExit) as error:  # a function that ends the process says nothing
+        raise InputError(f"{section.factory} failed with {args}: {raised(error)}.") from error
 
 
 def load_teacher(section: ModelSection) -> nn.Module:

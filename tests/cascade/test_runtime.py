@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -193,6 +194,16 @@ PLAIN: dict[str, Any] = {
         ({"stages": STAGES[1:]}, "threshold"),
         ({"stages": [{**STAGES[0], "temperatures": [0.0]}, STAGES[1]]}, "above 0"),
         ({"stages": [{"files": ["0.onnx"]}, STAGES[1]]}, "damaged"),
+        ({"stages": [{**STAGES[0], "threshold": math.nan}, STAGES[1]]}, "`threshold`.* finite"),
+        ({"stages": [{**STAGES[0], "threshold": True}, STAGES[1]]}, "`threshold` holds True"),
+        ({"stages": [{**STAGES[0], "threshold": 10**400}, STAGES[1]]}, "damaged"),
+        ({"stages": [{**STAGES[0], "temperatures": [math.inf]}, STAGES[1]]}, "finite"),
+        ({"stages": [{**STAGES[0], "files": "0"}, STAGES[1]]}, "`files` holds '0'"),
+        ({"output": -1}, "`output` must be"),
+        ({"output": 1}, "the files have 1"),
+        ({"output": 0.5}, "`output` holds 0.5"),
+        ({"threads": 0}, "`threads` must be"),
+        ({"threads": 10**30}, "`threads` must be"),
         ({"confidence": "agreement"}, "do not fit"),
         ({"stages": [{**STAGES[0], "files": ["absent.onnx"]}, STAGES[1]]}, "cannot open"),
     ],
@@ -203,6 +214,63 @@ def test_a_bad_manifest_is_refused(tmp_path: Path, change: dict[str, Any], says:
     (tmp_path / "cascade.json").write_text(json.dumps({**PLAIN, **change}))
     with pytest.raises(InputError, match=says):
         Cascade(tmp_path)
+
+
+def test_files_of_other_classes_are_no_cascade(tmp_path: Path) -> None:
+    """One class would be spread over all where the answers are put together."""
+    made(tmp_path, "margin", "softmax")
+    linear_file(tmp_path / "1.onnx", 4, 1)
+    with pytest.raises(InputError, match=r"1\.onnx takes and gives .*no files of one cascade"):
+        Cascade(tmp_path)
+
+
+def whole_batch_file(path: Path) -> None:
+    """A file that gives three logits for each of ``batch + 1`` inputs."""
+    linear_file(path, 3, 0)
+    model = onnx.load(str(path))
+    model.graph.node[1].CopyFrom(helper.make_node("Pad", ["h", "pads"], ["logits"]))
+    model.graph.initializer.append(numpy_helper.from_array(np.array([0, 0, 1, 0]), "pads"))
+    model.graph.output[0].type.tensor_type.shape.dim[0].dim_param = "more"
+    onnx.save(model, str(path))
+
+
+def test_answers_that_are_not_one_per_input_are_refused(tmp_path: Path, inputs: np.ndarray) -> None:
+    made(tmp_path, "margin", "softmax")
+    whole_batch_file(tmp_path / "0.onnx")
+    with pytest.raises(InputError, match=r"\(201, 3\)"):
+        Cascade(tmp_path).run(None, {"x": inputs})
+
+
+@pytest.mark.parametrize(
+    ("feed", "says"),
+    [
+        ({}, "inputs are .'x'., got"),
+        ({"y": np.ones((1, FEATURES), np.float32)}, "inputs are .'x'., got .'y'."),
+        ({"x": np.float32(1)}, "batch of as many samples"),
+        ({"x": np.ones((2, FEATURES))}, "cannot run on these inputs.*double"),
+        ({"x": np.ones((2, FEATURES + 1), np.float32)}, "cannot run on these inputs"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_refused(
+    tmp_path: Path, feed: dict[str, Any], says: str
+) -> None:
+    made(tmp_path, "margin", "softmax")
+    with pytest.raises(InputError, match=says):
+        Cascade(tmp_path).run(None, feed)
+
+
+@pytest.mark.parametrize("count", [0, 1, 7])
+def test_batches_of_any_size_are_answered(tmp_path: Path, inputs: np.ndarray, count: int) -> None:
+    made(tmp_path, "margin", "softmax")
+    (outputs,), places = Cascade(tmp_path).answer({"x": inputs[:count]})
+    assert (outputs.shape, places.shape) == ((count, 3), (count,))
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1.5, "2", 10**12])
+def test_threads_are_a_whole_number(tmp_path: Path, threads: Any) -> None:
+    made(tmp_path, "margin", "softmax")
+    with pytest.raises(InputError, match="`threads`"):
+        Cascade(tmp_path, threads=threads)
 
 
 def test_what_is_no_cascade_is_refused(tmp_path: Path) -> None:

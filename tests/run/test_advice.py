@@ -10,6 +10,7 @@ import pytest
 import yaml
 from tiny_study import STUDY, call
 
+from autocompress.errors import InputError
 from autocompress.policy.space_config import SpaceConfig
 from autocompress.policy.ways import BITS, BLOCKS, CHANNELS, LEVELS, RANK, ZEROS
 from autocompress.run.advice import GAIN, Tried, choose
@@ -64,6 +65,17 @@ def test_what_could_not_be_tried_is_left_out_with_its_reason() -> None:
     assert found["left_out"] == [
         "half of the channels: not to be had here (no channel of this model can go)"
     ]
+
+
+def test_where_nothing_gains_only_what_can_be_done_is_offered() -> None:
+    nothing = tried(bits=1.1, rank=1.0, zeros=1.2)
+    assert ways_of(choose([*nothing, *tried(channels=1.0)], "latency_ms", 0.5)) == {CHANNELS}
+    none_can_go = Tried(CHANNELS, why_not="no channel of this model can go")
+    found = choose([*nothing, none_can_go], "latency_ms", 0.5)
+    assert ways_of(found) == {BITS, RANK, ZEROS}
+    assert "offered all the same: 8 bits" in found["reasons"][0]
+    with pytest.raises(InputError, match=r"half of the channels: no channel .* can go; 8 bits: no"):
+        choose([none_can_go, Tried(BITS, why_not="no")], "latency_ms", 0.5)
 
 
 def test_a_budget_of_bytes_is_judged_by_bytes() -> None:

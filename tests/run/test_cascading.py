@@ -317,3 +317,27 @@ def test_amounts_are_read() -> None:
     for both in (*bad, ("100%", None)):
         with pytest.raises(InputError):
             asked_amounts(*both)
+
+
+def test_a_file_in_place_of_the_folder_is_refused_before_anything_is_built(
+    finished: RunFolder, tmp_path: Path
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(finished.root, copy, ignore=shutil.ignore_patterns("cascade"))
+    taken = tmp_path / "taken"
+    taken.write_text("mine")
+    with pytest.raises(InputError, match=r"taken is no folder\. Give another path"):
+        cascade(str(copy), Asked(most_lost=0.05), taken)
+    assert taken.read_text() == "mine"
+    assert not (copy / "cascade").exists()
+
+
+def test_a_run_on_another_model_is_refused_with_a_remedy(
+    finished: RunFolder, tmp_path: Path
+) -> None:
+    copy = RunFolder(tmp_path / "run")
+    shutil.copytree(finished.root, copy.root)
+    factory = {"factory": "autocompress.workloads.models:digits_resnet", "args": {"width": 8}}
+    copy.write_study({**finished.read_study(), "model": factory, "baseline": None})
+    with pytest.raises(InputError, match=r"was made on .*Put back what it was made on"):
+        cascade(str(copy.root), Asked(most_lost=0.05))

@@ -41,6 +41,17 @@ def test_names_with_signs_of_yaml_stay_what_they_are(tmp_path: Path) -> None:
     assert (read["name"], read["model"]["checkpoint"]) == ("a: {b} #c", "w: #1.pt")
 
 
+@pytest.mark.parametrize(
+    "weights",
+    ["x\ny", "\x1b[31m\tx", " x ", "x\u2028y", "\U0001f600" * 3, "x " * 9000, "null", "5"],
+)
+def test_any_name_of_a_file_stays_in_its_line(tmp_path: Path, weights: str) -> None:
+    path = tmp_path / "mine.yaml"
+    with pytest.raises(InputError, match="is written, but cannot be run yet"):
+        write_first(path, "no.such:model", "no.such:data", quiet, checkpoint=weights)
+    assert yaml.safe_load(path.read_text("utf-8"))["model"]["checkpoint"] == weights
+
+
 def test_a_file_that_is_there_stays(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("mine")
@@ -60,3 +71,38 @@ def test_the_command_writes_a_study_that_can_be_searched(tmp_path: Path) -> None
     assert json.loads(done.stdout)["study"] == "mine.yaml"
     dry = json.loads(call(tmp_path, "search mine.yaml --dry-run --json").stdout)
     assert dry["can_be_met"]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("x = (", "SyntaxError: '\\(' was never closed"),
+        ("import no_such_thing", "No module named 'no_such_thing'.*line 1"),
+        ("\n1 / 0", "ZeroDivisionError.*line 2"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
+        ("def make():\n    raise SystemExit(3)", "failed with .*SystemExit: 3.*line 2"),
+    ],
+)
+def test_a_module_that_fails_is_told_with_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, says: str
+) -> None:
+    name = f"failing_{abs(hash(text))}"
+    (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InputError, match=f"cannot be run yet.*{name}.*{says}"):
+        write_first(tmp_path / "mine.yaml", f"{name}:make", DATA, quiet)
+
+
+def test_data_that_cannot_be_calibrated_on_are_told_beside_the_written_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (
+        "import torch\n"
+        "def make(): return torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 3))\n"
+        "def data(): return {'train': torch.utils.data.TensorDataset(\n"
+        "    torch.full((90, 4), torch.nan), torch.arange(90) % 3)}\n"
+    )
+    (tmp_path / "not_finite.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InputError, match=r"is written, but cannot be run yet.*must be finite"):
+        write_first(tmp_path / "mine.yaml", "not_finite:make", "not_finite:data", quiet)
