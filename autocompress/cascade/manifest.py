@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_args
+from typing import Any, TypeVar, get_args
 
 from autocompress.cascade.confidence import Confidence, Scores
 from autocompress.errors import InputError
@@ -144,4 +144,4 @@ def _as(kind: type[_T], value: Any, name: str) -> _T:
         value = float(value)
     if type(value) is not kind:
         raise TypeError(f"`{name}` holds {value!r}, which is no {kind.__name__}")
-    return cast("_T", value)
+    return value

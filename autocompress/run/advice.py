@@ -170,9 +170,9 @@ def _uniform(parts: Assembly, values: Mapping[str, Any]) -> tuple[Policy | None,
     try:
         config = SpaceConfig.read({"name": "one way", "rules": [rule]}, where="")
         space = config.bind(parts.inventory, channel_multiple=parts.study.settings.channel_multiple)
+        return space.decode(space.uniform(**values)), ""
     except InputError as error:
         return None, str(error)
-    return space.decode(space.uniform(**values)), ""
 
 
 def _of(values: Mapping[str, Any]) -> list[Technique]:

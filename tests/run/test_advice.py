@@ -14,6 +14,8 @@ from autocompress.errors import InputError
 from autocompress.policy.space_config import SpaceConfig
 from autocompress.policy.ways import BITS, BLOCKS, CHANNELS, LEVELS, RANK, ZEROS
 from autocompress.run.advice import GAIN, Tried, choose
+from autocompress.run.assembly import assemble
+from autocompress.run.study import read_study
 
 
 def tried(**ratios: float) -> list[Tried]:
@@ -82,6 +84,25 @@ def test_a_budget_of_bytes_is_judged_by_bytes() -> None:
     found = choose(tried(bits=1.2, channels=1.1), "size_bytes", 0.7)
     assert BITS in ways_of(found)
     assert "file size" in found["reasons"][0]
+
+
+def test_a_model_without_channels_to_spare_is_advised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The only layer gives the outputs: nothing of it can go, and 8 bits can be had."""
+    (tmp_path / "one_layer.py").write_text(
+        "import torch\n"
+        "def make(): return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(256, 10))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    data = {"factory": "autocompress.workloads.data:digits"}
+    study = {"name": "one", "model": {"factory": "one_layer:make"}, "data": data, "space": "auto"}
+    parts = assemble(read_study({**study, "budget": ["params<=0.9x"]}), tmp_path / "models")
+    why_not = {t["way"]: t["why_not"] for t in parts.advice["tried"]}
+    assert not why_not[BITS]
+    assert "cannot be pruned" in why_not[CHANNELS]
+    assert "'prune_ratio'" in why_not["half of the channels, in 8 bits"]
+    assert not {c.kind for c in parts.space.choices} & {"prune"}
 
 
 @pytest.mark.timeout(600)
