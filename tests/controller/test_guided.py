@@ -315,3 +315,32 @@ def test_the_front_is_that_of_all_trials_at_any_time() -> None:
         whole = ParetoFront.of(ledger.scored(), guided.context.objectives)
         assert guided.history.front().trials == whole.trials
     assert len(whole) > 2
+
+
+class Remembering(AnalyticEvaluator):
+    """Memory is measured, and no estimate tells it."""
+
+    @staticmethod
+    def _with_memory(found: Measurement) -> Measurement:
+        memory = {"peak_memory_bytes": 1.0 + found["size_bytes"]}
+        return replace(found, values={**found.values, **memory})
+
+    @property
+    def baseline(self) -> Measurement:
+        return self._with_memory(super().baseline)
+
+    def evaluate(self, policy: Policy, phase: Phase = SEARCH, seed: int = 0) -> Measurement:
+        return self._with_memory(super().evaluate(policy, phase, seed))
+
+
+def test_a_limit_that_no_estimate_tells_is_held_to_what_is_measured() -> None:
+    evaluator = Remembering()
+    ctx = context(evaluator, trials=20, budget="memory<=0.6x")
+    found = search(ctx)
+    assert {"solver", "switch"} <= {t.origin for t in found.trials}
+    bound = 0.6 * evaluator.baseline["peak_memory_bytes"]
+    feasible = {t.number for t in found.trials if t.feasible}
+    assert feasible
+    for trial in found.trials:
+        if trial.measurement is not None and trial.state is TrialState.COMPLETE:
+            assert (trial.measurement["peak_memory_bytes"] <= bound) == (trial.number in feasible)

@@ -52,6 +52,12 @@ class EstimatedCosts:
     def _safe(self, found: Measurement) -> Mapping[str, float]:
         return {n: v + self._margin * found.spread.get(n, 0.0) for n, v in found.values.items()}
 
+    def bounds(self) -> dict[str, float]:
+        """Metric name to upper bound, of what estimates tell; memory, say, is only measured."""
+        told = self(self.cheapest)
+        found = self.context.feasibility.bounds(self.metric)
+        return {name: bound for name, bound in found.items() if name in told}
+
     def near(self, assignment: Assignment) -> Callable[[int, int], Mapping[str, float]]:
         """Costs of assignments that differ in one choice, by its place and a level."""
         found = self.context.estimates_near(assignment)

@@ -96,7 +96,7 @@ class SolverLadder:
 
         Those that no time is left for come first the next time.
         """
-        bounds = self.context.feasibility.bounds(self.context.cost)
+        bounds = self.costs.bounds()
         measured = [self.history.assignment(t) for t in self._few_cheapest(self.history.settled())]
         least = self.costs.least(bounds[self.context.cost], measured)
         top = self._top(least)

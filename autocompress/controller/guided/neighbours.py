@@ -145,7 +145,7 @@ class Jitter(Neighbours):
         levels = self.history.assignment(parent)
         noise = self.random.gauss
         losses = [table * 2.0 ** noise(0.0, 0.7) for table in self.sensitivity.losses]
-        bounds = self.context.feasibility.bounds(self.context.cost)
+        bounds = self.costs.bounds()
         found = solve(
             self.context.space,
             losses,

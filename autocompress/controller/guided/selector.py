@@ -92,7 +92,7 @@ class Selector:
         ]
         forecast = QualityForecast(seen, base.score, base.score_error, base.quality.goal)
         front, reference = self.history.front(), self.history.reference()
-        bounds = self.context.feasibility.bounds(self.context.cost)
+        bounds = self.costs.bounds()
         gains = []
         for proposal, kl in zip(proposals, divergences, strict=True):
             costs = self._corrected(proposal)
