@@ -1,4 +1,4 @@
-"""Calls in a module's forward that say sizes or places of channels: views, splits, slices.
+"""Calls in a module's forward that say sizes, places or numbers of channels: views, slices, means.
 
 A call is known by where its code stands, in the module's forward and in the functions that this
 calls, and counted from one run of that place to the next: a loop or a branch that runs otherwise
@@ -24,7 +24,9 @@ CUT = frozenset({"chunk", "split", "split_with_sizes", "tensor_split", "unsafe_c
 """They cut a tensor into several along one axis."""
 TAKEN = frozenset({"__getitem__", "narrow"})
 """They take some places along an axis."""
-CALLS = SIZED | CUT | TAKEN
+AVERAGED = frozenset({"mean"})
+"""They divide by how many channels there are."""
+CALLS = SIZED | CUT | TAKEN | AVERAGED
 
 _RUN = nn.Module._call_impl.__code__
 _TORCH, _OURS = (os.path.dirname(os.path.abspath(str(f))) for f in (torch.__file__, __file__))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from autocompress.model.call_sites import CALLS, Counted, running_module
+from autocompress.model.call_sites import AVERAGED, CALLS, Counted, running_module
 from autocompress.model.follow import Follower
 from autocompress.model.labels import Atoms, Labels, along, compact
 from autocompress.model.layer_labels import LAYERS, Axis, LayerLabels, is_layer
@@ -149,6 +149,8 @@ class _FollowedPass:
         call = self.counted[module].name(place, name)
         parts = [("i", self.follower.get(x))]
         parts += [(f"o{i}", self.follower.get(y)) for i, y in enumerate(tensors(outputs))]
+        if name in AVERAGED and any(labels is not None for _, labels in parts[1:]):
+            return  # over other axes than the channels'
         known = tuple((key, labels) for key, labels in parts if labels is not None)
         self.trace.sites.append(CallSite(self.names[module], call, known))
 

@@ -1,12 +1,12 @@
 """Try every channel group once: cut, the model must answer as the masked one does.
 
-Masked means that what reads the channels reads nothing: their weights are zero there. All groups
-are cut at once, each by some of its channels; only where that differs are they tried in parts.
-A model that does something else while it trains is run so as well, and on another size of axes that
-are free. Layers that run in training only may read channels that go, for a model which they do not
-fit is trained on what it answers in use: here they repeat what they say in the masked network.
-The weights are copies, with noise where all of a tensor is one value (a layer that was set to zero
-would hide what goes wrong behind it), and of double precision where the model can run in it.
+See ``model.masked`` for what masked means. All groups are cut at once, each by some of its
+channels; only where that differs are they tried in parts. A model that does something else while it
+trains is run so as well, and on another size of axes that are free. Layers that run in training
+only may read channels that go, for a model which they do not fit is trained on what it answers in
+use: here they repeat what they say in the masked network. The weights are copies, with noise where
+all of a tensor is one value (a layer that was set to zero would hide what goes wrong behind it),
+and of double precision where the model can run in it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -22,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from autocompress.model.sides import Removals, Side
+from autocompress.model.masked import masked
+from autocompress.model.sides import Removals
 from autocompress.model.slicing import remove
 from autocompress.model.tracing_stubs import unfused_attention
 from autocompress.model.training_run import in_training, recorded, repeated, seeded, to_training
@@ -229,7 +229,7 @@ class CutCheck:
 
     def _why_not_so(self, small: nn.Module, way: Way, removals: Removals) -> str:
         """Why a cut model is not the masked one, run in one way."""
-        with _masked(self.model, removals), recorded(self.model, way.heads) as said:
+        with masked(self.model, removals), recorded(self.model, way.heads) as said:
             wanted = self._answer(self.model, way)
         with repeated(small, said):
             got, error = self._tried(lambda: self._answer(small, way))
@@ -328,52 +328,3 @@ def lively(model: nn.Module, dtype: torch.dtype) -> nn.Module:
                         noise = noise.abs()
                     tensor.add_(noise.to(tensor.device), alpha=0.2)
     return model
-
-
-@contextmanager
-def _masked(model: nn.Module, removals: Removals) -> Iterator[None]:
-    """Let what reads these channels read nothing, for the time being."""
-    changed: dict[Tensor, Tensor] = {}
-    with torch.no_grad():
-        for (name, side), gone in removals.items():
-            for weight, places in _readers(model.get_submodule(name), side, list(gone)):
-                if weight not in changed:
-                    changed[weight] = weight.clone()
-                weight[places] = 0
-        try:
-            yield
-        finally:
-            for weight, before in changed.items():
-                weight.copy_(before)
-
-
-def _readers(module: Any, side: Side, gone: list[int]) -> Iterator[tuple[Tensor, Any]]:
-    """Weights by which a module reads channels, with the places of these channels."""
-    if side == "heads":
-        inner = module.out_proj if hasattr(module, "out_proj") else module.proj
-        yield inner.weight, (slice(None), gone)
-    elif isinstance(module, nn.LSTM | nn.GRU):
-        yield from _recurrent_readers(module, side, gone)
-    elif side == "in" and isinstance(module, nn.modules.conv._ConvTransposeNd):
-        yield module.weight, gone
-    elif side == "in" and isinstance(module, nn.modules.conv._ConvNd):
-        per, rows = module.weight.shape[1], len(module.weight) // module.groups
-        for channel in gone:
-            group, place = divmod(channel, per)
-            yield module.weight, (slice(group * rows, (group + 1) * rows), place)
-    elif side == "in":
-        yield module.weight, (slice(None), gone)
-
-
-def _recurrent_readers(module: Any, side: Side, gone: list[int]) -> Iterator[tuple[Tensor, Any]]:
-    """Inputs of the first layer; or what every layer reads of the units of this layer."""
-    for name, weight in module.named_parameters():
-        first = "_l0" in name
-        if side == "in":
-            if name.startswith("weight_ih") and first:
-                yield weight, (slice(None), gone)
-        elif name.startswith("weight_hh"):
-            units = [i for i in gone if i < module.hidden_size]
-            yield weight, (slice(None), units)
-        elif name.startswith("weight_ih") and not first:
-            yield weight, (slice(None), gone)

@@ -248,6 +248,9 @@ class Follower:
         given = _argument(func, args, kwargs, "dim")
         axes = [given] if isinstance(given, int) else list(given or range(dims))
         axes = [axis % dims for axis in axes] if dims else []
+        single = len(labels.axes) == 1 and not labels.loose
+        if name in kinds.AVERAGES and single and labels.axes[0] in axes:
+            return True  # it gives no channel; that it counts them is corrected, see `sized_calls`
         base = self._mix(labels.base, axes, name)
         for tensor in _tensors(out):
             if tensor.dim() == dims:

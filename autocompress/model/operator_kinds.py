@@ -24,6 +24,7 @@ MIXES = {
     *("cumprod", "sum", "mean", "amax", "amin", "max", "min", "prod", "var", "std", "var_mean"),
     *("std_mean", "linalg_vector_norm", "norm", "argmax", "argmin", "any", "all"),
 }
+AVERAGES = {"mean"}
 SPATIAL = (
     *("max_pool", "avg_pool", "_adaptive", "adaptive", "upsample", "_upsample"),
     *("reflection_pad", "replication_pad"),

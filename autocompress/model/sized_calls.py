@@ -1,7 +1,8 @@
-"""Modules whose forward says sizes or places of channels, after some of these are gone.
+"""Modules whose forward says sizes, places or numbers of channels, after some of these are gone.
 
-``x.view(n, 8, 16)``, ``x.chunk(2, 1)``, ``x[:, :4]``: what they say fits the channels that were
-there. A pruned model keeps its forward, and these calls are corrected while it runs.
+``x.view(n, 8, 16)``, ``x.chunk(2, 1)``, ``x[:, :4]``, ``x.mean(1)``: what they say fits the
+channels that were there. A pruned model keeps its forward, and these calls are corrected while it
+runs.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from autocompress.errors import UnsupportedModel
 from autocompress.model.call_sites import (
+    AVERAGED,
     CALLS,
     CUT,
     SIZED,
@@ -132,6 +134,8 @@ class CorrectedForward:
             new = _resized(name, args, removals.get("o0"))
         elif name in CUT:
             new = _split(name, args, kwargs, removals.get("i"))
+        elif name in AVERAGED:
+            new = _averaged(func, args, kwargs, removals.get("i"))
         else:
             new = _taken(name, args, removals.get("i"))
         if new is None:
@@ -292,6 +296,14 @@ def _split(name: str, args: Any, kwargs: Any, removal: Removal | None) -> New:
     gone = set(removal.gone)
     sizes = [sum(i not in gone for i in part) for part in _parts(name, removal.size, how)]
     return lambda: torch.split(x, sizes, dim)
+
+
+def _averaged(func: Any, args: Any, kwargs: Any, removal: Removal | None) -> New:
+    """A mean over all channels that were there; those that went are zeros in it."""
+    if removal is None or not removal.gone:
+        return None
+    _must_fit(args[0], removal)
+    return lambda: func(*args, **kwargs) * (removal.left / removal.size)
 
 
 def _must_fit(x: Tensor, removal: Removal) -> None:

@@ -135,6 +135,7 @@ def _of_packages() -> dict[str, Entry]:
     images = {
         "timm vit_tiny_patch16_224": _timm("vit_tiny_patch16_224", img_size=64),
         "timm convnext_atto": _timm("convnext_atto"),
+        "timm convnextv2_atto": _timm("convnextv2_atto"),
         "timm efficientnet_b0": _timm("efficientnet_b0"),
         "timm tf_efficientnet_lite0": _timm("tf_efficientnet_lite0"),
         "timm regnety_002": _timm("regnety_002"),
