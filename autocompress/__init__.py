@@ -1,8 +1,8 @@
 """Search compression policies for a PyTorch model under a hardware budget.
 
-``search`` runs a study, ``apply`` rebuilds a model from a recipe, ``export`` writes it;
-``evaluate``, ``profile``, ``verify`` and ``bench`` measure. The rest is what goes into them and
-comes out. Importing this package loads neither torch nor Ray nor MLflow.
+``search`` takes a model at hand, ``run_study`` a study's file; ``apply`` rebuilds a model from a
+recipe, ``export`` writes it; ``evaluate``, ``profile``, ``verify`` and ``bench`` measure. The rest
+is what goes into them and comes out. Importing this package loads neither torch nor Ray nor MLflow.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from autocompress.api import Answer, Result, search
+    from autocompress.api import Answer, Result, run_study, search
     from autocompress.api_models import apply, bench, evaluate, export, profile, verify
     from autocompress.controller.config import SearchConfig
     from autocompress.errors import AutocompressError
@@ -63,6 +63,7 @@ __all__ = [
     "export",
     "operator",
     "profile",
+    "run_study",
     "search",
     "verify",
 ]
@@ -72,7 +73,7 @@ __all__ = [
 logging.getLogger("autocompress").addHandler(logging.NullHandler())
 
 _MODULES = {
-    "api": ("Answer", "Result", "search"),
+    "api": ("Answer", "Result", "run_study", "search"),
     "api_models": ("apply", "bench", "evaluate", "export", "profile", "verify"),
     "controller.config": ("SearchConfig",),
     "errors": ("AutocompressError",),

@@ -205,6 +205,50 @@ def search(
     return Result(done.folder.root, done.summary, done.view)
 
 
+def run_study(
+    study: str | Path | Mapping[str, Any],
+    *,
+    out: str | Path | None = None,
+    budget: Budget | str | None = None,
+    space: str | Path | Mapping[str, Any] | SpaceConfig | None = None,
+    target: TargetConfig | Mapping[str, Any] | None = None,
+    search: SearchConfig | Mapping[str, Any] | None = None,
+    recovery: RecoveryConfig | Mapping[str, Any] | None = None,
+    settings: CompressionSettings | Mapping[str, Any] | None = None,
+    tracking: TrackingConfig | Mapping[str, Any] | None = None,
+    timeout_s: float | None = None,
+    resume: bool = False,
+    new_baseline: bool = False,
+    quiet: bool = False,
+) -> Result:
+    """Run a study that stands in a file, as ``autocompress search`` does.
+
+    Args:
+        study: name of a shipped study, path of a file, or a mapping as a file holds it.
+        out: folder of the run; ``runs/NAME`` by default.
+        budget: limits in place of the study's own.
+        space, target, search, recovery, settings, tracking, timeout_s: laid over the study, key by
+            key where both are sections.
+        resume, new_baseline, quiet: as of ``search``.
+
+    Raises:
+        InputError: what cannot be used; InfeasibleBudget: nothing meets the budget.
+    """
+    from autocompress.run.given import as_path, changed_study
+    from autocompress.run.session import run_study
+
+    searching, sampler = (None, None) if search is None else _with_sampler(search)
+    named: dict[str, Any] = {"space": space, "target": target, "search": searching}
+    named |= {"recovery": recovery, "settings": settings, "tracking": tracking}
+    config = changed_study(study, budget, timeout_s=timeout_s, **named)
+    folder = None if out is None else as_path(out, "out")
+    given: dict[str, Any] = {"sampler": sampler, "resume": resume}
+    given["new_baseline"] = new_baseline
+    with Display(silent=quiet) as shown:
+        done = run_study(config, folder, watcher=shown, **given)
+    return Result(done.folder.root, done.summary, done.view)
+
+
 def _with_sampler(search: SearchConfig | Mapping[str, Any] | None) -> tuple[Any, Any]:
     """The section of the search without a sampler that is an object, and that."""
     if isinstance(search, Section):

@@ -15,7 +15,7 @@ from autocompress.policy.section import Section
 from autocompress.policy.settings import CompressionSettings
 from autocompress.policy.space_config import SpaceConfig
 from autocompress.run.reading import file_part
-from autocompress.run.study import GIVEN, StudyConfig, TrackingConfig, read_study
+from autocompress.run.study import GIVEN, StudyConfig, TrackingConfig, load_study, read_study
 from autocompress.targets.config import TargetConfig
 
 if TYPE_CHECKING:
@@ -36,23 +36,53 @@ def given_study(
     Raises:
         InputError: anything that a study file could not hold.
     """
+    named = task if isinstance(task, str) else dict(task) if isinstance(task, Mapping) else None
+    given = {
+        "name": name,
+        "model": {"factory": GIVEN},
+        "data": {"factory": GIVEN, "task": named, **sections.pop("data", {})},
+        "budget": _limits(budget),
+    }
+    said = _said(sections)
+    if isinstance(search := said.get("search", {}), Mapping):
+        said["search"] = asked(search, timed="timeout_s" in said)
+    return read_study(given | said, where="the call")
+
+
+def changed_study(study: Any, budget: Budget | str | None, **sections: Any) -> StudyConfig:
+    """A study with what a call says in place of what its file says.
+
+    Args:
+        study: name of a shipped one, path of a file, or a mapping as a file holds it.
+        budget: limits in place of its own; ``None`` leaves these.
+        **sections: laid over those of the study; ``None`` leaves one as it is.
+
+    Raises:
+        InputError: no such study, or anything that a study file could not hold.
+    """
+    if isinstance(study, Mapping):
+        config = read_study({"name": "python", **study}, where="the call")
+    else:
+        config = load_study(as_path(study, "study"))
+    said = _said(sections) | ({} if budget is None else {"budget": _limits(budget)})
+    if isinstance(search := said.get("search", {}), Mapping) and "timeout_s" in said:
+        said["search"] = asked(search, timed=True)
+    return config.changed(**said)
+
+
+def _said(sections: Mapping[str, Any]) -> dict[str, Any]:
+    """Sections that were given, as a study file would hold them."""
+    return {name: _plain(name, value) for name, value in sections.items() if value is not None}
+
+
+def _limits(budget: Budget | str | None) -> list[str]:
     if not isinstance(budget, str | Budget | None):
         raise InputError(
             f"`budget` must be a text such as 'latency<=0.5x', or a Budget such as "
             f"Budget('latency<=0.5x', 'size<=1MB'), got {budget!r}."
         )
     limits = Budget(budget) if isinstance(budget, str) else (budget or Budget())
-    named = task if isinstance(task, str) else dict(task) if isinstance(task, Mapping) else None
-    given = {
-        "name": name,
-        "model": {"factory": GIVEN},
-        "data": {"factory": GIVEN, "task": named, **sections.pop("data", {})},
-        "budget": [str(limit) for limit in limits.limits],
-    }
-    said = {k: _plain(k, v) for k, v in sections.items() if v is not None}
-    if isinstance(search := said.get("search", {}), Mapping):
-        said["search"] = asked(search, timed="timeout_s" in said)
-    return read_study(given | said, where="the call")
+    return [str(limit) for limit in limits.limits]
 
 
 def told(
