@@ -68,7 +68,7 @@ def apply(
     source = from_elsewhere(f"recipe {path}", trust=trust)
     with scratch_folder("model") as scratch, source:
         splits = _told(data, task, reading, by_file=False)
-        parts, same = open_recipe(loaded, given, data=splits, folder=scratch)
+        parts, same = open_recipe(loaded, given, data=splits, folder=scratch, reached=False)
         compressed = rebuild(loaded, parts, same, path.parent)
         return handed_out(compressed, parts.data.train.inputs(2))
 

@@ -62,6 +62,10 @@ class TargetUnavailable(InputError):
     """The asked runtime, device or provider is not present on this machine."""
 
 
+class DeviceLost(AutocompressError):
+    """A device that was there cannot be reached any more, however long one waited for it."""
+
+
 class MeasurementError(AutocompressError):
     """A measurement is missing a value or holds one that is not finite."""
 

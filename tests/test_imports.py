@@ -59,7 +59,7 @@ ONLY_IN = {
 }
 TALKS = {"commands", "report", "cli"}
 """Where people are shown things; a library logs."""
-PROGRAMS = {"estimate/device_runner.py", "measure/memory.py"}
+PROGRAMS = {"estimate/device_runner.py", "estimate/serving.py", "measure/memory.py"}
 """Programs of their own, run in another process or on a device: they answer by printing."""
 NO_TORCH = (
     *("machine", "policy", "results", "cascade", "controller", "execute", "track", "report"),

@@ -64,8 +64,12 @@ def bench(
     file: Annotated[Path, typer.Argument(metavar="A.onnx", help="The file to time.")],
     vs: Annotated[Path | None, typer.Option(help="A second file, timed in turn with it.")] = None,
     target: Annotated[
-        str, typer.Option(help="Runtime; see `autocompress targets`.")
+        str,
+        typer.Option(help="Runtime; see `autocompress targets`. Or a device, `ssh://user@host`."),
     ] = DEFAULT_RUNTIME,
+    python: Annotated[
+        str | None, typer.Option(help="Name or path of Python on that device.")
+    ] = None,
     threads: Annotated[int, typer.Option(min=1)] = 1,
     batch: Annotated[int, typer.Option(min=1)] = 1,
     as_json: Json = False,
@@ -73,7 +77,7 @@ def bench(
     """Time a file, or two interleaved: median, IQR, and the ratio with its interval."""
     from autocompress.commands import measuring
 
-    found = measuring.bench(file, vs, target, threads, batch)
+    found = measuring.bench(file, vs, target, threads, batch, python)
     printed(found, as_json, lambda console: measuring.show_bench(found, console))
 
 

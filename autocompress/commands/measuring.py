@@ -14,14 +14,19 @@ from autocompress.measure.latency import bench as measure_files
 from autocompress.results.metric import Metric
 from autocompress.targets import available_targets, get_target
 from autocompress.targets.base import Availability
+from autocompress.targets.config import named
 
 
-def bench(file: Path, vs: Path | None, target: str, threads: int, batch: int) -> dict[str, Any]:
+def bench(
+    file: Path, vs: Path | None, target: str, threads: int, batch: int, python: str | None
+) -> dict[str, Any]:
     """Time one file, or two in turn."""
     for path in (file, vs):
         if path is not None and not path.is_file():
             raise InputError(f"There is no file {path}.")
-    runtime = get_target({"runtime": target, "threads": threads, "batch": batch})
+    there = {} if python is None else {"python": python}
+    runtime = get_target({**named(target), "threads": threads, "batch": batch, **there})
+    runtime.reach()
     return measure_files(file, vs, runtime)
 
 

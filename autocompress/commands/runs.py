@@ -24,7 +24,8 @@ def front(
     target: Annotated[
         str | None,
         typer.Option(
-            help="Re-cost the stored trials for another runtime, or for a device's table.json."
+            help="Re-cost the stored trials for another runtime, a device (`ssh://user@host`) or "
+            "its table.json."
         ),
     ] = None,
     trust: options.Trust = False,

@@ -29,6 +29,7 @@ WHY_ENDED: dict[StopReason, str] = {
     "trials": "The search ended because all trials are done (`--trials`).",
     "timeout": "The search ended because its time was up.",
     "interrupted": "The search was interrupted; `--resume` goes on.",
+    "device lost": "The device was lost; `--resume` goes on when it is there again.",
     "exhausted": "The search ended because it found no policy that it had not tried.",
     "rejections": "The search gave up: too many proposals in a row were over the budget by their "
     "estimate. Loosen the budget, give the space harder levels, use the sampler `guided`, or raise "

@@ -23,7 +23,7 @@ _ELSEWHERE_S = 60.0
 _SEED_STEP = 2_000_003
 """Between the study's seed and that of random unseen policies: others count up from the first."""
 
-StopReason = Literal["trials", "timeout", "interrupted", "exhausted", "rejections"]
+StopReason = Literal["trials", "timeout", "interrupted", "exhausted", "rejections", "device lost"]
 
 
 @dataclass
@@ -33,7 +33,8 @@ class SearchResult:
     Args:
         trials: all finished ones, earlier sessions included.
         stopped: why it ended: ``trials``, ``timeout``, ``interrupted``, ``exhausted`` (nothing new
-            to propose), ``rejections`` (``max_rejections`` in a row were over the budget).
+            to propose), ``rejections`` (``max_rejections`` in a row were over the budget); of a
+            study also ``device lost``.
         seconds: of this session's search phase.
         bookkeeping_s: of them, spent on choosing and recording rather than on evaluating or
             screening.

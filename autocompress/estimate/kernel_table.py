@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -15,8 +15,6 @@ from typing import Any
 
 from autocompress.errors import InputError
 from autocompress.estimate.tasks import Tasks
-from autocompress.machine.facts import machine_facts, machine_id
-from autocompress.machine.lock import timing_lock
 from autocompress.machine.progress import Progress, silent
 from autocompress.machine.scratch import scratch_folder
 from autocompress.measure.rounds import warm_up
@@ -151,7 +149,7 @@ def table_path(target: Target, cache_dir: str | Path, footprint: int = FOOTPRINT
     """Where the table of a target on this machine is kept, for networks of about that weight."""
     text = json.dumps([target.describe(), footprint], sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-    return Path(cache_dir) / f"kernels-{target.config.runtime}-{digest}-{machine_id()}.json"
+    return Path(cache_dir) / f"kernels-{target.config.runtime}-{digest}-{target.machine_id()}.json"
 
 
 def load_table(path: Path) -> KernelTable:
@@ -196,7 +194,7 @@ def measure_kernels(
     table = load_table(path)
     table.facts = {
         "target": target.describe(),
-        "machine": machine_facts(),
+        "machine": target.machine(),
         "footprint": footprint,
     }
     missing = [k for k in dict.fromkeys(kernels) if k.key not in table.times]
@@ -229,7 +227,7 @@ def _profile(
 
         def measure(i: int) -> None:
             file = written(i, str(i))
-            with closing(target.open(file)) as session, timing_lock():
+            with closing(target.open(file)) as session, target.timing_lock():
                 profile = session.profile(random_inputs(session.inputs), runs)
             times = target.kernel_times(profile, len(parts[i]))
             table.add({k.key: t for k, t in zip(parts[i], times, strict=True) if t == t})
@@ -238,14 +236,23 @@ def _profile(
             progress("kernels", len(done) / len(parts))
 
         # the last precision is an integer one, where there is one: those suffer most
-        session = stack.enter_context(closing(target.open(written(-1, "watched"))))
-        call = session.prepare(random_inputs(session.inputs))
-
-        def look() -> float:
-            with timing_lock():
-                return 1e3 * warm_up(call)
-
+        look = _sentinel(target, written(-1, "watched"), stack)
         Tasks([partial(measure, i) for i in range(len(parts))], look).run()
+
+
+def _sentinel(target: Target, file: Path, stack: ExitStack) -> Callable[[], float]:
+    """Milliseconds of a file at the moment of the call, where the target times; stays open."""
+    if target.elsewhere is not None:
+        ask = partial(target.elsewhere.ask, "look", target.fields(), [file])
+        return lambda: float(ask()[0])
+    session = stack.enter_context(closing(target.open(file)))
+    call = session.prepare(random_inputs(session.inputs))
+
+    def look() -> float:
+        with target.timing_lock():
+            return 1e3 * warm_up(call)
+
+    return look
 
 
 def chunks(kernels: Sequence[Kernel], footprint: int = FOOTPRINT) -> list[list[Kernel]]:

@@ -6,7 +6,7 @@ import json
 import zipfile
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from autocompress.errors import ExportError, InputError
@@ -15,6 +15,7 @@ from autocompress.estimate.latency_features import LayerPlan
 from autocompress.estimate.latency_model import choose_variants
 from autocompress.estimate.whole_models import ExportVariant, none_left
 from autocompress.machine.progress import Progress, silent
+from autocompress.machine.runner_files import runner_files
 from autocompress.machine.scratch import scratch_folder
 from autocompress.model.kernels import Kernel
 from autocompress.policy.attempt import attempt
@@ -28,22 +29,6 @@ from autocompress.targets.registry import usable
 
 #: bytes of weights that an unpacked archive may hold; widths in between are interpolated
 _LARGEST = 300_000_000
-RUNNER = "run_kernels.py"
-#: what it imports, in the archive's own package of that name; these need numpy and onnxruntime only
-_SHARED = (
-    "errors.py",
-    "estimate/tasks.py",
-    "exporters/kernel_names.py",
-    "exporters/metadata.py",
-    "machine/facts.py",
-    "machine/scratch.py",
-    "measure/quiet.py",
-    "measure/rounds.py",
-    "measure/sampling.py",
-    "targets/onnx_session.py",
-    "targets/profile.py",
-    "targets/session.py",
-)
 
 
 def pack_kernels(
@@ -112,15 +97,6 @@ def _check(path: Path, target: Target) -> None:
             f"study's runtime {target.name!r}. Use one of which they do: "
             f"{', '.join(usable(lambda target: target.packable))}."
         )
-
-
-def runner_files() -> dict[str, str]:
-    """Name in the archive to text: the script, and a package that it finds before others."""
-    package = Path(__file__).parents[1]
-    files = {RUNNER: "estimate/device_runner.py", **{f"autocompress/{n}": n for n in _SHARED}}
-    folders = {str(PurePosixPath(name).parent) for name in files} - {"."}
-    empty = {f"{folder}/__init__.py": "" for folder in sorted({"autocompress", *folders})}
-    return empty | {name: (package / f).read_text(encoding="utf-8") for name, f in files.items()}
 
 
 def _add_kernels(

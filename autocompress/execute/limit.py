@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from autocompress.machine.waiting import outside_wait_s
+
 _GRACE_S = 20.0
 """How long code may take to end once it is interrupted, before it is given up."""
 _SIGNAL = None if sys.platform == "win32" else signal.SIGUSR2
@@ -27,7 +29,7 @@ def time_limit(seconds: float | None, stuck: Callable[[], object]) -> Iterator[N
     that never comes back cannot be: ``stuck`` is called in another thread then.
 
     Args:
-        seconds: ``None`` is no limit.
+        seconds: ``None`` is no limit. Waits for something outside do not count.
         stuck: called once, some seconds after the end of the time.
 
     Raises:
@@ -38,9 +40,14 @@ def time_limit(seconds: float | None, stuck: Callable[[], object]) -> Iterator[N
         return
     over, guard, thread = threading.Event(), threading.Lock(), threading.current_thread()
 
+    begun = outside_wait_s()
+
     def watch() -> None:
-        if over.wait(min(seconds, threading.TIMEOUT_MAX)):
-            return
+        left, given = seconds, 0.0
+        while left > 0:
+            if over.wait(min(left, threading.TIMEOUT_MAX)):
+                return
+            left, given = outside_wait_s() - begun - given, outside_wait_s() - begun
         end = time.monotonic() + _GRACE_S
         while time.monotonic() < end:
             with guard:

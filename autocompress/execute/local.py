@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from autocompress.controller.protocols import Evaluator, Job, Outcome
-from autocompress.errors import AutocompressError
+from autocompress.errors import AutocompressError, DeviceLost
 from autocompress.execute.limit import TookTooLong, time_limit
 
 
@@ -56,7 +56,8 @@ def evaluate(evaluator: Evaluator, job: Job, stuck: Callable[[], object] = lambd
 def run_job(work: Callable[[], Outcome], job: Job, stuck: Callable[[], object]) -> Outcome:
     """Do a job within its limit; whatever its code raises becomes the outcome's error.
 
-    Ctrl-C alone is let through: the study's own process is told by it to stop.
+    Ctrl-C is let through, by which the study's own process is told to stop, and a lost device,
+    without which it cannot go on.
     """
     start = time.perf_counter()
     try:
@@ -64,7 +65,7 @@ def run_job(work: Callable[[], Outcome], job: Job, stuck: Callable[[], object]) 
             found = work()
     except TookTooLong:
         found = too_long(job)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, DeviceLost):
         raise
     except BaseException as error:  # sys.exit in a user's code ends no study
         found = Outcome(job, None, told(error))

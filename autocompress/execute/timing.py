@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from autocompress.controller.protocols import DividedEvaluator, Executor, Job, Outcome
+from autocompress.errors import DeviceLost
 from autocompress.execute.local import told
 
 _FILES = 2
@@ -100,6 +101,8 @@ class TimingExecutor:
         start, self._timed_any = time.perf_counter(), True
         try:
             found = self._evaluator.timed([outcome.scored for outcome in scored])
+        except DeviceLost:
+            raise
         except Exception as error:
             if len(scored) > 1:
                 return [one for outcome in scored for one in self._timed([outcome])]

@@ -7,6 +7,7 @@ import math
 import os
 import platform
 import sys
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,32 @@ def cores_to_use() -> int:
     return usable_cores() if _share is None else max(1, min(_share, usable_cores()))
 
 
+_SYSTEM = Path("/sys")
+
+
+def machine_state() -> dict[str, Any]:
+    """What changes while a process runs, as far as the system tells: temperatures, frequencies.
+
+    Returns:
+        ``temperature_c`` (the hottest zone), ``frequency_mhz`` (lowest and highest of the cores
+        now) and ``governor``; what the system does not tell is left out.
+    """
+    zones = _numbers(_SYSTEM.glob("class/thermal/thermal_zone*/temp"))
+    clocks = _numbers(_SYSTEM.glob("devices/system/cpu/cpu[0-9]*/cpufreq/scaling_cur_freq"))
+    found = {
+        "temperature_c": max(zones) / 1e3 if zones else None,
+        "frequency_mhz": [min(clocks) / 1e3, max(clocks) / 1e3] if clocks else None,
+        "governor": _governor(),
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _numbers(files: Iterable[Path]) -> list[int]:
+    """What files with one number each hold; those that cannot be read are left out."""
+    texts = [_text(file).strip() for file in files]
+    return [int(text) for text in texts if text.lstrip("-").isdigit()]
+
+
 def load_average() -> float | None:
     """Runnable processes of the last minute, where the system tells."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
@@ -106,8 +133,7 @@ def _cpu_model() -> str:
 
 
 def _governor() -> str | None:
-    file = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
-    return file.read_text(encoding="utf-8").strip() if file.is_file() else None
+    return _text(_SYSTEM / "devices/system/cpu/cpu0/cpufreq/scaling_governor").strip() or None
 
 
 def _memory() -> int | None:

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from autocompress.errors import MeasurementError
-from autocompress.machine.facts import load_average, machine_facts
+from autocompress.machine.facts import machine_facts
 from autocompress.machine.lock import after_timing, timing_lock
 from autocompress.measure.memory import peak_memory_bytes
 from autocompress.measure.quiet import QuietSpeed
-from autocompress.measure.sampling import InterleavedTiming, Plan, Samples
+from autocompress.measure.sampling import Plan, Samples
+from autocompress.measure.taking import call_of, take
+from autocompress.measure.there import times_there
 from autocompress.policy.claims import TimingClaim
 from autocompress.policy.policy import Policy
 from autocompress.policy.values import DEFAULT_RUNTIME
 from autocompress.targets import get_target
-from autocompress.targets.base import Arrays, Session, Target, TargetConfig
+from autocompress.targets.base import Arrays, Target, TargetConfig
 from autocompress.targets.lengths import drawn_inputs
 
 
@@ -153,7 +153,7 @@ def paired_timings(
         target: where they run; its batch and threads hold for all.
         candidates: exported files.
         baseline: usually the uncompressed model.
-        inputs: one array per input of the files; random ones by default.
+        inputs: one array per input of the files; random ones by default, and on another device.
         plan: precision, time limit, seed.
         quiet: how quickly the baseline has been seen to run, for timings of one study; learns.
 
@@ -163,50 +163,31 @@ def paired_timings(
     Raises:
         InputError: a file that the target cannot open.
     """
-    plan = plan or Plan()
+    plan, quiet = plan or Plan(), quiet or QuietSpeed()
     paths = [Path(baseline), *(Path(c) for c in candidates)]
-    after_timing()
-    with ExitStack() as stack:
-        opened = [_opened(stack, target, path, inputs, plan.seed) for path in paths]
-        calls = [call for call, _ in opened]
-        load = load_average()
-        with timing_lock():
-            cpu, wall = time.process_time(), time.perf_counter()
-            samples = InterleavedTiming(calls, plan, quiet or QuietSpeed()).run()
-            cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-    facts = {
-        "target": target.describe(),
-        "machine": machine_facts(),
-        "load_before": load,
-        "load_after": load_average(),
-        "cpu_share": cpu / max(wall - samples.waited_s, 1e-9),
-        "plan": asdict(plan),
-        "waited_s": samples.waited_s,
-    }
+    if target.elsewhere is not None:
+        samples, facts = times_there(target, target.elsewhere, paths, plan, quiet)
+    else:
+        samples, facts = _times_here(target, paths, inputs, plan, quiet)
+    facts |= {"target": target.describe(), "plan": asdict(plan)}
     sizes = [_size(path) for path in paths]
-    # a call is one inference of each length: their mean is the latency
-    samples = replace(samples, turns=samples.turns / np.array([count for _, count in opened]))
     return [_timing(samples, i, plan, sizes, facts) for i in range(1, len(paths))]
 
 
-def _opened(
-    stack: ExitStack, target: Target, path: Path, inputs: Arrays | None, seed: int
-) -> tuple[Callable[[], object], int]:
-    """A call that runs a file, once for each length, and how many these are.
-
-    The stack closes the file.
-    """
-    session = stack.enter_context(closing(target.open(path)))
-    fed = [inputs] if inputs is not None else drawn_inputs(session, target.config, seed)
-    if len(fed) == 1:
-        return session.prepare(fed[0]), 1
-    return partial(_run_all, session, fed), len(fed)
-
-
-def _run_all(session: Session, fed: Sequence[Arrays]) -> None:
-    """One inference of each; ``prepare`` may hold one only."""
-    for one in fed:
-        session.run(one)
+def _times_here(
+    target: Target, paths: Sequence[Path], inputs: Arrays | None, plan: Plan, quiet: QuietSpeed
+) -> tuple[Samples, dict[str, Any]]:
+    after_timing()
+    with ExitStack() as stack:
+        sessions = [stack.enter_context(closing(target.open(path))) for path in paths]
+        fed = [
+            [inputs] if inputs is not None else drawn_inputs(session, target.config, plan.seed)
+            for session in sessions
+        ]
+        calls = [call_of(session, one) for session, one in zip(sessions, fed, strict=True)]
+        with timing_lock():
+            samples, facts = take(calls, [len(one) for one in fed], plan, quiet)
+    return samples, {**facts, "machine": machine_facts()}
 
 
 def bench(
@@ -232,7 +213,7 @@ def bench(
     """
     where = target if isinstance(target, Target) else get_target(target)
     timing = paired_timing(where, a, a if b is None else b, plan=plan)
-    memory = [peak_memory_bytes(where.config, path) for path in (a, b) if path is not None]
+    memory = [peak_memory_bytes(where, path) for path in (a, b) if path is not None]
     out: dict[str, Any] = {
         "file": str(a),
         "latency_ms": timing.latency_ms,

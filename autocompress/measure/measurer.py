@@ -283,7 +283,7 @@ class Measurer:
 
     def memory(self, path: Path) -> dict[str, float]:
         """The peak memory of a file, where the system tells it."""
-        found = peak_memory_bytes(self.target.config, path)
+        found = peak_memory_bytes(self.target, path)
         return {} if found is None else {"peak_memory_bytes": float(found)}
 
     def _measurement(

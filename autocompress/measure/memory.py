@@ -5,19 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 from autocompress.errors import MeasurementError
+from autocompress.measure.peak import STATUS, peak_growth
 from autocompress.targets import get_target
-from autocompress.targets.base import TargetConfig
-from autocompress.targets.lengths import drawn_inputs
-
-_STATUS = Path("/proc/self/status")
-_RUNS = 3
+from autocompress.targets.base import Target
 
 
-def peak_memory_bytes(config: TargetConfig, path: str | Path) -> int | None:
+def peak_memory_bytes(target: Target, path: str | Path) -> int | None:
     """Most memory that a file needs beyond what the runtime itself holds.
 
     A fresh process loads the runtime, notes its resident memory, opens the file and runs it a few
@@ -25,7 +22,7 @@ def peak_memory_bytes(config: TargetConfig, path: str | Path) -> int | None:
     runtime's own buffers count alike.
 
     Args:
-        config: the target's.
+        target: where it runs; a device measures it there.
         path: an exported file.
 
     Returns:
@@ -34,9 +31,12 @@ def peak_memory_bytes(config: TargetConfig, path: str | Path) -> int | None:
     Raises:
         MeasurementError: the process failed.
     """
-    if not _STATUS.is_file():
+    if target.elsewhere is not None:
+        found, _ = target.elsewhere.ask("memory", target.fields(), [Path(path)])
+        return None if found is None else int(found)
+    if not STATUS.is_file():
         return None
-    asked = json.dumps({"target": config.model_dump(mode="json"), "path": str(path)})
+    asked = json.dumps({"target": target.config.model_dump(mode="json"), "path": str(path)})
     command = [sys.executable, "-P", "-m", "autocompress.measure.memory", asked]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -45,24 +45,11 @@ def peak_memory_bytes(config: TargetConfig, path: str | Path) -> int | None:
     return int(done.stdout)
 
 
-def _resident(field: str) -> int:
-    """``VmRSS`` (now) or ``VmHWM`` (its peak) of this process in bytes."""
-    for line in _STATUS.read_text(encoding="ascii").splitlines():
-        if line.startswith(f"{field}:"):
-            return 1024 * int(line.split()[1])
-    raise MeasurementError(f"The system does not tell {field} of a process.")
-
-
 def main(asked: str) -> None:
     """Print the growth of this process's peak memory."""
     request = json.loads(asked)
     target = get_target(request["target"])
-    before = _resident("VmRSS")
-    with closing(target.open(Path(request["path"]))) as session:
-        run = session.prepare(drawn_inputs(session, target.config)[-1])
-        for _ in range(_RUNS):
-            run()
-        print(max(0, _resident("VmHWM") - before))
+    print(peak_growth(partial(target.open, Path(request["path"])), target.config))
 
 
 if __name__ == "__main__":

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from statistics import NormalDist, median
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,6 +70,17 @@ class Samples:
         """A call's ratio and both ends of its interval."""
         base, own = _rounds(self.turns)[self.used][:, [0, call]].T
         return ratio_interval(own, base, plan.confidence, plan.seed, resamples)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data; ``from_dict`` inverts it."""
+        found = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in found.items()}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Samples:
+        """Inverse of ``as_dict``."""
+        arrays = {name: np.array(data[name]) for name in ("turns", "used", "repetitions")}
+        return cls(**{**data, **arrays})
 
     def times(self, call: int) -> NDArray[np.float64]:
         """Milliseconds of a call in the turns that count."""

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from autocompress.errors import AutocompressError
+from autocompress.errors import AutocompressError, DeviceLost
 from autocompress.policy.policy import Policy
 
 Made = TypeVar("Made")
@@ -35,6 +35,8 @@ def attempt(
     """
     try:
         return make(), ""
+    except DeviceLost:  # no other model could be timed either
+        raise
     except Exception as error:  # forwards, exporters and runtimes raise whatever they do
         said = str(error) if isinstance(error, AutocompressError) else ""
         reason = said or f"{type(error).__name__}: {error}"

@@ -33,7 +33,7 @@ from autocompress.run.advice import advice_for
 from autocompress.run.evaluator import StudyEvaluator, make_evaluator
 from autocompress.run.loading import load_data, load_importance, load_model, load_teacher, with_axes
 from autocompress.run.study import AUTO, StudyConfig, read_study
-from autocompress.run.target_fit import refuse_unfit, tell
+from autocompress.run.target_fit import fitting_target, tell
 from autocompress.run.tasks import asked_of, judged_alike, settled_data
 from autocompress.run.variables import with_variables
 from autocompress.targets import get_target
@@ -239,6 +239,7 @@ def assemble(
     data: Any = None,
     inventory: Inventory | None = None,
     progress: Progress = silent,
+    reached: bool = True,
 ) -> Assembly:
     """Load model and data, train the baseline if the study asks for it, and bind the space.
 
@@ -249,12 +250,12 @@ def assemble(
         inventory: of this model, as another process took it; how far the clock lets channels be
             tried may differ from process to process.
         progress: told what is going on.
+        reached: see that a device of another place is there, before anything else.
 
     Raises:
         InputError: anything in the study that does not fit the model or this machine.
     """
-    target = get_target(study.target.config())  # said before anything is loaded
-    refuse_unfit(type(target), study.settings)
+    target = fitting_target(study.target.config(), study.settings, reached=reached)
     load_importance(study.settings.importance)
     progress("data", 0.0)
     section = with_variables(study.data)
@@ -279,15 +280,13 @@ def assemble(
         inventory = _inventory(model, data, inventory)
     except UnsupportedModel as error:
         raise UnsupportedModel(" ".join([str(error), *mixed])) from error
-    config = study.space_config()
-    wider = {"prune_residual": True} if config.prune_residual else {}
+    wider = {"prune_residual": True} if study.space_config().prune_residual else {}
     settings = settled(study.settings, target).model_copy(update=wider)
     study = study.model_copy(update={"settings": settings, **asked_of(study, data.task)})
     notes = (*prepared.notes, *mixed, *outside_of_layers(model, inventory))
     earlier = Earlier.of(raw, prepared)
     parts = Assembly(study, model, data, inventory, folder, progress, given, notes, earlier)
-    if study.space == AUTO:
-        config = _take_advice(parts)
+    config = _take_advice(parts) if study.space == AUTO else study.space_config()
     space = parts.bind()  # a pattern that fits nothing is said before anything is computed
     tell(space, config, inventory, type(target))
     return parts

@@ -67,7 +67,7 @@ class _FromElsewhere:
 
     Args:
         what: it is, for messages.
-        named: factories that the user named.
+        named: factories and devices that the user named.
         trust: import all the same.
     """
 
@@ -87,7 +87,7 @@ def from_elsewhere(
 
     Args:
         what: ``recipe x.yaml``, for messages.
-        named: factories that the user named; what is no name is passed over.
+        named: factories and devices that the user named; what is no name is passed over.
         trust: import whatever is named.
     """
     names = frozenset(name for name in named if isinstance(name, str))
@@ -132,6 +132,26 @@ def import_factory(path: str, args: Mapping[str, Any] | None = None) -> Any:
             "Look at it; then give a function of your own (--model, --data), or say --trust."
         )
     return _attribute(module_name, name, path)
+
+
+def may_reach(address: str, python: str) -> None:
+    """Allow the connection to a device that a study names.
+
+    Args:
+        address: of the device.
+        python: that is started there.
+
+    Raises:
+        InputError: a stranger's recipe or run names it, and no study of the user's has before.
+    """
+    source, key = _reading.get(), _key(address, {"python": python})
+    if source is None:
+        _remember(key, os.getcwd(), address)
+    elif not source.trust and address not in source.named and key not in _known():
+        raise InputError(
+            f"The {source.what} times on the device {address!r} with {python!r}, to which no study "
+            "of yours has connected here before. Look at it; then say --trust."
+        )
 
 
 def _put_on_path(folder: str, *, first: bool) -> None:

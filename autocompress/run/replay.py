@@ -74,6 +74,7 @@ def open_recipe(
     *,
     data: Any = None,
     folder: Path,
+    reached: bool = True,
 ) -> tuple[Assembly, bool]:
     """Assemble the study of a recipe, with its own or another model.
 
@@ -83,6 +84,7 @@ def open_recipe(
         checkpoint: weights for the factory's model.
         data: ``package.module:factory`` or splits, in place of the study's.
         folder: for files of evaluations.
+        reached: see that a device of another place is there; nothing is timed without it.
 
     Returns:
         The assembly, and whether its weights are those that the recipe was found on.
@@ -109,7 +111,7 @@ def open_recipe(
             "them with --data package.module:factory, or call "
             "`autocompress.apply(recipe, model, data)`."
         )
-    parts = assemble(study, folder, model=model, data=data)
+    parts = assemble(study, folder, model=model, data=data, reached=reached)
     if from_earlier(recipe, parts) is None and (
         parts.inventory.architecture != recipe.model.architecture
     ):
@@ -210,7 +212,9 @@ def apply(
     if write is not None or output.suffix:  # said before anything is loaded
         check_output(output)
     with scratch_folder("replay") as scratch, _trusting(recipe_path, model, data, trust):
-        parts, same = open_recipe(recipe, model, checkpoint, data=data, folder=scratch)
+        parts, same = open_recipe(
+            recipe, model, checkpoint, data=data, folder=scratch, reached=False
+        )
         if write is None:
             built = _members(recipe, parts, same, recipe_path.parent)
             size = write_built(recipe, built, parts, output)

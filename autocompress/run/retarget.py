@@ -18,6 +18,7 @@ from autocompress.results.trial import Trial
 from autocompress.run.assembly import Assembly, assemble
 from autocompress.run.factories import from_elsewhere
 from autocompress.run.study import read_study
+from autocompress.targets.config import named
 from autocompress.track.folder import RunFolder
 from autocompress.track.journal import Entry
 from autocompress.track.view import RunView
@@ -34,8 +35,8 @@ def retarget(
     Args:
         folder: of the run.
         view: of the run.
-        target: a device's ``table.json`` (latencies are then predicted) or a runtime's name
-            (every trial's model is rebuilt, exported and timed there).
+        target: a device's ``table.json`` (latencies are then predicted), or a runtime's name or a
+            device's address (every trial's model is rebuilt, exported and timed there).
         progress: told what is going on.
         trust: import whatever functions the run's study names.
 
@@ -48,8 +49,8 @@ def retarget(
     if predicted:
         open_file(table, "kernel table", "The packed runner writes it.").close()
     if not predicted:
-        study = study.changed(target={"runtime": target})
-    source = from_elsewhere(f"run {folder.root}", trust=trust)
+        study = study.changed(target=named(target))
+    source = from_elsewhere(f"run {folder.root}", named=(target,), trust=trust)
     with scratch_folder("retarget") as scratch, source:
         parts = assemble(study, scratch, progress=progress)
         latency_of, base = _from_table(parts, table) if predicted else _timed(parts, folder)

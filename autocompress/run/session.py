@@ -23,13 +23,14 @@ from autocompress.controller.samplers import check_sampler, make_proposer
 from autocompress.controller.shared_trials import SharedTrials, open_storage
 from autocompress.controller.stop import StopFlag, stopping_on_interrupt
 from autocompress.controller.time_budget import FINISH_SHARE, RECOVERY_SHARE, TimeBudget
-from autocompress.errors import InputError
+from autocompress.errors import DeviceLost, InputError
 from autocompress.execute import make_executor
 from autocompress.execute.pool import check_main, import_early
 from autocompress.machine.facts import machine_facts
 from autocompress.machine.lock import after_timing
 from autocompress.machine.progress import Progress, silent
 from autocompress.machine.scratch import scratch_folder
+from autocompress.machine.waiting import ends_within
 from autocompress.measure.quiet import PATIENCE_S, WAIT_VARIABLE
 from autocompress.mlflow.sink import MlflowSink
 from autocompress.policy.files import as_ours
@@ -50,6 +51,7 @@ from autocompress.track.screened import ScreenedPolicies
 from autocompress.track.view import RunView
 
 if TYPE_CHECKING:
+    from autocompress.controller.loop import StopReason
     from autocompress.controller.optuna_study import BaseSampler
     from autocompress.controller.progress import SearchProgress
     from autocompress.controller.protocols import Outcome
@@ -116,7 +118,7 @@ def run_study(
     if resume and not new_baseline:
         study = as_begun(study, folder)
     _check_sent(study, data)
-    with _files_told(), RunLock(folder) as lock, _waiting_at_most(budget.waiting_s):
+    with _files_told(), RunLock(folder) as lock, _waiting_at_most(budget):
         if study.executor == "local" and study.workers > 1:
             import_early()
         with _nothing_left_behind(folder, existed):
@@ -129,16 +131,19 @@ def run_study(
 
 
 @contextmanager
-def _waiting_at_most(seconds: float) -> Iterator[None]:
-    """Bound waits for a quiet machine, in this process and its workers, where nobody else does."""
-    if math.isinf(seconds) or WAIT_VARIABLE in os.environ:
-        yield
-        return
-    os.environ[WAIT_VARIABLE] = str(min(seconds, PATIENCE_S))
-    try:
-        yield
-    finally:
-        del os.environ[WAIT_VARIABLE]
+def _waiting_at_most(budget: TimeBudget) -> Iterator[None]:
+    """Bound waits by the study's time: for a lost device in this process, and for a quiet machine,
+    in its workers too, where nobody else does."""
+    seconds = budget.waiting_s
+    with ends_within(budget.left_s):
+        if math.isinf(seconds) or WAIT_VARIABLE in os.environ:
+            yield
+            return
+        os.environ[WAIT_VARIABLE] = str(min(seconds, PATIENCE_S))
+        try:
+            yield
+        finally:
+            del os.environ[WAIT_VARIABLE]
 
 
 def _watched(budget: TimeBudget, preparing: Progress) -> Progress:
@@ -231,16 +236,21 @@ def _phases(
     with scratch_folder("study") as shared, stopping_on_interrupt() as stop:
         factory = _factory(parts, shared)
         context = _context(parts, config, journal, budget, mlflow, stop, watcher, give_up, factory)
+        references: dict[str, int] = {}
+        ended: StopReason = "device lost"
         try:
-            result = run_search(context, make_proposer(context, sampler))
+            ended = run_search(context, make_proposer(context, sampler)).stopped
             references = run_reference_policies(context)
             run_recovery(context, parts.study.recovery)
             run_verify(context, lambda: _decision(context, parts.study))
+        except DeviceLost as error:  # what was measured before is kept and answered with
+            _log.error("%s", error)
+            ended = "device lost"
         finally:
             context.executor.close(cancel=bool(stop))
-        failed = "" if stop else _cascade(parts, context, journal, mlflow)
+        failed = "" if stop or ended == "device lost" else _cascade(parts, context, journal, mlflow)
     # asked to end after the search, later phases are what is missing
-    stopped = "interrupted" if stop else result.stopped
+    stopped: StopReason = "interrupted" if stop else ended
     return end_run(journal.folder, parts, references, mlflow, stopped, budget, failed)
 
 

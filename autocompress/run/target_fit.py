@@ -13,10 +13,32 @@ from autocompress.policy.registry import by_knob, techniques
 from autocompress.policy.settings import CompressionSettings
 from autocompress.policy.space import Space
 from autocompress.policy.space_config import SpaceConfig
+from autocompress.run.factories import may_reach
+from autocompress.targets import get_target
 from autocompress.targets.base import Target, unsupported
+from autocompress.targets.config import TargetConfig
 from autocompress.targets.registry import usable
 
 _log = logging.getLogger(__name__)
+
+
+def fitting_target(config: TargetConfig, settings: CompressionSettings, *, reached: bool) -> Target:
+    """The target of a study, before anything is loaded.
+
+    Args:
+        config: of the study.
+        settings: of the study.
+        reached: see that a device of another place is there.
+
+    Raises:
+        InputError: it is not here, or its files cannot hold what a technique makes.
+    """
+    target = get_target(config)
+    if target.elsewhere is not None and reached:
+        may_reach(target.elsewhere.url, target.elsewhere.python)
+        target.reach()
+    refuse_unfit(type(target), settings)
+    return target
 
 
 def refuse_unfit(target: type[Target], settings: CompressionSettings) -> None:

@@ -11,6 +11,7 @@ from autocompress.errors import TargetUnavailable
 from autocompress.policy.registry import techniques
 from autocompress.targets import registry
 from autocompress.targets.base import Availability, Session, Target, TargetConfig, TensorSpec
+from autocompress.targets.config import named
 from autocompress.targets.profile import KernelClass, NodeTime, Profile
 from autocompress.targets.registry import read_config
 
@@ -33,13 +34,14 @@ def get_target(config: TargetConfig | Mapping[str, Any] | str) -> Target:
     """The target that a config names.
 
     Args:
-        config: a ``TargetConfig``, plain data of one, or only a runtime's name.
+        config: a ``TargetConfig``, plain data of one, or only a runtime's name or
+            a device's address.
 
     Raises:
         InputError: the config cannot be read.
         TargetUnavailable: the runtime, device or provider is not present here.
     """
-    config = read_config({"runtime": config} if isinstance(config, str) else config)
+    config = read_config(named(config) if isinstance(config, str) else config)
     target: Target = registry.load(config.runtime)(config)
     return target
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from autocompress.errors import InputError, TargetUnavailable
 from autocompress.exporters.kernel_names import kernel_times
+from autocompress.machine.facts import machine_facts, machine_id
+from autocompress.machine.lock import timing_lock
+from autocompress.machine.ssh import SCHEME
 from autocompress.model.kernels import Kernel
 from autocompress.policy.registry import techniques
 from autocompress.targets.config import TargetConfig
@@ -18,6 +24,7 @@ from autocompress.targets.session import WARM_UP, Array, Arrays, Session, Tensor
 
 if TYPE_CHECKING:
     from autocompress.exporters.write import ExportedFile
+    from autocompress.machine.device import Device
     from autocompress.policy.policy import LayerPolicy
     from autocompress.techniques.compressed import Compressed
 
@@ -69,7 +76,7 @@ class Availability:
 
 
 class Target(ABC):
-    """A runtime on a device of this machine.
+    """A runtime on a device of this machine, or on another one that ``ssh`` reaches.
 
     Everything that is peculiar to a runtime stands in its subclass; the rest of the package asks.
 
@@ -87,6 +94,7 @@ class Target(ABC):
         half_formats: 16-bit formats that its files can hold.
         weight_blocks: whether its files can hold weights with a scale per block.
         skips_zeros: whether kernels are faster on weights that hold zeros.
+        elsewhere: another device, where files are timed; their quality is judged here all the same.
         packable: whether files that ONNX Runtime times on another device tell how fast this one
             is there; see ``estimate.pack``.
 
@@ -108,6 +116,7 @@ class Target(ABC):
     packable: ClassVar[bool] = False
 
     config: TargetConfig
+    elsewhere: Device | None = None
 
     def __init__(self, config: TargetConfig) -> None:
         found = self.availability()
@@ -143,6 +152,11 @@ class Target(ABC):
             TargetUnavailable: with the devices that are.
         """
         device = self.config.device
+        if device.startswith(SCHEME):
+            raise TargetUnavailable(
+                f"Files of the runtime {self.name!r} cannot be timed on {device!r}, only those of "
+                "`runtime: onnxruntime`."
+            )
         if device not in found.devices and device.partition(":")[0] not in found.devices:
             raise TargetUnavailable(
                 f"The runtime {self.name!r} {self.version} here has the devices "
@@ -257,6 +271,35 @@ class Target(ABC):
             "threads": self.config.threads,
             "batch": self.config.batch,
         }
+
+    def reach(self) -> None:
+        """See that the device is there.
+
+        Raises:
+            TargetUnavailable: it is not.
+        """
+        # a device of this machine was seen to when the target was made
+        return
+
+    def machine(self) -> dict[str, Any]:
+        """What the files are timed on: processor, cores, memory, system."""
+        return machine_facts() if self.elsewhere is None else dict(self.elsewhere.machine)
+
+    def machine_id(self) -> str:
+        """Digest of what makes timings comparable, for names in a cache."""
+        if self.elsewhere is None:
+            return machine_id()
+        text = json.dumps(self.machine(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def fields(self) -> dict[str, Any]:
+        """What files run with on another device, as plain data."""
+        plain = self.config.model_dump(mode="json")
+        return {key: plain[key] for key in ("threads", "batch", "lengths")}
+
+    def timing_lock(self) -> AbstractContextManager[None]:
+        """Keeps other work off while something is timed; a device sees to that itself."""
+        return timing_lock() if self.elsewhere is None else nullcontext()
 
     def facts(self) -> dict[str, Any]:
         """What else decides how fast this runtime is, for ``describe``."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
+from autocompress.machine.ssh import SCHEME
 from autocompress.policy.section import Section
 from autocompress.policy.values import DEFAULT_RUNTIME
 
@@ -27,7 +28,8 @@ class TargetConfig(Section):
         runtime: the target's name; see ``autocompress targets``.
         threads: of one inference.
         batch: samples per inference, for latency.
-        device: ``cpu``, ``cuda``, ``mps``, with an optional index.
+        device: ``cpu``, ``cuda``, ``mps``, with an optional index; or ``ssh://user@host:port``, a
+            device on which the files are timed.
         lengths: of axes that are free in the file, such as a text's length: one, several (one
             inference of each; the latency is their mean), shares by length (``{16: 0.7, 128:
             0.3}``), or one of these by axis name. By default the size of the export.
@@ -41,3 +43,8 @@ class TargetConfig(Section):
     device: str = "cpu"
     lengths: Lengths | dict[str, Lengths] | None = None
     table: Path | None = None
+
+
+def named(text: str) -> dict[str, Any]:
+    """A target as a word says it: a runtime's name, or the address of a device."""
+    return {"device": text} if text.startswith(SCHEME) else {"runtime": text}

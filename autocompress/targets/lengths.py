@@ -1,18 +1,33 @@
-"""Inputs to time a file on, where axes beside the batch are free: of one length or of several."""
+"""Inputs to time a file on, where axes beside the batch are free: of one length or of several.
+
+Packed for other devices.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from autocompress.errors import InputError
-from autocompress.targets.base import Arrays, Session, TargetConfig, random_inputs
+from autocompress.targets.session import Arrays, Session, random_inputs
 
 _SHARES = 20
 """A distribution of lengths is timed as at most so many inferences."""
 
 
-def drawn_inputs(session: Session, config: TargetConfig, seed: int = 0) -> list[Arrays]:
+class Lengths(Protocol):
+    """How many samples, and of which lengths: a target's config tells."""
+
+    @property
+    def batch(self) -> int:
+        """Samples per inference."""
+
+    @property
+    def lengths(self) -> Any:
+        """Of free axes; see ``TargetConfig``."""
+
+
+def drawn_inputs(session: Session, config: Lengths, seed: int = 0) -> list[Arrays]:
     """Random inputs of a file, one for each length that is to be timed.
 
     Args:

@@ -31,9 +31,12 @@ class OnnxTarget(Target):
         """Run the largest 8-bit products and compare their sum with the exact one."""
         with scratch_folder("saturation") as folder:
             path = write_largest_products(folder / "largest.onnx")
+            asked = [np.ones((1, PRODUCTS), np.float32)]
             with closing(self.open(path)) as session:
-                found = session.run([np.ones((1, PRODUCTS), np.float32)])[0]
-        return bool(np.abs(found - PRODUCTS).max() > 0.01 * PRODUCTS)
+                found = [session.run(asked)[0]]
+            if self.elsewhere is not None:  # its quality is judged here, and it runs there
+                found += self.elsewhere.ask("run", self.fields(), [path], arrays=asked)[1]
+        return any(bool(np.abs(one - PRODUCTS).max() > 0.01 * PRODUCTS) for one in found)
 
 
 def free_batch_names(file: Path) -> tuple[str, ...]:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import re
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from autocompress.errors import TargetUnavailable
+from autocompress.errors import InputError, TargetUnavailable
+from autocompress.machine.device import Device
+from autocompress.machine.ssh import SCHEME
 from autocompress.targets.base import Availability, Session, TargetConfig
 from autocompress.targets.onnx_files import OnnxTarget, free_batch_names, makers
-from autocompress.targets.onnx_session import OnnxRuntimeSession
-from autocompress.targets.profile import KernelClass, NodeTime, kernel_class
+from autocompress.targets.onnx_session import OnnxRuntimeSession, origin
+from autocompress.targets.profile import KernelClass, NodeTime, Profile, kernel_class
+from autocompress.targets.session import Arrays
 
+_log = logging.getLogger(__name__)
 _BY_DEVICE = {
     "cpu": ("CPUExecutionProvider",),
     "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
@@ -52,10 +59,15 @@ class OnnxRuntimeConfig(TargetConfig):
 
     Args:
         providers: execution providers in order of preference; ``None`` chooses by the device.
+        python: name or path of Python on a device that ``ssh`` reaches.
     """
 
     runtime: str = "onnxruntime"
     providers: tuple[str, ...] | None = None
+    python: str = "python3"
+
+
+_CPU = [("CPUExecutionProvider", dict[str, str]())]
 
 
 class OnnxRuntimeTarget(OnnxTarget):
@@ -79,7 +91,15 @@ class OnnxRuntimeTarget(OnnxTarget):
         return Availability(cls.name, True, onnxruntime.__version__, devices, details=details)
 
     def check_device(self, found: Availability) -> None:
-        """The providers that are asked for, or those of the device, must be here."""
+        """The providers that are asked for, or those of the device, must be here.
+
+        Of a device that ``ssh`` reaches nothing is known before ``reach``.
+        """
+        if self.config.device.startswith(SCHEME):
+            if self.config.table is not None:
+                raise InputError("Give `target.table` or a device that is reached, not both.")
+            self.elsewhere, self.providers = device_at(self.config.device, self.config.python), _CPU
+            return
         here = found.details["providers"]
         device, _, index = self.config.device.partition(":")
         names = self.config.providers or _BY_DEVICE.get(device, ())
@@ -99,7 +119,46 @@ class OnnxRuntimeTarget(OnnxTarget):
     def load(self, file: Path, threads: int, batch: int | None) -> Session:
         """Open an ``.onnx`` file; see ``Target``."""
         free = {} if batch is None else dict.fromkeys(free_batch_names(file), batch)
+        if self.elsewhere is not None:
+            return DeviceSession(self.elsewhere, self.fields(), file, threads, free)
         return OnnxRuntimeSession(file, self.providers, threads, free, makers)
+
+    def reach(self) -> None:
+        """See that the device is there, and say what differs from the runtime here."""
+        if self.elsewhere is None:
+            return
+        there, here = self.elsewhere.version, self.version
+        missing = set(self.config.providers or ()) - set(self.elsewhere.providers)
+        if missing:
+            raise TargetUnavailable(
+                f"ONNX Runtime {there} on {self.elsewhere.url} has no {min(missing)}, only "
+                f"{', '.join(self.elsewhere.providers)}."
+            )
+        if there != here:
+            _log.warning(
+                "%s has ONNX Runtime %s, and quality is judged here in %s: the same version on "
+                "both computes the same.",
+                self.elsewhere.url,
+                there,
+                here,
+            )
+
+    def fields(self) -> dict[str, Any]:
+        """See ``Target``."""
+        asked = self.config.providers
+        return super().fields() | ({} if asked is None else {"providers": list(asked)})
+
+    def describe(self) -> dict[str, Any]:
+        """See ``Target``; of another device its own version and machine."""
+        told = super().describe()
+        if self.elsewhere is None:
+            return told
+        return told | {
+            "version": self.elsewhere.version,
+            "providers": list(self.config.providers or [name for name, _ in _CPU]),
+            "machine": self.machine(),
+            "quality_version": self.version,
+        }
 
     @classmethod
     def classify(cls, node: NodeTime) -> KernelClass:
@@ -124,3 +183,59 @@ class OnnxRuntimeTarget(OnnxTarget):
     def facts(self) -> dict[str, Any]:
         """The execution providers."""
         return {"providers": [name for name, _ in self.providers]}
+
+
+class DeviceSession(OnnxRuntimeSession):
+    """A file that runs here, for its quality, and is profiled on another device.
+
+    Args:
+        device: that one.
+        fields: that it runs with there.
+        file: the model.
+        threads: here.
+        free: name of a free axis to the size that it is opened for here.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        fields: Mapping[str, Any],
+        file: Path,
+        threads: int,
+        free: Mapping[str, int],
+    ) -> None:
+        super().__init__(file, _CPU, threads, free)
+        self._device, self._fields = device, fields
+
+    def profile(self, inputs: Arrays, runs: int = 20) -> Profile:
+        """The profile of the device's runtime."""
+        asked = {"runs": runs}
+        found, _ = self._device.ask(
+            "profile", self._fields, [self.file], asked, self.arrays(inputs)
+        )
+        known = makers(self.file)
+        nodes = (
+            NodeTime(
+                origin(node["name"], known),
+                node["op"],
+                node["ms"],
+                _tensors(node["inputs"]),
+                _tensors(node["outputs"]),
+            )
+            for node in found["nodes"]
+        )
+        return Profile(tuple(nodes), found["total_ms"])
+
+
+def _tensors(listed: Sequence[Any]) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    return tuple((kind, tuple(shape)) for kind, shape in listed)
+
+
+@cache
+def device_at(url: str, python: str) -> Device:
+    """The device of an address; a process has one connection to it.
+
+    Raises:
+        InputError: that is no address, or no Python.
+    """
+    return Device(url, python, free_batch_names)

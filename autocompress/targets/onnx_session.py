@@ -110,7 +110,7 @@ class OnnxRuntimeSession(Session):
         self._session = None
 
 
-def _origin(name: str, makers: Mapping[str, str]) -> str:
+def origin(name: str, makers: Mapping[str, str]) -> str:
     """The file's own name of a node that the runtime renamed."""
     tensor = _RENAMED.sub("", name)
     return makers.get(tensor, name) if tensor != name else name
@@ -136,7 +136,7 @@ def _read_profile(events: list[dict[str, Any]], warm_up: int, makers: Mapping[st
         kept = times[key][warm_up:] or times[key]
         nodes.append(
             NodeTime(
-                name=_origin(event["name"].removesuffix("_kernel_time"), makers),
+                name=origin(event["name"].removesuffix("_kernel_time"), makers),
                 op=args.get("op_name", "?"),
                 # the profiler counts whole microseconds: the mean of the faster half keeps more
                 # of them than a median and still leaves interruptions out

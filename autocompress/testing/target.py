@@ -362,5 +362,5 @@ class TargetContract:
 
     def test_another_process_opens_it(self, target: Target, exported: Exported) -> None:
         """With nothing but the config and the file, as for the peak memory."""
-        found = peak_memory_bytes(target.config, exported.path)
+        found = peak_memory_bytes(target, exported.path)
         assert found is None or found >= 0

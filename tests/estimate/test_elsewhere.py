@@ -17,7 +17,8 @@ from autocompress.build.bank import LayerBank
 from autocompress.build.pipeline import Pipeline
 from autocompress.estimate.latency_features import LayerPlan
 from autocompress.estimate.latency_model import LatencyModel
-from autocompress.estimate.pack import pack_kernels, runner_files
+from autocompress.estimate.pack import pack_kernels
+from autocompress.machine.runner_files import runner_files
 from autocompress.model.inventory import take_inventory
 from autocompress.model.kernels import Kernel
 from autocompress.policy.policy import LayerPolicy, Policy

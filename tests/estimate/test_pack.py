@@ -20,10 +20,11 @@ from autocompress.errors import ExportError, InputError
 from autocompress.estimate.kernel_table import parse_key
 from autocompress.estimate.latency_features import LayerPlan
 from autocompress.estimate.latency_model import LatencyModel, choose_variants
-from autocompress.estimate.pack import RUNNER, pack_kernels
+from autocompress.estimate.pack import pack_kernels
 from autocompress.exporters.onnx_kernels import write_kernels
 from autocompress.exporters.write import export
 from autocompress.machine.facts import machine_facts
+from autocompress.machine.runner_files import RUNNER
 from autocompress.measure.rounds import quiet_rounds
 from autocompress.model.kernels import Kernel
 from autocompress.policy.inventory import Inventory

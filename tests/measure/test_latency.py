@@ -14,8 +14,8 @@ import pytest
 
 from autocompress.errors import InputError
 from autocompress.machine import lock
-from autocompress.measure import latency, sampling
-from autocompress.measure.latency import bench, paired_timing, paired_timings
+from autocompress.measure import sampling, taking
+from autocompress.measure.latency import _size, bench, paired_timing, paired_timings
 from autocompress.measure.quiet import QuietSpeed
 from autocompress.measure.rounds import take_round
 from autocompress.measure.sampling import InterleavedTiming, Plan, Samples
@@ -126,7 +126,7 @@ def test_the_lock_is_held_for_timing_alone(
     )
     monkeypatch.setattr(sampling, "take_round", lambda *a: (note("round"), take_round(*a))[1])
     monkeypatch.setattr(
-        latency,
+        taking,
         "InterleavedTiming",
         partial(InterleavedTiming, pause=lambda seconds: note("pause")),
     )
@@ -151,7 +151,7 @@ def test_weights_beside_the_file_count_as_its_size(tmp_path: Path) -> None:
     file = tmp_path / "m.onnx"
     file.write_bytes(b"x" * 10)
     file.with_name("m.onnx.data").write_bytes(b"y" * 100)
-    assert latency._size(file) == 110
+    assert _size(file) == 110
 
 
 def test_bench_of_one_file_and_of_two(exported: dict[str, Path], wide_file: Path) -> None:

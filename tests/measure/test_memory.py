@@ -11,7 +11,7 @@ from torch import nn
 
 from autocompress.errors import MeasurementError
 from autocompress.measure.memory import peak_memory_bytes
-from autocompress.targets.base import TargetConfig
+from autocompress.targets import get_target
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process's peak")
 
@@ -26,8 +26,8 @@ def _file(folder: Path, width: int) -> Path:
 
 def test_memory_grows_by_the_weights_once_or_a_few_times(tmp_path: Path) -> None:
     # the runtime holds the file and its own, packed copy of the weights for a while
-    small = peak_memory_bytes(TargetConfig(), _file(tmp_path, 256))
-    large = peak_memory_bytes(TargetConfig(), _file(tmp_path, 3072))
+    small = peak_memory_bytes(get_target("onnxruntime"), _file(tmp_path, 256))
+    large = peak_memory_bytes(get_target("onnxruntime"), _file(tmp_path, 3072))
     assert small is not None
     assert large is not None
     more_weights = 2 * 4 * (3072**2 - 256**2)
@@ -38,4 +38,4 @@ def test_a_file_that_cannot_be_opened_says_why(tmp_path: Path) -> None:
     path = tmp_path / "broken.onnx"
     path.write_bytes(b"no model")
     with pytest.raises(MeasurementError, match=r"broken\.onnx failed"):
-        peak_memory_bytes(TargetConfig(), path)
+        peak_memory_bytes(get_target("onnxruntime"), path)

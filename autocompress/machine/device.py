@@ -1,0 +1,267 @@
+"""Another device, which runs the study's files and tells what came of it."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autocompress.errors import DeviceLost, InputError, MeasurementError, TargetUnavailable
+from autocompress.machine.runner_files import RUNNER, packed_runner
+from autocompress.machine.ssh import Address, Connection, Lacking, Lost, check_python
+from autocompress.machine.waiting import outside_wait, seconds_to_end
+
+WAIT_VARIABLE = "AUTOCOMPRESS_DEVICE_WAIT_S"
+_PATIENCE_S = 1800.0
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S, _TELL_EVERY_S = 0.5, 15.0, 10.0
+_KEPT = 16
+"""Files that stay on the device: the uncompressed model is asked for again and again."""
+_TRIES = 3
+"""Of one request: a file may end the program there, over and over."""
+_MACHINE = ("name", "cpu", "cores", "usable_cores", "memory_bytes", "system", "architecture")
+_log = logging.getLogger(__name__)
+
+Array = NDArray[Any]
+Fields = Mapping[str, Any]
+"""Threads, batch, lengths and providers that files run with; plain data."""
+
+
+class Device:
+    """A device at an address. The connection is made when it is first needed.
+
+    Where it breaks, the request waits until the device is there again, and begins anew.
+
+    Args:
+        url: ``ssh://user@host:port``.
+        python: Python there.
+        free_axes: of a file here, names of those axes that stand for the batch.
+    """
+
+    def __init__(self, url: str, python: str, free_axes: Callable[[Path], tuple[str, ...]]) -> None:
+        check_python(python)
+        self._address, self.url, self.python = Address.parse(url), url, python
+        self._free_axes = free_axes
+        self._connection: Connection | None = None
+        self._hello: dict[str, Any] | None = None
+        self._sent: dict[str, None] = {}
+        self._process, self._in_vain = os.getpid(), False
+
+    @property
+    def machine(self) -> Mapping[str, Any]:
+        """What of it does not change while it runs: name, processor, cores, memory, system."""
+        told = self._told()["machine"]
+        return {key: told[key] for key in _MACHINE if told.get(key) is not None}
+
+    @property
+    def version(self) -> str:
+        """Of its runtime."""
+        return str(self._told()["version"])
+
+    @property
+    def providers(self) -> list[str]:
+        """Execution providers of its runtime."""
+        return list(self._told()["providers"])
+
+    def _told(self) -> Mapping[str, Any]:
+        """What it said of itself at first.
+
+        Raises:
+            TargetUnavailable: it cannot be reached.
+        """
+        if self._hello is None:
+            self._connected()
+        assert self._hello is not None
+        return self._hello
+
+    def ask(
+        self,
+        do: str,
+        fields: Fields,
+        paths: Sequence[Path],
+        asked: Mapping[str, Any] | None = None,
+        arrays: Sequence[Array] = (),
+    ) -> tuple[Any, list[Array]]:
+        """Have something done with files there.
+
+        Args:
+            do: ``timings``, ``profile``, ``run``, ``look`` or ``memory``.
+            fields: that the files run with.
+            paths: of the files here; they are sent where they are not there yet.
+            asked: further arguments.
+            arrays: that come along.
+
+        Returns:
+            Plain data, and arrays that came back.
+
+        Raises:
+            InputError: the device's runtime cannot take a file.
+            MeasurementError: what was asked failed there.
+            DeviceLost: it was not there again in time.
+        """
+        digests = [_digest(path) for path in paths]
+        named = [
+            (digest, path.name, self._free_axes(path))
+            for digest, path in zip(digests, paths, strict=True)
+        ]
+        message = {"do": do, "fields": dict(fields), "files": named, **(asked or {})}
+        tries = 0
+        while True:
+            try:
+                self._send(digests, paths)
+                found, parts = self._request(message, [_bytes(array) for array in arrays])
+                return found, [np.load(io.BytesIO(p), allow_pickle=False) for p in parts]
+            except Lost as lost:
+                tries += 1
+                if tries == _TRIES:
+                    raise MeasurementError(
+                        f"{self.url} ended {tries} times while it did this ({do} of "
+                        f"{', '.join(p.name for p in paths)}): {lost}. Look there whether its "
+                        "memory is full."
+                    ) from None
+                self._connection = None
+                self._again(str(lost))
+
+    def _connected(self) -> Connection:
+        """The connection of this process; a forked one makes its own.
+
+        Raises:
+            TargetUnavailable: there was never one, and none can be made.
+            Lost: there was one.
+        """
+        if self._process != os.getpid():
+            self._process, self._connection = os.getpid(), None
+        if self._connection is not None:
+            return self._connection
+        try:
+            return self._connect()
+        except Lost as lost:
+            if self._hello is not None:
+                raise
+            raise TargetUnavailable(
+                f"The device {self.url} cannot be reached: {lost}. `ssh` must get there "
+                "without a question (a key, and a known host: `ssh-copy-id`)."
+            ) from None
+
+    def _connect(self) -> Connection:
+        try:
+            made = Connection(self._address, self.python, packed_runner(), RUNNER)
+        except Lacking as lacking:
+            raise TargetUnavailable(
+                f"The device {self.url} cannot run files: {lacking}. Install it there "
+                f"(`{self.python} -m pip install numpy onnxruntime`), or name another Python: "
+                "`target: {python: /path/to/python3}`."
+            ) from None
+        self._sent.clear()
+        self._connection, self._hello = made, self._hello or made.hello
+        if made.hello["version"] != self._hello["version"]:
+            raise TargetUnavailable(
+                f"The device {self.url} came back with ONNX Runtime {made.hello['version']}, it "
+                f"had {self._hello['version']} before. Install that, or begin anew."
+            )
+        return made
+
+    def _again(self, why: str) -> None:
+        """Wait until the device is there again.
+
+        Raises:
+            DeviceLost: it is not, within the time for it or the study's.
+        """
+        limit = min(_longest_wait_s(), seconds_to_end())
+        limit = 0.0 if self._in_vain else limit  # asked again: once is enough
+        begin = time.monotonic()
+        pause, told, waited = _FIRST_PAUSE_S, -_TELL_EVERY_S, 0.0
+        with outside_wait():
+            while True:
+                try:
+                    self._connect()
+                except Lost as lost:
+                    why = str(lost)
+                else:
+                    if waited:
+                        _log.warning("the device %s is there again", self.url)
+                    self._in_vain = False
+                    return
+                waited = time.monotonic() - begin
+                if waited >= limit:
+                    self._in_vain = True
+                    raise DeviceLost(
+                        f"The device {self.url} is lost: {why}. It was waited for for "
+                        f"{waited:.0f} s; go on with --resume when it is there again."
+                    )
+                if waited - told >= _TELL_EVERY_S:
+                    told = waited
+                    text = "waiting for the device %s, which is lost (%s); waited for %.0f s so far"
+                    _log.warning(text, self.url, why, waited)
+                time.sleep(min(pause, max(0.0, limit - waited)))
+                pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+    def _send(self, digests: Sequence[str], paths: Sequence[Path]) -> None:
+        """See that files are there; the oldest of those that nobody asks for are forgotten."""
+        for digest, path in zip(digests, paths, strict=True):
+            if digest in self._sent:
+                del self._sent[digest]
+            else:
+                parts = [one.read_bytes() for one in _parts(path)]
+                names = [one.name for one in _parts(path)]
+                self._request({"do": "keep", "digest": digest, "names": names}, parts)
+            self._sent[digest] = None
+        for digest in list(self._sent)[: max(0, len(self._sent) - max(_KEPT, len(digests)))]:
+            self._request({"do": "forget", "digest": digest})
+            del self._sent[digest]
+
+    def _request(self, data: Mapping[str, Any], parts: Sequence[bytes] = ()) -> tuple[Any, Any]:
+        connection = self._connected()
+        found, more = connection.request(data, parts)
+        while "waiting_s" in found:
+            _log.info(
+                "waiting for another study on %s; waited for %.0f s so far",
+                self.url,
+                found["waiting_s"],
+            )
+            found, more = connection.next()
+        if "error" in found:
+            text = f"On {self.url}: {found['error']}"
+            if found["kind"] == InputError.__name__:
+                raise InputError(f"{text} (ONNX Runtime {self.version} there)")
+            raise MeasurementError(text if found["ours"] else f"{text} ({found['kind']})")
+        return found["found"], more
+
+
+def _longest_wait_s() -> float:
+    """Longest wait for a device that is lost: ``AUTOCOMPRESS_DEVICE_WAIT_S``, or half an hour.
+
+    Raises:
+        InputError: no number of seconds.
+    """
+    text = os.environ.get(WAIT_VARIABLE, "") or str(_PATIENCE_S)
+    if not re.fullmatch(r"\d+(\.\d+)?", text):
+        raise InputError(f"`{WAIT_VARIABLE}` must be seconds, 0 or more, got {text!r}.")
+    return float(text)
+
+
+def _parts(path: Path) -> list[Path]:
+    """A file, and the weights beside it if they are stored apart."""
+    beside = path.with_name(path.name + ".data")
+    return [path, *([beside] if beside.is_file() else [])]
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    for part in _parts(path):
+        digest.update(part.name.encode() + b"\0" + part.read_bytes())
+    return digest.hexdigest()[:32]
+
+
+def _bytes(array: Array) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array, allow_pickle=False)
+    return stream.getvalue()

@@ -1,0 +1,108 @@
+"""A whole study whose files are timed on a device that ``ssh`` reaches, and that goes away once."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from devices import LoopbackDevice, loopback_device
+from tiny_study import call, started, study_of, trials_in, until
+
+from autocompress.errors import InputError
+from autocompress.run import factories
+from autocompress.run.factories import from_elsewhere, may_reach
+
+pytestmark = pytest.mark.timeout(900)
+SPACE = {"rules": [{"match": "*", "prune_ratio": [0, 0.5]}]}
+"""Few kernels to time."""
+
+
+@pytest.fixture
+def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackDevice]:
+    with loopback_device(tmp_path / "ssh") as found:
+        monkeypatch.setenv("AUTOCOMPRESS_SSH", found.ssh)
+        yield found
+
+
+def test_a_study_waits_for_its_device_and_loses_nothing(
+    board: LoopbackDevice, tmp_path: Path
+) -> None:
+    target = {"device": board.url, "python": sys.executable}
+    study = study_of(6, target=target, space=SPACE, budget=["latency<=3x", "memory<=9x"])
+    run = tmp_path / "runs" / "tiny"
+    process = started(tmp_path, study)
+    assert until(lambda: trials_in(run) >= 2 or process.poll() is not None)
+    board.stop()
+    time.sleep(4.0)
+    before = trials_in(run)
+    assert before < 6, (tmp_path / "log").read_text()
+    board.start()
+    assert process.wait(600) == 0, (tmp_path / "log").read_text()
+
+    log = (tmp_path / "log").read_text()
+    assert "waiting for the device" in log
+    assert "is there again" in log
+    trials = [json.loads(line) for line in (run / "trials.jsonl").read_text().splitlines()]
+    assert not [t["reason"] for t in trials if t["state"] == "FAILED"]
+    assert len([t for t in trials if t["phase"]["kind"] == "search"]) >= 6
+    for trial in trials:
+        if trial["state"] == "COMPLETE":
+            told = trial["measurement"]["context"]
+            assert told["target"]["device"] == board.url
+            assert told["timing"]["facts"]["machine"]["name"]
+            assert trial["measurement"]["values"]["peak_memory_bytes"] > 0
+    recipe = yaml.safe_load((run / "recipes" / "best.yaml").read_text())
+    assert recipe["target"]["device"] == board.url
+    assert recipe["target"]["machine"]["cpu"]
+    assert board.url in (run / "report.html").read_text()
+
+    found = json.loads(call(tmp_path, f"verify {run}/recipes/best.yaml --json", check=None).stdout)
+    assert found["latency_ms"] > 0
+    board.stop()  # to make the file again nothing need be timed
+    call(tmp_path, f"apply {run}/recipes/best.yaml -o again.onnx")
+    failed = call(tmp_path, f"verify {run}/recipes/best.yaml", check=None)
+    assert failed.returncode == 2
+    assert "cannot be reached" in failed.stderr + failed.stdout
+
+
+def test_a_study_that_loses_its_device_ends_with_what_it_has(
+    board: LoopbackDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AUTOCOMPRESS_DEVICE_WAIT_S", "1")
+    target = {"device": board.url, "python": sys.executable}
+    process = started(tmp_path, study_of(30, target=target, space=SPACE, budget=["latency<=3x"]))
+    run = tmp_path / "runs" / "tiny"
+    assert until(lambda: trials_in(run) >= 2 or process.poll() is not None)
+    board.stop()
+    process.wait(600)
+    log = (tmp_path / "log").read_text()
+    assert "The device was lost" in log, log
+    kept = (run / "trials.jsonl").read_text().splitlines()
+    assert not [t for t in map(json.loads, kept) if t["state"] == "FAILED"]
+    assert (run / "report.html").is_file()
+    board.start()
+    found = json.loads(call(tmp_path, "search tiny.yaml --resume --trials 4 --json").stdout)
+    assert (run / "trials.jsonl").read_text().splitlines()[: len(kept)] == kept
+    assert found["best"] is not None
+
+
+def test_a_strangers_recipe_connects_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(factories, "cache_folder", lambda: tmp_path)
+    with from_elsewhere("recipe r.yaml"), pytest.raises(InputError, match="--trust"):
+        may_reach("ssh://host", "python3")
+    with from_elsewhere("recipe r.yaml", trust=True):
+        may_reach("ssh://host", "python3")
+    with from_elsewhere("run r", named=("ssh://host",)):
+        may_reach("ssh://host", "python3")
+    may_reach("ssh://host", "python3")  # in a study of one's own
+    with from_elsewhere("recipe r.yaml"):
+        may_reach("ssh://host", "python3")
+        with pytest.raises(InputError, match="--trust"):
+            may_reach("ssh://host", "/tmp/python")

@@ -1,0 +1,239 @@
+"""Files on a device that ``ssh`` reaches: this machine's loopback, through a server of the test's.
+
+Times are those of this machine either way, so that what comes back can be compared with it.
+"""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import onnxruntime
+import pytest
+from devices import LoopbackDevice, loopback_device, other_python
+
+from autocompress.errors import DeviceLost, InputError, MeasurementError, TargetUnavailable
+from autocompress.machine.device import WAIT_VARIABLE
+from autocompress.measure.gate import inspect_file
+from autocompress.measure.latency import paired_timing
+from autocompress.measure.memory import peak_memory_bytes
+from autocompress.measure.sampling import Plan
+from autocompress.targets import get_target
+from autocompress.targets.base import Target, random_inputs
+from autocompress.targets.onnx_runtime import device_at
+from autocompress.testing.target import TargetContract
+
+_SHORT = Plan(min_rounds=6, max_seconds=0.3, slot_ms=1.0)
+
+
+@pytest.fixture(scope="module")
+def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopbackDevice]:
+    with loopback_device(tmp_path_factory.mktemp("board") / "ssh") as found:
+        yield found
+
+
+@pytest.fixture(autouse=True)
+def _by_the_tests_own_keys(
+    board: LoopbackDevice, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    monkeypatch.setenv("AUTOCOMPRESS_SSH", board.ssh)
+    device_at.cache_clear()
+    yield
+    device_at.cache_clear()
+
+
+def there(board: LoopbackDevice, **more: Any) -> Target:
+    return get_target({"device": board.url, "python": sys.executable, **more})
+
+
+class TestDevice(TargetContract):
+    """All that any target keeps to: quality is judged here, profiles and times come from there."""
+
+    config: ClassVar[Mapping[str, Any]] = {}
+
+    @pytest.fixture(autouse=True)
+    def _on_the_board(self, board: LoopbackDevice, monkeypatch: pytest.MonkeyPatch) -> None:
+        config = {"runtime": "onnxruntime", "device": board.url, "python": sys.executable}
+        monkeypatch.setattr(type(self), "config", config)
+
+
+def test_times_memory_and_kernels_come_from_there(
+    board: LoopbackDevice, exported: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, file = there(board, threads=2), exported[".onnx"]
+    told = target.describe()
+    assert told["device"] == board.url
+    assert told["threads"] == 2
+    assert told["version"] == told["quality_version"] == onnxruntime.__version__
+    assert {"name", "cpu", "cores"} <= set(told["machine"])
+    assert target.machine_id() != get_target("onnxruntime").machine_id()
+    # nothing of ours runs a file here from now on, but to judge its quality
+    for name in ("measure.latency.take", "measure.latency.timing_lock"):
+        monkeypatch.setattr(f"autocompress.{name}", None)
+    timing = paired_timing(target, file, file, plan=_SHORT)
+    assert timing.latency_ms > 0
+    assert timing.ratio == pytest.approx(1, abs=0.2)
+    assert timing.rounds >= 6
+    assert timing.facts["machine"] == told["machine"]
+    assert timing.facts["target"] == told
+    assert {"load_before", "state_before", "state_after"} <= set(timing.facts)
+    monkeypatch.setattr("autocompress.measure.memory.subprocess", None)
+    grown = peak_memory_bytes(target, file)
+    assert grown is None or grown > 0
+    assert {"Conv"} <= set(inspect_file(target, file).profile.by_op())
+
+
+def test_outputs_there_are_those_of_here(board: LoopbackDevice, exported: dict[str, Path]) -> None:
+    target = there(board)
+    assert target.elsewhere is not None
+    with closing(target.open(exported[".onnx"])) as session:
+        inputs = random_inputs(session.inputs)
+        here = session.run(inputs)
+    _, (found,) = target.elsewhere.ask("run", target.fields(), [exported[".onnx"]], arrays=inputs)
+    np.testing.assert_allclose(found, here[0], rtol=1e-5)
+
+
+@pytest.mark.timeout(120)
+def test_a_request_whose_connection_is_cut_begins_anew(
+    board: LoopbackDevice, exported: dict[str, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    """In the middle of the rounds, and the device is away for seconds."""
+    target, file = there(board), exported[".onnx"]
+    target.reach()
+    long = Plan(precision=1e-9, max_seconds=4.0, slot_ms=1.0)
+
+    def pull() -> None:
+        time.sleep(1.5)
+        board.stop()
+        time.sleep(3.0)
+        board.start()
+
+    pulling = threading.Thread(target=pull)
+    pulling.start()
+    with caplog.at_level(logging.INFO, "autocompress"):
+        timing = paired_timing(target, file, file, plan=long)
+    pulling.join()
+    assert timing.latency_ms > 0
+    said = [record.getMessage() for record in caplog.records]
+    assert any("waiting for the device" in text and board.url in text for text in said)
+    assert any("is there again" in text for text in said)
+
+
+@pytest.mark.timeout(120)
+def test_a_device_that_stays_away_is_given_up(
+    board: LoopbackDevice, exported: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, file = there(board), exported[".onnx"]
+    target.reach()
+    monkeypatch.setenv(WAIT_VARIABLE, "2")
+    board.stop()
+    try:
+        begin = time.monotonic()
+        with pytest.raises(DeviceLost, match=r"lost: .*waited for for [2-4] s.*--resume"):
+            paired_timing(target, file, file, plan=_SHORT)
+        assert time.monotonic() - begin >= 2
+        with pytest.raises(DeviceLost):  # a second time nothing is waited for
+            paired_timing(target, file, file, plan=_SHORT)
+    finally:
+        board.start()
+    assert paired_timing(target, file, file, plan=_SHORT).latency_ms > 0
+
+
+def test_a_file_that_ends_the_program_there_costs_itself_alone(
+    board: LoopbackDevice, exported: dict[str, Path], tmp_path: Path
+) -> None:
+    lines = "import os, onnxruntime\nclass Dead:\n    def __init__(self, *a, **k): os._exit(9)\n"
+    python = other_python(tmp_path / "dead", lines + "onnxruntime.InferenceSession = Dead\n")
+    target = there(board, python=str(python))
+    with pytest.raises(MeasurementError, match=r"ended 3 times while it did this \(timings of"):
+        paired_timing(target, exported[".onnx"], exported[".onnx"], plan=_SHORT)
+
+
+def test_a_wrong_host_or_key_is_said_at_once(
+    board: LoopbackDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nobody = get_target({"device": "ssh://127.0.0.1:1"})
+    with pytest.raises(TargetUnavailable, match=r"127\.0\.0\.1:1 cannot be reached: .*refused"):
+        nobody.reach()
+    config = (board.folder / "config").read_text().replace("/key\n", "/host\n")
+    (tmp_path / "config").write_text(config)
+    monkeypatch.setenv("AUTOCOMPRESS_SSH", f"ssh -F {tmp_path / 'config'}")
+    with pytest.raises(TargetUnavailable, match=r"Permission denied.*ssh-copy-id"):
+        there(board).reach()
+    monkeypatch.setenv("AUTOCOMPRESS_SSH", "no-such-ssh")
+    device_at.cache_clear()
+    with pytest.raises(TargetUnavailable, match="no program 'no-such-ssh'"):
+        there(board).reach()
+
+
+def test_a_device_without_numpy_and_onnxruntime_is_told_how(
+    board: LoopbackDevice, tmp_path: Path
+) -> None:
+    bare = tmp_path / "bare"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(bare)], check=True)
+    python = bare / "bin" / "python"
+    with pytest.raises(
+        TargetUnavailable, match=r"has no numpy and no onnxruntime.*pip install numpy onnxruntime"
+    ):
+        there(board, python=str(python)).reach()
+    with pytest.raises(TargetUnavailable, match=r"cannot be reached: .*no-such-python"):
+        there(board, python="/no-such-python").reach()
+
+
+def test_a_device_of_another_runtime_version_is_said_and_recorded(
+    board: LoopbackDevice, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = "import onnxruntime\nonnxruntime.__version__ = '1.0.0'\n"
+    target = there(board, python=str(other_python(tmp_path / "old", lines)))
+    target.reach()
+    assert "has ONNX Runtime 1.0.0, and quality is judged here in" in caplog.text
+    assert target.describe()["version"] == "1.0.0"
+    assert target.describe()["quality_version"] == onnxruntime.__version__
+
+
+def test_a_file_that_the_device_cannot_open_says_why(
+    board: LoopbackDevice, exported: dict[str, Path]
+) -> None:
+    target = there(board, providers=["CUDAExecutionProvider"])
+    with pytest.raises(TargetUnavailable, match=r"no CUDAExecutionProvider, only .*CPU"):
+        target.reach()
+    with pytest.raises(InputError, match=rf"On {board.url}: .*no CUDAExecutionProvider"):
+        paired_timing(target, exported[".onnx"], exported[".onnx"], plan=_SHORT)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ssh://-oProxyCommand=evil",
+        "ssh://a b",
+        "ssh://me@-host",
+        "ssh://host:99999",
+        "ssh://-l@host",
+        "ssh://host;reboot",
+        "ssh://",
+    ],
+)
+def test_what_is_no_address_is_refused_before_ssh_sees_it(url: str) -> None:
+    with pytest.raises(InputError, match="A device reads `ssh://user@host:port`"):
+        get_target({"device": url})
+
+
+@pytest.mark.parametrize("python", ["python3; reboot", "$(reboot)", "-c", "a b", ""])
+def test_what_is_no_program_is_refused(python: str) -> None:
+    with pytest.raises(InputError, match=r"`target\.python`"):
+        get_target({"device": "ssh://host", "python": python})
+
+
+def test_other_runtimes_say_that_they_cannot(tmp_path: Path) -> None:
+    with pytest.raises(TargetUnavailable, match=r"only those of .runtime: onnxruntime"):
+        get_target({"runtime": "torch", "device": "ssh://host"})
+    with pytest.raises(InputError, match="not both"):
+        get_target({"device": "ssh://host", "table": str(tmp_path / "table.json")})
