@@ -20,6 +20,7 @@ _PLACES = {
     "openvino": "autocompress.targets.open_vino:OpenVinoTarget",
     "torch": "autocompress.targets.torch_runtime:TorchTarget",
     "executorch": "autocompress.targets.executorch_runtime:ExecuTorchTarget",
+    "litert": "autocompress.targets.litert:LiteRtTarget",
 }
 BUILT_IN = tuple(EntryPoint(name, place, GROUP) for name, place in _PLACES.items())
 #: what a target class must have; the rest comes with the base class

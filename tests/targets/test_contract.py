@@ -37,6 +37,10 @@ class TestExecuTorch(TargetContract):
     config = "executorch"
 
 
+class TestLiteRt(TargetContract):
+    config = "litert"
+
+
 @pytest.mark.gpu
 class TestTorchCompiledOnCuda(TargetContract):
     config: ClassVar = {"runtime": "torch", "device": "cuda", "compile": True}

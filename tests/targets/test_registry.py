@@ -24,7 +24,7 @@ from autocompress.targets import (
     registry,
 )
 
-RUNTIMES = ("onnxruntime", "openvino", "torch", "executorch")
+RUNTIMES = ("onnxruntime", "openvino", "torch", "executorch", "litert")
 """The built-in ones, in the order in which they are shown."""
 
 
@@ -73,7 +73,7 @@ def test_a_config_is_read_into_its_runtimes_model_once(runtime: str) -> None:
 
 
 def test_reading_a_config_loads_no_runtime() -> None:
-    heavy = ["torch", "onnx", "onnxruntime", "openvino", "executorch"]
+    heavy = ["torch", "onnx", "onnxruntime", "openvino", "executorch", "ai_edge_litert"]
     code = (
         "import sys\nfrom autocompress.targets import read_config\n"
         f"for name in {RUNTIMES}: read_config({{'runtime': name}})\n"
@@ -172,7 +172,8 @@ def test_a_broken_package_says_why_and_breaks_no_other(
     assert (odd.runtime, odd.available) == ("odd", False)
     assert said in odd.reason
     assert get_target("onnxruntime").name == "onnxruntime"
-    with pytest.raises(InputError, match="usable here: onnxruntime, torch"):
+    usable = ", ".join(found.runtime for found in others if found.available)
+    with pytest.raises(InputError, match=rf"usable here: {usable}\)"):
         get_target("tensorflow")
     with pytest.raises(TargetUnavailable, match=re.escape(said)):
         get_target("odd")
