@@ -8,10 +8,11 @@ from typing import Annotated
 import typer
 
 from autocompress.cascade.amounts import asked_amounts
-from autocompress.commands import cascading, options, reading
+from autocompress.commands import cascading, forecasting, options, reading
 from autocompress.commands import recipes as showing
 from autocompress.commands.options import Json, Run
 from autocompress.commands.printing import printed
+from autocompress.errors import InputError
 from autocompress.report.display import Display
 from autocompress.report.tables import summary_json
 from autocompress.run import tracking
@@ -28,10 +29,28 @@ def front(
             "its table.json."
         ),
     ] = None,
+    budget: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A budget such as 'latency<=0.3x' instead of the run's; repeatable. Answered from "
+            "what the run knows: the best measured policy, and the best to expect."
+        ),
+    ] = None,
+    sweep: Annotated[
+        bool,
+        typer.Option("--sweep", help="What to expect at each budget, the cheapest first."),
+    ] = False,
     trust: options.Trust = False,
     as_json: Json = False,
 ) -> None:
-    """Show the Pareto front of a run."""
+    """Show the Pareto front of a run, or what it knows of other budgets."""
+    if budget or sweep:
+        if open_report or target is not None or (budget and sweep):
+            raise InputError(
+                "--budget and --sweep stand alone: leave --open, --target and the other one out."
+            )
+        forecasting.show(run, budget or (), trust=trust, as_json=as_json)
+        return
     view = reading.view_of(run, target, trust=trust, quiet=as_json)
     printed(summary_json(view), as_json, lambda console: reading.show_front(view, console))
     if open_report:

@@ -23,13 +23,12 @@ from autocompress.policy.files import check_output
 from autocompress.report.html import write_report
 from autocompress.report.tables import write_summary
 from autocompress.results.trial import Trial
-from autocompress.run.assembly import Assembly, assemble
+from autocompress.run.assembly import Assembly
 from autocompress.run.cascade_files import one_file, timed
 from autocompress.run.cascade_members import RunMembers, class_scores
 from autocompress.run.cascade_trial import as_trial
 from autocompress.run.factories import from_elsewhere
-from autocompress.run.resuming import differences
-from autocompress.run.study import GIVEN, read_study
+from autocompress.run.reopened import reopened, study_of
 from autocompress.targets.config import TargetConfig
 from autocompress.track.folder import RunFolder, write_json
 from autocompress.track.journal import Journal
@@ -73,7 +72,8 @@ def cascade(
         raise InputError(f"Process {writer} is writing {folder.root}. Wait for its end.")
     # held from the beginning: two at once would write the same files and numbers
     with RunLock(folder) as lock, from_elsewhere(f"run {folder.root}", trust=trust):
-        parts = _assembled(folder, view, place, progress)
+        check_target(study_of(folder).target.config())
+        parts = reopened(folder, view, place, progress)
         found, trial = make_cascade(folder, view, parts, asked, output, progress, seed)
         with Journal(folder, lock) as journal:
             journal.record(trial)
@@ -130,30 +130,6 @@ def make_cascade(
     on_val = choice.chain.right(members)
     trial = as_trial(found, view, known, choice.chain, members, (on_val, right))
     return found, replace(trial, seed=seed, seconds=time.perf_counter() - began)
-
-
-def _assembled(folder: RunFolder, view: RunView, place: Path, progress: Progress) -> Assembly:
-    """The run's study, with the model and the data that it was made on.
-
-    Raises:
-        InputError: they are others by now, or the target is none that cascades run in.
-    """
-    study = read_study(folder.read_study(), where=str(folder.study))
-    if GIVEN in (study.model.factory, study.data.factory):
-        raise InputError(
-            f"The run in {folder.root} was made on a model or data handed over in Python, which "
-            "are not here. Name their factories in a study."
-        )
-    check_target(study.target.config())
-    parts = assemble(study, place, progress=progress)
-    changed = differences(view.baseline, folder.read_study(), parts)
-    if changed:
-        raise InputError(
-            f"The run in {folder.root} was made on {'; '.join(changed)}: its members cannot be "
-            "built again as they were measured. Put back what it was made on, or search anew."
-        )
-    parts.evaluator.measurer.set_baseline(view.baseline)
-    return parts
 
 
 def check_target(target: TargetConfig) -> None:

@@ -1,0 +1,177 @@
+"""A finished run asked about other budgets: what is known, and what to expect."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from autocompress.controller.context import Context
+from autocompress.controller.guided.forecast import COVERAGE, Forecast, Forecaster, Interval
+from autocompress.errors import InputError
+from autocompress.execute.local import InProcessExecutor
+from autocompress.machine.progress import Progress
+from autocompress.machine.scratch import scratch_folder
+from autocompress.policy.budget import Budget, Limit
+from autocompress.policy.writing import replacing
+from autocompress.results.answer import rejudged
+from autocompress.results.trial import Trial
+from autocompress.run.assembly import Assembly
+from autocompress.run.factories import from_elsewhere
+from autocompress.run.reopened import reopened
+from autocompress.track.folder import RunFolder
+from autocompress.track.screened import ScreenedPolicies
+from autocompress.track.view import RunView
+
+SECONDS = 6.0
+"""For screening what the run did not, beside reading model, data and layer bank."""
+POINTS = 12
+"""Budgets of a sweep."""
+
+
+def forecast(
+    run: str, limits: Sequence[str], progress: Progress, *, trust: bool = False
+) -> dict[str, Any]:
+    """The best policy to expect at a budget, beside the best that was measured within it.
+
+    Args:
+        run: folder of a run whose search has trials.
+        limits: of the budget.
+        progress: told what is going on.
+        trust: import whatever functions the run's study names.
+
+    Returns:
+        Plain data: ``measured`` (a trial, or ``None``), ``expected`` (or ``None``), ``policy_file``
+        and the command that measures it, ``coverage`` of its intervals.
+
+    Raises:
+        InputError: a run that cannot be opened again, or a limit that cannot be read.
+    """
+    budget, began = Budget.parse(limits), time.monotonic()
+    folder, view = RunFolder.open(run), RunView.load(run)
+    with scratch_folder("forecast") as scratch, from_elsewhere(f"run {folder.root}", trust=trust):
+        made = _forecaster(folder, view, scratch, progress)
+        progress("solving", 0.8)
+        expected = made.at(budget)
+    return {
+        "run": str(folder.root),
+        "quality": view.quality.as_dict(),
+        "budget": [str(limit) for limit in budget.limits],
+        "learned_from": made.learned_from,
+        "coverage": COVERAGE,
+        **_answer(folder, view, budget, expected),
+        "seconds": time.monotonic() - began,
+    }
+
+
+def sweep(run: str, progress: Progress, *, trust: bool = False) -> dict[str, Any]:
+    """The same for budgets from the cheapest policy to the uncompressed model.
+
+    Args:
+        run, progress, trust: as of ``forecast``.
+
+    Returns:
+        Plain data: ``sweep``, a list of what ``forecast`` tells of each budget.
+    """
+    began = time.monotonic()
+    folder, view = RunFolder.open(run), RunView.load(run)
+    with scratch_folder("forecast") as scratch, from_elsewhere(f"run {folder.root}", trust=trust):
+        made = _forecaster(folder, view, scratch, progress)
+        least, most = made.ends()
+        cost, found = made.context.cost, list[dict[str, Any]]()
+        for number, bound in enumerate(np.geomspace(least * 1.02, most, POINTS)):
+            progress("solving", number / POINTS)
+            budget = Budget(Limit(cost, float(f"{bound / most:.3g}"), relative=True))
+            told = _answer(folder, view, budget, made.at(budget, several=1))
+            found.append({"budget": [str(limit) for limit in budget.limits], **told})
+    return {
+        "run": str(folder.root),
+        "quality": view.quality.as_dict(),
+        "learned_from": made.learned_from,
+        "coverage": COVERAGE,
+        "sweep": found,
+        "seconds": time.monotonic() - began,
+    }
+
+
+def _forecaster(folder: RunFolder, view: RunView, place: Path, progress: Progress) -> Forecaster:
+    if not any(t.phase.kind == "search" and t.measurement for t in view.trials):
+        raise InputError(
+            f"The run in {folder.root} has measured no policy yet, so that nothing is known of any "
+            "budget. Go on with --resume."
+        )
+    parts = reopened(folder, view, place, progress)
+    parts.predict_latency()
+    return Forecaster(_context(folder, view, parts), SECONDS)
+
+
+def _context(folder: RunFolder, view: RunView, parts: Assembly) -> Context:
+    """The search as it stood at its end; nothing is written to the run."""
+    evaluator, study = parts.evaluator, parts.study
+    base = evaluator.baseline
+    known = dict(ScreenedPolicies(folder.screened, evaluator.screening.depends_on))
+    images = Counter(count for _, count in known)
+    config = study.search
+    if images:  # as many as most were screened on, or the answers would not be found again
+        config = config.model_copy(update={"screen_images": images.most_common(1)[0][0]})
+    trials = [rejudged(entry.trial, Budget(), base) for entry in view.entries]
+    executor = InProcessExecutor(evaluator)
+    return Context(parts.space, evaluator, executor, Budget(), config, (), trials, screened=known)
+
+
+def _answer(
+    folder: RunFolder, view: RunView, budget: Budget, expected: Forecast | None
+) -> dict[str, Any]:
+    measured = view.under(budget).best
+    found: dict[str, Any] = {
+        "measured": None if measured is None else _measured(view, measured),
+        "expected": None,
+        "policy_file": None,
+        "commands": [],
+    }
+    if measured is not None:
+        found["commands"].append(
+            shlex.join(["autocompress", "export", str(folder.root), "--pick", str(measured.number)])
+        )
+    if expected is None:
+        return found
+    file = folder.root / "forecasts" / f"{expected.policy.digest[:12]}.yaml"
+    file.parent.mkdir(exist_ok=True)
+    with replacing(file) as new:
+        new.write_text(yaml.safe_dump(expected.policy.as_dict(), sort_keys=False), "utf-8")
+    measure = ["autocompress", "evaluate", str(folder.study), "--policy", str(file)]
+    found["commands"].append(shlex.join(measure))
+    found["policy_file"] = str(file)
+    base = view.baseline.values
+    found["expected"] = {
+        view.quality.name: _plain(expected.quality),
+        "divergence": expected.divergence,
+        **{name: _plain(cost) for name, cost in expected.costs.items()},
+        "shares": {
+            name: cost.value / base[name]
+            for name, cost in expected.costs.items()
+            if base.get(name, 0.0) > 0
+        },
+        "policy": expected.policy.as_dict(),
+    }
+    return found
+
+
+def _measured(view: RunView, trial: Trial) -> dict[str, Any]:
+    values = trial.measurement.values if trial.measurement else {}
+    names = (view.quality.name, *(metric.name for metric in view.objectives[1:]))
+    told = {name: values[name] for name in names if name in values}
+    return {"trial": trial.number, "phase": trial.phase.kind, **told}
+
+
+def _plain(found: Interval) -> dict[str, float | None]:
+    """JSON knows no infinity: ``null`` is an end that is not known."""
+    ends = {"value": found.value, "low": found.low, "high": found.high}
+    return {name: value if math.isfinite(value) else None for name, value in ends.items()}
