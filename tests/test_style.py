@@ -16,7 +16,7 @@ PACKAGE = ROOT / "autocompress"
 
 MOST_LINES = 400
 MOST_FUNCTION_LINES = 60
-MOST_LINES_THAT_MEASURE = 4200
+MOST_LINES_THAT_MEASURE = 4450
 """Of `measure` and `targets` together: one mechanism times, and one way reads every profile."""
 FURTHER_RUNTIMES = {"litert.py"}
 """Files of `targets` that do not count there: each is a runtime more, behind the same contract."""

@@ -32,18 +32,22 @@ def bench(
 
 def show_bench(found: dict[str, Any], console: Console) -> None:
     """A table of one or two rows and the ratio."""
-    table = Table("file", "median ms", "IQR ms", "size kB", "peak memory MB")
+    energy = ["energy mJ"] if found["energy_mj"] is not None else []
+    table = Table("file", "median ms", "IQR ms", "p99 ms", "size kB", "peak memory MB", *energy)
     for column in table.columns[1:]:
         column.justify = "right"
     for name, prefix in (("file", ""), ("vs", "vs_")):
         if name in found:
             memory = found[prefix + "peak_memory_bytes"]
+            p99, used = found[prefix + "latency_p99_ms"], found[prefix + "energy_mj"]
             table.add_row(
                 escape(found[name]),
                 f"{found[prefix + 'latency_ms']:.3f}",
                 f"{found[prefix + 'iqr_ms']:.3f}",
+                "–" if p99 is None else f"{p99:.3f}",
                 f"{found[prefix + 'size_bytes'] / 1e3:,.1f}",
                 "–" if memory is None else f"{memory / 1e6:,.1f}",
+                *([] if used is None else [f"{used:.3g}"]),
             )
     console.print(table)
     if "vs" in found:

@@ -113,3 +113,6 @@ def show_dry_run(found: dict[str, Any], console: Console) -> None:
     budget = ", ".join(found["budget"]) or "none"
     can = "can be met" if found["can_be_met"] else "cannot be met"
     console.print(f"budget ({budget}): {can}")
+    if found["only_measured"]:
+        told = ", ".join(found["only_measured"])
+        console.print(f"What no estimate tells, the search measures: {told}", highlight=False)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from autocompress.model.shapes import resolver
+from autocompress.policy.costs import P99
 from autocompress.policy.inventory import Inventory
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.settings import CompressionSettings
@@ -16,6 +18,10 @@ from autocompress.results.trial import Phase, Trial, TrialState
 if TYPE_CHECKING:
     from autocompress.estimate.latency_model import LatencyModel
     from autocompress.model.cost import Cost
+
+FOLLOWING = (P99, "sample_ms")
+"""Costs that are about as many times the latency in every model of a study."""
+_FOLLOWING_ERROR = 0.15
 
 
 @dataclass
@@ -28,6 +34,8 @@ class Estimator:
         student_cost: from a student's name to what that architecture costs.
         where: the target as it describes itself; trials of others teach nothing.
         latency_model: predicts latency; ``None`` before profiling.
+        following: costs that go with the latency, and what they are of it in the uncompressed
+            model.
     """
 
     inventory: Inventory
@@ -35,6 +43,7 @@ class Estimator:
     student_cost: Callable[[str], Cost]
     where: Mapping[str, Any]
     latency_model: LatencyModel | None = None
+    following: Mapping[str, float] = field(default_factory=dict)
     _estimates: dict[Policy, Measurement] = field(default_factory=dict)
     _observed: set[tuple[str, Phase]] = field(default_factory=set)
 
@@ -53,7 +62,7 @@ class Estimator:
         if known is None:
             model = self.latency_model
             latency = None if model is None else model.predict(policy)
-            known = self._estimates[policy] = _estimate(self.cost(policy), latency)
+            known = self._estimates[policy] = self._told(self.cost(policy), latency)
         return known
 
     def changes(self, policy: Policy) -> Callable[[Mapping[str, LayerPolicy]], Measurement]:
@@ -73,13 +82,21 @@ class Estimator:
 
         def changed(layers: Mapping[str, LayerPolicy]) -> Measurement:
             found = shapes(layers)
-            return _estimate(costs(found), None if latency is None else latency(found))
+            return self._told(costs(found), None if latency is None else latency(found))
 
         return changed
 
-    def predict_with(self, latency_model: LatencyModel) -> None:
-        """Take a latency model, which has seen no trial; estimates made before are forgotten."""
+    def predict_with(self, latency_model: LatencyModel, base: Measurement | None = None) -> None:
+        """Take a latency model, which has seen no trial; estimates made before are forgotten.
+
+        Args:
+            latency_model: predicts.
+            base: the uncompressed model, measured: what goes with its latency.
+        """
         self.latency_model = latency_model
+        if base is not None:
+            known = (name for name in FOLLOWING if name in base)
+            self.following = {name: base[name] / base["latency_ms"] for name in known}
         self._estimates.clear()
         self._observed.clear()
 
@@ -108,10 +125,12 @@ class Estimator:
         self.latency_model.observe(trial.policy, timing.ratio)
         self._estimates.clear()
 
-
-def _estimate(cost: Cost, latency: tuple[float, float] | None) -> Measurement:
-    names = ("macs", "params", "size_bytes", "bops")
-    values, spread = {n: float(getattr(cost, n)) for n in names}, {}
-    if latency is not None:
-        values["latency_ms"], spread["latency_ms"] = latency
-    return Measurement(values, spread)
+    def _told(self, cost: Cost, latency: tuple[float, float] | None) -> Measurement:
+        names = ("macs", "params", "size_bytes", "bops")
+        values, spread = {n: float(getattr(cost, n)) for n in names}, {}
+        if latency is not None:
+            values["latency_ms"], spread["latency_ms"] = latency
+            for name, share in self.following.items():
+                values[name] = share * latency[0]
+                spread[name] = math.hypot(share * latency[1], _FOLLOWING_ERROR * values[name])
+        return Measurement(values, spread)

@@ -19,6 +19,7 @@ import onnxruntime
 from autocompress.errors import InputError, MeasurementError
 from autocompress.exporters.kernel_names import kernel_times
 from autocompress.machine.facts import machine_facts
+from autocompress.measure.joules import energy_mj
 from autocompress.measure.peak import STATUS, peak_growth
 from autocompress.measure.quiet import QuietSpeed
 from autocompress.measure.rounds import Call, warm_up
@@ -129,6 +130,12 @@ class FileRunner:
     def look_ms(self, path: Path, free: Sequence[str]) -> float:
         """Milliseconds of a file at this moment, roughly."""
         return 1e3 * warm_up(self.call(path, free))
+
+    def energy_mj(self, path: Path, free: Sequence[str]) -> float:
+        """Millijoules of one inference of a file."""
+        with closing(self.open(path, free)) as session:
+            fed = drawn_inputs(session, self)
+            return energy_mj(call_of(session, fed), len(fed))
 
     def memory(self, path: Path, free: Sequence[str]) -> int | None:
         """Bytes by which a file lets the peak of this process grow, which ran nothing before."""

@@ -18,6 +18,7 @@ import onnxruntime
 
 from autocompress.errors import AutocompressError
 from autocompress.estimate.on_device import FileRunner, in_own_process
+from autocompress.machine.energy import energy_meter
 from autocompress.machine.messages import Ended, receive, send
 from autocompress.machine.scratch import scratch_folder
 from autocompress.measure.quiet import WAIT_VARIABLE
@@ -41,7 +42,12 @@ class FileServer:
     def serve(self) -> None:
         """Answer every message with one; what fails is told, and the next one answered."""
         facts = FileRunner(1, 1).facts()
-        told = {"machine": facts["machine"], "version": onnxruntime.__version__}
+        meter = energy_meter()
+        told = {
+            "machine": facts["machine"],
+            "version": onnxruntime.__version__,
+            "no_energy": meter if isinstance(meter, str) else "",
+        }
         send(self._write, {**told, "providers": onnxruntime.get_available_providers()})
         while True:
             try:
@@ -116,6 +122,8 @@ class FileServer:
             return None, [_bytes(one) for one in device.run(path, free, inputs)]
         if do == "look":
             return device.look_ms(path, free), ()
+        if do == "energy":
+            return device.energy_mj(path, free), ()
         assert do == "memory", do
         return in_own_process(self._runner, json.dumps([asked["fields"], str(path), free])), ()
 

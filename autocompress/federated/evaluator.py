@@ -151,7 +151,7 @@ def federated_evaluator(
     folder: Path,
     *,
     screen_images: int,
-    measure_memory: bool = False,
+    asked: frozenset[str] = frozenset(),
     progress: Progress | None = None,
 ) -> FederatedEvaluator:
     """The evaluator of a federated study; see ``run.evaluator.make_evaluator``."""
@@ -159,7 +159,7 @@ def federated_evaluator(
     estimator = Estimator(inventory, settings, pipeline.student_cost, target.describe())
     table = target.config.table
     other = None if table is None else LatencyModel.from_table(table, inventory, settings)
-    measurer = FederatedMeasurer(target, pipeline, folder, estimator.cost, other, measure_memory)
+    measurer = FederatedMeasurer(target, pipeline, folder, estimator.cost, other, asked)
     builder = Builder(pipeline, folder, progress)
     screening = FederatedScreening(pipeline, screen_images)
     return FederatedEvaluator(estimator, builder, measurer, screening)

@@ -81,7 +81,7 @@ class FederatedAssembly(Assembly):
             get_target(self.study.target.config()),
             self.folder,
             screen_images=self.study.search.screen_images,
-            measure_memory="peak_memory_bytes" in self.study.limits().metrics,
+            asked=self.study.extra_costs(),
             progress=self.progress,
         )
 

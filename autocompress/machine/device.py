@@ -71,6 +71,11 @@ class Device:
         """Execution providers of its runtime."""
         return list(self._told()["providers"])
 
+    @property
+    def no_energy(self) -> str:
+        """Why it tells no energy, or empty."""
+        return str(self._told()["no_energy"])
+
     def _told(self) -> Mapping[str, Any]:
         """What it said of itself at first.
 
@@ -93,7 +98,7 @@ class Device:
         """Have something done with files there.
 
         Args:
-            do: ``timings``, ``profile``, ``run``, ``look`` or ``memory``.
+            do: ``timings``, ``profile``, ``run``, ``look``, ``memory`` or ``energy``.
             fields: that the files run with.
             paths: of the files here; they are sent where they are not there yet.
             asked: further arguments.

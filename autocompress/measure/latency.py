@@ -13,6 +13,7 @@ import numpy as np
 from autocompress.errors import MeasurementError
 from autocompress.machine.facts import machine_facts
 from autocompress.machine.lock import after_timing, timing_lock
+from autocompress.measure.energy import inference_energy_mj, no_energy
 from autocompress.measure.memory import peak_memory_bytes
 from autocompress.measure.quiet import QuietSpeed
 from autocompress.measure.sampling import Plan, Samples
@@ -41,6 +42,8 @@ class Timing:
         size_bytes, baseline_size_bytes: of the files.
         facts: machine, target, load, share of the wall time that the process had a core for.
         disturbed: the baseline never ran as quickly as it does in other timings.
+        p99_ms, baseline_p99_ms: 99th percentile of single inferences; ``None`` where fewer than a
+            hundred were timed.
     """
 
     latency_ms: float
@@ -58,6 +61,8 @@ class Timing:
     baseline_size_bytes: int
     facts: Mapping[str, Any] = field(default_factory=dict)
     disturbed: bool = False
+    p99_ms: float | None = None
+    baseline_p99_ms: float | None = None
 
     @property
     def faster(self) -> bool:
@@ -81,6 +86,8 @@ class Timing:
         return {**asdict(self), "facts": dict(self.facts)}
 
 
+SINGLE_CALLS = 200
+"""Single inferences that are timed where the 99th percentile is asked for."""
 _FIGURES = (
     *("latency_ms", "iqr_ms", "baseline_ms", "baseline_iqr_ms"),
     *("ratio", "ratio_low", "ratio_high", "noisy", "rounds"),
@@ -101,7 +108,8 @@ class Undisturbed:
         """Keep a timing, unless it was disturbed or says too little."""
         found = {key: getattr(timing, key) for key in _FIGURES}
         if None not in found.values() and timing.disturbed is False:
-            self._known[policy.untrained_digest] = found
+            tails = {key: getattr(timing, key) for key in ("p99_ms", "baseline_p99_ms")}
+            self._known[policy.untrained_digest] = found | tails
 
     def instead(self, timing: Timing, policy: Policy) -> tuple[Timing, list[str]]:
         """A timing with what people should know of it.
@@ -206,20 +214,25 @@ def bench(
         plan: precision, time limit, seed.
 
     Returns:
-        Plain data: ``latency_ms``, ``iqr_ms``, ``size_bytes``, ``peak_memory_bytes`` (``None``
-        where the system does not tell it), ``noisy``, ``rounds``, ``facts``; with ``b`` also
-        ``vs_latency_ms``, ``vs_iqr_ms``, ``vs_size_bytes``, ``vs_peak_memory_bytes``, ``ratio``,
-        ``ratio_low``, ``ratio_high``, ``verdict``.
+        Plain data: ``latency_ms``, ``iqr_ms``, ``latency_p99_ms``, ``size_bytes``,
+        ``peak_memory_bytes`` and ``energy_mj`` (``None`` where the system does not tell it),
+        ``noisy``, ``rounds``, ``facts``; with ``b`` the same of it, their names begun by ``vs_``,
+        ``ratio``, ``ratio_low``, ``ratio_high``, ``verdict``.
     """
     where = target if isinstance(target, Target) else get_target(target)
+    plan = plan or Plan(single_calls=SINGLE_CALLS)
     timing = paired_timing(where, a, a if b is None else b, plan=plan)
-    memory = [peak_memory_bytes(where, path) for path in (a, b) if path is not None]
+    files = [path for path in (a, b) if path is not None]
+    memory = [peak_memory_bytes(where, path) for path in files]
+    energy = [None if no_energy(where) else inference_energy_mj(where, path) for path in files]
     out: dict[str, Any] = {
         "file": str(a),
         "latency_ms": timing.latency_ms,
         "iqr_ms": timing.iqr_ms,
+        "latency_p99_ms": timing.p99_ms,
         "size_bytes": timing.size_bytes,
         "peak_memory_bytes": memory[0],
+        "energy_mj": energy[0],
         **{k: getattr(timing, k) for k in ("noisy", "rounds", "seconds")},
         "facts": dict(timing.facts),
     }
@@ -229,8 +242,10 @@ def bench(
         "vs": str(b),
         "vs_latency_ms": timing.baseline_ms,
         "vs_iqr_ms": timing.baseline_iqr_ms,
+        "vs_latency_p99_ms": timing.baseline_p99_ms,
         "vs_size_bytes": timing.baseline_size_bytes,
         "vs_peak_memory_bytes": memory[1],
+        "vs_energy_mj": energy[1],
         **{k: getattr(timing, k) for k in ("ratio", "ratio_low", "ratio_high", "confidence")},
         "verdict": "faster" if timing.faster else "slower" if timing.slower else "no difference",
     }
@@ -267,7 +282,14 @@ def _timing(
             "repetitions": samples.repetitions[:, i].tolist(),
         },
         disturbed=samples.disturbed,
+        p99_ms=_p99(samples, i, median),
+        baseline_p99_ms=_p99(samples, 0, base_median),
     )
+
+
+def _p99(samples: Samples, call: int, median: float) -> float | None:
+    tail = samples.tails[call] if len(samples.tails) else np.nan
+    return float(tail * median) if np.isfinite(tail) else None
 
 
 def _median_iqr(values: Any) -> tuple[float, float]:

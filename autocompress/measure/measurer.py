@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from autocompress.errors import InputError
 from autocompress.machine.lock import after_timing
+from autocompress.measure.extras import MEMORY, ExtraCosts
 from autocompress.measure.gate import Inspection, inspect_file
-from autocompress.measure.latency import Timing, Undisturbed, paired_timings
-from autocompress.measure.memory import peak_memory_bytes
+from autocompress.measure.latency import SINGLE_CALLS, Timing, Undisturbed, paired_timings
 from autocompress.measure.quiet import QuietSpeed
 from autocompress.measure.sampling import Plan
 from autocompress.measure.saturation import overflow_problems
+from autocompress.policy.costs import P99
 from autocompress.policy.policy import Policy
 from autocompress.results.difference import HITS, SCORES, pack_hits, pack_scores
 from autocompress.results.metric import Measurement
@@ -73,8 +74,8 @@ class Measurer:
         cost: of a policy by formula; stands beside what is measured.
         other_device: predicts the latency of the device whose table the target names; ``None``
             where latencies are those of this machine.
-        measure_memory: measure the peak memory of every trial, not only of the uncompressed model
-            and of verified ones; it takes a process of its own, about half a second.
+        asked: names of costs that are measured of every trial because the study limits or
+            compares them; see ``extras``.
         quiet_speed: how quickly the uncompressed model has been seen to run.
     """
 
@@ -83,9 +84,14 @@ class Measurer:
     folder: Path
     cost: Callable[[Policy], Cost]
     other_device: OtherDevice | None = None
-    measure_memory: bool = False
+    asked: frozenset[str] = frozenset()
     quiet_speed: QuietSpeed = field(default_factory=QuietSpeed)
     _undisturbed: Undisturbed = field(default_factory=Undisturbed)
+
+    @cached_property
+    def extras(self) -> ExtraCosts:
+        """Measures what only some studies ask for."""
+        return ExtraCosts(self.target, self.asked)
 
     @cached_property
     def example(self) -> Any:
@@ -115,12 +121,13 @@ class Measurer:
         """The uncompressed model on val, in the target runtime."""
         path, policy = self.baseline_file, Policy()
         timing = self.timing(path, max_seconds=8.0)
+        latency = self._latency(policy, timing.baseline_ms, timing.baseline_iqr_ms)
         return self._measurement(
             policy,
             path,
             self.quality(path, "val"),
-            self._latency(policy, timing.baseline_ms, timing.baseline_iqr_ms),
-            self.memory(path),
+            latency,
+            {**self.extras.memory(path), **self.beside_latency(path, timing, latency[0])},
             {"timing": timing.as_dict(), "split": "val", "identity": self.pipeline.identity},
         )
 
@@ -169,7 +176,8 @@ class Measurer:
         # nobody waits for a quiet machine where its times are not asked for
         here = self.other_device is None
         seconds = max_seconds * (1 + len(paths)) / 2
-        plan = Plan(max_seconds=seconds, apart_s=1.0 if here else 0.0)
+        singles = SINGLE_CALLS if P99 in self.asked else 0
+        plan = Plan(max_seconds=seconds, apart_s=1.0 if here else 0.0, single_calls=singles)
         quiet = self.quiet_speed if here else None
         return paired_timings(self.target, paths, self.baseline_file, plan=plan, quiet=quiet)
 
@@ -210,7 +218,8 @@ class Measurer:
             "problems": problems,
             "notes": compressed.notes,
         }
-        memory = self.memory(path) if self.measure_memory or split == "test" else {}
+        wanted = MEMORY in self.asked or split == "test"
+        memory = self.extras.memory(path) if wanted else {}
         return Scored(compressed.policy, path, result, inspection, memory, context)
 
     def timed(self, scored: Sequence[Scored]) -> list[Measurement]:
@@ -251,9 +260,25 @@ class Measurer:
             "notes": [*context["notes"], *notes, *judged.notes],
             "conversions": judged.conversions.as_dict(),
         }
+        extras = self.beside_latency(scored.path, timing, latency[0], self.baseline.values)
         return self._measurement(
-            scored.policy, scored.path, scored.result, latency, scored.memory, context
+            scored.policy, scored.path, scored.result, latency, scored.memory | extras, context
         )
+
+    def beside_latency(
+        self, path: Path, timing: Timing, ms: float, base: Mapping[str, float] | None = None
+    ) -> dict[str, float]:
+        """What is measured of a file beside its latency; nothing where a table tells that.
+
+        Args:
+            path: of the file.
+            timing: of it.
+            ms: its latency in the study's figures.
+            base: values of the uncompressed model; ``None`` for that itself.
+        """
+        if self.other_device is not None:
+            return {}
+        return self.extras.after_timing(path, self.baseline_file, timing, ms, base)
 
     @cached_property
     def _overflows(self) -> bool:
@@ -281,18 +306,13 @@ class Measurer:
             )
         return found
 
-    def memory(self, path: Path) -> dict[str, float]:
-        """The peak memory of a file, where the system tells it."""
-        found = peak_memory_bytes(self.target, path)
-        return {} if found is None else {"peak_memory_bytes": float(found)}
-
     def _measurement(
         self,
         policy: Policy,
         path: Path,
         result: Result,
         latency: tuple[float, float],
-        memory: dict[str, float],
+        extras: dict[str, float],
         context: dict[str, Any],
     ) -> Measurement:
         table = {} if self.other_device is None else {"table": dict(self.other_device.facts)}
@@ -304,7 +324,7 @@ class Measurer:
             "params": float(cost.params),
             "bops": float(cost.bops),
             "size_bytes": float(path.stat().st_size),
-            **memory,
+            **extras,
         }
         return Measurement(
             values,

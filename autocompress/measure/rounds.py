@@ -51,6 +51,7 @@ def take_round(
     repeats: Sequence[int],
     rng: np.random.Generator,
     clock: Clock = time.perf_counter,
+    singles: list[list[list[float]]] | None = None,
 ) -> list[list[float]]:
     """Visit every call in random order and again in reverse (ABBA).
 
@@ -59,6 +60,8 @@ def take_round(
 
     Args:
         repeats: timed calls per turn, for each call.
+        singles: takes the milliseconds of every timed call: one entry per turn, a list for each
+            call.
 
     Returns:
         Two turns, each with the median milliseconds of every call.
@@ -66,21 +69,23 @@ def take_round(
     order = rng.permutation(len(calls))
     turns = []
     for visit in (order, order[::-1]):
-        row = [0.0] * len(calls)
+        times: list[list[float]] = [[] for _ in calls]
         for i in visit:
-            row[i] = _turn(calls[i], repeats[i], clock)
-        turns.append(row)
+            times[i] = _turn(calls[i], repeats[i], clock)
+        turns.append([median(own) for own in times])
+        if singles is not None:
+            singles.append(times)
     return turns
 
 
-def _turn(call: Call, repeats: int, clock: Clock) -> float:
+def _turn(call: Call, repeats: int, clock: Clock) -> list[float]:
     call()
     times = []
     for _ in range(repeats):
         begin = clock()
         call()
-        times.append(clock() - begin)
-    return median(times) * 1e3
+        times.append(1e3 * (clock() - begin))
+    return times
 
 
 def quiet_rounds(

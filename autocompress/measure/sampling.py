@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from autocompress.measure.quiet import QuietSpeed, Work
 from autocompress.measure.rounds import FEWEST, Call, Clock, quiet_rounds, take_round, warm_up
 
+FEWEST_SINGLE = 100
+"""Single calls whose 99th percentile is told."""
 _AGREE = 0.05
 """Two repetitions agree when their ratios differ by no more than this fraction."""
 
@@ -33,6 +35,8 @@ class Plan:
         slot_ms: one call's turn in a round lasts about this long, in as many calls as fit.
         seed: of the order of turns and of the bootstrap.
         apart_s: seconds between two repetitions.
+        single_calls: times of so many single calls, however long that takes; for the 99th
+            percentile.
     """
 
     precision: float = 0.03
@@ -42,6 +46,7 @@ class Plan:
     slot_ms: float = 4.0
     seed: int = 0
     apart_s: float = 1.0
+    single_calls: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +61,8 @@ class Samples:
         disturbed: the baseline ran slower than it has been seen to.
         seconds: time spent, warm-up and waiting included.
         waited_s: of these, waiting for a quiet machine.
+        tails: ``(calls,)``, 99th percentile of the single calls in the rounds that count, as a
+            multiple of their median; NaN of fewer than a hundred.
     """
 
     turns: NDArray[np.float64]
@@ -65,6 +72,7 @@ class Samples:
     disturbed: bool = False
     seconds: float = 0.0
     waited_s: float = 0.0
+    tails: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
 
     def interval(self, call: int, plan: Plan, resamples: int = 2000) -> tuple[float, float, float]:
         """A call's ratio and both ends of its interval."""
@@ -79,7 +87,7 @@ class Samples:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Samples:
         """Inverse of ``as_dict``."""
-        arrays = {name: np.array(data[name]) for name in ("turns", "used", "repetitions")}
+        arrays = {name: np.array(data[name]) for name in ("turns", "used", "repetitions", "tails")}
         return cls(**{**data, **arrays})
 
     def times(self, call: int) -> NDArray[np.float64]:
@@ -120,6 +128,7 @@ class InterleavedTiming(Work):
     pause: Callable[[float], None] = time.sleep
     clock: Clock = time.perf_counter
     _taken: list[NDArray[np.float64]] = field(default_factory=list)
+    _singles: list[list[list[float]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._rng = np.random.default_rng(self.plan.seed)
@@ -128,16 +137,33 @@ class InterleavedTiming(Work):
     def run(self) -> Samples:
         """Warm up, and take repetitions until they tell enough."""
         start, slot = self.clock(), self.plan.slot_ms / 1e3
-        calls = [round(slot / warm_up(call, self.clock)) for call in self.calls]
-        self._repeats = [max(1, min(50, count)) for count in calls]
-        waited = self.collect(self._enough, self.plan.max_seconds, self.plan.apart_s)
-        return replace(self._judge(), seconds=self.clock() - start, waited_s=waited)
+        times = [warm_up(call, self.clock) for call in self.calls]
+        self._repeats = [max(1, min(50, round(slot / one))) for one in times]
+        needed = -(-self.plan.single_calls // (2 * min(self._repeats)))
+        a_round = 2 * sum((n + 1) * t for n, t in zip(self._repeats, times, strict=True))
+        seconds = max(self.plan.max_seconds, 1.2 * needed * a_round)
+        waited = self.collect(self._enough, seconds, self.plan.apart_s)
+        found = self._judge()
+        tails = np.array([self._tail(i, found.used) for i in range(len(self.calls))])
+        return replace(found, seconds=self.clock() - start, waited_s=waited, tails=tails)
+
+    def _tail(self, call: int, used: NDArray[np.bool_]) -> float:
+        """The 99th percentile of a call's single times over their median."""
+        turns = zip(self._singles, np.repeat(used, 2), strict=True)
+        times = [ms for turn, kept in turns if kept for ms in turn[call]]
+        if len(times) < FEWEST_SINGLE:
+            return math.nan
+        return float(np.percentile(times, 99) / np.median(times))
+
+    @property
+    def _many_calls(self) -> bool:
+        return len(self._singles) * min(self._repeats) >= self.plan.single_calls
 
     def settled(self) -> bool:
         """Whether the repetitions agree, and were quiet, and their intervals are narrow."""
         found = self._judge()
         calm = found.agreeing >= self._enough and not found.disturbed
-        return calm and found.narrow(self.plan)
+        return calm and self._many_calls and found.narrow(self.plan)
 
     def look(self) -> float:
         """Milliseconds of the baseline at this moment, roughly.
@@ -158,7 +184,7 @@ class InterleavedTiming(Work):
         turns: list[list[float]] = []
         self._taken.append(np.empty((0, len(self.calls))))
         while True:
-            turns += take_round(self.calls, self._repeats, self._rng, self.clock)
+            turns += take_round(self.calls, self._repeats, self._rng, self.clock, self._singles)
             rounds = len(turns) // 2
             latest = [turn[0] for turn in turns[-2 * FEWEST :]]
             broken_off = patient and rounds >= FEWEST and median(latest) > slowest
@@ -171,6 +197,7 @@ class InterleavedTiming(Work):
             kept = quiet_rounds([base], slowest)
             middle = float(np.median(base[kept]))
             many = middle <= slowest and kept.sum() >= plan.min_rounds
+            many = many and len(turns) * min(self._repeats) * self._enough >= plan.single_calls
             if broken_off or over or (many and self._judge().narrow(plan)):
                 self.quiet.note(middle)
                 return broken_off or self.quiet.disturbed(middle)

@@ -7,23 +7,11 @@ from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 
 from autocompress.errors import InputError, nearest
+from autocompress.policy.costs import BY_NAME, BY_WORD
 
-#: what a budget may limit: short name to metric name, and the factor of each absolute unit
-_METRICS = {
-    "latency": "latency_ms",
-    "macs": "macs",
-    "params": "params",
-    "size": "size_bytes",
-    "memory": "peak_memory_bytes",
-}
-_SCALES = {
-    "latency": {"": 1.0, "ms": 1.0, "us": 1e-3, "s": 1e3},
-    "macs": {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9},
-    "params": {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9},
-    "size": {"": 1.0, "b": 1.0, "k": 1e3, "kb": 1e3, "m": 1e6, "mb": 1e6, "g": 1e9, "gb": 1e9},
-    "memory": {"": 1.0, "b": 1.0, "k": 1e3, "kb": 1e3, "m": 1e6, "mb": 1e6, "g": 1e9, "gb": 1e9},
-}
-_LIMIT = re.compile(r"^\s*([A-Za-z_]+)\s*(<=?)\s*([0-9.]+(?:[eE][+-]?\d+)?)\s*([A-Za-z%]*)\s*$")
+_LIMIT = re.compile(
+    r"^\s*([A-Za-z_]\w*)\s*([<>]=?)\s*([0-9.]+(?:[eE][+-]?\d+)?)\s*([A-Za-z%/]*)\s*$"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +19,7 @@ class Limit:
     """One upper bound.
 
     Args:
-        metric: metric name (``latency_ms``, ``macs``, ``params``, ``size_bytes``,
-            ``peak_memory_bytes``).
+        metric: name of a cost; see ``policy.costs``.
         value: the bound, above 0, in the metric's unit; a fraction when ``relative``.
         relative: whether ``value`` is a fraction of the uncompressed model's value.
     """
@@ -49,7 +36,7 @@ class Limit:
 
     @classmethod
     def parse(cls, text: str) -> Limit:
-        """Read ``latency<=2ms``, ``latency<=0.5x``, ``macs<=50%``, ``size<=1MB``.
+        """Read ``latency<=2ms``, ``latency<=0.5x``, ``size<=1MB``, ``throughput>=200/s``.
 
         Raises:
             InputError: with the nearest valid metric or the valid units.
@@ -57,27 +44,36 @@ class Limit:
         found = _LIMIT.match(text)
         if not found:
             raise InputError(
-                f"A budget reads like 'latency<=2ms', 'latency<=0.5x', 'macs<=40%' or "
-                f"'size<=1MB', got {text!r}."
+                f"A budget reads like 'latency<=2ms', 'latency<=0.5x', 'macs<=40%', 'size<=1MB' or "
+                f"'throughput>=200/s', got {text!r}."
             )
-        name, _, number, unit = found.groups()
-        short = next((s for s, m in _METRICS.items() if name in (s, m)), None)
-        if short is None:
-            raise InputError(f"A budget cannot limit {name!r}; {nearest(name, _METRICS)}")
+        name, sign, number, unit = found.groups()
+        cost = BY_WORD.get(name) or BY_NAME.get(name)
+        if cost is None or not cost.word:
+            raise InputError(f"A budget cannot limit {name!r}; {nearest(name, BY_WORD)}")
+        wanted = ">=" if cost.inverse and name == cost.word else "<="
+        if sign[0] != wanted[0]:
+            raise InputError(
+                f"A budget limits {name} by {wanted}, got {text!r}: "
+                f"{'more' if wanted == '>=' else 'less'} of it is better."
+            )
         try:
             value = float(number)
         except ValueError:
             raise InputError(f"{number!r} in the budget {text!r} is not a number.") from None
-        if unit in ("x", "%"):
-            return cls(_METRICS[short], value / (100.0 if unit == "%" else 1.0), relative=True)
-        scale = _SCALES[short].get(unit.lower())
+        relative = unit in ("x", "%")
+        units = {"": 1.0, "ms": 1.0} if cost.inverse and wanted == "<=" else cost.units
+        scale = {"x": 1.0, "%": 0.01}.get(unit) or units.get(unit.lower())
         if scale is None:
             raise InputError(
-                f"{unit!r} is no unit of {short}; use one of "
-                f"{', '.join(u for u in _SCALES[short] if u)}, or x or % for a share "
+                f"{unit!r} is no unit of {name}; use one of "
+                f"{', '.join(u for u in units if u)}, or x or % for a share "
                 "of the uncompressed model."
             )
-        return cls(_METRICS[short], value * scale)
+        if wanted == "<=" or not value:
+            return cls(cost.name, value * scale, relative)
+        # `n` a second are 1000 / n milliseconds each
+        return cls(cost.name, 1 / (value * scale) if relative else scale / value, relative)
 
     def bound(self, baseline: Mapping[str, float]) -> float:
         """The bound in the metric's unit, given the uncompressed model's values."""
@@ -92,9 +88,19 @@ class Limit:
 
     def __str__(self) -> str:
         """As ``parse`` reads it: the same value, in few digits where they say it."""
-        short = f"{self.value:g}"
-        number = short if float(short) == self.value else repr(float(self.value))
-        return f"{self.metric}<={number}{'x' if self.relative else ''}"
+        inverse = BY_NAME[self.metric].inverse if self.metric in BY_NAME else ""
+        if not inverse:
+            return f"{self.metric}<={_digits(self.value)}{'x' if self.relative else ''}"
+        word, unit = BY_NAME[self.metric].word, "x" if self.relative else inverse
+        value = (1.0 if self.relative else 1e3) / self.value
+        if Limit.parse(f"{word}>={value:g}{unit}") == self:
+            return f"{word}>={value:g}{unit}"
+        return f"{self.metric}<={_digits(self.value)}{'x' if self.relative else ''}"
+
+
+def _digits(value: float) -> str:
+    short = f"{value:g}"
+    return short if float(short) == value else repr(float(value))
 
 
 @dataclass(frozen=True, init=False)

@@ -115,6 +115,7 @@ class TimingClaim(_Open):
         noisy: the interval stayed wider than asked.
         disturbed: something else slowed the machine.
         facts: circumstances.
+        p99_ms, baseline_p99_ms: 99th percentile of single inferences.
     """
 
     ratio: Number | None = None
@@ -129,6 +130,8 @@ class TimingClaim(_Open):
     noisy: Flag | None = None
     disturbed: Flag | None = None
     facts: TimingFacts | None = None
+    p99_ms: Number | None = None
+    baseline_p99_ms: Number | None = None
 
 
 def _packed(text: str) -> str:

@@ -12,6 +12,7 @@ from shlex import quote
 from typing import Any
 
 from autocompress.policy.claims import TimingClaim, TimingFacts
+from autocompress.policy.costs import EXTRA, CostMetric
 from autocompress.report.course import course, screening
 from autocompress.report.review import review
 from autocompress.report.tables import (
@@ -86,6 +87,7 @@ def render(
         tested=any(view.verified(t) for t in (*view.front, *([answer] if answer else []))),
         beside=_beside(view),
         builds_differ=BUILDS_DIFFER if view.builds_differ else "",
+        extras=[cost.word.replace("_", " ") for cost in _extras(view)],
         pairs=distillation_pairs(view),
         rungs=_rungs(view),
         forecasts=rung_forecasts(view),
@@ -190,6 +192,11 @@ def _useless(quality: Metric, baseline: Measurement) -> str:
     return f"{quality.name} {quality.text(quality.useless(baseline.score))}"
 
 
+def _extras(view: RunView) -> list[CostMetric]:
+    """Costs that not every study measures, of those that this one did."""
+    return [cost for cost in EXTRA if cost.name in view.baseline]
+
+
 def _row(view: RunView, trial: Trial) -> dict[str, Any]:
     check = view.verified(trial)
     ratio = view.ratio(trial)
@@ -202,7 +209,7 @@ def _row(view: RunView, trial: Trial) -> dict[str, Any]:
         "ratio": "-" if ratio is None else f"{ratio:.2f}",
         "macs": number_text("macs", value(trial, "macs")),
         "size": number_text("size_bytes", value(trial, "size_bytes")),
-        "memory": number_text("peak_memory_bytes", value(check or trial, "peak_memory_bytes")),
+        "extras": [number_text(c.name, value(check or trial, c.name)) for c in _extras(view)],
         "what": what(trial, view),
         "feasible": trial.feasible,
     }
@@ -226,7 +233,7 @@ def _beside(view: RunView) -> list[dict[str, Any]]:
             "ratio": "1.00",
             "macs": number_text("macs", base.get("macs")),
             "size": number_text("size_bytes", base.get("size_bytes")),
-            "memory": number_text("peak_memory_bytes", base.get("peak_memory_bytes")),
+            "extras": [number_text(c.name, base.get(c.name)) for c in _extras(view)],
             "what": "unchanged",
             "feasible": view.baseline_within,
         }

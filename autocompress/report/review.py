@@ -9,13 +9,14 @@ from shlex import quote
 from typing import Any
 
 from autocompress.policy.budget import Budget
+from autocompress.policy.costs import COSTS
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.registry import techniques
 from autocompress.policy.technique import Technique
 from autocompress.report.comparison import CLEAR
 from autocompress.report.tables import origin_text, what
 from autocompress.results.difference import HITS, hits_of
-from autocompress.results.metric import BOPS, LATENCY, MACS, PARAMS, SIZE, Measurement, Metric
+from autocompress.results.metric import LATENCY, MACS, METRICS, SIZE, Measurement, Metric
 from autocompress.results.screened import Screened
 from autocompress.results.trial import Trial, TrialState
 from autocompress.track.view import RunView, score, value
@@ -27,13 +28,11 @@ _MOST_CELLS = 150_000
 """Layers of trials, together: half a megabyte of text."""
 _MOST_HITS = 300_000
 """Signs that tell which samples were answered rightly, of all trials together."""
-_COSTS = {m.name: m for m in (LATENCY, MACS, PARAMS, SIZE, BOPS)}
+_COSTS = {cost.name: METRICS[cost.name] for cost in COSTS}
 _TITLES = {
-    LATENCY.name: ("latency, ms", "latency"),
+    **{cost.name: (cost.title, cost.title.partition(",")[0]) for cost in COSTS},
     MACS.name: ("multiply-adds", "MACs"),
-    PARAMS.name: ("parameters", "parameters"),
     SIZE.name: ("file size, bytes", "size"),
-    BOPS.name: ("bit operations", "bit operations"),
 }
 """Of axes, and of columns."""
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from autocompress.policy.costs import BY_NAME, EXTRA, CostMetric
 from autocompress.policy.registry import in_order
 from autocompress.report.comparison import compared
 from autocompress.results.failures import failed_phases
@@ -49,7 +50,8 @@ def summary_json(view: RunView, *, every: bool = True) -> dict[str, Any]:
     alone = [t for t in view.trials if t.phase.kind != "cascade"]
     trials = sorted(alone, key=lambda t: t.number) if every else [*front, *checks]
     told = [cascade_json(trial, view.baseline) for trial in cascades(view)]
-    names = (view.quality.name, "latency_ms", "macs", "params", "size_bytes")
+    names = [view.quality.name, "latency_ms", "macs", "params", "size_bytes"]
+    names += [cost.name for cost in EXTRA if cost.name in view.baseline]
     return {
         "run": view.run,
         "baseline": {name: view.baseline.get(name) for name in names},
@@ -179,6 +181,7 @@ def trial_json(trial: Trial, baseline: Measurement, *, alone: bool = False) -> d
         "latency_ratio": latency_ratio(found, baseline),
         "macs": found.get("macs") if found else None,
         "size_bytes": found.get("size_bytes") if found else None,
+        **{c.name: found[c.name] for c in EXTRA if found is not None and c.name in found},
         "feasible": trial.feasible,
         "policy": trial.policy.as_dict(),
     }
@@ -195,7 +198,7 @@ def front_table(view: RunView) -> Table:
     table = Table(title=title, caption=caption)
     tested = any(view.verified(t) is not None for t in view.front)
     _columns(table, ["trial", *quality_columns(view.quality, tested)])
-    _columns(table, ["latency", "of base", "MACs", "size"])
+    _columns(table, _cost_columns(view))
     table.add_column("what was done")
     table.add_column("origin", style="dim")
     if view.nearest is not None:
@@ -236,7 +239,7 @@ def verdict_table(view: RunView) -> Table:
     answer = view.best or view.nearest
     tested = answer is not None and view.verified(answer) is not None
     _columns(table, quality_columns(view.quality, tested))
-    _columns(table, ["latency", "of base", "MACs", "size"])
+    _columns(table, _cost_columns(view))
     table.add_column("in budget")
 
     def add(name: str, trial: Trial | None, found: Measurement | None, style: str = "") -> None:
@@ -311,7 +314,11 @@ def number_text(name: str, number: float | None) -> str:
     """A cost with a unit that suits its size."""
     if number is None:
         return "-"
-    if name == "latency_ms":
+    if BY_NAME[name].inverse:
+        return f"{1e3 / number:.3g}{BY_NAME[name].inverse}"
+    if name == "energy_mj":
+        return f"{number:.3g} mJ"
+    if BY_NAME[name].source == "timing":
         return f"{number:.3g} ms" if number < 100 else f"{number:.0f} ms"
     for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= limit:
@@ -339,4 +346,15 @@ def _cost(found: Measurement | None, view: RunView) -> list[str]:
     values = [found.get(name) if found else None for name, _ in _COSTS]
     texts = [number_text(name, v) for (name, _), v in zip(_COSTS, values, strict=True)]
     ratio = 1.0 if found is view.baseline else latency_ratio(found, view.baseline)
-    return [texts[0], "-" if ratio is None else f"{ratio:.2f}x", *texts[1:]]
+    more = [number_text(c.name, found.get(c.name) if found else None) for c in _compared(view)]
+    return [texts[0], "-" if ratio is None else f"{ratio:.2f}x", *texts[1:], *more]
+
+
+def _compared(view: RunView) -> list[CostMetric]:
+    """Further costs that the study limits or compares, for columns of their own."""
+    named = {*view.budget.metrics, *(m.name for m in view.objectives)}
+    return [cost for cost in EXTRA if cost.name in named]
+
+
+def _cost_columns(view: RunView) -> list[str]:
+    return ["latency", "of base", "MACs", "size", *(c.word for c in _compared(view))]

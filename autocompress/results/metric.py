@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from autocompress.errors import InputError, MeasurementError, nearest
 from autocompress.policy.claims import Claim, TimingClaim
+from autocompress.policy.costs import COSTS
 from autocompress.policy.section import read_as
 
 Goal = Literal["maximize", "minimize"]
@@ -162,18 +163,16 @@ class Metric:
 WORST_CLIENT = "worst_client_"
 """Begins the name of the quality of the client where it is worst, where data lie with clients."""
 ACCURACY = Metric("accuracy", FRACTION, "maximize")
-LATENCY = Metric("latency_ms", "ms", "minimize")
-MACS = Metric("macs", "multiply-adds", "minimize")
-PARAMS = Metric("params", "weights", "minimize")
-SIZE = Metric("size_bytes", "bytes", "minimize")
-BOPS = Metric("bops", "bit operations", "minimize")
-PEAK_MEMORY = Metric("peak_memory_bytes", "bytes", "minimize")
 KL = Metric("kl", "nats", "minimize")
 
 METRICS: Mapping[str, Metric] = MappingProxyType(
-    {m.name: m for m in (ACCURACY, LATENCY, MACS, PARAMS, SIZE, BOPS, PEAK_MEMORY, KL)}
+    {m.name: m for m in (ACCURACY, *(Metric(c.name, c.unit, "minimize") for c in COSTS), KL)}
 )
 """Metrics that every study knows; those of a task stand in its measurements."""
+
+LATENCY, MACS, PARAMS, SIZE = (
+    METRICS[name] for name in ("latency_ms", "macs", "params", "size_bytes")
+)
 
 QUALITY = "quality"
 """Stands for the first metric of the task, whatever its name."""

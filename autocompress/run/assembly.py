@@ -146,7 +146,7 @@ class Assembly:
             self.pipeline,
             get_target(self.study.target.config()),
             self.folder,
-            measure_memory="peak_memory_bytes" in self.study.limits().metrics,
+            asked=self.study.extra_costs(),
             progress=self.progress,
         )
 
@@ -172,9 +172,11 @@ class Assembly:
     def predict_latency(self) -> None:
         """Give the evaluator its latency model, scaled to the uncompressed model as it runs now."""
         model = self.latency_model()
+        base = None
         if self.evaluator.measurer.other_device is None:
-            model.baseline_ms = self.evaluator.baseline["latency_ms"]
-        self.evaluator.estimator.predict_with(model)
+            base = self.evaluator.baseline
+            model.baseline_ms = base["latency_ms"]
+        self.evaluator.estimator.predict_with(model, base)
 
     def evaluator_factory(self, shared: Path | None = None) -> EvaluatorFactory:
         """Builds the evaluator again in another process.
@@ -255,7 +257,8 @@ def assemble(
     Raises:
         InputError: anything in the study that does not fit the model or this machine.
     """
-    target = fitting_target(study.target.config(), study.settings, reached=reached)
+    asked = study.extra_costs()
+    target = fitting_target(study.target.config(), study.settings, asked, reached=reached)
     load_importance(study.settings.importance)
     progress("data", 0.0)
     section = with_variables(study.data)

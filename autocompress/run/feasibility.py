@@ -18,6 +18,7 @@ from autocompress.machine.progress import Progress
 from autocompress.machine.scratch import scratch_folder
 from autocompress.model.cost import Cost, policy_cost
 from autocompress.policy.budget import Budget, Limit
+from autocompress.policy.costs import BY_NAME
 from autocompress.policy.policy import Policy
 from autocompress.results.trial import exceeded, worst_excess
 from autocompress.run.assembly import Assembly, assemble
@@ -180,6 +181,8 @@ def can_be_met(parts: Assembly, progress: Progress, *, timed: bool) -> Ends:
 def dry_run(study: StudyConfig, progress: Progress) -> dict[str, Any]:
     """The resolved study, the size of its space, its ends, and whether the budget can be met.
 
+    ``only_measured`` holds limits that no estimate tells, such as one on memory.
+
     Args:
         study: as read.
         progress: told what is going on.
@@ -198,6 +201,11 @@ def dry_run(study: StudyConfig, progress: Progress) -> dict[str, Any]:
         "most_expensive": _end(Policy(), ends.baseline_values, ends.measured, quality),
         "cheapest": _end(ends.cheapest, ends.cheapest_values, ends.measured, quality),
         "budget": list(study.budget),
+        "only_measured": [
+            str(limit)
+            for limit in study.limits().limits
+            if limit.metric not in ends.cheapest_values
+        ],
         "can_be_met": not ends.over,
         "feasible": not ends.over,  # its name for scripts of before
         "reason": ends.reason,
@@ -211,12 +219,9 @@ def _certainly_over(parts: Assembly) -> bool:
     return all(judge.infeasible_by_estimate(estimate(p)) for p in cheap_ends(parts))
 
 
-_SHOWN = ("latency_ms", "macs", "params", "bops", "size_bytes", "peak_memory_bytes")
-
-
 def _end(
     policy: Policy, values: Mapping[str, float], measured: bool, quality: str
 ) -> dict[str, Any]:
     """One end as ``--json`` shows it; ``null`` is what estimates do not tell."""
-    shown = {name: values.get(name) for name in (quality, *_SHOWN)}
+    shown = {name: values.get(name) for name in (quality, *BY_NAME)}
     return {"policy": policy.as_dict(), "measured": measured, **shown}

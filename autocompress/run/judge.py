@@ -67,18 +67,22 @@ def _scores(result: Result) -> dict[str, Any]:
 
 def _row(evaluator: StudyEvaluator, file: Path, split: str, base: Result) -> dict[str, Any]:
     measurer = evaluator.measurer
-    timing = measurer.timing(file, max_seconds=3.0)
+    timing, base_ms = measurer.timing(file, max_seconds=3.0), evaluator.baseline["latency_ms"]
+    extras = measurer.beside_latency(
+        file, timing, timing.ratio * base_ms, evaluator.baseline.values
+    )
     found = measurer.quality(file, split)
     judged = inspect_file(measurer.target, file).judged(timing)
     row = {
         "file": str(file),
         **_scores(found),
-        "latency_ms": timing.ratio * evaluator.baseline["latency_ms"],
+        "latency_ms": timing.ratio * base_ms,
         "latency_ratio": timing.ratio,
         "ratio_low": timing.ratio_low,
         "ratio_high": timing.ratio_high,
         "size_bytes": timing.size_bytes,
-        **measurer.memory(file),
+        **measurer.extras.memory(file),
+        **extras,
         "problems": [*found.problems, *judged.problems],
         "notes": [*timing.notes, *judged.notes],
     }

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from autocompress.errors import AutocompressError, InputError, nearest
 from autocompress.machine.scratch import scratch_folder
+from autocompress.policy.costs import EXTRA
 from autocompress.policy.files import check_output
 from autocompress.policy.recipe import Recipe
-from autocompress.results.metric import ACCURACY, Measurement
+from autocompress.results.metric import Measurement
 from autocompress.results.trial import Phase
 from autocompress.run.cascade_files import measure_built, write_built
+from autocompress.run.comparing import compare_claims
 from autocompress.run.factories import from_elsewhere
 from autocompress.run.formats import writer_of
 from autocompress.run.study import GIVEN, StudyConfig, read_study
@@ -28,13 +30,6 @@ if TYPE_CHECKING:
     from autocompress.model.earlier import Earlier
     from autocompress.run.assembly import Assembly
     from autocompress.techniques.compressed import Compressed
-
-QUALITY_TOLERANCE = 0.05
-"""Of what makes a model useless (``Metric.useless``), half a point of accuracy: the same weights,
-rounded and summed by another build of the runtime."""
-
-LATENCY_TOLERANCE = 0.15
-"""Of the claimed ratio, on top of the interval: what two runs on one quiet machine differ by."""
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -322,6 +317,7 @@ def check(
         baseline,
         same_weights=same,
         same_data=same_data,
+        limited=evaluator.measurer.asked,
     )
     return {
         "ok": not reasons,
@@ -332,52 +328,8 @@ def check(
         "latency_ratio": found["latency_ms"] / evaluator.baseline["latency_ms"],
         "claimed_latency_ratio": claimed["latency_ms"] / baseline["latency_ms"],
         "size_bytes": found["size_bytes"],
+        **{cost.name: found[cost.name] for cost in EXTRA if cost.name in found},
         "same_weights": same,
         "same_data": same_data,
         "reasons": reasons,
     }
-
-
-def compare_claims(
-    found: Measurement,
-    found_base: Measurement,
-    claimed: Measurement,
-    claimed_base: Measurement,
-    *,
-    same_weights: bool,
-    same_data: bool,
-) -> list[str]:
-    """Reasons why a measurement does not bear a recipe's claims out; empty if it does.
-
-    With other weights or data, only the latency is claimed. A file may be faster than claimed; one
-    of better quality is another file, and as wrong as one that is worse.
-    """
-    reasons = _quality_gap(found, claimed, claimed_base) if same_weights and same_data else []
-    ratio = found["latency_ms"] / found_base["latency_ms"]
-    claimed_ratio = claimed["latency_ms"] / claimed_base["latency_ms"]
-    if ratio > claimed_ratio * (1 + LATENCY_TOLERANCE):
-        reasons.append(
-            f"latency is {ratio:.3f} of the uncompressed model's, claimed {claimed_ratio:.3f} "
-            f"(tolerance {LATENCY_TOLERANCE:.0%})"
-        )
-    return reasons
-
-
-def _quality_gap(found: Measurement, claimed: Measurement, base: Measurement) -> list[str]:
-    """Why the quality is not what was claimed; nothing where no quality was claimed."""
-    quality, name = found.quality, claimed.quality.name
-    if name not in claimed:  # it could not be told on this split when the recipe was written
-        return []
-    if quality.name not in found:
-        return [f"{quality.name} could not be told: {'; '.join(found.context.get('problems', ()))}"]
-    if name != quality.name and name != ACCURACY.name:  # early recipes called all of them accuracy
-        return [f"the recipe claims {name}, the task measures {quality.name}"]
-    around = base.get(name, claimed.score)
-    assert around is not None
-    tolerance = QUALITY_TOLERANCE * abs(quality.useless(around) - around)
-    if abs(found.score - claimed.score) <= tolerance:
-        return []
-    return [
-        f"{quality.name} {found.score:.4g} differs from the claimed {claimed.score:.4g} by more "
-        f"than {tolerance:.2g}"
-    ]

@@ -10,7 +10,10 @@ from autocompress.build.builder import Builder
 from autocompress.estimate.latency_model import LatencyModel
 from autocompress.machine.progress import Progress
 from autocompress.machine.scratch import scratch_folder
-from autocompress.measure.latency import paired_timing
+from autocompress.measure.extras import MEMORY
+from autocompress.measure.latency import Timing
+from autocompress.measure.measurer import Measurer
+from autocompress.policy.costs import EXTRA
 from autocompress.policy.files import open_file
 from autocompress.policy.policy import Policy
 from autocompress.results.metric import Measurement
@@ -23,8 +26,8 @@ from autocompress.track.folder import RunFolder
 from autocompress.track.journal import Entry
 from autocompress.track.view import RunView
 
-LatencyOf = Callable[[Trial], tuple[float, float]]
-"""From a trial to its latency in ms and the spread of that."""
+CostsOf = Callable[[Trial], tuple[dict[str, float], float]]
+"""From a trial to its latency and what is measured beside it, and the spread of the latency."""
 
 
 def retarget(
@@ -53,54 +56,73 @@ def retarget(
     source = from_elsewhere(f"run {folder.root}", named=(target,), trust=trust)
     with scratch_folder("retarget") as scratch, source:
         parts = assemble(study, scratch, progress=progress)
-        latency_of, base = _from_table(parts, table) if predicted else _timed(parts, folder)
+        costs_of, base = _from_table(parts, table) if predicted else _timed(parts, folder)
         entries = []
         for done, entry in enumerate(view.entries):
             progress("trials on the other target", done / len(view.entries))
-            entries.append(_recosted(entry, view, latency_of))
-    baseline = _with_latency(view.baseline, base, 0.0, target)
+            entries.append(_recosted(entry, view, costs_of))
+    baseline = _with_costs(view.baseline, base, 0.0, target)
     fresh = replace(view, entries=tuple(entries), baseline=baseline)
     return fresh.under(fresh.budget)
 
 
-def _recosted(entry: Entry, view: RunView, latency_of: LatencyOf) -> Entry:
+def _recosted(entry: Entry, view: RunView, costs_of: CostsOf) -> Entry:
     trial = entry.trial
     if trial.measurement is None or trial not in view.compared:
         return entry
-    ms, spread = latency_of(trial)
-    found = _with_latency(trial.measurement, ms, spread, "")
+    costs, spread = costs_of(trial)
+    found = _with_costs(trial.measurement, costs, spread, "")
     return replace(entry, trial=replace(trial, measurement=found))
 
 
-def _with_latency(found: Measurement, ms: float, spread: float, target: str) -> Measurement:
-    # what was timed on the first target says nothing about this one
+def _with_costs(
+    found: Measurement, costs: dict[str, float], spread: float, target: str
+) -> Measurement:
+    # what was measured on the first target says nothing about this one
     context = {k: v for k, v in found.context.items() if k != "timing"}
     if target:
         context["target"] = {"retargeted": target}
+    kept = {k: v for k, v in found.values.items() if k not in {c.name for c in EXTRA}}
     return replace(
         found,
-        values={**found.values, "latency_ms": ms},
+        values={**kept, **costs},
         spread={**found.spread, "latency_ms": spread},
         context=context,
     )
 
 
-def _from_table(parts: Assembly, table: Path) -> tuple[LatencyOf, float]:
+def _from_table(parts: Assembly, table: Path) -> tuple[CostsOf, dict[str, float]]:
     model = LatencyModel.from_table(table, parts.inventory, parts.study.settings)
-    return (lambda trial: model.predict(trial.policy)), model.predict(Policy())[0]
+
+    def costs_of(trial: Trial) -> tuple[dict[str, float], float]:
+        ms, spread = model.predict(trial.policy)
+        return {"latency_ms": ms}, spread
+
+    return costs_of, {"latency_ms": model.predict(Policy())[0]}
 
 
-def _timed(parts: Assembly, folder: RunFolder) -> tuple[LatencyOf, float]:
+def _timed(parts: Assembly, folder: RunFolder) -> tuple[CostsOf, dict[str, float]]:
     measurer, kept = parts.evaluator.measurer, Builder(parts.pipeline, folder.models)
-    uncompressed, quiet = measurer.baseline_file, measurer.quiet_speed
-    base = paired_timing(measurer.target, uncompressed, uncompressed, quiet=quiet)
+    uncompressed = measurer.baseline_file
+    first = measurer.timing(uncompressed, max_seconds=8.0)
+    base = _measured(measurer, uncompressed, first, first.baseline_ms)
 
-    def latency_of(trial: Trial) -> tuple[float, float]:
+    def costs_of(trial: Trial) -> tuple[dict[str, float], float]:
         trained = kept.trained(trial.policy, trial.phase, trial.seed)
         compressed = trained or parts.pipeline.build(trial.policy)
         path = measurer.file("candidate")
         measurer.export(compressed, path)
         timing = measurer.timing(path, max_seconds=8.0)
-        return timing.ratio * base.latency_ms, timing.iqr_ms
+        ms = timing.ratio * base["latency_ms"]
+        return _measured(measurer, path, timing, ms, base), timing.iqr_ms
 
-    return latency_of, base.latency_ms
+    return costs_of, base
+
+
+def _measured(
+    measurer: Measurer, path: Path, timing: Timing, ms: float, base: dict[str, float] | None = None
+) -> dict[str, float]:
+    """A file's latency, and what is measured beside it."""
+    memory = measurer.extras.memory(path) if MEMORY in measurer.asked else {}
+    extras = measurer.beside_latency(path, timing, ms, base)
+    return {"latency_ms": ms, **memory, **extras}

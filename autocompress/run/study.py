@@ -19,6 +19,7 @@ from autocompress.controller.config import SearchConfig
 from autocompress.errors import InputError, nearest
 from autocompress.policy.budget import Budget
 from autocompress.policy.claims import Points
+from autocompress.policy.costs import extra
 from autocompress.policy.federation import FederationSection
 from autocompress.policy.reading import read_mapping
 from autocompress.policy.recovery import ModelSection, RecoveryConfig, Schedule
@@ -221,6 +222,10 @@ class StudyConfig(Section):
     def limits(self) -> Budget:
         """The budget as a value."""
         return Budget.parse(self.budget)
+
+    def extra_costs(self) -> frozenset[str]:
+        """Costs that are measured because the budget or the objectives name them."""
+        return extra({*self.limits().metrics, *self.search.objectives})
 
     def space_config(self) -> SpaceConfig:
         """The search space, by name, path or inline; of ``auto``, all that it may come to."""

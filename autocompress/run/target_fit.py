@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 
 from autocompress.errors import InputError
+from autocompress.measure.extras import ExtraCosts
 from autocompress.policy.inventory import Inventory
 from autocompress.policy.policy import LayerPolicy
 from autocompress.policy.registry import by_knob, techniques
@@ -22,12 +23,19 @@ from autocompress.targets.registry import usable
 _log = logging.getLogger(__name__)
 
 
-def fitting_target(config: TargetConfig, settings: CompressionSettings, *, reached: bool) -> Target:
+def fitting_target(
+    config: TargetConfig,
+    settings: CompressionSettings,
+    asked: frozenset[str],
+    *,
+    reached: bool,
+) -> Target:
     """The target of a study, before anything is loaded.
 
     Args:
         config: of the study.
         settings: of the study.
+        asked: costs that it limits or compares; see ``measure.extras``.
         reached: see that a device of another place is there.
 
     Raises:
@@ -37,6 +45,8 @@ def fitting_target(config: TargetConfig, settings: CompressionSettings, *, reach
     if target.elsewhere is not None and reached:
         may_reach(target.elsewhere.url, target.elsewhere.python)
         target.reach()
+    if reached:
+        ExtraCosts(target, asked).refuse()
     refuse_unfit(type(target), settings)
     return target
 

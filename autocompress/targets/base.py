@@ -261,9 +261,10 @@ class Target(ABC):
     def describe(self) -> dict[str, Any]:
         """Runtime, version, device, threads, batch, ...: JSON-able, for every record."""
         # what is not asked for is left out, so that records of earlier versions read the same
-        lengths = self.config.model_dump(mode="json")["lengths"]
+        plain = self.config.model_dump(mode="json")
+        asked = {name: plain[name] for name in ("lengths", "throughput") if plain[name] is not None}
         return {
-            **({} if lengths is None else {"lengths": lengths}),
+            **asked,
             "runtime": self.name,
             "version": self.version,
             "device": self.config.device,

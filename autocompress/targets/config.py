@@ -19,6 +19,18 @@ Length = Annotated[int, Field(ge=1, le=100_000_000)]
 Lengths = Length | tuple[Length, ...] | dict[Length, Annotated[float, Field(ge=0)]]
 
 
+class ThroughputSection(Section):
+    """How the throughput is measured.
+
+    Args:
+        batch: samples per inference.
+        threads: of one inference; ``null``: those of the target.
+    """
+
+    batch: int = Field(32, ge=1, le=65_536)
+    threads: int | None = Field(None, ge=1, le=1024)
+
+
 class TargetConfig(Section):
     """Where a model is to run. Part of every record.
 
@@ -33,6 +45,7 @@ class TargetConfig(Section):
         lengths: of axes that are free in the file, such as a text's length: one, several (one
             inference of each; the latency is their mean), shares by length (``{16: 0.7, 128:
             0.3}``), or one of these by axis name. By default the size of the export.
+        throughput: batch and threads of ``throughput>=...``; by default those of the latency.
         table: a ``table.json`` written by the packed runner on another device; latency is then
             predicted from it, and the runtime here only judges accuracy.
     """
@@ -42,6 +55,7 @@ class TargetConfig(Section):
     batch: int = Field(1, ge=1, le=65_536)
     device: str = "cpu"
     lengths: Lengths | dict[str, Lengths] | None = None
+    throughput: ThroughputSection | None = None
     table: Path | None = None
 
 

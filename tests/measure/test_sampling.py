@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -264,3 +265,26 @@ def test_the_widening_follows_students_distribution() -> None:
         quantile = scipy.stats.norm.ppf(share) / np.sqrt(count / (count - 1))
         assert scipy.stats.t.cdf(quantile, count - 1) == pytest.approx((1 - confidence) / 2)
     assert tail_share(10**6, 0.95) == pytest.approx(0.025, rel=1e-4)
+
+
+def test_the_99th_percentile_is_that_of_single_calls() -> None:
+    """Of lognormal times, it lies 2.326 standard deviations of their logarithm over the median."""
+    plan = Plan(precision=1e-9, max_seconds=60.0)
+    found = Machine(noise=0.1).take({"base": 1.0, "a": 0.5}, plan, known(1.0))
+    np.testing.assert_allclose(found.tails, np.exp(2.326 * 0.1), rtol=0.03)
+    assert Samples.from_dict(json.loads(json.dumps(found.as_dict()))).tails == pytest.approx(
+        found.tails
+    )
+
+
+def test_of_few_calls_no_percentile_is_told() -> None:
+    few = Machine().take({"base": 50.0, "a": 50.0}, Plan(max_seconds=1.0), known(50.0))
+    assert np.isnan(few.tails).all()
+
+
+@pytest.mark.parametrize("ms", [0.2, 50.0])
+def test_single_calls_that_are_asked_for_are_timed_whatever_the_limit(ms: float) -> None:
+    plan = Plan(max_seconds=1.0, single_calls=200)
+    found = Machine(noise=0.05).take({"base": ms, "a": 2 * ms}, plan, known(ms))
+    assert np.isfinite(found.tails).all()
+    assert found.seconds < 100 * ms + 3

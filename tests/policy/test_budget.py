@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from autocompress.errors import InputError
 from autocompress.policy.budget import Budget, Limit
+from autocompress.policy.costs import BY_NAME, COSTS, extra
+from autocompress.results.metric import METRICS
 
-BASELINE = {"latency_ms": 4.0, "macs": 40e6, "params": 270e3, "size_bytes": 1.1e6}
+BASELINE = {"latency_ms": 4.0, "sample_ms": 8.0, "macs": 40e6, "params": 270e3, "size_bytes": 1.1e6}
 
 
 @pytest.mark.parametrize(
@@ -23,6 +27,17 @@ BASELINE = {"latency_ms": 4.0, "macs": 40e6, "params": 270e3, "size_bytes": 1.1e
         ("params<=100K", "params", 100e3),
         ("size<=1MB", "size_bytes", 1e6),
         ("size<=1e3", "size_bytes", 1e3),
+        ("latency_p99<=3ms", "latency_p99_ms", 3.0),
+        ("memory<=64MB", "peak_memory_bytes", 64e6),
+        ("energy<=5mJ", "energy_mj", 5.0),
+        ("energy<=0.2J", "energy_mj", 200.0),
+        # n samples a second are 1000 / n ms each
+        ("throughput>=200/s", "sample_ms", 5.0),
+        ("throughput >= 1.5k/s", "sample_ms", 2 / 3),
+        ("throughput>=30/min", "sample_ms", 2000.0),
+        ("throughput>=2x", "sample_ms", 4.0),
+        ("throughput>=400%", "sample_ms", 2.0),
+        ("sample_ms<=5", "sample_ms", 5.0),
     ],
 )
 def test_reading(text: str, metric: str, bound: float) -> None:
@@ -39,6 +54,11 @@ def test_reading(text: str, metric: str, bound: float) -> None:
         ("latency<=2 parsecs", "ms"),
         ("latency<=0x", "above 0"),
         ("macs<=1.2.3M", "not a number"),
+        ("throughput<=200/s", "limits throughput by >="),
+        ("latency>=2ms", "limits latency by <="),
+        ("throughput>=2ms", "no unit of throughput; use one of /s"),
+        ("throughput>=0/s", "above 0"),
+        ("bops<=3", "cannot limit"),
     ],
 )
 def test_bad_text_names_the_remedy(text: str, names: str) -> None:
@@ -62,3 +82,34 @@ def test_the_tightest_of_two_limits_on_one_metric_counts() -> None:
 def test_an_unmeasured_metric_is_an_error() -> None:
     with pytest.raises(InputError, match="size_bytes"):
         Budget(size_bytes=10).violations({"macs": 1.0}, BASELINE)
+
+
+@pytest.mark.parametrize(
+    "text", ["throughput>=200/s", "throughput>=2x", "throughput>=7/s", "energy_mj<=5"]
+)
+def test_a_limit_is_written_as_it_was_read(text: str) -> None:
+    assert str(Limit.parse(text)) == text
+
+
+@given(st.floats(1e-6, 1e9))
+def test_every_limit_is_read_again_as_it_is_written(value: float) -> None:
+    for metric in BY_NAME:
+        if BY_NAME[metric].word:
+            for relative in (False, True):
+                limit = Limit(metric, value, relative)
+                assert Limit.parse(str(limit)) == limit
+
+
+def test_a_throughput_is_missed_by_the_share_that_its_samples_take_too_long() -> None:
+    budget = Budget("throughput>=200/s")
+    assert budget.violations({"sample_ms": 5.0}, {}) == {"sample_ms": pytest.approx(0.0)}
+    assert budget.violations({"sample_ms": 10.0}, {}) == {"sample_ms": pytest.approx(1.0)}
+    assert budget.violations({"sample_ms": 2.5}, {}) == {"sample_ms": pytest.approx(-0.5)}
+
+
+def test_every_cost_is_a_metric_of_every_study() -> None:
+    for cost in COSTS:
+        assert METRICS[cost.name].goal == "minimize"
+        assert METRICS[cost.name].unit == cost.unit
+    assert extra(["latency_ms", "macs", "quality"]) == frozenset()
+    assert extra(["energy_mj", "quality"]) == {"energy_mj"}

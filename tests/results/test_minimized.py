@@ -30,7 +30,7 @@ from autocompress.results.metric import (
     objectives,
 )
 from autocompress.results.trial import Phase, Trial
-from autocompress.run.replay import compare_claims
+from autocompress.run.comparing import compare_claims
 from autocompress.track.view import RunView
 
 MSE = Metric("mse", "px", "minimize")

@@ -32,8 +32,10 @@ def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackD
 def test_a_study_waits_for_its_device_and_loses_nothing(
     board: LoopbackDevice, tmp_path: Path
 ) -> None:
-    target = {"device": board.url, "python": sys.executable}
-    study = study_of(6, target=target, space=SPACE, budget=["latency<=3x", "memory<=9x"])
+    bulk = {"batch": 8, "threads": 2}
+    target = {"device": board.url, "python": sys.executable, "throughput": bulk}
+    limits = ["latency<=3x", "memory<=9x", "latency_p99<=99x", "throughput>=0.1x"]
+    study = study_of(6, target=target, space=SPACE, budget=limits)
     run = tmp_path / "runs" / "tiny"
     process = started(tmp_path, study)
     assert until(lambda: trials_in(run) >= 2 or process.poll() is not None)
@@ -55,7 +57,9 @@ def test_a_study_waits_for_its_device_and_loses_nothing(
             told = trial["measurement"]["context"]
             assert told["target"]["device"] == board.url
             assert told["timing"]["facts"]["machine"]["name"]
-            assert trial["measurement"]["values"]["peak_memory_bytes"] > 0
+            for name in ("peak_memory_bytes", "latency_p99_ms", "sample_ms"):
+                assert trial["measurement"]["values"][name] > 0
+                assert name in trial["violations"]
     recipe = yaml.safe_load((run / "recipes" / "best.yaml").read_text())
     assert recipe["target"]["device"] == board.url
     assert recipe["target"]["machine"]["cpu"]
@@ -63,6 +67,7 @@ def test_a_study_waits_for_its_device_and_loses_nothing(
 
     found = json.loads(call(tmp_path, f"verify {run}/recipes/best.yaml --json", check=None).stdout)
     assert found["latency_ms"] > 0
+    assert min(found[name] for name in ("peak_memory_bytes", "latency_p99_ms", "sample_ms")) > 0
     board.stop()  # to make the file again nothing need be timed
     call(tmp_path, f"apply {run}/recipes/best.yaml -o again.onnx")
     failed = call(tmp_path, f"verify {run}/recipes/best.yaml", check=None)

@@ -108,10 +108,12 @@ def loopback_device(folder: Path) -> Iterator[LoopbackDevice]:
 
 
 def other_python(folder: Path, lines: str) -> Path:
-    """This Python, with some code that it runs before all else."""
+    """This Python, with some code that it runs before all else, and the folder's programs."""
     folder.mkdir(parents=True)
     (folder / "sitecustomize.py").write_text(lines)
     script = folder / "python3"
-    script.write_text(f'#!/bin/sh\nPYTHONPATH={folder} exec {sys.executable} "$@"\n')
+    script.write_text(
+        f'#!/bin/sh\nPATH={folder}:$PATH PYTHONPATH={folder} exec {sys.executable} "$@"\n'
+    )
     script.chmod(0o755)
     return script

@@ -22,6 +22,7 @@ from devices import LoopbackDevice, loopback_device, other_python
 
 from autocompress.errors import DeviceLost, InputError, MeasurementError, TargetUnavailable
 from autocompress.machine.device import WAIT_VARIABLE
+from autocompress.measure.extras import ExtraCosts
 from autocompress.measure.gate import inspect_file
 from autocompress.measure.latency import paired_timing
 from autocompress.measure.memory import peak_memory_bytes
@@ -237,3 +238,23 @@ def test_other_runtimes_say_that_they_cannot(tmp_path: Path) -> None:
         get_target({"runtime": "torch", "device": "ssh://host"})
     with pytest.raises(InputError, match="not both"):
         get_target({"device": "ssh://host", "table": str(tmp_path / "table.json")})
+
+
+def test_energy_is_that_which_the_device_tells(
+    board: LoopbackDevice, exported: dict[str, Path], tmp_path: Path
+) -> None:
+    """Five watts all the time: what an inference takes of them is its seconds."""
+    asked = frozenset(["energy_mj"])
+    with pytest.raises(InputError, match=rf"cannot be limited on {board.url}.*no counters"):
+        ExtraCosts(there(board), asked).refuse()
+    python = other_python(tmp_path / "jetson", "")
+    program = python.with_name("tegrastats")
+    program.write_text("#!/bin/sh\nwhile true; do echo 'VDD_IN 5000mW/5000mW'; sleep 0.05; done\n")
+    program.chmod(0o755)
+    target = there(board, python=str(python))
+    ExtraCosts(target, asked).refuse()
+    file = exported[".onnx"]
+    timing = paired_timing(target, file, file, plan=_SHORT)
+    found = ExtraCosts(target, asked).after_timing(file, file, timing, timing.latency_ms)
+    # on a busy machine all its seconds are longer than the quiet ones that a latency is
+    assert 0.5 < found["energy_mj"] / (5.0 * timing.baseline_ms) < 30

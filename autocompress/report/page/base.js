@@ -53,7 +53,8 @@ const shown = value => quality.fraction ? 100 * value : value;
 const digits = (value, count) => Number(value.toPrecision(count)).toString();
 function costText(name, value) {
   if (value === null || value === undefined) return "-";
-  if (name === "latency_ms") return `${value < 100 ? digits(value, 3) : value.toFixed(0)} ms`;
+  if (name === "energy_mj") return `${digits(value, 3)} mJ`;
+  if (name.endsWith("_ms")) return `${value < 100 ? digits(value, 3) : value.toFixed(0)} ms`;
   for (const [limit, unit] of [[1e9, "G"], [1e6, "M"], [1e3, "k"]])
     if (value >= limit) return `${digits(value / limit, 3)} ${unit}${name.endsWith("bytes") ? "B" : ""}`;
   return `${digits(value, 3)}${name.endsWith("bytes") ? " B" : ""}`;

@@ -1,0 +1,81 @@
+"""Whether what is measured of a recipe bears out what it claims."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from autocompress.policy.costs import BY_NAME
+from autocompress.results.metric import ACCURACY, Measurement
+
+QUALITY_TOLERANCE = 0.05
+"""Of what makes a model useless (``Metric.useless``), half a point of accuracy: the same weights,
+rounded and summed by another build of the runtime."""
+
+EXTRA_TOLERANCE = 0.25
+"""Of a claimed share of memory, energy, time per sample or the 99th percentile, where the study's
+budget limits it."""
+
+LATENCY_TOLERANCE = 0.15
+"""Of the claimed ratio, on top of the interval: what two runs on one quiet machine differ by."""
+
+
+def compare_claims(
+    found: Measurement,
+    found_base: Measurement,
+    claimed: Measurement,
+    claimed_base: Measurement,
+    *,
+    same_weights: bool,
+    same_data: bool,
+    limited: Collection[str] = (),
+) -> list[str]:
+    """Reasons why a measurement does not bear a recipe's claims out; empty if it does.
+
+    With other weights or data, only the latency is claimed. A file may be faster than claimed; one
+    of better quality is another file, and as wrong as one that is worse.
+    """
+    reasons = _quality_gap(found, claimed, claimed_base) if same_weights and same_data else []
+    ratio = found["latency_ms"] / found_base["latency_ms"]
+    claimed_ratio = claimed["latency_ms"] / claimed_base["latency_ms"]
+    if ratio > claimed_ratio * (1 + LATENCY_TOLERANCE):
+        reasons.append(
+            f"latency is {ratio:.3f} of the uncompressed model's, claimed {claimed_ratio:.3f} "
+            f"(tolerance {LATENCY_TOLERANCE:.0%})"
+        )
+    pairs = ((found, found_base), (claimed, claimed_base))
+    return reasons + [gap for name in limited if (gap := _extra_gap(name, *pairs))]
+
+
+def _extra_gap(
+    name: str, found: tuple[Measurement, Measurement], claimed: tuple[Measurement, Measurement]
+) -> str:
+    """Why a cost that the budget limits is over its claim; empty where it is not."""
+    if not all(one.get(name) for pair in (found, claimed) for one in pair):
+        return ""
+    now, then = (own[name] / base[name] for own, base in (found, claimed))
+    if now <= then * (1 + EXTRA_TOLERANCE):
+        return ""
+    return (
+        f"{BY_NAME[name].title} is {now:.3f} of the uncompressed model's, claimed {then:.3f} "
+        f"(tolerance {EXTRA_TOLERANCE:.0%})"
+    )
+
+
+def _quality_gap(found: Measurement, claimed: Measurement, base: Measurement) -> list[str]:
+    """Why the quality is not what was claimed; nothing where no quality was claimed."""
+    quality, name = found.quality, claimed.quality.name
+    if name not in claimed:  # it could not be told on this split when the recipe was written
+        return []
+    if quality.name not in found:
+        return [f"{quality.name} could not be told: {'; '.join(found.context.get('problems', ()))}"]
+    if name != quality.name and name != ACCURACY.name:  # early recipes called all of them accuracy
+        return [f"the recipe claims {name}, the task measures {quality.name}"]
+    around = base.get(name, claimed.score)
+    assert around is not None
+    tolerance = QUALITY_TOLERANCE * abs(quality.useless(around) - around)
+    if abs(found.score - claimed.score) <= tolerance:
+        return []
+    return [
+        f"{quality.name} {found.score:.4g} differs from the claimed {claimed.score:.4g} by more "
+        f"than {tolerance:.2g}"
+    ]
