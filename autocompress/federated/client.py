@@ -30,7 +30,6 @@ from autocompress.federated.batch_norms import batch_norm_sums, kept_channels
 from autocompress.federated.messages import digest_of, pack, unpack
 from autocompress.federated.noise import clipped, noisy
 from autocompress.federated.own_rules import (
-    check_digest,
     check_file,
     check_kept,
     first_matrix,
@@ -38,6 +37,7 @@ from autocompress.federated.own_rules import (
     own_noise,
     told_once,
 )
+from autocompress.federated.sent import Sent
 from autocompress.federated.sums import ClientSums
 from autocompress.federated.triangles import triangle
 from autocompress.machine.scratch import scratch_folder
@@ -50,7 +50,6 @@ from autocompress.policy.federation import FederationSection
 from autocompress.policy.inventory import Inventory
 from autocompress.policy.policy import Distill, Policy
 from autocompress.policy.settings import CompressionSettings
-from autocompress.policy.writing import replacing
 from autocompress.recover.distill import Distillation
 from autocompress.recover.finetune import fine_tune
 from autocompress.targets import get_target
@@ -79,13 +78,14 @@ class Client:
         data: its own.
         folder: where it keeps what it is sent once.
         simulated: whether it belongs to the server: nothing is hidden from itself.
+        banks: layer banks that were read, by digest; clients of one simulation share them.
     """
 
     parts: Assembly
     data: Data
     folder: Path
     simulated: bool = False
-    _banks: dict[str, Pipeline] = field(default_factory=dict)
+    banks: dict[str, LayerBank] = field(default_factory=dict)
 
     @property
     def identity(self) -> tuple[str, str]:
@@ -104,8 +104,8 @@ class Client:
         if tuple(head["model"]) != self.identity:
             return pack({**about, "problem": "this client has another model"}, {})
         try:
-            self.keep(arrays)
-            missing = [name for name in head["blobs"] if not self._blob(name).exists()]
+            self.sent.keep(arrays, head["blobs"])
+            missing = [name for name in head["blobs"] if not self.sent.path(name).exists()]
             if missing:
                 return pack({**about, "missing": missing}, {})
             sums = self.sums(head["kind"], head["args"], arrays, head["blobs"])
@@ -142,26 +142,31 @@ class Client:
             bank: its digest.
             settings: that it was made with.
         """
-        if bank not in self._banks:
-            chosen = CompressionSettings.model_validate(dict(settings))
+        chosen = CompressionSettings.model_validate(dict(settings))
+        made = self.banks.get(bank)
+        if made is None or made.settings != chosen:
             model, inventory = self.parts.model, self.parts.inventory
             plan = slicing_plan(model, self.data.train.inputs(2), inventory.groups_by_name)
-            made = LayerBank.read(self._blob(bank), model, inventory, plan, chosen)
-            recovery = self.parts.study.recovery
-            self._banks = {
-                bank: Pipeline(
-                    model,
-                    self.data,
-                    made.inventory,
-                    made,
-                    chosen,
-                    recovery.schedule,
-                    qat=recovery.qat,
-                    students=self.parts.students,
-                    own_statistics=False,
-                )
-            }
-        return self._banks[bank]
+            made = LayerBank.read(self.sent.path(bank), model, inventory, plan, chosen)
+            self.banks.clear()
+            self.banks[bank] = made
+        recovery = self.parts.study.recovery
+        return Pipeline(
+            self.parts.model,
+            self.data,
+            made.inventory,
+            made,
+            chosen,
+            recovery.schedule,
+            qat=recovery.qat,
+            students=self.parts.students,
+            own_statistics=False,
+        )
+
+    @property
+    def sent(self) -> Sent:
+        """What it was sent once."""
+        return Sent(self.folder)
 
     @cached_property
     def like(self) -> Any:
@@ -173,26 +178,6 @@ class Client:
         """A share of its training samples, a few at least."""
         train = self.data.train
         return train.sample(min(len(train), max(_FEWEST, round(share * len(train)))), seed)
-
-    def _blob(self, name: str) -> Path:
-        check_digest(name)
-        return self.folder / f"{name}.safetensors"
-
-    def keep(self, arrays: Arrays) -> None:
-        """Keep what a message holds of things that are sent once.
-
-        Raises:
-            InputError: one is not called by its digest.
-        """
-        for name in [n for n in arrays if n.startswith("blob.")]:
-            digest, blob = name.removeprefix("blob."), arrays[name].tobytes()
-            path = self._blob(digest)
-            if digest_of(blob) != digest:
-                raise InputError(f"What was sent as {digest} has another digest.")
-            if not path.exists():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with replacing(path) as partial:
-                    partial.write_bytes(blob)
 
 
 def cuts(inventory: Inventory) -> str:

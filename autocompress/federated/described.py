@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -112,28 +113,35 @@ def _described(value: Any) -> Any:
     )
 
 
+def unlike(about: Mapping[int, Mapping[str, Any]]) -> dict[int, str]:
+    """Clients whose samples have another form than most clients' have, and how they differ.
+
+    Args:
+        about: client to what it told.
+    """
+    forms = {c: repr((_shapes(a["inputs"]), _nested(a["targets"]))) for c, a in about.items()}
+    several = Counter(forms.values()).most_common()
+    usual = next(client for client in about if forms[client] == several[0][0])
+    found = {}
+    for client in [c for c in about if forms[c] != forms[usual]]:
+        own, other = (_shapes(about[c]["inputs"]) for c in (client, usual))
+        found[client] = (
+            f"its inputs have the form {own}, and those of most clients {other}"
+            if own != other
+            else "its targets are nested in another way than those of most clients"
+        )
+    return found
+
+
 def made_up(about: Mapping[int, Mapping[str, Any]], *, task: Any = None) -> Data:
     """Samples of the shape that clients tell.
 
     Args:
-        about: client to what it told; the one with the most samples counts, of targets the largest.
+        about: client to what it told, of clients that are alike (``unlike``); the one with the most
+            samples counts, of targets the largest.
         task: of the study's data.
-
-    Raises:
-        InputError: clients whose inputs differ in shape, or whose targets are nested otherwise.
     """
     largest = max(about.values(), key=lambda one: int(one["samples"]))
-    for client, one in about.items():
-        if _shapes(one["inputs"]) != _shapes(largest["inputs"]):
-            raise InputError(
-                f"All clients of a study need inputs of one shape, but client {client} has "
-                f"{_shapes(one['inputs'])} and another {_shapes(largest['inputs'])}."
-            )
-        if _nested(one["targets"]) != _nested(largest["targets"]):
-            raise InputError(
-                f"All clients of a study need targets of one form, but those of client {client} "
-                "are nested in another way."
-            )
     generator = torch.Generator().manual_seed(0)
     targets = _most([one["targets"] for one in about.values()])
     train, val, test = (

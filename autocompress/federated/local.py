@@ -30,7 +30,7 @@ class InProcess:
         """Keep a message until its answer is asked for."""
         self.waiting.append((client, message))
 
-    def pull(self, seconds: float) -> tuple[int, bytes | str] | None:
+    def pull(self, seconds: float) -> tuple[int, bytes] | None:
         """Let the next client answer."""
         if not self.waiting:
             return None

@@ -88,6 +88,19 @@ class Request:
         return told.hexdigest()[:24]
 
 
+@dataclass(frozen=True)
+class Unanswered:
+    """What a transport tells where a client gives no answer.
+
+    Args:
+        key: of the request that it was asked.
+        reason: for people.
+    """
+
+    key: str
+    reason: str
+
+
 def digest_of(blob: bytes) -> str:
     """What a blob is called."""
     return hashlib.sha256(blob).hexdigest()[:24]

@@ -27,13 +27,18 @@ _DATA = (".onnx",)
 _DIGEST = re.compile("[0-9a-f]{24}")
 
 
+def is_digest(name: str) -> bool:
+    """Whether a name has the form that ``digest_of`` gives."""
+    return _DIGEST.fullmatch(name) is not None
+
+
 def check_digest(name: Any) -> None:
     """A name becomes a path on this machine: it must be a digest, as ``digest_of`` makes it.
 
     Raises:
         InputError: it is none.
     """
-    if not isinstance(name, str) or not _DIGEST.fullmatch(name):
+    if not isinstance(name, str) or not is_digest(name):
         raise InputError(f"What is sent once is called by its digest, got {str(name)[:40]!r}.")
 
 

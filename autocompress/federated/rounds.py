@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from autocompress.errors import AutocompressError, InputError
 from autocompress.federated.described import checked
 from autocompress.federated.journal import Progress, RoundAnswer, RoundJournal
-from autocompress.federated.messages import Request, pack, unpack
+from autocompress.federated.messages import Request, Unanswered, pack, unpack
 from autocompress.federated.sums import ClientSums, why_refused
 
 _log = logging.getLogger(__name__)
@@ -38,8 +38,8 @@ class Transport(Protocol):
     def push(self, client: int, message: bytes) -> None:
         """Send a message."""
 
-    def pull(self, seconds: float) -> tuple[int, bytes | str] | None:
-        """The next answer with its client's number, or why that client gave none (text).
+    def pull(self, seconds: float) -> tuple[int, bytes | Unanswered] | None:
+        """The next answer with its client's number, or why that client gave none.
 
         ``None`` when none came within the time.
         """
@@ -56,6 +56,7 @@ class Rounds:
         least: clients that a round must hear, as a share of those that can be reached.
         timeout_s: of one client's answer.
         at_once: clients that are asked at the same time; bounds the memory.
+        excluded: client to why it is not asked any more.
     """
 
     transport: Transport
@@ -64,6 +65,7 @@ class Rounds:
     least: float = 0.5
     timeout_s: float = 600.0
     at_once: int = 16
+    excluded: Mapping[int, str] = field(default_factory=dict)
     _has: dict[int, set[str]] = field(default_factory=dict)
 
     def ask(self, request: Request) -> RoundAnswer:
@@ -78,8 +80,12 @@ class Rounds:
         start = time.monotonic()
         state = self.journal.interrupted(request.key) or Progress()
         reached = self.transport.clients()
-        _Round(self, request, state, [c for c in reached if c not in state.heard]).run()
+        asked = [c for c in reached if c not in state.heard and c not in self.excluded]
+        _Round(self, request, state, asked).run()
+        state.left.update({c: why for c, why in self.excluded.items() if c in reached})
         for client, reason in sorted(state.left.items()):
+            if client in self.excluded:
+                continue  # that was said when it was excluded
             _log.warning("Client %d is left out of a round (%s): %s", client, request.kind, reason)
         count = len({*reached, *state.heard})
         wanted = max(1, math.ceil(self.least * count))
@@ -153,11 +159,13 @@ class _Round:
         self.rounds.transport.push(client, message)
         self.asked[client] = time.monotonic()
 
-    def _take(self, client: int, message: bytes | str) -> int:
+    def _take(self, client: int, message: bytes | Unanswered) -> int:
         """Merge an answer, or say why not; whether it was one of this round."""
         state = self.state
-        if isinstance(message, str):
-            self._leave(client, message)
+        if isinstance(message, Unanswered):
+            if message.key != self.request.key:
+                return 0  # of an earlier round, which went on without it
+            self._leave(client, message.reason)
             return 1
         state.received[client] = state.received.get(client, 0) + len(message)
         try:

@@ -167,7 +167,7 @@ class FederatedPipeline(Pipeline):
         blob = path.read_bytes()
         digest = digest_of(blob)
         own = self.server.own
-        own.keep({f"blob.{digest}": np.frombuffer(blob, np.uint8)})
+        own.sent.keep({f"blob.{digest}": np.frombuffer(blob, np.uint8)})
         return {digest: blob}
 
     @cached_property

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.errors import AutocompressError
-from autocompress.federated.messages import unpack
+from autocompress.federated.messages import Unanswered, unpack
 from autocompress.machine.scratch import scratch_folder
 
 PLACE = "AUTOCOMPRESS_FEDERATED_PLACE"
@@ -47,7 +47,7 @@ class Relayed:
         self, connection: Connection[Any, Any], log: Path, ttl_s: float, expected: int
     ) -> None:
         self.connection, self.log, self.ttl_s, self.expected = connection, log, ttl_s, expected
-        self.answers: deque[tuple[int, bytes | str]] = deque()
+        self.answers: deque[tuple[int, bytes | Unanswered]] = deque()
 
     def clients(self) -> list[int]:
         """Numbers of the clients that can be reached now; at first, those that are expected."""
@@ -71,11 +71,12 @@ class Relayed:
 
     def push(self, client: int, message: bytes) -> None:
         """Send a message."""
-        kind = unpack(message)[0]["kind"]
-        self._tell({"do": "push", "client": client, "kind": kind, "ttl": self.ttl_s})
+        asked = unpack(message)[0]
+        about = {name: asked[name] for name in ("kind", "key")}
+        self._tell({"do": "push", "client": client, **about, "ttl": self.ttl_s})
         self.connection.send_bytes(message)
 
-    def pull(self, seconds: float) -> tuple[int, bytes | str] | None:
+    def pull(self, seconds: float) -> tuple[int, bytes | Unanswered] | None:
         """The next answer."""
         if not self.answers:
             head = self._next(seconds)
@@ -91,7 +92,11 @@ class Relayed:
             return
 
     def _keep(self, head: Mapping[str, Any]) -> None:
-        told = head["error"] if "error" in head else self.connection.recv_bytes()
+        told: bytes | Unanswered
+        if "error" in head:
+            told = Unanswered(str(head["key"]), str(head["error"]))
+        else:
+            told = self.connection.recv_bytes()
         self.answers.append((int(head["client"]), told))
 
     def _tell(self, head: Mapping[str, Any]) -> None:

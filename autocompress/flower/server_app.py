@@ -36,7 +36,7 @@ class Carrier:
     def __init__(self, grid: Grid, study: Connection[Any, Any]) -> None:
         self.grid, self.study = grid, study
         self.nodes: dict[int, int] = {}
-        self.pending: dict[str, int] = {}
+        self.pending: dict[str, tuple[int, str]] = {}
 
     def run(self) -> None:
         """Until the study closes the connection, or says so."""
@@ -69,21 +69,22 @@ class Carrier:
         number, kind = asked["client"], asked["kind"]
         node = self.nodes.get(number)
         if node is None:
-            self._tell({"client": number, "error": "it has left"})
+            self._tell({"client": number, "key": asked["key"], "error": "it has left"})
             return
         sent = Message(carrying(message), node, TYPES.get(kind, f"query.{kind}"), ttl=asked["ttl"])
         (name,) = self.grid.push_messages([sent])
-        self.pending[name] = number
+        self.pending[name] = (number, asked["key"])
 
     def _pull(self) -> None:
         if not self.pending:
             return
         for reply in self.grid.pull_messages(list(self.pending)):
-            number = self.pending.pop(reply.metadata.reply_to_message_id, None)
-            if number is None:
+            pending = self.pending.pop(reply.metadata.reply_to_message_id, None)
+            if pending is None:
                 continue
+            number, key = pending
             if reply.has_error():
-                self._tell({"client": number, "error": str(reply.error.reason)})
+                self._tell({"client": number, "key": key, "error": str(reply.error.reason)})
             else:
                 self._tell({"client": number}, body(reply.content))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -18,12 +19,12 @@ from torch import nn
 from autocompress.build.bank import LayerBank
 from autocompress.build.batch_norm import reestimate
 from autocompress.build.statistics import Statistics
-from autocompress.errors import InputError
 from autocompress.federated.batch_norms import batch_norm_sums, kept_channels, statistics
 from autocompress.federated.client import Client
-from autocompress.federated.described import describe, made_up
+from autocompress.federated.described import describe, made_up, unlike
 from autocompress.federated.journal import RoundJournal
 from autocompress.federated.local import InProcess
+from autocompress.federated.messages import digest_of
 from autocompress.federated.rounds import Rounds
 from autocompress.federated.server import FederatedPipeline, FederatedServer
 from autocompress.federated.shares import part_of, shared_out
@@ -256,7 +257,7 @@ def test_averaged_weights_are_averaged_by_samples(tmp_path: Path) -> None:
     for i, part in enumerate(federation.parts_of):
         client = Client(federation._parts(part), part, tmp_path / str(i))
         digest, blob = next(iter(pipeline.blobs.items()))
-        client.keep({f"blob.{digest}": np.frombuffer(blob, np.uint8)})
+        client.sent.keep({f"blob.{digest}": np.frombuffer(blob, np.uint8)})
         own = client.sums("recover", args, {}, [digest])
         sums.append(own)
         weights.append(own["state." + group + ".weight"] / own["samples"][0])
@@ -316,22 +317,41 @@ def test_a_client_with_another_model_or_other_cuts_says_so(tmp_path: Path) -> No
         client.sums("other", {}, {}, [])
 
 
-def test_clients_of_unlike_shapes_are_refused() -> None:
-    first, second = (
-        Data(*(Split(torch.zeros(4, size), torch.arange(4)) for _ in range(3))) for size in (3, 5)
-    )
-    with pytest.raises(Exception, match="client 1 has"):
-        made_up({0: describe(first), 1: describe(second)})
+def test_clients_of_unlike_samples_are_named_with_the_reason() -> None:
+    def told(inputs: torch.Tensor, targets: Any) -> dict[str, Any]:
+        return describe(Data(*(Split(inputs, targets) for _ in range(3))))
+
+    labels, usual = torch.arange(4), torch.zeros(4, 3)
+    other = told(torch.zeros(4, 5), labels)
+    other["samples"] = 10**9  # the most clients count, not the most samples
+    about = {
+        0: other,
+        1: told(usual, labels),
+        2: told(usual, {"a": labels}),
+        3: told(usual, labels),
+    }
+    found = unlike(about)
+    assert set(found) == {0, 2}
+    assert "((5,), 'float32')" in found[0]
+    assert "((3,), 'float32')" in found[0]
+    assert "targets are nested" in found[2]
+    assert unlike({1: about[1], 3: about[3]}) == {}
 
 
-def test_clients_of_unlike_targets_are_refused() -> None:
-    labels = torch.arange(4)
-    first, second = (
-        Data(*(Split(torch.zeros(4, 3), targets) for _ in range(3)))
-        for targets in ({"a": labels}, {"b": labels})
-    )
-    with pytest.raises(InputError, match="client 1 are nested"):
-        made_up({0: describe(first), 1: describe(second)})
+def test_a_client_keeps_few_of_the_banks_that_it_was_sent(tmp_path: Path) -> None:
+    """Those that were asked for last; what it told with noise is no bank and stays."""
+    client = replace(Federation(tmp_path / "other").server.own, folder=tmp_path / "cache")
+    blobs = {digest_of(bytes([i])): bytes([i]) for i in range(7)}
+    names = list(blobs)
+    for place, (name, blob) in enumerate(blobs.items()):
+        client.sent.keep({f"blob.{name}": np.frombuffer(blob, np.uint8)}, [name])
+        (tmp_path / "cache" / "told_abc.safetensors").touch()
+        for kept in (tmp_path / "cache").iterdir():
+            os.utime(kept, (kept.stat().st_mtime - 10,) * 2)  # so much time has gone by
+        if place >= 2:
+            client.sent.keep({}, [names[0]])
+    kept = {path.stem for path in (tmp_path / "cache").iterdir()}
+    assert kept == {names[0], *names[-3:], "told_abc"}
 
 
 def test_a_column_makes_the_clients() -> None:

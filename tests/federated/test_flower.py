@@ -160,17 +160,18 @@ with Client(str(place / "socket"), authkey=(place / "key").read_bytes()) as stud
             continue
         message = study.recv_bytes()
         if head["client"] == 7:
-            study.send_bytes(json.dumps({"client": 7, "error": "it has left"}).encode())
+            told = {"client": 7, "key": head["key"], "error": "it has left"}
+            study.send_bytes(json.dumps(told).encode())
         else:
             study.send_bytes(json.dumps({"client": 4}).encode())
             study.send_bytes(message[::-1])
 """
-    from autocompress.federated.messages import pack
+    from autocompress.federated.messages import Unanswered, pack
 
-    message = pack({"kind": "count"}, {})
+    message = pack({"kind": "count", "key": "k"}, {})
     with relayed([sys.executable, "-c", program], tmp_path / "log", ttl_s=1.0) as transport:
         assert transport.clients() == [4, 7]
         transport.push(4, message)
         transport.push(7, message)
         found = dict([transport.pull(30.0) or (0, ""), transport.pull(30.0) or (0, "")])
-    assert found == {4: message[::-1], 7: "it has left"}
+    assert found == {4: message[::-1], 7: Unanswered("k", "it has left")}

@@ -91,7 +91,7 @@ def with_bank(one: Client) -> tuple[dict[str, Any], dict[str, Any]]:
     bank.write(path)
     blob = path.read_bytes()
     name = digest_of(blob)
-    one.keep({f"blob.{name}": np.frombuffer(blob, np.uint8)})
+    one.sent.keep({f"blob.{name}": np.frombuffer(blob, np.uint8)})
     told = {"cuts": cuts(parts.inventory), "settings": SETTINGS.model_dump(mode="json")}
     return {**told, "policy": Policy().as_dict(), "share": 1.0, "seed": 0}, {"blobs": [name]}
 

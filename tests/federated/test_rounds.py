@@ -15,7 +15,7 @@ import torch
 from autocompress.errors import InputError
 from autocompress.federated.described import checked, describe, made_up
 from autocompress.federated.journal import RoundJournal, traffic
-from autocompress.federated.messages import Request, pack, unpack
+from autocompress.federated.messages import Request, Unanswered, pack, unpack
 from autocompress.federated.rounds import RoundFailed, Rounds
 from autocompress.task.data import Data, Split
 
@@ -51,7 +51,7 @@ class Clients:
     def __init__(self, replies: dict[int, Reply]) -> None:
         self.replies = replies
         self.asked: list[int] = []
-        self.answers: deque[tuple[int, bytes | str]] = deque()
+        self.answers: deque[tuple[int, bytes | Unanswered]] = deque()
         self.most = 0
 
     def clients(self) -> list[int]:
@@ -61,11 +61,13 @@ class Clients:
         self.asked.append(client)
         head, arrays = unpack(message)
         reply = self.replies[client](client, head, arrays)
+        if isinstance(reply, str):
+            reply = Unanswered(head["key"], reply)
         if reply is not None:
             self.answers.append((client, reply))
         self.most = max(self.most, len(self.answers))
 
-    def pull(self, seconds: float) -> tuple[int, bytes | str] | None:
+    def pull(self, seconds: float) -> tuple[int, bytes | Unanswered] | None:
         return self.answers.popleft() if self.answers else None
 
 
@@ -125,12 +127,27 @@ def test_too_few_fail_the_round_with_the_count(tmp_path: Path) -> None:
     assert back.asked == [2, 3]
 
 
-def test_an_answer_to_an_earlier_round_is_not_merged(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "late", [good(2, {"key": "an earlier one"}, {}), Unanswered("an earlier one", "the node left")]
+)
+def test_an_answer_to_an_earlier_round_does_not_count_in_this_one(
+    tmp_path: Path, late: bytes | Unanswered
+) -> None:
     clients = Clients({1: good, 2: good})
-    late = good(2, {"key": "an earlier one"}, {})
     clients.answers.append((2, late))
     found = rounds(tmp_path, clients).ask(ASKED)
     assert found.sums["x"].tolist() == [3.0, 2.0]
+    assert found.left == {}
+
+
+def test_an_excluded_client_is_not_asked_and_counts_as_missing(tmp_path: Path) -> None:
+    clients = Clients({1: good, 2: good, 3: good})
+    own = rounds(tmp_path, clients, excluded={2: "its inputs have another form"})
+    found = own.ask(ASKED)
+    assert clients.asked == [1, 3]
+    assert found.left == {2: "its inputs have another form"}
+    with pytest.raises(RoundFailed, match="heard 2 of 3 clients and needs 3"):
+        rounds(tmp_path / "all", clients, excluded=own.excluded, least=1.0).ask(ASKED)
 
 
 def test_a_killed_server_does_not_ask_again_for_what_it_has(tmp_path: Path) -> None:
