@@ -64,8 +64,7 @@ def federate(
     Flower carries the messages, in an environment of its own (`make federated-env`).
     """
     from autocompress.commands.overrides import overrides
-    from autocompress.federated.study import run_federated
-    from autocompress.flower.start import trained_model
+    from autocompress.federated.study import Simulated, run_federated
     from autocompress.run.study import load_study
 
     config = overrides(load_study(study), budget=budget, trials=trials, timeout=timeout, seed=seed)
@@ -78,7 +77,10 @@ def federate(
     folder = out or Path("runs") / config.name
     with searching.interruptible(folder), Display(as_json) as shown:
         shown.preparing("clients", 0.0)
-        model = None if superlink is not None else trained_model(config)
+        simulated = None if superlink is not None else Simulated(config)
+        # a simulation trains it on all data, as somebody must have
+        trains = simulated is not None and config.baseline is not None
+        model = simulated.parts.model if simulated is not None and trains else None
         with _reached(config, superlink, folder) as transport:
             done = run_federated(
                 config,
@@ -88,6 +90,7 @@ def federate(
                 model=model,
                 watcher=shown,
                 give_up=searching.give_up,
+                simulated=simulated,
             )
 
     def show(console: Console) -> None:
@@ -122,6 +125,14 @@ def show_traffic(found: dict[str, Any], out: Console) -> None:
         f"{most:.1f} MB with one client",
         highlight=False,
     )
+    told = found["pooled"]
+    if told is not None:
+        gap = told["pooled"] - told["federated"]
+        out.print(
+            f"pooled  the same policy on all samples in one place: {told['metric']} "
+            f"{told['pooled']:.4g} on {told['split']} for {told['federated']:.4g} ({gap:+.4g})",
+            highlight=False,
+        )
     for client, why in sorted(found["left_out"].items()):
         out.print(
             f"client {client} was left out of {why['rounds']} rounds: {why['reason']}",

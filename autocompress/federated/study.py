@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 from autocompress.build.bank import LayerBank
 from autocompress.errors import InputError
 from autocompress.federated.client import Client
-from autocompress.federated.described import made_up
+from autocompress.federated.described import made_up, unlike
 from autocompress.federated.evaluator import FederatedEvaluator, federated_evaluator, with_worst
 from autocompress.federated.journal import RoundJournal, traffic
 from autocompress.federated.messages import Request
+from autocompress.federated.pooled import pooled
 from autocompress.federated.rounds import Rounds, Transport
 from autocompress.federated.server import FederatedPipeline, FederatedServer
 from autocompress.federated.shares import part_of, shared_out
@@ -24,22 +25,26 @@ from autocompress.model.fingerprint import fingerprint
 from autocompress.model.prepare import prepare
 from autocompress.policy.federation import FederationSection
 from autocompress.policy.settings import CompressionSettings
-from autocompress.policy.writing import replacing
+from autocompress.report.html import write_report
 from autocompress.run.assembly import Assembly, assemble
 from autocompress.run.loading import load_data, load_model
 from autocompress.run.session import Watcher, run_study
 from autocompress.run.variables import with_variables
 from autocompress.targets import get_target
+from autocompress.track.clients import clients_file, read_clients
+from autocompress.track.folder import RunFolder, write_json
+from autocompress.track.view import RunView
 from autocompress.workloads.cache import cache_folder
 
 if TYPE_CHECKING:
     from autocompress.run.ending import EndedRun
     from autocompress.run.study import StudyConfig
-    from autocompress.track.folder import RunFolder
 
 FOLDER = "federated"
 """In the folder of a run: the journal of its rounds."""
-SUMMARY = "federated.json"
+SENT = "sent"
+"""In that folder: what is sent once. Clients clean up there, so that nothing else may lie in it."""
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -95,6 +100,7 @@ def run_federated(
     model: Any = None,
     watcher: Watcher | None = None,
     give_up: Callable[[], object] | None = None,
+    simulated: Simulated | None = None,
 ) -> EndedRun:
     """Run a study whose data lie with the clients that a transport reaches.
 
@@ -103,6 +109,7 @@ def run_federated(
         transport: reaches the clients.
         out, resume, watcher, give_up: as in ``run_study``.
         model: takes the place of the study's, trained where the study would train it first.
+        simulated: has all samples in one place, so that the gap to pooling can be told.
 
     Raises:
         RoundFailed: too few clients answer.
@@ -123,7 +130,13 @@ def run_federated(
         give_up=give_up,
         assembled=partial(assembled, transport),
     )
-    write_summary(done.folder, done.summary)
+    found = None
+    if simulated is not None and done.view.best is not None:
+        found = read_clients(done.folder.root).get("pooled")
+        if not found or found["trial"] != done.view.best.number:
+            found = pooled(done.view, simulated.parts)
+    write_summary(done.folder, done.summary, found)
+    write_report(done.folder, RunView.load(done.folder))
     return done
 
 
@@ -159,11 +172,15 @@ def assembled(
     rounds = Rounds(transport, journal, identity, section.least, section.timeout_s, section.at_once)
     progress("the clients", 0.0)
     found = rounds.ask(Request("describe", {"samples": (3,)}))
-    samples = int(found.sums["samples"][0])
+    rounds.excluded = unlike(found.about)
+    for client, reason in rounds.excluded.items():
+        _log.warning("Client %d is left out of the study: %s.", client, reason)
+    about = {c: told for c, told in found.about.items() if c not in rounds.excluded}
+    samples = sum(told["samples"] for told in about.values())
     settings = server_settings(study.settings)
     ready = study.model_copy(update={"settings": settings, "baseline": None})
-    parts = assemble(ready, folder, model=raw, data=made_up(found.about), progress=progress)
-    own = Client(parts, parts.data, place, simulated=True)
+    parts = assemble(ready, folder, model=raw, data=made_up(about), progress=progress)
+    own = Client(parts, parts.data, place / SENT, simulated=True)
     server = FederatedServer(rounds, section, samples, own, place)
     judged = replace(parts.data, task=with_worst(parts.task))
     fields = {name: getattr(parts, name) for name in parts.__dataclass_fields__}
@@ -181,17 +198,24 @@ def server_settings(settings: CompressionSettings) -> CompressionSettings:
     return settings.model_copy(update=changes)
 
 
-def write_summary(folder: RunFolder, summary: dict[str, Any]) -> dict[str, Any]:
-    """Write what clients were sent and sent back, and add it to the summary of the run."""
+def write_summary(
+    folder: RunFolder, summary: dict[str, Any], in_one_place: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Write what clients were sent and sent back, and add it to the summary of the run.
+
+    Args:
+        folder: of the run.
+        summary: of the run; changed.
+        in_one_place: the answer beside the same policy on pooled samples, if known.
+    """
     rounds = RoundJournal(folder.root / FOLDER).rounds()
     left: dict[str, dict[str, Any]] = {}
     for one in rounds:
         for client, reason in one["left"].items():
             own = left.setdefault(client, {"rounds": 0, "reason": reason})
             own["rounds"] += 1
-    told = {"rounds": len(rounds), **traffic(rounds), "left_out": left}
-    with replacing(folder.root / SUMMARY) as partial_file:
-        partial_file.write_text(json.dumps(told, indent=1), encoding="utf-8")
+    told = {"rounds": len(rounds), **traffic(rounds), "left_out": left, "pooled": in_one_place}
+    write_json(clients_file(folder.root), told)
     summary["federated"] = {k: v for k, v in told.items() if k != "bytes_by_client"}
     return summary
 
@@ -202,9 +226,11 @@ class Simulated:
 
     Args:
         study: with its data, all of them.
+        banks: layer banks that clients have read.
     """
 
     study: StudyConfig
+    banks: dict[str, LayerBank] = field(default_factory=dict)
 
     @cached_property
     def parts(self) -> Assembly:
@@ -219,7 +245,8 @@ class Simulated:
     def client(self, number: int) -> Client:
         """One of them."""
         data = part_of(self.parts.data, self.shares[number])
-        return Client(self.parts, data, cache_folder() / FOLDER, simulated=True)
+        folder = cache_folder() / FOLDER
+        return Client(self.parts, data, folder, simulated=True, banks=self.banks)
 
 
 def count_clients(study: StudyConfig) -> int:

@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from autocompress.federated.study import Simulated, count_clients, federation_of
+from autocompress.federated.study import count_clients, federation_of
 from autocompress.flower.environment import federated_python
 from autocompress.flower.relay import Relayed, relayed
 from autocompress.machine.facts import cores_to_use
 from autocompress.machine.scratch import scratch_folder
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from autocompress.run.study import StudyConfig
 
 STUDY = "AUTOCOMPRESS_FEDERATED_STUDY"
@@ -42,11 +40,6 @@ clientapp = "autocompress.flower.client_app:app"
 place = ""
 """
 _LOCAL = ("127.0.0.1", "localhost", "[::1]")
-
-
-def trained_model(study: StudyConfig) -> nn.Module | None:
-    """The model of a simulation that trains it first, on all data, as somebody must have."""
-    return Simulated(study).parts.model if study.baseline is not None else None
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from autocompress.results.trial import (
     exceeded,
     worst_excess,
 )
+from autocompress.track.clients import read_clients
 from autocompress.track.view import RunView, score, value
 
 Tone = Literal["good", "unsure", "bad"]
@@ -69,6 +70,7 @@ def verdict(view: RunView) -> Verdict:
         _answer(view, view.best),
         *_drop_on_test(view, view.best),
         *_worst_client(view, view.best),
+        *_pooled(view, view.best),
         *_untold(view, view.best),
         *_given_up(view, view.best),
         *(str(c) for c in comparisons),
@@ -132,6 +134,22 @@ def _worst_client(view: RunView, best: Trial) -> tuple[str, ...]:
     return (
         f"For the client that it serves worst it has {quality.name} "
         f"{quality.text(found[name])} on the test split{gap}.",
+    )
+
+
+def _pooled(view: RunView, best: Trial) -> tuple[str, ...]:
+    """Where data lie with clients: the gap to pooling, as far as it is known."""
+    clients = read_clients(view.run) if view.run else {}
+    if not clients:
+        return ()
+    found, quality = clients.get("pooled"), view.quality
+    if not found or found["trial"] != best.number:
+        return ("The gap to pooling is not known: the clients' samples are not in one place.",)
+    gap = quality.shown(found["pooled"]) - quality.shown(found["federated"])
+    return (
+        f"The same policy, built and trained as long on all samples in one place, has "
+        f"{quality.name} {quality.text(found['pooled'])} on the {found['split']} split: the gap to "
+        f"pooling is {quality.gap(gap)}.",
     )
 
 

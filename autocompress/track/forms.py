@@ -97,6 +97,21 @@ class SummaryForm(_Open):
     labels: Packed | None = None
 
 
+class PooledForm(_Open):
+    """The answer of a federated run beside the same policy on pooled samples."""
+
+    trial: Count
+    split: str
+    federated: Number
+    pooled: Number
+
+
+class FederatedForm(_Open):
+    """What is read of ``federated.json``."""
+
+    pooled: PooledForm | None = None
+
+
 FORMAT = 1
 """Of a run's files. A version that writes what this one would misread counts further."""
 

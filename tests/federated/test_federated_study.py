@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tiny_study import STUDY
 
 from autocompress.errors import InputError
 from autocompress.federated.client import Client
 from autocompress.federated.local import InProcess
 from autocompress.federated.study import Simulated, run_federated
+from autocompress.results.trial import Phase
 from autocompress.run.study import StudyConfig, read_study
+from autocompress.track.view import RunView
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +57,7 @@ def test_a_study_runs_and_what_was_answered_is_not_asked_again(
     before = len((out / "federated" / "rounds.jsonl").read_text().splitlines())
     assert before > 3
     going_on = Counted(simulated)
-    done = run_federated(own, going_on, out, model=model, resume=out.exists())
+    done = run_federated(own, going_on, out, model=model, resume=out.exists(), simulated=simulated)
     told = done.summary["federated"]
     assert done.summary["answered"]
     assert told["kinds"]["moments"]["rounds"] == told["kinds"]["describe"]["rounds"] == 1
@@ -69,9 +72,32 @@ def test_a_study_runs_and_what_was_answered_is_not_asked_again(
     assert measured["worst_client_accuracy"] <= measured["accuracy"]
     assert "the client that it serves worst" in (out / "report.html").read_text(encoding="utf-8")
     assert json.loads((out / "federated.json").read_text())["sent_bytes"] == told["sent_bytes"]
+    assert told["pooled"] == pooled_by_hand(simulated, done.view)
+    assert "gap to pooling is" in (out / "report.html").read_text(encoding="utf-8")
     again = Counted(simulated)
     run_federated(own, again, out, model=model, resume=True)
     assert again.asked == 0
+    assert "gap to pooling is not known" in (out / "report.html").read_text(encoding="utf-8")
+
+
+def pooled_by_hand(simulated: Simulated, view: RunView) -> dict[str, Any]:
+    """The answer's policy on all samples, in torch."""
+    best, data, pipeline = view.best, simulated.parts.data, simulated.parts.pipeline
+    assert best is not None
+    check = view.verified(best)
+    assert check is not None
+    assert check.measurement is not None
+    final = Phase("verify", best.phase.epochs, best.phase.rung)
+    module = pipeline.build(best.policy, final, best.seed).module
+    with torch.no_grad():
+        right = module(data.test.inputs()).argmax(1) == data.test.targets
+    return {
+        "trial": best.number,
+        "metric": "accuracy",
+        "split": "test",
+        "federated": check.measurement["accuracy"],
+        "pooled": pytest.approx(float(right.double().mean()), abs=1.5 / len(right)),
+    }
 
 
 def test_a_client_that_fails_costs_its_samples_alone(simulated: Simulated, tmp_path: Path) -> None:
