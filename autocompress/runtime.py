@@ -53,7 +53,7 @@ class Cascade:
             for stage in self.manifest.stages
         ]
         self._inputs = [i.name for i in self._sessions[0][0].get_inputs()]
-        self._names = [o.name for o in self._sessions[0][0].get_outputs()]
+        self._names = [o.name for o in self._sessions[-1][0].get_outputs()]
         self._check_files()
 
     def get_inputs(self) -> list[Any]:
@@ -62,7 +62,7 @@ class Cascade:
 
     def get_outputs(self) -> list[Any]:
         """As of an ``InferenceSession``."""
-        return list(self._sessions[0][0].get_outputs())
+        return list(self._sessions[-1][0].get_outputs())
 
     def run(self, output_names: Sequence[str] | None, feed: Mapping[str, Array]) -> list[Array]:
         """Outputs for a batch.
@@ -99,15 +99,17 @@ class Cascade:
 
     def _check_files(self) -> None:
         """Refuse files that are asked differently or answer something else."""
-        wanted = _form(self._sessions[0][0])
-        for stage, sessions in zip(self.manifest.stages, self._sessions, strict=True):
-            for name, session in zip(stage.files, sessions, strict=True):
-                found = _form(session)
-                if not all(map(_fit, wanted, found)):
-                    first = self.manifest.stages[0].files[0]
+        inputs, outputs = _form(self._sessions[0][0])[0], _form(self._sessions[-1][0])[1]
+        handed: _Form = []
+        for place, stage in enumerate(self.manifest.stages):
+            taken = handed if stage.takes == "features" else inputs
+            for name, session in zip(stage.files, self._sessions[place], strict=True):
+                found = takes, gives = _form(session)
+                handed = gives[len(outputs) :]  # which the next stage may take, or leave
+                if not (_fit(taken, takes) and _fit(outputs, gives[: len(outputs)])):
                     raise InputError(
-                        f"{name} takes and gives {found}, but {first} {wanted}: they are no files "
-                        "of one cascade. `autocompress cascade` writes them anew."
+                        f"{name} takes and gives {found}, but the others {taken, outputs}: they "
+                        "are no files of one cascade. `autocompress cascade` writes them anew."
                     )
         if self.manifest.output >= len(self._names):
             raise InputError(
@@ -115,25 +117,36 @@ class Cascade:
                 "counted from 0."
             )
 
-    def _from(self, place: int, inputs: list[Array]) -> tuple[list[Array], NDArray[np.int64]]:
-        """Outputs of a stage and of those after it."""
+    def _from(
+        self, place: int, inputs: list[Array], handed: list[Array] | None = None
+    ) -> tuple[list[Array], NDArray[np.int64]]:
+        """Outputs of a stage and of those after it.
+
+        Args:
+            place: of the stage.
+            inputs: of the network.
+            handed: features that the stage before computed of them.
+        """
         stage = self.manifest.stages[place]
         # by place: files of one model take their inputs in one order
-        found = [self._run(session, inputs) for session in self._sessions[place]]
-        outputs, count = found[-1], len(inputs[0])
+        given = handed if handed is not None and stage.takes == "features" else inputs
+        found = [self._run(session, given) for session in self._sessions[place]]
+        outputs, count = found[-1][: len(self._names)], len(inputs[0])
+        features = found[-1][len(self._names) :]
         if stage.threshold is None:
             return outputs, np.full(count, place)
         left = self._sure(stage, found) < stage.threshold
         if not left.any():
             return outputs, np.full(count, place)
         if left.all():
-            return self._from(place + 1, inputs)
-        later, places = self._from(place + 1, [array[left] for array in inputs])
+            return self._from(place + 1, inputs, features)
+        rest = [array[left] for array in inputs]
+        later, places = self._from(place + 1, rest, [array[left] for array in features])
         answered = np.full(count, place)
         answered[left] = places
         merged = [np.array(output) for output in outputs]
-        for output, rest in zip(merged, later, strict=True):
-            output[left] = rest
+        for output, found_later in zip(merged, later, strict=True):
+            output[left] = found_later
         return merged, answered
 
     @staticmethod

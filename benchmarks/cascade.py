@@ -22,6 +22,7 @@ from autocompress.cascade.choose import Asked, choose, halves
 from autocompress.cascade.options import best_options
 from autocompress.errors import InputError
 from autocompress.run.assembly import assemble
+from autocompress.run.cascade_exits import logits_of, with_exits
 from autocompress.run.cascade_members import RunMembers
 from autocompress.run.cascading import cascade
 from autocompress.run.study import read_study
@@ -37,30 +38,32 @@ class Answers:
 
     Args:
         run: folder of the run.
+        early_exits: let networks answer part-way, too.
     """
 
-    def __init__(self, run: Path) -> None:
+    def __init__(self, run: Path, early_exits: bool) -> None:
         folder = RunFolder.open(run)
         view, place = RunView.load(folder), folder.root / "cascade"
         parts = assemble(read_study(folder.read_study()), place)
         parts.evaluator.measurer.set_baseline(view.baseline)
         known = RunMembers(folder, view, parts, place)
         everything = np.arange(len(parts.data.val))
-        usable = {member.trial for member in known.judged(everything)}
-        trials = [t for t in (*known.trials(), None) if (t.number if t else None) in usable]
+        self.known = known.judged(everything)
+        if early_exits:
+            self.known = with_exits(known, self.known, everything)
         self.left_out = known.left_out
-        self.numbers = [None if t is None else t.number for t in trials]
-        self.latency = [known.latency_ms(t) for t in trials]
         self.val_count = len(parts.data.val)
+        self.base_ms = self.known[-1].latency_ms
         self.logits = [
-            np.concatenate([known.logits(t, split) for split in ("val", "test")]) for t in trials
+            np.concatenate([logits_of(known, m, split) for split in ("val", "test")])
+            for m in self.known
         ]
         self.targets = np.concatenate([known.targets(split) for split in ("val", "test")])
 
     def members(self, fitted_on: np.ndarray) -> list[Member]:
         """All of them, with temperatures fitted on some inputs; the uncompressed model last."""
-        each = zip(self.numbers, self.latency, self.logits, strict=True)
-        return [Member.of(str(n), ms, logits, self.targets, fitted_on, n) for n, ms, logits in each]
+        each = zip(self.known, self.logits, strict=True)
+        return [m.fitted(logits, self.targets, fitted_on) for m, logits in each]
 
 
 def beside_singles(answers: Answers) -> dict[str, Any]:
@@ -72,7 +75,8 @@ def beside_singles(answers: Answers) -> dict[str, Any]:
     baseline = seen[-1].right
     options = best_options(seen, baseline, lambda losses, gains: gains - losses)
     found: dict[str, Any] = {}
-    for name, places in (("trials", range(len(members) - 1)), ("all", range(len(members)))):
+    whole = [i for i, m in enumerate(members) if m.exit is None]
+    for name, places in (("trials", whole[:-1]), ("all", whole)):
         best = max(places, key=lambda i: int(seen[i].right.sum()))
         good = int(seen[best].right.sum()) - int(baseline.sum())
         quick = next(o for o in options if o.score >= good)
@@ -85,7 +89,12 @@ def beside_singles(answers: Answers) -> dict[str, Any]:
     fronts = [
         i
         for i, m in enumerate(seen)
-        if all(o.right.sum() < m.right.sum() for o in seen if o.latency_ms < m.latency_ms)
+        if m.exit is None
+        and all(
+            o.right.sum() < m.right.sum()
+            for o in seen
+            if o.exit is None and o.latency_ms < m.latency_ms
+        )
     ]
     found["as_quick_as_each_on_the_front"] = [
         beside([o for o in options if o.latency_ms <= members[i].latency_ms][-1].chain, unseen, i)
@@ -109,7 +118,7 @@ def beside(chain: Chain, members: Sequence[Member], i: int) -> dict[str, Any]:
     right = chain.right(members)
     return {
         "single": single(members, i),
-        "trials": [members[k].trial for k in chain.members],
+        "members": [members[k].label for k in chain.members],
         "confidence": chain.confidence,
         "latency_ms": chain.mean_ms(members),
         "ratio": chain.mean_ms(members) / members[i].latency_ms,
@@ -119,7 +128,11 @@ def beside(chain: Chain, members: Sequence[Member], i: int) -> dict[str, Any]:
 
 
 def resplit(answers: Answers, asked: Asked, splits: int) -> dict[str, Any]:
-    """How often what is asked is kept, where val and test are drawn anew from both together."""
+    """How often what is asked is kept, where val and test are drawn anew from both together.
+
+    ``kept`` is told on test, whose own chance comes on top; ``kept_in_all`` on all that the second
+    half of val was drawn from, of which the bound speaks.
+    """
     rows = []
     for seed in range(splits):
         order = np.random.default_rng(seed).permutation(len(answers.targets))
@@ -134,19 +147,30 @@ def resplit(answers: Answers, asked: Asked, splits: int) -> dict[str, Any]:
             continue
         rest = [m.on(test) for m in members]
         lost = float(baseline[test].mean() - chain.right(rest).mean())
-        rows.append({"lost": lost, "ratio": chain.mean_ms(rest) / members[-1].latency_ms})
+        unseen = np.concatenate([second, test])  # that the second half was drawn from
+        drawn_from = [m.on(unseen) for m in members]
+        told = {
+            "lost": lost,
+            "ratio": chain.mean_ms(rest) / members[-1].latency_ms,
+            "lost_in_all": float(baseline[unseen].mean() - chain.right(drawn_from).mean()),
+            "ratio_in_all": chain.mean_ms(drawn_from) / members[-1].latency_ms,
+        }
+        rows.append(told)
     answered = [row for row in rows if "lost" in row]
     most, ms = asked.most_lost, asked.mean_ms
-    if most is not None:
-        kept = [row["lost"] <= most for row in answered]
-    else:
-        assert ms is not None  # one of the two is asked
-        kept = [row["ratio"] * answers.latency[-1] <= ms for row in answered]
+    kept: dict[str, int] = {}
+    for where in ("", "_in_all"):
+        if most is not None:
+            each = [row[f"lost{where}"] <= most for row in answered]
+        else:
+            assert ms is not None  # one of the two is asked
+            each = [row[f"ratio{where}"] * answers.base_ms <= ms for row in answered]
+        kept[f"kept{where}"] = sum(each)
     return {
         "asked": {"most_lost": most, "mean_ms": ms},
         "splits": splits,
         "answered": len(answered),
-        "kept": sum(kept),
+        **kept,
         "mean_ratio": float(np.mean([r["ratio"] for r in answered])) if answered else None,
         "mean_lost_points": 100 * float(np.mean([r["lost"] for r in answered]))
         if answered
@@ -171,10 +195,10 @@ def looked_through(answers: Answers) -> dict[str, Any]:
     }
 
 
-def measured(run: Path, asked: Asked) -> dict[str, Any]:
+def measured(run: Path, asked: Asked, early_exits: bool) -> dict[str, Any]:
     """The command's own answer, timed on the sequence of test inputs."""
     try:
-        return cascade(str(run), asked)
+        return cascade(str(run), asked, early_exits=early_exits)
     except InputError as error:
         return {"refused": str(error)}
 
@@ -186,19 +210,23 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--quick", action="store_true", help="few splits, and nothing is timed")
     parser.add_argument("--splits", type=int, help="20, or 3 with --quick")
+    parser.add_argument("--no-early-exits", action="store_true", help="whole members alone")
     args = parser.parse_args()
     found = {}
     for run in args.runs:
-        answers = Answers(run)
+        exits = not args.no_early_exits
+        answers = Answers(run, exits)
         splits = args.splits or (3 if args.quick else 20)
-        half_ms = 0.5 * answers.latency[-1]
+        half_ms = 0.5 * answers.base_ms
         asked = [*(Asked(most_lost=x) for x in ASKED), Asked(mean_ms=half_ms)]
         found[run.name] = {
             "search": looked_through(answers),
             "left_out": answers.left_out,
             **beside_singles(answers),
             "resplits": [resplit(answers, one, splits) for one in asked],
-            "measured": {} if args.quick else {f"{x:g}": measured(run, Asked(x)) for x in ASKED},
+            "measured": {}
+            if args.quick
+            else {f"{x:g}": measured(run, Asked(x), exits) for x in ASKED},
         }
     if args.json:
         print(json.dumps(found))
@@ -217,8 +245,8 @@ def show(name: str, run: dict[str, Any]) -> None:
         for what in ("as_accurate", "as_quick"):
             pair = run[which][what]
             print(
-                f"    {what}: {pair['trials']} by {pair['confidence']}, {pair['gain_points']:+.2f} "
-                f"points, {pair['ratio']:.3f} of its latency"
+                f"    {what}: {pair['members']} by {pair['confidence']}, "
+                f"{pair['gain_points']:+.2f} points, {pair['ratio']:.3f} of its latency"
             )
     for pair in run["as_quick_as_each_on_the_front"]:
         print(
@@ -237,7 +265,7 @@ def show(name: str, run: dict[str, Any]) -> None:
             continue
         told = one["latency"]
         print(
-            f"  --min-accuracy {100 * float(asked):g}%: {[s['trials'] for s in one['stages']]}, "
+            f"  --min-accuracy {100 * float(asked):g}%: {[s['members'] for s in one['stages']]}, "
             f"lost {100 * one['test']['lost']:.2f} points on test, kept {one['kept']}; "
             f"ratio {told['cascade']['ratio']:.3f}, p99 {told['cascade']['p99_ms']:.3f} ms beside "
             f"{told['uncompressed']['p99_ms']:.3f} ms"

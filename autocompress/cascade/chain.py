@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,10 @@ class Member:
         sure: per kind of confidence, how sure it is of each answer, ``(N,)``.
         temperature: fitted.
         trial: its number; ``None`` for the uncompressed model.
+        exit: of a member that is the beginning of a network with a head: where it ends.
+        share: of the network's multiply-adds that it takes.
+        after: label of a member that this one goes on from, by its features, to the latency that
+            it then adds.
     """
 
     label: str
@@ -42,6 +47,9 @@ class Member:
     sure: Mapping[Confidence, Floats]
     temperature: float = 1.0
     trial: int | None = None
+    exit: str | None = None
+    share: float = 1.0
+    after: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -54,16 +62,24 @@ class Member:
         trial: int | None = None,
     ) -> Member:
         """A member from its logits ``(N, classes)``; the temperature is fitted on some inputs."""
-        temperature = fit_temperature(logits[fitted_on], targets[fitted_on])
         none = np.empty(0)
-        blank = cls(label, latency_ms, none, none > 0, {}, temperature, trial)
-        return blank.answering(logits, targets)
+        blank = cls(label, latency_ms, none, none > 0, {}, trial=trial)
+        return blank.fitted(logits, targets, fitted_on)
+
+    def fitted(self, logits: Floats, targets: NDArray[Any], fitted_on: Index) -> Member:
+        """The same with a temperature fitted on some inputs."""
+        temperature = fit_temperature(logits[fitted_on], targets[fitted_on])
+        return replace(self, temperature=temperature).answering(logits, targets)
 
     def answering(self, logits: Floats, targets: NDArray[Any]) -> Member:
         """The same on other inputs, with the temperature that it has."""
         answers = logits.argmax(axis=1)
         sure = {kind: confidence(kind, logits, self.temperature) for kind in OF_ONE}
         return replace(self, answers=answers, right=answers == targets, sure=sure)
+
+    def added_ms(self, before: Member) -> float:
+        """Latency that it adds to what another member has computed."""
+        return self.after.get(before.label, self.latency_ms)
 
     def on(self, inputs: Index) -> Member:
         """The same on some of the inputs."""
@@ -99,7 +115,18 @@ class Chain:
 
     def stages_ms(self, members: Sequence[Member]) -> list[float]:
         """Latency that each stage adds."""
-        return [sum(members[i].latency_ms for i in stage) for stage in self.stages]
+        found = [sum(members[i].latency_ms for i in stage) for stage in self.stages]
+        if self.confidence != "agreement":
+            for place, (before, now) in enumerate(pairwise(self.members), 1):
+                found[place] = members[now].added_ms(members[before])
+        return found
+
+    def goes_on(self, place: int, members: Sequence[Member]) -> bool:
+        """Whether a stage takes the features of the one before it."""
+        if place == 0 or self.confidence == "agreement":
+            return False
+        before, now = (members[self.members[i]] for i in (place - 1, place))
+        return before.label in now.after
 
     def answered(self, members: Sequence[Member]) -> NDArray[np.int64]:
         """The stage that answers each input, ``(N,)``."""

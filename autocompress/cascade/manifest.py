@@ -7,12 +7,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from autocompress.cascade.confidence import Confidence, Scores
 from autocompress.errors import InputError
 
 _T = TypeVar("_T")
+Takes = Literal["inputs", "features"]
+"""What a stage's file takes: the network's inputs, or what the stage before it hands on."""
 MANIFEST = "cascade.json"
 FORMAT = 1
 MANY = 10_000
@@ -27,6 +29,8 @@ class Stage:
         files: names in the manifest's folder.
         temperatures: of each file's probabilities.
         threshold: the stage answers what it is so sure of, or surer; ``None``: all that is left.
+        takes: the network's inputs; or the features that the file of the stage before gives as its
+            last output, behind those of the network.
 
     Raises:
         InputError: a name that leads elsewhere, or a number that is not finite.
@@ -35,6 +39,7 @@ class Stage:
     files: tuple[str, ...]
     temperatures: tuple[float, ...]
     threshold: float | None
+    takes: Takes = "inputs"
 
     def __post_init__(self) -> None:
         for name in self.files:
@@ -48,6 +53,8 @@ class Stage:
             )
         if self.threshold is not None and not math.isfinite(self.threshold):
             raise InputError(f"`threshold` must be finite or null, got {self.threshold}.")
+        if self.takes not in get_args(Takes):
+            raise InputError(f"`takes` must be inputs or features, got {self.takes!r}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +91,9 @@ class Manifest:
         asked = [len(stage.files) for stage in self.stages]
         if asked != ([2, 1] if self.confidence == "agreement" else [1] * len(asked)):
             raise InputError(f"Stages of {asked} files do not fit the confidence.")
+        taking = [stage.takes for stage in self.stages]
+        if taking[0] == "features" or ("features" in taking and self.confidence == "agreement"):
+            raise InputError("`takes: features` needs a stage of one file before it.")
 
     def save(self, folder: Path) -> Path:
         """Write it into the folder of its files."""
@@ -127,6 +137,7 @@ class Manifest:
                 tuple(_as(str, name, "files") for name in _as(list, stage["files"], "files")),
                 tuple(_as(float, heat, "temperatures") for heat in stage["temperatures"]),
                 None if stage["threshold"] is None else _as(float, stage["threshold"], "threshold"),
+                stage.get("takes", "inputs"),
             )
             for stage in data["stages"]
         )

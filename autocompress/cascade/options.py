@@ -79,17 +79,22 @@ class Front:
 
 @dataclass(frozen=True)
 class _Counts:
-    """Losses and gains against the uncompressed model, ``(members, N)``, and latencies."""
+    """Losses and gains against the uncompressed model, ``(members, N)``, and latencies.
+
+    ``added_ms[i, j]`` is what ``j`` adds where ``i`` has been asked just before.
+    """
 
     losses: NDArray[np.bool_]
     gains: NDArray[np.bool_]
     latency_ms: Floats
+    added_ms: Floats
 
     @classmethod
     def of(cls, members: Sequence[Member], baseline: NDArray[np.bool_]) -> _Counts:
         right = np.stack([m.right for m in members])
         latency = np.array([m.latency_ms for m in members])
-        return cls(baseline & ~right, ~baseline & right, latency)
+        added = np.array([[m.added_ms(before) for m in members] for before in members])
+        return cls(baseline & ~right, ~baseline & right, latency, added)
 
 
 def best_options(
@@ -111,8 +116,9 @@ def best_options(
         The quickest first, so that the best comes last.
     """
     counts, front = _Counts.of(members, baseline), Front()
-    for i in range(len(members)):
-        _offer_single(front, counts, i, score)
+    for i, member in enumerate(members):
+        if member.exit is None:  # a part alone is no model of the run
+            _offer_single(front, counts, i, score)
     for i, member in enumerate(members):
         slower = np.flatnonzero(counts.latency_ms > member.latency_ms)
         for kind in OF_ONE:
@@ -122,7 +128,8 @@ def best_options(
     for three in combinations(best, 3):
         for kind in OF_ONE:
             _offer_triple(front, counts, members, three, kind, score, levels)
-    for first, second in combinations(best, 2):
+    whole = [i for i in best if members[i].exit is None]
+    for first, second in combinations(whole, 2):
         slower = np.array([i for i in best if counts.latency_ms[i] > members[second].latency_ms])
         sure = together(members[first], members[second])
         if len(slower):
@@ -174,7 +181,8 @@ def _offer_first(
         for found in (counts.losses, counts.gains)
     )
     handed = (count - 1 - cuts) / count
-    latency = counts.latency_ms[list(first)].sum() + np.outer(counts.latency_ms[slower], handed)
+    later = counts.latency_ms if kind == "agreement" else counts.added_ms[first[0]]
+    latency = counts.latency_ms[list(first)].sum() + np.outer(later[slower], handed)
     found = score(losses, gains)
     # within a row more answered is quicker: keep what is better than all that is quicker
     after = np.maximum.accumulate(found[:, ::-1], axis=1)[:, ::-1]
@@ -237,8 +245,8 @@ def _offer_triple(
     to_second = here.sum(axis=1, keepdims=True)
     to_third = to_second - np.cumsum(here, axis=1)[:, :-1]
     count = len(flat)
-    ms = counts.latency_ms
-    latency = ms[a] + (ms[b] * to_second + ms[c] * to_third) / count
+    to_b, to_c = counts.added_ms[a, b], counts.added_ms[b, c]
+    latency = counts.latency_ms[a] + (to_b * to_second + to_c * to_third) / count
     found = score(answered(counts.losses), answered(counts.gains))
 
     def chains(kept: NDArray[Any]) -> list[Chain]:

@@ -96,6 +96,13 @@ def cascade(
         Path | None,
         typer.Option("--output", "-o", help="Folder of the files [RUN/cascade/best]."),
     ] = None,
+    early_exits: Annotated[
+        bool,
+        typer.Option(
+            "--early-exits/--no-early-exits",
+            help="Let networks answer part-way as well, with linear heads that need no training.",
+        ),
+    ] = True,
     trust: options.Trust = False,
     as_json: Json = False,
 ) -> None:
@@ -105,7 +112,9 @@ def cascade(
     from autocompress.run.cascading import cascade as make
 
     with Display(as_json) as shown:
-        found = make(run, Asked(**asked), output, shown.preparing, trust=trust)
+        found = make(
+            run, Asked(**asked), output, shown.preparing, early_exits=early_exits, trust=trust
+        )
     printed(found, as_json, lambda console: cascading.show_cascade(found, console))
 
 

@@ -33,11 +33,11 @@ def write_cascade(manifest: Manifest, folder: Path, path: Path) -> Path:
         ExportError: files of different operator sets, inputs or outputs.
     """
     models = [[onnx.load(str(folder / n)) for n in stage.files] for stage in manifest.stages]
-    first = models[0][0]
-    _check_alike([model for stage in models for model in stage])
+    first, last = models[0][0], models[-1][0]
+    _check_alike(manifest, models)
     graph = _stages(manifest, models, 0)
     inputs = [_single(value) for value in first.graph.input]
-    outputs = [_single(value) for value in first.graph.output]
+    outputs = [_single(value) for value in last.graph.output]
     whole = helper.make_graph(graph.node, "cascade", inputs, outputs, list(graph.initializer))
     for node, output in zip(_ends(graph), outputs, strict=True):
         whole.node.append(helper.make_node("Identity", [node], [output.name], output.name))
@@ -52,21 +52,33 @@ def write_cascade(manifest: Manifest, folder: Path, path: Path) -> Path:
     return path
 
 
-def _stages(manifest: Manifest, models: Sequence[Sequence[Any]], place: int) -> Any:
-    """A graph of a stage and those after it; its outputs are named apart from the files'."""
+def _stages(
+    manifest: Manifest, models: Sequence[Sequence[Any]], place: int, handed: str = ""
+) -> Any:
+    """A graph of a stage and those after it; its outputs are named apart from the files'.
+
+    Args:
+        manifest, models: of the cascade.
+        place: of the stage.
+        handed: name of the features of the stage before, which a branch may read.
+    """
     stage = manifest.stages[place]
     prefixes = [f"stage{place}/" if len(stage.files) == 1 else f"stage{place}.{i}/" for i in (0, 1)]
     own = [
         add_prefix_graph(copy.deepcopy(model.graph), prefix, rename_inputs=False)
         for model, prefix in zip(models[place], prefixes, strict=False)
     ]
+    if stage.takes == "features":
+        _read_instead(own[0], own[0].input[0].name, handed)
+    given = list(own[-1].output)[: len(models[-1][0].graph.output)]
+    features = own[-1].output[-1].name  # of a file that hands them on
     graph = onnx.GraphProto(name=f"stage{place}")
     for one in own:
         graph.node.extend(one.node)
         graph.initializer.extend(one.initializer)
-    ends = [output.name for output in own[-1].output]
+    ends = [output.name for output in given]
     if stage.threshold is None:
-        graph.output.extend(_untyped(own[-1].output))
+        graph.output.extend(_untyped(given))
         return graph
     sure = _Sure(graph, f"confidence{place}/", manifest.scores == "sigmoid")
     logits = [one.output[manifest.output].name for one in own]
@@ -74,16 +86,24 @@ def _stages(manifest: Manifest, models: Sequence[Sequence[Any]], place: int) -> 
     here = onnx.GraphProto(name=f"answered{place}")
     for end in ends:
         here.node.append(helper.make_node("Identity", [end], [f"answered/{end}"]))
-    here.output.extend(_untyped(own[-1].output, "answered/"))
-    later = _stages(manifest, models, place + 1)
+    here.output.extend(_untyped(given, "answered/"))
+    later = _stages(manifest, models, place + 1, features)
     found = [f"taken/{end}" for end in ends]
     graph.node.append(
         helper.make_node(
             "If", [answered], found, f"stage{place}/If", then_branch=here, else_branch=later
         )
     )
-    graph.output.extend(_untyped(own[-1].output, "taken/"))
+    graph.output.extend(_untyped(given, "taken/"))
     return graph
+
+
+def _read_instead(graph: Any, name: str, other: str) -> None:
+    """Let all nodes of a graph read another tensor, in place."""
+    for node in graph.node:
+        for place, read in enumerate(node.input):
+            if read == name:
+                node.input[place] = other
 
 
 class _Sure:
@@ -189,10 +209,10 @@ def _operator_sets(models: Sequence[Sequence[Any]]) -> list[Any]:
     return list(found.values())
 
 
-def _check_alike(models: Sequence[Any]) -> None:
+def _check_alike(manifest: Manifest, models: Sequence[Sequence[Any]]) -> None:
     """Refuse files that cannot stand in one."""
     versions: dict[str, set[int]] = {}
-    for model in models:
+    for model in (model for stage in models for model in stage):
         for entry in model.opset_import:
             versions.setdefault(entry.domain, set()).add(entry.version)
         if model.functions:
@@ -200,7 +220,13 @@ def _check_alike(models: Sequence[Any]) -> None:
     mixed = {domain or "ai.onnx": found for domain, found in versions.items() if len(found) > 1}
     if mixed:
         raise ExportError(f"Files of different operator sets cannot be put into one: {mixed}.")
-    for what in ("input", "output"):
-        names = {tuple(v.name for v in getattr(m.graph, what)) for m in models}
+    taken, given = set(), set()
+    for stage, own in zip(manifest.stages, models, strict=True):
+        for model in own:
+            outputs = [value.name for value in model.graph.output]
+            given.add(tuple(outputs[: len(models[-1][0].graph.output)]))
+            if stage.takes == "inputs":
+                taken.add(tuple(value.name for value in model.graph.input))
+    for what, names in (("input", taken), ("output", given)):
         if len(names) > 1:
             raise ExportError(f"Files with different {what}s cannot be put into one: {names}.")

@@ -216,11 +216,15 @@ class CascadeStage(AsWritten):
         recipes: names of their recipes in the folder of this one.
         temperatures: of each member's probabilities.
         threshold: the stage answers what it is so sure of; ``null``: all that is left.
+        exit: tensor of the member's file at which a head answers; ``null``: the member's end.
+        takes: the network's inputs, or the features at the exit of the stage before.
     """
 
     recipes: tuple[str, ...]
     temperatures: tuple[Number, ...]
     threshold: Number | None = None
+    exit: str | None = None
+    takes: Literal["inputs", "features"] = "inputs"
 
 
 class CascadeClaim(AsWritten):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,9 +11,10 @@ import numpy as np
 
 from autocompress.cascade.manifest import Manifest, Stage
 from autocompress.cascade.sequence import SequenceTimes, time_sequence
-from autocompress.errors import ExportError
+from autocompress.errors import ExportError, InputError
 from autocompress.machine.scratch import scratch_folder
 from autocompress.results.metric import Measurement
+from autocompress.run.cascade_exits import cuts_of, fit_heads, write_part
 from autocompress.runtime import Cascade, open_file
 
 if TYPE_CHECKING:
@@ -135,15 +137,43 @@ def _export(
     claim = recipe.cascade
     assert claim is not None
     folder.mkdir(parents=True, exist_ok=True)
-    stages = []
-    for stage in claim.stages:
-        names = []
-        for name in stage.recipes:
-            path = folder / f"{Path(name).stem}.onnx"
-            parts.evaluator.measurer.export(built[name], path)
-            names.append(path.name)
-        stages.append(Stage(tuple(names), tuple(stage.temperatures), stage.threshold))
+    stages, before = list[Stage](), None
+    with scratch_folder("members") as scratch:
+        for name in {name: None for stage in claim.stages for name in stage.recipes}:
+            parts.evaluator.measurer.export(built[name], scratch / f"{Path(name).stem}.onnx")
+        for place, stage in enumerate(claim.stages):
+            start = before if stage.takes == "features" else None
+            names = []
+            for name in stage.recipes:
+                whole = scratch / f"{Path(name).stem}.onnx"
+                path = folder / whole.name
+                if start is None and stage.exit is None:
+                    shutil.copyfile(whole, path)
+                else:
+                    path = path.with_stem(f"{path.stem}-part-{place + 1}")
+                    _part(whole, path, start, stage.exit, parts)
+                names.append(path.name)
+            heat = tuple(stage.temperatures)
+            stages.append(Stage(tuple(names), heat, stage.threshold, stage.takes))
+            before = stage.exit
     threads = parts.study.target.config().threads
     made = Manifest(claim.confidence, claim.scores, claim.output, tuple(stages), threads)
     made.save(folder)
     return made
+
+
+def _part(whole: Path, path: Path, start: str | None, end: str | None, parts: Assembly) -> None:
+    """Write a part of a member's file, with its head fitted again.
+
+    Raises:
+        InputError: the file has no such tensor.
+    """
+    known = {cut.tensor for cut in cuts_of(whole)}
+    for cut in (start, end):
+        if cut is not None and cut not in known:
+            raise InputError(
+                f"The recipe names an early exit at {cut!r}, where this model cannot be cut. "
+                "Make the cascade again: `autocompress cascade RUN`."
+            )
+    head = None if end is None else fit_heads(whole, [end], parts.data.train)[end]
+    write_part(whole, path, start, end, head)

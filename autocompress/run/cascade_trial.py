@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 PHASE = Phase("cascade")
 _MEAN = ("macs", "bops")
-_SUM = ("params", "size_bytes")
 
 
 def as_trial(
@@ -34,8 +34,8 @@ def as_trial(
 ) -> Trial:
     """The trial that the journal keeps.
 
-    Multiply-adds are means over the inputs of val, weights and bytes are sums. It has no policy of
-    its own: its members are named in the measurement's context.
+    Multiply-adds are means over the inputs of val, bytes are those of its files, weights those of
+    its networks. It has no policy of its own: its members are named in the measurement's context.
 
     Args:
         found: what was chosen and measured.
@@ -46,7 +46,9 @@ def as_trial(
     latency = found["latency"]["cascade"]
     timing = {k: latency[k] for k in ("ratio", "ratio_low", "ratio_high")}
     target = view.baseline.context.get("target")
-    values = {"latency_ms": latency["latency_ms"], **_costs(view, known, chain, members)}
+    size = float(sum(Path(file).stat().st_size for file in found["files"]))
+    costs = _costs(view, known, chain, members)
+    values = {"latency_ms": latency["latency_ms"], **costs, "size_bytes": size}
     keys = ("asked", "confidence", "scores", "output", "stages", "val", "kept")
     told = {key: found[key] for key in keys}
     on_val, on_test = right
@@ -81,17 +83,23 @@ def _measurement(
 def _costs(
     view: RunView, known: RunMembers, chain: Chain, members: Sequence[Member]
 ) -> dict[str, float]:
-    """What the members cost: means by how many inputs reach them, or sums."""
+    """What the members cost: multiply-adds by how many inputs reach them, weights in all.
+
+    A stage that goes on from features adds what its network does after them.
+    """
     by_number = {trial.number: trial.measurement for trial in known.trials()}
     count = len(members[0].right)
     reached = [1.0, *(h / count for h in chain.handed(members))]
     found: dict[str, float] = {}
-    for share, stage in zip(reached, chain.stages, strict=True):
+    networks: dict[int | None, Measurement | None] = {}
+    for place, (share, stage) in enumerate(zip(reached, chain.stages, strict=True)):
+        done = members[chain.members[place - 1]].share if chain.goes_on(place, members) else 0.0
         for i in stage:
             number = members[i].trial
-            cost = view.baseline if number is None else by_number[number]
-            for name in (*_MEAN, *_SUM):
+            cost = networks[number] = view.baseline if number is None else by_number[number]
+            for name in _MEAN:
                 if cost is not None and name in cost:
-                    one = cost[name] * (share if name in _MEAN else 1.0)
+                    one = cost[name] * share * (members[i].share - done)
                     found[name] = found.get(name, 0.0) + one
-    return found
+    weights = [cost["params"] for cost in networks.values() if cost and "params" in cost]
+    return {**found, "params": sum(weights)} if weights else found

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from autocompress.cascade.bound import clopper_pearson
 from autocompress.cascade.chain import Chain, Member
 from autocompress.cascade.choose import Asked, Choice, choose, counts, halves, told
-from autocompress.cascade.manifest import MANIFEST, Manifest, Stage
+from autocompress.cascade.manifest import MANIFEST, Manifest, Stage, Takes
 from autocompress.cascade.sequence import SequenceTimes
 from autocompress.errors import InputError
 from autocompress.machine.progress import Progress, silent
@@ -24,6 +24,7 @@ from autocompress.report.html import write_report
 from autocompress.report.tables import write_summary
 from autocompress.results.trial import Trial
 from autocompress.run.assembly import Assembly
+from autocompress.run.cascade_exits import logits_of, part_file, with_exits
 from autocompress.run.cascade_files import one_file, timed
 from autocompress.run.cascade_members import RunMembers, class_scores
 from autocompress.run.cascade_trial import as_trial
@@ -42,6 +43,7 @@ def cascade(
     output: Path | None = None,
     progress: Progress = silent,
     *,
+    early_exits: bool = True,
     trust: bool = False,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -52,6 +54,7 @@ def cascade(
         asked: what it is to keep to.
         output: folder of the files; ``cascade/best`` of the run by default.
         progress: told what is going on.
+        early_exits: let networks answer part-way, too.
         trust: import whatever functions the run's study names.
         seed: of the halves of val, and of the order of timing.
 
@@ -74,7 +77,9 @@ def cascade(
     with RunLock(folder) as lock, from_elsewhere(f"run {folder.root}", trust=trust):
         check_target(study_of(folder).target.config())
         parts = reopened(folder, view, place, progress)
-        found, trial = make_cascade(folder, view, parts, asked, output, progress, seed)
+        found, trial = make_cascade(
+            folder, view, parts, asked, output, progress, early_exits=early_exits, seed=seed
+        )
         with Journal(folder, lock) as journal:
             journal.record(trial)
     view = RunView.load(folder)
@@ -90,19 +95,23 @@ def make_cascade(
     asked: Asked,
     output: Path | None = None,
     progress: Progress = silent,
+    *,
+    early_exits: bool = True,
     seed: int = 0,
 ) -> tuple[dict[str, Any], Trial]:
     """The same for a run that is open: what was found, and the trial to record.
 
     Args:
         folder, view, parts: of the run.
-        asked, output, progress, seed: see ``cascade``.
+        asked, output, progress, early_exits, seed: see ``cascade``.
     """
     class_scores(parts)
     began, place = time.perf_counter(), folder.root / "cascade"
     known = RunMembers(folder, view, parts, place, progress)
     first, second = halves(len(parts.data.val), seed)
     members = known.judged(first)
+    if early_exits:
+        members = with_exits(known, members, first)
     progress("choosing", 0.0)
     choice = choose(members, members[-1].right, first, second, asked)
     files = output or place / "best"
@@ -158,16 +167,22 @@ def _write(found: RunMembers, chain: Chain, members: Sequence[Member], folder: P
     stages = []
     for place, asked in enumerate(chain.stages):
         names = []
+        goes_on = chain.goes_on(place, members)
+        start = members[chain.members[place - 1]].exit if goes_on else None
         for i in asked:
             number = members[i].trial
-            name = "uncompressed.onnx" if number is None else f"trial-{number}.onnx"
+            trial = None if number is None else by_number[number]
+            name = "uncompressed" if number is None else f"trial-{number}"
+            if goes_on or members[i].exit is not None:
+                name += f"-part-{place + 1}"
             shutil.copyfile(
-                found.file(None if number is None else by_number[number]), folder / name
+                part_file(found, trial, start, members[i].exit), folder / f"{name}.onnx"
             )
-            names.append(name)
+            names.append(f"{name}.onnx")
         heat = tuple(members[i].temperature for i in asked)
-        last = place == len(chain.thresholds)
-        stages.append(Stage(tuple(names), heat, None if last else chain.thresholds[place]))
+        threshold = None if place == len(chain.thresholds) else chain.thresholds[place]
+        takes: Takes = "features" if goes_on else "inputs"
+        stages.append(Stage(tuple(names), heat, threshold, takes))
     scores = class_scores(found.parts)
     threads = found.parts.study.target.config().threads
     made = Manifest(chain.confidence, scores.kind, found.output, tuple(stages), threads)
@@ -179,13 +194,10 @@ def _on_test(
     found: RunMembers, chain: Chain, members: Sequence[Member]
 ) -> tuple[dict[str, Any], NDArray[np.bool_]]:
     """Accuracy on the test split, and which stage answered what."""
-    by_number = {trial.number: trial for trial in found.trials()}
     targets = found.targets("test")
     judged = list(members)
     for i in {*chain.members, len(members) - 1}:
-        number = members[i].trial
-        logits = found.logits(None if number is None else by_number[number], "test")
-        judged[i] = members[i].answering(logits, targets)
+        judged[i] = members[i].answering(logits_of(found, members[i], "test"), targets)
     baseline = judged[-1].right
     choice = told(chain, judged, baseline)
     right, stage = chain.right(judged), chain.answered(judged)
@@ -219,12 +231,14 @@ def _asked(asked: Asked) -> dict[str, Any]:
 
 def _stages(choice: Choice, members: Sequence[Member]) -> list[dict[str, Any]]:
     chain = choice.chain
-    reached = (1.0, *choice.handed)
+    reached, ms = (1.0, *choice.handed), chain.stages_ms(members)
     return [
         {
             "members": [members[i].label for i in asked],
             "trials": [members[i].trial for i in asked],
-            "latency_ms": sum(members[i].latency_ms for i in asked),
+            "exit": members[asked[-1]].exit,
+            "takes": "features" if chain.goes_on(place, members) else "inputs",
+            "latency_ms": ms[place],
             "temperatures": [members[i].temperature for i in asked],
             "threshold": chain.thresholds[place] if place < len(chain.thresholds) else None,
             "reached": reached[place],
@@ -255,8 +269,9 @@ def _alone(members: Sequence[Member], second: Any, choice: Choice) -> dict[str, 
     """Single members beside the cascade, on the inputs that thresholds were chosen on."""
     base = members[-1].right[second]
     lost = [float(base.mean() - m.right[second].mean()) for m in members]
-    as_good = [i for i, loss in enumerate(lost) if loss <= choice.lost]
-    as_quick = [i for i, m in enumerate(members) if m.latency_ms <= choice.mean_ms]
+    whole = [i for i, m in enumerate(members) if m.exit is None]
+    as_good = [i for i in whole if lost[i] <= choice.lost]
+    as_quick = [i for i in whole if members[i].latency_ms <= choice.mean_ms]
     found: dict[str, Any] = {"as_good": None, "as_quick": None}
     for name, places in (("as_good", as_good), ("as_quick", as_quick)):
         if places:

@@ -182,6 +182,8 @@ def write_cascade_recipe(view: RunView, folder: RunFolder, trial: Trial, path: P
                 recipes=tuple(names),
                 temperatures=tuple(stage["temperatures"]),
                 threshold=stage["threshold"],
+                exit=stage.get("exit"),
+                takes=stage.get("takes", "inputs"),
             )
         )
     claim = CascadeClaim(

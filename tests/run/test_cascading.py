@@ -13,6 +13,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import yaml
+from finished_run import finished_run
 from rich.console import Console
 from scipy.special import softmax
 from scipy.stats import entropy
@@ -25,8 +26,7 @@ from autocompress.cascade.manifest import Manifest, Stage
 from autocompress.errors import InputError
 from autocompress.machine.progress import silent
 from autocompress.report.tables import front_table, on_test, summary_json, what
-from autocompress.results.metric import Measurement
-from autocompress.results.trial import SEARCH, Trial
+from autocompress.results.trial import Trial
 from autocompress.run import recipes, replay
 from autocompress.run.assembly import assemble
 from autocompress.run.cascade_members import RunMembers, class_scores
@@ -36,34 +36,15 @@ from autocompress.run.study import read_study
 from autocompress.run.tracking import track
 from autocompress.runtime import Cascade
 from autocompress.track.folder import RunFolder
-from autocompress.track.journal import Journal
 from autocompress.track.view import RunView
 from autocompress.workloads.data import digits
 
 BASE_MS = 1.0
 
 
-def timed_as(found: Measurement, ratio: float) -> Measurement:
-    """What was measured with a latency that no machine has a say in."""
-    context = {k: v for k, v in found.context.items() if k != "timing"}
-    return replace(found, values={**found.values, "latency_ms": ratio * BASE_MS}, context=context)
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """A run with a poor and quick member, and one that is nearly as good as the uncompressed."""
-    root = tmp_path_factory.mktemp("cascade") / "run"
-    folder = RunFolder.create(root)
-    parts = assemble(read_study(study_of()), folder.models)
-    folder.write_study(parts.study.model_dump(mode="json"))
-    evaluator = parts.evaluator
-    folder.write_baseline(timed_as(evaluator.baseline, 1.0))
-    with Journal(folder) as journal:
-        for number, (prune, ratio) in enumerate(((0.8, 0.1), (0.25, 0.6))):
-            policy = parts.space.decode(parts.space.uniform(prune_ratio=prune))
-            found = timed_as(evaluator.evaluate(policy, SEARCH, 0), ratio)
-            journal.record(Trial(number, policy, SEARCH, measurement=found))
-    return folder
+    return finished_run(tmp_path_factory.mktemp("cascade") / "run", BASE_MS)
 
 
 @cache
@@ -89,7 +70,7 @@ def is_sure(manifest: Manifest, stage: Stage, each: list[np.ndarray]) -> bool:
 
 @pytest.fixture(scope="module")
 def made(finished: RunFolder) -> dict[str, Any]:
-    return cascade(str(finished.root), Asked(mean_ms=0.6))
+    return cascade(str(finished.root), Asked(mean_ms=0.6), early_exits=False)
 
 
 def test_the_test_split_is_answered_as_its_files_answer(
@@ -234,7 +215,8 @@ def test_answers_are_kept_for_the_next_time(finished: RunFolder, made: dict[str,
     kept = sorted((finished.root / "cascade" / "answers").iterdir())
     assert len(kept) >= 3
     before = [(p, p.stat().st_mtime_ns) for p in kept]
-    again = cascade(str(finished.root), Asked(mean_ms=0.6), finished.root.parent / "elsewhere")
+    other = finished.root.parent / "elsewhere"
+    again = cascade(str(finished.root), Asked(mean_ms=0.6), other, early_exits=False)
     assert [(p, p.stat().st_mtime_ns) for p in kept] == before
     assert again["stages"] == made["stages"]
     assert again["test"] == made["test"]
