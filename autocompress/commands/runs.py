@@ -16,6 +16,7 @@ from autocompress.errors import InputError
 from autocompress.report.display import Display
 from autocompress.report.tables import summary_json
 from autocompress.run import tracking
+from autocompress.track.by_cost import by_cost
 from autocompress.track.folder import RunFolder
 
 
@@ -40,18 +41,27 @@ def front(
         bool,
         typer.Option("--sweep", help="What to expect at each budget, the cheapest first."),
     ] = False,
+    by: Annotated[
+        str | None,
+        typer.Option(
+            help="Another cost that the front trades quality for, such as latency_2 (the second "
+            "target), latency_p99, memory or size."
+        ),
+    ] = None,
     trust: options.Trust = False,
     as_json: Json = False,
 ) -> None:
     """Show the Pareto front of a run, or what it knows of other budgets."""
     if budget or sweep:
-        if open_report or target is not None or (budget and sweep):
+        if open_report or by or target is not None or (budget and sweep):
             raise InputError(
-                "--budget and --sweep stand alone: leave --open, --target and the other one out."
+                "--budget and --sweep stand alone: leave --open, --target, --by and the other one "
+                "out."
             )
         forecasting.show(run, budget or (), trust=trust, as_json=as_json)
         return
     view = reading.view_of(run, target, trust=trust, quiet=as_json)
+    view = view if by is None else by_cost(view, by)
     printed(summary_json(view), as_json, lambda console: reading.show_front(view, console))
     if open_report:
         typer.launch(str(RunFolder.open(run).report.resolve()))

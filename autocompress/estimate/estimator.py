@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from autocompress.model.shapes import resolver
-from autocompress.policy.costs import P99
+from autocompress.policy.costs import ON_OTHERS, P99, WORST
 from autocompress.policy.inventory import Inventory
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.settings import CompressionSettings
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from autocompress.estimate.latency_model import LatencyModel
     from autocompress.model.cost import Cost
 
-FOLLOWING = (P99, "sample_ms")
-"""Costs that are about as many times the latency in every model of a study."""
-_FOLLOWING_ERROR = 0.15
+FOLLOWING = {P99: 0.15, "sample_ms": 0.15, **dict.fromkeys((*ON_OTHERS, WORST), 0.3)}
+"""Costs that are about as many times the latency in every model of a study, and how far off that
+is, as a share: on another target least of all."""
 
 
 @dataclass
@@ -132,5 +132,5 @@ class Estimator:
             values["latency_ms"], spread["latency_ms"] = latency
             for name, share in self.following.items():
                 values[name] = share * latency[0]
-                spread[name] = math.hypot(share * latency[1], _FOLLOWING_ERROR * values[name])
+                spread[name] = math.hypot(share * latency[1], FOLLOWING[name] * values[name])
         return Measurement(values, spread)

@@ -120,6 +120,8 @@ def run_federated(
             "A cascade is settled on samples, and the server of a federated study has none. Leave "
             "out `dynamic`."
         )
+    if study.also_on:
+        raise InputError("A federated study has one target. Leave out `also_on`.")
     ready = study.model_copy(update={"workers": 1, "executor": "local"})
     done = run_study(
         ready,

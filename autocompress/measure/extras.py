@@ -5,7 +5,8 @@ Which there are stands in ``policy.costs``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +18,7 @@ from autocompress.measure.latency import Timing, paired_timing
 from autocompress.measure.memory import peak_memory_bytes
 from autocompress.measure.quiet import QuietSpeed
 from autocompress.measure.sampling import FEWEST_SINGLE, Plan
-from autocompress.policy.costs import BY_NAME, P99
+from autocompress.policy.costs import BY_NAME, ON_OTHERS, P99, WORST
 from autocompress.targets import get_target
 from autocompress.targets.base import Target
 
@@ -32,11 +33,14 @@ class ExtraCosts:
         target: where they run.
         asked: names of those that a study's budget or objectives need; the others are told only
             where they cost hardly any time.
+        others: further targets, which open the same files.
     """
 
     target: Target
     asked: frozenset[str] = frozenset()
+    others: Sequence[Target] = ()
     _quiet: QuietSpeed = field(default_factory=QuietSpeed)
+    _quiet_there: dict[int, QuietSpeed] = field(default_factory=lambda: defaultdict(QuietSpeed))
 
     def refuse(self) -> None:
         """Refuse what nothing here can measure, before anything is trained or searched.
@@ -44,6 +48,18 @@ class ExtraCosts:
         Raises:
             InputError: with the reason, and what helps.
         """
+        absent = self.asked & {WORST, *ON_OTHERS} - {*self._on_others}
+        if absent:
+            raise InputError(
+                f"{min(absent)} needs further targets. Name them in the study's `also_on`."
+            )
+        for other in self.others:
+            if other.suffix != self.target.suffix:
+                raise InputError(
+                    f"All targets of a study open the same files: {self.target.name!r} opens "
+                    f"{self.target.suffix} files, {other.name!r} {other.suffix}. Search for one of "
+                    "them, and look at the other with `autocompress front RUN --target`."
+                )
         config = self.target.config
         if config.table is not None and self.asked - {MEMORY}:
             words = " and ".join(sorted(BY_NAME[name].word for name in self.asked - {MEMORY}))
@@ -93,7 +109,28 @@ class ExtraCosts:
             found[ENERGY] = inference_energy_mj(self.target, path)
         if SAMPLE in self.asked:
             found[SAMPLE] = self._sample_ms(path, baseline_file, latency_ms, base)
+        if self.others:
+            found |= self._there(path, baseline_file, timing.ratio, base)
         return found
+
+    @property
+    def _on_others(self) -> tuple[str, ...]:
+        return (*ON_OTHERS[: len(self.others)], WORST) if self.others else ()
+
+    def _there(
+        self, path: Path, baseline_file: Path, ratio: float, base: Mapping[str, float] | None
+    ) -> dict[str, float]:
+        """Latencies on the further targets, and the worst share of all."""
+        found, shares = {}, [1.0 if base is None else ratio]
+        for i, other in enumerate(self.others):
+            plan, quiet = Plan(max_seconds=3.0), self._quiet_there[i]
+            timing = paired_timing(other, path, baseline_file, plan=plan, quiet=quiet)
+            if base is None:
+                found[ON_OTHERS[i]] = timing.baseline_ms
+            else:
+                found[ON_OTHERS[i]] = timing.ratio * base[ON_OTHERS[i]]
+                shares.append(timing.ratio)
+        return {**found, WORST: max(shares)}
 
     def _percentile(self, timing: Timing, latency_ms: float, *, own: bool) -> dict[str, float]:
         """The 99th percentile, as far above the median as in the timing's own rounds."""

@@ -76,6 +76,7 @@ class Measurer:
             where latencies are those of this machine.
         asked: names of costs that are measured of every trial because the study limits or
             compares them; see ``extras``.
+        others: further targets, on which every file is timed, too.
         quiet_speed: how quickly the uncompressed model has been seen to run.
     """
 
@@ -85,13 +86,14 @@ class Measurer:
     cost: Callable[[Policy], Cost]
     other_device: OtherDevice | None = None
     asked: frozenset[str] = frozenset()
+    others: Sequence[Target] = ()
     quiet_speed: QuietSpeed = field(default_factory=QuietSpeed)
     _undisturbed: Undisturbed = field(default_factory=Undisturbed)
 
     @cached_property
     def extras(self) -> ExtraCosts:
         """Measures what only some studies ask for."""
-        return ExtraCosts(self.target, self.asked)
+        return ExtraCosts(self.target, self.asked, self.others)
 
     @cached_property
     def example(self) -> Any:
@@ -329,7 +331,12 @@ class Measurer:
         return Measurement(
             values,
             {**_errors(result), "latency_ms": latency[1]},
-            {"target": {**self.target.describe(), **table}, **_samples(result), **context},
+            {
+                "target": {**self.target.describe(), **table},
+                **({"also_on": [t.describe() for t in self.others]} if self.others else {}),
+                **_samples(result),
+                **context,
+            },
             self.pipeline.task.figures,
         )
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-Source = Literal["formula", "timing", "memory", "energy", "throughput"]
+Source = Literal["formula", "timing", "memory", "energy", "throughput", "targets"]
 
 _TIMES = {"": 1.0, "ms": 1.0, "us": 1e-3, "s": 1e3}
 _COUNTS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9}
@@ -28,7 +28,8 @@ class CostMetric:
         title: of axes.
         units: unit of a budget, in small letters, to its factor.
         source: what tells it: a formula over the policy (or the file's size), the timing beside the
-            uncompressed model, or a measurement of its own that only some studies ask for.
+            uncompressed model, a measurement of its own that only some studies ask for, or timings
+            on further targets.
         inverse: people say its reciprocal, in this unit, of which more is better: a budget limits
             that from below.
     """
@@ -44,10 +45,15 @@ class CostMetric:
     @property
     def asked(self) -> bool:
         """Whether it is measured only where a study asks for it, or verifies."""
-        return self.source in ("memory", "energy", "throughput") or self.name == P99
+        return self.source not in ("formula", "timing") or self.name == P99
 
 
 P99 = "latency_p99_ms"
+MOST_TARGETS = 4
+"""Of one study, the first included."""
+WORST = "latency_worst"
+ON_OTHERS = tuple(f"latency_{i}_ms" for i in range(2, MOST_TARGETS + 1))
+"""Latency on the second target, the third, ..."""
 COSTS = (
     CostMetric("latency_ms", "latency", "ms", "latency, ms", _TIMES, "timing"),
     CostMetric(P99, "latency_p99", "ms", "latency p99, ms", _TIMES, "timing"),
@@ -65,6 +71,15 @@ COSTS = (
         *("energy_mj", "energy", "mJ", "energy per inference, mJ"),
         {"": 1.0, "uj": 1e-3, "mj": 1.0, "j": 1e3},
         "energy",
+    ),
+    *(
+        CostMetric(
+            name, name.removesuffix("_ms"), "ms", f"latency on target {i}, ms", _TIMES, "targets"
+        )
+        for i, name in enumerate(ON_OTHERS, 2)
+    ),
+    CostMetric(
+        WORST, WORST, "of base", "worst latency of all targets, of base", {"": 1.0}, "targets"
     ),
     CostMetric("bops", "", "bit operations", "bit operations"),
 )

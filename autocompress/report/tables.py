@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autocompress.policy.costs import BY_NAME, EXTRA, CostMetric
+from autocompress.policy.costs import BY_NAME, EXTRA, WORST, CostMetric
 from autocompress.policy.registry import in_order
 from autocompress.report.comparison import compared
 from autocompress.results.failures import failed_phases
@@ -318,7 +318,9 @@ def number_text(name: str, number: float | None) -> str:
         return f"{1e3 / number:.3g}{BY_NAME[name].inverse}"
     if name == "energy_mj":
         return f"{number:.3g} mJ"
-    if BY_NAME[name].source == "timing":
+    if name == WORST:
+        return f"{number:.2f}x"
+    if name.endswith("_ms"):
         return f"{number:.3g} ms" if number < 100 else f"{number:.0f} ms"
     for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= limit:

@@ -33,7 +33,7 @@ from autocompress.run.advice import advice_for
 from autocompress.run.evaluator import StudyEvaluator, make_evaluator
 from autocompress.run.loading import load_data, load_importance, load_model, load_teacher, with_axes
 from autocompress.run.study import AUTO, StudyConfig, read_study
-from autocompress.run.target_fit import fitting_target, tell
+from autocompress.run.target_fit import fitting_target, other_targets, tell
 from autocompress.run.tasks import asked_of, judged_alike, settled_data
 from autocompress.run.variables import with_variables
 from autocompress.targets import get_target
@@ -147,6 +147,7 @@ class Assembly:
             get_target(self.study.target.config()),
             self.folder,
             asked=self.study.extra_costs(),
+            others=other_targets(self.study),
             progress=self.progress,
         )
 
@@ -257,8 +258,7 @@ def assemble(
     Raises:
         InputError: anything in the study that does not fit the model or this machine.
     """
-    asked = study.extra_costs()
-    target = fitting_target(study.target.config(), study.settings, asked, reached=reached)
+    target = fitting_target(study, reached=reached)
     load_importance(study.settings.importance)
     progress("data", 0.0)
     section = with_variables(study.data)

@@ -134,6 +134,7 @@ def make_evaluator(
     *,
     screen_images: int = 512,
     asked: frozenset[str] = frozenset(),
+    others: Sequence[Target] = (),
     progress: Progress | None = None,
 ) -> StudyEvaluator:
     """The evaluator of a study, without a latency model yet.
@@ -143,13 +144,13 @@ def make_evaluator(
         target: opens and times the files.
         folder: of exported files and trained weights.
         screen_images: how many training inputs screening can use at most.
-        asked: see ``Measurer``.
+        asked, others: see ``Measurer``.
         progress: told how far a fine-tune is.
     """
     inventory, settings = pipeline.inventory, pipeline.settings
     estimator = Estimator(inventory, settings, pipeline.student_cost, target.describe())
     table = target.config.table
     other = None if table is None else LatencyModel.from_table(table, inventory, settings)
-    measurer = Measurer(target, pipeline, folder, estimator.cost, other, asked)
+    measurer = Measurer(target, pipeline, folder, estimator.cost, other, asked, others)
     builder = Builder(pipeline, folder, progress)
     return StudyEvaluator(estimator, builder, measurer, Screening(pipeline, screen_images))

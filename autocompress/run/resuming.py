@@ -110,6 +110,9 @@ def differences(before: Measurement, study: dict[str, Any], parts: Assembly) -> 
             for key in sorted({*old, *new})
             if old.get(key) != new.get(key)
         ]
+    others = [section.config() for section in parts.study.also_on]
+    if [TargetSection.of(t).config() for t in study.get("also_on") or ()] != others:
+        found.append("other further targets (`also_on`)")
     settings = parts.study.settings.model_dump(mode="json")
     found += [
         f"other settings ({key} {value!r}, now {settings[key]!r})"

@@ -52,7 +52,7 @@ def retarget(
     if predicted:
         open_file(table, "kernel table", "The packed runner writes it.").close()
     if not predicted:
-        study = study.changed(target=named(target))
+        study = study.changed(target=named(target), also_on=[])
     source = from_elsewhere(f"run {folder.root}", named=(target,), trust=trust)
     with scratch_folder("retarget") as scratch, source:
         parts = assemble(study, scratch, progress=progress)

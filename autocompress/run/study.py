@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, Discriminator, Field, Tag
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 
 from autocompress.cascade.amounts import asked_amounts
@@ -19,7 +19,7 @@ from autocompress.controller.config import SearchConfig
 from autocompress.errors import InputError, nearest
 from autocompress.policy.budget import Budget
 from autocompress.policy.claims import Points
-from autocompress.policy.costs import extra
+from autocompress.policy.costs import MOST_TARGETS, ON_OTHERS, WORST, extra
 from autocompress.policy.federation import FederationSection
 from autocompress.policy.reading import read_mapping
 from autocompress.policy.recovery import ModelSection, RecoveryConfig, Schedule
@@ -151,6 +151,13 @@ def _one_part(name: str) -> str:
     raise PydanticCustomError(CONTRADICTION, "{said}", {"said": f"{said} {name[:100]!r}."})
 
 
+def _further(listed: Any) -> Any:
+    """Read each with its place, for messages."""
+    if not isinstance(listed, list | tuple):
+        return listed
+    return [TargetSection.of(data, f"also_on.{i}") for i, data in enumerate(listed)]
+
+
 class DynamicConfig(Section):
     """A cascade of the run's members as its last phase; one of the two.
 
@@ -174,6 +181,8 @@ class StudyConfig(Section):
         data: its three splits.
         baseline: trains the model first; ``null`` takes it as it is.
         target: where the compressed model is to run: ``runtime``, ``threads``, ``batch``.
+        also_on: further targets, three at most: every file is timed on them too, as ``latency_2``,
+            ``latency_3``, ... and ``latency_worst``, the largest share of the uncompressed latency.
         space: what may be done to which layers: a shipped space's name, a file, or a space itself;
             ``auto`` measures what each way gains here, and takes what does; see ``advise``.
         settings: how compression is carried out, the same for every policy.
@@ -203,6 +212,11 @@ class StudyConfig(Section):
     target: Annotated[TargetSection, ByRuntime()] = Field(
         default_factory=lambda: TargetSection.of({})
     )
+    also_on: Annotated[
+        tuple[Annotated[TargetSection, ByRuntime()], ...],
+        BeforeValidator(_further),
+        Field(max_length=MOST_TARGETS - 1),
+    ] = ()
     space: NameOr[SpaceConfig] = "joint"
     settings: CompressionSettings = CompressionSettings()
     budget: tuple[str, ...] = ()
@@ -225,7 +239,8 @@ class StudyConfig(Section):
 
     def extra_costs(self) -> frozenset[str]:
         """Costs that are measured because the budget or the objectives name them."""
-        return extra({*self.limits().metrics, *self.search.objectives})
+        on_others = (*ON_OTHERS[: len(self.also_on)], WORST) if self.also_on else ()
+        return extra({*self.limits().metrics, *self.search.objectives, *on_others})
 
     def space_config(self) -> SpaceConfig:
         """The search space, by name, path or inline; of ``auto``, all that it may come to."""

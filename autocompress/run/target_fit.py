@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 from autocompress.errors import InputError
 from autocompress.measure.extras import ExtraCosts
@@ -17,38 +18,46 @@ from autocompress.policy.space_config import SpaceConfig
 from autocompress.run.factories import may_reach
 from autocompress.targets import get_target
 from autocompress.targets.base import Target, unsupported
-from autocompress.targets.config import TargetConfig
 from autocompress.targets.registry import usable
+
+if TYPE_CHECKING:
+    from autocompress.run.study import StudyConfig
 
 _log = logging.getLogger(__name__)
 
 
-def fitting_target(
-    config: TargetConfig,
-    settings: CompressionSettings,
-    asked: frozenset[str],
-    *,
-    reached: bool,
-) -> Target:
+def fitting_target(study: StudyConfig, *, reached: bool) -> Target:
     """The target of a study, before anything is loaded.
 
     Args:
-        config: of the study.
-        settings: of the study.
-        asked: costs that it limits or compares; see ``measure.extras``.
+        study: as read.
         reached: see that a device of another place is there.
 
     Raises:
         InputError: it is not here, or its files cannot hold what a technique makes.
     """
-    target = get_target(config)
-    if target.elsewhere is not None and reached:
-        may_reach(target.elsewhere.url, target.elsewhere.python)
-        target.reach()
+    target, others = get_target(study.target.config()), other_targets(study)
     if reached:
-        ExtraCosts(target, asked).refuse()
-    refuse_unfit(type(target), settings)
+        for one in (target, *others):
+            if one.elsewhere is not None:
+                may_reach(one.elsewhere.url, one.elsewhere.python)
+                one.reach()
+        ExtraCosts(target, study.extra_costs(), others).refuse()
+    for one in (target, *others):
+        refuse_unfit(type(one), study.settings)
     return target
+
+
+def other_targets(study: StudyConfig) -> tuple[Target, ...]:
+    """The further targets of a study.
+
+    Raises:
+        InputError: one is not here, or is a table, on which nothing can be timed.
+    """
+    found = tuple(get_target(section.config()) for section in study.also_on)
+    if any(one.config.table is not None for one in found):
+        raise InputError("Files cannot be timed on a `table`: leave it out of `also_on`.")
+    return found
 
 
 def refuse_unfit(target: type[Target], settings: CompressionSettings) -> None:

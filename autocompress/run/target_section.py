@@ -29,8 +29,12 @@ class TargetSection(Section):
     """Where the compressed model is to run. Each runtime has a subclass with its own fields."""
 
     @classmethod
-    def of(cls, data: Any) -> TargetSection:
+    def of(cls, data: Any, at: str = "target") -> TargetSection:
         """Plain data as the section of its runtime; one whose runtime is a variable, of any.
+
+        Args:
+            data: plain, or a section.
+            at: its place in the study.
 
         Raises:
             InputError: an unknown key or runtime (with the nearest valid one), or a bad value.
@@ -39,14 +43,14 @@ class TargetSection(Section):
         if isinstance(data, TargetSection):
             return data
         if not isinstance(data, Mapping):
-            raise InputError(f"`target` must be a mapping, got {data!r:.80}.")
+            raise InputError(f"`{at}` must be a mapping, got {data!r:.80}.")
         runtime = data.get("runtime", DEFAULT_RUNTIME)
         if not isinstance(runtime, str):
-            raise InputError(f"`target.runtime` must be a runtime's name, got {runtime!r}.")
+            raise InputError(f"`{at}.runtime` must be a runtime's name, got {runtime!r}.")
         if VARIABLE.search(runtime):
-            return _of_any(data, runtime)
-        where = f"`target` with the runtime {runtime!r}"
-        found = read_as(_section(runtime, load(runtime).config_model), dict(data), where, "target")
+            return _of_any(data, runtime, at)
+        where = f"`{at}` with the runtime {runtime!r}"
+        found = read_as(_section(runtime, load(runtime).config_model), dict(data), where, at)
         if not VARIABLE.search(repr(data)):
             found.config()  # values that contradict each other
         return found
@@ -120,13 +124,13 @@ def _sections() -> Iterator[tuple[str, type[TargetSection]]]:
         yield entry.name, _section(entry.name, config)
 
 
-def _of_any(data: Mapping[str, Any], runtime: str) -> TargetSection:
+def _of_any(data: Mapping[str, Any], runtime: str, at: str) -> TargetSection:
     """A section that fits some runtime; the error is that of the first."""
     refused = None
     for _, kind in _sections():
         try:
-            where = f"`target` with the runtime {runtime!r}"
-            return read_as(kind, dict(data), where, "target")
+            where = f"`{at}` with the runtime {runtime!r}"
+            return read_as(kind, dict(data), where, at)
         except InputError as error:
             refused = refused or error
     assert refused is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -135,3 +136,34 @@ def test_a_limit_on_memory_that_the_system_does_not_tell_is_said(
     assert ExtraCosts(get_target("onnxruntime")).memory(file) == {}
     with pytest.raises(MeasurementError, match="does not tell"):
         ExtraCosts(get_target("onnxruntime"), frozenset(["peak_memory_bytes"])).memory(file)
+
+
+def test_the_worst_of_several_targets_is_the_largest_share_of_their_own_baselines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = [get_target({"threads": n}) for n in (2, 3)]
+    there = {2: (0.4, 8.0), 3: (0.7, 6.0)}  # share, and the uncompressed model's ms
+
+    def made(where: Target, path: Path, base: Path, *, plan: Plan, quiet: QuietSpeed) -> Timing:
+        ratio, ms = there[where.config.threads]
+        return replace(timing(), ratio=ratio, baseline_ms=ms)
+
+    monkeypatch.setattr(extras, "paired_timing", made)
+    costs = ExtraCosts(get_target("onnxruntime"), others=others)
+    costs.refuse()
+    first = replace(timing(None), baseline_p99_ms=None)
+    base = costs.after_timing(tmp_path, tmp_path, first, 4.0)
+    assert base == {"latency_2_ms": 8.0, "latency_3_ms": 6.0, "latency_worst": 1.0}
+    found = costs.after_timing(tmp_path, tmp_path, timing(None), 2.0, base)
+    wanted = {"latency_2_ms": 0.4 * 8.0, "latency_3_ms": 0.7 * 6.0, "latency_worst": 0.7}
+    assert found == pytest.approx(wanted)
+    there.update({3: (0.2, 6.0)})  # the first target's own share, 0.5, is the worst now
+    assert costs.after_timing(tmp_path, tmp_path, timing(None), 2.0, base)["latency_worst"] == 0.5
+
+
+def test_further_targets_that_cannot_be_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = get_target("onnxruntime")
+    with pytest.raises(InputError, match=r"open the same files.*\.onnx files.*\.pt2.*--target"):
+        ExtraCosts(first, others=[get_target("torch")]).refuse()
+    with pytest.raises(InputError, match=r"latency_3_ms needs further targets.*also_on"):
+        ExtraCosts(first, frozenset(["latency_3_ms"]), [get_target("onnxruntime")]).refuse()

@@ -34,8 +34,15 @@ def test_a_study_waits_for_its_device_and_loses_nothing(
 ) -> None:
     bulk = {"batch": 8, "threads": 2}
     target = {"device": board.url, "python": sys.executable, "throughput": bulk}
-    limits = ["latency<=3x", "memory<=9x", "latency_p99<=99x", "throughput>=0.1x"]
-    study = study_of(6, target=target, space=SPACE, budget=limits)
+    limits = [
+        "latency<=3x",
+        "memory<=9x",
+        "latency_p99<=99x",
+        "throughput>=0.1x",
+        "latency_worst<=9",
+    ]
+    here = [{"runtime": "onnxruntime"}]  # this machine beside the board
+    study = study_of(6, target=target, also_on=here, space=SPACE, budget=limits)
     run = tmp_path / "runs" / "tiny"
     process = started(tmp_path, study)
     assert until(lambda: trials_in(run) >= 2 or process.poll() is not None)
@@ -57,13 +64,21 @@ def test_a_study_waits_for_its_device_and_loses_nothing(
             told = trial["measurement"]["context"]
             assert told["target"]["device"] == board.url
             assert told["timing"]["facts"]["machine"]["name"]
-            for name in ("peak_memory_bytes", "latency_p99_ms", "sample_ms"):
+            for name in ("peak_memory_bytes", "latency_p99_ms", "sample_ms", "latency_worst"):
                 assert trial["measurement"]["values"][name] > 0
                 assert name in trial["violations"]
+            assert trial["measurement"]["values"]["latency_2_ms"] > 0
+            assert [one["device"] for one in told["also_on"]] == ["cpu"]
     recipe = yaml.safe_load((run / "recipes" / "best.yaml").read_text())
     assert recipe["target"]["device"] == board.url
     assert recipe["target"]["machine"]["cpu"]
     assert board.url in (run / "report.html").read_text()
+
+    shown = json.loads(call(tmp_path, f"front {run} --by latency_2 --json").stdout)
+    members = [t for t in shown["trials"] if t["number"] in shown["front"]]
+    kept = [(t["latency_2_ms"], t["accuracy"]) for t in members]
+    assert kept == sorted(kept)
+    assert "did not measure" in call(tmp_path, f"front {run} --by energy", check=2).stderr
 
     found = json.loads(call(tmp_path, f"verify {run}/recipes/best.yaml --json", check=None).stdout)
     assert found["latency_ms"] > 0
