@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from autocompress.errors import ExportError
 from autocompress.machine.progress import Progress
 from autocompress.measure.latency import Timing, paired_timings
 from autocompress.measure.quiet import QuietSpeed
+from autocompress.measure.rounds import Clock
 from autocompress.measure.sampling import Plan
 from autocompress.policy.attempt import attempt
 from autocompress.policy.policy import Policy
@@ -24,6 +27,8 @@ PURPOSE = "what latency is learned from"
 
 #: measured together, paired with the uncompressed model
 _AT_ONCE = 6
+#: after so many seconds no further models are exported; trials teach the rest
+_ENOUGH_S = 60.0
 _PLAN = Plan(precision=0.03, min_rounds=8, max_seconds=3.0, slot_ms=3.0)
 
 
@@ -34,6 +39,7 @@ def time_variants(
     export_variant: ExportVariant,
     quiet: QuietSpeed,
     progress: Progress,
+    clock: Clock = time.monotonic,
 ) -> tuple[dict[Policy, float], float]:
     """Share of the uncompressed latency that each policy's model takes, and that latency in ms.
 
@@ -46,10 +52,12 @@ def time_variants(
         export_variant: see ``ExportVariant``; the files are deleted when timed.
         quiet: told how quickly the uncompressed model ran.
         progress: told how far it is.
+        clock: in seconds.
 
     Raises:
         ExportError: all of them failed.
     """
+    begin = clock()
     timings: dict[int, Timing] = {}
     reasons: list[str] = []
     time_together = partial(paired_timings, target, baseline=baseline, plan=_PLAN, quiet=quiet)
@@ -59,7 +67,9 @@ def time_variants(
         timings.update(found)
         reasons.extend(failed)
 
-    for places in _batches(range(len(policies))):
+    for places in _batches(_spread(len(policies))):
+        if timings and clock() - begin > _ENOUGH_S:
+            break
         measure(places)
         progress("whole models", (places[-1] + 1) / len(policies))
     if policies and not timings:
@@ -72,6 +82,13 @@ def time_variants(
     if not base:
         base = [time_together([baseline])[0].latency_ms]
     return {policies[i]: t.ratio for i, t in sorted(timings.items())}, float(np.median(base))
+
+
+def _spread(count: int) -> list[int]:
+    """Policies of the first half and of the second in turn: both kinds, wherever it ends."""
+    half = -(-count // 2)
+    turns = zip_longest(range(half), range(half, count))
+    return [place for turn in turns for place in turn if place is not None]
 
 
 def _batches(places: Sequence[int]) -> list[Sequence[int]]:

@@ -24,7 +24,7 @@ from autocompress.task.calling import Flat, call, input_names, is_flat
 from autocompress.task.dynamic import sizes_of
 from autocompress.techniques.compressed import Compressed
 from autocompress.techniques.fold import fold_batch_norms
-from autocompress.techniques.quantize import in_half, simulate
+from autocompress.techniques.quantize import in_half, settled_weights, simulate
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,9 @@ def _write_onnx(compressed: Compressed, path: Path, example: Any) -> None:
 
 
 def _write_pt2(compressed: Compressed, path: Path, example: Any) -> None:
-    module = in_half(simulate(compressed)) if compressed.quantized else compressed.module
+    module = compressed.module
+    if compressed.quantized:
+        module = in_half(settled_weights(simulate(compressed)))
     module.eval()
     names = input_names(example)
     axes = {name: {0: "batch", **compressed.dynamic.get(name, {})} for name in names}

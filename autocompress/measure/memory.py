@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from autocompress.errors import MeasurementError
+from autocompress.machine.scratch import scratch_folder
 from autocompress.measure.peak import STATUS, peak_growth
 from autocompress.targets import get_target
 from autocompress.targets.base import Target
@@ -36,9 +37,11 @@ def peak_memory_bytes(target: Target, path: str | Path) -> int | None:
         return None if found is None else int(found)
     if not STATUS.is_file():
         return None
-    asked = json.dumps({"target": target.config.model_dump(mode="json"), "path": str(path)})
-    command = [sys.executable, "-P", "-m", "autocompress.measure.memory", asked]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    with scratch_folder("memory") as folder:
+        file = target.lowered(Path(path), folder)  # lowering takes far more memory than running
+        asked = json.dumps({"target": target.config.model_dump(mode="json"), "path": str(file)})
+        command = [sys.executable, "-P", "-m", "autocompress.measure.memory", asked]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or ["no message"]
         raise MeasurementError(f"Measuring the memory of {path} failed: {last[0]}")

@@ -240,6 +240,15 @@ class Target(ABC):
             raise InputError(f"This policy cannot be exported: {reason}.")
         return export(compressed, path, example)
 
+    def lowered(self, path: Path, folder: Path) -> Path:
+        """What a device opens of an exported file, where that is made of it when it is opened.
+
+        Args:
+            path: as ``export`` wrote it.
+            folder: for the other file, if there is one.
+        """
+        return path
+
     def kernel_writer(self) -> KernelWriter | None:
         """What writes single layers into one file that the runtime opens and profiles by node.
 

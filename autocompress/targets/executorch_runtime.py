@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from autocompress.errors import InputError
+from autocompress.exporters.silence import silent
 from autocompress.machine.scratch import scratch_folder
 from autocompress.policy.writing import replacing
 from autocompress.targets.base import (
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 #: torch's numbers of element types, which the runtime hands out
 _DTYPES = {0: "uint8", 1: "int8", 3: "int32", 4: "int64", 5: "float16", 6: "float32", 11: "bool"}
+#: where nodes came from, which nobody asks of a lowered program
+_NOTES = ("stack_trace", "from_node", "source_fn_stack", "nn_module_stack", "torch_fn")
 
 
 class ExecuTorchConfig(TargetConfig):
@@ -61,7 +64,8 @@ class ExecuTorchTarget(Target):
         """Whether ExecuTorch and its XNNPACK backend are here."""
         from importlib.metadata import version
 
-        from executorch.runtime import Runtime
+        with silent():
+            from executorch.runtime import Runtime
 
         backends = list(Runtime.get().backend_registry.registered_backend_names)
         found = version("executorch")
@@ -86,6 +90,14 @@ class ExecuTorchTarget(Target):
             made = super().export(compressed, folder / "model.pt2", example)
             partial.write_bytes(_lower.__wrapped__(made.path, 0, 0, self.config.batch))
         return replace(made, path=path, size_bytes=path.stat().st_size)
+
+    def lowered(self, path: Path, folder: Path) -> Path:
+        """The ``.pte`` file that a device would open; see ``Target``."""
+        if path.suffix == ".pte":
+            return path
+        state, file = path.stat(), folder / "lowered.pte"
+        file.write_bytes(_lower(path, state.st_mtime_ns, state.st_size, self.config.batch))
+        return file
 
     @classmethod
     def classify(cls, node: NodeTime) -> KernelClass:
@@ -115,10 +127,11 @@ class ExecuTorchSession(Session):
         from executorch.runtime import Runtime
 
         self.file = file
-        self._set_threads(threads)
         try:
-            self._program: Any = Runtime.get().load_program(lowered)
-            self._method: Any = self._program.load_method("forward")
+            with silent():  # the first one prints what it finds of the processor
+                self._set_threads(threads)
+                self._program: Any = Runtime.get().load_program(lowered)
+                self._method: Any = self._program.load_method("forward")
         except RuntimeError as error:
             raise InputError(f"ExecuTorch cannot open {file.name}: {error}") from None
         about = self._method.metadata
@@ -178,8 +191,10 @@ class ExecuTorchSession(Session):
 def _lower(file: Path, modified_ns: int, size_bytes: int, batch: int) -> bytes:
     """The bytes of a lowered program, kept by the file's state because lowering takes seconds."""
     import torch
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-    from executorch.exir import to_edge_transform_and_lower
+
+    with silent():
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
     del modified_ns, size_bytes
     program = load_program(file)
@@ -190,5 +205,13 @@ def _lower(file: Path, modified_ns: int, size_bytes: int, batch: int) -> bytes:
         ]
         example.append(torch.zeros(sizes, dtype=value.dtype))
     fixed = torch.export.export(program.module(), tuple(example))
-    lowered = to_edge_transform_and_lower(fixed, partitioner=[XnnpackPartitioner()])
-    return bytes(lowered.to_executorch().buffer)
+    for node in fixed.graph.nodes:
+        for note in _NOTES:  # some fifty passes would copy them from graph to graph
+            node.meta.pop(note, None)
+    # the check after each pass finds mistakes of passes, and takes a tenth of the time
+    unchecked = EdgeCompileConfig(_check_ir_validity=False)
+    with silent():
+        lowered = to_edge_transform_and_lower(
+            fixed, partitioner=[XnnpackPartitioner()], compile_config=unchecked
+        )
+        return bytes(lowered.to_executorch().buffer)

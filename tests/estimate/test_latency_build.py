@@ -104,20 +104,41 @@ def test_models_that_were_timed_before_the_machine_was_quiet_are_timed_again(
     assert not later.disturbed(base)
 
 
-class Failing(Counted):
-    """Some models cannot be exported, others do not run."""
+def test_models_that_take_long_to_export_are_fewer(
+    plan: LayerPlan, space: Space, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch that was begun is finished, and holds uniform policies and random ones."""
+    counted = Counted(plan, tmp_path, monkeypatch)
+    policies = choose_variants(space, 24)
+    seconds = iter(range(0, 10_000, 35))
+    ratios, _ = whole_models.time_variants(
+        get_target("onnxruntime"),
+        policies,
+        counted.export(Policy()),
+        counted.export,
+        QuietSpeed(),
+        lambda text, done: None,
+        clock=lambda: next(seconds),
+    )
+    places = [policies.index(policy) for policy in ratios]
+    assert sorted(places) == [0, 1, 2, 3, 4, 5, 12, 13, 14, 15, 16, 17]
 
-    def __init__(self, *args: Any, bad: int, stuck: int) -> None:
+
+class Failing(Counted):
+    """Some models cannot be exported, others do not run: each so many-th that is chosen."""
+
+    def __init__(self, *args: Any, space: Space, bad: int, stuck: int) -> None:
         super().__init__(*args)
-        self.bad, self.stuck, self.asked = bad, stuck, 0
+        self.bad, self.stuck = bad, stuck
+        self.places = {p.digest: i for i, p in enumerate(choose_variants(space, 24), 1)}
         self.stuck_files: set[Path] = set()
 
     def export(self, policy: Policy) -> Path:
-        self.asked += not policy.identity
-        if not policy.identity and self.asked % self.bad == 0:
+        place = self.places.get(policy.digest, 0)
+        if place and place % self.bad == 0:
             raise ExportError("no exporter takes it")
         path = super().export(policy)
-        if not policy.identity and self.asked % self.stuck == 0:
+        if place and place % self.stuck == 0:
             self.stuck_files.add(path)
         return path
 
@@ -140,7 +161,7 @@ def test_models_that_fail_are_left_out_and_named(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    failing = Failing(plan, tmp_path, monkeypatch, bad=bad, stuck=stuck)
+    failing = Failing(plan, tmp_path, monkeypatch, space=space, bad=bad, stuck=stuck)
     target = get_target("onnxruntime")
     model = LatencyModel.build(target, inventory, space, failing.export, tmp_path / "cache")
     asked = range(1, 25)
@@ -162,7 +183,7 @@ def test_where_every_model_fails_the_reason_and_a_remedy_are_said(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    failing = Failing(plan, tmp_path, monkeypatch, bad=1, stuck=99)
+    failing = Failing(plan, tmp_path, monkeypatch, space=space, bad=1, stuck=99)
     target = get_target("onnxruntime")
     with pytest.raises(ExportError, match=r"no exporter takes it.*target\.runtime"):
         LatencyModel.build(target, inventory, space, failing.export, tmp_path / "cache")

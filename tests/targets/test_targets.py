@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ import torch
 from measured_network import images, quantized, small
 
 from autocompress.errors import InputError, TargetUnavailable
+from autocompress.exporters.write import export
+from autocompress.measure.memory import peak_memory_bytes
 from autocompress.targets import (
     KernelClass,
     NodeTime,
@@ -25,13 +29,15 @@ from autocompress.targets import (
     registry,
 )
 from autocompress.targets.base import random_inputs
+from autocompress.techniques.compressed import Precision
+from autocompress.techniques.quantize import rounded_weight, simulate
 
 _HERE = {found.runtime: found for found in available_targets()}
 
 
 def test_a_runtime_is_available_or_says_why_not() -> None:
     assert [found.runtime for found in available_targets()] == [
-        *("onnxruntime", "openvino", "torch", "executorch")
+        *("onnxruntime", "openvino", "torch", "executorch", "litert")
     ]
     for found in available_targets():
         assert found.available == (found.reason == "") == bool(found.version)
@@ -171,6 +177,44 @@ def test_channels_are_counted_where_they_lie() -> None:
     last = shaped("QLinearConv", (1, 4, 4, 10), (1, 4, 4, 3), (10,))
     assert onnx_.shows_channels(last, 10, linear=False)
     assert not onnx_.shows_channels(last, 4, linear=False)
+
+
+def test_weights_of_few_bits_are_rounded_once(tmp_path: Path) -> None:
+    """In the file, not at every inference."""
+    precisions = {"first": Precision(8, 8), "head": Precision(4)}
+    compressed = quantized(small(), precisions)
+    path = export(compressed, tmp_path / "m.pt2", images(2)).path
+    program = torch.export.load(path)
+    for name in precisions:
+        held = program.state_dict[f"{name}.layer.weight"]
+        torch.testing.assert_close(
+            held, rounded_weight(compressed.folded.get_submodule(name), precisions[name])
+        )
+    rounds = [n for n in program.graph.nodes if "round" in str(n.target)]
+    activations = [key for key in compressed.ranges or {} if key.endswith((":in", ":out"))]
+    assert len(rounds) == len(activations) == 2
+    with torch.inference_mode():
+        found = program.module()(images(2))
+        torch.testing.assert_close(found, simulate(compressed)(images(2)))
+
+
+def test_executorch_prints_nothing(exported: dict[str, Path]) -> None:
+    """Neither when it is looked for nor when it opens and runs a file."""
+    pytest.importorskip("executorch")
+    code = (
+        "import numpy as np\nfrom autocompress.targets import get_target\n"
+        f"session = get_target('executorch').open({str(exported['.pt2'])!r})\n"
+        "session.run([np.zeros((1, 3, 8, 8))])\nsession.close()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_memory_of_a_program_is_without_that_of_lowering_it(exported: dict[str, Path]) -> None:
+    """Running a hundred weights takes little; lowering them takes hundreds of megabytes."""
+    pytest.importorskip("executorch")
+    found = peak_memory_bytes(get_target("executorch"), exported[".pt2"])
+    assert found is None or found < 50e6
 
 
 def test_a_program_is_lowered_for_phones(tmp_path: Path) -> None:
