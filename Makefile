@@ -16,9 +16,15 @@ endif
 
 # Flower and its Ray, which need other versions than the rest.
 FEDERATED := .venv-federated
+# The converter of LiteRT wants older versions of pydantic and typing-extensions; all else is shared.
+LITERT := .venv-litert
+
+# The browser's runtime, where npm is at hand.
+WEB := $(VENV)/web
+export NODE_PATH ?= $(abspath $(WEB)/node_modules)
 
 .PHONY: help install docs docs-serve quickstart test test-slow test-gpu test-federated federated-env
-.PHONY: lint types check clean
+.PHONY: test-litert lint types check clean
 
 help:  ## show what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -30,6 +36,9 @@ $(STAMP): pyproject.toml
 	  echo "autocompress needs Python 3.11 or later; set PYTHON=python3.11 (or newer)." >&2; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@if command -v npm >/dev/null; then \
+	  npm install --silent --no-audit --no-fund --prefix $(WEB) onnxruntime-web@1.30.0 || \
+	  echo "onnxruntime-web could not be installed: its tests will be skipped" >&2; fi
 	@touch $@
 
 quickstart: install  ## search a digits classifier under a latency budget
@@ -62,6 +71,17 @@ test-federated: install federated-env  ## the tests that need Flower
 	AUTOCOMPRESS_FEDERATED_PYTHON=$(abspath $(FEDERATED)/bin/python) \
 	  $(BIN)/python -m pytest -m federated --timeout 900
 
+$(LITERT)/.installed: pyproject.toml $(STAMP)
+	@test -x $(LITERT)/bin/python || $(BIN)/python -m venv --without-pip $(LITERT)
+	@own() { "$$1" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }; \
+	  echo "import site; site.addsitedir('$$(own $(BIN)/python)')" > "$$(own $(LITERT)/bin/python)/below.pth"
+	$(BIN)/python -m pip --python $(LITERT)/bin/python install --quiet --disable-pip-version-check \
+	  -e '.[litert]'
+	@touch $@
+
+test-litert: install $(LITERT)/.installed  ## the tests that need LiteRT
+	$(LITERT)/bin/python -m pytest tests/targets/test_litert.py tests/targets/test_contract.py -k 'litert or LiteRt'
+
 lint: install  ## style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -72,4 +92,4 @@ types: install  ## static types
 check: lint types test  ## all that CI runs
 
 clean:  ## remove the virtual environment and caches
-	rm -rf $(VENV) $(FEDERATED) .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info
+	rm -rf $(VENV) $(FEDERATED) $(LITERT) .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info

@@ -124,7 +124,13 @@ def sections(what: str) -> list[tuple[str | int, ...]]:
     return [p for key, node in top["properties"].items() for p in inside(node, (key,), frozenset())]
 
 
-OTHER_RUNTIMES = ("Target_openvino", "Target_torch", "Target_executorch", "Target_litert")
+OTHER_RUNTIMES = (
+    "Target_openvino",
+    "Target_torch",
+    "Target_executorch",
+    "Target_litert",
+    "Target_onnxruntime-web",
+)
 """Read where `runtime` names them only."""
 READERS: dict[str, Callable[[Any], object]] = {
     "study": read_study,

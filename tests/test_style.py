@@ -16,9 +16,9 @@ PACKAGE = ROOT / "autocompress"
 
 MOST_LINES = 400
 MOST_FUNCTION_LINES = 60
-MOST_LINES_THAT_MEASURE = 4450
+MOST_LINES_THAT_MEASURE = 4500
 """Of `measure` and `targets` together: one mechanism times, and one way reads every profile."""
-FURTHER_RUNTIMES = {"litert.py"}
+FURTHER_RUNTIMES = {"litert.py", "onnx_web.py"}
 """Files of `targets` that do not count there: each is a runtime more, behind the same contract."""
 HEAVY = {
     *(

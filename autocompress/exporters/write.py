@@ -100,7 +100,8 @@ def _write_pt2(compressed: Compressed, path: Path, example: Any) -> None:
         raise ExportError(f"torch.export cannot take this model: {error}") from error
     check_program(module, program, example, dynamic=compressed.dynamic)
     about = {AXES_KEY: axes, SIZES_KEY: sizes_of(example, compressed.dynamic)}
-    torch.export.save(program, path, extra_files={k: json.dumps(v) for k, v in about.items()})
+    with silent():  # it warns of weights that are parts of larger ones
+        torch.export.save(program, path, extra_files={k: json.dumps(v) for k, v in about.items()})
 
 
 def _write_safetensors(compressed: Compressed, path: Path, example: Any) -> None:

@@ -27,7 +27,8 @@ def peak_memory_bytes(target: Target, path: str | Path) -> int | None:
         path: an exported file.
 
     Returns:
-        Bytes, or ``None`` where the system does not tell a process its peak (only Linux does).
+        Bytes, or ``None`` where the system does not tell a process its peak (only Linux does), or
+        the runtime is a process of its own.
 
     Raises:
         MeasurementError: the process failed.
@@ -35,7 +36,7 @@ def peak_memory_bytes(target: Target, path: str | Path) -> int | None:
     if target.elsewhere is not None:
         found, _ = target.elsewhere.ask("memory", target.fields(), [Path(path)])
         return None if found is None else int(found)
-    if not STATUS.is_file():
+    if not STATUS.is_file() or not target.in_process:
         return None
     with scratch_folder("memory") as folder:
         file = target.lowered(Path(path), folder)  # lowering takes far more memory than running

@@ -97,6 +97,7 @@ class Target(ABC):
         elsewhere: another device, where files are timed; their quality is judged here all the same.
         packable: whether files that ONNX Runtime times on another device tell how fast this one
             is there; see ``estimate.pack``.
+        in_process: whether files run in the process that opens them, whose memory tells theirs.
 
     Raises:
         TargetUnavailable: the runtime or the device is not present here.
@@ -114,6 +115,7 @@ class Target(ABC):
     weight_blocks: ClassVar[bool] = False
     skips_zeros: ClassVar[bool] = False
     packable: ClassVar[bool] = False
+    in_process: ClassVar[bool] = True
 
     config: TargetConfig
     elsewhere: Device | None = None

@@ -103,7 +103,7 @@ class OnnxRuntimeSession(Session):
                 session.run(None, feed)
             events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
             del session
-        return _read_profile(events, WARM_UP, self._makers(self.file))
+        return read_profile(events, WARM_UP, self._makers(self.file))
 
     def close(self) -> None:
         """Free the session."""
@@ -116,7 +116,7 @@ def origin(name: str, makers: Mapping[str, str]) -> str:
     return makers.get(tensor, name) if tensor != name else name
 
 
-def _read_profile(events: list[dict[str, Any]], warm_up: int, makers: Mapping[str, str]) -> Profile:
+def read_profile(events: list[dict[str, Any]], warm_up: int, makers: Mapping[str, str]) -> Profile:
     """Median per node over the runs after the warm-up, from the profiler's trace events."""
     times: dict[str, list[float]] = defaultdict(list)
     first: dict[str, dict[str, Any]] = {}

@@ -20,6 +20,7 @@ _PLACES = {
     "openvino": "autocompress.targets.open_vino:OpenVinoTarget",
     "torch": "autocompress.targets.torch_runtime:TorchTarget",
     "executorch": "autocompress.targets.executorch_runtime:ExecuTorchTarget",
+    "onnxruntime-web": "autocompress.targets.onnx_web:OnnxWebTarget",
     "litert": "autocompress.targets.litert:LiteRtTarget",
 }
 BUILT_IN = tuple(EntryPoint(name, place, GROUP) for name, place in _PLACES.items())

@@ -37,6 +37,10 @@ class TestExecuTorch(TargetContract):
     config = "executorch"
 
 
+class TestOnnxRuntimeWeb(TargetContract):
+    config = "onnxruntime-web"
+
+
 class TestLiteRt(TargetContract):
     config = "litert"
 

@@ -24,7 +24,7 @@ from autocompress.targets import (
     registry,
 )
 
-RUNTIMES = ("onnxruntime", "openvino", "torch", "executorch", "litert")
+RUNTIMES = ("onnxruntime", "openvino", "torch", "executorch", "onnxruntime-web", "litert")
 """The built-in ones, in the order in which they are shown."""
 
 

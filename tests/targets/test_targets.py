@@ -37,7 +37,7 @@ _HERE = {found.runtime: found for found in available_targets()}
 
 def test_a_runtime_is_available_or_says_why_not() -> None:
     assert [found.runtime for found in available_targets()] == [
-        *("onnxruntime", "openvino", "torch", "executorch", "litert")
+        *("onnxruntime", "openvino", "torch", "executorch", "onnxruntime-web", "litert")
     ]
     for found in available_targets():
         assert found.available == (found.reason == "") == bool(found.version)
