@@ -90,6 +90,13 @@ Sampler = Annotated[
     str | None,
     typer.Option(help="guided, tpe, nsga2, gp or random, or one that an installed package offers."),
 ]
+WarmFrom = Annotated[
+    str | None,
+    typer.Option(
+        metavar="RUN",
+        help="Begin with the front and the first looks of an earlier run on the same architecture.",
+    ),
+]
 Workers = Annotated[
     int | None,
     typer.Option(min=1, help="Evaluations at once. Latency is still measured one at a time."),

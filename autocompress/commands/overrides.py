@@ -31,6 +31,7 @@ def overrides(
     trials: int | None = None,
     timeout: str | None = None,
     sampler: str | None = None,
+    warm_from: str | None = None,
     workers: int | None = None,
     executor: str | None = None,
     storage: str | None = None,
@@ -52,6 +53,7 @@ def overrides(
         limits = Budget.with_limit(limits, f"latency<={latency_ms}ms")
     changes["budget"] = limits
     search: dict[str, Any] = {"trials": trials, "sampler": sampler, "seed": seed}
+    search["warm_from"] = warm_from
     if timeout is not None:
         changes["timeout_s"] = seconds(timeout)
     changes["search"] = asked(

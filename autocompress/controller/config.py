@@ -55,6 +55,8 @@ class SearchConfig(Section):
         objectives: ``quality``, the first metric of the task (accuracy of a classification), then
             the cost that the front trades it for.
         starts: begin with uniform policies and all-int8 (and the solver's, if guided).
+        warm_from: folder of an earlier run on the same architecture, with any weights: its front is
+            tried first, and what it screened stands in for first looks that no time is left for.
         screen_images: training inputs that a proposal is screened on at most; fewer where
             ``timeout_s`` leaves no time for them.
         candidates: proposals that are screened for each trial that is evaluated.
@@ -73,6 +75,7 @@ class SearchConfig(Section):
     seed: int = 0
     objectives: tuple[str, ...] = ("quality", "latency_ms")
     starts: bool = Field(True, validation_alias=_called("starts"))
+    warm_from: str | None = None
     screen_images: int = Field(256, ge=16)
     candidates: int = Field(6, ge=1)
     max_rejections: int | None = Field(500, ge=1)

@@ -17,6 +17,7 @@ from autocompress.controller.screener import Screener
 from autocompress.controller.shared_trials import SharedTrials
 from autocompress.controller.stop import StopFlag
 from autocompress.controller.time_budget import TimeBudget
+from autocompress.controller.warm import WarmStart
 from autocompress.errors import InputError
 from autocompress.policy.budget import Budget
 from autocompress.policy.policy import Policy
@@ -40,6 +41,7 @@ class Context:
         screened: of the screener: what earlier sessions screened.
         shared: trials of several drivers, where there are some.
         time: of the whole study.
+        warm: what the search takes over from an earlier run.
     """
 
     space: Space
@@ -54,6 +56,7 @@ class Context:
     screened: InitVar[MutableMapping[tuple[str, int], Screened] | None] = None
     shared: SharedTrials | None = None
     time: TimeBudget = field(default_factory=TimeBudget)
+    warm: WarmStart = field(default_factory=WarmStart)
 
     search_ends: float | None = None
     """When the search's time is over, on the monotonic clock; ``None`` leaves it open."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from autocompress.controller.context import Context
 from autocompress.controller.optuna_study import OptunaController
 from autocompress.controller.protocols import Proposal, Settled
-from autocompress.controller.starts import ladders
+from autocompress.controller.starts import ladders, warm_starts
 
 if TYPE_CHECKING:
     from autocompress.controller.optuna_study import BaseSampler
@@ -35,7 +35,8 @@ class PlainProposer:
             config.trials,
             context.feasibility.baseline,
         )
-        self.queue = deque(ladders(context.space) if config.starts else ())
+        starts = ladders(context.space) if config.starts else ()
+        self.queue = deque([*warm_starts(context), *starts])
 
     def suggest(self, n: int) -> list[Proposal]:
         """The next starting policies, then the sampler's choices."""

@@ -36,6 +36,8 @@ class Sensitivity:
         space: of the assignments.
         screen: KL of an assignment, in nats.
         ahead: told what will be screened next, so that it may be done in one go.
+        foretold: KL of an assignment on other weights, or ``None``; it stands in for a probe that
+            no time is left for, and is never fitted to.
 
     Attributes:
         losses: per choice, nats that each level adds.
@@ -47,10 +49,12 @@ class Sensitivity:
         space: Space,
         screen: Callable[[Assignment], float],
         ahead: Callable[[Sequence[Assignment]], object] = lambda assignments: None,
+        foretold: Callable[[Assignment], float | None] = lambda assignment: None,
     ) -> None:
         self.space = space
         self.screen = screen
         self.ahead = ahead
+        self.foretold = foretold
         self.losses: list[NDArray[np.float64]] = []
         self.order: tuple[int, ...] = ()
         self._prior: list[NDArray[np.float64]] = []
@@ -65,7 +69,8 @@ class Sensitivity:
         """Screen single choices, all others at their mildest, and fill in between.
 
         Args:
-            keep_going: asked before each probe; unprobed choices take the mean of the others.
+            keep_going: asked before each probe; unprobed choices take what was foretold of them,
+                or the mean of the others.
             first: all choices, in the order in which they are probed.
         """
         choices = self.space.choices
@@ -79,6 +84,7 @@ class Sensitivity:
             found: dict[int, float] = {}
             for one in self._alone(i):
                 if not keep_going():
+                    probed[i] = probed[i] or self._foretold(i)
                     break
                 found[one[i]] = self._screened(one)
             else:
@@ -142,6 +148,12 @@ class Sensitivity:
         steps = np.maximum.accumulate([max(a, 1e-6) for a in (*added, *(adds[i] for i in rest))])
         for i, step in zip(self.order, steps, strict=True):
             self.losses[i] = _filled(len(choices[i].levels), {len(choices[i].levels) - 1: step})
+
+    def _foretold(self, place: int) -> dict[int, float] | None:
+        """What other weights said of a choice, if they were asked."""
+        found = {one[place]: self.foretold(one) for one in self._alone(place)}
+        known = {level: kl for level, kl in found.items() if kl is not None}
+        return known if len(known) == len(found) else None
 
     def _screened(self, assignment: Assignment) -> float:
         found = self.screen(assignment)

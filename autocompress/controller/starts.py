@@ -78,16 +78,32 @@ def uniform_near(context: Context) -> list[Assignment]:
     return [*likely, *possible][:_NEAR]
 
 
+def warm_starts(context: Context) -> list[tuple[str, Assignment]]:
+    """Of an earlier run's front what may be within the budget: both ends, and what lies between.
+
+    The most expensive one, which the answer is nearest to, comes first.
+    """
+    judge = context.feasibility.infeasible_by_estimate
+    estimates = {a: context.estimate(a) for a in context.warm.assignments(context.space)}
+    possible = [levels for levels, found in estimates.items() if judge(found) is None]
+    possible.sort(key=lambda levels: -(estimates[levels].get(context.cost) or 0.0))
+    last = len(possible) - 1
+    places = dict.fromkeys(round(last * i / (_NEAR - 1)) for i in range(_NEAR)) if possible else {}
+    return [("warm", possible[place]) for place in places]
+
+
 def leading_starts(context: Context) -> list[tuple[str, Assignment]]:
     """Those with a name (int8), the mildest uniform ones within the budget, and the students.
 
-    The rest of the ladders are what the solver does better; the study's reference policies still
-    show the best uniform one.
+    An earlier run's front, where there is one, takes the place of uniform ones. The rest of the
+    ladders are what the solver does better; the study's reference policies still show the best
+    uniform one.
     """
-    uniform = [("uniform", levels) for levels in uniform_near(context)]
+    first = warm_starts(context)
+    uniform = [] if first else [("uniform", levels) for levels in uniform_near(context)]
     fitting = [
         ("student", levels)
         for levels in students(context.space)
         if context.feasibility.likely(context.estimate(levels))
     ]
-    return [*named(context.space).items(), *uniform, *fitting]
+    return [*first, *named(context.space).items(), *uniform, *fitting]

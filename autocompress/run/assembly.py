@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from autocompress.build.bank import LayerBank
 from autocompress.build.pipeline import Pipeline, identity
+from autocompress.controller.warm import WarmStart
 from autocompress.errors import InputError, UnsupportedModel
 from autocompress.estimate.latency_model import LatencyModel
 from autocompress.machine.facts import cores_to_use
@@ -36,6 +37,7 @@ from autocompress.run.study import AUTO, StudyConfig, read_study
 from autocompress.run.target_fit import fitting_target, other_targets, tell
 from autocompress.run.tasks import asked_of, judged_alike, settled_data
 from autocompress.run.variables import with_variables
+from autocompress.run.warm import warm_start
 from autocompress.targets import get_target
 from autocompress.task.calling import call, without_cache
 from autocompress.task.mixing import SAMPLES, told_by_others
@@ -122,6 +124,11 @@ class Assembly:
     def identity(self) -> dict[str, str]:
         """Fingerprints of the model and the data, for recipes and for runs that go on."""
         return identity(self.inventory, self.data)
+
+    @cached_property
+    def warm(self) -> WarmStart:
+        """What the search takes over of the run that its study names."""
+        return warm_start(self.study.search.warm_from, self.identity["architecture"])
 
     @cached_property
     def pipeline(self) -> Pipeline:

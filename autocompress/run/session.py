@@ -159,7 +159,8 @@ def _watched(budget: TimeBudget, preparing: Progress) -> Progress:
 def _predict_and_begin(
     parts: Assembly, folder: RunFolder, before: Measurement | None, preparing: Progress
 ) -> None:
-    """See that the budget can be met, with the latency model; then write what the run is."""
+    """See what the search takes over, and that the budget can be met; write what the run is."""
+    _log.debug("The search takes over %d policies.", len(parts.warm.policies))
     if before is not None:
         parts.evaluator.measurer.set_baseline(before)
     can_be_met(parts, preparing, timed=True).check()
@@ -333,6 +334,7 @@ def _context(
         screened,
         shared,
         budget,
+        parts.warm,
     )
     return context
 

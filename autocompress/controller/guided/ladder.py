@@ -68,7 +68,8 @@ class SolverLadder:
 
         Where the search's time has an end, in a tenth of it, on as many images as that allows, and
         so that a handful of proposals takes no longer to screen than a trial to evaluate. What
-        costs most comes first; choices that no time is left for take the mean of the others.
+        costs most comes first; choices that no time is left for take what an earlier run says of
+        them, or the mean of the others.
         """
         context, probes = self.context, self.sensitivity.probes
         left, begin = context.seconds_left(), time.monotonic()

@@ -23,7 +23,7 @@ from autocompress.controller.guided.neighbours import Jitter, Switch
 from autocompress.controller.guided.selector import Selector
 from autocompress.controller.optuna_study import OptunaController
 from autocompress.controller.protocols import Proposal, Settled
-from autocompress.controller.starts import leading_starts
+from autocompress.controller.starts import leading_starts, warm_starts
 from autocompress.policy.space import Assignment
 
 _SHARES = {"switch": 0.6, "jitter": 0.3, "tpe": 0.1}
@@ -56,7 +56,7 @@ class GuidedProposer:
         )
         shared = context, self.costs, self.history, self.sensitivity
         self.random = random.Random(config.seed)
-        self.starts = Starts(leading_starts(context) if config.starts else ())
+        self.starts = Starts(leading_starts(context) if config.starts else warm_starts(context))
         self.ladder = SolverLadder(*shared)
         self.refit = Refit(self.ladder)
         self.varying: dict[str, Method] = {

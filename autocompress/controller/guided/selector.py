@@ -35,7 +35,9 @@ class Selector:
         self.costs = costs
         self.history = history
         self._failed = 0
-        self.sensitivity = Sensitivity(context.space, self.divergence, context.screener.ahead)
+        foretold = partial(context.warm.divergence, context.space)
+        ahead = context.screener.ahead
+        self.sensitivity = Sensitivity(context.space, self.divergence, ahead, foretold)
 
     def divergence(self, assignment: Assignment) -> float:
         """KL of an assignment in nats; a model that cannot be built or blows up comes last.
