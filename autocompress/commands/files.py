@@ -67,9 +67,7 @@ def bench(
         str,
         typer.Option(help="Runtime; see `autocompress targets`. Or a device, `ssh://user@host`."),
     ] = DEFAULT_RUNTIME,
-    python: Annotated[
-        str | None, typer.Option(help="Name or path of Python on that device.")
-    ] = None,
+    python: options.DevicePython = None,
     threads: Annotated[int, typer.Option(min=1)] = 1,
     batch: Annotated[int, typer.Option(min=1)] = 1,
     as_json: Json = False,

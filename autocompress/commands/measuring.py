@@ -24,8 +24,7 @@ def bench(
     for path in (file, vs):
         if path is not None and not path.is_file():
             raise InputError(f"There is no file {path}.")
-    there = {} if python is None else {"python": python}
-    runtime = get_target({**named(target), "threads": threads, "batch": batch, **there})
+    runtime = get_target({**named(target, python), "threads": threads, "batch": batch})
     runtime.reach()
     return measure_files(file, vs, runtime)
 

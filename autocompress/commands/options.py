@@ -123,3 +123,6 @@ DryRun = Annotated[
         "if not)."
     ),
 ]
+DevicePython = Annotated[
+    str | None, typer.Option(help="Name or path of Python on a device; python3 by default.")
+]

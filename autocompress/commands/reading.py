@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from autocompress.mlflow.server import Links
 
 
-def view_of(run: str, target: str | None, *, trust: bool, quiet: bool) -> RunView:
+def view_of(
+    run: str, target: str | None, *, python: str | None = None, trust: bool, quiet: bool
+) -> RunView:
     """A run as it was measured, or re-costed for another target."""
     view = RunView.load(run)
     if target is None:
@@ -33,7 +35,8 @@ def view_of(run: str, target: str | None, *, trust: bool, quiet: bool) -> RunVie
     from autocompress.run.retarget import retarget
 
     with Display(quiet) as shown:
-        return retarget(RunFolder.open(run), view, target, shown.preparing, trust=trust)
+        folder = RunFolder.open(run)
+        return retarget(folder, view, target, shown.preparing, python=python, trust=trust)
 
 
 def show_front(view: RunView, console: Console) -> None:

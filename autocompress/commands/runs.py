@@ -41,6 +41,7 @@ def front(
         bool,
         typer.Option("--sweep", help="What to expect at each budget, the cheapest first."),
     ] = False,
+    python: options.DevicePython = None,
     by: Annotated[
         str | None,
         typer.Option(
@@ -60,7 +61,7 @@ def front(
             )
         forecasting.show(run, budget or (), trust=trust, as_json=as_json)
         return
-    view = reading.view_of(run, target, trust=trust, quiet=as_json)
+    view = reading.view_of(run, target, python=python, trust=trust, quiet=as_json)
     view = view if by is None else by_cost(view, by)
     printed(summary_json(view), as_json, lambda console: reading.show_front(view, console))
     if open_report:

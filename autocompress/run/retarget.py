@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +14,10 @@ from autocompress.machine.scratch import scratch_folder
 from autocompress.measure.extras import MEMORY
 from autocompress.measure.latency import Timing
 from autocompress.measure.measurer import Measurer
-from autocompress.policy.costs import EXTRA
+from autocompress.policy.costs import EXTRA, ON_OTHERS, WORST
 from autocompress.policy.files import open_file
 from autocompress.policy.policy import Policy
-from autocompress.results.metric import Measurement
+from autocompress.results.metric import LATENCY, Measurement
 from autocompress.results.trial import Trial
 from autocompress.run.assembly import Assembly, assemble
 from autocompress.run.factories import from_elsewhere
@@ -26,12 +27,20 @@ from autocompress.track.folder import RunFolder
 from autocompress.track.journal import Entry
 from autocompress.track.view import RunView
 
+_OF_SEVERAL = {*ON_OTHERS, WORST}
+_log = logging.getLogger(__name__)
 CostsOf = Callable[[Trial], tuple[dict[str, float], float]]
 """From a trial to its latency and what is measured beside it, and the spread of the latency."""
 
 
 def retarget(
-    folder: RunFolder, view: RunView, target: str, progress: Progress, *, trust: bool = False
+    folder: RunFolder,
+    view: RunView,
+    target: str,
+    progress: Progress,
+    *,
+    python: str | None = None,
+    trust: bool = False,
 ) -> RunView:
     """The same trials with their latency on another target; quality and size stay.
 
@@ -41,6 +50,7 @@ def retarget(
         target: a device's ``table.json`` (latencies are then predicted), or a runtime's name or a
             device's address (every trial's model is rebuilt, exported and timed there).
         progress: told what is going on.
+        python: of a device.
         trust: import whatever functions the run's study names.
 
     Raises:
@@ -52,7 +62,12 @@ def retarget(
     if predicted:
         open_file(table, "kernel table", "The packed runner writes it.").close()
     if not predicted:
-        study = study.changed(target=named(target), also_on=[])
+        study = study.changed(
+            target=named(target, python),
+            also_on=[],
+            budget=[str(li) for li in study.limits().limits if li.metric not in _OF_SEVERAL],
+            search={"objectives": ["quality", "latency_ms"]},
+        )
     source = from_elsewhere(f"run {folder.root}", named=(target,), trust=trust)
     with scratch_folder("retarget") as scratch, source:
         parts = assemble(study, scratch, progress=progress)
@@ -62,8 +77,13 @@ def retarget(
             progress("trials on the other target", done / len(view.entries))
             entries.append(_recosted(entry, view, costs_of))
     baseline = _with_costs(view.baseline, base, 0.0, target)
-    fresh = replace(view, entries=tuple(entries), baseline=baseline)
-    return fresh.under(fresh.budget)
+    told = view.budget.on(baseline.values)
+    if told != view.budget:
+        _log.warning("Of the budget (%s) only this is known there: %s.", view.budget, told)
+    known = tuple(m for m in view.objectives if m.name in baseline)
+    objectives = known if len(known) > 1 else (view.objectives[0], LATENCY)
+    fresh = replace(view, entries=tuple(entries), baseline=baseline, objectives=objectives)
+    return fresh.under(told)
 
 
 def _recosted(entry: Entry, view: RunView, costs_of: CostsOf) -> Entry:

@@ -59,6 +59,14 @@ class TargetConfig(Section):
     table: Path | None = None
 
 
-def named(text: str) -> dict[str, Any]:
-    """A target as a word says it: a runtime's name, or the address of a device."""
-    return {"device": text} if text.startswith(SCHEME) else {"runtime": text}
+def named(text: str, python: str | None = None) -> dict[str, Any]:
+    """A target as a word says it.
+
+    Args:
+        text: a runtime's name, or the address of a device.
+        python: of that device.
+    """
+    if not text.startswith(SCHEME):
+        return {"runtime": text}
+    there = {} if python is None else {"python": python}
+    return {"runtime": DEFAULT_RUNTIME, "device": text, **there}

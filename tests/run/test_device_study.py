@@ -80,6 +80,13 @@ def test_a_study_waits_for_its_device_and_loses_nothing(
     assert kept == sorted(kept)
     assert "did not measure" in call(tmp_path, f"front {run} --by energy", check=2).stderr
 
+    again = call(tmp_path, f"front {run} --target onnxruntime --json")
+    there = json.loads(again.stdout)
+    assert there["baseline"]["latency_ms"] > 0
+    assert "latency_worst" not in " ".join(there["budget"])
+    assert len(there["budget"]) == 4
+    assert "only this is known there" in again.stderr
+
     found = json.loads(call(tmp_path, f"verify {run}/recipes/best.yaml --json", check=None).stdout)
     assert found["latency_ms"] > 0
     assert min(found[name] for name in ("peak_memory_bytes", "latency_p99_ms", "sample_ms")) > 0
