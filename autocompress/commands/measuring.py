@@ -63,10 +63,10 @@ def show_bench(found: dict[str, Any], console: Console) -> None:
 
 
 def show_judgement(found: dict[str, Any], console: Console) -> None:
-    """A table of the files beside the uncompressed model, then what is wrong with each."""
+    """A table of the files beside the uncompressed model, then why each is not worth shipping."""
     quality = Metric(**found["quality"])
     named = f"{quality.title} on {found['split']}"
-    table = Table("file", named, "ms", "of base", "size kB", "worth it")
+    table = Table("file", named, "ms", "of base", "size kB", "worth shipping")
     for column in table.columns[1:5]:
         column.justify = "right"
     base = found["baseline"]
@@ -85,11 +85,13 @@ def show_judgement(found: dict[str, Any], console: Console) -> None:
             f"{row['latency_ms']:.3f}",
             f"{row['ratio_low']:.3f} to {row['ratio_high']:.3f}",
             f"{row['size_bytes'] / 1e3:,.1f}",
-            "yes" if row["worth_shipping"] else f"no: {escape(row['beaten_by'][0])} beats it",
+            "[green]yes[/green]" if row["worth_shipping"] else "[red]no[/red]",
         )
     console.print(table)
     for row in found["files"]:
-        for text in (*row["problems"], *row["notes"]):
+        for text in row["reasons"]:
+            console.print(f"[bold]{escape(row['file'])}[/bold] is not: {escape(text)}")
+        for text in row["notes"]:
             console.print(f"[yellow]{escape(row['file'])}: {escape(text)}[/yellow]")
 
 

@@ -1,8 +1,14 @@
-"""Anyone's files on one measured footing: quality, latency, memory, and what the runtime ran."""
+"""Anyone's files on one measured footing: quality, latency, memory, and what the runtime ran.
+
+A file is worth shipping where it keeps to what the study asks for, its runtime shows nothing odd,
+and no other file, the uncompressed one included, is clearly better in quality or latency and in
+neither clearly worse.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,12 +16,31 @@ from autocompress.errors import InputError
 from autocompress.machine.progress import Progress
 from autocompress.machine.scratch import scratch_folder
 from autocompress.measure.gate import inspect_file
-from autocompress.results.metric import Metric
+from autocompress.results.answer import allowed
+from autocompress.results.difference import HITS, SCORES, difference, pack_hits, pack_scores
+from autocompress.results.metric import Measurement, Metric
+from autocompress.results.trial import exceeded
 from autocompress.run.study import StudyConfig
 
 if TYPE_CHECKING:
-    from autocompress.run.evaluator import StudyEvaluator
+    from autocompress.run.assembly import Assembly
     from autocompress.task.task import Result
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One file.
+
+    Args:
+        name: of the file.
+        low, high: interval of its latency, as a share of the uncompressed file's.
+        quality: with what came of each sample; ``None`` where it could not be told.
+    """
+
+    name: str
+    low: float
+    high: float
+    quality: Measurement | None
 
 
 def judge(
@@ -24,7 +49,8 @@ def judge(
     """Score and time exported files beside the study's uncompressed model.
 
     Args:
-        study: says the data, the metric, the target and the uncompressed model.
+        study: says the data, the metric, the target, the uncompressed model, the budget and the
+            largest drop.
         files: in the target's format; of the study's model or of any other that takes its inputs.
         progress: told what is going on.
         split: that the files are scored on.
@@ -39,21 +65,30 @@ def judge(
         raise InputError(f"There is no file {', '.join(missing)}.")
     with scratch_folder("judge") as scratch:
         parts = assemble(study, scratch, progress=progress)
-        evaluator = parts.evaluator
-        base = evaluator.measurer.quality(evaluator.measurer.baseline_file, split)
-        rows = []
+        evaluator, measurer = parts.evaluator, parts.evaluator.measurer
+        base = measurer.quality(measurer.baseline_file, split)
+        uncompressed = Judged("uncompressed", 1.0, 1.0, _measured(base, split, parts.task.figures))
+        judged, rows = [uncompressed], []
         for i, file in enumerate(files):
             progress(f"measuring {file.name}", i / len(files))
-            rows.append(_row(evaluator, file, split, base))
-    quality = parts.task.quality
-    shown = {**_scores(base), "latency_ms": evaluator.baseline["latency_ms"]}
-    shown["size_bytes"] = evaluator.baseline["size_bytes"]
+            row, quality = _row(parts, file, split)
+            rows.append(row)
+            judged.append(Judged(str(file), row["ratio_low"], row["ratio_high"], quality))
+        for row, one in zip(rows, judged[1:], strict=True):
+            row |= _difference(one, uncompressed)
+            found = {other.name: beats(other, one) for other in judged if other is not one}
+            row["beaten_by"] = {name: how for name, how in found.items() if how}
+            row["reasons"] = [*_reasons(row, one, parts, uncompressed)]
+            row["worth_shipping"] = not row["reasons"]
+        shown = {**_scores(base), "latency_ms": evaluator.baseline["latency_ms"]}
+        shown["size_bytes"] = evaluator.baseline["size_bytes"]
     return {
         "study": study.name,
         "split": split,
-        "quality": quality.as_dict(),
+        "quality": parts.task.quality.as_dict(),
+        "budget": str(study.limits()),
         "baseline": shown,
-        "files": _worth(rows, shown, quality),
+        "files": rows,
     }
 
 
@@ -65,14 +100,29 @@ def _scores(result: Result) -> dict[str, Any]:
     return found
 
 
-def _row(evaluator: StudyEvaluator, file: Path, split: str, base: Result) -> dict[str, Any]:
-    measurer = evaluator.measurer
+def _measured(result: Result, split: str, figures: tuple[Metric, ...]) -> Measurement | None:
+    """The quality with what came of each sample; ``None`` where it could not be told."""
+    name = figures[0].name
+    score = result.scores.get(name)
+    if score is None:
+        return None
+    context: dict[str, Any] = {"images": result.count, "split": split}
+    if score.each is not None:
+        hits = score.each.dtype == bool
+        context |= {HITS: pack_hits(score.each)} if hits else {SCORES: pack_scores(score.each)}
+    error = {} if score.stderr is None else {name: score.stderr}
+    return Measurement({name: score.value}, error, context, figures)
+
+
+def _row(parts: Assembly, file: Path, split: str) -> tuple[dict[str, Any], Measurement | None]:
+    """What was measured of a file, and its quality by sample."""
+    evaluator, measurer = parts.evaluator, parts.evaluator.measurer
     timing, base_ms = measurer.timing(file, max_seconds=3.0), evaluator.baseline["latency_ms"]
     extras = measurer.beside_latency(
         file, timing, timing.ratio * base_ms, evaluator.baseline.values
     )
     found = measurer.quality(file, split)
-    judged = inspect_file(measurer.target, file).judged(timing)
+    seen = inspect_file(measurer.target, file).judged(timing)
     row = {
         "file": str(file),
         **_scores(found),
@@ -83,48 +133,54 @@ def _row(evaluator: StudyEvaluator, file: Path, split: str, base: Result) -> dic
         "size_bytes": timing.size_bytes,
         **measurer.extras.memory(file),
         **extras,
-        "problems": [*found.problems, *judged.problems],
-        "notes": [*timing.notes, *judged.notes],
+        "problems": [*found.problems, *seen.problems],
+        "notes": [*timing.notes, *seen.notes],
     }
-    return row | _difference(evaluator.measurer.pipeline.task.quality.name, found, base)
+    return row, _measured(found, split, parts.task.figures)
 
 
-def _difference(name: str, found: Result, base: Result) -> dict[str, Any]:
-    """The quality beside the uncompressed model's on the same samples, where each has one."""
-    from autocompress.measure.accuracy import Accuracy, paired
-
-    both = [result.scores.get(name) for result in (found, base)]
-    if any(s is None or s.each is None or s.each.dtype != bool for s in both):
+def _difference(one: Judged, uncompressed: Judged) -> dict[str, Any]:
+    """The quality less the uncompressed model's, with a 95 % interval, in the metric's unit."""
+    if one.quality is None or uncompressed.quality is None:
         return {}
-    first, second = (
-        Accuracy(s.value, s.stderr or 0.0, len(s.each), s.each)
-        for s in both
-        if s is not None and s.each is not None
-    )
-    compared = paired(first, second)
-    return {
-        f"{name}_difference": compared.difference,
-        f"{name}_low": compared.low,
-        f"{name}_high": compared.high,
-    }
+    found = difference(one.quality, uncompressed.quality)
+    name, scale = found.metric.name, found.metric.shown(1.0)
+    ends = {"difference": found.points, "low": found.low, "high": found.high}
+    return {f"{name}_{key}": value / scale for key, value in ends.items()}
 
 
-def _worth(
-    rows: list[dict[str, Any]], baseline: dict[str, Any], quality: Metric
-) -> list[dict[str, Any]]:
-    """Say of each file which ones are as good and faster by more than noise.
+def beats(one: Judged, other: Judged) -> str:
+    """How one file beats another, beyond what is noise; empty where it does not."""
+    quicker, slower = one.high < other.low, one.low > other.high
+    better, worse = other.quality is None, one.quality is None
+    if one.quality is not None and other.quality is not None:
+        found = difference(one.quality, other.quality)
+        sure = abs(found.points) > 1.96 * found.stderr
+        better, worse = sure and found.gain > 0, sure and found.gain < 0
+    if slower or worse or not (quicker or better):
+        return ""
+    if quicker and better:
+        return "better and faster"
+    return "as good and faster" if quicker else "better and as fast"
 
-    One that none beats, the uncompressed model included, is worth shipping.
-    """
-    uncompressed = {**baseline, "file": "uncompressed", "ratio_low": 1.0, "ratio_high": 1.0}
-    name = quality.name
-    for row in rows:
-        row["beaten_by"] = [
-            other["file"]
-            for other in (uncompressed, *rows)
-            if name in other
-            and not (name in row and quality.better(row[name], other[name]))
-            and other["ratio_high"] < row["ratio_low"]
-        ]
-        row["worth_shipping"] = not row["beaten_by"]
-    return rows
+
+def _reasons(
+    row: dict[str, Any], one: Judged, parts: Assembly, uncompressed: Judged
+) -> Iterator[str]:
+    """Why a file is not worth shipping, one sentence each."""
+    study, quality = parts.study, parts.task.quality
+    for name, how in row["beaten_by"].items():
+        yield f"{name} is {how}."
+    base = parts.evaluator.baseline.values
+    over = study.limits().on(row).violations(row, base)
+    for metric, excess in exceeded(over).items():
+        yield f"Its {metric} is {excess:.0%} over the limit of the study's budget."
+    if one.quality is None or uncompressed.quality is None:
+        yield f"Its {quality.name} could not be told."
+    else:
+        most = allowed(uncompressed.quality, study.max_accuracy_drop, study.max_quality_drop)
+        lost = quality.lost(one.quality.score, uncompressed.quality.score)
+        if most is not None and lost > most + 1e-6:
+            told = (quality.gap(quality.shown(x), signed=False) for x in (lost, most))
+            yield f"It loses {next(told)}, more than the {next(told)} allowed."
+    yield from row["problems"]

@@ -1,0 +1,82 @@
+"""Anyone's files are told apart by measuring: which are worth shipping, why others are not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from tiny_study import STUDY, call
+
+from autocompress.results.difference import pack_hits
+from autocompress.results.metric import Measurement
+from autocompress.run.judge import Judged, beats
+
+
+def judged(name: str, low: float, high: float, wrong: list[int] | None) -> Judged:
+    """A file that answers 200 samples rightly but those."""
+    if wrong is None:
+        return Judged(name, low, high, None)
+    hits = np.ones(200, bool)
+    hits[wrong] = False
+    value = float(hits.mean())
+    context = {"images": 200, "hits": pack_hits(hits), "split": "val"}
+    return Judged(name, low, high, Measurement({"accuracy": value}, {"accuracy": 0.01}, context))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "how"),
+    [
+        ((0.4, 0.5, []), (0.6, 0.7, []), "as good and faster"),
+        ((0.4, 0.6, []), (0.5, 0.7, []), ""),  # the intervals overlap
+        ((0.4, 0.6, []), (0.5, 0.7, [*range(9)]), "better and as fast"),
+        ((0.4, 0.5, []), (0.6, 0.7, [*range(9)]), "better and faster"),
+        ((0.4, 0.5, [*range(9)]), (0.6, 0.7, []), ""),  # faster, and clearly worse
+        ((0.4, 0.5, [0, 1]), (0.6, 0.7, [1]), "as good and faster"),  # one sample is noise
+        ((0.8, 0.9, []), (0.6, 0.7, [*range(9)]), ""),
+        ((0.4, 0.6, [0]), (0.4, 0.6, None), "better and as fast"),  # nothing is told of the other
+        ((0.4, 0.5, None), (0.6, 0.7, []), ""),
+    ],
+)
+def test_a_file_beats_another_only_beyond_noise(one: Any, other: Any, how: str) -> None:
+    first, second = judged("one", *one), judged("other", *other)
+    assert beats(first, second) == how
+    assert not (how and beats(second, first))
+
+
+@pytest.mark.timeout(600)
+def test_the_command_says_which_files_are_worth_shipping(tmp_path: Path) -> None:
+    """A run's answer, the uncompressed file, and one whose outputs say nothing."""
+    import onnx
+    from onnx import numpy_helper
+
+    study = {**STUDY, "budget": ["macs<=0.9x"], "recovery": {"epochs": 0}, "space": "prune"}
+    study["search"] = {**STUDY["search"], "trials": 2}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(study))
+    call(tmp_path, "search tiny.yaml --out run --json")
+    whole = tmp_path / "run" / "models" / "baseline.onnx"
+    model = onnx.load(whole)
+    last = max(i for i, w in enumerate(model.graph.initializer) if len(w.dims) == 2)
+    weights = numpy_helper.to_array(model.graph.initializer[last])
+    silent = numpy_helper.from_array(0 * weights, model.graph.initializer[last].name)
+    model.graph.initializer[last].CopyFrom(silent)
+    onnx.save(model, tmp_path / "silent.onnx")
+    strict = {**study, "budget": ["size<=0.9x", "params<=0.1x"], "max_accuracy_drop": 5.0}
+    (tmp_path / "strict.yaml").write_text(yaml.safe_dump(strict))
+    asked = f"judge {whole} silent.onnx run/models/best.onnx --study strict.yaml"
+    found = json.loads(call(tmp_path, f"{asked} --json").stdout)
+    same, silent_row, best = found["files"]
+    assert same["accuracy_difference"] == 0
+    assert not same["worth_shipping"]
+    assert any("size_bytes is 11% over the limit" in text for text in same["reasons"])
+    assert silent_row["accuracy"] < 0.3
+    assert silent_row["beaten_by"]["uncompressed"] in ("better and as fast", "better and faster")
+    assert any("more than the 5.00 points allowed" in text for text in silent_row["reasons"])
+    assert best["worth_shipping"] == (best["reasons"] == [])
+    assert best["size_bytes"] < same["size_bytes"]
+    shown = call(tmp_path, asked).stdout
+    assert "worth shipping" in shown
+    assert "silent.onnx is not: It loses" in shown
