@@ -31,7 +31,17 @@ HEAVY = {
         "sklearn",
         "plotly",
     ),
-    *("onnx", "onnxruntime", "openvino", "executorch", "ai_edge_litert", "optuna", "ray", "mlflow"),
+    *(
+        "onnx",
+        "onnxruntime",
+        "openvino",
+        "executorch",
+        "ai_edge_litert",
+        "optuna",
+        "ray",
+        "mlflow",
+        "sqlalchemy",
+    ),
 }
 """Libraries that take long to load; what needs them may be imported late. Even numpy takes a third
 of the time in which the command line starts."""

@@ -13,7 +13,6 @@ import yaml
 from rich.console import Console
 from rich.markup import escape
 
-from autocompress.controller.loop import StopReason
 from autocompress.errors import Interrupted
 from autocompress.policy.writing import without_password
 from autocompress.report.tables import front_table, verdict_table
@@ -21,6 +20,7 @@ from autocompress.report.verdict import verdict
 from autocompress.track.folder import RunFolder
 
 if TYPE_CHECKING:
+    from autocompress.controller.loop import StopReason
     from autocompress.run.ending import EndedRun
 
 _COLOURS = {"good": "green", "unsure": "yellow", "bad": "red"}

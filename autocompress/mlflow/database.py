@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import socket
 
-from sqlalchemy.engine import make_url
-
 from autocompress.errors import AutocompressError
 
 #: of servers whose URL names a host; others (SQL Server) may name what their driver looks up
@@ -24,6 +22,8 @@ def check_database(uri: str) -> None:
     port = _PORTS.get(uri.partition(":")[0].partition("+")[0])
     if port is None:
         return
+    from sqlalchemy.engine import make_url  # heavier than the whole command line
+
     url = make_url(uri)
     local = url.host == "localhost" and url.drivername.startswith("mysql")
     if not url.host or local or not _ELSEWHERE.isdisjoint(url.query):
