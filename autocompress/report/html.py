@@ -105,7 +105,8 @@ def render(
         thinned=_thinned(view, data),
         css=_part("report.css"),
         data=_embedded(data),
-        scripts=[get_plotlyjs(), *map(_part, _SCRIPTS)],
+        library=get_plotlyjs(),
+        scripts=[*map(_part, _SCRIPTS)],
     )
 
 

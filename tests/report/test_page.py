@@ -31,7 +31,7 @@ def opened() -> Iterator[Callable[..., Any]]:
     wrong: list[str] = []
     with pages(1300, 900) as new:
 
-        def show(path: Path, width: int = 1300, dark: bool = False) -> Any:
+        def show(path: Path, width: int = 1300, dark: bool = False, plots: bool = True) -> Any:
             page = new()
             page.context.set_offline(True)
             page.on("pageerror", lambda error: wrong.append(str(error)))
@@ -39,7 +39,8 @@ def opened() -> Iterator[Callable[..., Any]]:
             page.set_viewport_size({"width": width, "height": 900})
             page.emulate_media(color_scheme="dark" if dark else "light")
             page.goto(path.as_uri())
-            page.wait_for_selector("#pareto .main-svg")
+            if plots:
+                page.wait_for_selector("#pareto .main-svg")
             return page
 
         yield show
@@ -232,7 +233,30 @@ def test_how_the_study_went_is_told(opened: Callable[..., Any], run: RunFolder) 
     counts = {cells[i]: (int(cells[i + 1]), int(cells[i + 2])) for i in range(0, len(cells), 6)}
     assert counts == view.origins()
     for plot in ("growth", "expected", "recovered"):
-        assert page.locator(f"#{plot} .main-svg").count() > 0
+        page.locator(f"#{plot}").scroll_into_view_if_needed()
+        page.wait_for_selector(f"#{plot} .main-svg")
+
+
+def test_text_and_tables_do_not_wait_for_plots(opened: Callable[..., Any], run: RunFolder) -> None:
+    path = write_report(run)
+    text = path.read_text()
+    begin = text.index('<script type="text/plain" id="library">')
+    end = text.index("</script>", begin)
+    path.write_text(text[:begin] + text[end + len("</script>") :])
+    page = opened(path, plots=False)
+    assert numbers(page) == [t.number for t in RunView.load(run).front]
+    assert page.locator("#answer .headline").inner_text().startswith("Answer: trial ")
+    assert page.locator("#heat td.name").count() > 0
+    assert page.locator(".main-svg").count() == 0
+
+
+def test_plots_are_drawn_when_they_are_scrolled_to(
+    opened: Callable[..., Any], run: RunFolder
+) -> None:
+    page = opened(write_report(run))
+    assert page.locator("#expected .main-svg").count() == 0
+    page.emulate_media(media="print")  # paper shows all of them
+    page.wait_for_selector("#expected .main-svg")
 
 
 def test_what_is_lost_is_told_by_class_and_sample(

@@ -3,6 +3,7 @@
 
 const MARKS = ["diamond", "square", "triangle-up", "pentagon", "hexagon", "star-triangle-up"];
 const plots = {};  // id -> () => {data, layout}
+const inSight = new Set();  // ids of plots that were scrolled to
 let paper = false;  // while printing
 
 function theme() {
@@ -18,7 +19,7 @@ function colors() {  // of Okabe and Ito: told apart with any colour vision; lig
 function narrow() { return !paper && window.innerWidth < 600; }
 function drawPlot(id, options = {}) {
   const place = document.getElementById(id);
-  if (!place || !plots[id]) return;
+  if (!place || !plots[id] || !window.Plotly || !(paper || inSight.has(id))) return;
   const {ink, line, soft} = theme(), {data, layout} = plots[id]();
   const axis = {gridcolor: line, zerolinecolor: line, linecolor: soft, tickcolor: soft, automargin: true};
   for (const key of Object.keys(layout).filter(k => /^[xy]axis/.test(k))) layout[key] = {...axis, ...layout[key]};

@@ -1,19 +1,36 @@
 "use strict";
-// Everything is drawn once, and again where colours or widths change.
+// Text and tables first. The library that draws takes longer to load than all of them together: it
+// follows once they are on the screen, and draws a plot when that is scrolled to.
 
 update();
-drawAll();
-if (stage && plots.pareto) {
+function loadPlots() {
+  const library = document.getElementById("library");
+  if (window.Plotly || !library) return;
+  library.replaceWith(el("script", {}, library.textContent));
+  const watched = new IntersectionObserver(seen => {
+    for (const {target, isIntersecting} of seen) if (isIntersecting) {
+      watched.unobserve(target);
+      inSight.add(target.id);
+      drawPlot(target.id);
+    }
+  }, {rootMargin: "50%"});
+  for (const id of Object.keys(plots)) if (id !== "pareto") watched.observe(document.getElementById(id));
+  if (!stage || !plots.pareto) return;
+  inSight.add("pareto");
+  drawPlot("pareto");
+  placeHandle();
   stage.on("plotly_selected", found => onPlot("selected", found));
   stage.on("plotly_deselect", () => { state.brushed = null; update(); });
   stage.on("plotly_click", found => onPlot("click", found));
   stage.on("plotly_relayout", placeHandle);
   stage.on("plotly_afterplot", placeHandle);
 }
-window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => update());
+requestAnimationFrame(() => setTimeout(loadPlots));
+window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { update(); drawAll(); });
 window.matchMedia("(max-width: 600px)").addEventListener("change", () => { update(); drawAll(); });
 function printing(now) {
   if (paper === now) return;
+  loadPlots();
   paper = now;
   document.documentElement.classList.toggle("paper", now);
   update();
