@@ -148,7 +148,7 @@ def search(
     data: Any,
     *,
     budget: Budget | str | None = None,
-    space: str | Path | Mapping[str, Any] | SpaceConfig = "joint",
+    space: str | Path | Mapping[str, Any] | SpaceConfig = "auto",
     out: str | Path = "runs/python",
     target: TargetConfig | Mapping[str, Any] | None = None,
     search: SearchConfig | Mapping[str, Any] | None = None,

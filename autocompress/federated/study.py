@@ -142,11 +142,6 @@ def run_federated(
     return done
 
 
-def with_fixed_space(study: StudyConfig) -> StudyConfig:
-    """A client's study: nothing is measured to advise a space, which the server alone searches."""
-    return study.model_copy(update={"space": study.space_config()})
-
-
 def federation_of(study: StudyConfig) -> FederationSection:
     """How a study is federated; the defaults where it does not say."""
     return study.federation or FederationSection()
@@ -237,7 +232,7 @@ class Simulated:
     @cached_property
     def parts(self) -> Assembly:
         """Of the whole study; its model is that of all clients."""
-        return assemble(with_fixed_space(self.study), cache_folder() / FOLDER)
+        return assemble(self.study, cache_folder() / FOLDER)
 
     @cached_property
     def shares(self) -> list[Any]:

@@ -13,7 +13,7 @@ from flwr.clientapp import ClientApp
 
 from autocompress.federated.client import KINDS, Client
 from autocompress.federated.messages import pack, unpack
-from autocompress.federated.study import FOLDER, Simulated, with_fixed_space
+from autocompress.federated.study import FOLDER, Simulated
 from autocompress.flower.start import STUDY
 from autocompress.run.assembly import assemble
 from autocompress.run.study import load_study
@@ -31,7 +31,7 @@ def _simulated(study: str) -> Simulated:
 @cache
 def _own(study: str) -> Client:
     """The client of a study whose data are its own."""
-    parts = assemble(with_fixed_space(load_study(study)), cache_folder() / FOLDER)
+    parts = assemble(load_study(study), cache_folder() / FOLDER)
     return Client(parts, parts.data, cache_folder() / FOLDER)
 
 

@@ -2,11 +2,14 @@
 
 Each way to compress is carried out alone on the whole model, exported, and timed beside the
 uncompressed file. Nothing is recommended that was not measured to gain here; where nothing gains,
-channels are offered, and it says so.
+channels are offered, and it says so. A study of limited time tries as much as fits into a share of
+it: 8 bits, channels and ranks that it has no time to try are offered all the same, and named.
 """
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,6 +33,10 @@ MILD, HARD = 0.5, 0.1
 architectures."""
 _INTEGERS = {"weight_bits": 8, "activation_bits": 8}
 _JUDGED = ("latency_ms", "size_bytes", "macs", "params")
+_TIME_SHARE = 0.15
+"""Of a study's limited time, for trying the ways."""
+_UNTRIED = (BITS, CHANNELS, RANK)
+"""What is offered without being tried, where there is no time: the ways of most spaces."""
 _TIMED_S = 2.0
 _SCREENED = 128
 _ALONE: dict[str, dict[str, Any]] = {
@@ -52,6 +59,7 @@ class Tried:
         size_ratio, macs_ratio, params_ratio: of the uncompressed model's.
         divergence: of its outputs, without training, by the quick reconstruction.
         why_not: why it could not be tried.
+        untried: whether there was no time to.
     """
 
     way: str
@@ -63,6 +71,7 @@ class Tried:
     params_ratio: float | None = None
     divergence: float | None = None
     why_not: str = ""
+    untried: bool = False
 
     def gains(self, metric: str) -> bool:
         """Whether it lowers a cost."""
@@ -89,12 +98,27 @@ def advice_for(parts: Assembly) -> dict[str, Any]:
 
     Returns:
         ``tried`` (see ``Tried``), ``space`` (plain data of a search space), ``reasons`` and
-        ``left_out`` in sentences, ``metric`` (the cost that counts) and ``asked`` (its share).
+        ``left_out`` in sentences, ``metric`` (the cost that counts), ``asked`` (its share), and
+        ``seconds`` and ``cost``: what trying took, also in a sentence.
     """
-    tried = [*_tried(parts)]
+    limit = parts.study.timeout_s
+    # what every search needs in any case is no part of what trying costs
+    _ = parts.evaluator.measurer.baseline_file
+    began = time.monotonic()
+    tried = [*_tried(parts, math.inf if limit is None else _TIME_SHARE * limit)]
     metric, asked = _asked(parts)
-    return {"metric": metric, "asked": asked, "tried": [asdict(one) for one in tried]} | choose(
-        tried, metric, asked
+    seconds = time.monotonic() - began
+    told = {"seconds": round(seconds, 1), "cost": _cost(tried, seconds)}
+    chosen = choose(tried, metric, asked)
+    return {"metric": metric, "asked": asked, "tried": [asdict(t) for t in tried], **told, **chosen}
+
+
+def _cost(tried: list[Tried], seconds: float) -> str:
+    untried = sum(one.untried for one in tried)
+    less = f"; {untried} of {len(tried)} ways were not tried for lack of time" if untried else ""
+    return (
+        f"What each way to compress gains here was measured in {seconds:.0f} s{less}. A `space` "
+        "that is named spares that."
     )
 
 
@@ -114,13 +138,23 @@ def _asked(parts: Assembly) -> tuple[str, float]:
     return min(shares.items(), key=lambda item: item[1])
 
 
-def _tried(parts: Assembly) -> Iterator[Tried]:
-    """Export every way that there is for this model, and time the files in turns."""
+def _tried(parts: Assembly, most_s: float) -> Iterator[Tried]:
+    """Export every way that there is for this model, and time the files in turns.
+
+    Args:
+        parts: of the study.
+        most_s: seconds that it may take; ways that would take longer are not tried.
+    """
     evaluator, policies, failed = parts.evaluator, {}, []
+    end, longest = time.monotonic() + most_s, 0.0
     whole = evaluator.estimator.cost(Policy())
     for way, policy, why_not in _policies(parts):
         if policy is None:
             failed.append(Tried(way, why_not=why_not))
+            continue
+        began, timing_s = time.monotonic(), _TIMED_S * (2 + len(policies)) / 2
+        if began + longest + timing_s > end:
+            failed.append(Tried(way, untried=True))
             continue
         parts.progress(f"trying {way}", 0.0)
         try:
@@ -128,6 +162,7 @@ def _tried(parts: Assembly) -> Iterator[Tried]:
         except Exception as error:  # of an exporter, of a runtime: this way is not to be had here
             told = " ".join(str(error).split())[:200]
             failed.append(Tried(way, why_not=f"{type(error).__name__}: {told}"))
+        longest = max(longest, time.monotonic() - began)
     parts.progress("timing", 0.0)
     files = [file for _, file in policies.values()]
     timings = evaluator.measurer.timings(files, max_seconds=_TIMED_S) if files else []
@@ -208,7 +243,10 @@ def choose(tried: list[Tried], metric: str, asked: float) -> dict[str, Any]:
         if one is None:
             continue
         told = _told(one, metric)
-        if not one.gains(metric):
+        if one.untried and way in _UNTRIED:
+            ways.append(way)
+            reasons.append(f"{way}: {told}; offered all the same.")
+        elif not one.gains(metric):
             left_out.append(f"{way}: {told}")
         elif way == BITS:
             enough = " That alone meets the budget." if alone and asked < 1 else ""
@@ -261,6 +299,8 @@ def _needs_blocks(found: Mapping[str, Tried], metric: str, asked: float) -> bool
 
 
 def _told(one: Tried, metric: str) -> str:
+    if one.untried:
+        return "not tried, for lack of time"
     if one.why_not:
         return f"not to be had here ({one.why_not})"
     what = {"latency_ms": "latency", "size_bytes": "file size"}.get(metric, metric)

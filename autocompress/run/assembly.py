@@ -26,11 +26,9 @@ from autocompress.policy.inventory import Inventory
 from autocompress.policy.policy import Policy
 from autocompress.policy.registry import by_knob
 from autocompress.policy.space import Space
-from autocompress.policy.space_config import SpaceConfig
 from autocompress.policy.writing import replacing
 from autocompress.recover.distill import Distillation
 from autocompress.results.metric import Measurement
-from autocompress.run.advice import advice_for
 from autocompress.run.evaluator import StudyEvaluator, make_evaluator
 from autocompress.run.loading import load_data, load_importance, load_model, load_teacher, with_axes
 from autocompress.run.study import AUTO, StudyConfig, read_study
@@ -253,6 +251,8 @@ def assemble(
 ) -> Assembly:
     """Load model and data, train the baseline if the study asks for it, and bind the space.
 
+    ``space: auto`` is all that it may come to, until ``settle_space``.
+
     Args:
         study: as read; variables are resolved here.
         folder: where files of the evaluation go; nothing is written yet.
@@ -296,22 +296,10 @@ def assemble(
     notes = (*prepared.notes, *mixed, *outside_of_layers(model, inventory))
     earlier = Earlier.of(raw, prepared)
     parts = Assembly(study, model, data, inventory, folder, progress, given, notes, earlier)
-    config = _take_advice(parts) if study.space == AUTO else study.space_config()
-    space = parts.bind()  # a pattern that fits nothing is said before anything is computed
-    tell(space, config, inventory, type(target))
+    space = parts.bind()  # what fits nothing is said before anything is computed
+    if study.space != AUTO:
+        tell(space, study.space_config(), inventory, type(target))
     return parts
-
-
-def _take_advice(parts: Assembly) -> SpaceConfig:
-    """Measure what each way to compress gains here, and search among those that do."""
-    parts.advice = advice_for(parts)
-    for sentence in parts.advice["reasons"]:
-        _log.info("Searched: %s", sentence)
-    for sentence in parts.advice["left_out"]:
-        _log.info("Left out: %s", sentence)
-    space = SpaceConfig.read(parts.advice["space"], where="the advised space")
-    parts.study = parts.study.model_copy(update={"space": space})
-    return space
 
 
 def _inventory(model: nn.Module, data: Data, known: Inventory | None) -> Inventory:

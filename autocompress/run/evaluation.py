@@ -16,6 +16,7 @@ from autocompress.report.tables import trial_json
 from autocompress.results.answer import judged
 from autocompress.results.trial import SEARCH, Phase, Trial
 from autocompress.run.study import StudyConfig
+from autocompress.run.target_fit import refuse_policies
 
 if TYPE_CHECKING:
     from autocompress.run.assembly import Assembly
@@ -61,6 +62,7 @@ def evaluate(
         else:
             assert policy is not None
             policy = read_policy(policy, parts)
+        refuse_policies(type(parts.evaluator.measurer.target), policy.layers.values())
         progress("measuring", 0.5)
         phase = SEARCH if quick else Phase("recover", epochs, 1)
         found = parts.evaluator.evaluate(policy, phase, 0)

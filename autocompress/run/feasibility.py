@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -20,12 +21,20 @@ from autocompress.model.cost import Cost, policy_cost
 from autocompress.policy.budget import Budget, Limit
 from autocompress.policy.costs import BY_NAME
 from autocompress.policy.policy import Policy
+from autocompress.policy.space_config import SpaceConfig
 from autocompress.results.trial import exceeded, worst_excess
+from autocompress.run.advice import advice_for
 from autocompress.run.assembly import Assembly, assemble
-from autocompress.run.study import StudyConfig
+from autocompress.run.study import AUTO, StudyConfig
+from autocompress.run.target_fit import tell
 
 if TYPE_CHECKING:
     from autocompress.policy.space import Assignment
+
+
+_log = logging.getLogger(__name__)
+_PLAIN = "joint"
+"""The space where none may be measured."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +152,37 @@ def cheap_ends(parts: Assembly) -> list[Policy]:
     return [space.decode(levels) for levels in [best, *(e for e in ends if e != best)]]
 
 
+def settle_space(parts: Assembly) -> None:
+    """Measure what each way to compress gains here, where the study leaves its space to that.
+
+    Nothing is measured for a budget that the whole of it cannot meet by formula, which
+    ``can_be_met`` then says.
+
+    Args:
+        parts: of the study; ``advice`` and the space of its ``study`` are set.
+    """
+    if parts.study.space != AUTO or formula_ends(parts).over:
+        return
+    space: SpaceConfig | str = _PLAIN
+    if parts.study.tracking.storage is not None:
+        _log.info(
+            f"The space is `{_PLAIN}`: drivers that share a study must search the same one, and "
+            "what is measured differs from machine to machine. Name a `space` to search another."
+        )
+    else:
+        parts.advice = advice_for(parts)
+        _log.info(parts.advice["cost"])
+        for sentence in parts.advice["reasons"]:
+            _log.info("Searched: %s", sentence)
+        for sentence in parts.advice["left_out"]:
+            _log.info("Left out: %s", sentence)
+        space = SpaceConfig.read(parts.advice["space"], where="the advised space")
+    parts.study = parts.study.model_copy(update={"space": space})
+    del parts.space  # that of before
+    target = type(parts.evaluator.measurer.target)
+    tell(parts.space, parts.study.space_config(), parts.inventory, target)
+
+
 def can_be_met(parts: Assembly, progress: Progress, *, timed: bool) -> Ends:
     """Whether the budget can be met: by formula, then by estimate, and measured at last.
 
@@ -192,6 +232,7 @@ def dry_run(study: StudyConfig, progress: Progress) -> dict[str, Any]:
         # what a policy costs does not depend on trained weights: a baseline may take an hour
         untrained = study.model_copy(update={"baseline": None})
         parts = assemble(untrained, scratch, progress=progress)
+        settle_space(parts)
         ends = can_be_met(parts, progress, timed=False)
         quality = parts.task.quality.name
     return {

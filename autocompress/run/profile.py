@@ -16,6 +16,7 @@ from autocompress.policy.attempt import attempt
 from autocompress.policy.files import check_output
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.registry import techniques
+from autocompress.run.advice import advice_for
 from autocompress.run.study import AUTO, StudyConfig
 from autocompress.targets.lengths import drawn_inputs
 
@@ -134,10 +135,8 @@ def advise(
 
     with scratch_folder("advise") as scratch:
         model, data = given
-        asked = study.model_copy(update={"space": AUTO})
-        parts = assemble(asked, scratch, model=model, data=data, progress=progress)
-    assert parts.advice is not None
-    return parts.advice
+        asked = study.model_copy(update={"space": AUTO, "timeout_s": None})
+        return advice_for(assemble(asked, scratch, model=model, data=data, progress=progress))
 
 
 def operator_times(evaluator: StudyEvaluator) -> dict[str, float]:

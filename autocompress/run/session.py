@@ -40,7 +40,7 @@ from autocompress.results.metric import Measurement, objectives
 from autocompress.run.assembly import Assembly, EvaluatorFactory, assemble
 from autocompress.run.cascading import check_target, make_cascade
 from autocompress.run.ending import EndedRun, end_run
-from autocompress.run.feasibility import can_be_met
+from autocompress.run.feasibility import can_be_met, settle_space
 from autocompress.run.resuming import as_begun, known_baseline
 from autocompress.run.study import StudyConfig
 from autocompress.run.variables import resolve_variables
@@ -123,6 +123,7 @@ def run_study(
             import_early()
         with _nothing_left_behind(folder, existed):
             parts = assembled(study, folder.models, model=model, data=data, progress=preparing)
+            settle_space(parts)
             before = known_baseline(folder, parts, new_baseline=new_baseline) if resume else None
             _predict_and_begin(parts, folder, before, preparing)
         preparing("first trial", 0.0)

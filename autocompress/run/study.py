@@ -184,7 +184,8 @@ class StudyConfig(Section):
         also_on: further targets, three at most: every file is timed on them too, as ``latency_2``,
             ``latency_3``, ... and ``latency_worst``, the largest share of the uncompressed latency.
         space: what may be done to which layers: a shipped space's name, a file, or a space itself;
-            ``auto`` measures what each way gains here, and takes what does; see ``advise``.
+            ``auto`` measures what each way gains here before the search, and takes what does; see
+            ``advise``.
         settings: how compression is carried out, the same for every policy.
         budget: limits such as ``latency<=0.5x``, ``macs<=40%``, ``size<=1MB``.
         max_accuracy_drop: in points of a classification's accuracy; limits the answer, not the
@@ -217,7 +218,7 @@ class StudyConfig(Section):
         BeforeValidator(_further),
         Field(max_length=MOST_TARGETS - 1),
     ] = ()
-    space: NameOr[SpaceConfig] = "joint"
+    space: NameOr[SpaceConfig] = AUTO
     settings: CompressionSettings = CompressionSettings()
     budget: tuple[str, ...] = ()
     max_accuracy_drop: Points | None = None

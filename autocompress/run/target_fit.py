@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -77,12 +77,21 @@ def tell(space: Space, config: SpaceConfig, inventory: Inventory, target: type[T
         InputError: the target's files cannot hold what the space offers.
     """
     levels = [x for c in space.choices if c.kind in by_knob() for x in c.levels]
-    _refuse(target, partial(unsupported, policies=[LayerPolicy.from_dict(x) for x in levels]))
+    refuse_policies(target, map(LayerPolicy.from_dict, levels))
     _warn_of_no_gain(space, target)
     fields = [t.fields[0] for t in techniques() if t.whole_blocks]
     if any(set(rule.listed(f.name)) != {f.default} for rule in config.rules for f in fields):
         for name, reason in inventory.blocks_left_alone:
             _log.info("The branch of %s stays: %s.", name, reason)
+
+
+def refuse_policies(target: type[Target], policies: Iterable[LayerPolicy]) -> None:
+    """Refuse a target whose files cannot hold what some policies ask for.
+
+    Raises:
+        InputError: with the runtimes here that fit.
+    """
+    _refuse(target, partial(unsupported, policies=[*policies]))
 
 
 def _refuse(target: type[Target], why_not: Callable[[type[Target]], str]) -> None:

@@ -26,7 +26,7 @@ from autocompress.federated.study import Simulated, run_federated
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.policy import Policy
 from autocompress.policy.settings import CompressionSettings
-from autocompress.run import assembly
+from autocompress.run import feasibility
 from autocompress.run.assembly import Assembly
 from autocompress.run.evaluator import StudyEvaluator
 from autocompress.run.study import read_study
@@ -163,7 +163,7 @@ def test_a_client_measures_no_space(monkeypatch: pytest.MonkeyPatch) -> None:
     def measured(parts: Any) -> Any:
         raise AssertionError("measured")
 
-    monkeypatch.setattr(assembly, "advice_for", measured)
+    monkeypatch.setattr(feasibility, "advice_for", measured)
     plain = {k: v for k, v in TINY.items() if k != "baseline"}
     study = read_study({**plain, "space": "auto", "target": {"runtime": "onnxruntime"}})
     parts = Simulated(study).parts

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,14 @@ import pytest
 import yaml
 from tiny_study import STUDY, call
 
+import autocompress as ac
 from autocompress.errors import InputError
 from autocompress.policy.space_config import SpaceConfig
 from autocompress.policy.ways import BITS, BLOCKS, CHANNELS, LEVELS, RANK, ZEROS
+from autocompress.run import feasibility
 from autocompress.run.advice import GAIN, Tried, choose
 from autocompress.run.assembly import assemble
+from autocompress.run.feasibility import settle_space
 from autocompress.run.study import read_study
 
 
@@ -98,11 +103,58 @@ def test_a_model_without_channels_to_spare_is_advised(
     data = {"factory": "autocompress.workloads.data:digits"}
     study = {"name": "one", "model": {"factory": "one_layer:make"}, "data": data, "space": "auto"}
     parts = assemble(read_study({**study, "budget": ["params<=0.9x"]}), tmp_path / "models")
+    settle_space(parts)
+    assert parts.advice is not None
     why_not = {t["way"]: t["why_not"] for t in parts.advice["tried"]}
     assert not why_not[BITS]
     assert "cannot be pruned" in why_not[CHANNELS]
     assert "'prune_ratio'" in why_not["half of the channels, in 8 bits"]
     assert not {c.kind for c in parts.space.choices} & {"prune"}
+
+
+NAMELESS = {key: value for key, value in STUDY.items() if key != "space"}
+
+
+def test_a_study_that_names_no_space_is_advised(tmp_path: Path) -> None:
+    study = read_study({**NAMELESS, "baseline": None})
+    assert study.space == "auto"
+    assert inspect.signature(ac.search).parameters["space"].default == study.space
+    parts = assemble(study, tmp_path / "models")
+    assert parts.advice is None, "only a search measures for its space"
+    settle_space(parts)
+    assert parts.advice is not None
+    assert parts.study.space_config().name == "advised"
+    assert {c.kind for c in parts.space.choices} == {c.kind for c in parts.bind().choices}
+
+
+def test_a_study_without_time_offers_what_it_could_not_try(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    parts = assemble(read_study({**NAMELESS, "baseline": None, "timeout_s": 1}), tmp_path)
+    with caplog.at_level(logging.INFO, "autocompress"):
+        settle_space(parts)
+    assert parts.advice is not None
+    assert [t["latency_ratio"] for t in parts.advice["tried"]] == [None] * len(LEVELS | {"both": 0})
+    assert ways_of(parts.advice) == {BITS, CHANNELS, RANK}
+    assert "6 of 6 ways were not tried for lack of time" in caplog.text
+    assert f"{BITS}: not tried, for lack of time; offered all the same" in caplog.text
+
+
+def test_nothing_is_measured_for_a_budget_out_of_reach_or_a_shared_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(parts: object) -> None:
+        raise AssertionError("measured")
+
+    monkeypatch.setattr(feasibility, "advice_for", measured)
+    study = {**NAMELESS, "baseline": None, "budget": ["macs<=0.00001x"]}
+    parts = assemble(read_study(study), tmp_path)
+    settle_space(parts)
+    assert feasibility.can_be_met(parts, parts.progress, timed=False).reason
+    storage = {"tracking": {"storage": "sqlite:///:memory:"}}
+    parts = assemble(read_study({**NAMELESS, "baseline": None, **storage}), tmp_path)
+    settle_space(parts)
+    assert parts.study.space == "joint"
 
 
 @pytest.mark.timeout(600)
