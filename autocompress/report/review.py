@@ -50,7 +50,8 @@ def review(
     Args:
         view: of the run.
         screened: what it looked at quickly, by the digest of the policy.
-        summary: what ``front.json`` tells of layers (``facts``) and val samples (``labels``).
+        summary: what ``front.json`` tells of layers (``facts``, ``alone``) and val samples
+            (``labels``).
     """
     special = _special(view)
     chosen = _thinned(view.compared, _MOST_TRIALS, special)
@@ -82,6 +83,7 @@ def review(
         **_layers(view, first),
         "facts": _facts(view, screened, summary.get("facts") or {}),
         "labels": summary.get("labels"),
+        "alone": summary.get("alone"),
         "hits": _hits(view, first),
     }
 

@@ -95,8 +95,9 @@ def write_summary(
         folder: of the run.
         view: of the run.
         best_model: exported file of the answer, inside the folder.
-        told: ``facts`` of the layers and ``labels`` of the val samples, for the report; those that
-            the file has stay where none are given.
+        told: for the report: ``facts`` of the layers, ``labels`` of the val samples, and
+            ``alone``, what each layer's change costs; those that the file has stay where none are
+            given.
 
     Returns:
         What ``--json`` prints.
@@ -116,7 +117,7 @@ def write_summary(
     }
     if told is None:
         before = folder.read_front()
-        told = {name: before[name] for name in ("facts", "labels") if name in before}
+        told = {name: before[name] for name in ("facts", "labels", "alone") if name in before}
     folder.write_front({**written, **more, **told})
     return summary
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from autocompress.report.tables import write_summary
 from autocompress.results.failures import failed_phases
 from autocompress.results.metric import objectives
 from autocompress.results.trial import Phase
-from autocompress.run.model_facts import kept_channels, layer_facts, packed_labels
+from autocompress.run.model_facts import each_alone, kept_channels, layer_facts, packed_labels
 from autocompress.track.view import RunView
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def end_run(
     mlflow: MlflowSink | None,
     stopped: StopReason,
     budget: TimeBudget,
+    losses: Sequence[Sequence[float]],
     cascade_failed: str = "",
 ) -> EndedRun:
     """Write summary, recipe, model and report, and close MLflow.
@@ -83,7 +84,9 @@ def end_run(
     view = replace(view, kept=kept_channels(parts, view))
     facts = attempt("the times of layers", lambda: layer_facts(parts), limit)
     labels = attempt("the classes of samples", lambda: packed_labels(parts), limit)
-    told = {"facts": facts or {}, "labels": labels}
+    before = None if losses else folder.read_front().get("alone")  # nothing was left to search
+    alone = before or attempt("layers alone", lambda: each_alone(parts, view, losses), limit)
+    told = {"facts": facts or {}, "labels": labels, "alone": alone}
     summary = write_summary(folder, view, model, told)
     summary["stopped"] = stopped
     summary["time"] = budget.as_dict()

@@ -17,6 +17,7 @@ from autocompress.cascade.amounts import asked_amounts
 from autocompress.cascade.choose import Asked
 from autocompress.controller.config import SearchConfig
 from autocompress.controller.context import Context
+from autocompress.controller.guided.proposer import GuidedProposer
 from autocompress.controller.loop import run_search
 from autocompress.controller.phases import run_recovery, run_reference_policies, run_verify
 from autocompress.controller.samplers import check_sampler, make_proposer
@@ -241,7 +242,8 @@ def _phases(
         references: dict[str, int] = {}
         ended: StopReason = "device lost"
         try:
-            ended = run_search(context, make_proposer(context, sampler)).stopped
+            proposer = make_proposer(context, sampler)
+            ended = run_search(context, proposer).stopped
             references = run_reference_policies(context)
             run_recovery(context, parts.study.recovery)
             run_verify(context, lambda: _decision(context, parts.study))
@@ -253,7 +255,8 @@ def _phases(
         failed = "" if stop or ended == "device lost" else _cascade(parts, context, journal, mlflow)
     # asked to end after the search, later phases are what is missing
     stopped: StopReason = "interrupted" if stop else ended
-    return end_run(journal.folder, parts, references, mlflow, stopped, budget, failed)
+    losses = proposer.sensitivity.losses if isinstance(proposer, GuidedProposer) else ()
+    return end_run(journal.folder, parts, references, mlflow, stopped, budget, losses, failed)
 
 
 def _cascade(parts: Assembly, context: Context, journal: Journal, mlflow: MlflowSink | None) -> str:

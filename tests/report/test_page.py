@@ -217,6 +217,34 @@ def test_two_trials_show_the_layers_that_differ(opened: Callable[..., Any], run:
     assert len(set(ratios)) > 2
 
 
+def test_differences_of_layers_are_told_with_time_and_divergence(
+    opened: Callable[..., Any], run: RunFolder
+) -> None:
+    view = RunView.load(run)
+    first, second, other = view.front.trials[0], view.front.trials[-1], view.front.trials[1]
+    layers, n = list(view.layer_names), len(view.layer_names)
+    alone = {
+        "layers": layers,
+        "table": [[-0.01 * i, 0.002 * i] for i in range(2 * n)],
+        "trials": {str(first.number): [*range(n)], str(second.number): [*range(n, 2 * n)]},
+    }
+    run.write_front({**run.read_front(), "alone": alone})
+    page = opened(write_report(run))
+    page.select_option("#first", str(first.number))
+    page.select_option("#second", str(second.number))
+    differ = [x for x in layers if first.policy[x] != second.policy[x]]
+    cells = page.locator("#pair tr").nth(1).locator("td").all_inner_texts()
+    assert cells[:3] == [differ[0], f"+{0.01 * n:.2g} ms", f"-{0.002 * n:.2g}"]
+    said = page.locator("#pairsum").inner_text()
+    assert "estimates" in said
+    assert f"add up to +{0.01 * n * len(differ):.2g} ms" in said
+    page.select_option("#second", "null")  # the uncompressed model changes nothing
+    cells = page.locator("#pair tr").nth(2).locator("td").all_inner_texts()
+    assert cells[1] == f"-{0.01 * layers.index(cells[0]):.2g} ms"
+    page.select_option("#second", str(other.number))
+    assert page.locator("#pairsum").inner_text() == "", "nothing is known of that one"
+
+
 def test_how_the_study_went_is_told(opened: Callable[..., Any], run: RunFolder) -> None:
     page, view = opened(write_report(run)), RunView.load(run)
     told = [

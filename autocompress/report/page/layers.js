@@ -60,6 +60,17 @@ function besides(t) {  // the next cheaper member of the front
   const known = front.filter(policyOf), at = known.indexOf(t);
   return known[at - 1] ?? known[at + 1] ?? base;
 }
+// What a layer's change costs by itself, in ms and nats: estimates, of which nothing is known for some trials.
+function costAlone(t, name) {
+  if (t === base) return [0, 0];
+  const at = run.alone?.trials[t.number]?.[run.alone.layers.indexOf(name)];
+  return at === undefined ? null : run.alone.table[at];
+}
+function gapAlone(a, b, name) {
+  const [mine, theirs] = [costAlone(a, name), costAlone(b, name)];
+  return mine && theirs ? mine.map((x, k) => x === null || theirs[k] === null ? null : x - theirs[k]) : [null, null];
+}
+const signed = (value, unit) => value === null ? "-" : value === 0 ? "·" : `${value > 0 ? "+" : "-"}${digits(Math.abs(value), 2)}${unit}`;
 const trialOf = text => text === "null" ? base : byNumber.get(Number(text));
 function differing(a, b) {
   const mine = policyOf(a), theirs = policyOf(b);
@@ -82,8 +93,14 @@ drawn.push(what => {
   fill("pairtold", el("p", {}, told.join("; ") + "."), d.paired ? el("p", {class: "soft"}, `Samples that only ${nameOf(a)} gets right: ${d.gain}; that only ${nameOf(b)} does: ${d.lost}.`) : null,
     el("p", {class: "soft"}, found.length ? `${found.length} of ${run.layers.length} layers differ:` : "Their layers do not differ.",
       a.distilled !== undefined && (a.epochs !== b.epochs || a.distilled !== b.distilled) ? ` Trained ${a.epochs} and ${b.epochs ?? 0} epochs${a.distilled || b.distilled ? `, distilled: ${[a, b].filter(t => t.distilled).map(nameOf).join(", ")}` : ""}.` : ""));
-  fill("pair", ...(found.length ? [el("tr", {}, el("th", {class: "text"}, "layer"), ...used.flatMap(t => [el("th", {class: "text"}, `${t}: ${nameOf(a)}`), el("th", {class: "text"}, nameOf(b))])),
-    ...found.map(one => el("tr", {}, el("td", {class: "text name"}, one.name), ...used.flatMap(t => {
+  const gaps = found.map(one => gapAlone(a, b, one.name)), known = gaps.some(([ms]) => ms !== null);
+  const sum = k => gaps.some(gap => gap[k] === null) ? null : gaps.reduce((total, gap) => total + gap[k], 0);
+  fill("pairsum", known ? el("p", {class: "soft"}, `Time and divergence of a difference are estimates: of the latency model, and of how each layer alone moved the outputs ` +
+    `(KL, nats). What layers share is told with the first of them. They add up to ${[signed(sum(0), " ms"), signed(sum(1), " nats")].filter(x => x !== "-").join(" and ")}; ` +
+    "together, changes may cost more or less.") : null);
+  fill("pair", ...(found.length ? [el("tr", {}, el("th", {class: "text"}, "layer"), ...(known ? [el("th", {}, "time, est."), el("th", {}, "divergence, est.")] : []), ...used.flatMap(t => [el("th", {class: "text"}, `${t}: ${nameOf(a)}`), el("th", {class: "text"}, nameOf(b))])),
+    ...found.map((one, i) => el("tr", {}, el("td", {class: "text name"}, one.name),
+      ...(known ? [el("td", {}, signed(gaps[i][0], " ms")), el("td", {}, signed(gaps[i][1], ""))] : []), ...used.flatMap(t => {
       const [x, y] = one.cells[run.techniques.indexOf(t)];
       return [x, y].map(text => el("td", {class: `text${x !== y ? " differs" : " soft"}`}, text || "unchanged"));
     })))] : []));
