@@ -83,6 +83,14 @@ class LayerFacts(_Open):
     group: str | None = None
 
 
+class AloneForm(_Open):
+    """What each layer's change costs by itself; see ``model_facts.each_alone``."""
+
+    layers: tuple[str, ...]
+    table: tuple[tuple[float, float | None], ...]
+    trials: dict[str, tuple[int, ...]]
+
+
 class SummaryForm(_Open):
     """What is read of ``front.json``."""
 
@@ -95,6 +103,7 @@ class SummaryForm(_Open):
     kept: tuple[_KeptForm, ...] | None = None
     facts: dict[str, LayerFacts] | None = None
     labels: Packed | None = None
+    alone: AloneForm | None = None
 
 
 class PooledForm(_Open):
