@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from autocompress.task.task import Result
 
 
+_SAME = 0.01
+"""Of latency: the same file timed twice may differ by as much."""
+
+
 @dataclass(frozen=True)
 class Judged:
     """One file.
@@ -151,7 +155,8 @@ def _difference(one: Judged, uncompressed: Judged) -> dict[str, Any]:
 
 def beats(one: Judged, other: Judged) -> str:
     """How one file beats another, beyond what is noise; empty where it does not."""
-    quicker, slower = one.high < other.low, one.low > other.high
+    quicker = one.high * (1 + _SAME) < other.low
+    slower = one.low > other.high * (1 + _SAME)
     better, worse = other.quality is None, one.quality is None
     if one.quality is not None and other.quality is not None:
         found = difference(one.quality, other.quality)

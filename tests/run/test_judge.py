@@ -32,6 +32,7 @@ def judged(name: str, low: float, high: float, wrong: list[int] | None) -> Judge
     [
         ((0.4, 0.5, []), (0.6, 0.7, []), "as good and faster"),
         ((0.4, 0.6, []), (0.5, 0.7, []), ""),  # the intervals overlap
+        ((1.0, 1.0, []), (1.001, 1.007, []), ""),  # so may two timings of one file
         ((0.4, 0.6, []), (0.5, 0.7, [*range(9)]), "better and as fast"),
         ((0.4, 0.5, []), (0.6, 0.7, [*range(9)]), "better and faster"),
         ((0.4, 0.5, [*range(9)]), (0.6, 0.7, []), ""),  # faster, and clearly worse
