@@ -14,6 +14,9 @@ ifneq ($(wildcard ../shared/weights),)
 export AUTOCOMPRESS_WEIGHTS ?= $(abspath ../shared/weights)
 endif
 
+# The lowest supported versions of all libraries.
+LOWEST := .venv-lowest
+
 # Flower and its Ray, which need other versions than the rest.
 FEDERATED := .venv-federated
 # The converter of LiteRT wants older versions of pydantic and typing-extensions; all else is shared.
@@ -23,8 +26,8 @@ LITERT := .venv-litert
 WEB := $(VENV)/web
 export NODE_PATH ?= $(abspath $(WEB)/node_modules)
 
-.PHONY: help install docs docs-serve quickstart test test-slow test-gpu test-federated federated-env
-.PHONY: test-litert lint types check clean
+.PHONY: help install docs docs-serve quickstart test test-slow test-gpu test-lowest test-federated
+.PHONY: federated-env test-litert lint types check clean
 
 help:  ## show what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -52,6 +55,14 @@ test-slow: install  ## the tests that take minutes
 
 test-gpu: install  ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu --timeout 1800
+
+test-lowest: $(LOWEST)/.installed  ## the fast tests with the lowest supported versions (Python 3.11)
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+
+$(LOWEST)/.installed: constraints/lowest.txt pyproject.toml
+	@test -x $(LOWEST)/bin/python || python3.11 -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c $< -e '.[dev]'
+	@touch $@
 
 docs: install  ## the documentation as a site, in build/site
 	$(BIN)/mkdocs build --strict
@@ -92,4 +103,5 @@ types: install  ## static types
 check: lint types test  ## all that CI runs
 
 clean:  ## remove the virtual environment and caches
-	rm -rf $(VENV) $(FEDERATED) $(LITERT) .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info
+	rm -rf $(VENV) $(LOWEST) $(FEDERATED) $(LITERT) .pytest_cache .mypy_cache .ruff_cache build dist \
+	  *.egg-info
