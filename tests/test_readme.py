@@ -38,3 +38,39 @@ def test_shipped_studies_and_spaces_read() -> None:
         study = load_study(name)
         assert study.name == name
         assert study.space_config().rules
+
+
+def test_the_gallery_shows_every_shipped_study() -> None:
+    from autocompress.run.study import shipped
+
+    text = (ROOT / "docs/gallery.md").read_text()
+    assert set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == set(shipped("studies"))
+
+
+def test_a_picture_shows_the_front_of_its_run(tmp_path: Path) -> None:
+    """Read again from the SVG: each member at its latency, on the scale of the axis."""
+    from xml.etree import ElementTree
+
+    import front_picture
+    import handmade_run
+
+    from autocompress.track.view import RunView
+
+    run = handmade_run.make_run(tmp_path / "resnet20", 40)
+    front_picture.main([str(run.root), "-o", str(tmp_path / "front.svg")])
+    found = ElementTree.parse(tmp_path / "front.svg").getroot()
+    space = "{http://www.w3.org/2000/svg}"
+    dots = [c for c in found.iter(f"{space}circle") if c.get("class") in ("front", "chosen")]
+    view = RunView.load(run)
+    assert len(dots) == len(view.front) > 3
+    assert [c.get("class") for c in dots].count("chosen") == 1
+    (whole,) = (c for c in found.iter(f"{space}circle") if c.get("class") == "whole")
+    labels = {t.text: t for t in found.iter(f"{space}text") if t.get("text-anchor") == "middle"}
+    scale = float(labels["1"].get("x", "")) - float(labels["0"].get("x", ""))
+    for dot, trial in zip(dots, view.front, strict=True):
+        assert trial.measurement is not None
+        ms = (float(dot.get("cx", "")) - float(labels["0"].get("x", ""))) / scale
+        assert abs(ms - trial.measurement["latency_ms"]) < 0.005
+    heights = [float(dot.get("cy", "")) for dot in dots]
+    assert heights == sorted(heights, reverse=True), "the costlier, the better"
+    assert float(whole.get("cx", "")) > max(float(dot.get("cx", "")) for dot in dots)

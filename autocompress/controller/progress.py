@@ -18,7 +18,7 @@ class SearchProgress:
         done, total: trials of the phase; ``total`` is ``None`` where the clock decides.
         best_quality: of the feasible trials, or ``None``.
         hypervolume: of the feasible front.
-        seconds_left: of the phase, or ``None``.
+        seconds_left: of the whole study where it has an end, else of the phase; or ``None``.
         waiting: share of the evaluations' time in which timing waited for a quiet machine.
         trial: the one that was just finished.
         quality: what the model is judged by.
