@@ -94,8 +94,7 @@ def run_study(
         model, data: objects in place of the study's factories.
         sampler: one of Optuna's, in place of the study's.
         watcher: told how far it is.
-        give_up: ends this process where an evaluation hangs in native code, which nothing can
-            interrupt; its trial is written first. ``None`` waits for it.
+        give_up: ends this process where an evaluation hangs in native code; ``None`` waits for it.
         assembled: puts the parts of the study together, as ``assemble`` does.
 
     Raises:
@@ -110,7 +109,6 @@ def run_study(
     preparing = _watched(budget, silent if watcher is None else watcher.preparing)
     if study.dynamic is not None:
         check_target(study.target.config())
-    config = study.search
     root = out or Path("runs") / study.name
     if new_baseline and not resume:
         raise InputError("--new-baseline is for a run that goes on; give --resume too.")
@@ -129,7 +127,7 @@ def run_study(
             _predict_and_begin(parts, folder, before, preparing)
         preparing("first trial", 0.0)
         with Journal(folder, lock) as journal:
-            return _phases(parts, config, journal, budget, sampler, watcher, give_up)
+            return _phases(parts, study.search, journal, budget, sampler, watcher, give_up)
 
 
 @contextmanager
@@ -192,9 +190,9 @@ def _check_sent(study: StudyConfig, data: Any) -> None:
             pickle.dumps(getattr(data, name, None))
         except Exception as error:  # pickle raises whatever it stumbles on
             raise InputError(
-                f"With several workers, other processes are given the data's `{name}`, which "
-                f"cannot be pickled ({error}). Define its functions at the top of a module, not as "
-                "lambdas, or use `workers: 1`."
+                f"With several workers, others are given the data's `{name}`, which cannot be "
+                f"pickled ({error}). Define its functions at the top of a module, not as lambdas, "
+                "or use `workers: 1`."
             ) from None
 
 
