@@ -251,10 +251,8 @@ def assemble(
 ) -> Assembly:
     """Load model and data, train the baseline if the study asks for it, and bind the space.
 
-    ``space: auto`` is all that it may come to, until ``settle_space``.
-
     Args:
-        study: as read; variables are resolved here.
+        study: as read; variables are resolved here. ``space: auto`` is all that it may come to.
         folder: where files of the evaluation go; nothing is written yet.
         model, data: take the place of the study's factories.
         inventory: of this model, as another process took it; how far the clock lets channels be
