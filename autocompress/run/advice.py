@@ -145,7 +145,8 @@ def _tried(parts: Assembly, most_s: float) -> Iterator[Tried]:
         parts: of the study.
         most_s: seconds that it may take; ways that would take longer are not tried.
     """
-    evaluator, policies, failed = parts.evaluator, {}, []
+    evaluator, failed = parts.evaluator, list[Tried]()
+    policies: dict[str, tuple[Policy, Path]] = {}
     end, longest = time.monotonic() + most_s, 0.0
     whole = evaluator.estimator.cost(Policy())
     for way, policy, why_not in _policies(parts):

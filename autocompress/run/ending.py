@@ -22,6 +22,8 @@ from autocompress.run.model_facts import each_alone, kept_channels, layer_facts,
 from autocompress.track.view import RunView
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from autocompress.controller.loop import StopReason
     from autocompress.controller.time_budget import TimeBudget
     from autocompress.mlflow.sink import MlflowSink
@@ -56,7 +58,7 @@ def end_run(
     mlflow: MlflowSink | None,
     stopped: StopReason,
     budget: TimeBudget,
-    losses: Sequence[Sequence[float]],
+    losses: Sequence[NDArray[Any]],
     cascade_failed: str = "",
 ) -> EndedRun:
     """Write summary, recipe, model and report, and close MLflow.

@@ -13,6 +13,8 @@ from autocompress.run.profile import operator_times
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from numpy.typing import NDArray
+
     from autocompress.run.assembly import Assembly
     from autocompress.track.view import RunView
 
@@ -55,7 +57,7 @@ def layer_facts(parts: Assembly) -> dict[str, dict[str, Any]]:
 
 
 def each_alone(
-    parts: Assembly, view: RunView, losses: Sequence[Sequence[float]]
+    parts: Assembly, view: RunView, losses: Sequence[NDArray[Any]]
 ) -> dict[str, Any] | None:
     """What each layer's change costs by itself, in the trials that a report sets side by side.
 
@@ -83,7 +85,7 @@ def each_alone(
     def cost(name: str, levels: tuple[int, ...]) -> tuple[float, float | None]:
         asked = dict(zip(mine[name], levels, strict=True))
         policy = space.decode([asked.get(i, level) for i, level in enumerate(space.mildest)])
-        nats = sum(losses[i][level] for i, level in asked.items()) if losses else None
+        nats = float(sum(losses[i][level] for i, level in asked.items())) if losses else None
         return estimate(policy)["latency_ms"] - whole, nats
 
     table: dict[tuple[float, float | None], int] = {}

@@ -253,7 +253,7 @@ def _phases(
         failed = "" if stop or ended == "device lost" else _cascade(parts, context, journal, mlflow)
     # asked to end after the search, later phases are what is missing
     stopped: StopReason = "interrupted" if stop else ended
-    losses = proposer.sensitivity.losses if isinstance(proposer, GuidedProposer) else ()
+    losses = proposer.sensitivity.losses if isinstance(proposer, GuidedProposer) else []
     return end_run(journal.folder, parts, references, mlflow, stopped, budget, losses, failed)
 
 
