@@ -92,8 +92,7 @@ def run_study(
         resume: take up the run in that folder; finished trials are not repeated.
         new_baseline: set them aside where model, data, target or settings are others by now.
         model, data: objects in place of the study's factories.
-        sampler: one of Optuna's, in place of the study's.
-        watcher: told how far it is.
+        sampler, watcher: one of Optuna's, in place of the study's; told how far it is.
         give_up: ends this process where an evaluation hangs in native code; ``None`` waits for it.
         assembled: puts the parts of the study together, as ``assemble`` does.
 
@@ -109,10 +108,10 @@ def run_study(
     preparing = _watched(budget, silent if watcher is None else watcher.preparing)
     if study.dynamic is not None:
         check_target(study.target.config())
-    root = out or Path("runs") / study.name
     if new_baseline and not resume:
         raise InputError("--new-baseline is for a run that goes on; give --resume too.")
-    existed, folder = root.exists(), RunFolder(root)
+    folder = RunFolder(out or Path("runs") / study.name)
+    existed = folder.root.exists()
     folder.check_free(resume=resume)
     if resume and not new_baseline:
         study = as_begun(study, folder)
@@ -132,8 +131,7 @@ def run_study(
 
 @contextmanager
 def _waiting_at_most(budget: TimeBudget) -> Iterator[None]:
-    """Bound waits by the study's time: for a lost device in this process, and for a quiet machine,
-    in its workers too, where nobody else does."""
+    """Bound waits for a lost device, and for a quiet machine in workers too where nobody does."""
     seconds = budget.waiting_s
     with ends_within(budget.left_s):
         if math.isinf(seconds) or WAIT_VARIABLE in os.environ:
