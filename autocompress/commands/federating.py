@@ -17,6 +17,7 @@ from autocompress.report.display import Display
 
 if TYPE_CHECKING:
     from autocompress.federated.rounds import Transport
+    from autocompress.federated.study import Simulated
     from autocompress.run.study import StudyConfig
 
 Clients = Annotated[
@@ -78,10 +79,10 @@ def federate(
     with searching.interruptible(folder), Display(as_json) as shown:
         shown.preparing("clients", 0.0)
         simulated = None if superlink is not None else Simulated(config)
-        # a simulation trains it on all data, as somebody must have
-        trains = simulated is not None and config.baseline is not None
-        model = simulated.parts.model if simulated is not None and trains else None
-        with _reached(config, superlink, folder) as transport:
+        model = None
+        if simulated is not None and config.baseline is not None:
+            model = simulated.parts.model  # trained on all data, as somebody must have
+        with _reached(config, simulated, superlink, folder) as transport:
             done = run_federated(
                 config,
                 transport,
@@ -103,14 +104,16 @@ def federate(
 
 
 @contextmanager
-def _reached(config: StudyConfig, superlink: str | None, folder: Path) -> Iterator[Transport]:
+def _reached(
+    config: StudyConfig, simulated: Simulated | None, superlink: str | None, folder: Path
+) -> Iterator[Transport]:
     from autocompress.flower import start
 
     log = folder.with_name(f"{folder.name}.flower.log")
     opened = (
-        start.simulation(config, log)
-        if superlink is None
-        else start.superlink(config, superlink, log)
+        start.simulation(simulated, log)
+        if simulated is not None
+        else start.superlink(config, str(superlink), log)
     )
     with opened as transport:
         yield transport

@@ -33,8 +33,8 @@ LOOKING_SHARE = 0.03
 SLOWER = 1.3
 """Training is planned as if it were so much slower: what is not ended in time is lost."""
 _WAITING_SHARE = 0.01
-_CASCADE_S = 60.0
-"""For timing a cascade on the sequence of test inputs."""
+_CASCADE_S = 120.0
+"""For early exits, and for timing a cascade on the sequence of test inputs."""
 _OVER_S, _OVER_SHARE = 20.0, 0.05
 _LEAST_LIMIT_S = 5.0
 _DISTILLED = 1.5

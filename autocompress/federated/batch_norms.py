@@ -136,8 +136,9 @@ def _running(norm: Norm) -> tuple[Tensor, Tensor]:
 
 def _moments(values: Tensor) -> tuple[int, Tensor, Tensor]:
     """Values per channel, and their mean and variance, in double precision."""
-    flat = values.double().transpose(0, 1).flatten(1)
-    return flat.shape[1], flat.mean(1), flat.var(1, unbiased=False)
+    others = [axis for axis in range(values.dim()) if axis != 1]
+    variance, mean = torch.var_mean(values.double(), others, unbiased=False)
+    return values.numel() // values.shape[1], mean, variance
 
 
 def statistics(

@@ -27,7 +27,7 @@ from autocompress.policy.federation import FederationSection
 from autocompress.policy.settings import CompressionSettings
 from autocompress.report.html import write_report
 from autocompress.run.assembly import Assembly, assemble
-from autocompress.run.loading import load_data, load_model
+from autocompress.run.loading import load_model
 from autocompress.run.session import Watcher, run_study
 from autocompress.run.variables import with_variables
 from autocompress.targets import get_target
@@ -239,16 +239,14 @@ class Simulated:
         """The samples of each client."""
         return shared_out(self.parts.data, federation_of(self.study))
 
+    @property
+    def count(self) -> int:
+        """How many there are; the data are read where they say it."""
+        section = federation_of(self.study)
+        return len(self.shares) if section.split == "column" else section.clients
+
     def client(self, number: int) -> Client:
         """One of them."""
         data = part_of(self.parts.data, self.shares[number])
         folder = cache_folder() / FOLDER
         return Client(self.parts, data, folder, simulated=True, banks=self.banks)
-
-
-def count_clients(study: StudyConfig) -> int:
-    """How many clients a simulation has."""
-    section = federation_of(study)
-    if section.split != "column":
-        return section.clients
-    return len(shared_out(load_data(with_variables(study.data)), section))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from autocompress.federated.study import count_clients, federation_of
+from autocompress.federated.study import Simulated, federation_of
 from autocompress.flower.environment import federated_python
 from autocompress.flower.relay import Relayed, relayed
 from autocompress.machine.facts import cores_to_use
@@ -43,18 +43,18 @@ _LOCAL = ("127.0.0.1", "localhost", "[::1]")
 
 
 @contextmanager
-def simulation(study: StudyConfig, log: Path) -> Iterator[Relayed]:
-    """Reaches clients that share out the study's data on this machine.
+def simulation(simulated: Simulated, log: Path) -> Iterator[Relayed]:
+    """Reaches clients that share out a study's data on this machine.
 
     Args:
-        study: of all of them.
+        simulated: all of them.
         log: file for what Flower prints.
 
     Raises:
         InputError: the environment with Flower is missing, or the rule does not fit the data.
         FlowerFailed: the simulation does not come up.
     """
-    python, count = federated_python(), count_clients(study)
+    python, count, study = federated_python(), simulated.count, simulated.study
     with scratch_folder("study") as folder:
         path = folder / f"{study.name}.yaml"
         path.write_text(yaml.safe_dump(study.model_dump(mode="json")), encoding="utf-8")

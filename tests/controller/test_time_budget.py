@@ -170,8 +170,8 @@ def test_once_the_search_began_nothing_is_called_preparation() -> None:
 def test_a_cascade_needs_the_time_to_build_its_members_again() -> None:
     durations = Durations([made_trial(seconds=10.0)])
     now = [0.0]
-    time = TimeBudget(400.0, lambda: now[0], 0.0)
-    assert time.fits_cascade(20, durations)  # 20 times 12.5 s, a minute, and the end
+    time = TimeBudget(460.0, lambda: now[0], 0.0)
+    assert time.fits_cascade(20, durations)  # 20 times 12.5 s, two minutes, and the end
     now[0] = 100.0
     assert not time.fits_cascade(20, durations)
     assert time.left_out == {"cascade": 1}
