@@ -211,6 +211,7 @@ class Device:
 
     def _send(self, digests: Sequence[str], paths: Sequence[Path]) -> None:
         """See that files are there; the oldest of those that nobody asks for are forgotten."""
+        self._connected()  # on a new connection nothing is there
         for digest, path in zip(digests, paths, strict=True):
             if digest in self._sent:
                 del self._sent[digest]
@@ -225,14 +226,18 @@ class Device:
 
     def _request(self, data: Mapping[str, Any], parts: Sequence[bytes] = ()) -> tuple[Any, Any]:
         connection = self._connected()
-        found, more = connection.request(data, parts)
-        while "waiting_s" in found:
-            _log.info(
-                "waiting for another study on %s; waited for %.0f s so far",
-                self.url,
-                found["waiting_s"],
-            )
-            found, more = connection.next()
+        try:
+            found, more = connection.request(data, parts)
+            while "waiting_s" in found:
+                text = "waiting for another study on %s; waited for %.0f s so far"
+                _log.info(text, self.url, found["waiting_s"])
+                found, more = connection.next()
+        except Lost:
+            raise
+        except BaseException:  # a trial's time is over: the answer would be taken for the next one
+            self._connection = None
+            connection.close()
+            raise
         if "error" in found:
             text = f"On {self.url}: {found['error']}"
             if found["kind"] == InputError.__name__:

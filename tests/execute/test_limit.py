@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ from analytic import AnalyticEvaluator, jobs, numbered
 from autocompress.controller.limits import Durations
 from autocompress.execute.limit import TookTooLong, time_limit
 from autocompress.execute.local import InProcessExecutor
+from autocompress.machine.waiting import ends_within, outside_wait, seconds_to_end
 from autocompress.policy.policy import Policy
 from autocompress.results.metric import Measurement
 from autocompress.results.trial import SEARCH, Phase, Trial, TrialState
@@ -154,3 +156,24 @@ def test_limits_are_generous_and_follow_what_trials_took() -> None:
     assert Durations([trial(10.0), trial(500.0, train)]).limit_s(None, train) == 10_000
     failed = Trial(0, Policy(), SEARCH, TrialState.FAILED, seconds=1e6)
     assert Durations([failed]).limit_s(None, SEARCH) == 3600
+
+
+def test_waits_for_something_outside_do_not_count() -> None:
+    def work(seconds: float) -> None:
+        with outside_wait():
+            time.sleep(1.5)
+        time.sleep(seconds)
+
+    with time_limit(0.6, lambda: None):
+        work(0.1)
+    with pytest.raises(TookTooLong), time_limit(0.6, lambda: None):
+        work(5.0)
+
+
+def test_nothing_outside_is_waited_for_beyond_a_studys_end() -> None:
+    assert seconds_to_end() == math.inf
+    with ends_within(10.0):
+        assert 9.0 < seconds_to_end() <= 10.0
+        with ends_within(-1.0):
+            assert seconds_to_end() == 0.0
+    assert seconds_to_end() == math.inf

@@ -34,13 +34,10 @@ def test_a_study_waits_for_its_device_and_loses_nothing(
 ) -> None:
     bulk = {"batch": 8, "threads": 2}
     target = {"device": board.url, "python": sys.executable, "throughput": bulk}
-    limits = [
-        "latency<=3x",
-        "memory<=9x",
-        "latency_p99<=99x",
-        "throughput>=0.1x",
-        "latency_worst<=9",
-    ]
+    limits = ["latency<=3x", "latency_p99<=99x", "throughput>=0.1x", "latency_worst<=9"]
+    names = ["latency_p99_ms", "sample_ms", "latency_worst"]
+    if sys.platform == "linux":  # other systems do not tell a process its peak
+        limits, names = [*limits, "memory<=9x"], [*names, "peak_memory_bytes"]
     here = [{"runtime": "onnxruntime"}]  # this machine beside the board
     study = study_of(6, target=target, also_on=here, space=SPACE, budget=limits)
     run = tmp_path / "runs" / "tiny"
@@ -64,7 +61,7 @@ def test_a_study_waits_for_its_device_and_loses_nothing(
             told = trial["measurement"]["context"]
             assert told["target"]["device"] == board.url
             assert told["timing"]["facts"]["machine"]["name"]
-            for name in ("peak_memory_bytes", "latency_p99_ms", "sample_ms", "latency_worst"):
+            for name in names:
                 assert trial["measurement"]["values"][name] > 0
                 assert name in trial["violations"]
             assert trial["measurement"]["values"]["latency_2_ms"] > 0
@@ -84,12 +81,12 @@ def test_a_study_waits_for_its_device_and_loses_nothing(
     there = json.loads(again.stdout)
     assert there["baseline"]["latency_ms"] > 0
     assert "latency_worst" not in " ".join(there["budget"])
-    assert len(there["budget"]) == 4
+    assert len(there["budget"]) == len(limits) - 1
     assert "only this is known there" in again.stderr
 
     found = json.loads(call(tmp_path, f"verify {run}/recipes/best.yaml --json", check=None).stdout)
     assert found["latency_ms"] > 0
-    assert min(found[name] for name in ("peak_memory_bytes", "latency_p99_ms", "sample_ms")) > 0
+    assert min(found[name] for name in names) > 0
     board.stop()  # to make the file again nothing need be timed
     call(tmp_path, f"apply {run}/recipes/best.yaml -o again.onnx")
     failed = call(tmp_path, f"verify {run}/recipes/best.yaml", check=None)

@@ -21,6 +21,7 @@ import pytest
 from devices import LoopbackDevice, loopback_device, other_python
 
 from autocompress.errors import DeviceLost, InputError, MeasurementError, TargetUnavailable
+from autocompress.execute.limit import TookTooLong, time_limit
 from autocompress.machine.device import WAIT_VARIABLE
 from autocompress.measure.extras import ExtraCosts
 from autocompress.measure.gate import inspect_file
@@ -258,3 +259,15 @@ def test_energy_is_that_which_the_device_tells(
     found = ExtraCosts(target, asked).after_timing(file, file, timing, timing.latency_ms)
     # on a busy machine all its seconds are longer than the quiet ones that a latency is
     assert 0.5 < found["energy_mj"] / (5.0 * timing.baseline_ms) < 30
+
+
+@pytest.mark.timeout(120)
+def test_an_answer_that_nobody_waited_for_is_not_taken_for_the_next_one(
+    board: LoopbackDevice, exported: dict[str, Path]
+) -> None:
+    target, file = there(board), exported[".onnx"]
+    target.reach()
+    long = Plan(precision=1e-9, max_seconds=4.0, slot_ms=1.0)
+    with pytest.raises(TookTooLong), time_limit(1.0, lambda: None):
+        paired_timing(target, file, file, plan=long)
+    assert {"Conv"} <= set(inspect_file(target, file).profile.by_op())
