@@ -16,10 +16,14 @@ PACKAGE = ROOT / "autocompress"
 
 MOST_LINES = 400
 MOST_FUNCTION_LINES = 60
-MOST_LINES_THAT_MEASURE = 4500
-"""Of `measure` and `targets` together: one mechanism times, and one way reads every profile."""
+MOST_LINES_THAT_MEASURE = 4170
+"""Of `measure` and `targets` together, but what is named below: one mechanism times, and one way
+reads every profile. They were 3,800 before devices that ssh reaches, percentiles, throughput and
+several targets."""
 FURTHER_RUNTIMES = {"litert.py", "onnx_web.py"}
 """Files of `targets` that do not count there: each is a runtime more, behind the same contract."""
+FURTHER_COSTS = {"energy.py", "extras.py", "joules.py", "peak.py", "there.py"}
+"""Files of `measure` that do not count there: costs and places that only some studies ask for."""
 HEAVY = {
     *(
         "numpy",
@@ -151,8 +155,8 @@ def test_files_and_functions_are_short(module: str) -> None:
 
 def test_measuring_stays_small() -> None:
     rooms = [p for p in MODULES.values() if p.parent.name in ("measure", "targets")]
-    assert {p.name for p in rooms} >= FURTHER_RUNTIMES
-    rooms = [p for p in rooms if p.name not in FURTHER_RUNTIMES]
+    assert {p.name for p in rooms} >= FURTHER_RUNTIMES | FURTHER_COSTS
+    rooms = [p for p in rooms if p.name not in FURTHER_RUNTIMES | FURTHER_COSTS]
     lines = sum(len(p.read_text(encoding="utf-8").splitlines()) for p in rooms)
     assert lines <= MOST_LINES_THAT_MEASURE, f"{lines} lines"
 
