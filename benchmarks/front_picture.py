@@ -1,6 +1,6 @@
 """Draw the front of a finished run as a small SVG, in light and dark.
 
-python benchmarks/front_picture.py runs/cifar10_resnet20 -o docs/front.svg
+python benchmarks/front_picture.py runs/vgg16 -o docs/front.svg
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from autocompress.track.view import RunView, score
 
 WIDTH, HEIGHT = 720, 380
 LEFT, RIGHT, TOP, BOTTOM = 62, 18, 34, 46
+_FAR = 8.0
+"""Of latencies, the largest over the smallest: beyond it their axis is logarithmic."""
 STYLE = """
 text { font: 13px system-ui, sans-serif; fill: #1f2328; }
 .soft { fill: #59636e; } .grid { stroke: #d9dee3; } .axis { stroke: #59636e; }
@@ -40,6 +42,13 @@ def ticks(low: float, high: float, about: int = 6) -> list[float]:
     return [step * k for k in range(math.ceil(low / step), math.floor(high / step + 1e-9) + 1)]
 
 
+def decades(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times powers of ten between two."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)))
+    found = (m * 10.0**p for p in powers for m in (1, 2, 5))
+    return [x for x in found if low <= x <= high]
+
+
 class Picture:
     """A run's trials in the plane of latency and quality.
 
@@ -55,14 +64,14 @@ class Picture:
         low, high = self.shown(min(qualities)), self.shown(max(qualities))
         pad = max(0.12 * (high - low), 0.5)
         self.y = (low - pad, high + pad)
-        self.x = (
-            0.0,
-            1.08 * max(base["latency_ms"], *(t.measurement["latency_ms"] for t in known)),
-        )
+        times = [base["latency_ms"], *(t.measurement["latency_ms"] for t in view.compared)]
+        self.log = max(times) > _FAR * min(times)
+        self.x = (0.85 * min(times) if self.log else 0.0, (1.25 if self.log else 1.08) * max(times))
 
     def at(self, ms: float, quality: float) -> tuple[float, float]:
         """Place of a latency and a quality in the picture."""
-        across = (ms - self.x[0]) / (self.x[1] - self.x[0])
+        low, high, place = (math.log(max(x, 1e-9)) if self.log else x for x in (*self.x, ms))
+        across = (place - low) / (high - low)
         up = (self.shown(quality) - self.y[0]) / (self.y[1] - self.y[0])
         x = LEFT + across * (WIDTH - LEFT - RIGHT)
         return round(x, 1), round(HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM), 1)
@@ -75,7 +84,7 @@ class Picture:
     def axes(self) -> list[str]:
         """Grid, numbers and titles."""
         bottom, right, found = HEIGHT - BOTTOM, WIDTH - RIGHT, []
-        for ms in ticks(*self.x):
+        for ms in decades(*self.x) if self.log else ticks(*self.x):
             x = self.at(ms, 0)[0]
             found.append(f'<line class="grid" x1="{x}" y1="{TOP}" x2="{x}" y2="{bottom}"/>')
             found.append(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 
@@ -47,7 +50,10 @@ def test_the_gallery_shows_every_shipped_study() -> None:
     assert set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == set(shipped("studies"))
 
 
-def test_a_picture_shows_the_front_of_its_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("far", [1.0, 100.0], ids=["logarithmic", "linear"])
+def test_a_picture_shows_the_front_of_its_run(
+    far: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Read again from the SVG: each member at its latency, on the scale of the axis."""
     from xml.etree import ElementTree
 
@@ -56,6 +62,8 @@ def test_a_picture_shows_the_front_of_its_run(tmp_path: Path) -> None:
 
     from autocompress.track.view import RunView
 
+    monkeypatch.setattr(front_picture, "_FAR", far)
+    scaled = math.log if far == 1.0 else float
     run = handmade_run.make_run(tmp_path / "resnet20", 40)
     front_picture.main([str(run.root), "-o", str(tmp_path / "front.svg")])
     found = ElementTree.parse(tmp_path / "front.svg").getroot()
@@ -66,11 +74,12 @@ def test_a_picture_shows_the_front_of_its_run(tmp_path: Path) -> None:
     assert [c.get("class") for c in dots].count("chosen") == 1
     (whole,) = (c for c in found.iter(f"{space}circle") if c.get("class") == "whole")
     labels = {t.text: t for t in found.iter(f"{space}text") if t.get("text-anchor") == "middle"}
-    scale = float(labels["1"].get("x", "")) - float(labels["0"].get("x", ""))
+    half, one = (float(labels[text].get("x", "")) for text in ("0.5", "1"))
+    scale = (one - half) / (scaled(1.0) - scaled(0.5))
     for dot, trial in zip(dots, view.front, strict=True):
         assert trial.measurement is not None
-        ms = (float(dot.get("cx", "")) - float(labels["0"].get("x", ""))) / scale
-        assert abs(ms - trial.measurement["latency_ms"]) < 0.005
+        place = one + scale * (scaled(trial.measurement["latency_ms"]) - scaled(1.0))
+        assert abs(place - float(dot.get("cx", ""))) < 0.5
     heights = [float(dot.get("cy", "")) for dot in dots]
     assert heights == sorted(heights, reverse=True), "the costlier, the better"
     assert float(whole.get("cx", "")) > max(float(dot.get("cx", "")) for dot in dots)
