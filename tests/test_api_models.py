@@ -211,8 +211,8 @@ def test_a_policy_is_measured_and_a_model_profiled(model: nn.Module, data: ac.Da
     found = ac.evaluate(model, data, uniform={"prune_ratio": 0.5}, quick=True)
     assert found["trial"]["macs"] < 0.6 * found["baseline"]["macs"]
     assert set(found["trial"]) == {
-        *("accuracy", "accuracy_stderr", "latency_ms", "latency_ratio", "macs", "params"),
-        *("size_bytes", "feasible", "violations", "problems", "notes", "policy"),
+        *("accuracy", "accuracy_stderr", "latency_ms", "latency_ratio", "latency_p99_ms"),
+        *("macs", "params", "size_bytes", "feasible", "violations", "problems", "notes", "policy"),
     }
     alone = ac.evaluate(model, data)
     assert alone["trial"]["accuracy"] == alone["baseline"]["accuracy"]
@@ -268,8 +268,8 @@ def test_an_onnx_file_is_a_model(model: nn.Module, data: ac.Data, tmp_path: Path
     found = ac.evaluate(file, data, uniform={"weight_bits": 8, "prune_ratio": 0.5}, quick=True)
     assert found["trial"]["macs"] < 0.6 * found["baseline"]["macs"]
     assert set(found["trial"]) == {
-        *("accuracy", "accuracy_stderr", "latency_ms", "latency_ratio", "macs", "params"),
-        *("size_bytes", "feasible", "violations", "problems", "notes", "policy"),
+        *("accuracy", "accuracy_stderr", "latency_ms", "latency_ratio", "latency_p99_ms"),
+        *("macs", "params", "size_bytes", "feasible", "violations", "problems", "notes", "policy"),
     }
     kinds = {row["kind"] for row in ac.profile(file, data)["layers"]}
     assert kinds == {"conv", "linear"}

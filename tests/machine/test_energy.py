@@ -68,7 +68,7 @@ def test_a_boards_power_is_averaged_while_it_works(
     program = tmp_path / "tegrastats"
     lines = "\n".join(f"echo '{_LINE.format(mw)}'" for mw in (4000, 6000))
     program.write_text(
-        f"#!/bin/sh\ntest \"$1 $2\" = '--interval 50' || exit 1\n{lines}\nsleep 60\n"
+        f"#!/bin/sh\ntest \"$1 $2\" = '--interval 50' || exit 1\n{lines}\nexec sleep 60\n"
     )
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
