@@ -111,7 +111,8 @@ def main() -> None:
         out="runs/detector",
         search={"trials": 10},
     )
-    print(result.best.trial.measurement)
+    best = result.best.trial.measurement
+    print(f"overlap {best['overlap']:.1%}, {best['latency_ms']:.3f} ms")
 
 
 SPLITS = {"train": 768, "val": 256, "test": 256}

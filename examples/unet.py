@@ -70,7 +70,8 @@ def main() -> None:
         out="runs/unet",
         search={"trials": 10},
     )
-    print(result.best.trial.measurement)
+    best = result.best.trial.measurement
+    print(f"mean_iou {best['miou']:.1%}, {best['latency_ms']:.3f} ms")
 
 
 SPLITS = {"train": 384, "val": 128, "test": 128}

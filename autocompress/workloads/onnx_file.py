@@ -24,6 +24,8 @@ _TYPES = {
     "tensor(int32)": torch.int32,
     "tensor(bool)": torch.bool,
 }
+_READ = 18
+"""Newest set of operators whose reshapes onnx2torch reads."""
 _LEAST = 1e-2
 """Values below count as this large in that check."""
 _FREE = 32
@@ -52,7 +54,7 @@ def onnx_model(path: str) -> nn.Module:
         ) from None
     graph = _load(path)
     try:
-        module = onnx2torch.convert(graph)
+        module = onnx2torch.convert(_plainer(graph))
     except NotImplementedError as error:
         raise InputError(
             f"{path} has an operator that cannot become a layer: {error}. Give the torch model "
@@ -62,6 +64,29 @@ def onnx_model(path: str) -> nn.Module:
     module.eval()
     _compare(module, path, graph)
     return module
+
+
+def _plainer(graph: Any) -> Any:
+    """A file of a newer operator set in an older one, as far as its operators allow that.
+
+    torch's exporter writes set 20, and reshapes that take a zero as a size; onnx2torch reads
+    neither. That the module answers as the file does is seen to afterwards.
+    """
+    from onnx import version_converter
+
+    own = (one.version for one in graph.opset_import if one.domain in ("", "ai.onnx"))
+    newest = max(own, default=0)
+    if newest > _READ:
+        try:
+            graph = version_converter.convert_version(graph, _READ)
+        except RuntimeError:  # an operator that the older set lacks: onnx2torch says which
+            return graph
+    for node in graph.graph.node:
+        if node.op_type == "Reshape":
+            kept = [one for one in node.attribute if one.name != "allowzero"]
+            del node.attribute[:]
+            node.attribute.extend(kept)
+    return graph
 
 
 def _load(path: str) -> Any:

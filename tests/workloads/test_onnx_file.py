@@ -54,3 +54,19 @@ def test_an_output_that_differs_refuses_the_conversion(
     monkeypatch.setattr(onnx2torch, "convert", errs)
     with pytest.raises(InputError, match=r"computes something else \(output 2: .*off\)"):
         onnx_model(str(file))
+
+
+@pytest.mark.parametrize("opset", [18, 20, None])
+def test_what_the_exporter_of_torch_writes_can_be_read(tmp_path: Path, opset: int | None) -> None:
+    """With a free batch its flattening is a reshape that takes a zero as a size."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5)
+    ).eval()
+    path = tmp_path / "model.onnx"
+    given = {} if opset is None else {"opset_version": opset}
+    example = (torch.zeros(2, 1, 8, 8),)
+    torch.onnx.export(model, example, path, dynamic_shapes=({0: "batch"},), dynamo=True, **given)
+    inputs = torch.randn(3, 1, 8, 8)
+    found = onnx_model(str(path))
+    torch.testing.assert_close(found(inputs), model(inputs), rtol=1e-4, atol=1e-5)
