@@ -84,6 +84,11 @@ def code_of(name: str) -> str:
     return name.rpartition("#")[0]
 
 
+def averages(name: str) -> bool:
+    """Whether a call divides by how many channels there are."""
+    return code_of(name).rpartition("|")[2] in AVERAGED
+
+
 def earlier(name: str) -> Iterator[str]:
     """The names of a call when the same code ran before, in the same run."""
     own, _, number = name.rpartition("#")

@@ -150,7 +150,7 @@ class _FollowedPass:
         parts = [("i", self.follower.get(x))]
         parts += [(f"o{i}", self.follower.get(y)) for i, y in enumerate(tensors(outputs))]
         if name in AVERAGED and any(labels is not None for _, labels in parts[1:]):
-            return  # over other axes than the channels'
+            parts = []  # over other axes than the channels'
         known = tuple((key, labels) for key, labels in parts if labels is not None)
         self.trace.sites.append(CallSite(self.names[module], call, known))
 

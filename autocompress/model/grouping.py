@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from autocompress.model.call_sites import code_of
+from autocompress.model.call_sites import averages, code_of
 from autocompress.model.channel_trace import CallSite, ChannelTrace, axis_classes, class_base
 from autocompress.model.labels import Labels
 from autocompress.model.sides import CallAxis, LayerSide, ModuleSide, OwnAxis, Side
@@ -150,7 +150,7 @@ def call_side(site: CallSite, key: str, axis: int, labels: Labels) -> ModuleSide
 
 
 def _sites(trace: ChannelTrace, free: Tensor) -> Iterator[ModuleSide]:
-    """Calls that give channels; those that stay along no axis in particular have axis -1.
+    """Calls that give channels, or average them; where none may go, with axis -1.
 
     Where code runs again and again, so have the calls that meet no channel.
     """
@@ -160,7 +160,7 @@ def _sites(trace: ChannelTrace, free: Tensor) -> Iterator[ModuleSide]:
             yield site.module, CallAxis(site.call, "i", -1, (0,))
         for key, labels in site.tensors:
             axes = [axis for axis, n in enumerate(class_base(free, labels).shape) if n > 1]
-            if key != "i":
+            if key != "i" or averages(site.call):
                 yield call_side(site, key, axes[0] if axes else -1, labels)
 
 

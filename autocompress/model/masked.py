@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autocompress.model.call_sites import AVERAGED, code_of
+from autocompress.model.call_sites import averages
 from autocompress.model.sides import CallAxis, OwnAxis, Removals, Side
 
 
@@ -28,7 +28,7 @@ def masked(model: nn.Module, removals: Removals) -> Iterator[None]:
     """
     changed: dict[Tensor, Tensor] = {}
     with torch.no_grad():
-        averaged = any(_is_mean(side) for _, side in removals)
+        averaged = any(_is_mean(side) and gone for (_, side), gone in removals.items())
         for (name, side), gone in removals.items():
             module = model.get_submodule(name)
             makers = _makers(module, side, list(gone)) if averaged else ()
@@ -62,7 +62,7 @@ def _readers(module: Any, side: Side, gone: list[int]) -> Iterator[tuple[Tensor,
 
 
 def _is_mean(side: Side) -> bool:
-    return isinstance(side, CallAxis) and code_of(side.call).rpartition("|")[2] in AVERAGED
+    return isinstance(side, CallAxis) and averages(side.call)
 
 
 def _makers(module: Any, side: Side, gone: list[int]) -> Iterator[tuple[Tensor, Any]]:

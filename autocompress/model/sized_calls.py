@@ -1,8 +1,7 @@
 """Modules whose forward says sizes, places or numbers of channels, after some of these are gone.
 
-``x.view(n, 8, 16)``, ``x.chunk(2, 1)``, ``x[:, :4]``, ``x.mean(1)``: what they say fits the
-channels that were there. A pruned model keeps its forward, and these calls are corrected while it
-runs.
+``x.view(n, 8, 16)``, ``x.chunk(2, 1)``, ``x[:, :4]``, ``x.mean(1)`` fit the channels that were
+there. A pruned model keeps its forward, and these calls are corrected while it runs.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import CodeType
@@ -113,6 +113,12 @@ class CorrectedForward:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the module answers."""
+        # calls are told apart by frames, which compiled code has not; slow to load, if not in use
+        compiler = sys.modules.get("torch._dynamo")
+        run = CorrectedForward._run if compiler is None else compiler.disable(CorrectedForward._run)
+        return run(self, args, kwargs)
+
+    def _run(self, args: Any, kwargs: Any) -> Any:
         with _Correcting(self):
             return self._original(*args, **kwargs)
 
@@ -129,8 +135,7 @@ class CorrectedForward:
         removals = self._removals(call)
         if removals is None:
             return func(*args, **kwargs)
-        name = func.__name__
-        if name in SIZED:
+        if (name := func.__name__) in SIZED:
             new = _resized(name, args, removals.get("o0"))
         elif name in CUT:
             new = _split(name, args, kwargs, removals.get("i"))
