@@ -88,6 +88,8 @@ class Cascade:
         Raises:
             InputError: inputs that the files do not take, or outputs that are not one per input.
         """
+        if not isinstance(feed, Mapping):
+            raise InputError(f"Inputs are given by name, as {{{self._inputs[0]!r}: array}}.")
         if set(feed) != set(self._inputs):
             raise InputError(f"The inputs are {self._inputs}, got {sorted(map(str, feed))}.")
         inputs = [np.asarray(feed[name]) for name in self._inputs]

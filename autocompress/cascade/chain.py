@@ -123,7 +123,7 @@ class Chain:
 
     def goes_on(self, place: int, members: Sequence[Member]) -> bool:
         """Whether a stage takes the features of the one before it."""
-        if place == 0 or self.confidence == "agreement":
+        if not 0 < place < len(self.stages) or self.confidence == "agreement":
             return False
         before, now = (members[self.members[i]] for i in (place - 1, place))
         return before.label in now.after

@@ -18,6 +18,7 @@ from autocompress.run.cascade_exits import cuts_of, fit_heads, write_part
 from autocompress.runtime import Cascade, open_file
 
 if TYPE_CHECKING:
+    from autocompress.policy.claims import CascadeClaim
     from autocompress.policy.recipe import Recipe
     from autocompress.run.assembly import Assembly
     from autocompress.techniques.compressed import Compressed
@@ -134,6 +135,8 @@ def _export(
     recipe: Recipe, built: Mapping[str, Compressed], parts: Assembly, folder: Path
 ) -> Manifest:
     """The members' files and the manifest in a folder."""
+    from autocompress.exporters.onnx_parts import drop_features
+
     claim = recipe.cascade
     assert claim is not None
     folder.mkdir(parents=True, exist_ok=True)
@@ -152,6 +155,8 @@ def _export(
                 else:
                     path = path.with_stem(f"{path.stem}-part-{place + 1}")
                     _part(whole, path, start, stage.exit, parts)
+                    if stage.exit is not None and not _goes_on(claim, place + 1):
+                        drop_features(path)
                 names.append(path.name)
             heat = tuple(stage.temperatures)
             stages.append(Stage(tuple(names), heat, stage.threshold, stage.takes))
@@ -160,6 +165,11 @@ def _export(
     made = Manifest(claim.confidence, claim.scores, claim.output, tuple(stages), threads)
     made.save(folder)
     return made
+
+
+def _goes_on(claim: CascadeClaim, place: int) -> bool:
+    """Whether there is such a stage, and it takes the features of the one before it."""
+    return place < len(claim.stages) and claim.stages[place].takes == "features"
 
 
 def _part(whole: Path, path: Path, start: str | None, end: str | None, parts: Assembly) -> None:

@@ -18,6 +18,7 @@ from autocompress.cascade.choose import Asked, Choice, choose, counts, halves, t
 from autocompress.cascade.manifest import MANIFEST, Manifest, Stage, Takes
 from autocompress.cascade.sequence import SequenceTimes
 from autocompress.errors import InputError
+from autocompress.exporters.onnx_parts import drop_features
 from autocompress.machine.progress import Progress, silent
 from autocompress.policy.files import check_output
 from autocompress.report.html import write_report
@@ -179,6 +180,8 @@ def _write(found: RunMembers, chain: Chain, members: Sequence[Member], folder: P
                 part_file(found, trial, start, members[i].exit), folder / f"{name}.onnx"
             )
             names.append(f"{name}.onnx")
+            if members[i].exit is not None and not chain.goes_on(place + 1, members):
+                drop_features(folder / names[-1])
         heat = tuple(members[i].temperature for i in asked)
         threshold = None if place == len(chain.thresholds) else chain.thresholds[place]
         takes: Takes = "features" if goes_on else "inputs"

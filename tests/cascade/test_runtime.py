@@ -245,15 +245,15 @@ def test_answers_that_are_not_one_per_input_are_refused(tmp_path: Path, inputs: 
     ("feed", "says"),
     [
         ({}, "inputs are .'x'., got"),
+        (None, "given by name"),
+        ([np.ones((1, FEATURES), np.float32)], "given by name"),
         ({"y": np.ones((1, FEATURES), np.float32)}, "inputs are .'x'., got .'y'."),
         ({"x": np.float32(1)}, "batch of as many samples"),
         ({"x": np.ones((2, FEATURES))}, "cannot run on these inputs.*double"),
         ({"x": np.ones((2, FEATURES + 1), np.float32)}, "cannot run on these inputs"),
     ],
 )
-def test_inputs_that_do_not_fit_are_refused(
-    tmp_path: Path, feed: dict[str, Any], says: str
-) -> None:
+def test_inputs_that_do_not_fit_are_refused(tmp_path: Path, feed: Any, says: str) -> None:
     made(tmp_path, "margin", "softmax")
     with pytest.raises(InputError, match=says):
         Cascade(tmp_path).run(None, feed)

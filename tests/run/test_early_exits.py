@@ -138,6 +138,50 @@ def _answered(chain: Chain, asked: list[Member]) -> np.ndarray:
     return np.where(first[0], 0, np.where(first[1], 1, 2))
 
 
+def test_an_exit_may_be_the_last_stage(
+    run: RunFolder, known: RunMembers, members: list[Member], tmp_path: Path
+) -> None:
+    """Of another network than the first, in which nobody takes what it computed on the way."""
+
+    def taken(found: list[Member], baseline: Any, first: Any, second: Any, _: Asked) -> Choice:
+        exits = {n: [i for i, m in enumerate(found) if m.exit and m.trial == n] for n in (1, None)}
+        chain = (exits[1][0], exits[None][-1])
+        level = float(np.median(found[chain[0]].sure["margin"]))
+        return told(
+            Chain(chain, "margin", (level,)), [m.on(second) for m in found], baseline[second]
+        )
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cascading, "choose", taken)
+        made = cascading.cascade(str(run.root), Asked(mean_ms=0.6), tmp_path / "made")
+    path = tmp_path / "recipe.yaml"
+    recipes.export(str(run.root), str(made["trial"]), path)
+    replay.apply(path, tmp_path / "again", None, None)
+    inputs, targets = digits().test.inputs().numpy(), known.targets("test")
+    chain = taken(members, targets == targets, *(np.arange(9),) * 2, Asked(mean_ms=0.6)).chain
+    asked = [
+        members[i].answering(logits_of(known, members[i], "test"), targets) for i in chain.members
+    ]
+    later = asked[0].sure["margin"] < chain.thresholds[0]
+    logits = [logits_of(known, members[i], "test") for i in chain.members]
+    wanted = np.where(later[:, None], logits[1], logits[0])
+    assert 0 < later.mean() < 1
+    for folder in (tmp_path / "made", tmp_path / "again"):
+        runner = Cascade(folder)
+        assert [o.name for o in runner.get_outputs()] == ["output"]
+        (outputs,), places = runner.answer({"input": inputs})
+        same = places == later
+        assert same.mean() > 0.99  # the rest is within rounding of the threshold
+        np.testing.assert_allclose(outputs[same], wanted[same], rtol=1e-3, atol=1e-3)
+    assert made["no_one_file"] == ""
+    one = onnxruntime.InferenceSession(made["one_file"])
+    assert [o.name for o in one.get_outputs()] == ["output"]
+    for i in range(20):
+        np.testing.assert_allclose(
+            one.run(None, {"input": inputs[i : i + 1]})[0], outputs[i : i + 1], atol=1e-3
+        )
+
+
 def test_what_the_parts_cost_is_what_their_network_costs(
     run: RunFolder, members: list[Member], made: dict[str, Any]
 ) -> None:
