@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,14 +9,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-
 from autocompress.errors import InputError
 from autocompress.exporters.silence import silent
 from autocompress.machine.scratch import scratch_folder
 from autocompress.policy.writing import replacing
 from autocompress.targets.base import (
-    WARM_UP,
     Arrays,
     Availability,
     Session,
@@ -172,13 +168,7 @@ class ExecuTorchSession(Session):
 
     def profile(self, inputs: Arrays, runs: int = 20) -> Profile:
         """The whole program as one operator: the wheel is built without event tracing."""
-        call = self.prepare(inputs)
-        times = []
-        for _ in range(WARM_UP + runs):
-            begin = time.perf_counter()
-            call()
-            times.append((time.perf_counter() - begin) * 1e3)
-        median = float(np.median(times[WARM_UP:]))
+        median = self.whole_ms(inputs, runs)
         return Profile((NodeTime("forward", "XnnpackBackend", median),), median)
 
     def close(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -16,7 +15,6 @@ from autocompress.errors import InputError
 from autocompress.exporters.silence import silent
 from autocompress.policy.writing import replacing
 from autocompress.targets.base import (
-    WARM_UP,
     Arrays,
     Availability,
     Session,
@@ -185,13 +183,7 @@ class LiteRtSession(Session):
         """The file's operators, and the time of all together: the wheel's runtime tells no more."""
         from autocompress.exporters.litert_file import Graph
 
-        call = self.prepare(inputs)
-        times = []
-        for _ in range(WARM_UP + runs):
-            begin = time.perf_counter()
-            call()
-            times.append((time.perf_counter() - begin) * 1e3)
-        median = float(np.median(times[WARM_UP:]))
+        median = self.whole_ms(inputs, runs)
         graph = Graph.read(self.file.read_bytes())
         nodes = [_node(graph, each) for each in graph.operators]
         return Profile((*nodes, NodeTime("graph/whole", _WHOLE, median)), median)
