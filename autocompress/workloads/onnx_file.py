@@ -55,10 +55,11 @@ def onnx_model(path: str) -> nn.Module:
     graph = _load(path)
     try:
         module = onnx2torch.convert(_plainer(graph))
-    except NotImplementedError as error:
+    except Exception as error:  # of what is refused, and of what a stranger's file makes stumble
+        kind = "" if isinstance(error, NotImplementedError) else f"{type(error).__name__}: "
         raise InputError(
-            f"{path} has an operator that cannot become a layer: {error}. Give the torch model "
-            "that it was exported from."
+            f"{path} cannot become layers: {kind}{error}. Give the torch model that it was "
+            "exported from."
         ) from None
     _settle(module)
     module.eval()
@@ -74,12 +75,16 @@ def _plainer(graph: Any) -> Any:
     """
     from onnx import version_converter
 
-    own = (one.version for one in graph.opset_import if one.domain in ("", "ai.onnx"))
-    newest = max(own, default=0)
+    for one in graph.opset_import:
+        one.domain = "" if one.domain == "ai.onnx" else one.domain  # the same by another name
+    newest = max((one.version for one in graph.opset_import if not one.domain), default=0)
     if newest > _READ:
         try:
             graph = version_converter.convert_version(graph, _READ)
-        except RuntimeError:  # an operator that the older set lacks: onnx2torch says which
+        except (
+            RuntimeError,
+            version_converter.ConvertError,
+        ):  # an operator that the older set lacks: onnx2torch says which
             return graph
     for node in graph.graph.node:
         if node.op_type == "Reshape":
@@ -97,7 +102,7 @@ def _load(path: str) -> Any:
         raise InputError(f"There is no file {path}.")
     try:
         graph = onnx.load(path)
-    except (DecodeError, onnx.checker.ValidationError, OSError) as error:
+    except (DecodeError, onnx.checker.ValidationError, OSError, ValueError) as error:
         raise InputError(f"{path} is no ONNX file: {error}") from None
     taken: set[str] = set()
     for node in graph.graph.node:  # torch.fx writes names into source code, which it runs
@@ -200,7 +205,12 @@ def _compare(module: nn.Module, path: str, graph: Any) -> None:
         kind = _TYPES[spec.type]
         inputs.append((torch.randn if kind.is_floating_point else _zeros_and_ones)(shape).to(kind))
     feed = {s.name: x.numpy() for s, x in zip(session.get_inputs(), inputs, strict=True)}
-    wanted = [torch.as_tensor(array) for array in session.run(None, feed)]
+    try:
+        wanted = [torch.as_tensor(array) for array in session.run(None, feed)]
+    except Exception as error:  # the same
+        raise InputError(
+            f"ONNX Runtime cannot run {path} on a batch of two random inputs: {error}"
+        ) from None
     try:
         found = module(*inputs)
     except Exception as error:  # converted operators raise whatever they stumble on

@@ -70,3 +70,35 @@ def test_what_the_exporter_of_torch_writes_can_be_read(tmp_path: Path, opset: in
     inputs = torch.randn(3, 1, 8, 8)
     found = onnx_model(str(path))
     torch.testing.assert_close(found(inputs), model(inputs), rtol=1e-4, atol=1e-5)
+
+
+def _odd(model: onnx.ModelProto, kind: str, folder: Path) -> Path:
+    """A file that a stranger may hand over."""
+    path = folder / "odd.onnx"
+    if kind == "external data cut short":
+        onnx.save(model, path, save_as_external_data=True, location="d.bin", size_threshold=0)
+        (folder / "d.bin").write_bytes((folder / "d.bin").read_bytes()[:-8])
+        return path
+    if kind == "no set of operators":
+        del model.opset_import[:]
+    if kind == "an edge that nobody makes":
+        model.graph.node[-1].input[0] = "nowhere"
+        model.opset_import[0].version = 20
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "kind", ["external data cut short", "no set of operators", "an edge that nobody makes"]
+)
+def test_an_odd_file_is_refused_in_a_sentence(file: Path, kind: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"odd\.onnx"):
+        onnx_model(str(_odd(onnx.load(file), kind, tmp_path)))
+
+
+def test_the_operators_of_onnx_go_by_two_names(file: Path, tmp_path: Path) -> None:
+    model, x = onnx.load(file), torch.randn(5, 6)
+    model.opset_import[0].domain = "ai.onnx"
+    onnx.save(model, tmp_path / "named.onnx")
+    for one, other in zip(onnx_model(str(tmp_path / "named.onnx"))(x), Heads()(x), strict=True):
+        torch.testing.assert_close(one, other)
