@@ -7,6 +7,7 @@ import shlex
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from autocompress.machine.scratch import scratch_folder
 from autocompress.policy.budget import Budget, Limit
 from autocompress.policy.writing import replacing
 from autocompress.results.answer import rejudged
+from autocompress.results.metric import Metric
 from autocompress.results.trial import Trial
 from autocompress.run.assembly import Assembly
 from autocompress.run.factories import from_elsewhere
@@ -102,7 +104,7 @@ def sweep(run: str, progress: Progress, *, trust: bool = False) -> dict[str, Any
 
 
 def _forecaster(folder: RunFolder, view: RunView, place: Path, progress: Progress) -> Forecaster:
-    if not any(t.phase.kind == "search" and t.measurement for t in view.trials):
+    if not any(t.phase.kind == "search" for t in view.compared):
         raise InputError(
             f"The run in {folder.root} has measured no policy yet, so that nothing is known of any "
             "budget. Go on with --resume."
@@ -151,7 +153,7 @@ def _answer(
     found["policy_file"] = str(file)
     base = view.baseline.values
     found["expected"] = {
-        view.quality.name: _plain(expected.quality),
+        view.quality.name: _plain(_possible(expected.quality, view.quality)),
         "divergence": expected.divergence,
         **{name: _plain(cost) for name, cost in expected.costs.items()},
         "shares": {
@@ -169,6 +171,13 @@ def _measured(view: RunView, trial: Trial) -> dict[str, Any]:
     names = (view.quality.name, *(metric.name for metric in view.objectives[1:]))
     told = {name: values[name] for name in names if name in values}
     return {"trial": trial.number, "phase": trial.phase.kind, **told}
+
+
+def _possible(found: Interval, quality: Metric) -> Interval:
+    """An interval without what a fraction cannot be."""
+    if not quality.fraction or not math.isfinite(found.low):
+        return found
+    return replace(found, low=max(0.0, found.low), high=min(1.0, found.high))
 
 
 def _plain(found: Interval) -> dict[str, float | None]:
