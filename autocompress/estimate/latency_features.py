@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, lru_cache, partial
-from itertools import pairwise, product
+from itertools import product
 from math import prod
-from typing import Any
 
+from autocompress.estimate.boundaries import Boundaries, bit, floats
 from autocompress.estimate.latency_row import FEATURES, LayerKernels, Row, RowSum
 from autocompress.model.cost import layer_cost
 from autocompress.model.kernels import Kernel, kernel_precision, part_kernel
@@ -33,56 +33,13 @@ class LayerPlan:
     def __init__(self, inventory: Inventory, settings: CompressionSettings) -> None:
         self.inventory = inventory
         self.shapes = resolver(inventory, settings)
+        self._without: dict[frozenset[int], Boundaries] = {}
 
-    @property
-    def edges(self) -> list[tuple[int, int]]:
-        """Pairs of layers (producer, consumer) by position, the network's input being -1.
-
-        A layer reads from the nearest earlier one that puts out channels of a group that feeds it
-        (depthwise ones pass them on): one for each group behind a concatenation. Channels of no
-        group come from the nearest layer whose outputs are in none, or are the network's input.
-        """
-        return self._between(frozenset())[0]
-
-    @property
-    def adds(self) -> list[tuple[int, int]]:
-        """Residual additions as pairs of layers: the branch, and the stream's earlier producer."""
-        return self._between(frozenset())[1]
-
-    def _between(self, gone: frozenset[int]) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-        """Edges and additions that are left without some layers, given by position."""
-        known: dict[frozenset[int], Any] = self.__dict__.setdefault("_without", {})
-        if gone not in known:
-            known[gone] = self._edges(gone), self._adds(gone)
-        found: tuple[list[tuple[int, int]], list[tuple[int, int]]] = known[gone]
-        return found
-
-    def _edges(self, gone: frozenset[int]) -> list[tuple[int, int]]:
-        nearest: dict[str | None, int] = {None: -1}
-        found = []
-        for i, layer in enumerate(self.inventory.layers):
-            if i in gone:
-                continue
-            reads = self.inventory.reads(layer.name)
-            groups: list[str | None] = [g.name for g, _ in reads]
-            if sum(g.channels * span for g, span in reads) < layer.in_channels:
-                groups.append(None)
-            # what puts out a group may be no layer of the inventory: a transposed convolution
-            before = next((j for j in range(i - 1, -1, -1) if j not in gone), -1)
-            found += [(j, i) for j in sorted({nearest.get(g, before) for g in groups})]
-            if not layer.depthwise:
-                made = self.inventory.groups_by_name.get(layer.out_group or "")
-                groups = [made.name if made is not None and made.consumers else None]
-            nearest |= dict.fromkeys(groups, i)
-        return found
-
-    def _adds(self, gone: frozenset[int]) -> list[tuple[int, int]]:
-        order = {layer.name: i for i, layer in enumerate(self.inventory.layers)}
-        found = []
-        for group in self.inventory.channel_groups:
-            places = sorted(order[p] for p in group.producers if p in order)
-            found += [(b, a) for a, b in pairwise(i for i in places if i not in gone)]
-        return found
+    def boundaries(self, gone: frozenset[int]) -> Boundaries:
+        """The values between layers that are left without some, given by place."""
+        if gone not in self._without:
+            self._without[gone] = Boundaries(self.inventory, gone)
+        return self._without[gone]
 
     def layers(self, policy: Policy) -> list[LayerKernels]:
         """What each layer runs as under a policy."""
@@ -141,22 +98,26 @@ class LayerPlan:
         shapes = self.shapes.layers(policy)
         whole = self._sum(shapes, table_ms)
         own = whole.row(footprint)
-        edges, adds = self._between(_gone(shapes))
-        touching = _by_place(edges), _by_place(adds)
+        layers = [layer_kernels(shape) for shape in shapes]
+        between, before = self.boundaries(_gone(shapes)), floats(layers)
 
         def changed(found: Mapping[int, LayerShape]) -> Row:
             if any(bool(shape.parts) != bool(shapes[i].parts) for i, shape in found.items()):
                 now = [found.get(i, shape) for i, shape in enumerate(shapes)]
                 return self._sum(now, table_ms).row(footprint).minus(own)
-            edges, adds = ({pair for i in found for pair in pairs.get(i, ())} for pairs in touching)
+            given = {i: layer_kernels(shape) for i, shape in found.items()}
+            flipped = (i for i in found if _integer(given[i]) != _integer(layers[i]))
+            after = before ^ sum(map(bit, flipped))
             new = RowSum(self._image, dict(whole.total), {}, whole.weight)
-            for sign, given in ((-1, {}), (1, found)):
-                near = {*found, *(i for pair in (*edges, *adds) for i in pair if i >= 0)}
-                at = {i: layer_kernels(given.get(i, shapes[i])) for i in near}
-                new.add_layers((at[i] for i in found), table_ms, sign)
-                new.add_boundaries(edges, adds, at.__getitem__, sign)
-                if whole.last in found:
-                    new.add_end(at[whole.last], sign)
+            values = between.changed(found, before, after)
+            for value in values:
+                value.count(new, before, lambda i: layers[i].volume, -1)
+                value.count(new, after, lambda i: given.get(i, layers[i]).volume)
+            new.add_layers((layers[i] for i in found), table_ms, -1)
+            new.add_layers(given.values(), table_ms)
+            if whole.last in found:
+                new.add_end(layers[whole.last], -1)
+                new.add_end(given[whole.last])
             row = new.row(footprint)
             return Row(row.features - own.features, row.kernels)
 
@@ -173,7 +134,9 @@ class LayerPlan:
         last = next((i for i in range(len(layers) - 1, -1, -1) if i not in gone), -1)
         found = RowSum(self._image, dict.fromkeys(FEATURES, 0.0), {}, 0, last)
         found.add_layers(layers, table_ms)
-        found.add_boundaries(*self._between(gone), layers.__getitem__)
+        kind = floats(layers)
+        for value in self.boundaries(gone).values:
+            value.count(found, kind, lambda i: layers[i].volume)
         if last >= 0:
             found.add_end(layers[last])
         return found
@@ -184,13 +147,8 @@ def _gone(shapes: Iterable[LayerShape]) -> frozenset[int]:
     return frozenset(i for i, shape in enumerate(shapes) if not shape.parts)
 
 
-def _by_place(pairs: Iterable[tuple[int, int]]) -> dict[int, list[tuple[int, int]]]:
-    """Pairs of places by either of them."""
-    found: dict[int, list[tuple[int, int]]] = {}
-    for pair in pairs:
-        for place in {*pair}:
-            found.setdefault(place, []).append(pair)
-    return found
+def _integer(layer: LayerKernels) -> bool:
+    return layer.precision == "int8"
 
 
 @lru_cache(maxsize=1 << 16)

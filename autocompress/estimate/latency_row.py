@@ -123,28 +123,11 @@ class RowSum:
             total["stored_int_weights"] += sign * layer.stored * 1e-3
             total["other_macs"] += sign * layer.macs * 1e-6
 
-    def add_boundaries(
-        self,
-        edges: Iterable[tuple[int, int]],
-        adds: Iterable[tuple[int, int]],
-        layer_at: Callable[[int], LayerKernels],
-        sign: int = 1,
-    ) -> None:
-        """What goes from integers to floats or back, and additions by what they add."""
-        total = self.total
-        for source, sink in edges:
-            made = None if source < 0 else layer_at(source)
-            integer = made is not None and made.precision == "int8"
-            if integer == (layer_at(sink).precision == "int8"):
-                continue
-            values = self.image if made is None else made.volume
-            change = "to_float" if integer else "to_int8"
-            total[change] += sign
-            total[f"{change}_values"] += sign * values * 1e-3
-            total[f"{change}_far"] += sign * max(0, values - _NEAR) * 1e-3
-        for branch, stream in adds:
-            both = layer_at(branch).precision == layer_at(stream).precision == "int8"
-            total["int8_adds" if both else "float_adds"] += sign * layer_at(branch).volume * 1e-3
+    def add_change(self, change: str, values: int, sign: int = 1) -> None:
+        """A change of so many values, ``to_int8`` or ``to_float``."""
+        self.total[change] += sign
+        self.total[f"{change}_values"] += sign * values * 1e-3
+        self.total[f"{change}_far"] += sign * max(0, values - _NEAR) * 1e-3
 
     def add_end(self, last: LayerKernels, sign: int = 1) -> None:
         """The network gives out floats."""

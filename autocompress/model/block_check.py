@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from autocompress.model.absent import leave_out
 from autocompress.model.blocks import Branch, Finder, ForwardPass, watch
 from autocompress.model.cut_check import answers, lively, short, unlike_samples
+from autocompress.model.sources import layer_sources
 from autocompress.model.training_run import in_training, to_training
 from autocompress.policy.inventory import Block, LayerSpec
 from autocompress.task.compared import TOLERANCES, difference
@@ -28,19 +30,30 @@ MAX_SECONDS = 60.0
 """Branches that were not reached after that stay."""
 
 
-def take_blocks(
-    model: nn.Module, example: Any, layers: Sequence[LayerSpec]
-) -> tuple[tuple[Block, ...], dict[str, str], frozenset[str]]:
-    """The branches that can be left out of a model, each tried on it.
+@dataclass(frozen=True)
+class Followed:
+    """What was seen in runs of a model.
+
+    Args:
+        blocks: that can be left out, in network order.
+        staying: first layer of each branch that stays, with the reason.
+        idle: layers on which no answer depends, tried as well.
+        sources: as in ``Inventory``.
+    """
+
+    blocks: tuple[Block, ...]
+    staying: Mapping[str, str]
+    idle: frozenset[str] = frozenset()
+    sources: tuple[tuple[int, ...], ...] = ()
+
+
+def followed(model: nn.Module, example: Any, layers: Sequence[LayerSpec]) -> Followed:
+    """Who reads whom in a model, and the branches that can be left out, each tried on it.
 
     Args:
         model: in eval mode; not changed.
         example: one batch of inputs, built as the model takes them.
         layers: of the model's inventory.
-
-    Returns:
-        The blocks in network order; the first layer of each branch that stays, with the reason; and
-        the layers on which no answer depends, tried as well.
     """
     inputs = map_tensors(_float32, unlike_samples(example))
     try:
@@ -55,9 +68,10 @@ def take_blocks(
     # a forward of anyone's, which need not bear being watched; the reason is kept
     except Exception as error:
         reason = f"its branches cannot be followed ({type(error).__name__}: {error})"
-        return (), {layer.name: reason for layer in layers[:1]}, frozenset()
-    good = [b.block for b in branches if b.block.name not in check.failed]
-    return tuple(good), {**finder.skipped, **check.failed}, frozenset(idle)
+        return Followed((), {layer.name: reason for layer in layers[:1]})
+    good = tuple(b.block for b in branches if b.block.name not in check.failed)
+    staying = {**finder.skipped, **check.failed}
+    return Followed(good, staying, frozenset(idle), layer_sources(finder, layers))
 
 
 def _answers_without(model: nn.Module, inputs: Any, layers: Collection[str]) -> bool:

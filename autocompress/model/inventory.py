@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from autocompress.errors import UnsupportedModel
-from autocompress.model.block_check import take_blocks
+from autocompress.model.block_check import followed
 from autocompress.model.cut_check import first_samples
 from autocompress.model.fingerprint import fingerprint
 from autocompress.model.groups import channel_groups
@@ -48,7 +48,7 @@ def take_inventory(model: nn.Module, example: Any, axes: Axes | None = None) -> 
                 "The model has no convolution, linear, recurrent or attention "
                 "layer that runs on this input."
             )
-        blocks, staying, idle = take_blocks(model, example, specs)
+        seen = followed(model, example, specs)
     finally:
         model.train(training)
     made = {p: g.name for g in groups for p in g.producers}
@@ -58,7 +58,9 @@ def take_inventory(model: nn.Module, example: Any, axes: Axes | None = None) -> 
         # a depthwise layer passes its inputs on: named is the first group of several
         group = (passed if spec.depthwise else made).get(spec.name)
         spec = replace(spec, out_group=group)
-        layers.append(left_alone(spec, "no answer depends on it") if spec.name in idle else spec)
+        layers.append(
+            left_alone(spec, "no answer depends on it") if spec.name in seen.idle else spec
+        )
     architecture, weights = fingerprint(model)
     shapes = tuple(tuple(x.shape[1:]) for x in tensors(example))
     reading = {name for group in groups for name, _ in group.spans}
@@ -68,8 +70,8 @@ def take_inventory(model: nn.Module, example: Any, axes: Axes | None = None) -> 
         for name, reason in plan.skipped.items()
     )
     identity = (shapes, architecture, weights)
-    told = tuple(staying.items())
-    return Inventory(tuple(layers), groups, *identity, alone, blocks, told)
+    told = tuple(seen.staying.items())
+    return Inventory(tuple(layers), groups, *identity, alone, seen.blocks, told, seen.sources)
 
 
 def _specs(calls: dict[str, LayerCalls]) -> list[LayerSpec]:

@@ -12,6 +12,8 @@ from typing import Any, Literal
 from autocompress.errors import InputError, nearest
 from autocompress.policy.values import Factorization
 
+OUTSIDE = -1
+"""Among ``Inventory.sources``: what no layer gives."""
 WHOLE = "*"
 """Stands for all layers where a model's channels cannot be followed."""
 RANK_STEPS = 8
@@ -223,6 +225,10 @@ class Inventory:
         left_alone: channels that cannot be pruned, with the reason.
         blocks: what can be left out, in network order; no layer is in two of them.
         blocks_left_alone: first layer of a branch that cannot, and why.
+        sources: for each layer, the places of those whose results it reads through operators that
+            are no layers (additions, activations, concatenations); ``OUTSIDE`` is among them where
+            it reads an input of the network, or through an operator that computes floats only.
+            Empty where nobody could follow the model.
     """
 
     layers: tuple[LayerSpec, ...]
@@ -233,6 +239,7 @@ class Inventory:
     left_alone: tuple[LeftAlone, ...] = ()
     blocks: tuple[Block, ...] = ()
     blocks_left_alone: tuple[tuple[str, str], ...] = ()
+    sources: tuple[tuple[int, ...], ...] = ()
 
     @property
     def fingerprint(self) -> str:

@@ -196,27 +196,6 @@ def test_what_lies_beyond_the_caches_counts_by_itself(
     assert (kernel.precision, kernel.weight_bytes) == ("int8", 8 * 3 * 9)
 
 
-def test_borders_behind_a_concatenation_are_those_of_each_producer() -> None:
-    """``third`` reads ``left`` and ``right``; ``side`` reads ``right``, past a depthwise layer."""
-    inventory = take_inventory(make("nested"), example("nested"))
-    plan = LayerPlan(inventory, CompressionSettings())
-    names = ["image", *(layer.name for layer in inventory.layers)]
-    found = {(names[a + 1], names[b + 1]) for a, b in plan.edges}
-    assert {(a, b) for a, b in found if b != "side"} == {
-        *(("image", b) for b in ("left", "right")),
-        *((a, "third") for a in ("left", "right")),
-        *((a, "depth") for a in ("left", "right", "third")),
-        *(("depth", "point"), ("point", "head"), ("side", "head")),
-    }
-    int8 = LayerPolicy(weight_bits=8, activation_bits=8)
-    row = plan.row(Policy({"left": int8, "third": int8}), lambda k: 1.0, 1 << 20)
-    quantity = dict(zip(FEATURES, row.features, strict=True))
-    # the image enters `left`, 16 maps of `right` enter `third`
-    assert quantity["to_int8_values"] == pytest.approx((3 + 16) * 64 / 1e3)
-    # 16 maps of `left` and 8 of `third` enter `depth`
-    assert quantity["to_float_values"] == pytest.approx((16 + 8) * 64 / 1e3)
-
-
 @pytest.mark.parametrize("name", ["nested", "unet_transposed", "residual", "depthwise", "concat"])
 def test_the_kernels_of_a_space_are_those_of_all_its_policies(name: str) -> None:
     """Against every assignment of the ratios, for the layers that read few groups."""
