@@ -27,8 +27,6 @@ from autocompress.build.refine import Refinement
 from autocompress.build.sequential import sequential_resolve
 from autocompress.controller.sensitivity import Sensitivity
 from autocompress.exporters.write import export
-from autocompress.measure.accuracy import score
-from autocompress.measure.answers import module_answers
 from autocompress.measure.latency import paired_timings
 from autocompress.model.groups import slicing_plan
 from autocompress.model.inventory import take_inventory
@@ -37,6 +35,8 @@ from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.recovery import Schedule
 from autocompress.policy.settings import CompressionSettings, RefineConfig
 from autocompress.policy.space_config import SpaceConfig
+from autocompress.quality.answers import module_answers
+from autocompress.quality.score import score
 from autocompress.recover.device import Place
 from autocompress.targets import get_target
 from autocompress.task.divergence import SoftmaxKL

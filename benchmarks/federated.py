@@ -30,11 +30,11 @@ from autocompress.federated.journal import traffic
 from autocompress.federated.local import InProcess
 from autocompress.federated.server import FederatedPipeline
 from autocompress.federated.study import FederatedAssembly, Simulated, assembled
-from autocompress.measure.accuracy import score
-from autocompress.measure.answers import module_answers
 from autocompress.model.attention import opened
 from autocompress.policy.policy import Distill, LayerPolicy, Policy
 from autocompress.policy.settings import CompressionSettings
+from autocompress.quality.answers import module_answers
+from autocompress.quality.score import score
 from autocompress.recover.distill import Distillation
 from autocompress.recover.finetune import fine_tune
 from autocompress.results.trial import Phase

@@ -22,11 +22,11 @@ from typing import Any
 import torch
 
 from autocompress.errors import AutocompressError
-from autocompress.measure.accuracy import paired, score
-from autocompress.measure.answers import file_answers
 from autocompress.measure.latency import paired_timing
 from autocompress.measure.sampling import Plan
 from autocompress.policy.policy import Policy
+from autocompress.quality.answers import file_answers
+from autocompress.quality.score import paired, score
 from autocompress.report.display import Display
 from autocompress.run.assembly import Assembly, assemble
 from autocompress.run.session import EndedRun, run_study

@@ -30,10 +30,10 @@ from autocompress.machine.facts import machine_facts
 from autocompress.measure.conversions import conversions
 from autocompress.measure.latency import paired_timing
 from autocompress.measure.sampling import Plan
-from autocompress.measure.saturation import settled
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.settings import CompressionSettings
+from autocompress.quality.saturation import settled
 from autocompress.targets import get_target
 from autocompress.targets.lengths import drawn_inputs
 from autocompress.techniques.compressed import Compressed, Precision

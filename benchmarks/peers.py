@@ -28,8 +28,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from autocompress.build.batch_norm import reestimate
-from autocompress.measure.accuracy import score
-from autocompress.measure.answers import module_answers
+from autocompress.quality.answers import module_answers
+from autocompress.quality.score import score
 from autocompress.task.data import Data
 from autocompress.workloads.data import image_folder
 from autocompress.workloads.models import load_weights, resnet20

@@ -26,12 +26,12 @@ from torch import Tensor, nn
 
 from autocompress.build.calibrate import calibrate
 from autocompress.exporters.write import export
-from autocompress.measure.accuracy import Accuracy, paired, score
 from autocompress.measure.latency import paired_timing
-from autocompress.measure.saturation import settled
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.settings import CompressionSettings
+from autocompress.quality.saturation import settled
+from autocompress.quality.score import Accuracy, paired, score
 from autocompress.targets import KernelClass, Target, get_target
 from autocompress.targets.base import random_inputs
 from autocompress.task.data import Data, Split

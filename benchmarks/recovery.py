@@ -23,10 +23,10 @@ from typing import Any
 
 import torch
 
-from autocompress.measure.accuracy import Accuracy, paired, score
-from autocompress.measure.answers import file_answers
 from autocompress.model.cost import policy_cost
 from autocompress.policy.policy import Distill, LayerPolicy, Policy
+from autocompress.quality.answers import file_answers
+from autocompress.quality.score import Accuracy, paired, score
 from autocompress.results.trial import Phase
 from autocompress.run.assembly import Assembly, assemble
 from autocompress.run.study import load_study

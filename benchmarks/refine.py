@@ -23,11 +23,11 @@ from autocompress.build.bank import LayerBank
 from autocompress.build.calibrate import calibrate
 from autocompress.build.refine import Refinement
 from autocompress.build.sequential import sequential_resolve
-from autocompress.measure.accuracy import score
-from autocompress.measure.answers import module_answers
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.settings import CompressionSettings, RefineConfig
+from autocompress.quality.answers import module_answers
+from autocompress.quality.score import score
 from autocompress.task.data import Data
 from autocompress.task.ready import ready
 from autocompress.techniques.compressed import Compressed

@@ -29,15 +29,15 @@ from scipy.stats import spearmanr
 from autocompress.build.bank import LayerBank
 from autocompress.build.pipeline import Pipeline
 from autocompress.build.refine import Refinement
-from autocompress.measure.accuracy import score
-from autocompress.measure.answers import module_answers
-from autocompress.measure.screening import Screening
 from autocompress.model.cost import policy_cost
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.policy import Policy
 from autocompress.policy.recovery import Schedule
 from autocompress.policy.settings import CompressionSettings, RefineConfig
 from autocompress.policy.space_config import SpaceConfig
+from autocompress.quality.answers import module_answers
+from autocompress.quality.score import score
+from autocompress.quality.screening import Screening
 from autocompress.task.data import Data
 from autocompress.workloads.data import image_folder
 from autocompress.workloads.models import load_weights, resnet20, resnet56, vgg16_bn

@@ -37,11 +37,11 @@ from torch import Tensor, nn
 from autocompress.build.bank import LayerBank
 from autocompress.build.batch_norm import reestimate
 from autocompress.build.sequential import sequential_resolve
-from autocompress.measure.accuracy import score
-from autocompress.measure.answers import module_answers
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.settings import CompressionSettings
+from autocompress.quality.answers import module_answers
+from autocompress.quality.score import score
 from autocompress.task.data import Data
 from autocompress.techniques.compressed import Compressed
 from autocompress.techniques.importance import Consumer, obs_order

@@ -30,10 +30,10 @@ from torch.utils.data import Dataset
 from autocompress.build.bank import LayerBank
 from autocompress.build.calibrate import calibrate
 from autocompress.exporters.write import export
-from autocompress.measure.answers import file_answers, module_answers
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.settings import CompressionSettings
+from autocompress.quality.answers import file_answers, module_answers
 from autocompress.targets import get_target
 from autocompress.task.calling import call
 from autocompress.task.data import Data, feed

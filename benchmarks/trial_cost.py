@@ -26,8 +26,6 @@ import torch
 from autocompress.build.bank import LayerBank
 from autocompress.build.calibrate import calibrate
 from autocompress.exporters.write import export
-from autocompress.measure.accuracy import score
-from autocompress.measure.answers import file_answers
 from autocompress.measure.gate import inspect_file
 from autocompress.measure.latency import paired_timing
 from autocompress.measure.quiet import QuietSpeed
@@ -36,6 +34,8 @@ from autocompress.model.inventory import take_inventory
 from autocompress.policy.policy import Policy
 from autocompress.policy.settings import CompressionSettings
 from autocompress.policy.space_config import SpaceConfig
+from autocompress.quality.answers import file_answers
+from autocompress.quality.score import score
 from autocompress.targets import get_target
 from autocompress.task.data import Split
 from autocompress.workloads.models import resnet20, resnet56, seeded, vgg16_bn

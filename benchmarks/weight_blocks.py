@@ -33,11 +33,11 @@ from torch import Tensor, nn
 from autocompress.build.calibrate import calibrate
 from autocompress.exporters.onnx_blocks import pack
 from autocompress.exporters.write import export
-from autocompress.measure.accuracy import paired, score
 from autocompress.measure.latency import paired_timing
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.settings import CompressionSettings
+from autocompress.quality.score import paired, score
 from autocompress.targets import Target, get_target
 from autocompress.task.data import Split
 from autocompress.techniques.compressed import Compressed, Precision

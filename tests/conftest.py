@@ -51,9 +51,9 @@ def bank() -> Callable[..., LayerBank]:
     from small_networks import data, example, make
 
     from autocompress.build.bank import LayerBank
-    from autocompress.measure.saturation import settled
     from autocompress.model.inventory import take_inventory
     from autocompress.policy.settings import CompressionSettings
+    from autocompress.quality.saturation import settled
     from autocompress.targets import get_target
 
     @cache

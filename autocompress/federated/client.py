@@ -41,8 +41,6 @@ from autocompress.federated.sent import Sent
 from autocompress.federated.sums import ClientSums
 from autocompress.federated.triangles import triangle
 from autocompress.machine.scratch import scratch_folder
-from autocompress.measure.accuracy import file_quality
-from autocompress.measure.screening import Screening
 from autocompress.model.attention import opened
 from autocompress.model.groups import slicing_plan
 from autocompress.model.weights import load_tensors, state_tensors
@@ -50,6 +48,8 @@ from autocompress.policy.federation import FederationSection
 from autocompress.policy.inventory import Inventory
 from autocompress.policy.policy import Distill, Policy
 from autocompress.policy.settings import CompressionSettings
+from autocompress.quality.score import file_quality
+from autocompress.quality.screening import Screening
 from autocompress.recover.distill import Distillation
 from autocompress.recover.finetune import fine_tune
 from autocompress.targets import get_target

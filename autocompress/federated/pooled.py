@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from autocompress.machine.scratch import scratch_folder
-from autocompress.measure.accuracy import file_quality
+from autocompress.quality.score import file_quality
 from autocompress.results.trial import Phase
 from autocompress.targets import get_target
 from autocompress.task.calling import call

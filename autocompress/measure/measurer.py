@@ -16,9 +16,9 @@ from autocompress.measure.gate import Inspection, inspect_file
 from autocompress.measure.latency import SINGLE_CALLS, Timing, Undisturbed, paired_timings
 from autocompress.measure.quiet import QuietSpeed
 from autocompress.measure.sampling import Plan
-from autocompress.measure.saturation import overflow_problems
 from autocompress.policy.costs import P99
 from autocompress.policy.policy import Policy
+from autocompress.quality.saturation import overflow_problems
 from autocompress.results.difference import HITS, SCORES, pack_hits, pack_scores
 from autocompress.results.metric import Measurement
 
@@ -296,7 +296,7 @@ class Measurer:
         Raises:
             InputError: the quality cannot be told on val, without which nothing can be compared.
         """
-        from autocompress.measure.accuracy import file_quality
+        from autocompress.quality.score import file_quality
 
         task = self.pipeline.task
         own = getattr(self.pipeline.data, split)

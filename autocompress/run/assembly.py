@@ -16,7 +16,6 @@ from autocompress.errors import InputError, UnsupportedModel
 from autocompress.estimate.latency_model import LatencyModel
 from autocompress.machine.facts import cores_to_use
 from autocompress.machine.progress import Progress, silent
-from autocompress.measure.saturation import settled
 from autocompress.model.cost import outside_of_layers
 from autocompress.model.earlier import Earlier
 from autocompress.model.fingerprint import fingerprint
@@ -27,6 +26,7 @@ from autocompress.policy.policy import Policy
 from autocompress.policy.registry import by_knob
 from autocompress.policy.space import Space
 from autocompress.policy.writing import replacing
+from autocompress.quality.saturation import settled
 from autocompress.recover.distill import Distillation
 from autocompress.results.metric import Measurement
 from autocompress.run.evaluator import StudyEvaluator, make_evaluator

@@ -14,9 +14,9 @@ from autocompress.cascade.chain import Index, Member
 from autocompress.cascade.confidence import Floats, as_logits
 from autocompress.errors import AutocompressError, InputError
 from autocompress.machine.progress import Progress, silent
-from autocompress.measure.answers import file_answers
 from autocompress.policy.policy import Policy
 from autocompress.policy.writing import replacing
+from autocompress.quality.answers import file_answers
 from autocompress.results.difference import hits_of
 from autocompress.results.trial import Trial
 from autocompress.task.nested import tensors

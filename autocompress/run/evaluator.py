@@ -15,8 +15,8 @@ from autocompress.estimate.latency_model import LatencyModel
 from autocompress.machine.lock import after_timing
 from autocompress.machine.progress import Progress
 from autocompress.measure.measurer import Measurer, Scored
-from autocompress.measure.screening import Screening
 from autocompress.policy.policy import LayerPolicy, Policy
+from autocompress.quality.screening import Screening
 from autocompress.results.metric import Measurement
 from autocompress.results.screened import Screened
 from autocompress.results.trial import SEARCH, Phase, Trial

@@ -24,10 +24,10 @@ from autocompress.exporters.onnx_integers import Integers, clean_up
 from autocompress.exporters.onnx_pads import fold_padding
 from autocompress.exporters.onnx_quantize import static_integers
 from autocompress.exporters.write import export
-from autocompress.measure.saturation import settled
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.policy import Policy
 from autocompress.policy.settings import CompressionSettings
+from autocompress.quality.saturation import settled
 from autocompress.targets import get_target
 from autocompress.techniques.compressed import Compressed, Precision, Range
 from autocompress.techniques.quantize import simulate

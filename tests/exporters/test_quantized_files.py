@@ -21,10 +21,10 @@ from autocompress.build.calibrate import calibrate
 from autocompress.build.rounding import compensate
 from autocompress.errors import ExportError, PolicyError
 from autocompress.exporters.write import export
-from autocompress.measure.saturation import settled
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.settings import CompressionSettings
+from autocompress.quality.saturation import settled
 from autocompress.targets import get_target
 from autocompress.task.data import Data
 from autocompress.techniques.compressed import Compressed, Precision

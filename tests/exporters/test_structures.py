@@ -21,12 +21,12 @@ from autocompress.exporters.agreement import check_graph
 from autocompress.exporters.axes import find_axes
 from autocompress.exporters.onnx_graph import Exporter, float_graph
 from autocompress.exporters.write import export
-from autocompress.measure.answers import file_answers, module_answers
-from autocompress.measure.saturation import settled
 from autocompress.model.cost import count_macs
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.settings import CompressionSettings
+from autocompress.quality.answers import file_answers, module_answers
+from autocompress.quality.saturation import settled
 from autocompress.targets import get_target
 from autocompress.task.calling import call
 from autocompress.task.data import Split

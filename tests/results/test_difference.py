@@ -1,4 +1,4 @@
-"""Paired differences against the bootstrap of `measure.accuracy`, and against repeated draws."""
+"""Paired differences against the bootstrap of `quality.score`, and against repeated draws."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from autocompress.measure.accuracy import Accuracy, paired
+from autocompress.quality.score import Accuracy, paired
 from autocompress.results.difference import HITS, difference, pack_hits
 from autocompress.results.metric import Measurement
 

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from autocompress.build.bank import LayerBank
 from autocompress.build.calibrate import calibrate
 from autocompress.exporters.write import export
-from autocompress.measure.answers import file_answers
-from autocompress.measure.saturation import settled
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.settings import CompressionSettings
+from autocompress.quality.answers import file_answers
+from autocompress.quality.saturation import settled
 from autocompress.targets import get_target
 from autocompress.task.calling import call, without_cache
 from autocompress.task.data import Data

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from autocompress.measure.accuracy import Accuracy, MetricFunction, score
-from autocompress.measure.answers import file_answers
 from autocompress.measure.gate import inspect_file
 from autocompress.measure.latency import Timing
+from autocompress.quality.answers import file_answers
+from autocompress.quality.score import Accuracy, MetricFunction, score
 from autocompress.targets.base import Target
 from autocompress.task.split import Split
 from autocompress.techniques.compressed import Compressed

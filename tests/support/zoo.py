@@ -25,12 +25,12 @@ from autocompress.build.bank import LayerBank
 from autocompress.build.calibrate import calibrate
 from autocompress.errors import ExportError
 from autocompress.exporters.write import export
-from autocompress.measure.saturation import settled
 from autocompress.model.cost import policy_cost
 from autocompress.model.inventory import take_inventory
 from autocompress.model.prepare import prepare
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.settings import CompressionSettings
+from autocompress.quality.saturation import settled
 from autocompress.targets import get_target
 from autocompress.task.calling import call, input_names
 from autocompress.task.data import Split

@@ -13,8 +13,8 @@ from file_checks import file_accuracy
 from torch import Tensor, nn
 
 from autocompress.errors import InputError, MeasurementError
-from autocompress.measure.accuracy import Accuracy, paired, score
-from autocompress.measure.answers import module_answers
+from autocompress.quality.answers import module_answers
+from autocompress.quality.score import Accuracy, paired, score
 from autocompress.targets import get_target
 from autocompress.task.data import Split
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import autocompress as ac
-from autocompress.measure.answers import file_answers
+from autocompress.quality.answers import file_answers
 from autocompress.targets import get_target
 from autocompress.task.split import Split
 

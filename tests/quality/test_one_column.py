@@ -21,13 +21,13 @@ from autocompress.controller.context import Context
 from autocompress.controller.guided.proposer import GuidedProposer
 from autocompress.errors import InputError
 from autocompress.execute.local import InProcessExecutor
-from autocompress.measure.screening import Screening
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.budget import Budget
 from autocompress.policy.policy import Distill, Policy
 from autocompress.policy.recovery import Schedule
 from autocompress.policy.settings import CompressionSettings
 from autocompress.policy.space_config import SpaceConfig
+from autocompress.quality.screening import Screening
 from autocompress.recover.device import Place
 from autocompress.recover.distill import Distillation, soft_loss
 from autocompress.recover.finetune import fine_tune

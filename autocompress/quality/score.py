@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autocompress.errors import InputError, MeasurementError
-from autocompress.measure.answers import BATCH, file_answers
+from autocompress.quality.answers import BATCH, file_answers
 from autocompress.targets.base import Target
 from autocompress.task.data import Split
 from autocompress.task.metrics import Meter, TaskMetric
@@ -92,7 +92,7 @@ def file_quality(
 
 
 def score(answers: Iterable[tuple[Any, Any]], metric: MetricFunction | None = None) -> Accuracy:
-    """Score outputs and targets that come batch by batch; see ``measure.answers``.
+    """Score outputs and targets that come batch by batch; see ``quality.answers``.
 
     Args:
         answers: of a model or of a file.

@@ -12,9 +12,9 @@ from torch import nn
 
 from autocompress.build.calibrate import calibrate
 from autocompress.exporters.write import export
-from autocompress.measure.saturation import overflow_problems, settled
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.settings import CompressionSettings
+from autocompress.quality.saturation import overflow_problems, settled
 from autocompress.targets import get_target
 from autocompress.targets.torch_runtime import TorchTarget
 from autocompress.techniques.compressed import Compressed, Precision
