@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autocompress.build.pipeline import Pipeline
-from autocompress.build.state import save_state, state_file
+from autocompress.build.state import save_state, state_file, weights_kept
 from autocompress.machine.progress import Progress
 from autocompress.policy.policy import Policy
 from autocompress.results.trial import SEARCH, Phase
@@ -34,14 +34,14 @@ class Builder:
         """The compressed model, ready to export.
 
         The ``verify`` phase asks for the same epochs and seed as the recovery before it, and so
-        judges the very weights that the recovery trained.
+        judges the very weights that the recovery trained or refined.
 
         Args:
             policy: what to do.
             phase: how much fine-tuning, and whether the finish or the quick reconstruction.
             seed: of fine-tuning.
         """
-        if phase.epochs <= 0:
+        if not weights_kept(self.pipeline.settings, policy, phase):
             return self.pipeline.build(policy, phase, seed, progress=self.progress)
         found = self.trained(policy, phase, seed)
         if found is not None:

@@ -26,7 +26,7 @@ from autocompress.model.inventory import take_inventory
 from autocompress.policy.attempt import attempt
 from autocompress.policy.inventory import RE_SOLVE, Inventory
 from autocompress.policy.policy import Distill, Policy
-from autocompress.policy.settings import CompressionSettings
+from autocompress.policy.settings import CompressionSettings, RefineConfig
 from autocompress.results.trial import SEARCH, Phase
 from autocompress.task.calling import call
 from autocompress.techniques.compressed import Compressed
@@ -83,6 +83,7 @@ class Pipeline:
         distillation: builds the teachers' part of the loss for a policy that asks for it;
             ``None`` lets the uncompressed model teach.
         students: name to a factory of architectures that may take the model's place.
+        refine: how ``finish: refine`` trains; ``None`` takes the settings'.
         own_statistics: whether batches are like all samples, so that screening may let batch norms
             normalize by them.
     """
@@ -96,6 +97,7 @@ class Pipeline:
     qat: bool = True
     distillation: Callable[[Policy], Distillation] | None = None
     students: dict[str, Callable[[], nn.Module]] = field(default_factory=dict)
+    refine: RefineConfig | None = None
     own_statistics: bool = True
     _student_costs: dict[str, Cost] = field(default_factory=dict)
 
@@ -238,11 +240,11 @@ class Pipeline:
             return compressed
         if compressed.policy.repairable:
             compressed = self._repaired(compressed, "sequential" if how == "refine" else how)
-        if how != "refine":
+        if how != "refine" or not self.settings.refines(compressed.policy):
             return compressed
         from autocompress.build.refine import Refinement
 
-        config, seed = self.settings.refine, self.settings.seed
+        config, seed = self.refine or self.settings.refine, self.settings.seed
         return Refinement(
             self.model, compressed, self.data, self.task, config, seed, progress
         ).run()

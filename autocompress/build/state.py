@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 from autocompress.errors import InputError
 from autocompress.model.weights import load_tensors, state_tensors
 from autocompress.policy.policy import Policy
+from autocompress.policy.settings import CompressionSettings
 from autocompress.policy.writing import replacing
+from autocompress.results.trial import Phase
 
 if TYPE_CHECKING:
     from autocompress.techniques.compressed import Compressed
@@ -93,6 +95,17 @@ def reading_weights(path: Path) -> Iterator[Any]:
             f"{path} is not readable as safetensors: {error}. Copy it again from where the recipe "
             "was exported, or export the recipe again."
         ) from None
+
+
+def weights_kept(settings: CompressionSettings, policy: Policy, phase: Phase) -> bool:
+    """Whether building a policy trains it, with labels or without, so that its weights are kept.
+
+    Args:
+        settings: of the study.
+        policy: what is built.
+        phase: for which it is built.
+    """
+    return phase.epochs > 0 or (phase.kind != "search" and settings.refines(policy))
 
 
 def state_file(models: Path, policy: Policy, epochs: float, seed: int) -> Path:

@@ -188,18 +188,29 @@ class Context:
             SearchProgress(phase, done, total, best, volume, left, waiting, trial, quality)
         )
 
-    def run_jobs(self, jobs: Iterable[Job], phase: str) -> list[Trial]:
+    def run_jobs(
+        self,
+        jobs: Iterable[Job],
+        phase: str,
+        refined: Callable[[Job], bool] = lambda job: False,
+    ) -> list[Trial]:
         """Evaluate some jobs, as many at once as there is room for; stops when asked to.
 
         One that would not end within the study's time is left out. What training takes of it was
         seen to before; see ``fit_recovery``.
+
+        Args:
+            jobs: to evaluate.
+            phase: that asks for them.
+            refined: whether the thorough reconstruction of a job's policy is still to be done.
         """
         queue = list(jobs)
         total, done, running = len(queue), [], 0
         while queue or running:
             while queue and running < self.executor.slots and not self.stop:
                 job = queue.pop(0)
-                if self.time.fits(phase, job.phase, self.ledger.durations):
+                durations = self.ledger.durations
+                if self.time.fits(phase, job.phase, durations, refined=refined(job)):
                     self.submit(job)
                     running += 1
                 else:

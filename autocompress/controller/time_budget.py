@@ -53,6 +53,7 @@ class TimeBudget:
         notes: what was changed to fit the time, in sentences.
         recovery_share: of the time after preparation that recovery gets, in [0, 1).
         epoch_s: seconds of an epoch of training, as far as that is known.
+        refine_s: seconds that repair without labels may take of a policy, where it is asked for.
     """
 
     total_s: float | None = None
@@ -62,6 +63,7 @@ class TimeBudget:
     notes: list[str] = field(default_factory=list)
     recovery_share: float = FINISH_SHARE
     epoch_s: float = 0.0
+    refine_s: float = 0.0
     _searching_since_s: float | None = None
     _verified: bool = False
 
@@ -144,11 +146,20 @@ class TimeBudget:
         rest = max(0.0, whole - later)
         return self._searching_since_s + (1 - self.recovery_share) * rest - self.used_s
 
-    def fits(self, phase: str, job: Phase, durations: Durations) -> bool:
-        """Whether an evaluation would end early enough; notes it where it would not."""
+    def fits(self, phase: str, job: Phase, durations: Durations, *, refined: bool = False) -> bool:
+        """Whether an evaluation would end early enough; notes it where it would not.
+
+        Args:
+            phase: that asks for it.
+            job: of the evaluation.
+            durations: of the evaluations so far.
+            refined: whether repair without labels is a part of it.
+        """
         expected = durations.expected_s(job)
         if job.kind == "recover":  # a verification takes the weights that were trained
             expected += job.epochs * self.epoch_s
+        if refined:
+            expected = max(expected, durations.expected_s(SEARCH) + self.refine_s)
         kept = self.kept_s(phase, durations)
         if phase == "verify" and not self._verified:
             kept = 0.0  # an answer that nobody has verified is worth little

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
 from autocompress.policy.hooks import path_of
 from autocompress.policy.section import Section
+
+if TYPE_CHECKING:
+    from autocompress.policy.policy import Policy
 
 _IMAGES, _FEWEST = 512, 128
 _AFFORDED = 200_000_000_000
@@ -126,6 +129,15 @@ class CompressionSettings(Section):
     prune_residual: bool = False
     sparsity_scope: Literal["layer", "global"] = "layer"
     seed: int = 0
+
+    def refines(self, policy: Policy) -> bool:
+        """Whether the last phases train a policy toward the uncompressed model's own outputs.
+
+        Bits from 8 up leave nothing to gain.
+        """
+        low = any(layer.weight_bits < 8 for layer in policy.layers.values())
+        able = policy.student is None and (policy.repairable or low)
+        return self.finish == "refine" and able
 
     def calibrating(self, macs: int, training: int) -> int:
         """How many inputs calibrate a network.

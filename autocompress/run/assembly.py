@@ -142,6 +142,7 @@ class Assembly:
             qat=self.study.recovery.qat,
             distillation=self._distillation(),
             students=self.students,
+            refine=self.study.timed_refine(),
         )
 
     @cached_property

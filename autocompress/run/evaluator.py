@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from autocompress.build.builder import Builder
-from autocompress.build.state import state_file
+from autocompress.build.state import state_file, weights_kept
 from autocompress.estimate.estimator import Estimator
 from autocompress.estimate.latency_model import LatencyModel
 from autocompress.machine.lock import after_timing
@@ -97,7 +97,7 @@ class StudyEvaluator:
     def files(self, policy: Policy, phase: Phase, seed: int) -> list[Path]:
         """The exported file, and the trained weights that verification and recipes read."""
         found = [self.model_path(policy, phase)]
-        if phase.epochs > 0:
+        if weights_kept(self.builder.pipeline.settings, policy, phase):
             found.append(state_file(self.builder.folder, policy, phase.epochs, seed))
         return found
 

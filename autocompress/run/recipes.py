@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from autocompress.build.state import state_file
+from autocompress.build.state import state_file, weights_kept
 from autocompress.errors import AutocompressError, InputError, nearest
 from autocompress.policy.claims import (
     CascadeClaim,
@@ -125,16 +125,17 @@ def recipe_of(
             f"lacks {', '.join(sorted(lacking))}). Delete the file; --resume writes it again."
         )
     weights = None
-    if trial.phase.epochs > 0:
+    if weights_kept(study.settings, trial.policy, claims.phase):
         state = state_file(folder.models, trial.policy, trial.phase.epochs, trial.seed)
-        if not state.is_file():
+        if state.is_file():
+            weights = path.with_suffix(".safetensors").name
+            with replacing(path.with_suffix(".safetensors")) as new:
+                shutil.copyfile(state, new)
+        elif claims.phase.epochs > 0:  # what was only refined can be refined again
             raise InputError(
                 f"The trained weights of trial {trial.number} are gone: {state}. Put them back, or "
                 "export a trial that was not trained with --pick."
             )
-        weights = path.with_suffix(".safetensors").name
-        with replacing(path.with_suffix(".safetensors")) as new:
-            shutil.copyfile(state, new)
     recipe = make_recipe(study, claims, baseline, identity, weights).model_copy(update=more)
     recipe.save(path)
     return recipe

@@ -103,8 +103,8 @@ def run_study(
     check_sampler(study.search.sampler if sampler is None else sampler)
     if study.tracking.storage is not None:
         open_storage(str(resolve_variables(study.tracking.storage)))
-    budget = TimeBudget(study.timeout_s)
-    budget.recovery_share = RECOVERY_SHARE if study.recovery.epochs > 0 else FINISH_SHARE
+    budget = TimeBudget(study.timeout_s, refine_s=study.timed_refine().seconds or 0.0)
+    budget.recovery_share = RECOVERY_SHARE if study.trains else FINISH_SHARE
     preparing = _watched(budget, silent if watcher is None else watcher.preparing)
     if study.dynamic is not None:
         check_target(study.target.config())

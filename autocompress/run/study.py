@@ -16,6 +16,7 @@ from pydantic_core import PydanticCustomError
 
 from autocompress.cascade.amounts import asked_amounts
 from autocompress.controller.config import SearchConfig
+from autocompress.controller.time_budget import RECOVERY_SHARE
 from autocompress.errors import InputError, nearest
 from autocompress.policy.budget import Budget
 from autocompress.policy.claims import Points
@@ -24,7 +25,7 @@ from autocompress.policy.federation import FederationSection
 from autocompress.policy.reading import read_mapping
 from autocompress.policy.recovery import ModelSection, RecoveryConfig, Schedule
 from autocompress.policy.section import CONTRADICTION, Section
-from autocompress.policy.settings import CompressionSettings
+from autocompress.policy.settings import CompressionSettings, RefineConfig
 from autocompress.policy.space_config import SpaceConfig
 from autocompress.policy.ways import LEVELS, ZEROS, space_of
 from autocompress.results.metric import Allowance
@@ -251,6 +252,25 @@ class StudyConfig(Section):
         if isinstance(self.space, str):
             return SpaceConfig.load(find_file(self.space, "search_spaces"))
         return self.space
+
+    @property
+    def trains(self) -> bool:
+        """Whether its last phases train, with labels or without."""
+        return self.recovery.epochs > 0 or self.settings.finish == "refine"
+
+    def timed_refine(self) -> RefineConfig:
+        """How ``finish: refine`` trains, with a limit where the study's time has one.
+
+        Half of the study's time is for the candidates and one more, a quarter where labels train
+        them as well.
+        """
+        asked = self.settings.refine
+        if self.settings.finish != "refine" or self.timeout_s is None:
+            return asked
+        share = RECOVERY_SHARE / (2 if self.recovery.epochs > 0 else 1)
+        each = share * self.timeout_s / (self.recovery.candidates + 1)
+        seconds = each if asked.seconds is None else min(asked.seconds, each)
+        return asked.model_copy(update={"seconds": seconds})
 
     def changed(self, **changes: Any) -> StudyConfig:
         """A checked copy; a value that is a mapping is laid over the section it names."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from small_networks import data, example, make
 from torch import nn
 
 from autocompress.build.bank import LayerBank
+from autocompress.build.builder import Builder
 from autocompress.build.pipeline import Pipeline
 from autocompress.build.refine import Refinement
 from autocompress.build.segments import Segment, common_segments, reads_inputs, run_segment
@@ -320,3 +322,29 @@ def test_a_view_of_images_is_refined_block_by_block_as_flatten_is() -> None:
         found.append(made.module.state_dict())
     for name in found[0]:
         torch.testing.assert_close(found[0][name], found[1][name])
+
+
+@pytest.mark.parametrize("bits", [32, 8, 4])
+def test_what_verifies_takes_the_very_weights_that_were_refined(
+    bits: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = pipeline("residual")
+    policy, builder = half(parts, weight_bits=bits), Builder(parts, tmp_path)
+    first = builder(policy, FINAL, 3)
+    monkeypatch.setattr(Refinement, "run", None)  # a second refinement would raise
+    again = builder(policy, Phase("verify", 0.0, 1), 3)
+    inputs = parts.data.val.inputs()
+    one, two = (simulate(c) if c.quantized else c.module for c in (first, again))
+    with torch.no_grad():
+        assert torch.equal(one(inputs), two(inputs))
+    # what the search asks for is not refined, nor does it take what was
+    pairs = zip(builder(policy).module.parameters(), first.module.parameters(), strict=True)
+    assert not all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_bits_from_8_up_are_not_refined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Refinement, "run", None)
+    parts = pipeline("residual")
+    names = [layer.name for layer in parts.inventory.layers]
+    Builder(parts, tmp_path)(Policy(dict.fromkeys(names, LayerPolicy(weight_bits=8))), FINAL)
+    assert not list(tmp_path.iterdir())

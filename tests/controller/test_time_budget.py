@@ -167,6 +167,18 @@ def test_once_the_search_began_nothing_is_called_preparation() -> None:
     time.check_prepared("epoch 3 of 5", 0.6)
 
 
+def test_a_repair_without_labels_is_begun_only_where_it_would_end() -> None:
+    durations = Durations([made_trial(seconds=4.0)])
+    now = [0.0]
+    time = TimeBudget(200.0, lambda: now[0], 0.0, refine_s=100.0)
+    finish = Phase("recover", 0.0, 1)
+    assert time.fits("finish", finish, durations, refined=True)
+    now[0] = 85.0  # 5 s to build, 10 to verify, 5 at the end, 5 for the uncompressed model on test
+    assert time.fits("finish", finish, durations)
+    assert not time.fits("finish", finish, durations, refined=True)
+    assert time.left_out == {"finish": 1}
+
+
 def test_a_cascade_needs_the_time_to_build_its_members_again() -> None:
     durations = Durations([made_trial(seconds=10.0)])
     now = [0.0]
