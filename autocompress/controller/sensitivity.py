@@ -2,11 +2,17 @@
 
 Choices that interact, as whole blocks do, are probed in a greedy order instead: the one that hurts
 least goes, the rest are probed again without it. Each is then charged what it adds to those before.
+
+Where there may not be the time for each alone, all choices of one kind are probed together, and
+those that are not reached share what that says. Whatever removes weights has a part of its
+divergence from batch norms that are estimated anew, however little is removed: that is paid once,
+so that no choice is charged for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from itertools import islice
 
 import numpy as np
@@ -59,24 +65,35 @@ class Sensitivity:
         self.order: tuple[int, ...] = ()
         self._prior: list[NDArray[np.float64]] = []
         self._seen: dict[Assignment, float] = {}
+        self._floors = [0.0, 0.0]
 
     @property
     def probes(self) -> int:
         """How many policies ``probe`` screens, those of choices that interact left out."""
         return sum(len(_probes(len(c.levels))) for c in self.space.choices if c.of_layers)
 
-    def probe(self, keep_going: Callable[[], bool], first: Sequence[int] | None = None) -> None:
+    def probe(
+        self,
+        keep_going: Callable[[], bool],
+        first: Sequence[int] | None = None,
+        *,
+        hurried: bool = False,
+    ) -> None:
         """Screen single choices, all others at their mildest, and fill in between.
 
         Args:
             keep_going: asked before each probe; unprobed choices take what was foretold of them,
-                or the mean of the others.
+                their share of what all of their kind do together, or the mean of the others.
             first: all choices, in the order in which they are probed.
+            hurried: begin with all choices of each kind together, as there may not be the time to
+                probe each alone.
         """
         choices = self.space.choices
         probed: list[dict[int, float] | None] = [
             None if c.of_layers else dict.fromkeys(range(len(c.levels)), 0.0) for c in choices
         ]
+        kinds = self._kinds if hurried else {}
+        together = {k: self._screened(self._all_of(p)) for k, p in kinds.items() if keep_going()}
         order = list(range(len(choices)) if first is None else first)
         for done, i in enumerate(order):
             if done % _AHEAD == 0 and keep_going():
@@ -89,22 +106,52 @@ class Sensitivity:
                 found[one[i]] = self._screened(one)
             else:
                 probed[i] = found or probed[i]
-        floor = min((v for p in probed if p for v in p.values() if v > 0), default=0.0)
+        floors = [self._floor(probed, removing=removing) for removing in (False, True)]
+        self._floors = floors
         known = [max(p.values()) for p in probed if p]
         typical = float(np.mean(known)) if known else 1.0
-        self.losses = [
-            _filled(
-                len(c.levels),
-                {k: max(v - floor, 1e-6) for k, v in p.items()}
-                if p
-                else {len(c.levels) - 1: typical},
-            )
-            if c.of_layers
-            else _apart(c)
-            for c, p in zip(self.space.choices, probed, strict=True)
-        ]
-        self._probe_together(floor, keep_going)
+        self.losses = []
+        for i, (choice, found_of) in enumerate(zip(choices, probed, strict=True)):
+            floor, top = floors[self._removing[i]], len(choice.levels) - 1
+            if not choice.of_layers:
+                self.losses.append(_apart(choice))
+                continue
+            if found_of:
+                points = {k: max(v - floor, 1e-6) for k, v in found_of.items()}
+            elif choice.kind in together:
+                count = len(self._kinds[choice.kind])
+                points = {top: min(max(together[choice.kind] - floor, 1e-6) / count, _HEAVY)}
+            else:
+                points = {top: typical}
+            self.losses.append(_filled(len(choice.levels), points))
+        self._probe_together(floors[True], keep_going)
         self._prior = [loss.copy() for loss in self.losses]
+
+    @cached_property
+    def _removing(self) -> list[bool]:
+        """Of each choice, whether it removes weights: its networks are repaired."""
+        found = [by_knob().get(choice.kind) for choice in self.space.choices]
+        return [technique is not None and technique.removes for technique in found]
+
+    @cached_property
+    def _kinds(self) -> dict[str, list[int]]:
+        """Kinds of which there are several choices that do not interact, with their positions."""
+        found: dict[str, list[int]] = {}
+        for i, choice in enumerate(self.space.choices):
+            if choice.of_layers and not _interacts(choice):
+                found.setdefault(choice.kind, []).append(i)
+        return {kind: places for kind, places in found.items() if len(places) > 1}
+
+    def _all_of(self, places: Sequence[int]) -> Assignment:
+        """Some choices at their hardest, all others at their mildest."""
+        hardest, some = self.space.hardest, set(places)
+        return tuple(level if i in some else 0 for i, level in enumerate(hardest))
+
+    def _floor(self, probed: Sequence[Mapping[int, float] | None], *, removing: bool) -> float:
+        """Nats that any change costs, however small: the least of what was probed."""
+        pairs = zip(probed, self._removing, strict=True)
+        found = [v for p, own in pairs if p and own is removing for v in p.values() if v > 0]
+        return min(found, default=0.0)
 
     def _alone(self, place: int) -> list[Assignment]:
         """The assignments that probe one choice, all others at their mildest."""
@@ -181,10 +228,11 @@ class Sensitivity:
             return
         starts = np.concatenate([[0], np.cumsum([len(c.levels) for c in self.space.choices])])
         levels = np.array([assignment for assignment, _ in rows])
-        matrix = np.zeros((len(rows), starts[-1]))
+        matrix = np.zeros((len(rows), starts[-1] + 1))
         matrix[np.arange(len(rows))[:, None], starts[:-1] + levels] = levels > 0
+        matrix[:, -1] = (levels[:, self._removing] > 0).any(axis=1)
         target = np.array([kl for _, kl in rows])
-        found = _fitted(matrix, target, np.concatenate(self._prior))
+        found = _fitted(matrix, target, np.concatenate([*self._prior, [self._floors[True]]]))
         self.losses = []
         for i, choice in enumerate(self.space.choices):
             if choice.replaces:
@@ -195,7 +243,7 @@ class Sensitivity:
             self.losses.append(np.maximum.accumulate(loss))
 
     def predict(self, assignment: Assignment) -> float:
-        """The model's KL."""
+        """The model's KL, but for what batch norms estimated anew cost in any case."""
         return float(sum(t[level] for t, level in zip(self.losses, assignment, strict=True)))
 
 

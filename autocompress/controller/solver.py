@@ -74,7 +74,8 @@ def solve(
         losses: per choice, loss of each level.
         costs: of whole assignments.
         limits: metric name to upper bound.
-        start: where costs are linearized first; the hardest levels by default.
+        start: where costs are linearized first; by default the hardest levels, of what has an order
+            the mildest: where a block is gone, nothing tells what else would make of its layers.
         rounds: at most so many linearizations.
         polish: end with an exact knapsack, and exchanges of one and two levels under true costs.
         marginals: where they are found more quickly than from costs of whole assignments; they may
@@ -87,12 +88,17 @@ def solve(
     """
     tables = marginals or partial(_marginals, space, costs)
     at = _Problem(space, losses, costs, limits, tables, order, time.monotonic() + seconds)
-    current = at.changed(start or space.hardest, ())
-    if not at.fits(current):
-        hardened = _hardened(at, current)
-        if hardened is None:
-            return None
-        current = hardened
+    whole = set(order)
+    kept = tuple(0 if i in whole else level for i, level in enumerate(space.hardest))
+    fitting: Assignment | None = None
+    for begin in dict.fromkeys((start,) if start else (kept, space.hardest)):
+        first = at.changed(begin, ())
+        fitting = first if at.fits(first) else _hardened(at, first)
+        if fitting is not None:
+            break
+    if fitting is None:
+        return None
+    current = fitting
     best, seen, in_vain = current, {current}, 0
     exact = sum(map(len, losses)) <= _EXACT
     for _ in range(rounds):

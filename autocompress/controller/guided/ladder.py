@@ -15,6 +15,7 @@ from autocompress.controller.guided.methods import Round
 from autocompress.controller.protocols import Proposal
 from autocompress.controller.sensitivity import Sensitivity
 from autocompress.controller.solver import solve
+from autocompress.controller.starts import named
 from autocompress.policy.space import Assignment
 from autocompress.results.trial import Trial
 
@@ -83,7 +84,7 @@ class SolverLadder:
             over = left is not None and time.monotonic() - begin > _PREPARING * left
             return context.may_go_on and not over
 
-        self.sensitivity.probe(keep_going, self._most_first())
+        self.sensitivity.probe(keep_going, self._most_first(), hurried=left is not None)
 
     def _most_first(self) -> list[int]:
         """Choices by what their hardest levels save."""
@@ -125,9 +126,12 @@ class SolverLadder:
         return found
 
     def nested(self) -> list[Assignment]:
-        """Of the choices that interact alone, the first few of their order that reach each cost."""
+        """Of the choices that interact, the first few of their order that reach each cost.
+
+        Beside them all that a named policy (int8) does, where that loses less than they usually do.
+        """
         choices, top = self.context.space.choices, self._top(self.costs.main(self.costs.cheapest))
-        sets = [self.context.space.mildest]
+        sets = [self._beside_sets()]
         for i in self.sensitivity.order:
             sets.append((*sets[-1][:i], len(choices[i].levels) - 1, *sets[-1][i + 1 :]))
         least = self.costs.main(self.costs.cheapest)
@@ -138,6 +142,14 @@ class SolverLadder:
             if one is not None and one not in found and not self._known(one):
                 found.append(one)
         return found
+
+    def _beside_sets(self) -> Assignment:
+        """The named policy that loses least, if that is less than the middle one of the sets'."""
+        steps = sorted(float(self.sensitivity.losses[i][-1]) for i in self.sensitivity.order)
+        offered = named(self.context.space).values() if steps and self.context.may_go_on else ()
+        found = min(((self.sensitivity.screen(a), a) for a in offered), default=None)
+        useful = found is not None and found[0] < steps[len(steps) // 2]
+        return found[1] if found is not None and useful else self.context.space.mildest
 
     def _known(self, assignment: Assignment) -> bool:
         return self.context.ledger.known(self.context.space.decode(assignment)) is not None
