@@ -11,6 +11,7 @@ from autocompress.controller.promotion import by_band, promoted
 from autocompress.controller.protocols import Evaluator, Job, TrainingEvaluator
 from autocompress.controller.starts import ladders, named, uniform_by_cost, uniform_near
 from autocompress.controller.time_budget import LOOKING_SHARE, SLOWER, fit_recovery, told
+from autocompress.policy.costs import BY_NAME
 from autocompress.policy.policy import Distill, Policy
 from autocompress.policy.recovery import RecoveryConfig
 from autocompress.policy.space import Assignment
@@ -19,6 +20,8 @@ from autocompress.results.trial import SEARCH, Phase, Trial, TrialState
 
 VERIFIED = 6
 """Front members that are scored on the test split, at most."""
+_NEAR = 0.02
+"""Share of a limit by which timings of the same file differ from one moment to the next."""
 
 
 def run_reference_policies(context: Context) -> dict[str, int]:
@@ -146,25 +149,27 @@ def run_finish(context: Context, config: RecoveryConfig) -> None:
     get, and are left out.
     """
     done = [t for t in context.ledger.scored() if t.phase == SEARCH and t.feasible]
-    repairable = [t for t in sorted(done, key=rank) if t.policy.repairable]
+    repairable = [t for t in _safest(done) if t.policy.repairable]
     seed = context.config.seed
     jobs = [
         Job(context.ledger.number(), t.policy, FINISHED, seed, "finish", t.number)
         for t in repairable[: config.candidates]
         if context.ledger.known(t.policy, FINISHED) is None
     ]
-    context.run_jobs(jobs, "finish", lambda job: True)
+    context.run_jobs(jobs, "finish")
 
 
 def candidates(context: Context, count: int) -> list[Trial]:
     """Trials worth training: the best within the budget, then the best per cost band.
 
-    Bands split the feasible costs evenly; without a feasible trial the nearest to the budget are
-    taken, since training does not change their cost but shows what they would reach. Untrained
+    Trials that keep clear of every measured limit go first: one that is near to it may be over it
+    when it is measured again, and all its training is then lost. It can still be the answer as it
+    is. Bands split the feasible costs evenly; without a feasible trial the nearest to the budget
+    are taken, since training does not change their cost but shows what they would reach. Untrained
     students know nothing and show nothing, so each one within the budget is trained as well.
     """
     done = [t for t in context.ledger.scored() if t.phase == SEARCH]
-    fitting = sorted((t for t in done if t.feasible), key=rank)
+    fitting = _safest([t for t in done if t.feasible])
     students = [t for t in fitting if t.policy.student is not None]
     fitting = [t for t in fitting if t.policy.student is None]
     if not fitting and students:
@@ -173,6 +178,16 @@ def candidates(context: Context, count: int) -> list[Trial]:
         nearest = best_of(done, context.objectives)
         return [] if nearest is None else [nearest]
     return by_band(fitting, context.config.objectives[-1], count) + students
+
+
+def _safest(feasible: Sequence[Trial]) -> list[Trial]:
+    """The best first of those that keep clear of all limits that are measured, then of the rest."""
+
+    def near(trial: Trial) -> bool:
+        measured = (v for m, v in trial.violations.items() if BY_NAME[m].source != "formula")
+        return any(excess > -_NEAR for excess in measured)
+
+    return sorted(feasible, key=lambda t: (near(t), *rank(t)))
 
 
 def _recover(
@@ -237,8 +252,6 @@ def run_verify(context: Context, choose: Callable[[], Decision]) -> Trial | None
 def _verify(context: Context, chosen: Sequence[Trial]) -> set[int]:
     """Verify what is not verified yet; the numbers of all that were to be."""
     jobs = []
-    found = context.ledger.trials
-    finished = {t.policy.digest for t in found if t.phase.kind == "recover" and t.measurement}
     for trial in chosen:
         phase = Phase("verify", trial.phase.epochs, trial.phase.rung)
         if context.ledger.known(trial.policy, phase) is None:
@@ -247,9 +260,5 @@ def _verify(context: Context, chosen: Sequence[Trial]) -> set[int]:
                     context.ledger.number(), trial.policy, phase, trial.seed, "verify", trial.number
                 )
             )
-    context.run_jobs(
-        jobs,
-        "verify",
-        lambda job: job.policy.repairable and job.policy.digest not in finished,
-    )
+    context.run_jobs(jobs, "verify")
     return {t.number for t in chosen}

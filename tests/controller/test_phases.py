@@ -129,6 +129,23 @@ def test_candidates_are_the_best_and_then_the_best_of_each_band(count: int) -> N
     assert len(others) >= min(count, len(bests)) - 1
 
 
+@pytest.mark.parametrize(("metric", "safest"), [("latency_ms", True), ("macs", False)])
+def test_what_is_near_a_measured_limit_is_trained_last(metric: str, safest: bool) -> None:
+    """Timed anew it may be over; multiply-adds are counted, and stay what they are."""
+    context = searched(30)
+    fitting = sorted((t for t in context.ledger.trials if t.feasible), key=accuracy, reverse=True)
+    near = {t.number for t in fitting[:3]}
+    excess = {True: -0.019, False: -0.021}
+    context.ledger.trials[:] = [
+        replace(t, violations={metric: excess[t.number in near]}) if t.feasible else t
+        for t in context.ledger.trials
+    ]
+    first = fitting[3] if safest else fitting[0]
+    assert candidates(context, 1)[0].number == first.number
+    everyone = [t.number for t in candidates(context, len(fitting))]
+    assert {t.number for t in fitting} == set(everyone)
+
+
 def test_without_a_feasible_trial_the_nearest_is_the_candidate() -> None:
     context = searched(12)
     context.ledger.trials[:] = [
