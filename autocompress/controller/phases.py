@@ -156,7 +156,7 @@ def run_finish(context: Context, config: RecoveryConfig) -> None:
         for t in repairable[: config.candidates]
         if context.ledger.known(t.policy, FINISHED) is None
     ]
-    context.run_jobs(jobs, "finish")
+    context.run_jobs(jobs, "finish", lambda job: True)
 
 
 def candidates(context: Context, count: int) -> list[Trial]:
@@ -252,6 +252,8 @@ def run_verify(context: Context, choose: Callable[[], Decision]) -> Trial | None
 def _verify(context: Context, chosen: Sequence[Trial]) -> set[int]:
     """Verify what is not verified yet; the numbers of all that were to be."""
     jobs = []
+    found = context.ledger.trials
+    finished = {t.policy.digest for t in found if t.phase.kind == "recover" and t.measurement}
     for trial in chosen:
         phase = Phase("verify", trial.phase.epochs, trial.phase.rung)
         if context.ledger.known(trial.policy, phase) is None:
@@ -260,5 +262,9 @@ def _verify(context: Context, chosen: Sequence[Trial]) -> set[int]:
                     context.ledger.number(), trial.policy, phase, trial.seed, "verify", trial.number
                 )
             )
-    context.run_jobs(jobs, "verify")
+    context.run_jobs(
+        jobs,
+        "verify",
+        lambda job: job.policy.repairable and job.policy.digest not in finished,
+    )
     return {t.number for t in chosen}
