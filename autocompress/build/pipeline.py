@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from autocompress.build.lockstep import affordable
 from autocompress.build.state import load_state
@@ -79,7 +79,8 @@ class Pipeline:
         bank: of ``model`` and the calibration inputs.
         settings: how compression is carried out.
         schedule: of fine-tuning; its epochs are the phase's.
-        qat: train quantized policies through fake quantization.
+        qat: train quantized policies through fake quantization; ``auto`` where weights have
+            fewer than 8 bits.
         distillation: builds the teachers' part of the loss for a policy that asks for it;
             ``None`` lets the uncompressed model teach.
         students: name to a factory of architectures that may take the model's place.
@@ -94,7 +95,7 @@ class Pipeline:
     bank: LayerBank
     settings: CompressionSettings
     schedule: Schedule
-    qat: bool = True
+    qat: bool | Literal["auto"] = "auto"
     distillation: Callable[[Policy], Distillation] | None = None
     students: dict[str, Callable[[], nn.Module]] = field(default_factory=dict)
     refine: RefineConfig | None = None
@@ -321,6 +322,15 @@ class Pipeline:
         widest = max((x.positions * x.out_channels for x in self.inventory.layers), default=1)
         return affordable(wanted, widest, self.data.memory)
 
+    def trains_rounded(self, compressed: Compressed) -> bool:
+        """Whether a model is trained through fake quantization.
+
+        Eight bits cost training nothing that rounding afterwards costs, and take half of its steps.
+        """
+        if self.qat == "auto":
+            return any(p.weight_bits < 8 for p in compressed.precisions.values())
+        return self.qat and compressed.quantized
+
     def train(
         self,
         compressed: Compressed,
@@ -340,7 +350,7 @@ class Pipeline:
             self.data,
             schedule,
             distillation=distillation,
-            qat=self.qat and compressed.quantized,
+            qat=self.trains_rounded(compressed),
             seed=seed,
             progress=progress,
             checkpoint_path=checkpoint,

@@ -358,7 +358,7 @@ def _recover(client: Client, asked: _Asked) -> ClientSums:
         distillation=Distillation.of(
             config, [client.parts.model], compressed.policy.distill or Distill()
         ),
-        qat=pipeline.qat and compressed.quantized,
+        qat=pipeline.trains_rounded(compressed),
         seed=args["seed"],
         proximal=args["proximal"],
     )

@@ -219,7 +219,7 @@ class FederatedPipeline(Pipeline):
                 for name, tensor in state.items():
                     mean = sums[f"state.{name}"] / sums["samples"][0]
                     tensor.copy_(torch.from_numpy(mean))
-        trained = compressed.with_weights(module.eval(), qat=self.qat and compressed.quantized)
+        trained = compressed.with_weights(module.eval(), qat=self.trains_rounded(compressed))
         self._normalized(trained)
         return trained
 

@@ -132,7 +132,8 @@ class RecoveryConfig(Section):
         candidates: trials of the first rung: the most accurate within the budget, then the best
             of other cost bands.
         compare_distillation: train the first candidate with and without a teacher.
-        qat: train quantized policies through fake quantization.
+        qat: train quantized policies through fake quantization, which takes twice as long;
+            ``auto`` does so where weights have fewer than 8 bits, others are rounded afterwards.
         schedule: how they are trained.
         distillation: how policies with distillation on are trained.
     """
@@ -141,6 +142,6 @@ class RecoveryConfig(Section):
     rungs: int = Field(1, ge=1, le=6)
     candidates: int = Field(3, ge=1)
     compare_distillation: bool = True
-    qat: bool = True
+    qat: bool | Literal["auto"] = "auto"
     schedule: Schedule = Schedule()
     distillation: DistillationConfig = DistillationConfig()

@@ -14,16 +14,20 @@ import pytest
 import torch
 from torch import nn
 
+from autocompress.build.bank import LayerBank
 from autocompress.build.calibrate import calibrate
+from autocompress.build.pipeline import Pipeline
 from autocompress.build.state import load_state, save_state
 from autocompress.errors import InputError
 from autocompress.exporters.write import export
+from autocompress.model.inventory import take_inventory
 from autocompress.policy.policy import Distill, LayerPolicy, Policy
 from autocompress.policy.recovery import Schedule
 from autocompress.policy.settings import CompressionSettings
 from autocompress.recover.distill import Distillation
 from autocompress.recover.finetune import fine_tune
 from autocompress.recover.score import score
+from autocompress.results.trial import Phase
 from autocompress.task.data import Data
 from autocompress.techniques.compressed import Compressed, Precision
 from autocompress.techniques.quantize import simulate
@@ -51,6 +55,24 @@ def loss_of(module: nn.Module, data: Data) -> float:
     with torch.no_grad():
         outputs = module(data.val.inputs())
         return float(nn.functional.cross_entropy(outputs, data.val.targets))
+
+
+@pytest.mark.parametrize(
+    ("qat", "through"),
+    [("auto", {8: False, 4: True, 32: False}), (True, {8: True, 4: True, 32: False})],
+)
+def test_which_policies_are_trained_through_rounding(
+    learnt: nn.Module, images: Data, schedule: Schedule, qat: Any, through: dict[int, bool]
+) -> None:
+    """Told by what training leaves: fake quantization has weights rounded to nearest afterwards."""
+    inventory = take_inventory(learnt, images.train.inputs(2))
+    settings = CompressionSettings()
+    bank = LayerBank.build(learnt, inventory, images.train, settings)
+    parts = Pipeline(learnt, images, inventory, bank, settings, schedule, qat=qat)
+    for bits, rounded in through.items():
+        layer = LayerPolicy(weight_bits=bits, activation_bits=32 if bits == 4 else bits)
+        made = parts.stitch(Policy({"conv2": layer} if bits < 32 else {}))
+        assert parts.train(made, Phase("recover", 0.1, 1), seed=0).qat is rounded
 
 
 def test_int8_reaches_integer_kernels(
