@@ -44,7 +44,7 @@ def study_of(quick: bool, rounds: int | None) -> StudyConfig:
         return study.changed(baseline={"max_rounds": rounds})
     return study.model_copy(update={"baseline": None}).changed(
         data={"factory": study.data.factory, "args": {**study.data.args, "limit": 2000}},
-        search={**study.search, "trials": 8, "timeout_s": 60},
+        search={"trials": 8, "timeout_s": 60},
         recovery=study.recovery.model_copy(update={"epochs": 1.0, "candidates": 1}),
     )
 
