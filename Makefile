@@ -21,13 +21,15 @@ LOWEST := .venv-lowest
 FEDERATED := .venv-federated
 # The converter of LiteRT wants older versions of pydantic and typing-extensions; all else is shared.
 LITERT := .venv-litert
+# Other tools, for the leaderboard: likewise.
+PEERS := .venv-peers
 
 # The browser's runtime, where npm is at hand.
 WEB := $(VENV)/web
 export NODE_PATH ?= $(abspath $(WEB)/node_modules)
 
 .PHONY: help install docs docs-serve quickstart test test-slow test-gpu test-lowest test-federated
-.PHONY: federated-env test-litert lint types check clean
+.PHONY: federated-env peers-env test-litert lint types check clean
 
 help:  ## show what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -90,6 +92,15 @@ $(LITERT)/.installed: pyproject.toml $(STAMP)
 	  -e '.[litert]'
 	@touch $@
 
+peers-env: install $(PEERS)/.installed  ## make .venv-peers, the tools of benchmarks/leaderboard.py
+
+$(PEERS)/.installed: requirements/peers.txt $(STAMP)
+	@test -x $(PEERS)/bin/python || $(BIN)/python -m venv --without-pip $(PEERS)
+	@own() { "$$1" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }; \
+	  echo "import site; site.addsitedir('$$(own $(BIN)/python)')" > "$$(own $(PEERS)/bin/python)/below.pth"
+	$(BIN)/python -m pip --python $(PEERS)/bin/python install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
 test-litert: install $(LITERT)/.installed  ## the tests that need LiteRT
 	$(LITERT)/bin/python -m pytest tests/targets/test_litert.py tests/targets/test_contract.py -k 'litert or LiteRt'
 
@@ -103,5 +114,5 @@ types: install  ## static types
 check: lint types test  ## all that CI runs
 
 clean:  ## remove the virtual environment and caches
-	rm -rf $(VENV) $(LOWEST) $(FEDERATED) $(LITERT) .pytest_cache .mypy_cache .ruff_cache build dist \
+	rm -rf $(VENV) $(LOWEST) $(FEDERATED) $(LITERT) $(PEERS) .pytest_cache .mypy_cache .ruff_cache build dist \
 	  *.egg-info

@@ -2,7 +2,7 @@
 
 Each peer is run the way its own documentation does it, to the same multiply-adds: Torch-Pruning's
 global pruning with L1 and with Taylor importance, a plain Optuna loop as a user would write it,
-and modelopt's FastNAS where it is installed (``pip install 'autocompress[peers]'``); a peer that
+and modelopt's FastNAS where it is installed (``make peers-env``); a peer that
 is not there is named as missing. Accuracy is given as the tool leaves the model and with batch-norm
 statistics re-estimated, since no peer does that by itself. Inner channels only, so that all work on
 the same space; the search's own figure is that of ``search_quality.py --part half``.
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from contest.pruning import smallest_removed
 from torch import nn
 from torch.nn import functional as F
 
@@ -130,23 +131,6 @@ def torch_pruning(task: Task, share: float, importance: str) -> dict[str, Any]:
     return task.outcome(model, time.perf_counter() - start)
 
 
-def prune_layers(task: Task, ratios: dict[str, float]) -> nn.Module:
-    """Torch-Pruning's dependency graph with the smallest filters of each layer removed."""
-    import torch_pruning as tp
-
-    model = copy.deepcopy(task.model)
-    modules = dict(model.named_modules())
-    graph = tp.DependencyGraph().build_dependency(model, task.example)
-    for name, ratio in ratios.items():
-        layer = modules[name]
-        assert isinstance(layer, nn.Conv2d)
-        order = layer.weight.detach().abs().sum((1, 2, 3)).argsort()
-        gone = order[: int(ratio * layer.out_channels)].tolist()
-        if gone:
-            graph.get_pruning_group(layer, tp.prune_conv_out_channels, idxs=gone).prune()
-    return model
-
-
 def optuna_loop(task: Task, share: float, seconds: float) -> dict[str, Any]:
     """One ratio per layer, validation accuracy, a penalty over the budget; the default sampler."""
     import optuna
@@ -155,7 +139,7 @@ def optuna_loop(task: Task, share: float, seconds: float) -> dict[str, Any]:
 
     def objective(trial: optuna.Trial) -> float:
         ratios = {n: trial.suggest_float(n, 0.0, 0.9375, step=0.0625) for n in task.inner}
-        model = prune_layers(task, ratios)
+        model, _ = smallest_removed(task.model, task.example, ratios, 1)
         over = task.macs(model) / task.whole - share
         return task.score(model) - (10.0 * over if over > 0 else 0.0)
 
@@ -163,7 +147,7 @@ def optuna_loop(task: Task, share: float, seconds: float) -> dict[str, Any]:
     start = time.perf_counter()
     study.optimize(objective, timeout=seconds)
     spent = time.perf_counter() - start
-    best = prune_layers(task, study.best_params)
+    best, _ = smallest_removed(task.model, task.example, study.best_params, 1)
     return task.outcome(best, spent, evaluations=len(study.trials))
 
 
@@ -199,7 +183,7 @@ def attempt(run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     try:
         return run()
     except ModuleNotFoundError as error:
-        return {"missing": f"no module {error.name}; pip install 'autocompress[peers]'"}
+        return {"missing": f"no module {error.name}; make peers-env"}
 
 
 def main() -> None:

@@ -1,0 +1,1 @@
+"""What the leaderboard runs: one module per kind of tool, and the pure parts of its table."""
