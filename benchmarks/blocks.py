@@ -45,6 +45,8 @@ from autocompress.workloads.data import image_folder
 from autocompress.workloads.models import load_weights, resnet20, resnet56
 
 NETWORKS = {"resnet20": resnet20, "resnet56": resnet56}
+STARTS = ("refined", "sequential_refined")
+"""Refinement of what is left as it is, and of what was solved again in order."""
 
 
 def greedy(bank: LayerBank, data: Any, images: int, most: int) -> list[str]:
@@ -109,7 +111,7 @@ def measure(network: str, counts: list[int], config: RefineConfig, args: Any) ->
         row["sequential"] = points(solved.module, data, args.limit)
         row["sequential_s"] = round(time.perf_counter() - begin, 1)
         starts = {"refined": bank.stitch(policy), "sequential_refined": solved}
-        for name in starts if config.steps else ():
+        for name in args.start if config.steps else ():
             begin = time.perf_counter()
             done = Refinement(model, starts[name], data, task, config, settings.seed).run()
             row[name] = points(done.module, data, args.limit)
@@ -149,6 +151,7 @@ def main() -> None:
     parser.add_argument("--block-steps", type=int, default=0)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--start", nargs="+", choices=STARTS, default=list(STARTS))
     parser.add_argument("--limit", type=int, default=2000)
     args = parser.parse_args()
     network, counts = args.network, args.gone

@@ -10,12 +10,10 @@ of every MLP (MiniLM); nothing is trained and no label is read. Ways to choose:
 * ``folding``: k-means of the channels' own weights; each cluster becomes its centre, what reads it
   sums up the cluster's columns (Wang et al., Forget the Data and Fine-Tuning, ICLR 2025).
 
-Each is scored right after stitching and after the sequential re-solve. ``--shrinkage`` scores
-batch-norm statistics that lie between the old ones and those of the compressed network instead.
-Data and weights are found through AUTOCOMPRESS_DATA and AUTOCOMPRESS_WEIGHTS.
+Each is scored right after stitching and after the sequential re-solve. Data and weights are found
+through AUTOCOMPRESS_DATA and AUTOCOMPRESS_WEIGHTS.
 
     python benchmarks/selection.py --json [--quick] [--network resnet20] [--keep 0.5 0.25]
-    python benchmarks/selection.py --json --shrinkage
 """
 
 from __future__ import annotations
@@ -35,7 +33,6 @@ from scipy.cluster.vq import kmeans2
 from torch import Tensor, nn
 
 from autocompress.build.bank import LayerBank
-from autocompress.build.batch_norm import reestimate
 from autocompress.build.sequential import sequential_resolve
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.policy import LayerPolicy, Policy
@@ -48,12 +45,16 @@ from autocompress.techniques.importance import Consumer, obs_order
 from autocompress.techniques.moments import matrix_layer
 from autocompress.workloads.data import image_folder
 from autocompress.workloads.minilm import minilm_spam, spam
-from autocompress.workloads.models import load_weights, resnet20, vgg16_bn
+from autocompress.workloads.models import load_weights, resnet20, resnet56, vgg16_bn
 
-NETWORKS = ("resnet20", "vgg16", "minilm")
+NETWORKS = ("resnet20", "resnet56", "vgg16", "minilm")
+MODELS = {
+    "resnet20": (resnet20, "resnet20"),
+    "resnet56": (resnet56, "resnet56"),
+    "vgg16": (vgg16_bn, "vgg16_bn"),
+}
+"""Factory, and what the file of weights is called after."""
 WAYS = ("greedy", "swaps", "fisher", "folding")
-SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
-"""Of the compressed network's own statistics in its batch norms."""
 
 Orders = dict[str, list[int]]
 
@@ -63,8 +64,9 @@ def loaded(name: str) -> tuple[nn.Module, Data]:
     root = os.environ["AUTOCOMPRESS_DATA"]
     if name == "minilm":
         return minilm_spam(root, texts=2000).eval(), spam(root, val_limit=1000)
-    model: nn.Module = {"resnet20": resnet20, "vgg16": vgg16_bn}[name]()
-    weights = Path(os.environ["AUTOCOMPRESS_WEIGHTS"]) / f"{name}_cifar10.safetensors"
+    factory, stem = MODELS[name]
+    model: nn.Module = factory()
+    weights = Path(os.environ["AUTOCOMPRESS_WEIGHTS"]) / f"{stem}_cifar10.safetensors"
     load_weights(model, str(weights))
     return model.eval(), image_folder(str(Path(root) / "cifar10"))
 
@@ -340,25 +342,6 @@ def ways(bank: LayerBank, data: Data, keep: float, args: Any) -> Iterator[dict[s
         yield {"keep": keep, "way": way, **scored(bank, made, data, args.images), **told}
 
 
-def shrinkage(bank: LayerBank, data: Data, keep: float, args: Any) -> Iterator[dict[str, Any]]:
-    """One row for each share of new statistics in the batch norms, after the bank's weights."""
-    groups = groups_of(bank)
-    producers = [p for g in bank.inventory.channel_groups if g.name in groups for p in g.producers]
-    policy = Policy(dict.fromkeys(producers, LayerPolicy(prune_ratio=1 - keep)))
-    seen = data.train.sample(args.images, 0).inputs()
-    module = bank.stitch(policy).module
-    norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
-    old = [(n.running_mean.clone(), n.running_var.clone()) for n in norms]
-    reestimate(module, seen)
-    new = [(n.running_mean.clone(), n.running_var.clone()) for n in norms]
-    for share in SHARES:
-        for norm, before, after in zip(norms, old, new, strict=True):
-            norm.running_mean.copy_(torch.lerp(before[0], after[0], share))
-            norm.running_var.copy_(torch.lerp(before[1], after[1], share))
-        reached = score(module_answers(module, data.val))
-        yield {"keep": keep, "share": share, "accuracy": round(reached.value, 4)}
-
-
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -367,7 +350,6 @@ def main() -> None:
     parser.add_argument("--network", choices=NETWORKS, action="append")
     parser.add_argument("--keep", type=float, nargs="+", default=[0.75, 0.5, 0.25])
     parser.add_argument("--way", choices=WAYS, action="append")
-    parser.add_argument("--shrinkage", action="store_true", help="batch-norm statistics instead")
     parser.add_argument("--swaps", type=int, default=64, help="exchanges of a group at most")
     parser.add_argument("--images", type=int, default=1024, help="of the re-solve")
     parser.add_argument("--fisher-images", type=int, default=512)
@@ -376,8 +358,6 @@ def main() -> None:
         args.network, args.keep, args.images, args.swaps = ["resnet20"], [0.5], 256, 4
     rows = []
     for name in args.network or NETWORKS:
-        if name == "minilm" and args.shrinkage:
-            continue  # it has no batch norm
         model, data = loaded(name)
         inventory = take_inventory(model, data.train.inputs(1))
         bank = LayerBank.build(model, inventory, data.train, CompressionSettings())
@@ -385,7 +365,7 @@ def main() -> None:
             args.images, args.fisher_images = min(args.images, 256), min(args.fisher_images, 256)
         base = round(score(module_answers(model, data.val)).value, 4)
         for keep in args.keep:
-            for row in (shrinkage if args.shrinkage else ways)(bank, data, keep, args):
+            for row in ways(bank, data, keep, args):
                 rows.append({"network": name, "uncompressed": base, **row})
                 print(json.dumps(rows[-1]), file=sys.stderr)
     print(json.dumps({"rows": rows}, indent=None if args.json else 1))
