@@ -11,11 +11,11 @@ from autocompress.errors import InputError
 from autocompress.machine.progress import silent
 from autocompress.machine.scratch import scratch_folder
 from autocompress.policy.budget import Budget
+from autocompress.policy.defaults import DEFAULT_RUNTIME
 from autocompress.policy.policy import Policy
 from autocompress.policy.recipe import Recipe
 from autocompress.policy.settings import CompressionSettings
 from autocompress.policy.space_config import SpaceConfig
-from autocompress.policy.values import DEFAULT_RUNTIME
 from autocompress.run.factories import from_elsewhere
 from autocompress.run.reading import Reading, file_part
 

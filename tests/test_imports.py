@@ -186,14 +186,43 @@ def test_benchmarks_use_the_library(path: Path) -> None:
     assert not any(n in above or n.startswith("autocompress.commands.") for n in _imports(path))
 
 
-@pytest.mark.parametrize(
-    "module", ["autocompress", "autocompress.cli", "autocompress.policy.space_config"]
-)
+HEAVY = ["numpy", "torch", "ray", "mlflow", "optuna", "onnxruntime", "torchvision", "sklearn"]
+NOT_FOR_HELP = [
+    *HEAVY,
+    "pydantic",
+    "yaml",
+    "jinja2",
+    "plotly",
+    "scipy",
+    "filelock",
+    "urllib.request",
+]
+"""Nor anything of ours but the commands' names, options and first words."""
+
+
+@pytest.mark.parametrize("module", ["autocompress", "autocompress.policy.space_config"])
 def test_importing_is_light(module: str) -> None:
-    heavy = ["numpy", "torch", "ray", "mlflow", "optuna", "onnxruntime", "torchvision", "sklearn"]
-    code = f"import sys, {module}; print([m for m in {heavy!r} if m in sys.modules])"
+    code = f"import sys, {module}; print([m for m in {HEAVY!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("asked", [["--help"], ["search", "--help"], ["bench", "--help"]], ids=str)
+def test_help_loads_no_more_than_it_shows(asked: list[str]) -> None:
+    """So that it is there at once: the libraries, and our own modules, which are few."""
+    code = (
+        f"import sys; sys.argv = ['autocompress', *{asked!r}]\n"
+        "from autocompress.cli import main\n"
+        "try: main()\n"
+        "finally: sys.stderr.write(' '.join(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "Usage" in done.stdout
+    loaded = set(done.stderr.split())
+    typers = {"pydantic"} if asked[1:] else set()  # which it asks for the kinds of options
+    assert not loaded & set(NOT_FOR_HELP) - typers
+    ours = {name for name in loaded if name.startswith("autocompress.")}
+    assert len(ours) < 25, sorted(ours)
 
 
 ARCHITECTURE = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")

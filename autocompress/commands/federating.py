@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
-from autocompress.commands import options, searching
+from autocompress.commands import options
 from autocompress.commands.options import Json, StudyName
-from autocompress.commands.printing import printed
-from autocompress.report.display import Display
+from autocompress.commands.printing import display, printed
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from autocompress.federated.rounds import Transport
     from autocompress.federated.study import Simulated
     from autocompress.run.study import StudyConfig
@@ -64,6 +64,7 @@ def federate(
 
     Flower carries the messages, in an environment of its own (`make federated-env`).
     """
+    from autocompress.commands import searching
     from autocompress.commands.overrides import overrides
     from autocompress.federated.study import Simulated, run_federated
     from autocompress.run.study import load_study
@@ -76,7 +77,7 @@ def federate(
     now = {} if config.federation is None else config.federation.model_dump(mode="json")
     config = config.changed(federation={**now, **given})
     folder = out or Path("runs") / config.name
-    with searching.interruptible(folder), Display(as_json) as shown:
+    with searching.interruptible(folder), display(as_json) as shown:
         shown.preparing("clients", 0.0)
         simulated = None if superlink is not None else Simulated(config)
         model = None

@@ -8,8 +8,7 @@ from typing import Annotated
 
 import typer
 
-from autocompress.commands import inspecting, options
-from autocompress.commands import recipes as showing
+from autocompress.commands import options
 from autocompress.commands.options import (
     Checkpoint,
     DataFactory,
@@ -17,12 +16,10 @@ from autocompress.commands.options import (
     Json,
     RecipePath,
 )
-from autocompress.commands.printing import printed
+from autocompress.commands.printing import display, printed
 from autocompress.errors import InputError
-from autocompress.machine.doctor import examine
 from autocompress.machine.output import answer
-from autocompress.policy.values import DEFAULT_RUNTIME
-from autocompress.report.display import Display
+from autocompress.policy.defaults import DEFAULT_RUNTIME
 
 
 def apply(
@@ -37,6 +34,7 @@ def apply(
     as_json: Json = False,
 ) -> None:
     """Rebuild the compressed model from a recipe."""
+    from autocompress.commands import recipes as showing
     from autocompress.run import replay
 
     found = replay.apply(recipe, output, model, checkpoint, data, trust=trust)
@@ -52,6 +50,7 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Apply a recipe in a fresh process and compare the result with what the recipe claims."""
+    from autocompress.commands import recipes as showing
     from autocompress.run import replay
 
     found = replay.verify(recipe, model, checkpoint, data, trust=trust)
@@ -94,7 +93,7 @@ def judge(
 
     if split not in ("val", "test"):
         raise InputError(f"--split must be val or test, got {split!r}.")
-    with Display(as_json) as shown:
+    with display(as_json) as shown:
         found = judge_files(load_study(study), files, shown.preparing, split=split)
     printed(found, as_json, lambda console: measuring.show_judgement(found, console))
 
@@ -109,7 +108,10 @@ def targets(as_json: Json = False) -> None:
 
 def doctor(as_json: Json = False) -> None:
     """Show what on this machine will disturb measuring, and how to mend it."""
-    with Display(quiet=as_json) as shown:
+    from autocompress.commands import inspecting
+    from autocompress.machine.doctor import examine
+
+    with display(as_json) as shown:
         shown.preparing("timing the same work again and again", 0.0)
         findings = [finding.as_dict() for finding in examine()]
     found = {"ok": all(f["state"] != "bad" for f in findings), "findings": findings}

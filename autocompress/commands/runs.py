@@ -8,16 +8,10 @@ from typing import Annotated
 import typer
 
 from autocompress.cascade.amounts import asked_amounts
-from autocompress.commands import cascading, forecasting, options, reading
-from autocompress.commands import recipes as showing
+from autocompress.commands import cascading, options
 from autocompress.commands.options import Json, Run
-from autocompress.commands.printing import printed
+from autocompress.commands.printing import display, printed
 from autocompress.errors import InputError
-from autocompress.report.display import Display
-from autocompress.report.tables import summary_json
-from autocompress.run import tracking
-from autocompress.track.by_cost import by_cost
-from autocompress.track.folder import RunFolder
 
 
 def front(
@@ -59,8 +53,15 @@ def front(
                 "--budget and --sweep stand alone: leave --open, --target, --by and the other one "
                 "out."
             )
+        from autocompress.commands import forecasting
+
         forecasting.show(run, budget or (), trust=trust, as_json=as_json)
         return
+    from autocompress.commands import reading
+    from autocompress.report.tables import summary_json
+    from autocompress.track.by_cost import by_cost
+    from autocompress.track.folder import RunFolder
+
     view = reading.view_of(run, target, python=python, trust=trust, quiet=as_json)
     view = view if by is None else by_cost(view, by)
     printed(summary_json(view), as_json, lambda console: reading.show_front(view, console))
@@ -79,6 +80,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write a recipe that anyone can apply again."""
+    from autocompress.commands import recipes as showing
     from autocompress.run import recipes
 
     found = recipes.export(run, pick, output)
@@ -122,7 +124,7 @@ def cascade(
     from autocompress.cascade.choose import Asked
     from autocompress.run.cascading import cascade as make
 
-    with Display(as_json) as shown:
+    with display(as_json) as shown:
         found = make(
             run, Asked(**asked), output, shown.preparing, early_exits=early_exits, trust=trust
         )
@@ -140,6 +142,9 @@ def track(
     as_json: Json = False,
 ) -> None:
     """Bring MLflow up to date with a run; repeating it changes nothing."""
+    from autocompress.commands import reading
+    from autocompress.run import tracking
+
     found = tracking.track(run, uri, experiment)
     printed(found, as_json, lambda console: reading.show_tracked(found, console))
 
@@ -161,4 +166,6 @@ def ui(
     as_json: Json = False,
 ) -> None:
     """Start the MLflow server on the runs' store and print links to the right pages."""
+    from autocompress.commands import reading
+
     reading.ui(runs, host, port, dashboard=dashboard, opened=opened, as_json=as_json)

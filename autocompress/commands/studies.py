@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from autocompress.commands import inspecting, options, searching
+from autocompress.commands import options
 from autocompress.commands.options import Checkpoint, Json, StudyName
-from autocompress.commands.printing import printed
+from autocompress.commands.printing import display, printed
 from autocompress.errors import InfeasibleBudget, InputError
-from autocompress.report.display import Display
-from autocompress.run.advice import check_new, write_space
 
 if TYPE_CHECKING:
     from autocompress.run.study import StudyConfig
@@ -43,11 +41,11 @@ def search(
 
     Ctrl-C once finishes the running trial and writes the front; twice stops at once.
     """
-    from autocompress.commands.overrides import overrides
+    from autocompress.commands import overrides, searching
     from autocompress.run.session import run_study
     from autocompress.run.study import load_study
 
-    config = overrides(
+    config = overrides.overrides(
         load_study(study),
         latency_ms=latency_ms,
         budget=budget,
@@ -66,7 +64,7 @@ def search(
     if dry_run:
         _dry_run(config, as_json)
         return
-    with searching.interruptible(out or Path("runs") / config.name), Display(as_json) as shown:
+    with searching.interruptible(out or Path("runs") / config.name), display(as_json) as shown:
         done = run_study(
             config,
             out,
@@ -81,9 +79,10 @@ def search(
 
 
 def _dry_run(config: StudyConfig, as_json: bool) -> None:
+    from autocompress.commands import searching
     from autocompress.run.feasibility import dry_run
 
-    with Display(as_json) as shown:
+    with display(as_json) as shown:
         found = dry_run(config, shown.preparing)
     printed(found, as_json, lambda console: searching.show_dry_run(found, console))
     if not found["can_be_met"]:
@@ -110,9 +109,10 @@ def init(
     as_json: Json = False,
 ) -> None:
     """Write a commented study for a model and data of yours, and check that it can be run."""
+    from autocompress.commands import inspecting
     from autocompress.run.first import write_first
 
-    with Display(quiet=as_json) as shown:
+    with display(as_json) as shown:
         found = write_first(
             output,
             model,
@@ -135,13 +135,15 @@ def advise(
     as_json: Json = False,
 ) -> None:
     """Measure what each way to compress gains here, and give a search space with its reasons."""
+    from autocompress.commands import inspecting
     from autocompress.commands.overrides import overrides
+    from autocompress.run.advice import check_new, write_space
     from autocompress.run.profile import advise
     from autocompress.run.study import load_study
 
     if output is not None:
         check_new(output)
-    with Display(quiet=as_json) as shown:
+    with display(as_json) as shown:
         found = advise(overrides(load_study(study), budget=budget), shown.preparing)
     if output is not None:
         write_space(found, output)
@@ -159,10 +161,11 @@ def profile(
     as_json: Json = False,
 ) -> None:
     """Show per layer: MACs, params, latency, sensitivity, and which layers prune together."""
+    from autocompress.commands import inspecting
     from autocompress.run import profile as profiling
     from autocompress.run.study import load_study
 
-    with Display(as_json) as shown:
+    with display(as_json) as shown:
         found = profiling.profile(load_study(study), export_kernels, shown.preparing)
     printed(found, as_json, lambda console: inspecting.show_profile(found, console))
 
@@ -189,12 +192,13 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure one policy of yours, built as a study would hand it over: what would happen if."""
+    from autocompress.commands import inspecting
     from autocompress.run import evaluation
     from autocompress.run.study import load_study
 
     if (policy is None) == (uniform is None):
         raise InputError("Give either --policy FILE or --uniform prune_ratio=0.5,weight_bits=8.")
-    with Display(as_json) as shown:
+    with display(as_json) as shown:
         found = evaluation.evaluate(
             load_study(study), policy, uniform, shown.preparing, epochs=epochs, quick=quick
         )

@@ -20,8 +20,8 @@ from autocompress.measure.sampling import Plan, Samples
 from autocompress.measure.taking import call_of, take
 from autocompress.measure.there import times_there
 from autocompress.policy.claims import TimingClaim
+from autocompress.policy.defaults import DEFAULT_RUNTIME
 from autocompress.policy.policy import Policy
-from autocompress.policy.values import DEFAULT_RUNTIME
 from autocompress.targets import get_target
 from autocompress.targets.base import Arrays, Target, TargetConfig
 from autocompress.targets.lengths import drawn_inputs

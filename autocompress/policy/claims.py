@@ -20,8 +20,8 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, core_schema
 
+from autocompress.policy.defaults import DEFAULT_RUNTIME
 from autocompress.policy.section import STRICT, AsWritten
-from autocompress.policy.values import DEFAULT_RUNTIME
 
 
 def _unchanged(value: Any, check: ValidatorFunctionWrapHandler) -> Any:

@@ -1,4 +1,4 @@
-"""What the values of a policy may be, for types and for the techniques' fields; one default."""
+"""What the values of a policy may be, for types and for the techniques' fields."""
 
 from __future__ import annotations
 
@@ -15,9 +15,6 @@ Factorization = Literal["auto", "svd", "spatial", "tucker2"]
 Presence = Literal["keep", "gone"]
 Heads = Literal["fewer", "narrower"]
 Features = Literal["hint", "attention"]
-
-DEFAULT_RUNTIME = "onnxruntime"
-"""Where a model runs if nobody says where."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Removed = Annotated[float, Field(ge=0, lt=1)]

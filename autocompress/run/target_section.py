@@ -18,8 +18,8 @@ from pydantic import (
 from pydantic_core import CoreSchema, PydanticKnownError, core_schema
 
 from autocompress.errors import InputError, TargetUnavailable
+from autocompress.policy.defaults import DEFAULT_RUNTIME
 from autocompress.policy.section import Section, field_texts, read_as
-from autocompress.policy.values import DEFAULT_RUNTIME
 from autocompress.run.variables import NAMED, VARIABLE, resolve_variables
 from autocompress.targets.config import FORMER, TargetConfig
 from autocompress.targets.registry import entries, load, load_entry, read_config

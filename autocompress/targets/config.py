@@ -8,8 +8,8 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from autocompress.machine.ssh import SCHEME
+from autocompress.policy.defaults import DEFAULT_RUNTIME
 from autocompress.policy.section import Section
-from autocompress.policy.values import DEFAULT_RUNTIME
 
 FORMER = {"providers": None, "compile": False}
 """Once fields of every runtime; files of that time may say that they ask for nothing."""

@@ -7,9 +7,9 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from autocompress.errors import InputError, TargetUnavailable, nearest
+from autocompress.policy.defaults import DEFAULT_RUNTIME
 from autocompress.policy.packages import rivalry
 from autocompress.policy.section import read_as
-from autocompress.policy.values import DEFAULT_RUNTIME
 from autocompress.targets.config import FORMER, TargetConfig
 
 GROUP = "autocompress.targets"
