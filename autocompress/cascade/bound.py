@@ -11,7 +11,6 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import beta, binom
 
 from autocompress.cascade.confidence import Floats
 
@@ -28,6 +27,8 @@ def clopper_pearson(hits: int, count: int, level: float) -> tuple[float, float]:
         Clopper and Pearson, The use of confidence or fiducial limits illustrated in the case of
         the binomial, Biometrika 26 (1934).
     """
+    from scipy.stats import beta  # which takes a second to load
+
     tail = (1 - level) / 2
     low = 0.0 if hits == 0 else float(beta.ppf(tail, hits, count - hits + 1))
     high = 1.0 if hits == count else float(beta.ppf(1 - tail, hits + 1, count - hits))
@@ -64,6 +65,8 @@ def loss_p_value(losses: int, gains: int, count: int, allowed: float) -> float:
         binary endpoints, Biometrics 57 (2001); Berger and Boos, P values maximized over a
         confidence set for the nuisance parameter, JASA 89 (1994).
     """
+    from scipy.stats import binom
+
     low, high = clopper_pearson(gains, count, 1 - _NUISANCE)
     rates = np.linspace(low, min(high, (1 - allowed) / 2), _GRID)[:, None]
     if rates[-1] < low:

@@ -65,7 +65,7 @@ class Tegrastats:
                 work()
             finally:
                 seconds = time.perf_counter() - begin
-                sampling.terminate()
+                sampling.kill()  # who started us may have it ignore SIGTERM; it has nothing to tidy
             text, _ = sampling.communicate()
         found = [int(match[1]) for match in map(_RAIL.search, text.splitlines()) if match]
         if not found:

@@ -119,7 +119,7 @@ def test_an_interrupted_profile_says_so(tmp_path: Path) -> None:
 
 
 def test_an_interrupt_before_the_first_trial_is_a_sentence(tmp_path: Path) -> None:
-    process = started(tmp_path, study_of(5))
+    process = started(tmp_path, study_of(5), cold=True)
     folder = tmp_path / "runs" / "tiny"
     assert until(lambda: (folder / "trials.lock").is_file())
     time.sleep(0.3)

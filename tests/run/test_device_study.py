@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,23 +38,23 @@ def test_a_study_waits_for_its_device_and_loses_nothing(
     if sys.platform == "linux":  # other systems do not tell a process its peak
         limits, names = [*limits, "memory<=9x"], [*names, "peak_memory_bytes"]
     here = [{"runtime": "onnxruntime"}]  # this machine beside the board
-    study = study_of(6, target=target, also_on=here, space=SPACE, budget=limits)
+    study = study_of(4, target=target, also_on=here, space=SPACE, budget=limits)
     run = tmp_path / "runs" / "tiny"
     process = started(tmp_path, study)
     assert until(lambda: trials_in(run) >= 2 or process.poll() is not None)
     board.stop()
-    time.sleep(4.0)
+    log = tmp_path / "log"
+    assert until(lambda: "waiting for the device" in log.read_text()), log.read_text()
     before = trials_in(run)
-    assert before < 6, (tmp_path / "log").read_text()
+    assert process.poll() is None
     board.start()
-    assert process.wait(600) == 0, (tmp_path / "log").read_text()
+    assert process.wait(600) == 0, log.read_text()
 
-    log = (tmp_path / "log").read_text()
-    assert "waiting for the device" in log
-    assert "is there again" in log
+    assert "is there again" in log.read_text()
     trials = [json.loads(line) for line in (run / "trials.jsonl").read_text().splitlines()]
     assert not [t["reason"] for t in trials if t["state"] == "FAILED"]
-    assert len([t for t in trials if t["phase"]["kind"] == "search"]) >= 6
+    assert len([t for t in trials if t["phase"]["kind"] == "search"]) >= 4
+    assert len(trials) > before
     for trial in trials:
         if trial["state"] == "COMPLETE":
             told = trial["measurement"]["context"]

@@ -31,7 +31,8 @@ def test_recovery_is_fitted_and_the_answer_verified(tmp_path: Path) -> None:
 
 def test_a_time_that_is_over_at_once_is_bad_input(tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(STUDY))
-    done = call(tmp_path, "search tiny.yaml --timeout 5s --json --out run", check=2)
+    (tmp_path / "cache").mkdir()  # empty, so that its model is trained first
+    done = call(tmp_path, "search tiny.yaml --timeout 1s --json --out run", check=2)
     assert "over before the first trial" in done.stderr
     assert "--timeout" in done.stderr
     assert not (tmp_path / "run").exists()

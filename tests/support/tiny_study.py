@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import forked_commands
 import yaml
+from forked_commands import ForkedCommand
 
 STUDY: dict[str, Any] = {
     "name": "tiny",
@@ -58,6 +64,31 @@ def environment(place: Path) -> dict[str, str]:
     return {**os.environ, "AUTOCOMPRESS_CACHE": str(place / "cache"), "COLUMNS": "200"}
 
 
+_KEPT = ("baselines", "latency", "banks")
+"""Of a cache: what is trained, timed and computed; not which functions somebody has run."""
+
+
+@cache
+def _found() -> Path:
+    """What searches of this process of tests have left in their caches."""
+    folder = tempfile.mkdtemp(prefix="caches-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
+
+
+def _lend(place: Path) -> None:
+    """Give a folder without a cache what an earlier search has trained and timed."""
+    if not (place / "cache").exists():
+        shutil.copytree(_found(), place / "cache")
+
+
+def _keep(place: Path) -> None:
+    """Keep what a search has left for others."""
+    for name in _KEPT:
+        if not (_found() / name).exists() and (place / "cache" / name).is_dir():
+            shutil.copytree(place / "cache" / name, _found() / name)
+
+
 def heed_signals() -> None:
     """For a new process: whoever runs the tests may ignore some, which is inherited."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -70,7 +101,8 @@ def started(
     *more: str,
     command: str = "search",
     through: Sequence[str] = (),
-) -> subprocess.Popen[bytes]:
+    cold: bool = False,
+) -> subprocess.Popen[bytes] | ForkedCommand:
     """A command on a study, in a session of its own; what it prints goes to ``log``.
 
     Args:
@@ -79,15 +111,21 @@ def started(
         more: options.
         command: of autocompress.
         through: a program that starts it, such as ``nohup``.
+        cold: with an empty cache, so that its model is trained before all else.
     """
+    if not cold:
+        _lend(folder)
     (folder / "tiny.yaml").write_text(yaml.safe_dump(study))
-    with (folder / "log").open("w") as log:
+    asked, variables, log = [command, "tiny.yaml", *more], environment(folder), folder / "log"
+    if not through and forked_commands.can_run(variables):
+        return forked_commands.start(asked, folder, variables, log, log)
+    with log.open("w") as written:
         return subprocess.Popen(
-            [*through, sys.executable, "-m", "autocompress", command, "tiny.yaml", *more],
+            [*through, sys.executable, "-m", "autocompress", *asked],
             cwd=folder,
-            env=environment(folder),
-            stdout=log,
-            stderr=log,
+            env=variables,
+            stdout=written,
+            stderr=written,
             start_new_session=True,
             preexec_fn=heed_signals,
         )
@@ -96,16 +134,30 @@ def started(
 def call(
     place: Path, text: str, *, check: int | None = 0, timeout_s: float | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command of ours as a user would."""
-    done = subprocess.run(
-        [sys.executable, "-m", "autocompress", *shlex.split(text)],
-        cwd=place,
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environment(place),
-        timeout=timeout_s,
-    )
+    """Run a command of ours as a user would; its cache is what earlier searches have left."""
+    _lend(place)
+    arguments, variables = shlex.split(text), environment(place)
+    if forked_commands.can_run(variables):
+        with tempfile.TemporaryDirectory() as folder:
+            out, err = Path(folder, "out"), Path(folder, "err")
+            process = forked_commands.start(arguments, place, variables, out, err)
+            try:
+                code = process.wait(timeout_s)
+            finally:
+                process.kill()
+            done = subprocess.CompletedProcess(text, code, out.read_text(), err.read_text())
+    else:
+        done = subprocess.run(
+            [sys.executable, "-m", "autocompress", *arguments],
+            cwd=place,
+            capture_output=True,
+            text=True,
+            check=False,
+            env=variables,
+            timeout=timeout_s,
+        )
+    if arguments[0] == "search" and not done.returncode:
+        _keep(place)
     if check is not None:
         assert done.returncode == check, done.stdout + done.stderr
     return done
