@@ -86,6 +86,11 @@ def test_a_study_waits_for_its_device_and_loses_nothing(
     found = json.loads(call(tmp_path, f"verify {run}/recipes/best.yaml --json", check=None).stdout)
     assert found["latency_ms"] > 0
     assert min(found[name] for name in names) > 0
+    there_too = f"--target {board.url} --python {sys.executable} --json"
+    pair = call(
+        tmp_path, f"bench {run}/models/best.onnx --vs {run}/models/baseline.onnx {there_too}"
+    )
+    assert json.loads(pair.stdout)["ratio"] > 0
     board.stop()  # to make the file again nothing need be timed
     call(tmp_path, f"apply {run}/recipes/best.yaml -o again.onnx")
     failed = call(tmp_path, f"verify {run}/recipes/best.yaml", check=None)
