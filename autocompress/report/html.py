@@ -34,7 +34,10 @@ from autocompress.track.folder import RunFolder, write_atomically
 from autocompress.track.screened import read_screened
 from autocompress.track.view import RunView, score, value
 
-_SCRIPTS = ("base.js", "front.js", "table.js", "layers.js", "study.js", "samples.js", "start.js")
+_SCRIPTS = (
+    *("base.js", "front.js", "sketch.js", "table.js", "layers.js", "study.js", "samples.js"),
+    "start.js",
+)
 
 
 def write_report(run: str | Path | RunFolder, view: RunView | None = None) -> Path:

@@ -9,6 +9,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from browser import keep, pages
 
@@ -51,7 +52,6 @@ def opened() -> Iterator[Callable[..., Any]]:
 def run(tmp_path: Path) -> RunFolder:
     """A run whose records tell which samples were answered rightly."""
     import handmade_run
-    import numpy as np
 
     rng = np.random.default_rng(0)
     folder = handmade_run.make_run(tmp_path / "resnet20", 40)
@@ -276,6 +276,16 @@ def test_text_and_tables_do_not_wait_for_plots(opened: Callable[..., Any], run: 
     assert page.locator("#answer .headline").inner_text().startswith("Answer: trial ")
     assert page.locator("#heat td.name").count() > 0
     assert page.locator(".main-svg").count() == 0
+    # the front is sketched: its dots lie as its costs and its quality do
+    view = RunView.load(run)
+    dots = page.eval_on_selector_all(
+        "#pareto .sketch circle[r='5']",
+        "all => all.map(c => [c.cx, c.cy].map(a => a.baseVal.value))",
+    )
+    told = [(t.measurement["latency_ms"], t.measurement["accuracy"]) for t in view.front]
+    for drawn, wanted in zip(np.transpose(dots), np.transpose(told), strict=True):
+        assert abs(np.corrcoef(drawn, wanted)[0, 1]) == pytest.approx(1.0, abs=1e-6)
+    assert dots == sorted(dots, key=lambda at: (at[0], -at[1])), "to the right, and up"
 
 
 def test_plots_are_drawn_when_they_are_scrolled_to(
@@ -283,6 +293,7 @@ def test_plots_are_drawn_when_they_are_scrolled_to(
 ) -> None:
     page = opened(write_report(run))
     assert page.locator("#expected .main-svg").count() == 0
+    assert page.locator(".sketch").count() == 0
     page.emulate_media(media="print")  # paper shows all of them
     page.wait_for_selector("#expected .main-svg")
 

@@ -30,6 +30,7 @@ function drawPlot(id, options = {}) {
     margin: {l: 50, r: 12, t: 26, b: 44, ...layout.margin},
     legend: {orientation: "h", y: -0.22, ...layout.legend},
   });
+  place.querySelector(".sketch")?.remove();
   Plotly.react(place, data, layout, {responsive: true, displaylogo: false, displayModeBar: false, ...options});
 }
 function drawAll() { for (const id of Object.keys(plots)) drawPlot(id); placeHandle(); }
@@ -137,6 +138,7 @@ function placeHandle() {
   if (!handle || !full?.xaxis) return;
   const [low, high] = full.xaxis.range, bound = limitOn(state.axis);
   const at = full.xaxis.d2p(Math.min(high, Math.max(low, bound)));
+  handle.hidden = false;
   handle.style.left = `${full.xaxis._offset + at}px`;
   handle.style.top = `${full.yaxis._offset}px`;
   handle.style.height = `${full.yaxis._length}px`;

@@ -1,6 +1,6 @@
 "use strict";
-// Text and tables first. The library that draws takes longer to load than all of them together: it
-// follows once they are on the screen, and draws a plot when that is scrolled to.
+// Text, tables and a sketch of the front first. The library that draws takes longer to load than all
+// of them together: it follows once they are on the screen, and draws a plot when that is scrolled to.
 
 update();
 function loadPlots() {
