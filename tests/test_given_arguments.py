@@ -106,6 +106,23 @@ def test_paths_are_paths(value: Any) -> None:
         ac.search(network(), data, out=value, quiet=True)
 
 
+@pytest.mark.parametrize("name", ["resume", "new_baseline"])
+def test_switches_are_true_or_false(tmp_path: Path, name: str) -> None:
+    """A text would count as true, whatever it says."""
+    out = tmp_path / "run"
+    with pytest.raises(InputError, match=f"`{name}` must be True or False, got 'no'"):
+        ac.search(network(), data, out=out, quiet=True, **{name: "no"})
+    with pytest.raises(InputError, match=f"`{name}` must be True or False, got 'no'"):
+        ac.run_study("quickstart", out=out, quiet=True, **{name: "no"})
+    assert not out.exists()
+
+
+def test_strangers_are_not_trusted_by_a_word() -> None:
+    for function in (ac.apply, ac.verify):
+        with pytest.raises(InputError, match="`trust` must be True or False, got 'no'"):
+            function("recipe.yaml", trust="no")
+
+
 @pytest.mark.parametrize("value", [7, "x", ["x"]], ids=str)
 def test_policies_and_budgets_of_an_evaluation(value: Any) -> None:
     with pytest.raises(InputError):

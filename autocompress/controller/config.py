@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import AliasChoices, ConfigDict, Field
+from pydantic import AliasChoices, BeforeValidator, ConfigDict, Field
 
 from autocompress.policy.section import STRICT, Section, describe
 
@@ -24,6 +25,10 @@ def _with_former(schema: dict[str, Any], kind: type) -> None:
 
 def _called(name: str) -> AliasChoices:
     return AliasChoices(name, _FORMER[name])
+
+
+def _text(given: object) -> object:
+    return os.fspath(given) if isinstance(given, os.PathLike) else given
 
 
 def asked(section: Mapping[str, Any], *, timed: bool = False) -> dict[str, Any]:
@@ -75,7 +80,7 @@ class SearchConfig(Section):
     seed: int = 0
     objectives: tuple[str, ...] = ("quality", "latency_ms")
     starts: bool = Field(True, validation_alias=_called("starts"))
-    warm_from: str | None = None
+    warm_from: Annotated[str, BeforeValidator(_text)] | None = None
     screen_images: int = Field(256, ge=16)
     candidates: int = Field(6, ge=1)
     max_rejections: int | None = Field(500, ge=1)

@@ -65,10 +65,11 @@ class Limit:
         units = {"": 1.0, "ms": 1.0} if cost.inverse and wanted == "<=" else cost.units
         scale = {"x": 1.0, "%": 0.01}.get(unit) or units.get(unit.lower())
         if scale is None:
+            known = ", ".join(u for u in units if u)
+            use = f"use one of {known}" if known else "give a number without one"
             raise InputError(
-                f"{unit!r} is no unit of {name}; use one of "
-                f"{', '.join(u for u in units if u)}, or x or % for a share "
-                "of the uncompressed model."
+                f"{unit!r} is no unit of {name}; {use}, or x or % for a share of the uncompressed "
+                "model."
             )
         if wanted == "<=" or not value:
             return cls(cost.name, value * scale, relative)

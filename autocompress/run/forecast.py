@@ -145,7 +145,6 @@ def _answer(
     if expected is None:
         return found
     file = folder.root / "forecasts" / f"{expected.policy.digest[:12]}.yaml"
-    file.parent.mkdir(exist_ok=True)
     with replacing(file) as new:
         new.write_text(yaml.safe_dump(expected.policy.as_dict(), sort_keys=False), "utf-8")
     measure = ["autocompress", "evaluate", str(folder.study), "--policy", str(file)]

@@ -150,6 +150,18 @@ def as_path(given: Any, name: str) -> Path:
     raise InputError(f"`{name}` must be a path, got {given!r:.80}.")
 
 
+def as_flags(**given: Any) -> dict[str, bool]:
+    """Switches that were given, by their names.
+
+    Raises:
+        InputError: one is neither true nor false; a text such as ``"no"`` would count as true.
+    """
+    for name, value in given.items():
+        if not isinstance(value, bool):
+            raise InputError(f"`{name}` must be True or False, got {value!r:.80}.")
+    return given
+
+
 def as_module(model: nn.Module | str | Path) -> nn.Module:
     """A model as it was given, or read from an ONNX file.
 

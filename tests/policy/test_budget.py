@@ -57,6 +57,7 @@ def test_reading(text: str, metric: str, bound: float) -> None:
         ("throughput<=200/s", "limits throughput by >="),
         ("latency>=2ms", "limits latency by <="),
         ("throughput>=2ms", "no unit of throughput; use one of /s"),
+        ("latency_worst<=1ms", "no unit of latency_worst; give a number without one, or x or %"),
         ("throughput>=0/s", "above 0"),
         ("bops<=3", "cannot limit"),
     ],

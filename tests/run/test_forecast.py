@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,15 @@ def test_a_budget_below_everything_has_no_expected_policy(run: Path) -> None:
     assert found["measured"] is None
     assert found["commands"] == []
     assert "No policy" in call(run.parent, f"front {run} --budget 'macs<=0.0001x'").stdout
+
+
+def test_a_file_where_policies_go_is_named(run: Path) -> None:
+    copy = run.parent / "blocked"
+    shutil.copytree(run, copy)
+    shutil.rmtree(copy / "forecasts", ignore_errors=True)
+    (copy / "forecasts").write_text("")
+    told = call(run.parent, f"front {copy} --budget 'macs<=0.4x'", check=2).stderr
+    assert "forecasts is no folder" in told
 
 
 @pytest.mark.parametrize("options", ["--budget 'macs<=0.4x' --sweep", "--sweep --open"])

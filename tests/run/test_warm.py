@@ -28,7 +28,7 @@ def earlier(tmp_path_factory: pytest.TempPathFactory) -> ac.Result:
 
 
 def test_other_weights_begin_with_the_earlier_front(earlier: ac.Result, tmp_path: Path) -> None:
-    warm = {"warm_from": str(earlier.folder)}
+    warm = {"warm_from": earlier.folder}  # a path, as `Result` has it
     result = ac.run_study(other(), out=tmp_path / "run", search=warm, quiet=True)
     first = result.view.trials[0]
     assert first.origin == "warm"

@@ -19,6 +19,7 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -48,6 +49,7 @@ class ForkedCommand:
     def poll(self) -> int | None:
         """Its exit status, as ``subprocess`` tells it; none while it runs."""
         if self.returncode is None:
+            _parent().listen(0.0)
             self.returncode = _parent().ended.pop(self.pid, None)
         return self.returncode
 
@@ -68,7 +70,8 @@ class ForkedCommand:
     def send_signal(self, number: int) -> None:
         """To its process, if that still runs."""
         if self.poll() is None:
-            os.kill(self.pid, number)
+            with suppress(ProcessLookupError):  # it has ended, and that is not told yet
+                os.kill(self.pid, number)
 
     def kill(self) -> None:
         """End it without a chance to tidy up."""
