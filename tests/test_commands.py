@@ -1,6 +1,4 @@
-"""The commands of a finished run, in the installed program: one small study, looked at
-from all sides.
-"""
+"""The commands of a finished run, in the installed program: one small study, from all sides."""
 
 from __future__ import annotations
 
@@ -10,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,6 @@ from autocompress.results.metric import Measurement
 
 #: whole studies run in processes of their own, which may have to wait for a quiet machine
 pytestmark = pytest.mark.timeout(900)
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="session")
@@ -65,6 +62,7 @@ def test_macs_of_the_answer_are_those_of_the_rebuilt_model(
 
     from autocompress.api_models import apply
     from autocompress.model.cost import count_macs
+    from autocompress.techniques.quantize import QuantizedLayer
     from autocompress.workloads.data import digits
 
     os.environ["AUTOCOMPRESS_CACHE"] = str(place / "cache")
@@ -72,8 +70,6 @@ def test_macs_of_the_answer_are_those_of_the_rebuilt_model(
     recipe = place / "runs" / "tiny" / "recipes" / "best.yaml"
     best = next(t for t in finished["trials"] if t["number"] == finished["best"])
     rebuilt = apply(recipe)
-    from autocompress.techniques.quantize import QuantizedLayer
-
     for name, module in list(rebuilt.named_modules()):
         if isinstance(module, QuantizedLayer):  # the counter knows plain layers only
             owner, _, child = name.rpartition(".")
@@ -310,6 +306,9 @@ def test_a_dry_run_with_a_cached_table_waits_for_nobody(
     ) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
+        # as if for two minutes: computing pauses for a minute at most, and timing for ten
+        note = folder / "holder.json"
+        note.write_text(json.dumps({**json.loads(note.read_text()), "since": time.time() - 120}))
         try:
             found = json.loads(call(place, ask, check=code, timeout_s=200).stdout)
             assert other.poll() is None, "the other one still holds the machine"
