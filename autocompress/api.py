@@ -189,19 +189,20 @@ def search(
     Raises:
         InputError: what cannot be used; InfeasibleBudget: nothing meets the budget.
     """
-    from autocompress.run.given import as_flags, as_module, as_path, given_study, told
+    from autocompress.run.given import as_module, as_path, check_flags, given_study, told
     from autocompress.run.session import run_study
 
     folder, (searching, sampler) = as_path(out, "out"), _with_sampler(search)
-    flags = as_flags(resume=resume, new_baseline=new_baseline)
+    check_flags(resume=resume, new_baseline=new_baseline)
     named: dict[str, Any] = {"target": target, "space": space, "search": searching}
     named |= {"recovery": recovery, "settings": settings, "tracking": tracking}
     named |= {"max_accuracy_drop": max_accuracy_drop, "max_quality_drop": max_quality_drop}
     named |= {"timeout_s": timeout_s, "executor": executor, "workers": workers}
     study = given_study(folder.name, budget, task, data=file_part(reading), **named)
-    given = {"model": as_module(model), "data": told(data, task, reading), **flags}
+    given = {"sampler": sampler, "resume": resume, "new_baseline": new_baseline}
+    given |= {"model": as_module(model), "data": told(data, task, reading)}
     with Display(silent=quiet) as shown:
-        done = run_study(study, folder, sampler=sampler, watcher=shown, **given)
+        done = run_study(study, folder, watcher=shown, **given)
     return Result(done.folder.root, done.summary, done.view)
 
 
@@ -234,7 +235,7 @@ def run_study(
     Raises:
         InputError: what cannot be used; InfeasibleBudget: nothing meets the budget.
     """
-    from autocompress.run.given import as_flags, as_path, changed_study
+    from autocompress.run.given import as_path, changed_study, check_flags
     from autocompress.run.session import run_study
 
     searching, sampler = (None, None) if search is None else _with_sampler(search)
@@ -242,9 +243,11 @@ def run_study(
     named |= {"recovery": recovery, "settings": settings, "tracking": tracking}
     config = changed_study(study, budget, timeout_s=timeout_s, **named)
     folder = None if out is None else as_path(out, "out")
-    flags = as_flags(resume=resume, new_baseline=new_baseline)
+    check_flags(resume=resume, new_baseline=new_baseline)
+    given: dict[str, Any] = {"sampler": sampler, "resume": resume}
+    given["new_baseline"] = new_baseline
     with Display(silent=quiet) as shown:
-        done = run_study(config, folder, sampler=sampler, watcher=shown, **flags)
+        done = run_study(config, folder, watcher=shown, **given)
     return Result(done.folder.root, done.summary, done.view)
 
 

@@ -57,10 +57,10 @@ def apply(
         InputError: another architecture, or a model or data that must be handed over.
     """
     from autocompress.exporters.again import handed_out
-    from autocompress.run.given import as_flags, as_module, as_path
+    from autocompress.run.given import as_module, as_path, check_flags
     from autocompress.run.replay import open_recipe, rebuild
 
-    as_flags(trust=trust)
+    check_flags(trust=trust)
     if isinstance(recipe, SavedRecipe):
         recipe = recipe.path
     path = Path() if isinstance(recipe, Recipe) else as_path(recipe, "recipe")
@@ -203,9 +203,9 @@ def verify(
         What ``autocompress verify --json`` prints; ``ok`` says whether the recipe holds.
     """
     from autocompress.run import replay
-    from autocompress.run.given import as_flags, as_module, as_path
+    from autocompress.run.given import as_module, as_path, check_flags
 
-    as_flags(trust=trust)
+    check_flags(trust=trust)
     path = recipe.path if isinstance(recipe, SavedRecipe) else as_path(recipe, "recipe")
     if model is None and data is None:
         return replay.verify(path, None, None, trust=trust)
