@@ -193,13 +193,12 @@ def search(
     from autocompress.run.session import run_study
 
     folder, (searching, sampler) = as_path(out, "out"), _with_sampler(search)
-    check_flags(resume=resume, new_baseline=new_baseline)
     named: dict[str, Any] = {"target": target, "space": space, "search": searching}
     named |= {"recovery": recovery, "settings": settings, "tracking": tracking}
     named |= {"max_accuracy_drop": max_accuracy_drop, "max_quality_drop": max_quality_drop}
     named |= {"timeout_s": timeout_s, "executor": executor, "workers": workers}
     study = given_study(folder.name, budget, task, data=file_part(reading), **named)
-    given = {"sampler": sampler, "resume": resume, "new_baseline": new_baseline}
+    given = {"sampler": sampler, **check_flags(resume=resume, new_baseline=new_baseline)}
     given |= {"model": as_module(model), "data": told(data, task, reading)}
     with Display(silent=quiet) as shown:
         done = run_study(study, folder, watcher=shown, **given)
@@ -243,9 +242,8 @@ def run_study(
     named |= {"recovery": recovery, "settings": settings, "tracking": tracking}
     config = changed_study(study, budget, timeout_s=timeout_s, **named)
     folder = None if out is None else as_path(out, "out")
-    check_flags(resume=resume, new_baseline=new_baseline)
-    given: dict[str, Any] = {"sampler": sampler, "resume": resume}
-    given["new_baseline"] = new_baseline
+    given: dict[str, Any] = {"sampler": sampler}
+    given |= check_flags(resume=resume, new_baseline=new_baseline)
     with Display(silent=quiet) as shown:
         done = run_study(config, folder, watcher=shown, **given)
     return Result(done.folder.root, done.summary, done.view)

@@ -150,8 +150,8 @@ def as_path(given: Any, name: str) -> Path:
     raise InputError(f"`{name}` must be a path, got {given!r:.80}.")
 
 
-def check_flags(**given: Any) -> None:
-    """See that switches are such, by their names.
+def check_flags(**given: Any) -> dict[str, bool]:
+    """Switches that were given, by their names.
 
     Raises:
         InputError: one is neither true nor false; a text such as ``"no"`` would count as true.
@@ -159,6 +159,7 @@ def check_flags(**given: Any) -> None:
     for name, value in given.items():
         if not isinstance(value, bool):
             raise InputError(f"`{name}` must be True or False, got {value!r:.80}.")
+    return given
 
 
 def as_module(model: nn.Module | str | Path) -> nn.Module:
