@@ -6,7 +6,7 @@ network's own outputs on unlabelled training images; and the latency of the expo
 that of the whole network, interleaved. Data and weights are found through AUTOCOMPRESS_DATA and
 AUTOCOMPRESS_WEIGHTS.
 
-    python benchmarks/blocks.py --json [--quick] [--network resnet56] [--gone 3 6 9 12]
+    python benchmarks/blocks.py --json [--quick] [--network resnet56] [--gone 3 6 9 12] [--int8]
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from autocompress.build.bank import LayerBank
+from autocompress.build.calibrate import calibrate
 from autocompress.build.refine import Refinement
 from autocompress.build.sequential import sequential_resolve
 from autocompress.controller.sensitivity import Sensitivity
@@ -41,6 +42,8 @@ from autocompress.recover.device import Place
 from autocompress.targets import get_target
 from autocompress.task.divergence import SoftmaxKL
 from autocompress.task.ready import ready
+from autocompress.techniques.compressed import Compressed
+from autocompress.techniques.quantize import simulate
 from autocompress.workloads.data import image_folder
 from autocompress.workloads.models import load_weights, resnet20, resnet56
 
@@ -90,7 +93,7 @@ def measure(network: str, counts: list[int], config: RefineConfig, args: Any) ->
     plan = slicing_plan(model, data.train.inputs(1), ())
     bank = LayerBank(model, inventory, plan, settings, {}, {})
     begin = time.perf_counter()
-    order = greedy(bank, data, args.probe_images, max(counts))
+    order = args.order or greedy(bank, data, args.probe_images, max(counts))
     found: dict[str, Any] = {
         "network": network,
         "config": config.model_dump(),
@@ -100,7 +103,8 @@ def measure(network: str, counts: list[int], config: RefineConfig, args: Any) ->
         "base": points(model, data, args.limit),
     }
     task = ready("classification")
-    ratios = latency_ratios(bank, data, [without(inventory, order[:n]) for n in counts])
+    policies = [without(inventory, order[:n]) for n in counts]
+    ratios = latency_ratios(data, [bank.stitch(p) for p in (Policy(), *policies)])
     for count, ratio in zip(counts, ratios, strict=True):
         policy = without(inventory, order[:count])
         row: dict[str, Any] = {"latency_ratio": ratio}
@@ -110,6 +114,8 @@ def measure(network: str, counts: list[int], config: RefineConfig, args: Any) ->
         solved = sequential_resolve(model, bank.stitch(policy), images.inputs())
         row["sequential"] = points(solved.module, data, args.limit)
         row["sequential_s"] = round(time.perf_counter() - begin, 1)
+        if args.int8:
+            row |= in_integers(bank, data, policy, solved.module, args.limit)
         starts = {"refined": bank.stitch(policy), "sequential_refined": solved}
         for name in args.start if config.steps else ():
             begin = time.perf_counter()
@@ -121,21 +127,35 @@ def measure(network: str, counts: list[int], config: RefineConfig, args: Any) ->
     return found
 
 
-def latency_ratios(bank: LayerBank, data: Any, policies: list[Policy]) -> list[float]:
-    """Of the exported files beside the whole network's, in ONNX Runtime on one thread."""
+def in_integers(
+    bank: LayerBank, data: Any, policy: Policy, module: Any, limit: int
+) -> dict[str, float]:
+    """Accuracy and latency ratio with all layers that are left in 8 bits."""
+    eight = LayerPolicy(weight_bits=8, activation_bits=8)
+    left = {n.name: eight for n in bank.inventory.layers if n.name not in policy.layers}
+    stitched = bank.stitch(Policy({**policy.layers, **left})).with_(module=module)
+    made = calibrate(stitched, data.train.sample(512, 0).inputs())
+    found = points(simulate(made), data, limit)
+    (ratio,) = latency_ratios(data, [bank.stitch(Policy()), made])
+    return {"int8": found, "int8_latency_ratio": ratio}
+
+
+def latency_ratios(data: Any, made: list[Compressed]) -> list[float]:
+    """Of the exported files beside that of the first, in ONNX Runtime on one thread."""
     target = get_target("onnxruntime")
     with tempfile.TemporaryDirectory() as folder:
         files = []
-        for i, policy in enumerate([Policy(), *policies]):
+        for i, compressed in enumerate(made):
             path = Path(folder) / f"{i}.onnx"
-            export(bank.stitch(policy), path, data.train.inputs(2))
+            export(compressed, path, data.train.inputs(2))
             files.append(path)
         return [round(t.ratio, 3) for t in paired_timings(target, files[1:], files[0])]
 
 
 def points(module: Any, data: Any, limit: int) -> float:
-    """Top-1 on val, in percent."""
-    return round(100 * score(module_answers(module, data.val, limit=limit)).value, 2)
+    """Top-1 on some images of val, which lie there class by class, in percent."""
+    val = data.val.sample(min(limit, len(data.val)), 0)
+    return round(100 * score(module_answers(module, val)).value, 2)
 
 
 def main() -> None:
@@ -151,6 +171,8 @@ def main() -> None:
     parser.add_argument("--block-steps", type=int, default=0)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--order", nargs="+", help="names of blocks, in place of the greedy order")
+    parser.add_argument("--int8", action="store_true", help="what is left in 8 bits as well")
     parser.add_argument("--start", nargs="+", choices=STARTS, default=list(STARTS))
     parser.add_argument("--limit", type=int, default=2000)
     args = parser.parse_args()

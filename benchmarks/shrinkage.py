@@ -48,6 +48,11 @@ AFTER = ("bank", "sequential", "refined")
 """Repairs after which they are set."""
 
 
+def judging(data: Data, limit: int | None) -> Split:
+    """Validation images, which lie there class by class: some of them at random, or all."""
+    return data.val if limit is None else data.val.sample(limit, 0)
+
+
 def move(bank: LayerBank, policy: Policy, module: nn.Module, sample: Split) -> None:
     """Statistics moved by as much as compressed and uncompressed network differ on a sample."""
     kept = kept_channels(bank.model, bank.plan, bank.gone(policy), bank.widths(policy))
@@ -62,7 +67,7 @@ def shrinkage(bank: LayerBank, data: Data, keep: float, args: Any) -> Iterator[d
     producers = [p for g in bank.inventory.channel_groups if g.name in groups for p in g.producers]
     policy = Policy(dict.fromkeys(producers, LayerPolicy(prune_ratio=1 - keep)))
     seen = data.train.sample(args.images, 0).inputs()
-    made = bank.stitch(policy)
+    made, val = bank.stitch(policy), judging(data, args.limit)
     for after in AFTER:
         if after not in args.after:
             continue
@@ -77,7 +82,7 @@ def shrinkage(bank: LayerBank, data: Data, keep: float, args: Any) -> Iterator[d
         reestimate(module, seen)
         moved = copy.deepcopy(made.module)
         move(bank, policy, moved, data.train.sample(args.images, 0))
-        reached = score(module_answers(moved, data.val, limit=args.limit))
+        reached = score(module_answers(moved, val))
         row = {"keep": keep, "after": after, "share": "moved"}
         yield {**row, "accuracy": round(reached.value, 4)}
         new = [(n.running_mean.clone(), n.running_var.clone()) for n in norms]
@@ -85,7 +90,7 @@ def shrinkage(bank: LayerBank, data: Data, keep: float, args: Any) -> Iterator[d
             for norm, before, now in zip(norms, old, new, strict=True):
                 norm.running_mean.copy_(torch.lerp(before[0], now[0], share))
                 norm.running_var.copy_(torch.lerp(before[1], now[1], share))
-            reached = score(module_answers(module, data.val, limit=args.limit))
+            reached = score(module_answers(module, val))
             row = {"keep": keep, "after": after, "share": share}
             yield {**row, "accuracy": round(reached.value, 4)}
 
@@ -109,7 +114,7 @@ def main() -> None:
         model, data = loaded(name)
         inventory = take_inventory(model, data.train.inputs(1))
         bank = LayerBank.build(model, inventory, data.train, CompressionSettings())
-        base = round(score(module_answers(model, data.val, limit=args.limit)).value, 4)
+        base = round(score(module_answers(model, judging(data, args.limit))).value, 4)
         for keep in args.keep:
             for row in shrinkage(bank, data, keep, args):
                 rows.append({"network": name, "uncompressed": base, **row})
