@@ -30,6 +30,8 @@ def row(peer: str, correct: np.ndarray, ratio: float = 0.5, **more: Any) -> dict
         "integer": 2,
         "multiplying": 3,
         "how": "somehow",
+        "version": "tool 1.0",
+        "settings": "as it comes",
         "test": float(correct.mean()),
         "images": len(correct),
         "correct": rows.packed(correct),
@@ -137,11 +139,14 @@ def test_the_page_holds_a_line_per_row_and_keeps_its_text() -> None:
     ours = row(page.OURS, drawn(1, 0.8), base_test=0.88)
     found = [ours, row("over", drawn(2, 0.9), ratio=0.7), {**ours, "minutes": 10.0}]
     failed = {k: ours[k] for k in rows.KEY} | {"peer": "broken", "reason": "does not install"}
-    text = f"before\n{page.BEGIN}\nold\n{page.END}\nafter\n"
+    places = [f"<!-- {p}: begin -->\nold\n<!-- {p}: end -->\n" for p in page.PARTS]
+    text = "before\n" + "between\n".join(places) + "after\n"
     once = page.written(text, [*found, failed])
     assert once.startswith("before\n")
     assert once.endswith("\nafter\n")
     assert "old" not in once
+    assert "between\n" in once
+    assert f"| {page.OURS} | tool 1.0 | as it comes |" in once
     assert once.count("### net, 0.5x of the latency") == 2
     assert "| over |" in once
     assert "0.700x **over**" in once

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from autocompress.quality.score import Accuracy, paired
 from contest.rows import Row, groups, unpacked
@@ -11,7 +10,8 @@ from contest.rows import Row, groups, unpacked
 OURS = "autocompress"
 TOLERANCE = 1.02
 """A file is within the budget up to this factor: what the same file's timings differ by."""
-BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
+PARTS = ("tables", "settings")
+"""Of the page, each between two comments."""
 
 
 def within(row: Row) -> bool:
@@ -86,13 +86,17 @@ def written(page: str, rows: Sequence[Row]) -> str:
     Raises:
         ValueError: the page has no place for them.
     """
-    if page.count(BEGIN) != 1 or page.count(END) != 1:
-        raise ValueError(f"The page needs one line {BEGIN!r} and one line {END!r}.")
-    before, rest = page.split(BEGIN)
-    after = rest.split(END)[1]
-    return f"{before}{BEGIN}\n\n{tables(rows)}\n\n{END}{after}"
+    for part, text in zip(PARTS, (tables(rows), settings(rows)), strict=True):
+        begin, end = (f"<!-- {part}: {side} -->" for side in ("begin", "end"))
+        if page.count(begin) != 1 or page.count(end) != 1:
+            raise ValueError(f"The page needs one line {begin!r} and one line {end!r}.")
+        before, rest = page.split(begin)
+        page = f"{before}{begin}\n\n{text}\n\n{end}{rest.split(end)[1]}"
+    return page
 
 
-def versions(rows: Sequence[Row]) -> dict[str, Any]:
-    """Tool to its version, as far as rows tell."""
-    return {row["peer"]: row["version"] for row in rows if row.get("version")}
+def settings(rows: Sequence[Row]) -> str:
+    """Each tool's version and settings, as its latest row tells them."""
+    told = {row["peer"]: row for row in rows if "version" in row}
+    lines = [f"| {peer} | {row['version']} | {row['settings']} |" for peer, row in told.items()]
+    return "\n".join(["| tool | version | settings |", "|---|---|---|", *lines])
