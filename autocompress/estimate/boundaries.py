@@ -49,10 +49,15 @@ class Value:
 
     def integer(self, floats: int) -> bool:
         """Whether it holds integers."""
-        if self.made_of & floats:
-            return False
-        wanted = not self.parts or self.readers & ~floats
-        return bool(wanted) or any(value.integer(floats) for value in self.joined)
+        ahead = [self]
+        while ahead:
+            value = ahead.pop()
+            if value.made_of & floats:
+                continue
+            if not value.parts or value.readers & ~floats:
+                return True
+            ahead += value.joined
+        return False
 
     def count(self, row: RowSum, floats: int, volume: Callable[[int], int], sign: int = 1) -> None:
         """Add what it costs to a row, or take it off."""
@@ -154,7 +159,11 @@ class Boundaries:
             if place in value.sizes or flips & bit(place) & value.readers
         }
         ahead = [value for place in places for value in self._near[place] if flips & bit(place)]
+        seen: set[int] = set()
         for value in ahead:  # grows by the parts of what turns
+            if id(value) in seen:
+                continue
+            seen.add(id(value))
             if value.integer(before) != value.integer(after):
                 found[id(value)] = value
                 ahead += value.parts

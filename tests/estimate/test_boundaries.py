@@ -18,7 +18,7 @@ from autocompress.exporters.names import layer_of
 from autocompress.exporters.onnx_glue import Wires, with_glue
 from autocompress.exporters.write import export
 from autocompress.model.inventory import take_inventory
-from autocompress.policy.inventory import OUTSIDE, Inventory
+from autocompress.policy.inventory import OUTSIDE, Inventory, LayerSpec
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.settings import CompressionSettings
 from autocompress.techniques.compressed import Compressed
@@ -140,3 +140,22 @@ def test_without_a_branch_the_stream_is_left() -> None:
     assert [v.added for v in whole.values].count(True) == 2
     assert [v.added for v in left.values].count(True) == 1
     assert not any(v.made_of >> (place["conv2"] - OUTSIDE) & 1 for v in left.values)
+
+
+def test_a_stream_through_many_blocks_is_followed_to_its_end() -> None:
+    """Only the last layer reads integers, so that every sum before it is integer, too."""
+    blocks = 600
+    names = ["stem", *(f"{i}.{part}" for i in range(blocks) for part in ("in", "out")), "head"]
+    streams = [(0, *range(2, 2 * i + 1, 2)) for i in range(blocks + 1)]
+    inner = [read for i in range(blocks) for read in (streams[i], (2 * i + 1,))]
+    inventory = Inventory(
+        tuple(LayerSpec(name, "linear", WIDTH, WIDTH) for name in names),
+        (),
+        ((WIDTH,),),
+        "stream",
+        "",
+        sources=((OUTSIDE,), *inner, streams[-1]),
+    )
+    chosen = [name for name in names if not name.endswith(".in")]
+    # the image and what each branch holds are rounded; each branch reads the stream as floats
+    assert counted(inventory, chosen) == (1 + blocks, blocks + 1)
