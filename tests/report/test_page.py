@@ -265,12 +265,16 @@ def test_how_the_study_went_is_told(opened: Callable[..., Any], run: RunFolder) 
         page.wait_for_selector(f"#{plot} .main-svg")
 
 
-def test_text_and_tables_do_not_wait_for_plots(opened: Callable[..., Any], run: RunFolder) -> None:
+@pytest.mark.parametrize("library", ["", '<script type="text/plain" id="library">0;</script>'])
+def test_text_and_tables_do_not_wait_for_plots(
+    opened: Callable[..., Any], run: RunFolder, library: str
+) -> None:
+    """Nor are they lost where the library has come, and a browser cannot load it."""
     path = write_report(run)
     text = path.read_text()
     begin = text.index('<script type="text/plain" id="library">')
     end = text.index("</script>", begin)
-    path.write_text(text[:begin] + text[end + len("</script>") :])
+    path.write_text(text[:begin] + library + text[end + len("</script>") :])
     page = opened(path, plots=False)
     assert numbers(page) == [t.number for t in RunView.load(run).front]
     assert page.locator("#answer .headline").inner_text().startswith("Answer: trial ")
@@ -286,6 +290,14 @@ def test_text_and_tables_do_not_wait_for_plots(opened: Callable[..., Any], run: 
     for drawn, wanted in zip(np.transpose(dots), np.transpose(told), strict=True):
         assert abs(np.corrcoef(drawn, wanted)[0, 1]) == pytest.approx(1.0, abs=1e-6)
     assert dots == sorted(dots, key=lambda at: (at[0], -at[1])), "to the right, and up"
+    # what is far worse does not lie among the words under the axis
+    ends = """(all, [side, of]) => all.map(one => of ? one[of] : one).map(
+        one => one.getBoundingClientRect()[side])"""
+    seen = page.eval_on_selector_all("#pareto .sketch circle", ends, ["bottom", "ownerSVGElement"])
+    words = page.eval_on_selector_all(
+        "#pareto .sketch text[text-anchor=middle]:not([transform])", ends, ["top", None]
+    )
+    assert max(seen) < min(words)
 
 
 def test_plots_are_drawn_when_they_are_scrolled_to(

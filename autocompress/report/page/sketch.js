@@ -11,11 +11,13 @@ function sketch() {
   const x = value => left + (value - x0) / (x1 - x0) * (right - left);
   const y = value => bottom - (value - y0) / (y1 - y0) * (bottom - top);
   const picture = document.createElementNS(space, "svg");
+  let place = picture;
   const add = (tag, attributes, text = "") => {
     const found = document.createElementNS(space, tag);
     for (const [name, value] of Object.entries(attributes)) found.setAttribute(name, value);
     found.textContent = text;
-    picture.append(found);
+    place.append(found);
+    return found;
   };
   for (const [name, value] of Object.entries({class: "sketch", style: "display: block", width: wide, height: high, "aria-hidden": true})) picture.setAttribute(name, value);
   const text = {fill: ink, "font-size": narrow() ? 11 : 13}, flat = layout.xaxis.tickformat === "";
@@ -29,11 +31,14 @@ function sketch() {
   }
   add("text", {...text, x: (left + right) / 2, y: bottom + 38, "text-anchor": "middle"}, layout.xaxis.title.text);
   add("text", {...text, "text-anchor": "middle", transform: `translate(13 ${(top + bottom) / 2}) rotate(-90)`}, layout.yaxis.title.text);
+  // what lies beyond the axes is cut off, as the library does
+  const area = {x: left, y: top, width: right - left, height: bottom - top};
+  place = add("svg", {...area, viewBox: Object.values(area).join(" ")});
   for (const trace of data) {
     const {color, size, symbol = "circle", opacity = 1} = trace.marker, open = /open/.test(symbol);
     if (trace.line?.shape) add("path", {fill: "none", stroke: color, "stroke-width": 1.5,
       d: trace.x.map((at, i) => i ? `H${x(at)}V${y(trace.y[i])}` : `M${x(at)} ${y(trace.y[i])}`).join("")});
-    trace.x.forEach((at, i) => add("circle", {cx: x(at), cy: y(trace.y[i]), r: size / 2, opacity,
+    trace.x.forEach((at, i) => at != null && add("circle", {cx: x(at), cy: y(trace.y[i]), r: size / 2, opacity,
       fill: open ? "none" : color, stroke: open ? color : "none", "stroke-width": trace.marker.line?.width ?? 1}));
   }
   if (handle) handle.hidden = true;

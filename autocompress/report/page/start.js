@@ -7,6 +7,7 @@ function loadPlots() {
   const library = document.getElementById("library");
   if (window.Plotly || !library) return;
   library.replaceWith(el("script", {}, library.textContent));
+  if (!window.Plotly) return;  // this browser cannot load it: the sketch stays
   const watched = new IntersectionObserver(seen => {
     for (const {target, isIntersecting} of seen) if (isIntersecting) {
       watched.unobserve(target);
