@@ -200,7 +200,7 @@ def search(
     study = given_study(folder.name, budget, task, data=file_part(reading), **named)
     given = {"sampler": sampler, **check_flags(resume=resume, new_baseline=new_baseline)}
     given |= {"model": as_module(model), "data": told(data, task, reading)}
-    with Display(silent=quiet) as shown:
+    with Display(silent=check_flags(quiet=quiet)["quiet"]) as shown:
         done = run_study(study, folder, watcher=shown, **given)
     return Result(done.folder.root, done.summary, done.view)
 
@@ -244,7 +244,7 @@ def run_study(
     folder = None if out is None else as_path(out, "out")
     given: dict[str, Any] = {"sampler": sampler}
     given |= check_flags(resume=resume, new_baseline=new_baseline)
-    with Display(silent=quiet) as shown:
+    with Display(silent=check_flags(quiet=quiet)["quiet"]) as shown:
         done = run_study(config, folder, watcher=shown, **given)
     return Result(done.folder.root, done.summary, done.view)
 

@@ -128,8 +128,9 @@ def evaluate(
         What ``autocompress evaluate --json`` prints.
     """
     from autocompress.run import evaluation
-    from autocompress.run.given import as_module, given_study
+    from autocompress.run.given import as_module, check_flags, given_study
 
+    check_flags(quick=quick)
     if policy is not None and uniform is not None:
         raise InputError("Give either `policy` or `uniform`, got both.")
     chosen = policy if isinstance(policy, Policy) else Policy.read(policy or {}, where="`policy`")

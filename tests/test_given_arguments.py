@@ -106,15 +106,20 @@ def test_paths_are_paths(value: Any) -> None:
         ac.search(network(), data, out=value, quiet=True)
 
 
-@pytest.mark.parametrize("name", ["resume", "new_baseline"])
+@pytest.mark.parametrize("name", ["resume", "new_baseline", "quiet"])
 def test_switches_are_true_or_false(tmp_path: Path, name: str) -> None:
     """A text would count as true, whatever it says."""
     out = tmp_path / "run"
     with pytest.raises(InputError, match=f"`{name}` must be True or False, got 'no'"):
-        ac.search(network(), data, out=out, quiet=True, **{name: "no"})
+        ac.search(network(), data, out=out, **{"quiet": True, name: "no"})
     with pytest.raises(InputError, match=f"`{name}` must be True or False, got 'no'"):
-        ac.run_study("quickstart", out=out, quiet=True, **{name: "no"})
+        ac.run_study("quickstart", out=out, **{"quiet": True, name: "no"})
     assert not out.exists()
+
+
+def test_an_evaluation_is_not_quick_by_a_word() -> None:
+    with pytest.raises(InputError, match="`quick` must be True or False, got 'no'"):
+        ac.evaluate(network(), data, quick="no")
 
 
 def test_strangers_are_not_trusted_by_a_word() -> None:
