@@ -11,14 +11,18 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_args
+
+from pydantic import ConfigDict, Field
 
 from autocompress.errors import InputError
 from autocompress.estimate.tasks import Tasks
 from autocompress.machine.progress import Progress, silent
 from autocompress.machine.scratch import scratch_folder
 from autocompress.measure.rounds import warm_up
-from autocompress.model.kernels import Kernel
+from autocompress.model.kernels import Kernel, KernelPrecision
+from autocompress.policy.reading import read_mapping
+from autocompress.policy.section import STRICT, Section
 from autocompress.policy.writing import replacing
 from autocompress.targets.base import KernelWriter, Target, random_inputs
 
@@ -128,7 +132,7 @@ def parse_key(key: str) -> Kernel:
     try:
         kind, kernel, stride, groups, size, precision, widths = key.split(":")
         a, b = (int(n) for n in widths.split(">"))
-        return Kernel(
+        found = Kernel(
             kind,
             a,
             b,
@@ -138,6 +142,10 @@ def parse_key(key: str) -> Kernel:
             numbers(size),
             precision,  # type: ignore[arg-type]  # one of its literals
         )
+        counts = (a, b, found.groups, *found.kernel_size, *found.stride, *found.size)
+        if min(counts) < 1 or precision not in get_args(KernelPrecision):
+            raise ValueError(key)
+        return found
     except ValueError:
         raise InputError(
             f"A kernel table holds {key!r}, which names no kernel. Pack the kernels again and run "
@@ -153,12 +161,30 @@ def table_path(target: Target, cache_dir: str | Path, footprint: int = FOOTPRINT
 
 
 def load_table(path: Path) -> KernelTable:
-    """The table on disk; empty where there is none, or one of another version."""
+    """The table on disk; empty where there is none, or one of another version.
+
+    Raises:
+        InputError: the file is damaged.
+    """
     if not path.is_file():
         return KernelTable()
-    data = json.loads(path.read_text(encoding="utf-8"))
-    known = data.get("version") == TABLE_VERSION
-    return KernelTable(data["kernels"], data["facts"]) if known else KernelTable()
+    remedy = "Delete it: its kernels are timed again."
+    data = read_mapping(path, "kernel table", form="JSON", remedy=remedy)
+    if data.get("version") != TABLE_VERSION:
+        return KernelTable()
+    found = _Stored.read(data, where=f"The kernel table {path}")
+    for key in found.kernels:
+        parse_key(key)
+    return KernelTable(found.kernels, found.facts)
+
+
+class _Stored(Section):
+    """A table as it lies on disk."""
+
+    model_config = ConfigDict(**{**STRICT, "extra": "ignore"})
+
+    facts: dict[str, Any]
+    kernels: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
 
 
 def keep(path: Path, data: Mapping[str, Any]) -> None:

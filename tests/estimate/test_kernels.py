@@ -220,6 +220,36 @@ def test_a_table_of_another_version_is_measured_anew(tmp_path: Path) -> None:
     assert json.loads(path.read_text())["version"] == -1
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[1]",
+        '{"version": 1}',
+        '{"version": 1, "facts": {}, "kernels": [1]}',
+        '{"version": 1, "facts": null, "kernels": {}}',
+        '{"version": 1, "facts": {}, "kernels": {"conv": 1.0}}',
+        f'{{"version": 1, "facts": {{}}, "kernels": {{"{conv(4, 4).key}": NaN}}}}',
+    ],
+)
+def test_a_damaged_table_is_named(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "kernels-here.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"kernels-here\.json|names no kernel"):
+        load_table(path)
+
+
+@pytest.mark.parametrize(
+    ("part", "odd"), [("4>4", "0>4"), ("4>4", "4>-4"), ("fp32", "fp99"), ("3x3", "0x3")]
+)
+def test_a_key_names_a_kernel_that_can_be(part: str, odd: str) -> None:
+    key = conv(4, 4).key
+    assert parse_key(key) == conv(4, 4)
+    assert part in key
+    with pytest.raises(InputError, match="names no kernel"):
+        parse_key(key.replace(part, odd))
+
+
 def test_a_runtime_of_other_files_gets_a_table_by_multiply_adds(tmp_path: Path) -> None:
     """Nothing can be timed alone there; a larger layer still costs more, and the table is kept."""
     target = get_target("torch")
