@@ -1,7 +1,10 @@
 """Commands of ours in processes forked from one that has imported what they need.
 
 A short command spends most of its time on importing torch and scikit-learn. The process that has
-done so once runs nothing itself; each command is a process of its own, as ``python -m`` makes it.
+done so once runs nothing itself; each command is a process of its own, as ``python -m`` makes it,
+but for two things: what ``MODULES`` import is there without being asked for, and texts have the
+same hashes in all of them, so that sets are in the same order. A test of either needs new
+processes: give them a ``PYTHONHASHSEED``.
 """
 
 from __future__ import annotations
@@ -187,6 +190,7 @@ def _become(ask: dict[str, Any]) -> None:
     writing = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     for number, path in ((0, os.devnull), (1, ask["out"]), (2, ask["err"])):
         os.dup2(os.open(path, writing if number else os.O_RDONLY), number)
+    import_module("numpy").random.seed()  # a new process draws numbers of its own; random does so
     sys.argv[1:] = ask["arguments"]
     sys.path[0] = ask["cwd"]
     code: object = 0
