@@ -40,9 +40,9 @@ from autocompress.targets import Target, get_target
 from autocompress.task.data import Split
 from autocompress.workloads.models import resnet20, resnet56, seeded, vgg16_bn
 
-_SETTINGS = CompressionSettings(calibration_images=16, bias_correction=False, importance="l1")
+SETTINGS = CompressionSettings(calibration_images=16, bias_correction=False, importance="l1")
 _PLAN = Plan(precision=0.02, max_seconds=8.0)
-_RULE = {
+RULE = {
     "match": "*",
     "kinds": ["conv", "linear"],
     "prune_ratio": [0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75],
@@ -69,7 +69,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
 
 def exporter(model: nn.Module, inventory: Any, images: Split, folder: Path) -> Any:
     """What builds and exports the model of a policy, as a study's evaluator does it."""
-    bank = LayerBank.build(model, inventory, images, _SETTINGS)
+    bank = LayerBank.build(model, inventory, images, SETTINGS)
     example = images.inputs(1)
 
     def variant(policy: Policy) -> Path:
@@ -116,7 +116,7 @@ def judge(name: str, held_out: int, variants: int, plan: Plan) -> dict[str, Any]
     stored = torch.randn(32, 3, size, size, generator=torch.Generator().manual_seed(0))
     images = Split(stored, torch.zeros(32, dtype=torch.long))
     inventory = take_inventory(model, images.inputs(1))
-    space = SpaceConfig.read({"rules": [_RULE]}).bind(inventory)
+    space = SpaceConfig.read({"rules": [RULE]}).bind(inventory)
     target = get_target("onnxruntime")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -129,7 +129,7 @@ def judge(name: str, held_out: int, variants: int, plan: Plan) -> dict[str, Any]
             space,
             variant,
             folder / "cache",
-            settings=_SETTINGS,
+            settings=SETTINGS,
             baseline=baseline,
             variants=variants,
             quiet=quiet,

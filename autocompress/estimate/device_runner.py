@@ -5,6 +5,7 @@ Unpack the archive on the device, let nothing else run, and start this file:
     python run_kernels.py
 
 It writes table.json. Take that file back and name it in the study: `target: {table: table.json}`.
+``--models-only`` takes a minute: a first answer, by the known device that this one resembles.
 With ``--serve`` it answers a study that has started it over a connection.
 """
 
@@ -47,13 +48,17 @@ def write_table() -> int:
     parser.add_argument("--runs", type=int, default=8, help="profiled inferences per file")
     parser.add_argument("--passes", type=int, default=3, help="over all files; the fastest counts")
     parser.add_argument("--seconds", type=float, default=20.0, help="for the whole models")
+    parser.add_argument(
+        "--models-only", action="store_true", help="a minute: no kernels, the device is placed"
+    )
     parser.add_argument("--out", type=Path, default=HERE / "table.json")
     asked = parser.parse_args()
     device = FileRunner(asked.threads, manifest["batch"])
     paths = [HERE / manifest["baseline"], *(HERE / m["file"] for m in manifest["models"])]
     kernels: dict[str, float] = {}
     watched = device.call(paths[0])
-    steps = [chunk for _ in range(asked.passes) for chunk in manifest["kernels"]]
+    passes = 0 if asked.models_only else asked.passes
+    steps = [chunk for _ in range(passes) for chunk in manifest["kernels"]]
     done = 0
 
     def profile(chunk: dict[str, Any]) -> None:

@@ -119,6 +119,11 @@ class KernelTable:
         return {"version": TABLE_VERSION, "facts": self.facts, "kernels": self.times}
 
 
+def nominal_ms(kernel: Kernel) -> float:
+    """Milliseconds of a kernel at a speed that no device has, in proportion to its work."""
+    return _NOMINAL_MS + kernel.macs * _NOMINAL_MS_PER_MAC
+
+
 def parse_key(key: str) -> Kernel:
     """The kernel that a table's key names.
 
@@ -228,7 +233,7 @@ def measure_kernels(
         return table
     writer = target.kernel_writer()
     if writer is None:
-        table.add({k.key: _NOMINAL_MS + k.macs * _NOMINAL_MS_PER_MAC for k in missing})
+        table.add({k.key: nominal_ms(k) for k in missing})
         keep(path, table.as_dict())
         return table
     _profile(target, writer, chunks(missing, footprint), table, runs, progress)

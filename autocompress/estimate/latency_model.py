@@ -8,19 +8,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-from pydantic import ConfigDict, Field
 
-from autocompress.errors import InputError, PolicyError
+from autocompress.errors import PolicyError
 from autocompress.estimate.kernel_table import (
-    TABLE_VERSION,
     KernelTable,
     keep,
     load_table,
     measure_kernels,
-    parse_key,
     table_path,
     typical_footprint,
 )
@@ -33,9 +30,7 @@ from autocompress.measure.quiet import QuietSpeed
 from autocompress.model.shapes import LayerShape
 from autocompress.policy.inventory import Inventory
 from autocompress.policy.policy import Policy
-from autocompress.policy.reading import read_mapping
 from autocompress.policy.registry import by_knob
-from autocompress.policy.section import STRICT, Section
 from autocompress.policy.settings import CompressionSettings
 from autocompress.policy.space import Space
 from autocompress.targets.base import Target
@@ -227,84 +222,6 @@ class LatencyModel:
             [Measured(Policy.from_dict(m["policy"]), m["ratio"]) for m in data["measured"]],
             dict(data.get("students", {})),
         )
-
-    @classmethod
-    def from_table(
-        cls,
-        path: str | Path,
-        inventory: Inventory,
-        settings: CompressionSettings | None = None,
-    ) -> LatencyModel:
-        """A model of another device from the ``table.json`` that its packed runner wrote.
-
-        Raises:
-            InputError: no such file, or not a table, or one of another model.
-        """
-        found = DeviceTable.load(path)
-        if found.architecture not in ("", inventory.architecture):
-            raise InputError(
-                f"{path} was taken for another model (architecture {found.architecture}, this "
-                f"one is {inventory.architecture}). Pack and run this model's kernels."
-            )
-        plan = LayerPlan(inventory, settings or CompressionSettings())
-        base = found.baseline_ms or 1.0
-        timed = found.models if found.baseline_ms else ()
-        measured = [Measured(model.policy, model.ms / base) for model in timed]
-        return cls(plan, KernelTable(found.kernels, found.facts), base, base, measured)
-
-
-class TimedModel(Section):
-    """A whole model that another device timed.
-
-    Args:
-        policy: what it was compressed by.
-        ms: its latency.
-    """
-
-    policy: Policy
-    ms: float = Field(gt=0, allow_inf_nan=False)
-
-
-class DeviceTable(Section):
-    """What the packed runner writes on another device: its ``table.json``.
-
-    Args:
-        architecture: of the packed model; empty where nobody said.
-        facts: target and machine that the times were taken on.
-        kernels: milliseconds by ``Kernel.key``.
-        baseline_ms: latency of the uncompressed model; without one, the sum of the layers is the
-            latency as it stands.
-        models: whole models, timed beside the uncompressed one.
-    """
-
-    model_config = ConfigDict(**{**STRICT, "extra": "ignore"})
-
-    architecture: str = ""
-    facts: dict[str, Any] = Field(default_factory=dict)
-    kernels: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(min_length=1)
-    baseline_ms: float | None = Field(None, gt=0, allow_inf_nan=False)
-    models: tuple[TimedModel, ...] = ()
-
-    @classmethod
-    def load(cls, path: str | Path) -> DeviceTable:
-        """Read the file.
-
-        Raises:
-            InputError: no such file, or not a table.
-        """
-        run = "run the packed runner on the device (`python run_kernels.py`)"
-        missing = f"{run[0].upper()}{run[1:]}; it writes table.json."
-        data = read_mapping(path, "kernel table", form="JSON", missing=missing)
-        version = data.get("version", TABLE_VERSION)
-        if version != TABLE_VERSION:
-            raise InputError(
-                f"{path} is of version {version}, this autocompress reads {TABLE_VERSION}. Pack "
-                f"the kernels again and {run}."
-            )
-        found = cls.read(data, where=f"The kernel table {path}")
-        for key in found.kernels:
-            parse_key(key)
-        return found
 
 
 def choose_variants(space: Space, count: int, seed: int = 0) -> list[Policy]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from autocompress.build.builder import Builder
 from autocompress.estimate.estimator import Estimator
-from autocompress.estimate.latency_model import LatencyModel
+from autocompress.estimate.other_device import device_model
 from autocompress.federated.rounds import RoundFailed
 from autocompress.federated.server import FederatedPipeline
 from autocompress.machine.progress import Progress
@@ -26,6 +26,7 @@ from autocompress.targets.base import Target
 from autocompress.task.metrics import Score, TaskMetric
 from autocompress.task.task import Result, Task
 from autocompress.techniques.compressed import Compressed
+from autocompress.workloads.cache import latency_folder
 
 _LISTED = 100
 """Clients whose quality is told one by one."""
@@ -158,7 +159,7 @@ def federated_evaluator(
     inventory, settings = pipeline.inventory, pipeline.settings
     estimator = Estimator(inventory, settings, pipeline.student_cost, target.describe())
     table = target.config.table
-    other = None if table is None else LatencyModel.from_table(table, inventory, settings)
+    other = table and device_model(table, inventory, settings, latency_folder())
     measurer = FederatedMeasurer(target, pipeline, folder, estimator.cost, other, asked)
     builder = Builder(pipeline, folder, progress)
     screening = FederatedScreening(pipeline, screen_images)

@@ -14,6 +14,7 @@ from autocompress.build.pipeline import Pipeline, identity
 from autocompress.controller.warm import WarmStart
 from autocompress.errors import InputError, UnsupportedModel
 from autocompress.estimate.latency_model import LatencyModel
+from autocompress.estimate.other_device import placed
 from autocompress.machine.facts import cores_to_use
 from autocompress.machine.progress import Progress, silent
 from autocompress.model.cost import outside_of_layers
@@ -40,7 +41,7 @@ from autocompress.targets import get_target
 from autocompress.task.calling import call, without_cache
 from autocompress.task.mixing import SAMPLES, told_by_others
 from autocompress.workloads.baseline import train_baseline
-from autocompress.workloads.cache import cache_folder, digest
+from autocompress.workloads.cache import cache_folder, digest, latency_folder
 from autocompress.workloads.students import build_student
 
 if TYPE_CHECKING:
@@ -161,13 +162,15 @@ class Assembly:
         """From a device's table, the cache, or measured; in the milliseconds of its own time."""
         evaluator, measurer = self.evaluator, self.evaluator.measurer
         if isinstance(measurer.other_device, LatencyModel):
+            if sentence := placed(measurer.other_device):
+                _log.warning(sentence)
             return measurer.other_device
         model = LatencyModel.build(
             measurer.target,
             self.inventory,
             self.space,
             evaluator.export_variant,
-            cache_folder() / "latency",
+            latency_folder(),
             settings=self.study.settings,
             baseline=measurer.baseline_file,
             quiet=measurer.quiet_speed,

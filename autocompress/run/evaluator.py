@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from autocompress.build.builder import Builder
 from autocompress.build.state import state_file, weights_kept
 from autocompress.estimate.estimator import Estimator
-from autocompress.estimate.latency_model import LatencyModel
+from autocompress.estimate.other_device import device_model
 from autocompress.machine.lock import after_timing
 from autocompress.machine.progress import Progress
 from autocompress.measure.measurer import Measurer, Scored
@@ -20,6 +20,7 @@ from autocompress.quality.screening import Screening
 from autocompress.results.metric import Measurement
 from autocompress.results.screened import Screened
 from autocompress.results.trial import SEARCH, Phase, Trial
+from autocompress.workloads.cache import latency_folder
 
 if TYPE_CHECKING:
     from autocompress.build.pipeline import Pipeline
@@ -150,7 +151,7 @@ def make_evaluator(
     inventory, settings = pipeline.inventory, pipeline.settings
     estimator = Estimator(inventory, settings, pipeline.student_cost, target.describe())
     table = target.config.table
-    other = None if table is None else LatencyModel.from_table(table, inventory, settings)
+    other = table and device_model(table, inventory, settings, latency_folder())
     measurer = Measurer(target, pipeline, folder, estimator.cost, other, asked, others)
     builder = Builder(pipeline, folder, progress)
     return StudyEvaluator(estimator, builder, measurer, Screening(pipeline, screen_images))

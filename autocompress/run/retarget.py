@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from autocompress.build.builder import Builder
-from autocompress.estimate.latency_model import LatencyModel
+from autocompress.estimate.other_device import device_model, placed
 from autocompress.machine.progress import Progress
 from autocompress.machine.scratch import scratch_folder
 from autocompress.measure.extras import MEMORY
@@ -26,6 +26,7 @@ from autocompress.targets.config import named
 from autocompress.track.folder import RunFolder
 from autocompress.track.journal import Entry
 from autocompress.track.view import RunView
+from autocompress.workloads.cache import latency_folder
 
 _OF_SEVERAL = {*ON_OTHERS, WORST}
 _log = logging.getLogger(__name__)
@@ -112,7 +113,9 @@ def _with_costs(
 
 
 def _from_table(parts: Assembly, table: Path) -> tuple[CostsOf, dict[str, float]]:
-    model = LatencyModel.from_table(table, parts.inventory, parts.study.settings)
+    model = device_model(table, parts.inventory, parts.study.settings, latency_folder())
+    if sentence := placed(model):
+        _log.warning(sentence)
 
     def costs_of(trial: Trial) -> tuple[dict[str, float], float]:
         ms, spread = model.predict(trial.policy)

@@ -26,6 +26,11 @@ def cache_folder() -> Path:
     return folder
 
 
+def latency_folder() -> Path:
+    """Where times of kernels and whole models are kept, by device."""
+    return cache_folder() / "latency"
+
+
 def digest(*parts: object) -> str:
     """A short name for a cache file, from everything that its content depends on."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]

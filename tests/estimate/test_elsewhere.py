@@ -16,7 +16,7 @@ from torch import nn
 from autocompress.build.bank import LayerBank
 from autocompress.build.pipeline import Pipeline
 from autocompress.estimate.latency_features import LayerPlan
-from autocompress.estimate.latency_model import LatencyModel
+from autocompress.estimate.other_device import device_model
 from autocompress.estimate.pack import pack_kernels
 from autocompress.machine.runner_files import runner_files
 from autocompress.model.inventory import take_inventory
@@ -79,7 +79,7 @@ def test_with_a_table_latencies_are_those_of_its_device(
 ) -> None:
     target = get_target({"runtime": "onnxruntime", "table": str(table)})
     evaluator = make_evaluator(pipeline, target, tmp_path / "work")
-    model = LatencyModel.from_table(table, pipeline.inventory, pipeline.settings)
+    model = device_model(table, pipeline.inventory, pipeline.settings, table.parent / "cache")
     evaluator.estimator.predict_with(model)
     found, baseline = evaluator.evaluate(_POLICY), evaluator.baseline
     assert baseline["latency_ms"] == model.predict(Policy())[0] > 40
@@ -106,7 +106,7 @@ def test_a_disturbed_timing_is_noted_and_teaches_nothing(
     pipeline: Pipeline, table: Path, tmp_path: Path
 ) -> None:
     evaluator = make_evaluator(pipeline, get_target("onnxruntime"), tmp_path / "work")
-    model = LatencyModel.from_table(table, pipeline.inventory, pipeline.settings)
+    model = device_model(table, pipeline.inventory, pipeline.settings, table.parent / "cache")
     evaluator.estimator.predict_with(model)
     told = evaluator.evaluate(_POLICY)
     assert model.measured == []  # a measurement is no trial

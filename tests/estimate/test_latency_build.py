@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,14 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 from known_times import RULES, kernel_ms, random_policies, true_ms
-from scipy.stats import spearmanr
 
-from autocompress.errors import ExportError, InputError
+from autocompress.errors import ExportError
 from autocompress.estimate import latency_model as module
 from autocompress.estimate import whole_models
 from autocompress.estimate.kernel_table import KernelTable
 from autocompress.estimate.latency_features import LayerPlan
-from autocompress.estimate.latency_model import DeviceTable, LatencyModel, choose_variants
+from autocompress.estimate.latency_model import LatencyModel, choose_variants
 from autocompress.measure.latency import Timing
 from autocompress.measure.quiet import QuietSpeed
 from autocompress.policy.inventory import Inventory
@@ -217,81 +215,3 @@ def test_a_second_build_reads_the_cache(
     assert counted.kernels == 2
     build(space, threads=2)
     assert counted.kernels == 3
-
-
-def device_table(plan: LayerPlan, space: Space, inventory: Inventory) -> dict[str, Any]:
-    policies = choose_variants(space, 12)
-    return {
-        "version": 1,
-        "architecture": inventory.architecture,
-        "facts": {"machine": {"cpu": "elsewhere"}},
-        "kernels": {k.key: kernel_ms(k) for k in plan.space_kernels(space)},
-        "baseline_ms": true_ms(plan, Policy()),
-        "models": [{"policy": p.as_dict(), "ms": true_ms(plan, p)} for p in policies],
-    }
-
-
-def test_a_device_table_predicts_that_device(
-    plan: LayerPlan, space: Space, inventory: Inventory, tmp_path: Path
-) -> None:
-    path = tmp_path / "table.json"
-    path.write_text(json.dumps(device_table(plan, space, inventory)))
-    model = LatencyModel.from_table(path, inventory)
-    base = true_ms(plan, Policy())
-    for policy in random_policies(space, 20, seed=6):
-        assert model.predict(policy)[0] == pytest.approx(true_ms(plan, policy), abs=0.05 * base)
-    assert model.table.facts["machine"]["cpu"] == "elsewhere"
-
-
-def test_a_table_of_kernels_alone_adds_them_up(
-    plan: LayerPlan, space: Space, inventory: Inventory, tmp_path: Path
-) -> None:
-    data = device_table(plan, space, inventory)
-    del data["baseline_ms"], data["models"]
-    path = tmp_path / "table.json"
-    path.write_text(json.dumps(data))
-    model = LatencyModel.from_table(path, inventory)
-    sums = [sum(kernel_ms(k) for k in plan.kernels([p])) for p in random_policies(space, 20, 7)]
-    predicted = [model.predict(p)[0] for p in random_policies(space, 20, 7)]
-    assert spearmanr(sums, predicted).statistic > 0.95
-
-
-def test_tables_that_cannot_be_used_are_said(
-    plan: LayerPlan, space: Space, inventory: Inventory, tmp_path: Path
-) -> None:
-    with pytest.raises(InputError, match=r"run_kernels\.py"):
-        DeviceTable.load(tmp_path / "absent.json")
-    path = tmp_path / "table.json"
-    path.write_bytes(b"\xff\xfe not text")
-    with pytest.raises(InputError, match="not readable"):
-        DeviceTable.load(path)
-    for other in ("{ half a file", "[]"):
-        path.write_text(other)
-        with pytest.raises(InputError, match="not readable"):
-            DeviceTable.load(path)
-    for other, says in (
-        ("{}", "lacks `kernels`"),
-        ('{"kernels": [1]}', "`kernels` must be a mapping"),
-        ('{"kernels": {}}', "`kernels`: .* at least 1 item"),
-    ):
-        path.write_text(other)
-        with pytest.raises(InputError, match=says):
-            DeviceTable.load(path)
-    data = device_table(plan, space, inventory)
-    path.write_text(json.dumps({**data, "architecture": "0123"}))
-    with pytest.raises(InputError, match="another model"):
-        LatencyModel.from_table(path, inventory)
-    path.write_text(json.dumps({**data, "version": 99}))
-    with pytest.raises(InputError, match="version 99"):
-        LatencyModel.from_table(path, inventory)
-    path.write_text(json.dumps({**data, "kernels": {"nonsense": 1.0}}))
-    with pytest.raises(InputError, match="'nonsense'"):
-        LatencyModel.from_table(path, inventory)
-    key = next(iter(data["kernels"]))
-    path.write_text(json.dumps({**data, "kernels": {key: "fast"}}))
-    with pytest.raises(InputError, match="fast"):
-        LatencyModel.from_table(path, inventory)
-    for damaged in ([{"ms": 1.0}], [{"policy": {"layers": {}}, "ms": None}], [5]):
-        path.write_text(json.dumps({**data, "models": damaged}))
-        with pytest.raises(InputError, match=r"table\.json.*`models\.0"):
-            LatencyModel.from_table(path, inventory)

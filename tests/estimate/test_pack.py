@@ -19,7 +19,8 @@ import autocompress
 from autocompress.errors import ExportError, InputError
 from autocompress.estimate.kernel_table import parse_key
 from autocompress.estimate.latency_features import LayerPlan
-from autocompress.estimate.latency_model import LatencyModel, choose_variants
+from autocompress.estimate.latency_model import choose_variants
+from autocompress.estimate.other_device import device_model
 from autocompress.estimate.pack import pack_kernels
 from autocompress.exporters.onnx_kernels import write_kernels
 from autocompress.exporters.write import export
@@ -134,7 +135,7 @@ def check_table(table: dict[str, object], inventory: Inventory, space: Space, pa
     models = table["models"]
     assert isinstance(models, list)
     assert [Policy.from_dict(m["policy"]).digest for m in models] == [p.digest for p in chosen]
-    model = LatencyModel.from_table(path, inventory)
+    model = device_model(path, inventory, None, path.parent / "cache")
     assert model.baseline_ms == table["baseline_ms"]
     for policy in (Policy(), *chosen):
         ms, sigma = model.predict(policy)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from autocompress.estimate.kernel_table import KernelTable
@@ -26,9 +28,9 @@ def kernel_ms(kernel: Kernel) -> float:
     return 0.002 + _RATE[kernel.precision] * kernel.macs
 
 
-def true_ms(plan: LayerPlan, policy: Policy) -> float:
+def true_ms(plan: LayerPlan, policy: Policy, times: Callable[[Kernel], float] = kernel_ms) -> float:
     """A machine whose models cost a start, their kernels and a fee per change of arithmetic."""
-    quantity = dict(zip(FEATURES, plan.row(policy, kernel_ms, 1 << 20).features, strict=True))
+    quantity = dict(zip(FEATURES, plan.row(policy, times, 1 << 20).features, strict=True))
     return float(
         0.004
         + 1.1 * (quantity["float_ms"] + quantity["int8_ms"])

@@ -1,0 +1,215 @@
+"""Latency models of devices that are not here, from the table that each of them wrote.
+
+A table with kernels is a device's own. One with whole models only, which takes a minute to time,
+is placed: of all known devices that one's kernel times are taken by which the models are predicted
+best.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import ConfigDict, Field
+
+from autocompress.errors import InputError
+from autocompress.estimate.kernel_table import (
+    TABLE_VERSION,
+    KernelTable,
+    keep,
+    load_table,
+    nominal_ms,
+    parse_key,
+)
+from autocompress.estimate.latency_features import LayerPlan
+from autocompress.estimate.latency_model import LatencyModel, Measured
+from autocompress.policy.inventory import Inventory
+from autocompress.policy.policy import Policy
+from autocompress.policy.reading import read_mapping
+from autocompress.policy.section import STRICT, Section
+from autocompress.policy.settings import CompressionSettings
+
+_FEWEST = 4
+"""Whole models that a device must have timed to be placed by them."""
+
+
+class TimedModel(Section):
+    """A whole model that another device timed.
+
+    Args:
+        policy: what it was compressed by.
+        ms: its latency.
+    """
+
+    policy: Policy
+    ms: float = Field(gt=0, allow_inf_nan=False)
+
+
+class DeviceTable(Section):
+    """What the packed runner writes on another device: its ``table.json``.
+
+    Args:
+        architecture: of the packed model; empty where nobody said.
+        facts: target and machine that the times were taken on.
+        kernels: milliseconds by ``Kernel.key``; none where only whole models were timed.
+        baseline_ms: latency of the uncompressed model; without one, the sum of the layers is the
+            latency as it stands.
+        models: whole models, timed beside the uncompressed one.
+    """
+
+    model_config = ConfigDict(**{**STRICT, "extra": "ignore"})
+
+    architecture: str = ""
+    facts: dict[str, Any] = Field(default_factory=dict)
+    kernels: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
+        default_factory=dict
+    )
+    baseline_ms: float | None = Field(None, gt=0, allow_inf_nan=False)
+    models: tuple[TimedModel, ...] = ()
+
+    @classmethod
+    def load(cls, path: str | Path) -> DeviceTable:
+        """Read the file.
+
+        Raises:
+            InputError: no such file, or not a table.
+        """
+        run = "run the packed runner on the device (`python run_kernels.py`)"
+        missing = f"{run[0].upper()}{run[1:]}; it writes table.json."
+        data = read_mapping(path, "kernel table", form="JSON", missing=missing)
+        version = data.get("version", TABLE_VERSION)
+        if version != TABLE_VERSION:
+            raise InputError(
+                f"{path} is of version {version}, this autocompress reads {TABLE_VERSION}. Pack "
+                f"the kernels again and {run}."
+            )
+        found = cls.read(data, where=f"The kernel table {path}")
+        for key in found.kernels:
+            parse_key(key)
+        if not found.kernels and (found.baseline_ms is None or len(found.models) < _FEWEST):
+            raise InputError(
+                f"The kernel table {path} holds no kernel, and fewer than {_FEWEST} whole models "
+                f"beside the uncompressed one: {run}."
+            )
+        return found
+
+
+@dataclass(frozen=True)
+class Resemblance:
+    """How well the kernel times of a known device predict a new one's whole models.
+
+    Args:
+        table: of the known device, as if it took as long for the uncompressed model's kernels as
+            the new one does for the model.
+        error: mean error of each model, predicted from the others, as a share of the uncompressed
+            latency.
+    """
+
+    table: KernelTable
+    error: float
+
+    @property
+    def name(self) -> str:
+        """The known device in words."""
+        facts = self.table.facts
+        machine, target = facts.get("machine") or {}, facts.get("target") or {}
+        where = machine.get("cpu") or "multiply-adds at one speed"
+        if not target:
+            return where
+        return f"{where} ({target.get('runtime')}, threads: {target.get('threads')})"
+
+
+def device_model(
+    path: str | Path,
+    inventory: Inventory,
+    settings: CompressionSettings | None,
+    cache_dir: str | Path,
+) -> LatencyModel:
+    """The latency model of a device from the ``table.json`` that its packed runner wrote.
+
+    Args:
+        path: of the table.
+        inventory: of the uncompressed model.
+        settings: rounding of channel counts.
+        cache_dir: of known devices' kernel tables; a table with kernels is kept there.
+
+    Returns:
+        The model; where the device was placed, ``facts["placed"]`` says ``by`` which device's
+        kernels, and the ``error``.
+
+    Raises:
+        InputError: no such file, or not a table, or one of another model.
+    """
+    found = DeviceTable.load(path)
+    if found.architecture not in ("", inventory.architecture):
+        raise InputError(
+            f"{path} was taken for another model (architecture {found.architecture}, this "
+            f"one is {inventory.architecture}). Pack and run this model's kernels."
+        )
+    plan = LayerPlan(inventory, settings or CompressionSettings())
+    base = found.baseline_ms or 1.0
+    timed = found.models if found.baseline_ms else ()
+    measured = [Measured(model.policy, model.ms / base) for model in timed]
+    if found.kernels:
+        table = KernelTable(found.kernels, found.facts)
+        text = json.dumps(table.as_dict(), sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+        keep(Path(cache_dir) / f"kernels-elsewhere-{digest}.json", table.as_dict())
+        return LatencyModel(plan, table, base, base, measured)
+    best = min(places(plan, base, measured, cache_dir), key=lambda place: place.error)
+    facts = {**found.facts, "placed": {"by": best.name, "error": best.error}}
+    facts["footprint"] = best.table.footprint
+    return LatencyModel(plan, KernelTable(best.table.times, facts), base, base, measured)
+
+
+def placed(model: LatencyModel) -> str:
+    """A sentence on how a device was placed; empty where it timed its own kernels."""
+    found = model.facts.get("placed")
+    if not found:
+        return ""
+    return (
+        f"The device timed whole models only. It resembles {found['by']}: by the kernel times of "
+        f"that, each model is predicted from the others within {100 * found['error']:.1f} % of the "
+        "uncompressed latency. For more, time the kernels there as well: `python run_kernels.py`."
+    )
+
+
+def places(
+    plan: LayerPlan, base_ms: float, measured: Sequence[Measured], cache_dir: str | Path
+) -> Iterator[Resemblance]:
+    """Every known device, with how well it predicts.
+
+    Args:
+        plan: of the model.
+        base_ms: latency of the uncompressed model on the new device.
+        measured: whole models there.
+        cache_dir: as for ``device_model``.
+    """
+    kernels = plan.kernels([Policy(), *(one.policy for one in measured)])
+    yield _place(plan, KernelTable({k.key: nominal_ms(k) for k in kernels}), base_ms, measured)
+    for path in sorted(Path(cache_dir).glob("kernels-*.json")):
+        table = load_table(path)
+        try:
+            for kernel in kernels:
+                table.ms(kernel)
+        except InputError:  # it holds nothing of that precision
+            continue
+        yield _place(plan, table, base_ms, measured)
+
+
+def _place(
+    plan: LayerPlan, table: KernelTable, base_ms: float, measured: Sequence[Measured]
+) -> Resemblance:
+    speed = base_ms / sum(plan.row(Policy(), table.ms, table.footprint).kernels.values())
+    table = KernelTable({key: speed * ms for key, ms in table.times.items()}, table.facts)
+    whole = LatencyModel(plan, table, base_ms, base_ms, list(measured))
+    errors = []
+    for i, one in enumerate(measured):
+        rest = replace(whole, measured=[*measured[:i], *measured[i + 1 :]], _rows=[], _fit=None)
+        errors.append(abs(rest.predict(one.policy)[0] / base_ms - one.ratio))
+    return Resemblance(table, float(np.mean(errors)))

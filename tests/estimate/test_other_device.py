@@ -1,0 +1,191 @@
+"""Tables that other devices wrote: their own kernels, or whole models that place them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from known_times import kernel_ms, random_policies, true_ms
+from scipy.stats import spearmanr
+
+from autocompress.errors import InputError
+from autocompress.estimate.kernel_table import KernelTable, keep
+from autocompress.estimate.latency_features import LayerPlan
+from autocompress.estimate.latency_model import LatencyModel, choose_variants
+from autocompress.estimate.other_device import DeviceTable, device_model, placed
+from autocompress.model.kernels import Kernel
+from autocompress.policy.inventory import Inventory
+from autocompress.policy.policy import Policy
+from autocompress.policy.space import Space
+
+
+def device_table(plan: LayerPlan, space: Space, inventory: Inventory) -> dict[str, Any]:
+    policies = choose_variants(space, 12)
+    return {
+        "version": 1,
+        "architecture": inventory.architecture,
+        "facts": {"machine": {"cpu": "elsewhere"}},
+        "kernels": {k.key: kernel_ms(k) for k in plan.space_kernels(space)},
+        "baseline_ms": true_ms(plan, Policy()),
+        "models": [{"policy": p.as_dict(), "ms": true_ms(plan, p)} for p in policies],
+    }
+
+
+def test_a_device_table_predicts_that_device(
+    plan: LayerPlan, space: Space, inventory: Inventory, tmp_path: Path
+) -> None:
+    path = tmp_path / "table.json"
+    path.write_text(json.dumps(device_table(plan, space, inventory)))
+    model = device_model(path, inventory, None, path.parent / "cache")
+    base = true_ms(plan, Policy())
+    for policy in random_policies(space, 20, seed=6):
+        assert model.predict(policy)[0] == pytest.approx(true_ms(plan, policy), abs=0.05 * base)
+    assert model.table.facts["machine"]["cpu"] == "elsewhere"
+
+
+def test_a_table_of_kernels_alone_adds_them_up(
+    plan: LayerPlan, space: Space, inventory: Inventory, tmp_path: Path
+) -> None:
+    data = device_table(plan, space, inventory)
+    del data["baseline_ms"], data["models"]
+    path = tmp_path / "table.json"
+    path.write_text(json.dumps(data))
+    model = device_model(path, inventory, None, path.parent / "cache")
+    sums = [sum(kernel_ms(k) for k in plan.kernels([p])) for p in random_policies(space, 20, 7)]
+    predicted = [model.predict(p)[0] for p in random_policies(space, 20, 7)]
+    assert spearmanr(sums, predicted).statistic > 0.95
+
+
+def test_tables_that_cannot_be_used_are_said(
+    plan: LayerPlan, space: Space, inventory: Inventory, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"run_kernels\.py"):
+        DeviceTable.load(tmp_path / "absent.json")
+    path = tmp_path / "table.json"
+    path.write_bytes(b"\xff\xfe not text")
+    with pytest.raises(InputError, match="not readable"):
+        DeviceTable.load(path)
+    for other in ("{ half a file", "[]"):
+        path.write_text(other)
+        with pytest.raises(InputError, match="not readable"):
+            DeviceTable.load(path)
+    for other, says in (
+        ("{}", "holds no kernel"),
+        ('{"kernels": [1]}', "`kernels` must be a mapping"),
+        ('{"kernels": {}, "baseline_ms": 1.0}', "fewer than 4 whole models"),
+    ):
+        path.write_text(other)
+        with pytest.raises(InputError, match=says):
+            DeviceTable.load(path)
+    data = device_table(plan, space, inventory)
+    path.write_text(json.dumps({**data, "architecture": "0123"}))
+    with pytest.raises(InputError, match="another model"):
+        device_model(path, inventory, None, path.parent / "cache")
+    path.write_text(json.dumps({**data, "version": 99}))
+    with pytest.raises(InputError, match="version 99"):
+        device_model(path, inventory, None, path.parent / "cache")
+    path.write_text(json.dumps({**data, "kernels": {"nonsense": 1.0}}))
+    with pytest.raises(InputError, match="'nonsense'"):
+        device_model(path, inventory, None, path.parent / "cache")
+    key = next(iter(data["kernels"]))
+    path.write_text(json.dumps({**data, "kernels": {key: "fast"}}))
+    with pytest.raises(InputError, match="fast"):
+        device_model(path, inventory, None, path.parent / "cache")
+    for damaged in ([{"ms": 1.0}], [{"policy": {"layers": {}}, "ms": None}], [5]):
+        path.write_text(json.dumps({**data, "models": damaged}))
+        with pytest.raises(InputError, match=r"table\.json.*`models\.0"):
+            device_model(path, inventory, None, path.parent / "cache")
+
+
+def slow_at_integers(kernel: Kernel) -> float:
+    """A device without integer units, on which narrow layers are not much faster than wide ones."""
+    return float((0.004 if kernel.precision == "fp32" else 0.006) * kernel.out_channels**0.3)
+
+
+def latency(plan: LayerPlan, policy: Policy, times: Callable[[Kernel], float]) -> float:
+    """Of a device on which everything takes 2.5 times as long."""
+    return 2.5 * true_ms(plan, policy, times)
+
+
+@pytest.fixture
+def cache(plan: LayerPlan, space: Space, tmp_path: Path) -> Path:
+    """Two known devices, another file, and a device that cannot tell anything of integers."""
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    kernels = plan.space_kernels(space)
+    for name, times in (("quick", kernel_ms), ("slow", slow_at_integers)):
+        facts = {
+            "machine": {"cpu": f"the {name} one"},
+            "target": {"runtime": "onnxruntime", "threads": 1},
+        }
+        table = KernelTable({k.key: times(k) for k in kernels}, facts)
+        keep(folder / f"kernels-{name}.json", table.as_dict())
+    floats = {k.key: slow_at_integers(k) for k in kernels if k.precision == "fp32"}
+    keep(folder / "kernels-floats.json", KernelTable(floats, {}).as_dict())
+    keep(folder / "model-slow.json", {})
+    return folder
+
+
+@pytest.mark.parametrize("name", ["quick", "slow"])
+def test_a_device_is_placed_by_a_dozen_models(
+    name: str, cache: Path, plan: LayerPlan, space: Space, inventory: Inventory, tmp_path: Path
+) -> None:
+    times = {"quick": kernel_ms, "slow": slow_at_integers}[name]
+    path, base = tmp_path / "table.json", latency(plan, Policy(), times)
+    models = [(p, latency(plan, p, times)) for p in choose_variants(space, 12)]
+    told = {
+        "version": 1,
+        "architecture": inventory.architecture,
+        "facts": {"machine": {"cpu": "new"}},
+        "baseline_ms": base,
+        "models": [{"policy": p.as_dict(), "ms": ms} for p, ms in models],
+    }
+    path.write_text(json.dumps(told))
+    model = device_model(path, inventory, None, cache)
+    found = model.facts["placed"]
+    assert found["by"] == f"the {name} one (onnxruntime, threads: 1)"
+    assert f"the {name} one" in placed(model)
+    assert model.facts["machine"]["cpu"] == "new"
+
+    def error(of: LatencyModel) -> float:
+        """Mean error on models that nobody timed there, as a share of the uncompressed latency."""
+        policies = random_policies(space, 20, seed=6)
+        true = np.array([latency(plan, p, times) for p in policies])
+        return float(np.mean(abs(np.array([of.predict(p)[0] for p in policies]) - true) / base))
+
+    (cache / f"kernels-{name}.json").unlink()
+    other = device_model(path, inventory, None, cache)
+    assert other.facts["placed"]["by"] != found["by"]
+    assert error(model) < 0.05
+    assert error(model) < error(other)
+    assert found["error"] < other.facts["placed"]["error"]
+
+
+def test_a_device_that_resembles_none_is_predicted_by_its_models(
+    plan: LayerPlan, space: Space, inventory: Inventory, tmp_path: Path
+) -> None:
+    path = tmp_path / "table.json"
+    data = {**device_table(plan, space, inventory), "kernels": {}}
+    path.write_text(json.dumps(data))
+    model = device_model(path, inventory, None, tmp_path / "none")
+    assert model.facts["placed"]["by"] == "multiply-adds at one speed"
+    policies = random_policies(space, 20, seed=6)
+    true = np.array([true_ms(plan, p) for p in policies])
+    errors = abs(np.array([model.predict(p)[0] for p in policies]) - true)
+    naive = abs(np.mean([one["ms"] for one in data["models"]]) - true)
+    assert errors.mean() < 0.5 * naive.mean()
+
+
+def test_a_device_that_timed_its_kernels_is_known_from_then_on(
+    plan: LayerPlan, space: Space, inventory: Inventory, tmp_path: Path
+) -> None:
+    path, data = tmp_path / "table.json", device_table(plan, space, inventory)
+    path.write_text(json.dumps(data))
+    assert placed(device_model(path, inventory, None, tmp_path / "cache")) == ""
+    path.write_text(json.dumps({**data, "kernels": {}}))
+    model = device_model(path, inventory, None, tmp_path / "cache")
+    assert model.facts["placed"]["by"] == "elsewhere"
