@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -151,6 +151,7 @@ def search(
     space: str | Path | Mapping[str, Any] | SpaceConfig = "auto",
     out: str | Path = "runs/python",
     target: TargetConfig | Mapping[str, Any] | None = None,
+    also_on: Sequence[TargetConfig | Mapping[str, Any]] | None = None,
     search: SearchConfig | Mapping[str, Any] | None = None,
     recovery: RecoveryConfig | Mapping[str, Any] | None = None,
     settings: CompressionSettings | Mapping[str, Any] | None = None,
@@ -176,14 +177,13 @@ def search(
         space, out: a shipped space's name, a path, or plain data; and the folder of the run.
         target, search, recovery, settings, tracking: sections of a study file: mappings, or
             ``TargetConfig`` and so on; ``sampler`` may be an ``optuna.samplers.BaseSampler``.
+        also_on: up to three further targets on which every file is timed.
         timeout_s: seconds for the whole study, which ends with its report by then.
         task: a ``Task``, or a ready-made one's name (``"regression"``); see ``docs/tasks.md``.
         max_accuracy_drop, max_quality_drop: in points, or of any task in its metric's unit or as a
             share (``"2%"``); the cheapest policy that keeps to it is the answer.
-        executor, workers: ``local``, ``ray`` or ``ray_tune``; evaluations at once.
-        resume, new_baseline: go on with the run in ``out``; with both, trials of another model,
-            data, target or settings are set aside.
-        quiet: nothing on the terminal.
+        executor, workers, quiet: ``local``, ``ray`` or ``ray_tune``; workers at once; in silence.
+        resume, new_baseline: go on in ``out``; both: trials of other models or data are set aside.
         **reading: how the data are read, where they do not say it themselves; see ``Reading``.
 
     Raises:
@@ -196,7 +196,7 @@ def search(
     named: dict[str, Any] = {"target": target, "space": space, "search": searching}
     named |= {"recovery": recovery, "settings": settings, "tracking": tracking}
     named |= {"max_accuracy_drop": max_accuracy_drop, "max_quality_drop": max_quality_drop}
-    named |= {"timeout_s": timeout_s, "executor": executor, "workers": workers}
+    named |= {"timeout_s": timeout_s, "executor": executor, "workers": workers, "also_on": also_on}
     study = given_study(folder.name, budget, task, data=file_part(reading), **named)
     given = {"sampler": sampler, **check_flags(resume=resume, new_baseline=new_baseline)}
     given |= {"model": as_module(model), "data": told(data, task, reading)}

@@ -84,6 +84,14 @@ def test_a_section_by_its_class_is_the_same_study_as_by_a_mapping(name: str) -> 
     assert getattr(typed, name) != getattr(given_study("x", None), name)
 
 
+def test_further_targets_are_as_a_file_names_them() -> None:
+    given = [ac.TargetConfig(threads=2), {"runtime": "torch"}]
+    found = given_study("x", None, also_on=given)
+    plain = given_study("x", None, also_on=[{"threads": 2}, {"runtime": "torch"}])
+    assert [t.config() for t in found.also_on] == [t.config() for t in plain.also_on]
+    assert [t.config().runtime for t in found.also_on] == ["onnxruntime", "torch"]
+
+
 def test_a_typed_target_is_one_of_its_runtime() -> None:
     config = get_target("torch").config
     assert given_study("x", None, target=config).target.config() == config

@@ -159,7 +159,9 @@ def federated_evaluator(
     inventory, settings = pipeline.inventory, pipeline.settings
     estimator = Estimator(inventory, settings, pipeline.student_cost, target.describe())
     table = target.config.table
-    other = table and device_model(table, inventory, settings, latency_folder())
+    other = None
+    if table is not None:
+        other = device_model(table, inventory, settings, latency_folder())
     measurer = FederatedMeasurer(target, pipeline, folder, estimator.cost, other, asked)
     builder = Builder(pipeline, folder, progress)
     screening = FederatedScreening(pipeline, screen_images)

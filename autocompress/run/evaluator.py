@@ -151,7 +151,9 @@ def make_evaluator(
     inventory, settings = pipeline.inventory, pipeline.settings
     estimator = Estimator(inventory, settings, pipeline.student_cost, target.describe())
     table = target.config.table
-    other = table and device_model(table, inventory, settings, latency_folder())
+    other = None
+    if table is not None:
+        other = device_model(table, inventory, settings, latency_folder())
     measurer = Measurer(target, pipeline, folder, estimator.cost, other, asked, others)
     builder = Builder(pipeline, folder, progress)
     return StudyEvaluator(estimator, builder, measurer, Screening(pipeline, screen_images))

@@ -136,6 +136,8 @@ def _plain(name: str, value: Any) -> Any:
         return {"runtime": value.runtime, **said} if isinstance(value, TargetConfig) else said
     if isinstance(value, Mapping):
         return dict(value)
+    if name == "also_on" and isinstance(value, list | tuple):
+        return [_plain("target", one) for one in value]
     return str(value) if isinstance(value, Path) else value
 
 
