@@ -87,17 +87,17 @@ def made(model: nn.Module, data: Data, layer: LayerPolicy, changed: dict[str, An
     )
 
 
-def file_outputs(target: Target, path: Path, split: Split, limit: int | None) -> Tensor:
+def file_outputs(target: Target, path: Path, split: Split) -> Tensor:
     """All answers of a file."""
     with closing(target.open(path, threads=os.cpu_count() or 1, fixed=False)) as session:
-        batches = split.batches(250, limit=limit)
+        batches = split.batches(250)
         return torch.cat([torch.from_numpy(session.run([x.numpy()])[0]) for x, _ in batches])
 
 
-def module_outputs(module: nn.Module, split: Split, limit: int | None) -> Tensor:
+def module_outputs(module: nn.Module, split: Split) -> Tensor:
     """All answers of a module."""
     with torch.inference_mode():
-        return torch.cat([module(x) for x, _ in split.batches(250, limit=limit)])
+        return torch.cat([module(x) for x, _ in split.batches(250)])
 
 
 def kernels(target: Target, path: Path) -> dict[str, int]:
@@ -117,7 +117,8 @@ def kernels(target: Target, path: Path) -> dict[str, int]:
 def judge(name: str, data: Data, ways: list[str], limit: int | None) -> list[dict[str, Any]]:
     """One row per way, the float file first."""
     model = trained(name)
-    targets = torch.cat([t for _, t in data.val.batches(250, limit=limit)])
+    val = data.val if limit is None else data.val.sample(limit)
+    targets = torch.cat([t for _, t in val.batches(250)])
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         floats = {}
@@ -125,7 +126,7 @@ def judge(name: str, data: Data, ways: list[str], limit: int | None) -> list[dic
             target = get_target(runtime)
             base = Path(folder) / f"float{target.suffix}"
             export(Compressed(model, Policy(), CompressionSettings()), base, data.train.inputs(1))
-            found = score([(file_outputs(target, base, data.val, limit), targets)])
+            found = score([(file_outputs(target, base, val), targets)])
             floats[runtime] = target, base, found
             rows.append({"network": name, "way": f"float, {runtime}", **_accuracy(found)})
         for way in ways:
@@ -133,8 +134,8 @@ def judge(name: str, data: Data, ways: list[str], limit: int | None) -> list[dic
             compressed = made(model, data, *WAYS[way])
             path = Path(folder) / f"quantized{target.suffix}"
             written = export(compressed, path, data.train.inputs(1))
-            outputs = file_outputs(target, path, data.val, limit)
-            simulated = module_outputs(simulate(compressed), data.val, limit)
+            outputs = file_outputs(target, path, val)
+            simulated = module_outputs(simulate(compressed), val)
             found = score([(outputs, targets)])
             difference = paired(found, float_score)
             timing = paired_timing(target, path, base)
