@@ -74,6 +74,12 @@ def table(tmp_path: Path, pipeline: Pipeline) -> Path:
     return path
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What these tests invent is no device that anybody knows."""
+    monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path / "cache"))
+
+
 def test_with_a_table_latencies_are_those_of_its_device(
     pipeline: Pipeline, table: Path, tmp_path: Path
 ) -> None:
