@@ -259,6 +259,29 @@ def test_a_run_goes_on_with_what_began_it(parts: Assembly, tmp_path: Path) -> No
     assert (folder.root / "earlier" / "1" / "trials.jsonl").read_text() == "{}\n"
 
 
+def test_a_run_that_is_judged_by_other_parameters_does_not_go_on(
+    parts: Assembly, tmp_path: Path
+) -> None:
+    """As 0.1 began one: it did not count parameters outside of layers."""
+    folder = RunFolder.create(tmp_path / "run")
+    folder.write_study(parts.study.model_dump(mode="json"))
+    whole = sum(p.numel() for p in parts.model.parameters())
+    judged = replace(parts, study=parts.study.changed(budget=["params<=0.5x"]))
+    for counted in (whole - 8, whole):
+        base = ac.Measurement(
+            {"accuracy": 0.9, "latency_ms": 1.0, "params": float(counted)},
+            context={"identity": parts.identity},
+        )
+        folder.write_baseline(base)
+        folder.trials.write_text("{}\n")
+        assert known_baseline(folder, parts) == base
+        if counted == whole:
+            assert known_baseline(folder, judged) == base
+            continue
+        with pytest.raises(InputError, match=f"parameters .*{counted:,}, now {whole:,}"):
+            known_baseline(folder, judged)
+
+
 def test_an_onnx_file_is_a_model(model: nn.Module, data: ac.Data, tmp_path: Path) -> None:
     file = ac.export(model, tmp_path / "float.onnx", example=data.train.inputs(1))
     again = as_module(file)

@@ -41,7 +41,8 @@ class Cost:
 
     Args:
         macs: multiply-adds per sample of the listed layers.
-        params: weights and biases of the listed layers; norms are folded or negligible.
+        params: of the model as it is trained: of its layers, and what no layer holds (norms,
+            scales, tables of positions).
         size_bytes: of those weights as they would be stored: integers with one scale per output
             channel or block, sparse weights as a bitmap and their values.
         bops: multiply-adds times weight bits times activation bits.
@@ -66,7 +67,7 @@ def policy_cost(inventory: Inventory, policy: Policy, settings: CompressionSetti
 
 
 def outside_of_layers(model: nn.Module, inventory: Inventory) -> tuple[str, ...]:
-    """Of a model with many parameters outside of layers and norms, that ``params`` leaves them out.
+    """Of a model with many parameters outside of layers and norms, that few of them can go.
 
     Args:
         model: that the inventory is of.
@@ -90,8 +91,8 @@ def outside_of_layers(model: nn.Module, inventory: Inventory) -> tuple[str, ...]
     more = f" and {len(outside) - 1} more" * (len(outside) > 1)
     return (
         f"{share:.0%} of the parameters ({first}{more}) lie outside of layers: they lose channels "
-        "with the layers that they meet, and nothing else makes them smaller. `params` and `macs` "
-        "do not count them; the size of the file does.",
+        "with the layers that they meet, and nothing else makes them smaller. `macs` do not count "
+        "what is done with them.",
     )
 
 
@@ -124,8 +125,8 @@ def cost_changes(
 def _summed(
     inventory: Inventory, shape_at: Callable[[int], LayerShape], places: Iterable[int]
 ) -> list[int]:
-    """The fields of ``Cost``, of some layers; the file's own bytes are counted once."""
-    total = [0, 0, CONTAINER_BYTES, 0]
+    """The fields of ``Cost``, of some layers; what is of none of them is counted once."""
+    total = [0, inventory.other_params, CONTAINER_BYTES, 0]
     for i in places:
         shape, first = shape_at(i), inventory.tied_places.get(i)
         stored = first is not None and _stored_already(shape, shape_at(first))
@@ -160,7 +161,7 @@ def layer_cost(shape: LayerShape, stored_already: bool = False) -> LayerCost:
     macs = sum(part.macs for part in shape.parts)
     bits = policy.weight_bits * policy.activation_bits
     size = stored_bytes(weights, sum(part.rows for part in parts), policy) + 4 * shape.biases
-    return LayerCost(macs, weights + shape.biases, size, macs * bits)
+    return LayerCost(macs, weights + shape.biases + shape.beside, size, macs * bits)
 
 
 def stored_bytes(weights: int, channels: int, policy: LayerPolicy) -> int:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from autocompress.errors import UnsupportedModel
+from autocompress.model.beside import with_others
 from autocompress.model.block_check import followed
 from autocompress.model.cut_check import first_samples
 from autocompress.model.fingerprint import fingerprint
@@ -69,9 +70,18 @@ def take_inventory(model: nn.Module, example: Any, axes: Axes | None = None) -> 
         LeftAlone(name, reason, sum(macs.get(p, 0) for p in plan.producers[name] or macs))
         for name, reason in plan.skipped.items()
     )
-    identity = (shapes, architecture, weights)
-    told = tuple(seen.staying.items())
-    return Inventory(tuple(layers), groups, *identity, alone, seen.blocks, told, seen.sources)
+    found = Inventory(
+        tuple(layers),
+        groups,
+        shapes,
+        architecture,
+        weights,
+        alone,
+        seen.blocks,
+        tuple(seen.staying.items()),
+        seen.sources,
+    )
+    return with_others(found, model, plan)
 
 
 def _specs(calls: dict[str, LayerCalls]) -> list[LayerSpec]:

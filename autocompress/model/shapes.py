@@ -40,6 +40,12 @@ class LayerShape:
         """Parameters beside the weights of its parts."""
         return biases(self.layer, self.outputs) if self.parts else 0
 
+    @property
+    def beside(self) -> int:
+        """Parameters that no layer holds, and that are there with this one."""
+        layer = self.layer
+        return layer.beside + layer.beside_each * self.outputs if self.parts else 0
+
 
 def layer_shape(layer: LayerSpec, policy: LayerPolicy, inputs: int, outputs: int) -> LayerShape:
     """One layer at given widths.

@@ -53,7 +53,7 @@ def layer_spec(name: str, calls: LayerCalls, tied_to: str | None, counted: set[i
     else:
         make = next(make for kind, make in _KINDS.items() if isinstance(module, kind))
         spec = make(name, calls)
-    own = [p for p in _counted(module) if id(p) not in counted]
+    own = [p for p in counted_parameters(module) if id(p) not in counted]
     counted.update(id(p) for p in own)
     used = usage(module) if isinstance(module, CONV | nn.Linear) else Usage()
     spec = replace(spec, params=sum(p.numel() for p in own), tied_to=tied_to, plain=used.plain)
@@ -110,7 +110,7 @@ def _why_not_solved(spec: LayerSpec, traits: LayerTraits) -> str:
     return traits.fixed or adjusts
 
 
-def _counted(module: nn.Module) -> list[nn.Parameter]:
+def counted_parameters(module: nn.Module) -> list[nn.Parameter]:
     """The parameters that the formulas count: of a subclass, weight and bias alone."""
     if isinstance(module, CONV | nn.Linear):
         held = (module.weight, module.bias)

@@ -63,6 +63,9 @@ class LayerSpec:
             ratios 1/8, 2/8, ... 1; empty until the layer bank has compared the errors.
         unread_rows, samples: of a table: rows that the layer bank saw nothing read, in so many
             training samples; 0 samples where it did not look.
+        beside, beside_each: parameters that no layer holds and that go with this one: those that go
+            with its block only, and how many go with each of its output channels (norms behind
+            it).
     """
 
     name: str
@@ -87,6 +90,8 @@ class LayerSpec:
     unread_rows: int = 0
     samples: int = 0
     left_alone: tuple[tuple[str, str], ...] = ()
+    beside: int = 0
+    beside_each: int = 0
 
     def why_not(self, technique: str) -> str:
         """Why a technique is not used on this layer; empty where it may be."""
@@ -229,6 +234,7 @@ class Inventory:
             are no layers (additions, activations, concatenations); ``OUTSIDE`` is among them where
             it reads an input of the network, or through an operator that computes floats only.
             Empty where nobody could follow the model.
+        other_params: parameters that no layer holds and that stay, whatever a policy does.
     """
 
     layers: tuple[LayerSpec, ...]
@@ -240,6 +246,7 @@ class Inventory:
     blocks: tuple[Block, ...] = ()
     blocks_left_alone: tuple[tuple[str, str], ...] = ()
     sources: tuple[tuple[int, ...], ...] = ()
+    other_params: int = 0
 
     @property
     def fingerprint(self) -> str:

@@ -6,6 +6,8 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from autocompress.errors import InputError
+from autocompress.model.cost import policy_cost
+from autocompress.policy.policy import Policy
 from autocompress.policy.settings import FORMER
 from autocompress.results.metric import Measurement
 from autocompress.run.study import AUTO
@@ -67,7 +69,7 @@ def known_baseline(
     before = folder.read_baseline() if folder.is_run else None
     if before is None:
         return None
-    changed = differences(before, folder.read_study(), parts)
+    changed = differences(before, folder.read_study(), parts) or _counted_otherwise(before, parts)
     if not changed and not judged_alike(before.quality, parts):
         now, was = parts.task.quality, before.quality
         changed = [f"another metric ({was.title}, {was.goal} it; now {now.title}, {now.goal} it)"]
@@ -81,6 +83,20 @@ def known_baseline(
         )
     folder.set_aside()
     return None
+
+
+def _counted_otherwise(before: Measurement, parts: Assembly) -> list[str]:
+    """Whether a study on parameters began when those outside of layers were not counted.
+
+    Where nothing is judged by them, the trials of such a run stand as they are.
+    """
+    if "params" not in {*parts.study.limits().metrics, *parts.study.search.objectives}:
+        return []
+    was = before.values.get("params")
+    now = policy_cost(parts.inventory, Policy(), parts.study.settings).params
+    return (
+        [f"another count of parameters ({was:,.0f}, now {now:,})"] if was not in (None, now) else []
+    )
 
 
 def differences(before: Measurement, study: dict[str, Any], parts: Assembly) -> list[str]:

@@ -16,6 +16,7 @@ from small_networks import enliven
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from autocompress.model.cost import policy_cost
 from autocompress.model.groups import SlicingPlan, channel_groups
 from autocompress.model.inventory import take_inventory
 from autocompress.model.shapes import resolver
@@ -138,6 +139,8 @@ def test_shapes_by_formula_are_those_of_the_cut_network(name: str) -> None:
                 assert (shape.inputs, shape.outputs) == (module.in_features, module.out_features)
             elif isinstance(module, nn.modules.conv._ConvNd):
                 assert (shape.inputs, shape.outputs) == (module.in_channels, module.out_channels)
+        counted = policy_cost(inventory, policy, settings).params
+        assert counted == sum(p.numel() for p in small.parameters())
 
 
 def random_policy(inventory: Inventory, draw: random.Random) -> Policy:

@@ -247,10 +247,13 @@ class Row:
     """
 
     def __init__(self, name: str) -> None:
-        self.model, self.inputs = prepare(network(name)).model, calibration(name)
+        given = network(name)
+        self.model, self.inputs = prepare(given).model, calibration(name)
         self.package = ZOO[name].package
         self.inventory = take_inventory(self.model, self._first(1))
         settings = CompressionSettings(calibration_images=16, importance="l1")
+        whole = policy_cost(self.inventory, Policy(), settings).params
+        assert whole == sum(p.numel() for p in given.parameters())
         self.settings = settled(settings, get_target("onnxruntime"))
         count = batch_size(self.inputs)
         images = Split(self.inputs, torch.zeros(count, dtype=torch.long))
@@ -305,6 +308,8 @@ class Row:
             )
         made = self.bank.stitch(Policy(layers))
         self._check_macs(made)
+        counted = policy_cost(self.inventory, made.policy, self.settings).params
+        assert counted == sum(p.numel() for p in made.module.parameters())
         return made
 
     def _share(self, made: Compressed) -> float:

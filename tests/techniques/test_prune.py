@@ -107,14 +107,8 @@ def test_params_by_formula_are_those_of_the_pruned_model(bank: Build, name: str)
     found = bank(name)
     policy = uniform(found, 0.5)
     small = found.stitch(policy, solve=False).module
-    unlisted = sum(
-        p.numel()
-        for m in small.modules()
-        if isinstance(m, nn.BatchNorm2d | nn.LayerNorm)
-        for p in m.parameters()
-    )
     cost = policy_cost(found.inventory, policy, found.settings)
-    assert cost.params == sum(p.numel() for p in small.parameters()) - unlisted
+    assert cost.params == sum(p.numel() for p in small.parameters())
 
 
 @pytest.mark.parametrize("name", RECURRENT)
