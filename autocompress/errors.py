@@ -6,6 +6,7 @@ pickling, so that a worker process can hand one to its parent unchanged.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -78,3 +79,50 @@ def nearest(name: str, valid: Iterable[str], *, limit: int = 3) -> str:
         return "did you mean " + " or ".join(repr(c) for c in close) + "?"
     shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
     return f"valid: {shown}" if names else "there is nothing valid to choose from"
+
+
+_PLAIN: tuple[tuple[type[BaseException], str], ...] = (
+    (KeyError, "a name is looked up that is not there"),
+    (IndexError, "an index lies outside of what is there"),
+    (AttributeError, "something is asked for that the object does not have"),
+    (NotImplementedError, "an operation that is needed is not implemented"),
+    (RecursionError, "calls are nested without an end"),
+    (ImportError, "a module cannot be imported"),
+    (MemoryError, "the memory does not suffice"),
+    (ZeroDivisionError, "a number is divided by zero"),
+    (AssertionError, "the code's own check fails"),
+    (TimeoutError, "it takes too long"),
+    (OSError, "the system refuses a file or a connection"),
+    (SyntaxError, "the code is no valid Python"),
+    (TypeError, "a function is given what it does not take"),
+)
+_SIZES = re.compile(
+    r"\b(sizes?|shapes?|dimensions?|channels|split_sizes|broadcast\w*)\b", re.IGNORECASE
+)
+_TYPES = re.compile(r"\b(dtypes?|scalar types?|data types?|input type)\b", re.I)
+_LONGEST = 300
+
+
+def explained(error: BaseException) -> str:
+    """What happened, in plain words first, then the exception's own first line in parentheses.
+
+    Ours are sentences already and stay as they are. The rule for every reason that is told of an
+    exception which others raised: torch, exporters, runtimes, a user's code.
+
+    >>> explained(KeyError("width"))
+    "a name is looked up that is not there (KeyError: 'width')"
+    >>> explained(RuntimeError("The size of tensor a (3) must match that of tensor b (4)"))[:30]
+    'sizes do not fit each other (R'
+    """
+    if isinstance(error, AutocompressError):
+        return str(error)
+    lines = str(error).strip().splitlines()
+    own = type(error).__name__ + (f": {lines[0].rstrip('.')[:_LONGEST]}" if lines else "")
+    words = next((said for kind, said in _PLAIN if isinstance(error, kind)), "")
+    if not words and "OutOfMemory" in type(error).__name__:
+        words = "the memory does not suffice"
+    elif not words and lines and _TYPES.search(lines[0]):
+        words = "number types do not fit each other"
+    elif not words and lines and _SIZES.search(lines[0]):
+        words = "sizes do not fit each other"
+    return f"{words or 'its code stops with an error'} ({own})"

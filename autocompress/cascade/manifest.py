@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 from autocompress.cascade.confidence import Confidence, Scores
-from autocompress.errors import InputError
+from autocompress.errors import InputError, explained
 
 _T = TypeVar("_T")
 Takes = Literal["inputs", "features"]
@@ -125,7 +125,7 @@ class Manifest:
         try:
             return cls.read(found)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise InputError(f"{file} is damaged: {type(error).__name__}: {error}.") from None
+            raise InputError(f"{file} is damaged: {explained(error)}.") from None
         except InputError as error:
             raise InputError(f"{file}: {error}") from None
 

@@ -16,7 +16,7 @@ from autocompress.controller.guided.proposer import GuidedProposer
 from autocompress.controller.optuna_study import is_optuna_sampler
 from autocompress.controller.plain import PlainProposer
 from autocompress.controller.protocols import Proposer
-from autocompress.errors import AutocompressError, InputError, nearest
+from autocompress.errors import AutocompressError, InputError, explained, nearest
 from autocompress.policy.packages import rivalry, source
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def _from_package(context: Context, point: EntryPoint) -> Proposer:
     except Exception as error:
         raise InputError(
             f"The sampler {point.name!r} of {source(point)} cannot be made: "
-            f"{type(error).__name__}: {error}. Mend or uninstall the package."
+            f"{explained(error)}. Mend or uninstall the package."
         ) from error
     return _proposer(context, made, point.name, source(point))
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autocompress.errors import ExportError
+from autocompress.errors import ExportError, explained
 from autocompress.task.calling import call, input_names, output_names
 from autocompress.task.choices import other_values, reads_values
 from autocompress.task.compared import TOLERANCES, difference
@@ -153,10 +153,9 @@ def compare(run: RunFile, module: nn.Module, example: Any) -> None:
         raise
     except Exception as error:  # the runtimes' errors have no common base class
         shapes = {name: tuple(part.shape) for name, part in named_tensors(example)}
-        said = (str(error).splitlines() or [type(error).__name__])[0]
         raise ExportError(
             f"The exported file does not run on inputs of {shapes}, which the module takes: "
-            f"{said} {_SIZES}"
+            f"{explained(error)}. {_SIZES}"
         ) from error
     different = differing(names, found, answer)
     if different:

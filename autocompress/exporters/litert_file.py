@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from autocompress.errors import ExportError
+from autocompress.errors import ExportError, explained
 from autocompress.exporters.agreement import compare
 from autocompress.exporters.names import canonical_name
 from autocompress.exporters.silence import silent
@@ -194,9 +194,8 @@ class Converted:
                 with silent():
                     made = convert(flat.eval(), tuple(tensors(example))).model_content()
             except Exception as error:  # a converter in several layers, each with errors of its own
-                said = (str(error).strip().splitlines() or [""])[0]
                 raise ExportError(
-                    f"litert-torch cannot convert this model: {type(error).__name__}: {said}"
+                    f"litert-torch cannot convert this model: {explained(error)}"
                 ) from error
         graph = Graph.read(made)
         layers = _name(graph, flat, scopes, input_names(example))

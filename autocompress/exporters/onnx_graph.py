@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from autocompress.errors import ExportError
+from autocompress.errors import ExportError, explained
 from autocompress.exporters.agreement import Unsteady
 from autocompress.exporters.names import LayerCall, Traced, layer_of, name_nodes, program_origin
 from autocompress.exporters.onnx_simplify import simplify
@@ -105,7 +105,7 @@ def float_graph(
         try:
             graph = _exported(name, module, example, signature)
         except Exception as error:  # the exporters raise whatever they stumble on
-            reasons.append(f"{name}: {_in_short(error)}")
+            reasons.append(f"{name}: {explained(_first(error))}")
             _log.info("The %s exporter cannot take the model: %s", name, error)
             continue
         try:
@@ -174,15 +174,11 @@ def _exported(name: Exporter, module: nn.Module, example: Any, signature: _Signa
     return graph
 
 
-def _in_short(error: BaseException) -> str:
-    """What the first of a chain of errors says: those behind it tell torch's developers what to do.
-
-    Without the listing of the whole graph that torch may put behind that.
-    """
+def _first(error: BaseException) -> BaseException:
+    """The first of a chain of errors: those behind it tell torch's developers what to do."""
     while error.__cause__ is not None:
         error = error.__cause__
-    said = str(error).partition("Torch IR graph at exception")[0].strip()
-    return f"{type(error).__name__}: {(said.splitlines() or [''])[0].rstrip('.')}"
+    return error
 
 
 def _keep_inputs(graph: Any, example: Any, signature: _Signature) -> None:

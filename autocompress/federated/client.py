@@ -24,7 +24,7 @@ from autocompress.build.pipeline import Pipeline
 from autocompress.build.ranges import tensor_histograms
 from autocompress.build.rows import watched
 from autocompress.build.statistics import watched_layers, watched_tables
-from autocompress.errors import AutocompressError, InputError
+from autocompress.errors import AutocompressError, InputError, explained
 from autocompress.federated import described
 from autocompress.federated.batch_norms import batch_norm_sums, kept_channels
 from autocompress.federated.messages import digest_of, pack, unpack
@@ -113,7 +113,7 @@ class Client:
             return pack({**about, "problem": str(error)}, {})
         except Exception as error:  # a client's own data, task or loader may raise anything
             _log.warning("A round (%s) failed here.", head["kind"], exc_info=True)
-            return pack({**about, "problem": f"{type(error).__name__}: {error}"}, {})
+            return pack({**about, "problem": explained(error)}, {})
         if head["kind"] == "describe":
             about["about"] = described.describe(self.data)
         return pack(about, sums.to_arrays())

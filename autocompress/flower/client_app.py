@@ -11,6 +11,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.app.message import Array
 from flwr.clientapp import ClientApp
 
+from autocompress.errors import explained
 from autocompress.federated.client import KINDS, Client
 from autocompress.federated.messages import pack, unpack
 from autocompress.federated.study import FOLDER, Simulated
@@ -65,7 +66,7 @@ def answer(message: Message, context: Context) -> Message:
         told = client_of(context).answer(asked)
     except Exception as error:  # its study, model or data cannot be read
         head, _ = unpack(asked)
-        problem = f"{type(error).__name__}: {error}"
+        problem = explained(error)
         told = pack({"key": head["key"], "model": head["model"], "problem": problem}, {})
     return Message(carrying(told), reply_to=message)
 

@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autocompress.errors import explained
 from autocompress.model.absent import leave_out
 from autocompress.model.blocks import Branch, Finder, ForwardPass, watch
-from autocompress.model.cut_check import answers, lively, short, unlike_samples
+from autocompress.model.cut_check import answers, lively, unlike_samples
 from autocompress.model.sources import layer_sources
 from autocompress.model.training_run import in_training, to_training
 from autocompress.policy.inventory import Block, LayerSpec
@@ -67,7 +68,7 @@ def followed(model: nn.Module, example: Any, layers: Sequence[LayerSpec]) -> Fol
             check.test(half)
     # a forward of anyone's, which need not bear being watched; the reason is kept
     except Exception as error:
-        reason = f"its branches cannot be followed ({type(error).__name__}: {error})"
+        reason = f"its branches cannot be followed: {explained(error)}"
         return Followed((), {layer.name: reason for layer in layers[:1]})
     good = tuple(b.block for b in branches if b.block.name not in check.failed)
     staying = {**finder.skipped, **check.failed}
@@ -133,8 +134,7 @@ class _BlockCheck:
             run = watch(small, self.inputs)
         # whatever a model raises without them, the branches are what it cannot do without
         except Exception as error:
-            said = f"{type(error).__name__}: {short(error)}"
-            return f"without it, the model does not run ({said})"
+            return f"without it, the model does not run: {explained(error)}"
         if reader := self._reader(small, run, gone):
             return f"what it leaves is still read by the operator {reader}"
         zeroed = self._wanted(branches)
@@ -149,8 +149,7 @@ class _BlockCheck:
         try:
             found = answers(to_training(copy.deepcopy(small)), self.inputs)
         except Exception as error:  # as above
-            said = f"{type(error).__name__}: {short(error)}"
-            return f"without it, the model does not run in training ({said})"
+            return f"without it, the model does not run in training: {explained(error)}"
         if [tensor.shape for tensor in found] != self.trained:
             return "without it, the model gives outputs of another shape in training"
         return ""

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from autocompress.errors import explained
 from autocompress.model.masked import masked
 from autocompress.model.sides import Removals
 from autocompress.model.slicing import remove
@@ -99,7 +100,7 @@ def check_groups(
     try:
         check = CutCheck(model, inputs, plan, axes)
     except Exception as error:  # a forward of anyone's; no group is tried, and the reason is kept
-        reason = f"a copy of the model does not run ({type(error).__name__}: {error})"
+        reason = f"a copy of the model does not run: {explained(error)}"
         return dict.fromkeys(plan.members, reason), frozenset()
     check.test(list(plan.members))
     heads = {name for way in check.ways for name in way.heads}
@@ -221,7 +222,7 @@ class CutCheck:
     def _why_not_drawn(self, names: Sequence[str], draw: int) -> str:
         small, error = self._tried(lambda: self.cut(names, draw))
         if error:
-            return f"cut, the model does not run ({error})"
+            return f"cut, the model does not run: {error}"
         for way in self.ways:
             reason = self._why_not_so(small, way, self._removals(names, draw))
             if reason:  # what comes next most likely fails there as well
@@ -236,7 +237,7 @@ class CutCheck:
         with repeated(small, said):
             got, error = self._tried(lambda: self._answer(small, way))
         if error:
-            return f"cut, the model does not run{way.name} ({error})"
+            return f"cut, the model does not run{way.name}: {error}"
         off = difference(got, wanted, self._tolerance)
         reason = f"cut, the model answers differently from the masked one{way.name} ({off})"
         return reason if off else ""
@@ -248,7 +249,7 @@ class CutCheck:
             return function(), ""
         # whatever a cut model raises, the group is what it cannot do without
         except Exception as error:
-            return None, f"{type(error).__name__}: {short(error)}"
+            return None, explained(error)
 
     def run(self, model: nn.Module) -> None:
         """Run a model in the usual way, and note what it corrects."""
@@ -294,12 +295,6 @@ def _as(dtype: torch.dtype, tensor: Tensor) -> Tensor:
     if tensor.is_complex():
         return tensor.to(dtype.to_complex())
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
-
-
-def short(error: Exception) -> str:
-    """The first line of an error's text."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:160] if lines else ""
 
 
 def _drawn_channels(plan: SlicingPlan) -> list[dict[str, list[int]]]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from autocompress.errors import explained
 from autocompress.model.call_sites import code_of
 from autocompress.model.channel_trace import trace_channels
 from autocompress.model.cut_check import check_groups, first_samples, needed_calls
@@ -97,7 +98,7 @@ def channel_groups(
         groups, plan = _untried(model, inputs)
     # whatever a model does that cannot be followed, the rest of compression works without groups
     except Exception as error:
-        reason = f"its channels cannot be followed ({type(error).__name__}: {error})"
+        reason = f"its channels cannot be followed: {explained(error)}"
         return (), SlicingPlan({}, {}, {WHOLE: reason}, {WHOLE: ()})
     groups, plan = _without(groups, plan, _by_choice(model, example, groups), None)
     failed, needed = check_groups(model, example, plan, axes)

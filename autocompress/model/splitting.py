@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from autocompress.errors import explained
 from autocompress.model.usage import CONV, base, drawn_inputs, evaluated, inherited, like, usage
 
 Half = Literal["first", "last"]
@@ -108,7 +109,7 @@ def why_no_product(table: Any) -> str:
         with torch.no_grad(), evaluated(table):
             wanted, found = table.forward(ids), with_rows(table, wider).eval().forward(ids) @ back.T
     except Exception as error:  # a forward of anyone's, called as it may not want to be called
-        return f"{kind} cannot be tried alone ({type(error).__name__})"
+        return f"{kind} cannot be tried alone: {explained(error)}"
     if found.shape != wanted.shape or not torch.allclose(found, wanted, rtol=1e-4, atol=1e-6):
         return f"{kind} does more than pick rows"
     return ""

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from autocompress.errors import explained
+
 CONV = nn.modules.conv._ConvNd
 TRANSPOSED = nn.modules.conv._ConvTransposeNd
 CELLS = (nn.RNNCell, nn.LSTMCell, nn.GRUCell)
@@ -180,7 +182,7 @@ def usage(layer: nn.Module) -> Usage:
         with torch.no_grad(), evaluated(layer):
             found, output = _run(layer, inputs)
     except Exception as error:  # a forward of anyone's, called as it may not want to be called
-        return Usage(False, reason=f"its forward cannot be tried alone ({_short(error)})")
+        return Usage(False, reason=f"its forward cannot be tried alone: {explained(error)}")
     kind = type(layer).__name__
     if found is None:
         return Usage(False, reason=f"the forward of {kind} does more than multiply by its weight")
@@ -384,8 +386,3 @@ def _equal(one: Any, other: Any) -> bool:
     if not isinstance(one, Tensor) or not isinstance(other, Tensor) or one.shape != other.shape:
         return False
     return torch.allclose(one, other, rtol=1e-4, atol=1e-6)
-
-
-def _short(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:80]}" if lines else type(error).__name__

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from autocompress.errors import AutocompressError, DeviceLost
+from autocompress.errors import DeviceLost, explained
 from autocompress.policy.policy import Policy
 
 Made = TypeVar("Made")
@@ -38,9 +38,7 @@ def attempt(
     except DeviceLost:  # no other model could be timed either
         raise
     except Exception as error:  # forwards, exporters and runtimes raise whatever they do
-        said = str(error) if isinstance(error, AutocompressError) else ""
-        reason = said or f"{type(error).__name__}: {error}"
-        reason = reason.rstrip(". \n") + "."
+        reason = explained(error).rstrip(". \n") + "."
         _log.log(level, "Left out of %s: the model with %s. %s", purpose, words(policy), reason)
         _log.debug("Where it failed", exc_info=True)
         return None, reason

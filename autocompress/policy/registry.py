@@ -12,7 +12,7 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
 
-from autocompress.errors import AutocompressError, InputError, nearest
+from autocompress.errors import AutocompressError, InputError, explained, nearest
 from autocompress.policy.field import Field
 from autocompress.policy.packages import source
 from autocompress.policy.technique import STAGES, Technique
@@ -147,7 +147,7 @@ def _load(point: EntryPoint) -> Technique:
     except Exception as error:
         raise InputError(
             f"The technique {point.name!r} of {source(point)} cannot be loaded: "
-            f"{type(error).__name__}: {error}. Mend or uninstall the package."
+            f"{explained(error)}. Mend or uninstall the package."
         ) from error
     if not isinstance(technique, Technique) or not getattr(technique, "fields", ()):
         raise InputError(

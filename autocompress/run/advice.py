@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autocompress.errors import InputError
+from autocompress.errors import InputError, explained
 from autocompress.policy.files import check_output
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.registry import techniques
@@ -161,8 +161,7 @@ def _tried(parts: Assembly, most_s: float) -> Iterator[Tried]:
         try:
             policies[way] = (policy, evaluator.export_variant(policy))
         except Exception as error:  # of an exporter, of a runtime: this way is not to be had here
-            told = " ".join(str(error).split())[:200]
-            failed.append(Tried(way, why_not=f"{type(error).__name__}: {told}"))
+            failed.append(Tried(way, why_not=explained(error)))
         longest = max(longest, time.monotonic() - began)
     parts.progress("timing", 0.0)
     files = [file for _, file in policies.values()]

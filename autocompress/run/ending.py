@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from autocompress.controller.limits import Durations
+from autocompress.errors import explained
 from autocompress.execute.limit import time_limit
 from autocompress.policy.writing import replacing
 from autocompress.report.html import write_report
@@ -124,12 +125,11 @@ def _attempt(
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a user's metric may throw, or exit, as in a trial
-        failed.append(f"{what}: {type(error).__name__}: {error}")
+        failed.append(f"{what}: {explained(error)}")
         _log.warning(
-            "The end of the run failed at %s: %s: %s. All trials are kept; `--resume` tries again.",
+            "The end of the run failed at %s: %s. All trials are kept; `--resume` tries again.",
             what,
-            type(error).__name__,
-            error,
+            explained(error),
         )
         return None
 

@@ -24,7 +24,7 @@ from autocompress.controller.samplers import check_sampler, make_proposer
 from autocompress.controller.shared_trials import SharedTrials, open_storage
 from autocompress.controller.stop import StopFlag, stopping_on_interrupt
 from autocompress.controller.time_budget import FINISH_SHARE, RECOVERY_SHARE, TimeBudget
-from autocompress.errors import DeviceLost, InputError
+from autocompress.errors import DeviceLost, InputError, explained
 from autocompress.execute import make_executor
 from autocompress.execute.pool import check_main, import_early
 from autocompress.machine.facts import machine_facts
@@ -277,8 +277,8 @@ def _cascade(parts: Assembly, context: Context, journal: Journal, mlflow: Mlflow
         _log.warning("No cascade was made: %s", error)
         return ""
     except Exception as error:  # of an exporter or a runtime: recipe and report come first
-        _log.warning("No cascade was made: %s: %s", type(error).__name__, error)
-        return f"the cascade: {type(error).__name__}: {error}"
+        _log.warning("No cascade was made: %s", explained(error))
+        return f"the cascade: {explained(error)}"
     for sink in (journal, mlflow):
         if sink is not None:
             sink.record(trial)

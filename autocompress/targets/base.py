@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from autocompress.errors import InputError, TargetUnavailable
+from autocompress.errors import InputError, TargetUnavailable, explained
 from autocompress.exporters.kernel_names import kernel_times
 from autocompress.machine.facts import machine_facts, machine_id
 from autocompress.machine.lock import timing_lock
@@ -144,7 +144,7 @@ class Target(ABC):
             how = f": {cls.install}" if cls.install else ""
             return Availability(cls.name, False, reason=f"not installed ({error}){how}")
         except Exception as error:  # a broken installation raises whatever it stumbles on
-            reason = f"installed, but broken ({type(error).__name__}: {error})"
+            reason = f"installed, but broken: {explained(error)}"
             return Availability(cls.name, False, reason=reason)
 
     def check_device(self, found: Availability) -> None:

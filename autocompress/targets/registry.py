@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from autocompress.errors import InputError, TargetUnavailable, nearest
+from autocompress.errors import InputError, TargetUnavailable, explained, nearest
 from autocompress.policy.defaults import DEFAULT_RUNTIME
 from autocompress.policy.packages import rivalry
 from autocompress.policy.section import read_as
@@ -63,8 +63,7 @@ def load_entry(entry: EntryPoint) -> Any:
         found = entry.load()
     except Exception as error:  # an import may fail with anything
         raise TargetUnavailable(
-            f"The target {entry.name!r} cannot be loaded from {entry.value}: "
-            f"{type(error).__name__}: {error}"
+            f"The target {entry.name!r} cannot be loaded from {entry.value}: {explained(error)}"
         ) from error
     missing = [part for part in _NEEDED if not hasattr(found, part)]
     if missing or getattr(found, "name", None) != entry.name:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autocompress.errors import AutocompressError, UnsupportedModel
+from autocompress.errors import AutocompressError, UnsupportedModel, explained
 from autocompress.task.nested import named_tensors, tensors, with_tensors
 
 _log = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ def call_or_refuse(answer: Callable[[Any], Any], inputs: Any) -> Any:
         several = told_apart((*inputs, None)) if type(inputs) is tuple else ""
         raise UnsupportedModel(
             f"The model does not run on what the data give it, {described(inputs)}: "
-            f"{type(error).__name__}: {error}{own_place(error)}. Give data in the shapes and "
+            f"{explained(error)}{own_place(error)}. Give data in the shapes and "
             "number types that it was trained on, or `input_fn`, which makes its inputs of a batch"
             + (f".{several}" if several else _INPUT_FN)
         ) from error

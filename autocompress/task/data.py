@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from autocompress.errors import AutocompressError, InputError, nearest
+from autocompress.errors import AutocompressError, InputError, explained, nearest
 from autocompress.task.batches import Reader
 from autocompress.task.calling import own_place
 from autocompress.task.cutting import Draws, cut
@@ -281,7 +281,7 @@ def _named(
         raise
     except Exception as error:  # a data set of anyone's raises whatever it stumbles on
         raise InputError(
-            f"The `{name}` split cannot be read: {type(error).__name__}: {error}"
+            f"The `{name}` split cannot be read: {explained(error)}"
             f"{own_place(error)}. Mend the data set, or its `collate_fn`, so that "
             "`next(iter(loader))` gives a batch."
         ) from error

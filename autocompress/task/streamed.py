@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from autocompress.errors import AutocompressError, InputError
+from autocompress.errors import AutocompressError, InputError, explained
 from autocompress.task.batches import TARGET_KEYS, Reader, join, join_targets
 from autocompress.task.calling import own_place
 from autocompress.task.memory import Memory
@@ -88,7 +88,7 @@ class DatasetRows:
         except Exception as error:  # a data set of anyone's raises whatever it stumbles on
             raise InputError(
                 f"Sample {index} of {type(self.dataset).__name__} cannot be read: "
-                f"{type(error).__name__}: {error}{own_place(error)}. Mend it, or leave it out "
+                f"{explained(error)}{own_place(error)}. Mend it, or leave it out "
                 "(torch.utils.data.Subset)."
             ) from error
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from autocompress.errors import AutocompressError, InputError
+from autocompress.errors import AutocompressError, InputError, explained
 from autocompress.results.metric import FRACTION, Allowance, Metric
 from autocompress.task.divergence import Divergence, GaussianKL, as_divergence
 from autocompress.task.metrics import Directed, Meter, Score, TaskMetric, as_metric, averaged
@@ -268,7 +268,7 @@ class Judge:
         except AutocompressError as error:
             self._problems[name] = error
         except Exception as error:  # a metric of the user's may raise anything
-            told = InputError(f"The metric {name!r} failed: {type(error).__name__}: {error}")
+            told = InputError(f"The metric {name!r} failed: {explained(error)}")
             told.__cause__ = error
             self._problems[name] = told
         return None

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autocompress.errors import InputError
+from autocompress.errors import InputError, explained
 from autocompress.model.usage import outputs_first
 from autocompress.policy.hooks import load
 from autocompress.policy.inventory import ChannelGroup
@@ -124,8 +124,9 @@ def own_scores(name: str, model: nn.Module, group: ChannelGroup, sample: Split) 
         found = function(model, group.producers, group.channels, sample)
         scores = torch.as_tensor(found).detach()
     except Exception as error:
-        told = f"{type(error).__name__}: {error}"
-        raise InputError(f"The importance {name!r} fails for {group.name!r}: {told}") from error
+        raise InputError(
+            f"The importance {name!r} fails for {group.name!r}: {explained(error)}"
+        ) from error
     if scores.shape != (group.channels,) or not bool(torch.isfinite(scores.float()).all()):
         raise InputError(
             f"The importance {name!r} must give {group.channels} finite numbers for the channels "

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from autocompress.errors import InputError
+from autocompress.errors import InputError, explained
 from autocompress.task.compared import TOLERANCES, difference
 from autocompress.task.nested import tensors
 
@@ -56,9 +56,8 @@ def onnx_model(path: str) -> nn.Module:
     try:
         module = onnx2torch.convert(_plainer(graph))
     except Exception as error:  # of what is refused, and of what a stranger's file makes stumble
-        kind = "" if isinstance(error, NotImplementedError) else f"{type(error).__name__}: "
         raise InputError(
-            f"{path} cannot become layers: {kind}{error}. Give the torch model that it was "
+            f"{path} cannot become layers: {explained(error)}. Give the torch model that it was "
             "exported from."
         ) from None
     _settle(module)

@@ -263,7 +263,9 @@ def test_a_study_whose_cascade_fails_ends_with_its_answer(
     kept = [line for line in folder.trials.read_text().splitlines() if '"cascade"' not in line]
     folder.trials.write_text("".join(f"{line}\n" for line in kept))
     done = run_study(read_study(study), folder.root, resume=True)
-    assert done.summary["unfinished"] == ["the cascade: RuntimeError: the runtime gave up"]
+    assert done.summary["unfinished"] == [
+        "the cascade: its code stops with an error (RuntimeError: the runtime gave up)"
+    ]
     assert folder.report.is_file()
 
 

@@ -115,7 +115,9 @@ def test_a_metric_that_fails_fails_alone() -> None:
     found = judge.result()
     assert list(found.scores) == ["mse"]
     assert found.scores["mse"].value == 1.0
-    assert found.problems == ("The metric 'auc' failed: ZeroDivisionError: no positives",)
+    assert found.problems == (
+        "The metric 'auc' failed: a number is divided by zero (ZeroDivisionError: no positives)",
+    )
     with pytest.raises(InputError, match="no positives"):
         judge.quality()
 
