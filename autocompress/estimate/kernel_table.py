@@ -13,7 +13,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
-from pydantic import ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field
 
 from autocompress.errors import InputError
 from autocompress.estimate.tasks import Tasks
@@ -183,12 +183,26 @@ def load_table(path: Path) -> KernelTable:
     return KernelTable(found.kernels, found.facts)
 
 
+def _check_facts(facts: dict[str, Any]) -> dict[str, Any]:
+    for name in ("target", "machine"):
+        if not isinstance(facts.get(name, {}), dict):
+            raise ValueError(f"`{name}` must be a mapping, got {facts[name]!r:.80}")
+    footprint = facts.get("footprint", FOOTPRINT)
+    if isinstance(footprint, bool) or not isinstance(footprint, int) or footprint < 1:
+        raise ValueError(f"`footprint` must be a count of bytes, got {footprint!r:.80}")
+    return facts
+
+
+Facts = Annotated[dict[str, Any], AfterValidator(_check_facts)]
+"""Target and machine that times were taken on, and the table's footprint."""
+
+
 class _Stored(Section):
     """A table as it lies on disk."""
 
     model_config = ConfigDict(**{**STRICT, "extra": "ignore"})
 
-    facts: dict[str, Any]
+    facts: Facts
     kernels: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from pydantic import ConfigDict, Field
@@ -20,6 +21,7 @@ from pydantic import ConfigDict, Field
 from autocompress.errors import InputError
 from autocompress.estimate.kernel_table import (
     TABLE_VERSION,
+    Facts,
     KernelTable,
     keep,
     load_table,
@@ -34,8 +36,11 @@ from autocompress.policy.reading import read_mapping
 from autocompress.policy.section import STRICT, Section
 from autocompress.policy.settings import CompressionSettings
 
+_log = logging.getLogger(__name__)
 _FEWEST = 4
 """Whole models that a device must have timed to be placed by them."""
+Milliseconds = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
+"""A time that somebody measured: less than some days."""
 
 
 class TimedModel(Section):
@@ -47,7 +52,7 @@ class TimedModel(Section):
     """
 
     policy: Policy
-    ms: float = Field(gt=0, allow_inf_nan=False)
+    ms: Milliseconds
 
 
 class DeviceTable(Section):
@@ -65,11 +70,9 @@ class DeviceTable(Section):
     model_config = ConfigDict(**{**STRICT, "extra": "ignore"})
 
     architecture: str = ""
-    facts: dict[str, Any] = Field(default_factory=dict)
-    kernels: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
-        default_factory=dict
-    )
-    baseline_ms: float | None = Field(None, gt=0, allow_inf_nan=False)
+    facts: Facts = Field(default_factory=dict)
+    kernels: dict[str, Milliseconds] = Field(default_factory=dict)
+    baseline_ms: Milliseconds | None = None
     models: tuple[TimedModel, ...] = ()
 
     @classmethod
@@ -85,7 +88,7 @@ class DeviceTable(Section):
         version = data.get("version", TABLE_VERSION)
         if version != TABLE_VERSION:
             raise InputError(
-                f"{path} is of version {version}, this autocompress reads {TABLE_VERSION}. Pack "
+                f"{path} is of version {version!r}, this autocompress reads {TABLE_VERSION}. Pack "
                 f"the kernels again and {run}."
             )
         found = cls.read(data, where=f"The kernel table {path}")
@@ -193,7 +196,11 @@ def places(
     kernels = plan.kernels([Policy(), *(one.policy for one in measured)])
     yield _place(plan, KernelTable({k.key: nominal_ms(k) for k in kernels}), base_ms, measured)
     for path in sorted(Path(cache_dir).glob("kernels-*.json")):
-        table = load_table(path)
+        try:
+            table = load_table(path)
+        except InputError as error:
+            _log.warning("A known device is left out: %s", error)
+            continue
         try:
             for kernel in kernels:
                 table.ms(kernel)

@@ -189,3 +189,39 @@ def test_a_device_that_timed_its_kernels_is_known_from_then_on(
     path.write_text(json.dumps({**data, "kernels": {}}))
     model = device_model(path, inventory, None, tmp_path / "cache")
     assert model.facts["placed"]["by"] == "elsewhere"
+
+
+@pytest.mark.parametrize("text", ["", "[1]", '{"version": 1}', '{"version": 1, "facts": {}}'])
+def test_a_damaged_table_of_a_known_device_is_left_out(
+    plan: LayerPlan,
+    space: Space,
+    inventory: Inventory,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    text: str,
+) -> None:
+    path = tmp_path / "table.json"
+    path.write_text(json.dumps({**device_table(plan, space, inventory), "kernels": {}}))
+    (tmp_path / "kernels-damaged.json").write_text(text)
+    model = device_model(path, inventory, None, tmp_path)
+    assert model.facts["placed"]["by"] == "multiply-adds at one speed"
+    assert "kernels-damaged.json" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("baseline_ms", 1e300),
+        ("facts", {"machine": "a board"}),
+        ("facts", {"target": ["onnxruntime"]}),
+        ("facts", {"footprint": "large"}),
+        ("facts", {"footprint": 0}),
+    ],
+)
+def test_odd_times_and_facts_are_said(
+    name: str, value: object, plan: LayerPlan, space: Space, inventory: Inventory, tmp_path: Path
+) -> None:
+    path = tmp_path / "table.json"
+    path.write_text(json.dumps({**device_table(plan, space, inventory), name: value}))
+    with pytest.raises(InputError, match=rf"table\.json: `{name}`"):
+        device_model(path, inventory, None, tmp_path / "cache")
