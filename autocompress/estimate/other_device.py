@@ -162,7 +162,10 @@ def device_model(
         table = KernelTable(found.kernels, found.facts)
         text = json.dumps(table.as_dict(), sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-        keep(Path(cache_dir) / f"kernels-elsewhere-{digest}.json", table.as_dict())
+        try:
+            keep(Path(cache_dir) / f"kernels-elsewhere-{digest}.json", table.as_dict())
+        except (OSError, InputError) as error:
+            _log.warning("No later device can be placed by this one: %s", error)
         return LatencyModel(plan, table, base, base, measured)
     best = min(places(plan, base, measured, cache_dir), key=lambda place: place.error)
     facts = {**found.facts, "placed": {"by": best.name, "error": best.error}}

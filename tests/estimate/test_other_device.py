@@ -225,3 +225,18 @@ def test_odd_times_and_facts_are_said(
     path.write_text(json.dumps({**device_table(plan, space, inventory), name: value}))
     with pytest.raises(InputError, match=rf"table\.json: `{name}`"):
         device_model(path, inventory, None, tmp_path / "cache")
+
+
+def test_a_cache_that_cannot_be_written_costs_later_devices_only(
+    plan: LayerPlan,
+    space: Space,
+    inventory: Inventory,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    path = tmp_path / "table.json"
+    path.write_text(json.dumps(device_table(plan, space, inventory)))
+    (tmp_path / "cache").write_text("no folder")
+    model = device_model(path, inventory, None, tmp_path / "cache")
+    assert model.predict(Policy())[0] > 0
+    assert "No later device can be placed by this one" in caplog.text
