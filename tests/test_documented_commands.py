@@ -89,6 +89,8 @@ ELSEWHERE = {
     r"init .*": ("needs a package", "tests/run/test_first.py"),
     r"verify recipe.yaml --model mine:trained .*": ("own model", "tests/test_api_models.py"),
     r"judge .* --study cifar10_resnet20": ("needs CIFAR-10", "tests/run/test_judge.py"),
+    r"judge .* --study pitch_crepe": ("needs a package's weights", "tests/run/test_judge.py"),
+    r"bench runs/pitch_crepe/.*": ("of a run that takes minutes", "tests/test_commands.py"),
     r"export RUN --pick N -o recipe.yaml": ("N is a number", "tests/test_commands.py"),
     r"apply -o.*": ("named alone", "tests/test_commands.py"),
     r"bench --target numpy": ("an example's runtime", "tests/plugins/test_plugins.py"),
