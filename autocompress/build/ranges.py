@@ -182,12 +182,13 @@ def tensor_values(
     watched = onnx.ModelProto()
     watched.CopyFrom(model)
     present = {o.name for o in watched.graph.output}
-    # no fusion hides what is an output of the graph
     watched.graph.output.extend(
         onnx.helper.make_empty_tensor_value_info(n) for n in wanted if n not in present
     )
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    # fusion would hide the tensors that are watched
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = ort.InferenceSession(
         watched.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
