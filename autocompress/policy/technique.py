@@ -196,7 +196,7 @@ class Technique:
     def told(self, summary: Mapping[str, float | str]) -> list[str]:
         """What is done, in a few words, from ``summary``."""
         share = float(summary[f"{self.name}_share"])
-        return [f"{self.name} in {share:.0%}"] if share else []
+        return [f"{self.name} in {percent(share)}"] if share else []
 
     def cell(self, policy: LayerPolicy) -> str:
         """What is done to one layer, for this technique's column of a table; empty for nothing."""
@@ -342,6 +342,11 @@ class Technique:
             One sentence per problem.
         """
         return []
+
+
+def percent(share: float) -> str:
+    """A share in words: what is there does not read as nothing."""
+    return "under 1%" if 0 < share <= 0.005 else f"{share:.0%}"
 
 
 def some(names: Sequence[str]) -> str:

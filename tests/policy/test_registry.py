@@ -265,6 +265,20 @@ def test_a_technique_without_timed_levels_is_left_out_of_latency_tables(offer: O
     )
 
 
+@pytest.mark.parametrize("count", [0, 1, 3, 300])
+def test_what_is_done_to_few_layers_does_not_read_as_nothing(count: int) -> None:
+    policies = [
+        LayerPolicy(prune_ratio=0.5, sparsity=0.5, rank_ratio=0.5, weight_bits=8, activation_bits=8)
+    ] * count
+    policies += [LayerPolicy()] * (300 - count)
+    words = " + ".join(word for t in techniques() for word in t.words(policies))
+    told = [x for t in techniques() for x in t.told({"method": words, **t.summary(policies)})]
+    assert len(told) >= 4 * (count > 0)
+    assert not any("0%" in text.replace("100%", "").replace("50%", "") for text in told)
+    if count == 1:
+        assert "prune under 1%" in told
+
+
 def test_a_target_that_it_cannot_use_is_refused_and_one_that_gains_nothing_is_told(
     offer: Offer, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from autocompress.errors import PolicyError
 from autocompress.policy.field import Field
-from autocompress.policy.technique import Technique, some
+from autocompress.policy.technique import Technique, percent, some
 from autocompress.policy.values import Presence
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Blocks(Technique):
     def told(self, summary: Mapping[str, float | str]) -> list[str]:
         """The share of the layers that are gone."""
         share = float(summary["blocks_share"])
-        return [f"{share:.0%} of the layers gone"] if share else []
+        return [f"{percent(share)} of the layers gone"] if share else []
 
     def cell(self, policy: LayerPolicy) -> str:
         """That the layer is not there."""

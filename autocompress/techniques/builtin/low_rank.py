@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, get_args
 
 from autocompress.policy.field import Field
-from autocompress.policy.technique import Technique
+from autocompress.policy.technique import Technique, percent
 from autocompress.policy.values import Factorization, RankRatio, ends
 from autocompress.techniques.factors import NAME, factor_parts
 
@@ -96,7 +96,7 @@ class LowRank(Technique):
     def told(self, summary: Mapping[str, float | str]) -> list[str]:
         """The share of factorized layers, if any."""
         share = float(summary["factorized_share"])
-        return [f"low rank in {share:.0%}"] if share else []
+        return [f"low rank in {percent(share)}"] if share else []
 
     def cell(self, policy: LayerPolicy) -> str:
         """The share of the rank at which the factors cost what the layer did."""

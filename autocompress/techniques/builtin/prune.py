@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
 from autocompress.policy.field import Field
-from autocompress.policy.technique import Technique, some
+from autocompress.policy.technique import Technique, percent, some
 from autocompress.policy.values import Heads, Removed, ends
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class Prune(Technique):
     def told(self, summary: Mapping[str, float | str]) -> list[str]:
         """The mean ratio, where any channel goes."""
         mean = float(summary["mean_prune_ratio"])
-        return [f"prune {mean:.0%}"] if mean else []
+        return [f"prune {percent(mean)}"] if mean else []
 
     def cell(self, policy: LayerPolicy) -> str:
         """The share of the channels that stays."""

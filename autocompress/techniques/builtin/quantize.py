@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from autocompress.errors import PolicyError
 from autocompress.policy.field import Field
-from autocompress.policy.technique import Technique, some
+from autocompress.policy.technique import Technique, percent, some
 from autocompress.policy.values import ActivationBits, ActivationScaling, WeightBits, WeightBlock
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ class Quantize(Technique):
         """The share of integer layers, and other bits by name."""
         share = float(summary["int8_share"])
         method = str(summary["method"]).split(" + ")
-        int8 = [f"int8 in {share:.0%}"] if share else []
+        int8 = [f"int8 in {percent(share)}"] if share else []
         return [*int8, *(word for word in ("half", "weight-only") if word in method)]
 
     def cell(self, policy: LayerPolicy) -> str:

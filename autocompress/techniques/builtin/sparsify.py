@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from autocompress.errors import PolicyError
 from autocompress.policy.field import Field
-from autocompress.policy.technique import Technique
+from autocompress.policy.technique import Technique, percent
 from autocompress.policy.values import Pattern, Removed, ends
 from autocompress.techniques.builtin.quantize import packed_bytes
 
@@ -68,7 +68,7 @@ class Sparsify(Technique):
     def told(self, summary: Mapping[str, float | str]) -> list[str]:
         """The mean sparsity, if any."""
         mean = float(summary["mean_sparsity"])
-        return [f"sparse {mean:.0%}"] if mean else []
+        return [f"sparse {percent(mean)}"] if mean else []
 
     def cell(self, policy: LayerPolicy) -> str:
         """The pattern, or the share of zeros."""
