@@ -71,7 +71,8 @@ def test_a_study_waits_for_its_device_and_loses_nothing(
     assert board.url in (run / "report.html").read_text()
 
     shown = json.loads(call(tmp_path, f"front {run} --by latency_2 --json").stdout)
-    members = [t for t in shown["trials"] if t["number"] in shown["front"]]
+    by_number = {t["number"]: t for t in shown["trials"]}
+    members = [by_number[number] for number in shown["front"]]
     kept = [(t["latency_2_ms"], t["accuracy"]) for t in members]
     assert kept == sorted(kept)
     assert "did not measure" in call(tmp_path, f"front {run} --by energy", check=2).stderr
