@@ -1,11 +1,11 @@
 """Weights in few bits beside float activations: a scale per output channel, or per block of inputs.
 
 Kernels: products of MiniLM's sizes on one thread in ONNX Runtime, each as float, as int4 behind a
-DequantizeLinear and as ``MatMulNBits``; times as ratios to float, taken in turn, and the error
-beside the product with the rounded weights. Accuracy: MiniLM with a fixed head that tells spam, all
-linear layers and attentions alike, exported and run by ONNX Runtime on mails of val and test; the
-cosine of its vectors to the original's (simulated, on some of the mails), size and latency. Mails
-are found through AUTOCOMPRESS_DATA.
+DequantizeLinear (of a ``MatMul`` and of a ``Gemm``) and as ``MatMulNBits``; times as ratios to
+float, taken in turn, and the error beside the product with the rounded weights. Accuracy: MiniLM
+with a fixed head that tells spam, all linear layers and attentions alike, exported and run by ONNX
+Runtime on mails of val and test; the cosine of its vectors to the original's (simulated, on some of
+the mails), size and latency. Mails are found through AUTOCOMPRESS_DATA.
 
     python benchmarks/weight_blocks.py --json [--part kernels|minilm] [--quick]
 """
@@ -48,11 +48,13 @@ SIZES = ((384, 384), (384, 1536), (1536, 384))
 """Inputs and outputs."""
 KERNELS = [
     ("float", 32, 0, 0),
-    ("DequantizeLinear", 4, 0, 0),
+    ("MatMul", 4, 0, 0),
+    ("Gemm", 4, 0, 0),
+    ("MatMulNBits", 4, 0, 1),
     *(("MatMulNBits", 4, block, level) for block in (16, 32, 128) for level in (0, 1, 4)),
     *(("MatMulNBits", bits, 32, level) for bits in (2, 8) for level in (1, 4)),
 ]
-"""Operator, bits, block and the kernel's accuracy level."""
+"""Operator, bits, block (0 for one scale per output) and the kernel's accuracy level."""
 WAYS: dict[str, tuple[int, int, str]] = {
     "4 bits, nearest": (4, 0, "nearest"),
     "4 bits, GPTQ": (4, 0, "auto"),
@@ -74,22 +76,24 @@ def product(way: tuple[str, int, int, int], weight: NDArray[np.float32], rows: i
     if kind == "MatMulNBits":
         packed, scales = pack(weight, bits, block, bits)
         held = [numpy_helper.from_array(packed, "w"), numpy_helper.from_array(scales, "s")]
-        options = {"K": inputs, "N": outputs, "bits": bits, "block_size": block}
+        options = {"K": inputs, "N": outputs, "bits": bits, "block_size": block or 128}
         options["accuracy_level"] = level
         nodes.append(
             helper.make_node(kind, ["x", "w", "s"], ["y"], domain="com.microsoft", **options)
         )
-    elif kind == "DequantizeLinear":
-        scale = np.abs(weight).max(1) / 7
-        flat = np.round(weight / scale[:, None]).astype(np.int8).T.reshape(-1)
+    elif kind != "float":
+        scale, stays = np.abs(weight).max(1) / 7, kind == "Gemm"
+        levels = np.round(weight / scale[:, None]).astype(np.int8)
+        flat = (levels if stays else levels.T).reshape(-1)
         nibbles = ((flat[0::2] & 15) | ((flat[1::2] & 15) << 4)).astype(np.uint8)
-        shape = [inputs, outputs]
+        shape = [outputs, inputs] if stays else [inputs, outputs]
         held = [
             helper.make_tensor("w", TensorProto.INT4, shape, nibbles.tobytes(), raw=True),
             numpy_helper.from_array(scale.astype(np.float32), "s"),
         ]
-        nodes.append(helper.make_node(kind, ["w", "s"], ["d"], axis=1))
-        nodes.append(helper.make_node("MatMul", ["x", "d"], ["y"]))
+        nodes.append(helper.make_node("DequantizeLinear", ["w", "s"], ["d"], axis=int(not stays)))
+        options = {"transB": 1} if stays else {}
+        nodes.append(helper.make_node(kind, ["x", "d"], ["y"], **options))
     else:
         held = [numpy_helper.from_array(np.ascontiguousarray(weight.T), "w")]
         nodes.append(helper.make_node("MatMul", ["x", "w"], ["y"]))

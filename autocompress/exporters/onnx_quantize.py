@@ -2,8 +2,8 @@
 
 Layers with 8-bit activations get Quantize/Dequantize pairs, and so does the glue between them
 (see ``onnx_glue``): only then do the runtime's integer kernels meet without a detour through
-floats. Weight-only layers keep small integer weights behind one DequantizeLinear, or, with a scale
-per block, in a product of their own (see ``onnx_blocks``).
+floats. Weight-only layers keep small integer weights behind one DequantizeLinear, or, of fewer than
+8 bits in linear layers, in a product of their own (see ``onnx_blocks``).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.errors import ExportError
-from autocompress.exporters.onnx_blocks import store_blocks
+from autocompress.exporters.onnx_blocks import store_blocks, stored_matrix
 from autocompress.exporters.onnx_dynamic import quantize_dynamic
 from autocompress.exporters.onnx_floats import keep_floats
 from autocompress.exporters.onnx_glue import activations, with_glue
@@ -141,8 +141,13 @@ def quantize_graph(graph: Any, compressed: Compressed) -> Any:
         work.prepare()
         model = static_integers(work, scales, reduced=reduced)
         clean_up(model, work)
+    packed = {
+        name: precision
+        for name, precision in plan.weight_only.items()
+        if precision.block or _stays_packed(model, name, precision)
+    }
     for name, precision in plan.weight_only.items():
-        if not precision.block:
+        if name not in packed:
             store_low_bits(model, name, precision.weight_bits)
     if plan.static:
         keep_floats(model, work.static)
@@ -153,13 +158,25 @@ def quantize_graph(graph: Any, compressed: Compressed) -> Any:
                 "`settings.half_format: float16`, or a `.pt2` file."
             )
         model = _half(model, plan.half)
-    for name, precision in plan.weight_only.items():
-        if precision.block:  # last: others infer types, and do not know this operator
-            store_blocks(model, name, precision.weight_bits, precision.block)
+    for name, precision in packed.items():  # last: others infer types, and know no such operator
+        store_blocks(model, name, precision.weight_bits, precision.block)
     drop_unused(model.graph)
     # ONNX wants every node behind those that it reads; only some runtimes sort by themselves
     ONNXModel(model).topological_sort()
     return model
+
+
+def _stays_packed(model: Any, name: str, precision: Precision) -> bool:
+    """Whether the runtime can multiply the weight of a product as it is stored.
+
+    Behind a DequantizeLinear it makes floats of a ``Gemm``'s whole weight at every run, or rounds
+    the inputs of a ``MatMul`` to 8 bits, which nobody asked for. A table that others read as well
+    would stand in the file twice.
+    """
+    if precision.weight_bits >= 8 or stored_matrix(model, name) is None:
+        return False
+    weight = next(n for n in model.graph.node if n.name == name).input[1]
+    return sum(weight in node.input for node in model.graph.node) == 1
 
 
 def _round_low_bits(

@@ -156,8 +156,20 @@ def test_compensated_blocks_are_no_worse_than_plain_ones(bits: int, block: int, 
     assert error(rounded).sum() < 0.8 * plain.sum()
 
 
+@pytest.mark.parametrize("inputs", [1, 6, 16, 24, 33, 64, 96, 128, 130, 200, 384, 1000])
+def test_rows_of_one_scale_are_packed_in_the_fewest_bytes(inputs: int) -> None:
+    """Of what the blocks that the kernel knows really take; a row's scale stands in every block."""
+    rows = torch.randn(3, inputs, generator=torch.Generator().manual_seed(inputs)).numpy()
+    packed, scales = pack(rows, 4, 0)
+    every = [sum(part.nbytes for part in pack(rows, 4, block)) for block in (16, 32, 64, 128)]
+    assert packed.nbytes + scales.nbytes == min(every)
+    assert (scales == scales[:, :1]).all()
+
+
 @pytest.mark.parametrize("rounding", ["nearest", "gptq"])
-@pytest.mark.parametrize(("bits", "block"), [(2, 16), (3, 32), (4, 16), (4, 32), (4, 128)])
+@pytest.mark.parametrize(
+    ("bits", "block"), [(2, 16), (3, 32), (4, 16), (4, 32), (4, 128), (2, 0), (4, 0)]
+)
 def test_the_file_computes_what_is_simulated(
     bits: int, block: int, rounding: str, tmp_path: Path
 ) -> None:
