@@ -16,6 +16,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from autocompress.measure.latency import Timing, paired_timings
 from autocompress.measure.quiet import QuietSpeed
 from autocompress.measure.sampling import Plan
 from autocompress.model.inventory import take_inventory
+from autocompress.policy.inventory import Inventory
 from autocompress.policy.policy import Policy
 from autocompress.policy.settings import CompressionSettings
 from autocompress.policy.space import Space
@@ -67,9 +69,37 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
 }
 
 
-def exporter(model: nn.Module, inventory: Any, images: Split, folder: Path) -> Any:
+@dataclass(frozen=True)
+class Subject:
+    """A network with fresh weights, and its joint space.
+
+    Args:
+        model: in eval mode.
+        images: random, to calibrate with.
+        inventory, space: of the model.
+    """
+
+    model: nn.Module
+    images: Split
+    inventory: Inventory
+    space: Space
+
+    @classmethod
+    def of(cls, name: str) -> Subject:
+        """One of ``NETWORKS``."""
+        factory, size = NETWORKS[name]
+        with seeded(0):
+            model = factory().eval()
+        stored = torch.randn(32, 3, size, size, generator=torch.Generator().manual_seed(0))
+        images = Split(stored, torch.zeros(32, dtype=torch.long))
+        inventory = take_inventory(model, images.inputs(1))
+        return cls(model, images, inventory, SpaceConfig.read({"rules": [RULE]}).bind(inventory))
+
+
+def exporter(subject: Subject, folder: Path) -> Any:
     """What builds and exports the model of a policy, as a study's evaluator does it."""
-    bank = LayerBank.build(model, inventory, images, SETTINGS)
+    images = subject.images
+    bank = LayerBank.build(subject.model, subject.inventory, images, SETTINGS)
     example = images.inputs(1)
 
     def variant(policy: Policy) -> Path:
@@ -110,17 +140,12 @@ def measured(
 
 def judge(name: str, held_out: int, variants: int, plan: Plan) -> dict[str, Any]:
     """One network: build the model, then compare its predictions with what is measured."""
-    factory, size = NETWORKS[name]
-    with seeded(0):
-        model = factory().eval()
-    stored = torch.randn(32, 3, size, size, generator=torch.Generator().manual_seed(0))
-    images = Split(stored, torch.zeros(32, dtype=torch.long))
-    inventory = take_inventory(model, images.inputs(1))
-    space = SpaceConfig.read({"rules": [RULE]}).bind(inventory)
+    subject = Subject.of(name)
+    inventory, space = subject.inventory, subject.space
     target = get_target("onnxruntime")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        variant, quiet = exporter(model, inventory, images, folder), QuietSpeed()
+        variant, quiet = exporter(subject, folder), QuietSpeed()
         baseline = variant(Policy())
         start = time.perf_counter()
         predictor = LatencyModel.build(

@@ -23,18 +23,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from latency_model import NETWORKS, RULE, SETTINGS, exporter, random_policies
+from latency_model import NETWORKS, SETTINGS, Subject, exporter, random_policies
 from scipy.stats import spearmanr
 
 from autocompress.estimate.other_device import device_model
 from autocompress.estimate.pack import pack_kernels
-from autocompress.model.inventory import take_inventory
 from autocompress.policy.policy import Policy
-from autocompress.policy.space_config import SpaceConfig
 from autocompress.targets import get_target
-from autocompress.task.data import Split
 from autocompress.workloads.cache import latency_folder
-from autocompress.workloads.models import seeded
 
 
 def on_device(python: str, folder: Path, *options: str) -> tuple[Path, float]:
@@ -58,17 +54,12 @@ def held_out(folder: Path, policies: list[Policy], variant: Any) -> None:
 
 def judge(name: str, count: int, python: str, threads: int) -> dict[str, Any]:
     """One network: what each table predicts, beside what the device measures."""
-    factory, size = NETWORKS[name]
-    with seeded(0):
-        model = factory().eval()
-    stored = torch.randn(32, 3, size, size, generator=torch.Generator().manual_seed(0))
-    images = Split(stored, torch.zeros(32, dtype=torch.long))
-    inventory = take_inventory(model, images.inputs(1))
-    space = SpaceConfig.read({"rules": [RULE]}).bind(inventory)
+    subject = Subject.of(name)
+    inventory, space = subject.inventory, subject.space
     own = ("--threads", str(threads))
     with tempfile.TemporaryDirectory() as scratch:
         folder, there = Path(scratch), Path(scratch) / "there"
-        variant = exporter(model, inventory, images, folder)
+        variant = exporter(subject, folder)
         target = get_target("onnxruntime")
         base = variant(Policy())
         packed = pack_kernels(
