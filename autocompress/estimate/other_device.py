@@ -215,7 +215,8 @@ def places(
 def _place(
     plan: LayerPlan, table: KernelTable, base_ms: float, measured: Sequence[Measured]
 ) -> Resemblance:
-    speed = base_ms / sum(plan.row(Policy(), table.ms, table.footprint).kernels.values())
+    whole_ms = sum(plan.row(Policy(), table.ms, table.footprint).kernels.values())
+    speed = base_ms / whole_ms if whole_ms else 1.0  # recurrent layers are no kernels
     table = KernelTable({key: speed * ms for key, ms in table.times.items()}, table.facts)
     whole = LatencyModel(plan, table, base_ms, base_ms, list(measured))
     errors = []

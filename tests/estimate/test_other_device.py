@@ -9,17 +9,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from known_times import kernel_ms, random_policies, true_ms
 from scipy.stats import spearmanr
+from torch import Tensor, nn
 
 from autocompress.errors import InputError
 from autocompress.estimate.kernel_table import KernelTable, keep
 from autocompress.estimate.latency_features import LayerPlan
 from autocompress.estimate.latency_model import LatencyModel, choose_variants
 from autocompress.estimate.other_device import DeviceTable, device_model, placed
+from autocompress.model.inventory import take_inventory
 from autocompress.model.kernels import Kernel
 from autocompress.policy.inventory import Inventory
 from autocompress.policy.policy import Policy
+from autocompress.policy.settings import CompressionSettings
 from autocompress.policy.space import Space
 
 
@@ -225,6 +229,23 @@ def test_odd_times_and_facts_are_said(
     path.write_text(json.dumps({**device_table(plan, space, inventory), name: value}))
     with pytest.raises(InputError, match=rf"table\.json: `{name}`"):
         device_model(path, inventory, None, tmp_path / "cache")
+
+
+def test_a_model_without_kernels_is_placed_by_its_multiply_adds(tmp_path: Path) -> None:
+    class Sums(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.LSTM(64, 128, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x)[0].sum((1, 2))
+
+    inventory = take_inventory(Sums().eval(), torch.randn(2, 50, 64))
+    assert not LayerPlan(inventory, CompressionSettings()).kernels([Policy()])
+    path, model = tmp_path / "table.json", {"policy": {"layers": {}}, "ms": 1.0}
+    path.write_text(json.dumps({"version": 1, "baseline_ms": 1.0, "models": [model] * 4}))
+    found = device_model(path, inventory, None, tmp_path / "cache")
+    assert found.predict(Policy())[0] == pytest.approx(1.0, rel=0.01)
 
 
 def test_a_cache_that_cannot_be_written_costs_later_devices_only(
