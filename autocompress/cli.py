@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Callable
 from typing import Annotated
@@ -12,7 +11,7 @@ from rich.markup import escape
 
 import autocompress
 from autocompress.commands import federating, files, runs, studies
-from autocompress.controller.stop import answering
+from autocompress.controller.stop import answering, interrupting
 from autocompress.errors import AutocompressError
 from autocompress.machine.output import keep_for_answers
 from autocompress.policy.files import as_ours
@@ -80,7 +79,7 @@ def main() -> None:
     if "--json" in sys.argv:
         keep_for_answers()
     try:
-        with answering(signal.default_int_handler):  # which raises KeyboardInterrupt
+        with answering(interrupting()):
             app()
     except (AutocompressError, OSError, MemoryError) as error:
         told = as_ours(error)

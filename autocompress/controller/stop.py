@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import _thread
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from time import monotonic, sleep
+from types import FrameType
 from typing import Any
 
 _ENDS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+_IMPORTS_S = 5.0
+"""As long as an interrupt waits for an import."""
+_AGAIN_S = 0.05
 
 
 class StopFlag:
@@ -43,6 +51,43 @@ def answering(handle: Callable[[int, Any], Any]) -> Iterator[None]:
     finally:
         for number, handler in zip(heeded, before, strict=True):
             signal.signal(number, handler)
+
+
+def interrupting() -> Callable[[int, FrameType | None], None]:
+    """A handler for ``answering`` that raises ``KeyboardInterrupt``, after a running import.
+
+    A compiled module that is interrupted while it is imported says that it cannot be imported, and
+    whoever asked takes it for not installed. So the interrupt comes when the import has ended; at
+    once where it is asked for twice, or the import takes longer than five seconds.
+    """
+    pending = threading.Event()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if pending.is_set() or not _importing(frame):
+            pending.clear()
+            raise KeyboardInterrupt
+        pending.set()
+        threading.Thread(target=ask_again, args=(number,), daemon=True).start()
+
+    def ask_again(number: int) -> None:
+        main, until = threading.main_thread().ident or 0, monotonic() + _IMPORTS_S
+        while monotonic() < until and _importing(sys._current_frames().get(main)):
+            sleep(_AGAIN_S)
+        if pending.is_set():
+            if hasattr(signal, "pthread_kill"):
+                signal.pthread_kill(main, number)  # which wakes what sleeps or waits, too
+            else:
+                _thread.interrupt_main(signal.Signals(number))
+
+    return handle
+
+
+def _importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 @contextmanager
