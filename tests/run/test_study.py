@@ -41,11 +41,12 @@ def test_studies_and_recipes_of_version_0_1_read_as_before() -> None:
     written = load_study(FIXTURES / "study.yaml")
     resolved = read_study(RunFolder(FIXTURES / "run").read_study())
     recipe = read_study(Recipe.load(FIXTURES / "recipe.yaml").study)
-    # the default of what the study leaves open is another one now; runs and recipes say theirs
+    # some defaults of what the study leaves open are others now; runs and recipes say theirs
     assert resolved.settings.weight_rounding == recipe.settings.weight_rounding == "nearest"
     theirs = {"weight_rounding": "nearest", "calibration_images": 512, "sequential_images": 1024}
     theirs |= {"weight_range": "full", "equalization": False}
-    written = written.changed(settings=theirs)
+    assert resolved.recovery.qat is recipe.recovery.qat is True
+    written = written.changed(settings=theirs, recovery={"qat": True})
     assert written == resolved
     assert written == recipe
     assert recipe.settings.weight_range == "full"  # what files meant that did not say
