@@ -109,8 +109,9 @@ class KernelTable:
         )
         if not rates:
             raise InputError(
-                f"The kernel table holds no {kernel.precision} kernel, so {kernel.key} cannot be "
-                "predicted. Pack the kernels again with the study's space and run them there."
+                f"Nothing that was timed on the device has {kernel.precision} arithmetic, so that "
+                f"{kernel.key} cannot be predicted. Pack the kernels again with this study's space "
+                "and run them there, or leave that arithmetic out of the space."
             )
         return rates[len(rates) // 2] * kernel.macs
 
@@ -177,9 +178,7 @@ def load_table(path: Path) -> KernelTable:
     data = read_mapping(path, "kernel table", form="JSON", remedy=remedy)
     if data.get("version") != TABLE_VERSION:
         return KernelTable()
-    found = _Stored.read(data, where=f"The kernel table {path}")
-    for key in found.kernels:
-        parse_key(key)
+    found = StoredTable.read(data, where=f"The kernel table {path}")
     return KernelTable(found.kernels, found.facts)
 
 
@@ -193,17 +192,29 @@ def _check_facts(facts: dict[str, Any]) -> dict[str, Any]:
     return facts
 
 
+def _check_key(key: str) -> str:
+    parse_key(key)
+    return key
+
+
+LONGEST_MS = 1e9
+"""Nothing that somebody waited for takes as long: some days."""
 Facts = Annotated[dict[str, Any], AfterValidator(_check_facts)]
 """Target and machine that times were taken on, and the table's footprint."""
+KernelTimes = dict[
+    Annotated[str, AfterValidator(_check_key)],
+    Annotated[float, Field(ge=0, le=LONGEST_MS, allow_inf_nan=False)],
+]
+"""Milliseconds by ``Kernel.key``; 0 where the profiler's clock did not move."""
 
 
-class _Stored(Section):
-    """A table as it lies on disk."""
+class StoredTable(Section):
+    """A table as it lies on disk, of this machine or of another device."""
 
     model_config = ConfigDict(**{**STRICT, "extra": "ignore"})
 
     facts: Facts
-    kernels: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
+    kernels: KernelTimes
 
 
 def keep(path: Path, data: Mapping[str, Any]) -> None:

@@ -16,13 +16,16 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from autocompress.errors import InputError
 from autocompress.estimate.kernel_table import (
+    LONGEST_MS,
     TABLE_VERSION,
     Facts,
     KernelTable,
+    KernelTimes,
+    StoredTable,
     keep,
     load_table,
     nominal_ms,
@@ -33,14 +36,15 @@ from autocompress.estimate.latency_model import LatencyModel, Measured
 from autocompress.policy.inventory import Inventory
 from autocompress.policy.policy import Policy
 from autocompress.policy.reading import read_mapping
-from autocompress.policy.section import STRICT, Section
+from autocompress.policy.section import Section
 from autocompress.policy.settings import CompressionSettings
+from autocompress.policy.space import Space
 
 _log = logging.getLogger(__name__)
 _FEWEST = 4
 """Whole models that a device must have timed to be placed by them."""
-Milliseconds = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
-"""A time that somebody measured: less than some days."""
+Milliseconds = Annotated[float, Field(gt=0, le=LONGEST_MS, allow_inf_nan=False)]
+"""Latency of a whole model."""
 
 
 class TimedModel(Section):
@@ -55,7 +59,7 @@ class TimedModel(Section):
     ms: Milliseconds
 
 
-class DeviceTable(Section):
+class DeviceTable(StoredTable):
     """What the packed runner writes on another device: its ``table.json``.
 
     Args:
@@ -67,11 +71,9 @@ class DeviceTable(Section):
         models: whole models, timed beside the uncompressed one.
     """
 
-    model_config = ConfigDict(**{**STRICT, "extra": "ignore"})
-
     architecture: str = ""
     facts: Facts = Field(default_factory=dict)
-    kernels: dict[str, Milliseconds] = Field(default_factory=dict)
+    kernels: KernelTimes = Field(default_factory=dict)
     baseline_ms: Milliseconds | None = None
     models: tuple[TimedModel, ...] = ()
 
@@ -92,8 +94,6 @@ class DeviceTable(Section):
                 f"the kernels again and {run}."
             )
         found = cls.read(data, where=f"The kernel table {path}")
-        for key in found.kernels:
-            parse_key(key)
         if not found.kernels and (found.baseline_ms is None or len(found.models) < _FEWEST):
             raise InputError(
                 f"The kernel table {path} holds no kernel, and fewer than {_FEWEST} whole models "
@@ -143,18 +143,15 @@ def device_model(
 
     Returns:
         The model; where the device was placed, ``facts["placed"]`` says ``by`` which device's
-        kernels, and the ``error``.
+        kernels, and the ``error``; ``facts["architecture"]`` is what the table says of its model.
 
     Raises:
         InputError: no such file, or not a table, or one of another model.
     """
     found = DeviceTable.load(path)
-    if found.architecture not in ("", inventory.architecture):
-        raise InputError(
-            f"{path} was taken for another model (architecture {found.architecture}, this "
-            f"one is {inventory.architecture}). Pack and run this model's kernels."
-        )
     plan = LayerPlan(inventory, settings or CompressionSettings())
+    _check_model(found, plan, path)
+    facts = {**found.facts, "architecture": found.architecture}
     base = found.baseline_ms or 1.0
     timed = found.models if found.baseline_ms else ()
     measured = [Measured(model.policy, model.ms / base) for model in timed]
@@ -166,23 +163,69 @@ def device_model(
             keep(Path(cache_dir) / f"kernels-elsewhere-{digest}.json", table.as_dict())
         except (OSError, InputError) as error:
             _log.warning("No later device can be placed by this one: %s", error)
-        return LatencyModel(plan, table, base, base, measured)
+        return LatencyModel(plan, KernelTable(found.kernels, facts), base, base, measured)
     best = min(places(plan, base, measured, cache_dir), key=lambda place: place.error)
-    facts = {**found.facts, "placed": {"by": best.name, "error": best.error}}
-    facts["footprint"] = best.table.footprint
+    facts |= {"placed": {"by": best.name, "error": best.error}, "footprint": best.table.footprint}
     return LatencyModel(plan, KernelTable(best.table.times, facts), base, base, measured)
 
 
-def placed(model: LatencyModel) -> str:
-    """A sentence on how a device was placed; empty where it timed its own kernels."""
-    found = model.facts.get("placed")
-    if not found:
-        return ""
-    return (
-        f"The device timed whole models only. It resembles {found['by']}: by the kernel times of "
-        f"that, each model is predicted from the others within {100 * found['error']:.1f} % of the "
-        "uncompressed latency. For more, time the kernels there as well: `python run_kernels.py`."
-    )
+def _check_model(found: DeviceTable, plan: LayerPlan, path: str | Path) -> None:
+    """See that a table can be this model's.
+
+    Raises:
+        InputError: it cannot: it says so, or names layers or shapes that this model lacks.
+    """
+    inventory = plan.inventory
+    if found.architecture not in ("", inventory.architecture):
+        raise InputError(
+            f"{path} was taken for another model (architecture {found.architecture}, this "
+            f"one is {inventory.architecture}). Pack and run this model's kernels."
+        )
+    try:
+        for name in (name for model in found.models for name in model.policy):
+            inventory.layer(name)
+    except InputError as error:
+        raise InputError(
+            f"{path} was taken for another model. {error} Pack and run this model's kernels."
+        ) from None
+    held = {parse_key(key).template for key in found.kernels}
+    own = plan.kernels([Policy()])
+    if held and own and not any(kernel.template in held for kernel in own):
+        raise InputError(
+            f"{path} was taken for another model: it holds none of this one's kernels, such as "
+            f"{own[0].key}. Pack and run this model's kernels."
+        )
+
+
+def remarks(model: LatencyModel) -> list[str]:
+    """What is to be said of a device's table before anybody relies on it: sentences."""
+    said = []
+    if not model.facts.get("architecture"):
+        own = model.plan.kernels([Policy()])
+        exact = sum(kernel.key in model.table.times for kernel in own)
+        timed = "" if "placed" in model.facts else f" It holds {exact} of its {len(own)} kernels."
+        said.append(
+            "The table does not say which model it was taken on (`architecture`), so that nothing "
+            f"shows that it is this one.{timed}"
+        )
+    if found := model.facts.get("placed"):
+        said.append(
+            f"The device timed whole models only. It resembles {found['by']}: by the kernel times "
+            f"of that, each model is predicted from the others within {100 * found['error']:.1f} % "
+            "of the uncompressed latency. For more, time the kernels there as well: `python "
+            "run_kernels.py`."
+        )
+    return said
+
+
+def check_foretold(model: LatencyModel, space: Space) -> None:
+    """See that a device's table can tell of every arithmetic that a space may ask for.
+
+    Raises:
+        InputError: nothing of one of them was timed there.
+    """
+    for kernel in model.plan.space_kernels(space):
+        model.table.ms(kernel)
 
 
 def places(
@@ -197,6 +240,7 @@ def places(
         cache_dir: as for ``device_model``.
     """
     kernels = plan.kernels([Policy(), *(one.policy for one in measured)])
+    shown = {kernel.precision for kernel in kernels}
     yield _place(plan, KernelTable({k.key: nominal_ms(k) for k in kernels}), base_ms, measured)
     for path in sorted(Path(cache_dir).glob("kernels-*.json")):
         try:
@@ -209,7 +253,9 @@ def places(
                 table.ms(kernel)
         except InputError:  # it holds nothing of that precision
             continue
-        yield _place(plan, table, base_ms, measured)
+        # how quick the new device is at any other arithmetic, none of its models tells
+        times = {k: ms for k, ms in table.times.items() if parse_key(k).precision in shown}
+        yield _place(plan, KernelTable(times, table.facts), base_ms, measured)
 
 
 def _place(

@@ -14,7 +14,7 @@ from autocompress.build.pipeline import Pipeline, identity
 from autocompress.controller.warm import WarmStart
 from autocompress.errors import InputError, UnsupportedModel
 from autocompress.estimate.latency_model import LatencyModel
-from autocompress.estimate.other_device import placed
+from autocompress.estimate.other_device import check_foretold, remarks
 from autocompress.machine.facts import cores_to_use
 from autocompress.machine.progress import Progress, silent
 from autocompress.model.cost import outside_of_layers
@@ -161,10 +161,11 @@ class Assembly:
     def latency_model(self) -> LatencyModel:
         """From a device's table, the cache, or measured; in the milliseconds of its own time."""
         evaluator, measurer = self.evaluator, self.evaluator.measurer
-        if isinstance(measurer.other_device, LatencyModel):
-            if sentence := placed(measurer.other_device):
+        if isinstance(other := measurer.other_device, LatencyModel):
+            for sentence in remarks(other):
                 _log.warning(sentence)
-            return measurer.other_device
+            check_foretold(other, self.space)
+            return other
         model = LatencyModel.build(
             measurer.target,
             self.inventory,

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from autocompress.build.builder import Builder
-from autocompress.estimate.other_device import device_model, placed
+from autocompress.estimate.other_device import device_model, remarks
 from autocompress.machine.progress import Progress
 from autocompress.machine.scratch import scratch_folder
 from autocompress.measure.extras import MEMORY
@@ -114,7 +114,7 @@ def _with_costs(
 
 def _from_table(parts: Assembly, table: Path) -> tuple[CostsOf, dict[str, float]]:
     model = device_model(table, parts.inventory, parts.study.settings, latency_folder())
-    if sentence := placed(model):
+    for sentence in remarks(model):
         _log.warning(sentence)
 
     def costs_of(trial: Trial) -> tuple[dict[str, float], float]:

@@ -153,7 +153,7 @@ def test_a_kernel_of_another_shape_goes_by_the_rate_of_its_precision() -> None:
     rate = 0.008 / conv(8, 8).macs
     other = Kernel("linear", 100, 50)
     assert table.ms(other) == pytest.approx(rate * other.macs)
-    with pytest.raises(InputError, match="no int8 kernel"):
+    with pytest.raises(InputError, match="has int8 arithmetic"):
         table.ms(conv(8, 8, "int8"))
 
 

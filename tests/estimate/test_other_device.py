@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,16 @@ from autocompress.errors import InputError
 from autocompress.estimate.kernel_table import KernelTable, keep
 from autocompress.estimate.latency_features import LayerPlan
 from autocompress.estimate.latency_model import LatencyModel, choose_variants
-from autocompress.estimate.other_device import DeviceTable, device_model, placed
+from autocompress.estimate.other_device import (
+    DeviceTable,
+    check_foretold,
+    device_model,
+    remarks,
+)
 from autocompress.model.inventory import take_inventory
 from autocompress.model.kernels import Kernel
 from autocompress.policy.inventory import Inventory
-from autocompress.policy.policy import Policy
+from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.settings import CompressionSettings
 from autocompress.policy.space import Space
 
@@ -152,7 +158,7 @@ def test_a_device_is_placed_by_a_dozen_models(
     model = device_model(path, inventory, None, cache)
     found = model.facts["placed"]
     assert found["by"] == f"the {name} one (onnxruntime, threads: 1)"
-    assert f"the {name} one" in placed(model)
+    assert f"the {name} one" in "".join(remarks(model))
     assert model.facts["machine"]["cpu"] == "new"
 
     def error(of: LatencyModel) -> float:
@@ -189,7 +195,7 @@ def test_a_device_that_timed_its_kernels_is_known_from_then_on(
 ) -> None:
     path, data = tmp_path / "table.json", device_table(plan, space, inventory)
     path.write_text(json.dumps(data))
-    assert placed(device_model(path, inventory, None, tmp_path / "cache")) == ""
+    assert remarks(device_model(path, inventory, None, tmp_path / "cache")) == []
     path.write_text(json.dumps({**data, "kernels": {}}))
     model = device_model(path, inventory, None, tmp_path / "cache")
     assert model.facts["placed"]["by"] == "elsewhere"
@@ -216,6 +222,11 @@ def test_a_damaged_table_of_a_known_device_is_left_out(
     ("name", "value"),
     [
         ("baseline_ms", 1e300),
+        ("baseline_ms", 0.0),
+        ("baseline_ms", float("nan")),
+        ("baseline_ms", -1.0),
+        ("architecture", None),
+        ("models", [{"policy": {"layers": {}}, "ms": float("inf")}]),
         ("facts", {"machine": "a board"}),
         ("facts", {"target": ["onnxruntime"]}),
         ("facts", {"footprint": "large"}),
@@ -227,8 +238,94 @@ def test_odd_times_and_facts_are_said(
 ) -> None:
     path = tmp_path / "table.json"
     path.write_text(json.dumps({**device_table(plan, space, inventory), name: value}))
-    with pytest.raises(InputError, match=rf"table\.json: `{name}`"):
+    with pytest.raises(InputError, match=rf"table\.json: `{name}"):
         device_model(path, inventory, None, tmp_path / "cache")
+
+
+def of_floats(plan: LayerPlan, space: Space, inventory: Inventory) -> dict[str, Any]:
+    """The table of a device on which nothing with integer layers was timed."""
+    data = device_table(plan, space, inventory)
+    kernels = {key: ms for key, ms in data["kernels"].items() if ":fp32:" in key}
+    models = []
+    for share in (0.25, 0.5, 0.75, 0.8):
+        policy = Policy({name: LayerPolicy(prune_ratio=share) for name in ("first", "last")})
+        models.append({"policy": policy.as_dict(), "ms": true_ms(plan, policy)})
+    return {**data, "kernels": kernels, "models": models}
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["a known device", "none"])
+@pytest.mark.parametrize("kernels", [True, False])
+def test_arithmetic_of_which_nothing_was_timed_is_not_foretold(
+    known: bool,
+    kernels: bool,
+    cache: Path,
+    plan: LayerPlan,
+    space: Space,
+    inventory: Inventory,
+    tmp_path: Path,
+) -> None:
+    path, data = tmp_path / "table.json", device_table(plan, space, inventory)
+    whole = {**data, "kernels": {}}
+    path.write_text(json.dumps(whole))
+    check_foretold(device_model(path, inventory, None, cache), space)
+    told = of_floats(plan, space, inventory)
+    path.write_text(json.dumps(told if kernels else {**told, "kernels": {}}))
+    model = device_model(path, inventory, None, cache if known else tmp_path / "none")
+    policies = random_policies(space, 40, seed=6)
+    integer = [p for p in policies if any(x.activation_bits == 8 for x in p.layers.values())]
+    assert 0 < len(integer) < len(policies)
+    for policy in policies:
+        if policy in integer:
+            with pytest.raises(InputError, match="int8 arithmetic"):
+                model.predict(policy)
+        else:
+            assert model.predict(policy)[0] > 0
+    with pytest.raises(InputError, match="int8 arithmetic"):
+        check_foretold(model, space)
+
+
+def test_a_table_that_does_not_name_its_model_says_so(
+    plan: LayerPlan, space: Space, inventory: Inventory, tmp_path: Path
+) -> None:
+    path, data = tmp_path / "table.json", device_table(plan, space, inventory)
+    for kernels, also in ((data["kernels"], "4 of its 4 kernels"), ({}, "")):
+        path.write_text(json.dumps({**data, "architecture": "", "kernels": kernels}))
+        said = remarks(device_model(path, inventory, None, tmp_path / "cache"))
+        assert "does not say which model" in said[0]
+        assert also in said[0]
+        assert len(said) == (1 if kernels else 2)
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+def test_a_table_of_layers_that_the_model_lacks_is_refused(
+    kernels: bool, plan: LayerPlan, space: Space, inventory: Inventory, tmp_path: Path
+) -> None:
+    path, data = tmp_path / "table.json", device_table(plan, space, inventory)
+    if kernels:  # one image size larger than any of the model
+        larger = {
+            k.key: replace(k, size=tuple(99 for _ in k.size)) for k in plan.space_kernels(space)
+        }
+        odd: dict[str, Any] = {
+            "kernels": {k.key: data["kernels"][key] for key, k in larger.items()}
+        }
+        says = "none of this one's kernels"
+    else:
+        odd = {"models": [{"policy": {"layers": {"elsewhere": {"prune_ratio": 0.5}}}, "ms": 1.0}]}
+        says = "no layer 'elsewhere'"
+    path.write_text(json.dumps({**data, "architecture": "", **odd}))
+    with pytest.raises(InputError, match=says):
+        device_model(path, inventory, None, tmp_path / "cache")
+
+
+def test_a_kernel_too_quick_for_the_clock_is_taken(
+    plan: LayerPlan, space: Space, inventory: Inventory, tmp_path: Path
+) -> None:
+    """The profiler counts microseconds: what takes less reads 0."""
+    path, data = tmp_path / "table.json", device_table(plan, space, inventory)
+    quick = min(data["kernels"], key=lambda key: float(data["kernels"][key]))
+    path.write_text(json.dumps({**data, "kernels": {**data["kernels"], quick: 0.0}}))
+    model = device_model(path, inventory, None, tmp_path / "cache")
+    assert all(model.predict(policy)[0] > 0 for policy in random_policies(space, 20, seed=6))
 
 
 def test_a_model_without_kernels_is_placed_by_its_multiply_adds(tmp_path: Path) -> None:
