@@ -18,7 +18,7 @@ from autocompress.report.display import Display
 from autocompress.results.front import ParetoFront
 from autocompress.results.metric import Measurement
 from autocompress.results.trial import Trial
-from autocompress.run.reading import Reading, file_part
+from autocompress.run.reading import Reading, file_part, own_keywords
 from autocompress.track.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -143,6 +143,7 @@ class Result:
         return RunFolder.open(self.folder).report
 
 
+@own_keywords
 def search(
     model: nn.Module | str | Path,
     data: Any,
@@ -205,6 +206,7 @@ def search(
     return Result(done.folder.root, done.summary, done.view)
 
 
+@own_keywords
 def run_study(
     study: str | Path | Mapping[str, Any],
     *,

@@ -17,7 +17,7 @@ from autocompress.policy.recipe import Recipe
 from autocompress.policy.settings import CompressionSettings
 from autocompress.policy.space_config import SpaceConfig
 from autocompress.run.factories import from_elsewhere
-from autocompress.run.reading import Reading, file_part
+from autocompress.run.reading import Reading, file_part, own_keywords
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from autocompress.targets.config import TargetConfig
 
 
+@own_keywords
 def apply(
     recipe: str | Path | Recipe | SavedRecipe,
     model: nn.Module | str | Path | None = None,
@@ -74,6 +75,7 @@ def apply(
         return handed_out(compressed, parts.data.train.inputs(2))
 
 
+@own_keywords
 def export(module: nn.Module, path: str | Path, *, example: Any = None) -> Path:
     """Write a module that ``apply`` gave, also after it was trained further, as a file to ship.
 
@@ -96,6 +98,7 @@ def export(module: nn.Module, path: str | Path, *, example: Any = None) -> Path:
     return export_module(module, path, example, writer_of(Path(path))).path
 
 
+@own_keywords
 def evaluate(
     model: nn.Module | str | Path,
     data: Any,
@@ -155,6 +158,7 @@ def evaluate(
     )
 
 
+@own_keywords
 def profile(
     model: nn.Module | str | Path,
     data: Any,
@@ -183,6 +187,7 @@ def profile(
     return profiling.profile(study, None, silent, given=given)
 
 
+@own_keywords
 def verify(
     recipe: str | Path | SavedRecipe,
     model: nn.Module | str | Path | None = None,
@@ -217,12 +222,12 @@ def verify(
 
 def _told(data: Any, task: Any, reading: Mapping[str, Any], *, by_file: bool = True) -> Any:
     """Data that were handed over, with what was said of them."""
-    file_part(reading)  # refuses what is no keyword
     from autocompress.run.given import told
 
     return None if data is None else told(data, task, reading, by_file=by_file)
 
 
+@own_keywords
 def bench(
     a: str | Path, b: str | Path | None = None, *, target: Mapping[str, Any] | str = DEFAULT_RUNTIME
 ) -> dict[str, Any]:

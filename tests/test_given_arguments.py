@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -142,3 +143,38 @@ def test_policies_and_budgets_of_an_evaluation(value: Any) -> None:
         ac.evaluate(network(), data, value)
     with pytest.raises(InputError):
         ac.evaluate(network(), data, budget=value)
+
+
+KEYWORDS: list[tuple[str, dict[str, Any], str]] = [
+    ("search", {"trials": 1}, "it is a key of the section `search`"),
+    ("search", {"epochs": 1}, "it is a key of the section `recovery`"),
+    ("search", {"seed": 1}, "it is a key of the section `search` or `settings`"),
+    ("search", {"threads": 1}, "it is a key of the section `target`"),
+    ("search", {"budgets": "macs<=0.5x"}, "did you mean 'budget'"),
+    ("search", {"worker": 2}, "did you mean 'workers'"),
+    ("search", {"memry": "2GB"}, "did you mean 'memory'"),
+    ("evaluate", {"uniforms": {}}, "did you mean 'uniform'"),
+    ("evaluate", {"epoch": 2}, "did you mean 'epochs'"),
+    ("profile", {"threads": 1}, "it is a key of the section `target`"),
+    ("profile", {"spaces": "joint"}, "did you mean 'space'"),
+    ("apply", {"trusted": True}, "did you mean 'trust'"),
+    ("verify", {"memry": "2GB"}, "did you mean 'memory'"),
+    ("run_study", {"trials": 1}, "it is a key of the section `search`"),
+    ("bench", {"targets": "torch"}, "did you mean 'target'"),
+    ("export", {"exampel": None}, "did you mean 'example'"),
+]
+
+
+@pytest.mark.parametrize(("call", "given", "says"), KEYWORDS, ids=str)
+def test_an_unknown_keyword_is_told_the_nearest_of_all_that_the_call_takes(
+    call: str, given: dict[str, Any], says: str
+) -> None:
+    (name,) = given
+    with pytest.raises(TypeError, match=re.escape(f"{call}() has no keyword {name!r}; {says}")):
+        getattr(ac, call)("quickstart", **given)
+
+
+def test_a_key_beside_the_section_that_it_belongs_into_is_told_so() -> None:
+    study = {"model": {"factory": "m:f"}, "data": {"factory": "m:f"}, "trials": 3}
+    with pytest.raises(InputError, match="'trials'; it is a key of the section `search`"):
+        ac.run_study(study)

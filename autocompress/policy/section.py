@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Annotated, Any, Self, TypeVar, cast, get_args, get_type_hints
@@ -152,12 +152,13 @@ def explain(error: ValidationError, where: str, kind: type, within: str = "") ->
     path, kinds = _walk(kind, problem["loc"], problem["type"] in _UNKNOWN)
     parts = map(str, [within, *path] if within else path)
     at, found = _short(".".join(parts)), _short(repr(problem["input"]))
-    fields = {name for k in kinds for name in _fields(k)}
+    sections = {name: annotation for k in kinds for name, annotation in _fields(k).items()}
+    fields = set(sections)
     name = str(path[-1]) if path else ""
     if problem["type"] in _UNKNOWN:
         more = f" {MAYBE_MISSING}" if "more" in fields else ""
         fields = fields - {"more"} | set(added_fields()) if more else fields
-        return f"{where} has an unknown key {at!r}; {nearest(name, fields)}{more}"
+        return f"{where} has an unknown key {at!r}; {valid_keys(name, fields, sections)}{more}"
     if problem["type"] in ("missing", "missing_argument"):
         says = next((t[name] for t in map(field_texts, kinds) if name in t), "it must be given")
         return f"{where} lacks `{at}`: {says}"
@@ -174,6 +175,25 @@ def explain(error: ValidationError, where: str, kind: type, within: str = "") ->
         near = nearest(str(problem["input"]), valid)
         return f"{subject}: {text}, got {found}" + (f"; {near}" if valid else ".")
     return f"{subject}: {text}, got {found}."
+
+
+def valid_keys(name: str, valid: Iterable[str], sections: Mapping[str, Any]) -> str:
+    """What somebody may have meant by an unknown key, for the end of an error message.
+
+    Args:
+        name: of the key.
+        valid: what could stand in its place.
+        sections: the types of those among them that hold keys of their own.
+    """
+    valid = set(valid)
+    within = [
+        f"`{key}`"
+        for key, annotation in sections.items()
+        if key in valid and any(name in _fields(kind) for kind in _kinds_in([annotation]))
+    ]
+    if within:
+        return f"it is a key of the section {' or '.join(sorted(within))}"
+    return nearest(name, valid)
 
 
 CONTRADICTION = "contradiction"

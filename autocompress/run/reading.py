@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import wraps
+from inspect import Parameter, signature
+from typing import Any, ParamSpec, TypedDict, TypeVar, get_type_hints
 
-from autocompress.errors import nearest
+from autocompress.policy.section import valid_keys
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Reading(TypedDict, total=False):
@@ -31,14 +36,33 @@ class Reading(TypedDict, total=False):
     dynamic: Mapping[str, Mapping[int, str] | Sequence[int]] | str
 
 
-def file_part(reading: Mapping[str, Any]) -> dict[str, Any]:
-    """Of how data are read, what a study file can say.
+def own_keywords(call: Callable[P, T]) -> Callable[P, T]:
+    """Let a function refuse what is no keyword of its own, nor of ``**reading`` where it has that.
 
-    Raises:
-        TypeError: an unknown keyword.
+    The error is a ``TypeError``, as of Python's own, which names what may have been meant.
     """
-    for name in reading:
-        if name not in Reading.__annotations__:
-            near = nearest(name, Reading.__annotations__)
-            raise TypeError(f"There is no keyword {name!r}; {near}")
+    given = signature(call).parameters
+    own = {name for name, one in given.items() if one.kind != Parameter.VAR_KEYWORD}
+    if len(own) < len(given):
+        own |= set(Reading.__annotations__)
+
+    @wraps(call)
+    def checked(*args: P.args, **keywords: P.kwargs) -> T:
+        for name in keywords:
+            if name not in own:
+                raise TypeError(f"{call.__name__}() has no keyword {name!r}; {_near(name, own)}")
+        return call(*args, **keywords)
+
+    return checked
+
+
+def _near(name: str, own: Iterable[str]) -> str:
+    from autocompress.run.study import StudyConfig
+    from autocompress.targets.config import TargetConfig
+
+    return valid_keys(name, own, {**get_type_hints(StudyConfig), "target": TargetConfig})
+
+
+def file_part(reading: Mapping[str, Any]) -> dict[str, Any]:
+    """Of how data are read, what a study file can say."""
     return {k: v for k, v in reading.items() if k in ("memory", "length", "dynamic")}
