@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,8 +15,10 @@ from autocompress.build.rounding import compensate
 from autocompress.errors import CalibrationError
 from autocompress.exporters.checked import checked_graph
 from autocompress.exporters.onnx_glue import Wires, multipliers, shared_ranges
+from autocompress.exporters.onnx_low_bits import weight_place
 from autocompress.exporters.onnx_quantize import NodePlan, plan_nodes, quantized_tensors
 from autocompress.model.tied import untie
+from autocompress.model.usage import usage
 from autocompress.policy.settings import CompressionSettings
 from autocompress.task.calling import call
 from autocompress.task.data import portions
@@ -114,7 +117,7 @@ def calibrate(compressed: Compressed, inputs: Any) -> Compressed:
         multipliers(graph.graph, plan.static),
     )
     ranges = shared_ranges(graph.graph, plan.static, ranges)
-    ranges |= _of_inputs(folded, plan, ranges) | _of_outputs(graph.graph, plan, ranges)
+    ranges |= _of_inputs(folded, plan, ranges) | _of_outputs(graph.graph, folded, plan, ranges)
     return compressed.with_(ranges=ranges, folded=folded, graph=graph, notes=notes)
 
 
@@ -130,7 +133,9 @@ def _of_inputs(folded: nn.Module, plan: NodePlan, ranges: Mapping[str, Range]) -
     return found
 
 
-def _of_outputs(graph: Any, plan: NodePlan, ranges: Mapping[str, Range]) -> dict[str, Range]:
+def _of_outputs(
+    graph: Any, folded: nn.Module, plan: NodePlan, ranges: Mapping[str, Range]
+) -> dict[str, Range]:
     """Ranges of what layers write in integers alone, where others than such layers read it."""
     wires = Wires.of(graph)
     multiplying = {node.name for nodes in plan.layers.values() for node in nodes}
@@ -139,9 +144,24 @@ def _of_outputs(graph: Any, plan: NodePlan, ranges: Mapping[str, Range]) -> dict
     for name, nodes in plan.layers.items():
         for number, node in enumerate(nodes):
             written = wires.rounded(node, plan.static)
-            if written and not wires.only_read_by(rounding, written):
+            if not written or wires.only_read_by(rounding, written):
+                continue
+            if _writes_what(folded.get_submodule(name), node, wires):
                 found[output_key(name, number)] = ranges[written]
     return found
+
+
+def _writes_what(layer: nn.Module, node: Any, wires: Wires) -> bool:
+    """Whether a node writes what its layer gives, and not what something behind it makes of that.
+
+    The exporter folds norms into convolutions that `fold_batch_norms` leaves, as where a layer has
+    another norm at every call.
+    """
+    weight = wires.value(node.input[weight_place(node)])
+    own = getattr(layer, "weight", None)
+    if weight is None or not isinstance(own, Tensor) or usage(layer).after:
+        return True
+    return np.array_equal(weight, own.detach().numpy())
 
 
 def _correctable(folded: nn.Module, compressed: Compressed) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autocompress.model.tied import exchange
 from autocompress.model.tracing_stubs import is_attention
 from autocompress.model.usage import CELLS, CONV, TRANSPOSED, paddings
 
@@ -215,5 +216,4 @@ def leave_out(model: nn.Module, names: Iterable[str], *, passes: bool = False) -
         stub = absent(model.get_submodule(name))
         if stub is not None:
             stub.passes = passes
-            owner, _, child = name.rpartition(".")
-            setattr(model.get_submodule(owner), child, stub)
+            exchange(model, {name: stub})

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autocompress.errors import PolicyError
+from autocompress.model.tied import exchange
 from autocompress.model.tracing_stubs import is_attention, unfuse, why_whole
 
 _APART = -100.0
@@ -65,10 +66,8 @@ def opened(model: nn.Module) -> nn.Module:
     tensors = (*model.parameters(), *model.buffers())
     copied = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
     unfuse(copied)
-    for name in found:
-        module: Any = copied.get_submodule(name)
-        owner, _, child = name.rpartition(".")
-        setattr(copied.get_submodule(owner), child, without_heads(module, (), name))
+    modules: dict[str, Any] = {name: copied.get_submodule(name) for name in found}
+    exchange(copied, {name: without_heads(m, (), name) for name, m in modules.items()})
     return copied
 
 

@@ -12,6 +12,7 @@ from autocompress.errors import PolicyError
 from autocompress.model.attention import without_heads
 from autocompress.model.sides import CallAxis, LayerSide, OwnAxis, Removals
 from autocompress.model.sized_calls import correct_calls
+from autocompress.model.tied import exchange
 from autocompress.model.tracing_stubs import unfuse
 
 _CONV = nn.modules.conv._ConvNd
@@ -37,8 +38,7 @@ def remove(model: nn.Module, removals: Removals) -> None:
             elif isinstance(side, OwnAxis):
                 _slice_own(module, side, name, gone)
             elif side == "heads":
-                owner, _, child = name.rpartition(".")
-                setattr(model.get_submodule(owner), child, without_heads(module, gone, name))
+                exchange(model, {name: without_heads(module, gone, name)})
             else:
                 _slice(module, name, side, gone)
     for name, sides in calls.items():

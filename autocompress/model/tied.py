@@ -1,8 +1,9 @@
-"""Parameters that several modules hold: found, kept together, and taken apart."""
+"""Parameters and modules that several modules hold: found, kept together, and taken apart."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from torch import nn
 
@@ -47,3 +48,43 @@ def untie(model: nn.Module, form: Callable[[str, str], object]) -> None:
             if own not in made:
                 made[own] = nn.Parameter(first.detach().clone(), first.requires_grad)
             setattr(model.get_submodule(name), key, made[own])
+
+
+def exchange(model: nn.Module, others: Mapping[str, nn.Module]) -> None:
+    """Let other modules stand wherever some modules do: a forward may call one by any of its names,
+    or out of a plain list or dictionary.
+
+    Args:
+        model: changed in place.
+        others: name of a module, one of several it may have, to what stands in its place.
+    """
+    new = {id(model.get_submodule(name)): other for name, other in others.items()}
+    for holder in list(model.modules()) if new else ():
+        for child, module in holder._modules.items():
+            if id(module) in new:
+                setattr(holder, child, new[id(module)])
+        for name, value in vars(holder).items():
+            if name not in _OF_TORCH and isinstance(value, _CONTAINERS):
+                vars(holder)[name] = _exchanged(value, new)
+
+
+_CONTAINERS = (list, tuple, dict)
+_OF_TORCH = frozenset(vars(nn.Module()))
+"""Attributes of every module: its parts and hooks."""
+
+
+def _exchanged(value: Any, new: Mapping[int, nn.Module]) -> Any:
+    """A container with other modules in it; the same one where it holds none of those that go."""
+    if not isinstance(value, _CONTAINERS):
+        return new.get(id(value), value)
+    inside = list(value.values()) if isinstance(value, dict) else list(value)
+    found = [_exchanged(part, new) for part in inside]
+    if all(one is other for one, other in zip(found, inside, strict=True)):
+        return value
+    if isinstance(value, dict):
+        value.update(zip(value, found, strict=True))
+        return value
+    if isinstance(value, list):
+        value[:] = found
+        return value
+    return type(value)(*found) if hasattr(value, "_fields") else type(value)(found)

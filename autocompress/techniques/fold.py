@@ -9,6 +9,7 @@ import torch
 from torch import fx, nn
 
 from autocompress.model.absent import Absent
+from autocompress.model.tied import exchange
 from autocompress.model.usage import CONV, TRANSPOSED, usage
 
 _NORM = nn.modules.batchnorm._BatchNorm
@@ -24,9 +25,9 @@ class _Tracer(fx.Tracer):
 def fold_batch_norms(module: nn.Module) -> nn.Module:
     """A copy whose batch norms are folded into the convolutions and linear layers before them.
 
-    A norm is folded where torch.fx shows that its only input is the output of one such layer that
-    nothing else reads. Models that cannot be traced keep their norms; the exporter folds what it
-    can.
+    A norm is folded where torch.fx shows that it reads one such layer alone, whose outputs nothing
+    else reads, at each of their calls. Models that cannot be traced keep their norms; the exporter
+    folds what it can.
     """
     folded = copy.deepcopy(module).eval()
     try:
@@ -46,16 +47,19 @@ def fold_batch_norms(module: nn.Module) -> nn.Module:
         ):
             continue
         layer = folded.get_submodule(str(before.target))
-        calls = [
-            n
-            for n in graph.nodes
-            if n.op == "call_module" and n.target in (before.target, node.target)
-        ]
-        if len(calls) != 2 or not _takes_norm(layer):
+        if not _always_in_turn(graph, before.target, node.target) or not _takes_norm(layer):
             continue
-        _replace(folded, str(before.target), _fused(layer, norm))
-        _replace(folded, str(node.target), nn.Identity())
+        fused = {str(before.target): _fused(layer, norm), str(node.target): nn.Identity()}
+        exchange(folded, fused)
     return folded
+
+
+def _always_in_turn(graph: fx.Graph, layer: fx.node.Target, norm: fx.node.Target) -> bool:
+    """Whether each call of a norm reads one of a layer, which nothing else reads."""
+    calls = [n for n in graph.nodes if n.op == "call_module"]
+    layers, norms = ([n for n in calls if n.target == target] for target in (layer, norm))
+    alone = all(len(call.users) == 1 for call in layers)
+    return alone and len(layers) == len(norms) == sum(n.args[0] in layers for n in norms)
 
 
 def _takes_norm(layer: nn.Module) -> bool:
@@ -73,8 +77,3 @@ def _fused(layer: Any, norm: _NORM) -> nn.Module:
         return torch.nn.utils.fusion.fuse_linear_bn_eval(layer, norm)
     transposed = isinstance(layer, TRANSPOSED)
     return torch.nn.utils.fusion.fuse_conv_bn_eval(layer, norm, transposed)
-
-
-def _replace(module: nn.Module, name: str, new: nn.Module) -> None:
-    owner, _, child = name.rpartition(".")
-    setattr(module.get_submodule(owner), child, new)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autocompress.errors import PolicyError
+from autocompress.model.tied import exchange
 from autocompress.model.tracing_stubs import unfuse
 from autocompress.model.usage import CONV, TRANSPOSED
 from autocompress.techniques.compressed import (
@@ -129,6 +130,8 @@ _ATTENDED = (0, 1, 2, "query", "key", "value")
 def _extremes(x: Tensor) -> tuple[Tensor, Tensor]:
     """Range of what came in, zero in it, never empty; tensors, which torch.export can follow."""
     seen = x.detach()
+    if not seen.numel():  # an expert that no sample is sent to
+        seen = seen.new_zeros(1)
     return seen.amin().float().clamp(max=0.0), seen.amax().float().clamp(min=1e-30)
 
 
@@ -267,10 +270,12 @@ def in_half(simulated: nn.Module) -> nn.Module:
     Args:
         simulated: from ``simulate``; changed in place.
     """
-    for name, found in list(simulated.named_modules()):
-        if isinstance(found, QuantizedLayer) and found.precision.half:
-            owner, _, child = name.rpartition(".")
-            setattr(simulated.get_submodule(owner), child, HalfLayer(found.layer, found.half_type))
+    halves = {
+        name: HalfLayer(found.layer, found.half_type)
+        for name, found in simulated.named_modules()
+        if isinstance(found, QuantizedLayer) and found.precision.half
+    }
+    exchange(simulated, halves)
     return simulated
 
 
@@ -299,8 +304,7 @@ def simulate(compressed: Compressed) -> nn.Module:
     """
     calibrated = compressed.folded
     module = copy.deepcopy(calibrated) if calibrated else fold_batch_norms(compressed.module)
-    for name in compressed.precisions:
-        _wrap(compressed, module, name, compressed.ranges or {})
+    _wrap(compressed, module, compressed.ranges or {})
     unfuse(module)
     if any(isinstance(m, QuantizedLayer) and len(m.fixed) > 1 for m in module.modules()):
         module.register_forward_pre_hook(_begin)
@@ -327,8 +331,7 @@ def trainable(compressed: Compressed) -> nn.Module:
             "give one fewer `weight_bits`, or set `recovery.qat: false`."
         )
     module = copy.deepcopy(compressed.module)
-    for name in compressed.precisions:
-        _wrap(compressed, module, name, {})
+    _wrap(compressed, module, {})
     unfuse(module)
     return module
 
@@ -351,10 +354,8 @@ def unwrapped(module: nn.Module) -> nn.Module:
     hooks = plain._forward_pre_hooks
     for key in [key for key, hook in hooks.items() if hook is _begin]:
         del hooks[key]
-    for name, found in list(plain.named_modules()):
-        if isinstance(found, QuantizedLayer):
-            owner, _, child = name.rpartition(".")
-            setattr(plain.get_submodule(owner), child, found.layer)
+    rounding = {n: m for n, m in plain.named_modules() if isinstance(m, QuantizedLayer)}
+    exchange(plain, {name: found.layer for name, found in rounding.items()})
     return plain
 
 
@@ -365,21 +366,18 @@ def _begin(module: nn.Module, args: Any) -> None:
             layer.calls = 0
 
 
-def _wrap(
-    compressed: Compressed, module: nn.Module, name: str, ranges: Mapping[str, Range]
-) -> None:
-    layer, precision = module.get_submodule(name), compressed.precisions[name]
-    if precision.half and not isinstance(layer, PLAIN):
-        return  # recurrent and attention layers are halved in the file only
-    owner, _, child = name.rpartition(".")
-    setattr(
-        module.get_submodule(owner),
-        child,
-        QuantizedLayer(
+def _wrap(compressed: Compressed, module: nn.Module, ranges: Mapping[str, Range]) -> None:
+    """Let the layers that have few bits round, in place."""
+    rounding: dict[str, nn.Module] = {}
+    for name, precision in compressed.precisions.items():
+        layer = module.get_submodule(name)
+        if precision.half and not isinstance(layer, PLAIN):
+            continue  # recurrent and attention layers are halved in the file only
+        rounding[name] = QuantizedLayer(
             layer,
             precision,
             input_ranges(ranges, name),
             compressed.half_type,
             output_ranges(ranges, name),
-        ),
-    )
+        )
+    exchange(module, rounding)

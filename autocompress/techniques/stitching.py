@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from autocompress.model.sides import ModuleSide
+from autocompress.model.tied import exchange
 from autocompress.policy.inventory import Inventory, LayerSpec
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.registry import in_order
@@ -95,6 +96,5 @@ class Stitching:
 
     def replace(self, name: str, factors: nn.Sequential) -> None:
         """Let modules that run one after another stand in a layer's place."""
-        owner, _, child = name.rpartition(".")
-        setattr(self.module.get_submodule(owner), child, factors)
+        exchange(self.module, {name: factors})
         self.parts[name] = tuple(f"{name}.{i}" for i in range(len(factors)))
