@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -29,6 +29,8 @@ from autocompress.task.nested import map_tensors
 
 MAX_SECONDS = 60.0
 """Branches that were not reached after that stay."""
+_IDLE = "no answer depends on it"
+_CONSTANT = "it reads nothing of the model's inputs, so that it gives the same at every run"
 
 
 @dataclass(frozen=True)
@@ -38,13 +40,14 @@ class Followed:
     Args:
         blocks: that can be left out, in network order.
         staying: first layer of each branch that stays, with the reason.
-        idle: layers on which no answer depends, tried as well.
+        staying_whole: layers whose weights stay as they are, with the reason: those on which no
+            answer depends, tried as well, and those that read nothing of the inputs.
         sources: as in ``Inventory``.
     """
 
     blocks: tuple[Block, ...]
     staying: Mapping[str, str]
-    idle: frozenset[str] = frozenset()
+    staying_whole: Mapping[str, str] = field(default_factory=dict)
     sources: tuple[tuple[int, ...], ...] = ()
 
 
@@ -72,7 +75,11 @@ def followed(model: nn.Module, example: Any, layers: Sequence[LayerSpec]) -> Fol
         return Followed((), {layer.name: reason for layer in layers[:1]})
     good = tuple(b.block for b in branches if b.block.name not in check.failed)
     staying = {**finder.skipped, **check.failed}
-    return Followed(good, staying, frozenset(idle), layer_sources(finder, layers))
+    # tables of positions are small and stay tables, however constant what is read of them
+    tables = {layer.name for layer in layers if layer.kind == "embedding"}
+    fixed = [name for name in finder.constant() if name not in tables]
+    whole = dict.fromkeys(fixed, _CONSTANT) | dict.fromkeys(idle, _IDLE)
+    return Followed(good, staying, whole, layer_sources(finder, layers))
 
 
 def _answers_without(model: nn.Module, inputs: Any, layers: Collection[str]) -> bool:

@@ -22,7 +22,7 @@ from autocompress.policy.inventory import Block, LayerSpec
 from autocompress.task.calling import call_flat
 from autocompress.task.nested import tensors
 
-_ADD = "add"
+_ADD, _INPUT = "add", "input"
 
 
 @dataclass
@@ -162,7 +162,7 @@ def watch(model: nn.Module, inputs: Any, zeros: Mapping[int, bool] | None = None
     for tensor in tensors(inputs):
         floating = tensor.is_floating_point()
         watching.made(tensor, len(run.operators))
-        run.operators.append(Operator("input", (), (), False, floating))
+        run.operators.append(Operator(_INPUT, (), (), False, floating))
     try:
         with unfused_attention(), torch.no_grad(), watching:
             run.answers = call_flat(model, inputs)
@@ -237,6 +237,14 @@ class Finder:
     def idle(self) -> list[str]:
         """Layers from which no path leads to the outputs."""
         return [name for name in self.macs if self.live.isdisjoint(self.holders.get(name, ()))]
+
+    def constant(self) -> list[str]:
+        """Layers to which no path leads from the inputs: they give the same at every run."""
+        fed: set[int] = set()
+        for number, operator in enumerate(self.run.operators):
+            if operator.name == _INPUT or not fed.isdisjoint(operator.reads):
+                fed.add(number)
+        return [name for name in self.macs if fed.isdisjoint(self.holders.get(name, ()))]
 
     def _passing(self, taken: Collection[str]) -> list[Branch]:
         """Recurrent layers of a stack that lie in no branch."""

@@ -59,9 +59,8 @@ def take_inventory(model: nn.Module, example: Any, axes: Axes | None = None) -> 
         # a depthwise layer passes its inputs on: named is the first group of several
         group = (passed if spec.depthwise else made).get(spec.name)
         spec = replace(spec, out_group=group)
-        layers.append(
-            left_alone(spec, "no answer depends on it") if spec.name in seen.idle else spec
-        )
+        why = seen.staying_whole.get(spec.name)
+        layers.append(spec if why is None else left_alone(spec, why))
     architecture, weights = fingerprint(model)
     shapes = tuple(tuple(x.shape[1:]) for x in tensors(example))
     reading = {name for group in groups for name, _ in group.spans}
