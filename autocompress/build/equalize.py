@@ -219,7 +219,10 @@ def _peaks(module: nn.Module, names: Iterable[str], batch: Any) -> dict[str, Ten
             axis = -1 - len(layer.kernel_size) if isinstance(layer, CONV) else -1
             # an input that the model makes by itself may have no samples: one number per channel
             by_channel = args[0].abs().movedim(axis, 0)
-            peak = by_channel.reshape(len(by_channel), -1).amax(1)
+            values = by_channel.reshape(len(by_channel), -1)
+            if not values.numel():  # an expert that no sample is sent to
+                values = values.new_zeros(len(values), 1)
+            peak = values.amax(1)
             found[name] = torch.maximum(found[name], peak) if name in found else peak
 
         return hook

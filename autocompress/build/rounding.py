@@ -94,8 +94,8 @@ def round_by_moments(
         moments: of these layers' inputs.
     """
     sparse = _sparse(compressed)
-    for name, precision in wanted.items():
-        weight = matrix_layer(folded, name).weight
+    for name in wanted.keys() & moments.keys():  # what met no inputs is rounded to nearest
+        weight, precision = matrix_layer(folded, name).weight, wanted[name]
         second = moments[name].second
         rows = len(weight) // len(second)
         for group, matrix in enumerate(second):
@@ -141,6 +141,8 @@ def _in_order(
         assert isinstance(layer, MatrixLayer)
         fed = [side.source(key) for side in pair.new]
         equations = accumulate(layer, fed, [side.ahead(key) for side in pair.old])
+        if equations is None:
+            continue
         zeros = layer.weight == 0 if _sparse(compressed) else None
         if not pair.same(key):
             flat = None if zeros is None else zeros.flatten(1)

@@ -213,6 +213,8 @@ class _SequentialSolve:
     ) -> None:
         """Least squares with a ridge toward the weights that are there; ``zeros`` stay zero."""
         equations = accumulate(layer, fed, wanted)
+        if equations is None:
+            return
         if norm is None:
             refit(layer, equations, self.ridge, zeros)
             return

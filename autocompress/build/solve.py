@@ -196,23 +196,30 @@ class Equations:
         return found[0]
 
 
-def accumulate(layer: MatrixLayer, fed: Sequence[Tensor], wanted: Sequence[Tensor]) -> Equations:
+def accumulate(
+    layer: MatrixLayer, fed: Sequence[Tensor], wanted: Sequence[Tensor]
+) -> Equations | None:
     """What a layer's least squares are solved from.
 
     Args:
         layer: with one group.
         fed: its inputs, in chunks.
         wanted: what its outputs are to be, in chunks.
+
+    Returns:
+        ``None`` where inputs and outputs are not of the same rows, or there are none: the layer's
+        inputs are chosen by values (an expert's), and other weights choose others.
     """
     generator = torch.Generator().manual_seed(0)
     whole, held = _Sums(), _Sums()
     for x, t in zip(fed, wanted, strict=True):
         found = rows(layer, x)[0]
-        goal = (
-            t.reshape(-1, t.shape[-1])
-            if isinstance(layer, nn.Linear)
-            else t.flatten(2).transpose(1, 2).reshape(len(found), -1)
-        )
+        by_row = t if isinstance(layer, nn.Linear) else t.flatten(2).transpose(1, 2)
+        goal = by_row.reshape(-1, by_row.shape[-1])
+        if len(goal) != len(found):
+            return None
+        if not len(found):
+            continue
         apart = int(len(x) * _HELD) * (len(found) // len(x))
         limit = max(_ROWS // len(fed), 8 * found.shape[1])
         if len(found) > limit:  # more than are ever few
@@ -222,6 +229,8 @@ def accumulate(layer: MatrixLayer, fed: Sequence[Tensor], wanted: Sequence[Tenso
         whole.add(found, goal)
         if apart and len(found) * len(fed) < _FEW * found.shape[1]:
             held.add(found[:apart], goal[:apart])
+    if not whole.count:
+        return None
     gram, cross = whole.means
     if not held.count or whole.count >= _FEW * len(gram):
         return Equations(gram, cross)

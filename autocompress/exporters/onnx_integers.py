@@ -83,7 +83,7 @@ class Integers:
             return
         node.output[0] = f"{y}_floats"
         self.ranges[node.output[0]] = self.ranges[y]
-        shape = self._constant("as_it_is", np.array([0, -1]))
+        shape = self._constant(f"{y}_as_it_is", np.array([-1, _width(node, wires)]))
         made = helper.make_node("Reshape", [node.output[0], shape], [y], f"{node.name}_floats")
         self.model.graph.node.insert(list(self.model.graph.node).index(node) + 1, made)
 
@@ -201,6 +201,12 @@ class Integers:
         self.model.graph.node.remove(node)
         for offset, new in enumerate(added):
             self.model.graph.node.insert(place + offset, new)
+
+
+def _width(node: Any, wires: Wires) -> int:
+    """Outputs of a ``Gemm`` with a constant matrix; its rows may be none, as of an expert's."""
+    turned = any(a.name == "transB" and a.i for a in node.attribute)
+    return int(wires.held[node.input[1]].dims[0 if turned else 1])
 
 
 def _only_reader(name: str, wires: Wires) -> Any:

@@ -226,9 +226,11 @@ def moments_of(sums: Mapping[str, Tensor]) -> dict[str, Moments]:
     """The moments behind sums of outer products, in float32.
 
     Args:
-        sums: as ``moment_sums`` gives them, or several of these added up.
+        sums: as ``moment_sums`` gives them, or several of these added up; layers that met no row
+            (an expert that no sample is sent to) have no moments.
     """
-    return {name: Moments((total / total[0, -1, -1]).float()) for name, total in sums.items()}
+    met = {name: total for name, total in sums.items() if total[0, -1, -1] > 0}
+    return {name: Moments((total / total[0, -1, -1]).float()) for name, total in met.items()}
 
 
 @torch.no_grad()
