@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from autocompress.errors import ExportError
 
 _RECURRENT = ("LSTM", "GRU")
+_SET = 21
+"""The operators' version that knows two values a byte."""
 
 
 def channel_axis(node: Any) -> int:
@@ -50,6 +52,23 @@ def store_low_bits(model: Any, name: str, bits: int) -> None:
         _store(model, node, place, 1, bits)
 
 
+def knowing_low_bits(model: Any) -> None:
+    """Raise a model's operators to the set that knows two values a byte, in place.
+
+    Some of them are written otherwise there (a Fourier transform's axis, the modes of a sampled
+    grid): to raise the number alone would change what they mean.
+    """
+    from onnxscript import version_converter
+
+    if all(o.version >= _SET for o in model.opset_import if o.domain in ("", "ai.onnx")):
+        return
+    version_converter.convert_version(model, _SET)
+    for opset in model.opset_import:
+        if opset.domain in ("", "ai.onnx"):
+            opset.version = _SET
+    model.ir_version = max(model.ir_version, 10)
+
+
 def _store(model: Any, node: Any, place: int, axis: int, bits: int) -> None:
     """The same for one input of a node, by the axis of its output channels."""
     from onnx import helper, numpy_helper
@@ -64,7 +83,7 @@ def _store(model: Any, node: Any, place: int, axis: int, bits: int) -> None:
             "`activation_bits: 8` as well."
         )
     grid, scale = _grid(numpy_helper.to_array(tensor), bits, axis)
-    stored = _int8(grid, tensor.name) if bits == 8 else _int4(model, grid, tensor.name)
+    stored = _int8(grid, tensor.name) if bits == 8 else _int4(grid, tensor.name)
     if bits == 8 and node.op_type == "Gather":
         factor = numpy_helper.from_array(scale[:, None], f"{tensor.name}_scale")
         _pick_integers(model, position, stored.name, factor.name)
@@ -98,17 +117,13 @@ def _int8(grid: NDArray[np.int8], name: str) -> Any:
     return numpy_helper.from_array(grid, f"{name}_int8")
 
 
-def _int4(model: Any, grid: NDArray[np.int8], name: str) -> Any:
-    """Two values a byte, which the file's version must know."""
+def _int4(grid: NDArray[np.int8], name: str) -> Any:
+    """Two values a byte."""
     from onnx import TensorProto, helper
 
     flat = grid.reshape(-1)
     padded = np.concatenate([flat, np.zeros(len(flat) % 2, np.int8)])
     packed = (padded[0::2] & 0xF) | ((padded[1::2] & 0xF) << 4)
-    for opset in model.opset_import:
-        if opset.domain in ("", "ai.onnx"):
-            opset.version = max(opset.version, 21)
-    model.ir_version = max(model.ir_version, 10)
     return helper.make_tensor(
         f"{name}_int4",
         TensorProto.INT4,

@@ -22,7 +22,12 @@ from autocompress.exporters.onnx_floats import keep_floats
 from autocompress.exporters.onnx_glue import activations, with_glue
 from autocompress.exporters.onnx_graph import fixed_tensors, layer_nodes
 from autocompress.exporters.onnx_integers import Integers, clean_up
-from autocompress.exporters.onnx_low_bits import channel_axis, store_low_bits, weight_place
+from autocompress.exporters.onnx_low_bits import (
+    channel_axis,
+    knowing_low_bits,
+    store_low_bits,
+    weight_place,
+)
 from autocompress.exporters.onnx_simplify import drop_unused
 from autocompress.techniques.compressed import Compressed, Precision, tensors_alone
 from autocompress.techniques.quantize import round_weight, stored_scale
@@ -146,9 +151,11 @@ def quantize_graph(graph: Any, compressed: Compressed) -> Any:
         for name, precision in plan.weight_only.items()
         if precision.block or _stays_packed(model, name, precision)
     }
-    for name, precision in plan.weight_only.items():
-        if name not in packed:
-            store_low_bits(model, name, precision.weight_bits)
+    stored = {n: p.weight_bits for n, p in plan.weight_only.items() if n not in packed}
+    if any(bits < 8 for bits in stored.values()):
+        knowing_low_bits(model)
+    for name, bits in stored.items():
+        store_low_bits(model, name, bits)
     if plan.static:
         keep_floats(model, work.static)
     if plan.half:
