@@ -125,7 +125,7 @@ def _conv(name: str, calls: LayerCalls) -> LayerSpec:
     module: Any = calls.module
     transposed = isinstance(module, TRANSPOSED)
     applied = [entry if transposed else left for left, entry in calls.shapes]
-    positions = sum(math.prod(shape[2:]) for shape in applied)
+    positions = max(1, sum(math.prod(shape[2:]) for shape in applied))
     weights = module.out_channels * module.in_channels // module.groups
     return LayerSpec(
         name,
@@ -145,7 +145,8 @@ def _conv(name: str, calls: LayerCalls) -> LayerSpec:
 def _linear(name: str, calls: LayerCalls) -> LayerSpec:
     module: Any = calls.module
     outputs = sum(math.prod(left) for left, _ in calls.shapes)
-    positions = outputs // module.out_features // calls.batch
+    # an expert that the sample is not sent to counts as if it were
+    positions = max(1, outputs // module.out_features // calls.batch)
     return LayerSpec(
         name,
         "linear",
@@ -176,7 +177,7 @@ def _cell(name: str, calls: LayerCalls) -> LayerSpec:
 
 
 def _stepped(name: str, kind: Any, calls: LayerCalls, outputs: int) -> LayerSpec:
-    steps = sum(math.prod(entry[:-1]) for _, entry in calls.shapes) // calls.batch
+    steps = max(1, sum(math.prod(entry[:-1]) for _, entry in calls.shapes) // calls.batch)
     named = calls.module.named_parameters()
     weights = sum(p.numel() for n, p in named if n.startswith("weight"))
     module: Any = calls.module

@@ -19,10 +19,13 @@ from torch import Tensor, nn
 
 from autocompress.build.bank import LayerBank
 from autocompress.build.calibrate import calibrate
+from autocompress.estimate.kernel_table import parse_key
 from autocompress.exporters.write import export
 from autocompress.model.cost import policy_cost
 from autocompress.model.inventory import take_inventory
+from autocompress.model.kernels import part_kernel
 from autocompress.model.prepare import prepare
+from autocompress.model.shapes import resolver
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.settings import CompressionSettings
 from autocompress.quality.answers import file_answers
@@ -119,6 +122,16 @@ def test_no_layer_is_left_behind_where_it_has_other_names(name: str) -> None:
         rounded(answers_of)
     assert len(levels) == len(layers) + (name == "SeveralNames")
     assert max(levels) <= 15, "a layer ran with weights that are not rounded"
+
+
+@pytest.mark.parametrize("name", RARE)
+def test_every_kernel_can_be_kept_and_read_again(name: str) -> None:
+    inventory = bank_of(name).inventory
+    shapes = resolver(inventory, SETTINGS).layers(Policy())
+    kernels = [part_kernel(part, "fp32") for shape in shapes for part in shape.parts]
+    named = [kernel for kernel in kernels if kernel is not None]
+    assert named
+    assert [parse_key(kernel.key) for kernel in named] == named
 
 
 def test_what_reads_constants_alone_is_left_alone_with_the_reason() -> None:
