@@ -22,6 +22,11 @@ from autocompress.task.nested import named_tensors, tensors, with_tensors
 
 _log = logging.getLogger(__name__)
 
+_NAMED_TYPE = (
+    " Models of double or half precision run as a copy in float32, and so do their inputs: where "
+    "the forward names a type (`x.double()`), let it take that of a weight "
+    "(`x.to(self.layer.weight.dtype)`)."
+)
 _INPUT_FN = (
     ": `input_fn=lambda batch: batch[0].float() / 255`, for example, or `lambda batch: {'x': "
     "batch['image']}` to name its arguments."
@@ -88,9 +93,11 @@ def call_or_refuse(answer: Callable[[Any], Any], inputs: Any) -> Any:
     except Exception as error:  # a forward of anyone's raises whatever it stumbles on
         _log.debug("the model's forward failed", exc_info=error)
         several = told_apart((*inputs, None)) if type(inputs) is tuple else ""
+        why = explained(error)
+        typed = _NAMED_TYPE if "number types" in why else ""
         raise UnsupportedModel(
             f"The model does not run on what the data give it, {described(inputs)}: "
-            f"{explained(error)}{own_place(error)}. Give data in the shapes and "
+            f"{why}{own_place(error)}.{typed} Give data in the shapes and "
             "number types that it was trained on, or `input_fn`, which makes its inputs of a batch"
             + (f".{several}" if several else _INPUT_FN)
         ) from error

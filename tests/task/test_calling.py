@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autocompress.errors import InputError
+from autocompress.errors import InputError, UnsupportedModel
 from autocompress.task.calling import (
     Flat,
     call,
+    call_or_refuse,
     input_names,
     output_names,
     rebuild,
@@ -128,3 +129,20 @@ def test_a_language_model_is_told_to_keep_nothing() -> None:
     model[0].config = Config()
     without_cache(model)
     assert model[0].config.use_cache is False
+
+
+class Casts(nn.Module):
+    """A double model whose forward says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.double())
+
+
+def test_a_number_type_that_a_forward_names_is_told_with_the_remedy() -> None:
+    copied = Casts().float()  # as a study works on it
+    with pytest.raises(UnsupportedModel, match=r"run as a copy in float32.*weight\.dtype"):
+        call_or_refuse(copied, torch.randn(2, 3))
