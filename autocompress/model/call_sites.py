@@ -26,7 +26,9 @@ TAKEN = frozenset({"__getitem__", "narrow"})
 """They take some places along an axis."""
 AVERAGED = frozenset({"mean"})
 """They divide by how many channels there are."""
-CALLS = SIZED | CUT | TAKEN | AVERAGED
+TURNED = frozenset({"roll"})
+"""They move channels by so many places, the last ones to the front."""
+CALLS = SIZED | CUT | TAKEN | AVERAGED | TURNED
 
 _RUN = nn.Module._call_impl.__code__
 _TORCH, _OURS = (os.path.dirname(os.path.abspath(str(f))) for f in (torch.__file__, __file__))

@@ -1,13 +1,13 @@
 """Modules whose forward says sizes, places or numbers of channels, after some of these are gone.
 
-``x.view(n, 8, 16)``, ``x.chunk(2, 1)``, ``x[:, :4]``, ``x.mean(1)`` fit the channels that were
-there. A pruned model keeps its forward, and these calls are corrected while it runs.
+``x.view(n, 8, 16)``, ``x.chunk(2, 1)``, ``x[:, :4]``, ``x.mean(1)``, ``x.roll(2, 1)`` fit the
+channels that were there. A pruned model keeps its forward, and these calls are corrected while it
+runs.
 """
 
 from __future__ import annotations
 
 import inspect
-import itertools
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,11 +25,13 @@ from autocompress.model.call_sites import (
     CALLS,
     CUT,
     SIZED,
+    TURNED,
     Counted,
     code_of,
     earlier,
     running_module,
 )
+from autocompress.model.places import as_slice, parts_of, place_of
 from autocompress.model.sides import CallAxis
 
 
@@ -141,6 +143,8 @@ class CorrectedForward:
             new = _split(name, args, kwargs, removals.get("i"))
         elif name in AVERAGED:
             new = _averaged(func, args, kwargs, removals.get("i"))
+        elif name in TURNED:
+            new = _turned(func, args, kwargs, removals.get("i"))
         else:
             new = _taken(name, args, removals.get("i"))
         if new is None:
@@ -299,7 +303,7 @@ def _split(name: str, args: Any, kwargs: Any, removal: Removal | None) -> New:
     how = given.get("sizes", next((v for k, v in kwargs.items() if k != "dim"), None))
     how = how if isinstance(how, int) else list(how or ())
     gone = set(removal.gone)
-    sizes = [sum(i not in gone for i in part) for part in _parts(name, removal.size, how)]
+    sizes = [sum(i not in gone for i in part) for part in parts_of(name, removal.size, how)]
     return lambda: torch.split(x, sizes, dim)
 
 
@@ -309,6 +313,23 @@ def _averaged(func: Any, args: Any, kwargs: Any, removal: Removal | None) -> New
         return None
     _must_fit(args[0], removal)
     return lambda: func(*args, **kwargs) * (removal.left / removal.size)
+
+
+def _turned(func: Any, args: Any, kwargs: Any, removal: Removal | None) -> New:
+    """A turn by as many places as those that are left of the ones that came to the front."""
+    given = dict(zip(("shifts", "dims"), args[1:], strict=False)) | kwargs
+    listed = [
+        x if isinstance(x, tuple | list) else (x,) for x in (given["shifts"], given.get("dims", ()))
+    ]
+    shifts, dims = ([int(n) for n in numbers] for numbers in listed)
+    axes = [dim % args[0].dim() for dim in dims]
+    if removal is None or not removal.gone or removal.axis not in axes:
+        return None
+    _must_fit(args[0], removal)
+    for place in (i for i, axis in enumerate(axes) if axis == removal.axis):
+        first = removal.size - shifts[place] % removal.size
+        shifts[place] = sum(i not in removal.gone for i in range(first, removal.size))
+    return lambda: func(args[0], shifts, dims)
 
 
 def _must_fit(x: Tensor, removal: Removal) -> None:
@@ -327,21 +348,6 @@ def _must_fit(x: Tensor, removal: Removal) -> None:
     )
 
 
-def _parts(name: str, size: int, how: int | list[int]) -> list[range]:
-    """The places of each part, in plain numbers, which ``torch.export`` can trace through."""
-    if isinstance(how, int) and name == "tensor_split":
-        small, longer = divmod(size, how)
-        ends = [(i + 1) * small + min(i + 1, longer) for i in range(how)]
-    elif isinstance(how, int):
-        step = -(-size // how) if name.endswith("chunk") else how
-        ends = [min(start + step, size) for start in range(0, size, step)]
-    elif name == "tensor_split":
-        ends = [*(min(end, size) for end in how), size]
-    else:
-        ends = list(itertools.accumulate(how))
-    return [range(start, end) for start, end in itertools.pairwise([0, *ends])]
-
-
 def _taken(name: str, args: Any, removal: Removal | None) -> New:
     """The places that are asked for, where they lie now."""
     x = args[0]
@@ -355,7 +361,7 @@ def _taken(name: str, args: Any, removal: Removal | None) -> New:
         index: tuple[Any, ...] = (slice(None),) * dim + (slice(start, start + _number(args[3])),)
     else:
         index = args[1] if isinstance(args[1], tuple) else (args[1],)
-    at = _place_of(index, removal.axis, x.dim())
+    at = place_of(index, removal.axis, x.dim())
     if at is None:
         return None
     _must_fit(x, removal)
@@ -366,7 +372,7 @@ def _taken(name: str, args: Any, removal: Removal | None) -> New:
         plain: Any = (
             left[asked]
             if isinstance(asked, int)
-            else _as_slice([left[i] for i in asked if i in left])
+            else as_slice([left[i] for i in asked if i in left])
         )
         return lambda: x[(*index[:at], plain, *index[at + 1 :])]
     stays = torch.ones(removal.size, dtype=torch.bool)
@@ -375,26 +381,3 @@ def _taken(name: str, args: Any, removal: Removal | None) -> New:
     places = torch.arange(removal.size)[index[at]]
     new: Any = int(now[places]) if places.dim() == 0 else now[places[stays[places]]]
     return lambda: x[(*index[:at], new, *index[at + 1 :])]
-
-
-def _place_of(index: tuple[Any, ...], axis: int, dims: int) -> int | None:
-    """Which part of an index speaks of an axis; ``None`` where it is taken whole."""
-    used = sum(1 for part in index if part is not None and part is not Ellipsis)
-    at = 0
-    for place, part in enumerate(index):
-        if part is None:
-            continue
-        if part is Ellipsis:
-            at += dims - used
-            continue
-        if at == axis:
-            return None if part == slice(None) else place
-        at += 1
-    return None
-
-
-def _as_slice(places: list[int]) -> Any:
-    """Places as a slice where they follow one another."""
-    if places and places == list(range(places[0], places[0] + len(places))):
-        return slice(places[0], places[-1] + 1)
-    return places

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from autocompress.errors import UnsupportedModel
 from autocompress.model.groups import channel_groups
-from autocompress.model.sized_calls import CorrectedForward, _parts
+from autocompress.model.places import parts_of
+from autocompress.model.sized_calls import CorrectedForward
 from autocompress.model.slicing import remove
 
 
@@ -138,7 +139,7 @@ def test_modules_that_say_no_sizes_stay_as_they_are() -> None:
 @pytest.mark.parametrize("how", [1, 2, 3, 4, 7])
 def test_parts_are_those_of_torch(name: str, size: int, how: int) -> None:
     wanted = [part.tolist() for part in getattr(torch, name)(torch.arange(size), how)]
-    assert [list(part) for part in _parts(name, size, how)] == wanted
+    assert [list(part) for part in parts_of(name, size, how)] == wanted
 
 
 @pytest.mark.parametrize(
@@ -146,7 +147,7 @@ def test_parts_are_those_of_torch(name: str, size: int, how: int) -> None:
 )
 def test_listed_parts_are_those_of_torch(name: str, how: list[int]) -> None:
     wanted = [part.tolist() for part in getattr(torch, name)(torch.arange(6), how)]
-    assert [list(part) for part in _parts(name, 6, how)] == wanted
+    assert [list(part) for part in parts_of(name, 6, how)] == wanted
 
 
 class OverTime(nn.Module):

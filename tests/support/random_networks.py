@@ -88,10 +88,12 @@ class Permute(Block):
 
     def make(self, inputs: int, draw: random.Random) -> None:
         self.order = draw.sample(range(inputs), inputs)
-        self.flips = draw.random() < 0.5
+        self.how, self.turn = draw.choice(["order", "flip", "roll"]), draw.randint(-inputs, inputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.flip(1) if self.flips else x[:, self.order]
+        if self.how == "roll":
+            return x.roll((1, self.turn), (-1, 1))
+        return x.flip(1) if self.how == "flip" else x[:, self.order]
 
 
 class Join(Block):
