@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from torch import nn
@@ -31,18 +31,18 @@ def with_others(inventory: Inventory, model: nn.Module, plan: SlicingPlan) -> In
         id(p) for x in inventory.layers for p in counted_parameters(model.get_submodule(x.name))
     }
     inside = _blocks(inventory, model)
-    along = _slices(inventory, model, plan)
+    along = _slices(inventory, model, plan, listed)
     stays = 0
     with_block, with_channel = Counter[str](), Counter[str]()
     for parameter in model.parameters():
         if id(parameter) in listed:
             continue
         left, block = parameter.numel(), inside.get(id(parameter))
-        for hosts in along.get(id(parameter), ()):
-            there = [name for name in hosts if inventory.block_of.get(name) is block]
-            if there:
-                with_channel[there[0]] += hosts[there[0]]
-                left -= hosts[there[0]] * inventory.by_name[there[0]].out_channels
+        for each, hosts in along.get(id(parameter), ()):
+            if host := hosts.get(block and block.name):
+                name, times = host
+                with_channel[name] += each * times
+                left -= each * times * inventory.by_name[name].out_channels
         if block is None:
             stays += left
         else:
@@ -68,39 +68,54 @@ def _blocks(inventory: Inventory, model: nn.Module) -> dict[int, Block]:
     return {key: block for key, block in found.items() if block is not None}
 
 
-def _slices(
-    inventory: Inventory, model: nn.Module, plan: SlicingPlan
-) -> dict[int, list[dict[str, int]]]:
-    """Id of a parameter to those who slice it: each a layer that loses as many outputs in the same
-    proportion, and how many values go with one of these.
+_Hosts = Mapping[str | None, tuple[str, int]]
+"""Name of a block, or none, to the first layer in it that loses outputs in some proportion, and how
+many indices go with each of them."""
 
-    Without those that are sliced along several axes.
+
+def _slices(
+    inventory: Inventory, model: nn.Module, plan: SlicingPlan, listed: Collection[int]
+) -> dict[int, list[tuple[int, _Hosts]]]:
+    """Id of a parameter to those who slice it: values at each index, and with whom they go.
+
+    Without those of layers, and those that are sliced along several axes.
     """
-    found: dict[int, list[dict[str, int]]] = {}
+    found: dict[int, list[tuple[int, _Hosts]]] = {}
     axes: dict[int, set[int]] = {}
     for group in inventory.channel_groups:
         members, units = plan.members[group.name], plan.units[group.name]
         lost = {m.module: _lost(m, units) for m in members if m.side == "out"}
+        whole = {n: o for n, o in lost.items() if sum(o) == inventory.by_name[n].out_channels}
+        known: dict[tuple[int, ...], _Hosts] = {}
         for member in members:
+            held = [(p, axis) for p, axis in _held(model, member) if id(p) not in listed]
+            if not held:
+                continue
             own = _lost(member, units)
-            hosts = {
-                name: own[0] // outputs[0]
-                for name, outputs in lost.items()
-                if outputs[0]
-                and all(own[0] // outputs[0] * n == m for n, m in zip(outputs, own, strict=True))
-                and sum(outputs) == inventory.by_name[name].out_channels
-            }
-            for parameter, axis in _held(model, member):
+            if own not in known:
+                known[own] = _hosts(own, whole, inventory)
+            for parameter, axis in held:
                 each = parameter.numel() // parameter.shape[axis]
-                told = {name: each * times for name, times in hosts.items()}
-                found.setdefault(id(parameter), []).append(told)
+                found.setdefault(id(parameter), []).append((each, known[own]))
                 axes.setdefault(id(parameter), set()).add(axis)
     return {key: found[key] for key, along in axes.items() if len(along) == 1}
 
 
-def _lost(member: Member, units: Sequence[Sequence[int]]) -> list[int]:
+def _hosts(
+    own: tuple[int, ...], lost: Mapping[str, tuple[int, ...]], inventory: Inventory
+) -> _Hosts:
+    found: dict[str | None, tuple[str, int]] = {}
+    for name, outputs in lost.items():
+        times = own[0] // outputs[0] if outputs[0] else 0
+        if outputs[0] and all(times * n == m for n, m in zip(outputs, own, strict=True)):
+            block = inventory.block_of.get(name)
+            found.setdefault(block and block.name, (name, times))
+    return found
+
+
+def _lost(member: Member, units: Sequence[Sequence[int]]) -> tuple[int, ...]:
     """How many indices go with each of the sets of channels that only go together."""
-    return [sum(len(member.index[channel]) for channel in unit) for unit in units]
+    return tuple(sum(len(member.index[channel]) for channel in unit) for unit in units)
 
 
 def _held(model: nn.Module, member: Member) -> Iterator[tuple[nn.Parameter, int]]:

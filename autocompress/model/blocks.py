@@ -7,8 +7,9 @@ the model is written in: those from which no path leads to the outputs but throu
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from autocompress.model.absent import absent
+from autocompress.model.operator_paths import ForwardPass, Operator, Paths
 from autocompress.model.specs import listed
 from autocompress.model.tracing_stubs import unfused_attention
 from autocompress.policy.inventory import Block, LayerSpec
@@ -23,46 +25,6 @@ from autocompress.task.calling import call_flat
 from autocompress.task.nested import tensors
 
 _ADD, _INPUT = "add", "input"
-
-
-@dataclass
-class Operator:
-    """One operator of a run.
-
-    Args:
-        name: of torch's operator.
-        reads: numbers of the operators whose results it reads; of an addition, first the left
-            operand's, then the right one's.
-        modules: names of the modules that were running.
-        addend: whether its two operands are of one shape and floating.
-        floating: whether its result is.
-    """
-
-    name: str
-    reads: tuple[int, ...]
-    modules: tuple[str, ...]
-    addend: bool = False
-    floating: bool = True
-
-
-@dataclass
-class ForwardPass:
-    """The operators of one forward pass, inputs among them, in the order in which they ran.
-
-    Args:
-        operators: of the run.
-        outputs: numbers of those that give the model's answer.
-        answers: the tensors of that answer.
-        resized: names of modules that do not take one tensor and give one of the same shape.
-        passing: name of each recurrent layer, to whether every run of it gave as large a tensor as
-            it took.
-    """
-
-    operators: list[Operator] = field(default_factory=list)
-    outputs: tuple[int, ...] = ()
-    answers: list[Tensor] = field(default_factory=list)
-    resized: set[str] = field(default_factory=set)
-    passing: dict[str, bool] = field(default_factory=dict)
 
 
 class _Watching(TorchDispatchMode):
@@ -209,8 +171,11 @@ class Finder:
             self.layer_of.append(inner[0] if inner else None)
             for name in operator.modules:
                 self.holders.setdefault(name, []).append(number)
-        self.live = self._reached(())
+        self.paths = Paths(run, [layer is not None for layer in self.layer_of])
+        self.live = self.paths.live
         self.skipped: dict[str, str] = {}
+        self._working = self._counted(self.live)
+        self._places = {name: i for i, name in enumerate(self.modules)}
 
     def branches(self) -> list[Branch]:
         """All of them, smaller ones first taken, in the order in which they run."""
@@ -263,7 +228,7 @@ class Finder:
         left, right = self.run.operators[addition].reads
         if left == right:
             return None
-        dead = [self.live - self._reached(((addition, n),)) for n in (left, right)]
+        dead = [self.paths.only_for(n) for n in (left, right)]
         shares = [sum(self.macs[n] for n in self._layers(gone)) for gone in dead]
         # of two operands with layers the lesser is a projection of the stream
         side = int(shares[1] >= shares[0])
@@ -271,31 +236,24 @@ class Finder:
         layers = self._layers(gone)
         if not layers or not self._fits((left, right)[1 - side], gone, other):
             return None
-        shared = [n for n in layers if any(o in self.live - gone for o in self.holders[n])]
+        working = self._counted(gone)
+        shared = [n for n in layers if working[n] < self._working[n]]
         if shared:
             self.skipped[layers[0]] = f"{shared[0]} also runs outside of the branch"
             return None
+        whole = (name for name, count in working.items() if count == self._working[name])
         leave: list[str] = []
-        for name in self.modules:
+        for name in sorted(whole, key=lambda name: self._places[name]):
             inside = any(name.startswith(f"{parent}.") for parent in leave)
-            if name and not inside and self._leaves(name, gone):
+            if name and not inside and self._leaves(name):
                 leave.append(name)
         macs = sum(self.macs[n] for n in layers)
         block = Block(layers[0], tuple(layers), tuple(leave), macs)
         return Branch(block, addition, bool(side))
 
-    def _reached(self, cut: Collection[tuple[int, int]]) -> set[int]:
-        """Operators from which a path leads to the outputs, without some edges."""
-        found: set[int] = set()
-        ahead = list(self.run.outputs)
-        while ahead:
-            number = ahead.pop()
-            if number in found:
-                continue
-            found.add(number)
-            reads = self.run.operators[number].reads
-            ahead += [n for n in reads if (number, n) not in cut]
-        return found
+    def _counted(self, numbers: Iterable[int]) -> Counter[str]:
+        """How many of these operators ran in each module."""
+        return Counter(name for n in numbers for name in set(self.run.operators[n].modules))
 
     def _layers(self, numbers: Iterable[int]) -> list[str]:
         """Layers that these operators are of, in the order in which they run."""
@@ -310,28 +268,11 @@ class Finder:
             for n in self.run.operators[number].reads
             if n not in branch and self.run.operators[n].floating
         }
-        sources = self._sources(entries, frozenset())
-        return bool(sources & self._sources({stream}, projection))
+        return self.paths.share_source(entries, stream, projection)
 
-    def _sources(self, numbers: Iterable[int], through: Collection[int]) -> set[int]:
-        """What results come from without any layer between, but for those given."""
-        found: set[int] = set()
-        ahead = list(numbers)
-        while ahead:
-            number = ahead.pop()
-            if number in found or not self.run.operators[number].floating:
-                continue
-            found.add(number)
-            if self.layer_of[number] is None or number in through:
-                ahead += self.run.operators[number].reads
-        return found
-
-    def _leaves(self, name: str, gone: set[int]) -> bool:
-        """Whether all work of a layer, a norm or the like is that of a branch."""
+    def _leaves(self, name: str) -> bool:
+        """Whether a module that works for a branch alone, a layer, a norm or the like, may go."""
         module = self.modules[name]
-        own = [n for n in self.holders.get(name, ()) if n in self.live]
-        if not own or not gone.issuperset(own):
-            return False
         if name in self.macs:
             return absent(module) is not None
         holds = any(True for _ in module.parameters()) or any(True for _ in module.buffers())
