@@ -13,7 +13,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
@@ -77,6 +77,12 @@ class DeviceTable(StoredTable):
     baseline_ms: Milliseconds | None = None
     models: tuple[TimedModel, ...] = ()
 
+    @property
+    def digest(self) -> str:
+        """Of all that it says."""
+        models = [[model.policy.as_dict(), model.ms] for model in self.models]
+        return _digest([self.architecture, self.facts, self.kernels, self.baseline_ms, models])
+
     @classmethod
     def load(cls, path: str | Path) -> DeviceTable:
         """Read the file.
@@ -100,6 +106,11 @@ class DeviceTable(StoredTable):
                 f"beside the uncompressed one: {run}."
             )
         return found
+
+
+def _digest(data: Any) -> str:
+    text = json.dumps(data, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
@@ -143,7 +154,8 @@ def device_model(
 
     Returns:
         The model; where the device was placed, ``facts["placed"]`` says ``by`` which device's
-        kernels, and the ``error``; ``facts["architecture"]`` is what the table says of its model.
+        kernels, and the ``error``; ``facts["architecture"]`` is what the table says of its model,
+        ``facts["digest"]`` is that of the table.
 
     Raises:
         InputError: no such file, or not a table, or one of another model.
@@ -151,16 +163,15 @@ def device_model(
     found = DeviceTable.load(path)
     plan = LayerPlan(inventory, settings or CompressionSettings())
     _check_model(found, plan, path)
-    facts = {**found.facts, "architecture": found.architecture}
+    facts = {**found.facts, "architecture": found.architecture, "digest": found.digest}
     base = found.baseline_ms or 1.0
     timed = found.models if found.baseline_ms else ()
     measured = [Measured(model.policy, model.ms / base) for model in timed]
     if found.kernels:
         table = KernelTable(found.kernels, found.facts)
-        text = json.dumps(table.as_dict(), sort_keys=True)
-        digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+        name = f"kernels-elsewhere-{_digest(table.as_dict())}.json"
         try:
-            keep(Path(cache_dir) / f"kernels-elsewhere-{digest}.json", table.as_dict())
+            keep(Path(cache_dir) / name, table.as_dict())
         except (OSError, InputError) as error:
             _log.warning("No later device can be placed by this one: %s", error)
         return LatencyModel(plan, KernelTable(found.kernels, facts), base, base, measured)

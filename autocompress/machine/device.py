@@ -172,6 +172,11 @@ class Device:
                 f"The device {self.url} came back with ONNX Runtime {made.hello['version']}, it "
                 f"had {self._hello['version']} before. Install that, or begin anew."
             )
+        if other := other_machine(self._hello["machine"], made.hello["machine"]):
+            raise TargetUnavailable(
+                f"At {self.url} another machine answers than before ({other}), whose times cannot "
+                "stand beside those of the first. Put that back, or begin anew."
+            )
         return made
 
     def _again(self, why: str) -> None:
@@ -244,6 +249,20 @@ class Device:
                 raise InputError(f"{text} (ONNX Runtime {self.version} there)")
             raise MeasurementError(text if found["ours"] else f"{text} ({found['kind']})")
         return found["found"], more
+
+
+def other_machine(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """In what a machine is not the one that was; empty where nothing tells them apart.
+
+    Args:
+        was, now: as ``Device.machine`` or ``machine_facts`` tell them; what one of them does not
+            tell is not compared.
+    """
+    return ", ".join(
+        f"{key} {was[key]!r}, now {now[key]!r}"
+        for key in ("cpu", "cores", "architecture")
+        if was.get(key) is not None and now.get(key) is not None and was[key] != now[key]
+    )
 
 
 def _longest_wait_s() -> float:

@@ -6,6 +6,8 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from autocompress.errors import InputError
+from autocompress.machine.device import other_machine
+from autocompress.machine.ssh import SCHEME
 from autocompress.model.cost import policy_cost
 from autocompress.policy.policy import Policy
 from autocompress.policy.settings import FORMER
@@ -135,4 +137,25 @@ def differences(before: Measurement, study: dict[str, Any], parts: Assembly) -> 
         for key, value in (study.get("settings") or {}).items()
         if key in settings and settings[key] != value
     ]
-    return found
+    return found or _another_device(before, parts)
+
+
+def _another_device(before: Measurement, parts: Assembly) -> list[str]:
+    """Whether latencies are another device's by now, although the study says the same of it.
+
+    Runs of earlier versions do not tell which table theirs were; of these nothing is compared.
+    """
+    config, was = parts.study.target.config(), before.context.get("target") or {}
+    if config.table is None and not config.device.startswith(SCHEME):
+        return []
+    measurer = parts.evaluator.measurer
+    if measurer.other_device is None:
+        other = other_machine(was.get("machine") or {}, measurer.target.machine())
+        return [f"another device at {config.device} ({other})"] if other else []
+    now, then = measurer.other_device.facts, was.get("table") or {}
+    if then.get("digest", now["digest"]) != now["digest"]:
+        return [f"another table of a device: {config.table} has changed"]
+    by, before_by = ((one.get("placed") or {}).get("by") for one in (now, then))
+    if "digest" in then and by != before_by:
+        return [f"a device placed by the kernel times of {before_by}, which now resembles {by}"]
+    return []

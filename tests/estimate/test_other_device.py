@@ -317,6 +317,28 @@ def test_a_table_of_layers_that_the_model_lacks_is_refused(
         device_model(path, inventory, None, tmp_path / "cache")
 
 
+def test_a_table_is_told_from_one_that_says_something_else(
+    plan: LayerPlan, space: Space, inventory: Inventory, tmp_path: Path
+) -> None:
+    path, data = tmp_path / "table.json", device_table(plan, space, inventory)
+    digests = []
+    kernel = next(iter(data["kernels"]))
+    for changed in (
+        {},
+        {"baseline_ms": 2 * data["baseline_ms"]},
+        {"kernels": {**data["kernels"], kernel: 9.0}},
+        {"models": data["models"][1:]},
+        {"models": [{**one, "ms": 2 * one["ms"]} for one in data["models"]]},
+        {"facts": {}},
+    ):
+        path.write_text(json.dumps({**data, **changed}))
+        digests.append(device_model(path, inventory, None, tmp_path / "cache").facts["digest"])
+        path.write_text(json.dumps(dict(reversed({**data, **changed}.items())), indent=1))
+        again = device_model(path, inventory, None, tmp_path / "cache")
+        assert again.facts["digest"] == digests[-1]
+    assert len(set(digests)) == len(digests)
+
+
 def test_a_kernel_too_quick_for_the_clock_is_taken(
     plan: LayerPlan, space: Space, inventory: Inventory, tmp_path: Path
 ) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 import yaml
@@ -15,7 +16,7 @@ from autocompress.policy.recipe import Recipe
 from autocompress.run.assembly import Assembly, assemble
 from autocompress.run.factories import from_elsewhere
 from autocompress.run.recipes import export
-from autocompress.run.resuming import as_begun, known_baseline
+from autocompress.run.resuming import as_begun, differences, known_baseline
 from autocompress.run.study import load_study, read_study
 from autocompress.targets.onnx_runtime import OnnxRuntimeTarget
 from autocompress.track.folder import RunFolder
@@ -104,3 +105,55 @@ def test_a_recipe_of_an_old_run_says_how_its_trials_were_made(tmp_path: Path) ->
 def test_a_folder_without_a_run_changes_nothing(tmp_path: Path) -> None:
     study = read_study(_LEAST)
     assert as_begun(study, RunFolder(tmp_path / "none")) == study
+
+
+class _OfADevice:
+    """Parts of a study on a device, as far as they are compared."""
+
+    identity: ClassVar[dict[str, str]] = {"architecture": "a", "weights": "w", "data": "d"}
+    earlier = None
+
+    def __init__(self, target: dict[str, Any], measurer: Any) -> None:
+        self.study = read_study({**_LEAST, "target": target})
+        self.evaluator = SimpleNamespace(measurer=measurer)
+
+
+def of_device(target: dict[str, Any], was: dict[str, Any], measurer: Any) -> list[str]:
+    parts: Any = _OfADevice(target, measurer)
+    before: Any = SimpleNamespace(context={"target": was})
+    return differences(before, parts.study.model_dump(mode="json"), parts)
+
+
+@pytest.mark.parametrize(
+    ("was", "says"),
+    [
+        ({"digest": "a", "placed": {"by": "board", "error": 0.1}}, ""),
+        ({"digest": "b", "placed": {"by": "board", "error": 0.1}}, "table.json has changed"),
+        ({"digest": "a", "placed": {"by": "phone", "error": 0.1}}, "of phone, which now resembles"),
+        ({"digest": "a"}, "of None, which now resembles board"),
+        ({"machine": {}}, ""),  # written when no digest was kept
+    ],
+)
+def test_a_run_goes_on_with_the_table_that_it_began_with(was: dict[str, Any], says: str) -> None:
+    facts = {"digest": "a", "placed": {"by": "board", "error": 0.2}}
+    measurer = SimpleNamespace(other_device=SimpleNamespace(facts=facts))
+    found = of_device({"table": "table.json"}, {"table": was}, measurer)
+    assert len(found) == bool(says)
+    assert says in "".join(found)
+
+
+@pytest.mark.parametrize(
+    ("was", "says"),
+    [
+        ({"cpu": "A76", "cores": 4, "name": "pi"}, ""),
+        ({"cpu": "A72", "cores": 4, "name": "pi"}, "another device at ssh://pi (cpu 'A72', now"),
+        ({"cpu": "A76", "cores": 8}, "cores 8, now 4"),
+        ({}, ""),
+    ],
+)
+def test_a_run_goes_on_with_the_device_that_it_began_with(was: dict[str, Any], says: str) -> None:
+    target = SimpleNamespace(machine=lambda: {"cpu": "A76", "cores": 4, "name": "other"})
+    measurer = SimpleNamespace(other_device=None, target=target)
+    found = of_device({"device": "ssh://pi"}, {"machine": was}, measurer)
+    assert len(found) == bool(says)
+    assert says in "".join(found)

@@ -130,6 +130,21 @@ def test_a_request_whose_connection_is_cut_begins_anew(
 
 
 @pytest.mark.timeout(120)
+def test_another_machine_at_the_same_address_is_refused(
+    board: LoopbackDevice, exported: dict[str, Path]
+) -> None:
+    """An address can be given to another board while the first one is away."""
+    target, file = there(board), exported[".onnx"]
+    device = target.elsewhere
+    assert device is not None
+    device.ask("look", target.fields(), [file])
+    board.cut()
+    assert device._hello is not None
+    device._hello["machine"]["cpu"] = "of the board before"
+    with pytest.raises(TargetUnavailable, match=r"another machine .*'of the board before', now"):
+        device.ask("look", target.fields(), [file])
+
+
 def test_a_device_that_stays_away_is_given_up(
     board: LoopbackDevice, exported: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
