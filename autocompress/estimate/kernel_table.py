@@ -154,8 +154,8 @@ def parse_key(key: str) -> Kernel:
         return found
     except ValueError:
         raise InputError(
-            f"A kernel table holds {key!r}, which names no kernel. Pack the kernels again and run "
-            "them on the device."
+            f"A kernel table holds {key!r:.80}, which names no kernel. Pack the kernels again and "
+            "run them on the device."
         ) from None
 
 

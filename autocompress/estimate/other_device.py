@@ -41,8 +41,8 @@ from autocompress.policy.settings import CompressionSettings
 from autocompress.policy.space import Space
 
 _log = logging.getLogger(__name__)
-_FEWEST = 4
-"""Whole models that a device must have timed to be placed by them."""
+_FEWEST, _MOST = 4, 50
+"""Whole models that a device must have timed to be placed by them; it is by so many of more."""
 Milliseconds = Annotated[float, Field(gt=0, le=LONGEST_MS, allow_inf_nan=False)]
 """Latency of a whole model."""
 
@@ -100,6 +100,8 @@ class DeviceTable(StoredTable):
                 f"the kernels again and {run}."
             )
         found = cls.read(data, where=f"The kernel table {path}")
+        if found.kernels and not any(found.kernels.values()):
+            raise InputError(f"In the kernel table {path} no kernel takes any time: {run}.")
         if not found.kernels and (found.baseline_ms is None or len(found.models) < _FEWEST):
             raise InputError(
                 f"The kernel table {path} holds no kernel, and fewer than {_FEWEST} whole models "
@@ -193,8 +195,11 @@ def _check_model(found: DeviceTable, plan: LayerPlan, path: str | Path) -> None:
             f"one is {inventory.architecture}). Pack and run this model's kernels."
         )
     try:
-        for name in (name for model in found.models for name in model.policy):
-            inventory.layer(name)
+        for policy in (model.policy for model in found.models):
+            for name in policy:
+                inventory.layer(name)
+            if policy.student is not None:
+                raise InputError(f"The table timed a student, {policy.student!r}.")
     except InputError as error:
         raise InputError(
             f"{path} was taken for another model. {error} Pack and run this model's kernels."
@@ -275,6 +280,7 @@ def _place(
     whole_ms = sum(plan.row(Policy(), table.ms, table.footprint).kernels.values())
     speed = base_ms / whole_ms if whole_ms else 1.0  # recurrent layers are no kernels
     table = KernelTable({key: speed * ms for key, ms in table.times.items()}, table.facts)
+    measured = measured[:_MOST]
     whole = LatencyModel(plan, table, base_ms, base_ms, list(measured))
     errors = []
     for i, one in enumerate(measured):

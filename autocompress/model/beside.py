@@ -39,7 +39,7 @@ def with_others(inventory: Inventory, model: nn.Module, plan: SlicingPlan) -> In
             continue
         left, block = parameter.numel(), inside.get(id(parameter))
         for each, hosts in along.get(id(parameter), ()):
-            if host := hosts.get(block and block.name):
+            if host := hosts.get(block.name if block else None):
                 name, times = host
                 with_channel[name] += each * times
                 left -= each * times * inventory.by_name[name].out_channels
@@ -109,7 +109,7 @@ def _hosts(
         times = own[0] // outputs[0] if outputs[0] else 0
         if outputs[0] and all(times * n == m for n, m in zip(outputs, own, strict=True)):
             block = inventory.block_of.get(name)
-            found.setdefault(block and block.name, (name, times))
+            found.setdefault(block.name if block else None, (name, times))
     return found
 
 

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from autocompress.errors import explained
 from autocompress.model.absent import leave_out
-from autocompress.model.blocks import Branch, Finder, ForwardPass, watch
+from autocompress.model.blocks import Branch, Finder, watch
 from autocompress.model.cut_check import answers, lively, unlike_samples
+from autocompress.model.operator_paths import ForwardPass
 from autocompress.model.sources import layer_sources
 from autocompress.model.training_run import in_training, to_training
 from autocompress.policy.inventory import Block, LayerSpec

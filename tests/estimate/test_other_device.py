@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from known_times import kernel_ms, random_policies, true_ms
+from known_times import device_table, kernel_ms, random_policies, true_ms
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
@@ -31,18 +31,6 @@ from autocompress.policy.inventory import Inventory
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.settings import CompressionSettings
 from autocompress.policy.space import Space
-
-
-def device_table(plan: LayerPlan, space: Space, inventory: Inventory) -> dict[str, Any]:
-    policies = choose_variants(space, 12)
-    return {
-        "version": 1,
-        "architecture": inventory.architecture,
-        "facts": {"machine": {"cpu": "elsewhere"}},
-        "kernels": {k.key: kernel_ms(k) for k in plan.space_kernels(space)},
-        "baseline_ms": true_ms(plan, Policy()),
-        "models": [{"policy": p.as_dict(), "ms": true_ms(plan, p)} for p in policies],
-    }
 
 
 def test_a_device_table_predicts_that_device(
@@ -102,6 +90,9 @@ def test_tables_that_cannot_be_used_are_said(
     with pytest.raises(InputError, match="'nonsense'"):
         device_model(path, inventory, None, path.parent / "cache")
     key = next(iter(data["kernels"]))
+    path.write_text(json.dumps({**data, "kernels": dict.fromkeys(data["kernels"], 0.0)}))
+    with pytest.raises(InputError, match="no kernel takes any time"):
+        device_model(path, inventory, None, path.parent / "cache")
     path.write_text(json.dumps({**data, "kernels": {key: "fast"}}))
     with pytest.raises(InputError, match="fast"):
         device_model(path, inventory, None, path.parent / "cache")
@@ -173,6 +164,17 @@ def test_a_device_is_placed_by_a_dozen_models(
     assert error(model) < 0.05
     assert error(model) < error(other)
     assert found["error"] < other.facts["placed"]["error"]
+
+
+def test_a_table_of_many_models_places_as_quickly(
+    plan: LayerPlan, space: Space, inventory: Inventory, tmp_path: Path
+) -> None:
+    """Every model more would be one fit more, of all the others; far more than this takes hours."""
+    path, data = tmp_path / "table.json", device_table(plan, space, inventory)
+    path.write_text(json.dumps({**data, "kernels": {}, "models": data["models"] * 200}))
+    model = device_model(path, inventory, None, tmp_path / "none")
+    assert len(model.measured) == 200 * len(data["models"])
+    assert model.facts["placed"]["error"] < 0.01  # each was timed several times
 
 
 def test_a_device_that_resembles_none_is_predicted_by_its_models(
@@ -294,6 +296,16 @@ def test_a_table_that_does_not_name_its_model_says_so(
         assert "does not say which model" in said[0]
         assert also in said[0]
         assert len(said) == (1 if kernels else 2)
+
+
+def test_a_table_of_a_student_is_refused(
+    plan: LayerPlan, space: Space, inventory: Inventory, tmp_path: Path
+) -> None:
+    path, data = tmp_path / "table.json", device_table(plan, space, inventory)
+    told = [{"policy": {"layers": {}, "student": "small"}, "ms": 1.0}]
+    path.write_text(json.dumps({**data, "models": told}))
+    with pytest.raises(InputError, match="a student, 'small'"):
+        device_model(path, inventory, None, tmp_path / "cache")
 
 
 @pytest.mark.parametrize("kernels", [True, False])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from autocompress.estimate.latency_features import LayerPlan
 from autocompress.estimate.latency_model import LatencyModel, choose_variants
 from autocompress.estimate.latency_row import FEATURES
 from autocompress.model.kernels import Kernel
+from autocompress.policy.inventory import Inventory
 from autocompress.policy.policy import Policy
 from autocompress.policy.space import Space
 
@@ -53,3 +55,16 @@ def known_model(plan: LayerPlan, space: Space, variants: int = 24) -> LatencyMod
     for policy in choose_variants(space, variants):
         model.observe(policy, true_ms(plan, policy) / base)
     return model
+
+
+def device_table(plan: LayerPlan, space: Space, inventory: Inventory) -> dict[str, Any]:
+    """What the packed runner would write on that device."""
+    policies = choose_variants(space, 12)
+    return {
+        "version": 1,
+        "architecture": inventory.architecture,
+        "facts": {"machine": {"cpu": "elsewhere"}},
+        "kernels": {k.key: kernel_ms(k) for k in plan.space_kernels(space)},
+        "baseline_ms": true_ms(plan, Policy()),
+        "models": [{"policy": p.as_dict(), "ms": true_ms(plan, p)} for p in policies],
+    }
