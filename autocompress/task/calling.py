@@ -94,7 +94,8 @@ def call_or_refuse(answer: Callable[[Any], Any], inputs: Any) -> Any:
         _log.debug("the model's forward failed", exc_info=error)
         several = told_apart((*inputs, None)) if type(inputs) is tuple else ""
         why = explained(error)
-        typed = _NAMED_TYPE if "number types" in why else ""
+        real = all(t.is_floating_point() for t in tensors(inputs))
+        typed = _NAMED_TYPE if real and "number types" in why else ""
         raise UnsupportedModel(
             f"The model does not run on what the data give it, {described(inputs)}: "
             f"{why}{own_place(error)}.{typed} Give data in the shapes and "
