@@ -224,7 +224,7 @@ def _told(data: Any, task: Any, reading: Mapping[str, Any], *, by_file: bool = T
     """Data that were handed over, with what was said of them."""
     from autocompress.run.given import told
 
-    return None if data is None else told(data, task, reading, by_file=by_file)
+    return None if data is None and not by_file else told(data, task, reading, by_file=by_file)
 
 
 @own_keywords

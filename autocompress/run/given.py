@@ -95,9 +95,14 @@ def told(
         task: a name, a section or an object.
         reading: keywords of ``Data.wrap``.
         by_file: whether a study says what a file can say: a task by name, memory, length and axes.
+
+    Raises:
+        InputError: there are no data.
     """
     from autocompress.task.data import Data, Described
 
+    if data is None:
+        raise InputError("`data` must hold a `train` split, e.g. {'train': loader}, got None.")
     said = dict(reading or {})
     named = task is None or isinstance(task, str | Mapping)
     if named and by_file:

@@ -35,6 +35,11 @@ class Reader:
     input_fn: Callable[[Any], Any] | None = None
     target_fn: Callable[[Any], Any] | None = None
 
+    @property
+    def plain(self) -> bool:
+        """Whether it goes by how batches are built alone."""
+        return self.input_fn is None and self.target_fn is None
+
     def __call__(self, batch: Any) -> tuple[Any, Any]:
         """Inputs and targets of a batch.
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -150,7 +151,9 @@ class Data:
                 "The data need a `train` split (attribute or key); `val` and `test` are cut from "
                 f"it where they are missing. Found {_keys(source)}"
             )
+        left_out = _unread(source, parts, options)
         parts, notes = cut(parts, options["groups"], draws)
+        notes = left_out + notes
         known: dict[str, Any] = {n: v for n in _KNOWN if (v := _part(source, n)) is not None}
         if options["dynamic"] is not None:
             known["dynamic"] = options["dynamic"]
@@ -260,10 +263,28 @@ def _part(source: Any, name: str) -> Any:
     return source.get(name) if isinstance(source, Mapping) else getattr(source, name, None)
 
 
+def _unread(source: Any, parts: Collection[str], options: Collection[str]) -> list[str]:
+    """A note of keys that are neither split nor option.
+
+    Raises:
+        InputError: one is a split's name written wrongly, and that split is missing.
+    """
+    names = [n for n, own in NAMES.items() for n in own]
+    known = {*names, *options, *_KNOWN}
+    found = [str(key) for key in source if key not in known] if isinstance(source, Mapping) else []
+    lacking = [name for name in NAMES if name not in parts]
+    for key in found:
+        if get_close_matches(key.lower(), lacking):
+            told = nearest(key, names)
+            raise InputError(f"`{key}` is no split; {told} Rename it, or leave it out.")
+    said = f"Left out, for they are no splits: {', '.join(found)}."
+    return [said] if found else []
+
+
 def _keys(source: Any) -> str:
     if isinstance(source, Mapping):
         return f"the keys {list(source)}; {nearest('train', map(str, source))}"
-    return f"a {type(source).__name__} without it."
+    return f"a {type(source).__name__} without it: give {{'train': ...}}."
 
 
 def _named(

@@ -90,13 +90,18 @@ def wrap_drawn(
         The samples, and how often a loader draws them; ``None`` where that is never twice.
     """
     memory, reader = memory or Memory.of(), reader or Reader()
+    if isinstance(source, tuple) and len(source) == 2:
+        inputs, targets = as_parts(*source) if reader.plain else reader(source)
+        source = Split(_in_memory(inputs), _in_memory(targets))
+    elif isinstance(source, Split) and not reader.plain:
+        raise InputError(
+            "`input_fn` and `target_fn` say how batches are read, and a `Split` is read already. "
+            "Apply them where it is made, or let its `preprocess` do what `input_fn` does."
+        )
     if isinstance(source, Split):
         if limit is not None:
             source = source.subset(torch.arange(min(limit, len(source))))
         return source, None
-    if isinstance(source, tuple) and len(source) == 2:
-        inputs, targets = as_parts(*source)
-        return Split(_in_memory(inputs), _in_memory(targets)), None
     most = min((n for n in (length, limit) if n is not None), default=None)
     rows = _rows(source, reader, most)
     if rows is None:

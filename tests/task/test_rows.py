@@ -9,12 +9,19 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, SequentialSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    SequentialSampler,
+    TensorDataset,
+)
 
 import autocompress as ac
 from autocompress.errors import InputError
 from autocompress.task.calling import call
-from autocompress.task.data import Data
+from autocompress.task.data import Data, Split
 
 COUNT = 103
 X = torch.arange(float(COUNT))[:, None].repeat(1, 4)
@@ -165,3 +172,32 @@ def test_mappings_in_rows_reach_the_model(loader: bool) -> None:
     assert list(inputs["extra"]) == ["tag"]
     assert torch.equal(inputs["extra"]["tag"], targets)
     assert torch.equal(call(model, inputs), model(inputs["x"], {"tag": targets}))
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_functions_read_a_pair_as_they_read_a_loaders_batches(streamed: bool) -> None:
+    images, labels = torch.randint(256, (60, 3, 4, 4), dtype=torch.uint8), torch.arange(60) % 3
+    pair = (images, labels)
+    source = DataLoader(TensorDataset(*pair), batch_size=7) if streamed else pair
+    data = Data.wrap(
+        {"train": source},
+        input_fn=lambda batch: batch[0].float() / 255,
+        target_fn=lambda batch: batch[1] + 1,
+    )
+    whole = Data.wrap({"train": (images.float() / 255, labels + 1)})
+    assert torch.equal(data.train.inputs(), whole.train.inputs())
+    assert torch.equal(data.train.targets, whole.train.targets)
+
+
+def test_functions_for_a_split_that_is_read_already_are_refused() -> None:
+    split = Split(torch.randn(60, 2), torch.arange(60) % 2)
+    with pytest.raises(InputError, match="`Split` is read already"):
+        Data.wrap({"train": split}, input_fn=len)
+
+
+def test_a_split_that_is_named_wrongly_is_not_cut_from_train_in_silence() -> None:
+    pair = (torch.randn(60, 2), torch.arange(60) % 2)
+    with pytest.raises(InputError, match="`tset` is no split; did you mean 'test'"):
+        Data.wrap({"train": pair, "tset": pair})
+    data = Data.wrap({"train": pair, "unsupervised": pair})
+    assert "Left out, for they are no splits: unsupervised." in data.notes
