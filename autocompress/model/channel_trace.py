@@ -73,7 +73,9 @@ def trace_channels(
     run = _FollowedPass(model, follower)
     for tensor in tensors(inputs):
         if tensor.is_floating_point():
-            run.follower.put(tensor, Follower.one(tensor, run.atoms.held("the model's inputs")))
+            run.follower.put(
+                tensor, Follower.one(tensor, run.atoms.held("the model's inputs go beside them"))
+            )
     with run.watched(), torch.no_grad():
         outputs = call(model, inputs)
     for tensor in tensors(outputs):
