@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from fractions import Fraction
 
 from torch import nn
 
@@ -33,7 +34,7 @@ def with_others(inventory: Inventory, model: nn.Module, plan: SlicingPlan) -> In
     inside = _blocks(inventory, model)
     along = _slices(inventory, model, plan, listed)
     stays = 0
-    with_block, with_channel = Counter[str](), Counter[str]()
+    with_block, with_channel = Counter[str](), defaultdict[str, Fraction](Fraction)
     for parameter in model.parameters():
         if id(parameter) in listed:
             continue
@@ -42,16 +43,21 @@ def with_others(inventory: Inventory, model: nn.Module, plan: SlicingPlan) -> In
             if host := hosts.get(block.name if block else None):
                 name, times = host
                 with_channel[name] += each * times
-                left -= each * times * inventory.by_name[name].out_channels
+                left -= int(each * times * inventory.by_name[name].out_channels)
         if block is None:
             stays += left
         else:
             with_block[block.name] += left
     layers = tuple(
-        replace(x, beside=with_block[x.name], beside_each=with_channel[x.name])
+        replace(x, beside=with_block[x.name], beside_each=_plain(with_channel[x.name]))
         for x in inventory.layers
     )
     return replace(inventory, layers=layers, other_params=stays)
+
+
+def _plain(count: Fraction) -> float:
+    """A whole number where it is one; what goes with a head goes with each channel in part."""
+    return int(count) if count.denominator == 1 else float(count)
 
 
 def _blocks(inventory: Inventory, model: nn.Module) -> dict[int, Block]:
@@ -68,7 +74,7 @@ def _blocks(inventory: Inventory, model: nn.Module) -> dict[int, Block]:
     return {key: block for key, block in found.items() if block is not None}
 
 
-_Hosts = Mapping[str | None, tuple[str, int]]
+_Hosts = Mapping[str | None, tuple[str, Fraction]]
 """Name of a block, or none, to the first layer in it that loses outputs in some proportion, and how
 many indices go with each of them."""
 
@@ -104,9 +110,9 @@ def _slices(
 def _hosts(
     own: tuple[int, ...], lost: Mapping[str, tuple[int, ...]], inventory: Inventory
 ) -> _Hosts:
-    found: dict[str | None, tuple[str, int]] = {}
+    found: dict[str | None, tuple[str, Fraction]] = {}
     for name, outputs in lost.items():
-        times = own[0] // outputs[0] if outputs[0] else 0
+        times = Fraction(own[0], outputs[0] or 1)
         if outputs[0] and all(times * n == m for n, m in zip(outputs, own, strict=True)):
             block = inventory.block_of.get(name)
             found.setdefault(block.name if block else None, (name, times))

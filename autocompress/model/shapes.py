@@ -44,7 +44,7 @@ class LayerShape:
     def beside(self) -> int:
         """Parameters that no layer holds, and that are there with this one."""
         layer = self.layer
-        return layer.beside + layer.beside_each * self.outputs if self.parts else 0
+        return layer.beside + round(layer.beside_each * self.outputs) if self.parts else 0
 
 
 def layer_shape(layer: LayerSpec, policy: LayerPolicy, inputs: int, outputs: int) -> LayerShape:

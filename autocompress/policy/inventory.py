@@ -65,7 +65,7 @@ class LayerSpec:
             training samples; 0 samples where it did not look.
         beside, beside_each: parameters that no layer holds and that go with this one: those that go
             with its block only, and how many go with each of its output channels (norms behind
-            it).
+            it; of what goes with a head, its part).
     """
 
     name: str
@@ -91,7 +91,7 @@ class LayerSpec:
     samples: int = 0
     left_alone: tuple[tuple[str, str], ...] = ()
     beside: int = 0
-    beside_each: int = 0
+    beside_each: float = 0
 
     def why_not(self, technique: str) -> str:
         """Why a technique is not used on this layer; empty where it may be."""

@@ -125,9 +125,38 @@ class Sampled(nn.Module):
         return self.head(F.relu(self.after(x)).mean((2, 3)))
 
 
+class WindowAttention(nn.Module):
+    """Attention within windows, with a table of numbers for each head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.project = nn.Linear(12, 36), nn.Linear(12, 12)
+        self.table = nn.Parameter(torch.randn(3, 16, 16) * 0.2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).reshape(-1, 16, 3, 3, 4).permute(2, 0, 3, 1, 4)
+        seen = (0.5 * q @ k.mT + self.table).softmax(-1)
+        return self.project((seen @ v).transpose(1, 2).reshape(-1, 16, 12))
+
+
+class Windows(nn.Module):
+    """Such an attention, without a stream beside it, and a block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.attention = nn.Conv2d(3, 12, 1), WindowAttention()
+        self.up, self.down, self.head = nn.Linear(12, 20), nn.Linear(20, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.enter(x).unflatten(3, (2, 4)).unflatten(2, (2, 4)).permute(0, 2, 4, 3, 5, 1)
+        x = self.attention(x.reshape(-1, 16, 12))
+        x = x + self.down(F.gelu(self.up(x)))
+        return self.head(x.reshape(-1, 64, 12).mean(1))
+
+
 RARE: dict[str, Callable[[], nn.Module]] = {
     kind.__name__: kind
-    for kind in (SeveralNames, PlainLists, OtherNorms, Constants, Experts, Sampled)
+    for kind in (SeveralNames, PlainLists, OtherNorms, Constants, Experts, Sampled, Windows)
 }
 
 
