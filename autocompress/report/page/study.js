@@ -14,7 +14,7 @@ if (document.getElementById("growth")) plots.growth = () => {
         line: {shape: "hv", color: colors().green, width: 2, dash: "dot"}},
     ],
     layout: {height: 340, dragmode: false, margin: {r: 50}, xaxis: axisTitle(unit), yaxis: {...axisTitle("hypervolume"), rangemode: "tozero"},
-      yaxis2: {...axisTitle(qualityAxis), overlaying: "y", side: "right", showgrid: false, ...(quality.fraction ? {tickformat: ".2f"} : {})}},
+      yaxis2: {...axisTitle(qualityAxis), overlaying: "y", side: "right", showgrid: false, tickmode: "auto", nticks: 5}},
   };
 };
 // ---- tables with bars
@@ -55,14 +55,14 @@ if (document.getElementById("expected")) {
 if (document.getElementById("recovered")) plots.recovered = () => {
   const found = measured.filter(t => t.phase === "r" && byNumber.get(t.parent)?.quality != null);
   const before = t => shown(byNumber.get(t.parent).quality);
-  const trace = (name, distilled, color, symbol) => {
+  const trace = (name, distilled, color, symbol, size) => {
     const some = found.filter(t => Boolean(t.distilled) === distilled);
     return some.length ? [{type: "scatter", mode: "markers", name, x: some.map(before), y: some.map(t => shown(t.quality)), text: some.map(hover),
-      hovertemplate: "%{text}<extra></extra>", marker: {color, symbol, size: 10}}] : [];
+      hovertemplate: "%{text}<extra></extra>", marker: {color, symbol, size, line: {width: 2, color}}}] : [];
   };
   return {
     data: [{...diagonal(found.flatMap(t => [before(t), shown(t.quality)])), name: "no change"},
-      ...trace("trained", false, colors().blue, "circle"), ...trace("trained with a teacher", true, colors().orange, "diamond")],
+      ...trace("trained", false, colors().blue, "circle", 8), ...trace("trained with a teacher", true, colors().orange, "diamond-open", 14)],
     layout: {height: 360, dragmode: false, xaxis: axisTitle(`${qualityAxis} before training`), yaxis: axisTitle("after")},
   };
 };
