@@ -66,33 +66,37 @@ def show_judgement(found: dict[str, Any], console: Console) -> None:
     """A table of the files beside the uncompressed model, then why each is not worth shipping."""
     quality = Metric(**found["quality"])
     named = f"{quality.title} on {found['split']}"
-    table = Table("file", named, "ms", "of base", "size kB", "worth shipping")
-    for column in table.columns[1:5]:
+    heads = (named, "change", "ms", "of base", "size kB", "memory MB")
+    table = Table("file", *heads, "worth shipping", caption="Intervals hold 95 %.")
+    for column in table.columns[1:7]:
         column.justify = "right"
-    base = found["baseline"]
-    table.add_row(
-        "uncompressed",
-        quality.text(base.get(quality.name)),
-        f"{base['latency_ms']:.3f}",
-        "",
-        f"{base['size_bytes'] / 1e3:,.1f}",
-        "",
-    )
+    _judged_row(table, quality, {"file": "uncompressed", **found["baseline"]}, "")
     for row in found["files"]:
-        table.add_row(
-            escape(row["file"]),
-            quality.text(row.get(quality.name)),
-            f"{row['latency_ms']:.3f}",
-            f"{row['ratio_low']:.3f} to {row['ratio_high']:.3f}",
-            f"{row['size_bytes'] / 1e3:,.1f}",
-            "[green]yes[/green]" if row["worth_shipping"] else "[red]no[/red]",
-        )
+        worth = "[green]yes[/green]" if row["worth_shipping"] else "[red]no[/red]"
+        _judged_row(table, quality, row, worth)
     console.print(table)
     for row in found["files"]:
         for text in row["reasons"]:
             console.print(f"[bold]{escape(row['file'])}[/bold] is not: {escape(text)}")
         for text in row["notes"]:
             console.print(f"[yellow]{escape(row['file'])}: {escape(text)}[/yellow]")
+
+
+def _judged_row(table: Table, quality: Metric, row: dict[str, Any], worth: str) -> None:
+    """A file's figures, with intervals where it is set beside the uncompressed one."""
+    ends = [row.get(f"{quality.name}_{end}") for end in ("low", "high")]
+    low, high = (None if x is None else quality.gap(quality.shown(x)) for x in ends)
+    memory = row.get("peak_memory_bytes")
+    table.add_row(
+        escape(row["file"]),
+        quality.text(row.get(quality.name)),
+        f"{low.split()[0]} to {high}" if low and high else "",
+        f"{row['latency_ms']:.3f}",
+        f"{row['ratio_low']:.3f} to {row['ratio_high']:.3f}" if "ratio_low" in row else "",
+        f"{row['size_bytes'] / 1e3:,.1f}",
+        "" if memory is None else f"{memory / 1e6:,.1f}",
+        worth,
+    )
 
 
 def targets() -> dict[str, Any]:

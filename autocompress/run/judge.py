@@ -7,6 +7,7 @@ neither clearly worse.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from autocompress.run.study import StudyConfig
 
 if TYPE_CHECKING:
     from autocompress.run.assembly import Assembly
+    from autocompress.task.split import Split
     from autocompress.task.task import Result
 
 
@@ -82,10 +84,14 @@ def judge(
             row |= _difference(one, uncompressed)
             found = {other.name: beats(other, one) for other in judged if other is not one}
             row["beaten_by"] = {name: how for name, how in found.items() if how}
-            row["reasons"] = [*_reasons(row, one, parts, uncompressed)]
+            row["reasons"] = [
+                *_reasons(row, one, parts, uncompressed),
+                *_says_nothing(one, uncompressed, getattr(parts.data, split)),
+            ]
             row["worth_shipping"] = not row["reasons"]
         shown = {**_scores(base), "latency_ms": evaluator.baseline["latency_ms"]}
         shown["size_bytes"] = evaluator.baseline["size_bytes"]
+        shown |= measurer.extras.memory(measurer.baseline_file)
     return {
         "study": study.name,
         "split": split,
@@ -167,6 +173,19 @@ def beats(one: Judged, other: Judged) -> str:
     if quicker and better:
         return "better and faster"
     return "as good and faster" if quicker else "better and as fast"
+
+
+def _says_nothing(one: Judged, uncompressed: Judged, data: Split) -> Iterator[str]:
+    """That a file tells classes no better than an answer that is always the same, where it does."""
+    labels = data.labels
+    if labels is None or one.quality is None or uncompressed.quality is None:
+        return
+    if one.quality.quality.name != "accuracy" or len(labels) != one.quality.context["images"]:
+        return
+    share = max(Counter(labels.tolist()).values()) / len(labels)
+    value, error = one.quality.score, one.quality.spread.get("accuracy", 0.0)
+    if value - 1.96 * error <= share < uncompressed.quality.score:
+        yield f"It is not clearly better than to say one class of every sample ({share:.1%})."
 
 
 def _reasons(

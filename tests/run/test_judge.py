@@ -14,6 +14,7 @@ from tiny_study import STUDY, call
 from autocompress.results.difference import pack_hits
 from autocompress.results.metric import Measurement
 from autocompress.run.judge import Judged, beats
+from autocompress.workloads.data import digits
 
 
 def judged(name: str, low: float, high: float, wrong: list[int] | None) -> Judged:
@@ -76,8 +77,18 @@ def test_the_command_says_which_files_are_worth_shipping(tmp_path: Path) -> None
     assert silent_row["accuracy"] < 0.3
     assert silent_row["beaten_by"]["uncompressed"] in ("better and as fast", "better and faster")
     assert any("more than the 5.00 points allowed" in text for text in silent_row["reasons"])
+    share = np.bincount(digits().val.targets).max() / len(digits().val.targets)
+    alike = f"It is not clearly better than to say one class of every sample ({share:.1%})."
+    assert alike in silent_row["reasons"]
+    assert alike not in [*same["reasons"], *best["reasons"]]
     assert best["worth_shipping"] == (best["reasons"] == [])
     assert best["size_bytes"] < same["size_bytes"]
+    memory = found["baseline"].get("peak_memory_bytes")
+    assert (memory is not None) == ("peak_memory_bytes" in best)  # where the system tells it
+    table = call(tmp_path, f"judge {whole} silent.onnx --study strict.yaml").stdout
+    shown = next(line for line in table.splitlines() if line.startswith("│ silent.onnx"))
+    low, high = silent_row["accuracy_low"], silent_row["accuracy_high"]
+    assert f"│ {100 * low:+.2f} to {100 * high:+.2f} points │" in " ".join(shown.split())
     shown = call(tmp_path, asked).stdout
     assert "worth shipping" in shown
     assert "silent.onnx is not: It loses" in shown
