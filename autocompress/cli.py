@@ -86,7 +86,7 @@ def main() -> None:
         if told is None:
             raise
         text = f"[bold red]Error:[/bold red] {escape(str(told))}"
-        PlainConsole(stderr=True).print(text, highlight=False, soft_wrap=True)
+        PlainConsole(stderr=True).print(text, soft_wrap=True)
         sys.exit(told.exit_code)
     except (KeyboardInterrupt, SystemExit) as ended:
         code = getattr(ended, "code", _INTERRUPTED)

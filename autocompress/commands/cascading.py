@@ -21,7 +21,6 @@ def show_cascade(found: dict[str, Any], console: Console) -> None:
         f"{100 * test['lost_high']:+.2f}). On the {val['inputs']} inputs of val that thresholds "
         f"were chosen on: {_lost(val['lost'])}, at most {100 * val['largest_loss']:.2f} points "
         f"with {found['asked']['confidence']:.0%}.",
-        highlight=False,
     )
     for name, word in (("as_good", "quickest member as accurate"), ("as_quick", "best as quick")):
         one = alone[name]
@@ -29,7 +28,6 @@ def show_cascade(found: dict[str, Any], console: Console) -> None:
             console.print(
                 f"The {word} alone: {one['label']}, {one['latency_ms']:.3f} ms, "
                 f"{_lost(one['lost'])}.",
-                highlight=False,
             )
     for label, reason in found["left_out"].items():
         console.print(f"{label} is left out: {reason}", style="dim", markup=False)

@@ -127,7 +127,6 @@ def show_traffic(found: dict[str, Any], out: Console) -> None:
     out.print(
         f"rounds  {found['rounds']}: {sent:.1f} MB sent, {received:.1f} MB received, at most "
         f"{most:.1f} MB with one client",
-        highlight=False,
     )
     told = found["pooled"]
     if told is not None:
@@ -135,11 +134,9 @@ def show_traffic(found: dict[str, Any], out: Console) -> None:
         out.print(
             f"pooled  the same policy on all samples in one place: {told['metric']} "
             f"{told['pooled']:.4g} on {told['split']} for {told['federated']:.4g} ({gap:+.4g})",
-            highlight=False,
         )
     for client, why in sorted(found["left_out"].items()):
         out.print(
             f"client {client} was left out of {why['rounds']} rounds: {why['reason']}",
-            highlight=False,
             markup=False,
         )

@@ -32,25 +32,23 @@ def _one(found: dict[str, Any], console: Console) -> None:
     quality, expected = Metric(**found["quality"]), found["expected"]
     budget = ", ".join(found["budget"])
     if expected is None:
-        console.print(f"No policy is expected to be within {budget}.", highlight=False)
+        console.print(f"No policy is expected to be within {budget}.")
     else:
         console.print(
             f"At {budget} expect {_expected(quality, expected, found['coverage'])}, before "
             f"training. Learned from {found['learned_from']} measured policies.",
-            highlight=False,
         )
-        console.print(f"policy   {found['policy_file']}", soft_wrap=True, highlight=False)
+        console.print(f"policy   {found['policy_file']}", soft_wrap=True)
     measured = found["measured"]
     if measured is None:
-        console.print("No measured policy is within it.", highlight=False)
+        console.print("No measured policy is within it.")
     else:
         console.print(
             f"Measured: trial {measured['trial']} ({measured['phase']}), "
             f"{quality.text(measured[quality.name])}{_latency(measured)}.",
-            highlight=False,
         )
     for command in found["commands"]:
-        console.print(f"         {command}", soft_wrap=True, highlight=False, markup=False)
+        console.print(f"         {command}", soft_wrap=True, markup=False)
 
 
 def _expected(quality: Metric, expected: Mapping[str, Any], coverage: float) -> str:
@@ -93,5 +91,4 @@ def _many(found: dict[str, Any], console: Console) -> None:
         f"Expected before training, {found['coverage']:.0%} of what is measured between the two "
         f"ends; learned from {found['learned_from']} measured policies. The policies are in "
         f"{found['run']}/forecasts.",
-        highlight=False,
     )

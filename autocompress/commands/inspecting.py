@@ -39,7 +39,7 @@ def show_first(found: Mapping[str, Any], console: Console) -> None:
         f"  autocompress search {found['study']}",
     ]
     for sentence in filter(None, said):
-        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+        console.print(sentence, markup=False, soft_wrap=True)
 
 
 def show_advice(found: Mapping[str, Any], path: Path | None, console: Console) -> None:
@@ -62,7 +62,7 @@ def show_advice(found: Mapping[str, Any], path: Path | None, console: Console) -
     console.print(table)
     for title, sentences in (("advised", found["reasons"]), ("left out", found["left_out"])):
         for sentence in sentences:
-            console.print(f"[bold]{title}[/bold] {escape(sentence)}", highlight=False)
+            console.print(f"[bold]{title}[/bold] {escape(sentence)}")
     if path is None:
         console.print(yaml.safe_dump(found["space"], sort_keys=False), markup=False)
     else:
@@ -112,7 +112,7 @@ def show_profile(found: dict[str, Any], console: Console) -> None:
         console.print(f"{left['group']} is not pruned: {left['reason']}", style="dim", markup=False)
     for sentence in (found["cannot_prune"], *found["never_read"]):
         if sentence:
-            console.print(sentence, markup=False, highlight=False)
+            console.print(sentence, markup=False)
     counted = found["fvcore"]
     console.print(
         f"fvcore counts {counted['macs'] / 1e6:,.2f} M multiply-adds in these layers and "
@@ -122,7 +122,6 @@ def show_profile(found: dict[str, Any], console: Console) -> None:
         + "; never run: "
         + (", ".join(counted["uncalled"]) or "nothing")
         + ".",
-        highlight=False,
     )
     if found["kernels"]:
         console.print(
@@ -167,7 +166,7 @@ def show_evaluation(found: dict[str, Any], console: Console) -> None:
         + ("within" if trial["feasible"] else "[yellow]over[/yellow]")
         + f" the budget ({found['budget']})."
     )
-    console.print(_built(found), highlight=False)
+    console.print(_built(found))
     for problem in (*trial["problems"], *trial["notes"]):
         console.print(f"[yellow]{escape(problem)}[/yellow]")
 

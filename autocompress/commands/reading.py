@@ -73,7 +73,6 @@ def show_tracked(found: dict[str, Any], console: Console) -> None:
         f"{found['trials']} trials of {found['run']} are in MLflow at {found['uri']}, experiment "
         f"{found['experiment']}.",
         markup=False,
-        highlight=False,
         soft_wrap=True,
     )
 
@@ -84,7 +83,7 @@ def _print_links_json(url: str, pages: Mapping[str, Links], skipped: Mapping[str
 
 
 def _print_links(url: str, pages: Mapping[str, Links], skipped: Mapping[str, str]) -> None:
-    console = PlainConsole(highlight=False, soft_wrap=True)
+    console = PlainConsole(soft_wrap=True)
     console.print(f"MLflow is up at [bold]{url}[/bold]. Ctrl-C ends it.")
     for name, page in pages.items():
         console.print(f"\n[bold]{escape(name)}[/bold]")
@@ -104,7 +103,7 @@ def _print_dashboard(
     if as_json:
         answer(json.dumps({"url": url, "runs": list(shown), "skipped": skipped}))
         return
-    console = PlainConsole(highlight=False, soft_wrap=True)
+    console = PlainConsole(soft_wrap=True)
     console.print(f"optuna-dashboard is up at [bold]{url}[/bold]. Ctrl-C ends it.")
     for name in shown:
         console.print(f"  {escape(name)}")

@@ -71,10 +71,10 @@ def show_result(done: EndedRun, console: Console) -> None:
     found = verdict(view)
     console.print(f"[bold {_COLOURS[found.tone]}]{escape(found.headline)}[/]")
     for sentence in found.sentences:
-        console.print(f"  {escape(sentence)}", highlight=False)
-    console.print(f"[dim]{WHY_ENDED[done.stopped]}[/dim]", highlight=False)
+        console.print(f"  {escape(sentence)}")
+    console.print(f"[dim]{WHY_ENDED[done.stopped]}[/dim]")
     for sentence in time_told(done.summary["time"]):
-        console.print(f"[dim]{escape(sentence)}[/dim]", highlight=False)
+        console.print(f"[dim]{escape(sentence)}[/dim]")
     if view.best is not None:
         console.print(f"recipe  {escape(str(folder.recipes / 'best.yaml'))}", soft_wrap=True)
         file = folder.best_model()
@@ -99,7 +99,7 @@ def time_told(found: Mapping[str, Any]) -> list[str]:
 
 def show_dry_run(found: dict[str, Any], console: Console) -> None:
     """The resolved study, its space, and whether its budget can be met."""
-    console.print(yaml.safe_dump(found["study"], sort_keys=False), markup=False, highlight=False)
+    console.print(yaml.safe_dump(found["study"], sort_keys=False), markup=False)
     console.print(f"{found['choices']} choices, about 10^{found['log10_policies']:.0f} policies")
     for name, key in (("most expensive", "most_expensive"), ("cheapest", "cheapest")):
         end = found[key]
@@ -115,4 +115,4 @@ def show_dry_run(found: dict[str, Any], console: Console) -> None:
     console.print(f"budget ({budget}): {can}")
     if found["only_measured"]:
         told = ", ".join(found["only_measured"])
-        console.print(f"What no estimate tells, the search measures: {told}", highlight=False)
+        console.print(f"What no estimate tells, the search measures: {told}")

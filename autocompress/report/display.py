@@ -142,4 +142,4 @@ class _Shown(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         style = "yellow" if record.levelno >= logging.WARNING else "dim"
-        self._console.print(escape(record.getMessage()), style=style, highlight=False)
+        self._console.print(escape(record.getMessage()), style=style)

@@ -21,6 +21,8 @@ _FAILING = ("strict", "surrogateescape")
 """Ways to treat what a stream cannot write that may end in an error."""
 _WORDS = 16
 """Columns of a table's text that may wrap; less would be a word a line."""
+_NONE = ("", "-")
+"""Cells that hold nothing."""
 _TABLE = str.maketrans(_SIGNS)
 _ORDERS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 """What a terminal obeys and does not show, newline and tab aside, and what turns text round."""
@@ -61,8 +63,12 @@ class PlainConsole(Console):
     """A console that knows what its stream can write before it lays a table out.
 
     Tables that it has no room for become lists of their rows. Texts may come from anyone: only
-    the console's own styles and movements are orders to the terminal.
+    the console's own styles and movements are orders to the terminal. Nothing is coloured for
+    being a number: half of ``0.4x`` would be.
     """
+
+    def __init__(self, **more: Any) -> None:
+        super().__init__(**{"highlight": False, **more})
 
     def render_str(self, text: str, **more: Any) -> Text:
         """See ``rich``."""
@@ -117,14 +123,17 @@ class _Fitting:
             yield from (table.title, "")
         heads, *cells = zip(*columns, strict=True)
         for row, (name, *others) in zip(table.rows, cells, strict=True):
-            begin = Text(" ").join(part for part in (heads[0], name) if part.plain)
+            known = [(h, c) for h, c in zip(heads[1:], others, strict=True) if c.plain not in _NONE]
+            if name.plain or not known:
+                begin = Text(" ").join(part for part in (heads[0], name) if part.plain)
+            else:  # a row without a number says what it is where others say what was done
+                begin = known.pop()[1].copy()
             begin.stylize(row.style or "bold")
             yield begin
-            for head, cell in zip(heads[1:], others, strict=True):
-                if cell.plain not in ("", "-"):
-                    line = Text.assemble("  ", head, ": ", cell)
-                    line.stylize(row.style or "")
-                    yield line
+            for head, cell in known:
+                line = Text.assemble("  ", head, ": ", cell)
+                line.stylize(row.style or "")
+                yield line
         if table.caption:
             yield from ("", table.caption)
 
@@ -134,7 +143,7 @@ def _texts(console: Console, column: Column) -> list[Text | None]:
     found: list[Text | None] = []
     for part in (column.header, *column.cells):
         if isinstance(part, str):
-            found.append(console.render_str(part, highlight=False))
+            found.append(console.render_str(part))
         else:
             found.append(part if isinstance(part, Text) else None)
     return found

@@ -84,6 +84,7 @@ def add_run(storage: optuna.storages.BaseStorage, view: RunView, name: str) -> o
     """
     import optuna
 
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(
         storage=storage, study_name=name, directions=[m.goal for m in view.objectives]
     )

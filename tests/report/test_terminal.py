@@ -71,6 +71,25 @@ def test_texts_are_shown_as_they_are_and_tables_of_more_stay_tables() -> None:
     assert "model[/x].onnx" not in printed(table, 20, "utf-8")  # no list of more than text
 
 
+def test_a_row_without_a_number_is_named_by_what_it_is() -> None:
+    table = Table("trial", "accuracy on val", "latency", "what was done", "origin")
+    table.add_row("7", "97.2", "0.4 ms", "prune 28%", "switch")
+    table.add_row("", "97.8", "1.1 ms", "uncompressed", "")
+    lines = printed(table, 30, "utf-8").splitlines()
+    titles = [line for line in lines if not line.startswith(" ")]
+    assert titles == ["trial 7", "uncompressed"]
+    assert lines[-2:] == ["  accuracy on val: 97.8", "  latency: 1.1 ms"]
+
+
+def test_numbers_have_no_colours_of_their_own() -> None:
+    stream = io.StringIO()
+    console = PlainConsole(file=stream, force_terminal=True, color_system="truecolor", width=80)
+    console.print("budget: latency_ms<=0.4x; 'runs/a' [1, 2] True http://127.0.0.1:5000")
+    assert "\x1b" not in stream.getvalue()
+    console.print("[green]yes[/green]")
+    assert "\x1b" in stream.getvalue()
+
+
 @pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
 def test_names_of_other_alphabets_stay_different(
     errors: str, monkeypatch: pytest.MonkeyPatch

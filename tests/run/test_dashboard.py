@@ -55,7 +55,7 @@ def test_the_dashboard_opens_on_the_runs_and_ends_cleanly(
     command = [sys.executable, "-m", "autocompress", "ui", str(tmp_path), "--port", "0"]
     command += ["--dashboard", "--json"]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, preexec_fn=heed_signals
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_signals
     ) as process:
         assert process.stdout is not None
         found = json.loads(process.stdout.readline())
@@ -70,3 +70,5 @@ def test_the_dashboard_opens_on_the_runs_and_ends_cleanly(
             keep(opened, "dashboard")
         process.send_signal(ending)
         assert process.wait(30) == 0
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
