@@ -21,13 +21,14 @@ _FAR = 8.0
 """Of latencies, the largest over the smallest: beyond it their axis is logarithmic."""
 STYLE = """
 text { font: 13px system-ui, sans-serif; fill: #1f2328; }
+text { paint-order: stroke; stroke: #ffffff; stroke-width: 4px; stroke-linejoin: round; }
 .soft { fill: #59636e; } .grid { stroke: #d9dee3; } .axis { stroke: #59636e; }
 .page { fill: #ffffff; } .any { fill: none; stroke: #0072b2; opacity: .45; }
 .line { fill: none; stroke: #0072b2; stroke-width: 2; } .front { fill: #0072b2; }
 .chosen { fill: #009e73; } .reference { fill: #e69f00; stroke: #1f2328; }
 .whole { fill: none; stroke: #d55e00; stroke-width: 3; } .budget { stroke: #d55e00; }
 @media (prefers-color-scheme: dark) {
-  text { fill: #e6edf3; } .soft { fill: #9aa4af; } .grid { stroke: #2c333b; }
+  text { fill: #e6edf3; stroke: #0d1117; } .soft { fill: #9aa4af; } .grid { stroke: #2c333b; }
   .page { fill: #0d1117; } .axis { stroke: #9aa4af; } .any, .line { stroke: #56b4e9; }
   .front { fill: #56b4e9; } .reference { stroke: #e6edf3; }
 }
@@ -134,7 +135,9 @@ class Picture:
         for name, trial in view.reference_trials.items():
             x, y = self.of(trial)
             found.append(f'<path class="reference" d="M{x},{y - 7} l7,7 l-7,7 l-7,-7 z"/>')
-            found.append(f'<text class="soft" x="{x + 11}" y="{y + 4}">{escape(name)}</text>')
+            # below and to the left: beside the mark it would lie on the line of a near budget
+            place = f'x="{x + 7:g}" y="{y + 22:g}" text-anchor="end"'
+            found.append(f'<text class="soft" {place}>{escape(name)}</text>')
         x, y = self.at(view.baseline["latency_ms"], view.baseline.score)
         found.append(f'<circle class="whole" cx="{x}" cy="{y}" r="7"/>')
         found.append(f'<text x="{x - 12}" y="{y + 4}" text-anchor="end">uncompressed</text>')

@@ -83,3 +83,20 @@ def test_a_picture_shows_the_front_of_its_run(
     heights = [float(dot.get("cy", "")) for dot in dots]
     assert heights == sorted(heights, reverse=True), "the costlier, the better"
     assert float(whole.get("cx", "")) > max(float(dot.get("cx", "")) for dot in dots)
+
+
+@pytest.mark.parametrize("name", ["front.svg", "front_quickstart.svg"])
+def test_no_name_lies_on_the_line_of_the_budget(name: str) -> None:
+    """By at most 9 units a letter, in a font of 13."""
+    from xml.etree import ElementTree
+
+    found = ElementTree.parse(ROOT / "docs" / name).getroot()
+    space = "{http://www.w3.org/2000/svg}"
+    (line,) = (x for x in found.iter(f"{space}line") if x.get("class") == "budget")
+    budget = float(line.get("x1", ""))
+    names = [t for t in found.iter(f"{space}text") if (t.text or "").isalpha()]
+    assert {"budget", "chosen", "uncompressed", "uniform"} <= {t.text for t in names}
+    for text in names:
+        x, wide = float(text.get("x", "")), 9 * len(text.text or "")
+        left = x - wide if text.get("text-anchor") == "end" else x
+        assert not left < budget < left + wide, text.text

@@ -30,6 +30,7 @@ def test_the_site_builds_and_every_link_leads_somewhere(tmp_path: Path) -> None:
         place = page.relative_to(ROOT / "docs").with_suffix("")
         place = place.parent if place.name in ("index", "README") else place
         assert (tmp_path / "site" / place / "index.html").is_file(), page
+    assert not [p for p in (tmp_path / "site").rglob("*") if p.suffix in (".py", ".pyc")]
 
 
 @pytest.mark.parametrize(
