@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
+from typer.core import TyperGroup
 
 import autocompress
 from autocompress.commands import federating, files, runs, studies
@@ -15,10 +16,27 @@ from autocompress.controller.stop import answering, interrupting
 from autocompress.errors import AutocompressError
 from autocompress.machine.output import keep_for_answers
 from autocompress.policy.files import as_ours
-from autocompress.report.terminal import PlainConsole, write_anything
+from autocompress.report.terminal import PlainConsole, shown, write_anything
+
+
+class _Commands(TyperGroup):
+    """The commands; what they were given is shown in errors, and never sent to the terminal."""
+
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]  # Click's, by two names
+        """See ``typer``."""
+        try:
+            return super().invoke(ctx)
+        except _Wrong as error:
+            error.message = shown(error.message)
+            raise
+
+
+_Wrong: Any = typer.BadParameter.__bases__[0]
+"""``UsageError`` of Click, which some versions of Typer bring along and others import."""
 
 app = typer.Typer(
     name="autocompress",
+    cls=_Commands,
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
