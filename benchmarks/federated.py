@@ -64,7 +64,7 @@ class Compared:
     """
 
     def __init__(self, clients: int, alpha: float, train: int, val: int, folder: Path) -> None:
-        federation = {"clients": clients, "split": "dirichlet", "alpha": alpha, "rounds": 2}
+        federation = {"clients": clients, "split": "dirichlet", "alpha": alpha}
         schedule = {"batch_size": 128, "lr": 0.02, "device": "cpu"}
         study = load_study("cifar10_resnet20").changed(
             federation=federation, recovery={"schedule": schedule}
@@ -213,6 +213,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--clients", type=int, default=10)
     parser.add_argument("--alpha", type=float, default=0.1)
+    parser.add_argument("--only", nargs="+", help="parts to measure, by name")
     asked = parser.parse_args()
     train, val = (5000, 1000) if asked.quick else (50_000, 5000)
     found: dict[str, Any] = {"clients": asked.clients, "alpha": asked.alpha}
@@ -225,6 +226,8 @@ def main() -> None:
         for name, clients in (("hundred", 100), *(() if asked.quick else (("thousand", 1000),))):
             parts[name] = partial(scale, clients)
         for name, measure in parts.items():
+            if asked.only and name not in asked.only:
+                continue
             found[name] = measure(Path(place) / name)
             if not asked.json:
                 print(name, json.dumps(found[name], indent=1), flush=True)

@@ -7,12 +7,13 @@ normalizes by the statistics of the uncompressed one, moved by as much as the tw
 batch; and what both see is summed, so that the server moves the statistics by as much as the two
 differ on all samples. Statistics that stay fit together this way: those that a model brings are
 seldom those of its calibration samples, and new ones in a few places would not suit the old ones in
-others.
+others. Clients train a compressed model in the same way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -26,6 +27,8 @@ from autocompress.task.data import Split
 Norm = nn.modules.batchnorm._BatchNorm
 _HELD = 0.1
 """Of the usual variance, added to both variances of a batch, where a channel may be silent."""
+_OWN, _ORIGINAL = 1, 3
+"""First rows of the sums of the compressed and of the uncompressed model."""
 
 
 def batch_norms(module: nn.Module) -> dict[str, Norm]:
@@ -59,6 +62,64 @@ def kept_channels(
     return {name: mask.nonzero().flatten() for name, mask in kept.items()}
 
 
+@contextmanager
+def following(module: nn.Module, original: nn.Module, kept: Mapping[str, Tensor]) -> Iterator[None]:
+    """Let batch norms of a compressed model follow those of the uncompressed one, run beside it.
+
+    Each normalizes by the statistics of the uncompressed one, moved by as much as the two differ
+    on the inputs at hand. Gradients go through the mean and the variance of the inputs, as in
+    training; but inputs of one class do not stand for all. Copies of the module follow, too.
+
+    Args:
+        module: compressed; the statistics of its own are neither used nor changed.
+        original: uncompressed, in eval mode.
+        kept: see ``kept_channels``; batch norms without an entry go on as they are.
+    """
+    first: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    norms = batch_norms(module)
+    known = {n: norm for n, norm in batch_norms(original).items() if n in kept and n in norms}
+
+    def run_first(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        first.clear()
+        with torch.no_grad():
+            original(*args, **kwargs)
+
+    def remember(name: str) -> Any:
+        def hook(norm: Norm, args: tuple[Tensor, ...]) -> None:
+            mean, variance = _moments(args[0].float())
+            first.setdefault(name, []).append((mean[kept[name]], variance[kept[name]]))
+
+        return hook
+
+    def follow(name: str) -> Any:
+        usual, held = (part[kept[name]] for part in _running(known[name]))
+
+        def hook(norm: Norm, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            if not first.get(name):
+                return args  # the uncompressed model did not come by here
+            norm.eval()
+            mean, variance = _moments(args[0].float())
+            there, there_variance = first[name].pop(0)
+            ratio = (variance + _HELD * held) / (there_variance + _HELD * held)
+            moved, spread = usual + mean - there, (held * ratio + norm.eps).rsqrt()
+            own, own_variance = _running(norm)
+            factor = (own_variance + norm.eps).sqrt() * spread  # what the norm itself takes back
+            shape = (1, -1, *(1,) * (args[0].dim() - 2))
+            given = args[0].float() * factor.view(shape) + (own - moved * factor).view(shape)
+            return (given.to(args[0].dtype), *args[1:])
+
+        return hook
+
+    handles = [module.register_forward_pre_hook(run_first, with_kwargs=True)] if known else []
+    handles += [norm.register_forward_pre_hook(remember(n)) for n, norm in known.items()]
+    handles += [norms[n].register_forward_pre_hook(follow(n)) for n in known]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 @torch.no_grad()
 def batch_norm_sums(
     module: nn.Module,
@@ -71,7 +132,7 @@ def batch_norm_sums(
     """What the batch norms of a compressed model see: values, their sum, and that of their squares.
 
     Args:
-        module: compressed, in eval mode; the statistics in it are not looked at, and change.
+        module: compressed, in eval mode.
         original: uncompressed, in eval mode.
         kept: see ``kept_channels``; batch norms without an entry keep their own statistics.
         sample: inputs.
@@ -81,44 +142,36 @@ def batch_norm_sums(
         Name to ``(5, channels)``, float64: values; their sum, and that of their squares, in the
         compressed model; the same two in the uncompressed one, zero where it has no such channel.
     """
-    sums: dict[str, Tensor] = {}
-    first: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    norms, known = batch_norms(module), batch_norms(original)
+    sums = {n: torch.zeros(5, norm.num_features, dtype=torch.float64) for n, norm in norms.items()}
 
-    def remember(name: str) -> Any:
+    def add(name: str, first_row: int, channels: Tensor | slice) -> Any:
         def hook(norm: Norm, args: tuple[Tensor, ...]) -> None:
-            _, mean, variance = _moments(args[0])
-            first.setdefault(name, []).append((mean, variance))
+            mean, variance = (part[channels] for part in _moments(args[0].double()))
+            count = args[0].numel() // args[0].shape[1]
+            rows = slice(first_row, first_row + 2)
+            sums[name][rows] += torch.stack([count * mean, count * (variance + mean**2)])
+            if first_row == _OWN:
+                sums[name][0] += count
 
         return hook
 
-    def follow(name: str) -> Any:
-        known = batch_norms(original)[name] if name in kept else None
-
-        def hook(norm: Norm, args: tuple[Tensor, ...]) -> None:
-            count, mean, variance = _moments(args[0])
-            there, there_variance = torch.zeros_like(mean), torch.zeros_like(mean)
-            if known is not None and first.get(name):
-                there, there_variance = (part[kept[name]] for part in first[name].pop(0))
-                usual, held = (part[kept[name]] for part in _running(known))
-                ratio = (variance + _HELD * held) / (there_variance + _HELD * held)
-                set_statistics(norm, usual + mean - there, held * ratio)
-            both = ((mean, variance), (there, there_variance))
-            parts = [part for m, v in both for part in (count * m, count * (v + m**2))]
-            own = torch.stack([torch.full_like(mean, count), *parts])
-            sums[name] = sums[name] + own if name in sums else own
-
-        return hook
-
-    handles = [n.register_forward_pre_hook(remember(k)) for k, n in batch_norms(original).items()]
-    handles += [n.register_forward_pre_hook(follow(k)) for k, n in batch_norms(module).items()]
-    try:
-        for inputs, _ in sample.batches(batch):
-            first.clear()
-            call(original, inputs)
-            call(module, inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with following(module, original, kept):
+        handles = [
+            norm.register_forward_pre_hook(add(n, _OWN, slice(None)), prepend=True)
+            for n, norm in norms.items()
+        ]
+        handles += [
+            known[n].register_forward_pre_hook(add(n, _ORIGINAL, kept[n]))
+            for n in norms
+            if n in kept
+        ]
+        try:
+            for inputs, _ in sample.batches(batch):
+                call(module, inputs)
+        finally:
+            for handle in handles:
+                handle.remove()
     return {name: own.numpy() for name, own in sums.items()}
 
 
@@ -134,11 +187,11 @@ def _running(norm: Norm) -> tuple[Tensor, Tensor]:
     return norm.running_mean, norm.running_var
 
 
-def _moments(values: Tensor) -> tuple[int, Tensor, Tensor]:
-    """Values per channel, and their mean and variance, in double precision."""
+def _moments(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of each channel."""
     others = [axis for axis in range(values.dim()) if axis != 1]
-    variance, mean = torch.var_mean(values.double(), others, unbiased=False)
-    return values.numel() // values.shape[1], mean, variance
+    variance, mean = torch.var_mean(values, others, unbiased=False)
+    return mean, variance
 
 
 def statistics(

@@ -26,7 +26,7 @@ from autocompress.build.rows import watched
 from autocompress.build.statistics import watched_layers, watched_tables
 from autocompress.errors import AutocompressError, InputError, explained
 from autocompress.federated import described
-from autocompress.federated.batch_norms import batch_norm_sums, kept_channels
+from autocompress.federated.batch_norms import batch_norm_sums, following, kept_channels
 from autocompress.federated.messages import digest_of, pack, unpack
 from autocompress.federated.noise import clipped, noisy
 from autocompress.federated.own_rules import (
@@ -39,6 +39,7 @@ from autocompress.federated.own_rules import (
 )
 from autocompress.federated.sent import Sent
 from autocompress.federated.sums import ClientSums
+from autocompress.federated.training import train_part
 from autocompress.federated.triangles import triangle
 from autocompress.machine.scratch import scratch_folder
 from autocompress.model.attention import opened
@@ -51,7 +52,6 @@ from autocompress.policy.settings import CompressionSettings
 from autocompress.quality.score import file_quality
 from autocompress.quality.screening import Screening
 from autocompress.recover.distill import Distillation
-from autocompress.recover.finetune import fine_tune
 from autocompress.targets import get_target
 from autocompress.task.calling import call
 from autocompress.task.data import Data, Split
@@ -206,6 +206,13 @@ class _Asked:
     def policy(self) -> Policy:
         return Policy.from_dict(self.args["policy"])
 
+    def kept(self, client: Client) -> dict[str, torch.Tensor]:
+        """Channels that batch norms keep of those of the uncompressed model; a student has none."""
+        bank, policy = self.pipeline(client).bank, self.policy
+        if policy.student is not None:
+            return {}
+        return kept_channels(client.parts.model, bank.plan, bank.gone(policy), bank.widths(policy))
+
     def compressed(self, client: Client) -> Compressed:
         """The model that the round is about: stitched, with what was sent in place of its own."""
         found = self.pipeline(client).stitch(self.policy)
@@ -287,10 +294,7 @@ def _inputs(client: Client, asked: _Asked) -> ClientSums:
 def _batch_norms(client: Client, asked: _Asked) -> ClientSums:
     """What the batch norms of a compressed model see."""
     sample = client.share(asked.args["share"], asked.args["seed"])
-    bank, policy, model = asked.pipeline(client).bank, asked.policy, client.parts.model
-    kept: dict[str, torch.Tensor] = {}
-    if policy.student is None:
-        kept = kept_channels(model, bank.plan, bank.gone(policy), bank.widths(policy))
+    model, kept = client.parts.model, asked.kept(client)
     return ClientSums(batch_norm_sums(asked.compressed(client).module, model, kept, sample))
 
 
@@ -345,25 +349,17 @@ def _evaluate(client: Client, asked: _Asked) -> ClientSums:
 
 def _recover(client: Client, asked: _Asked) -> ClientSums:
     """Weights after local training toward the uncompressed model's outputs, times the samples."""
-    args, pipeline = asked.args, asked.pipeline(client)
-    compressed, samples = asked.compressed(client), len(client.data.train)
-    schedule = pipeline.schedule.model_copy(
-        update={"epochs": args["epochs"], "lr": args["lr"], "device": "cpu"}
-    )
-    config = client.parts.study.recovery.distillation
-    tuned = fine_tune(
-        compressed,
-        client.data,
-        schedule,
-        distillation=Distillation.of(
-            config, [client.parts.model], compressed.policy.distill or Distill()
-        ),
-        qat=pipeline.trains_rounded(compressed),
-        seed=args["seed"],
-        proximal=args["proximal"],
-    )
-    assert tuned.compressed is not None
-    state = state_tensors(tuned.compressed.module)
+    pipeline, compressed = asked.pipeline(client), asked.compressed(client)
+    config, samples = client.parts.study.recovery.distillation, len(client.data.train)
+    # labels of a few classes would pull away from the others
+    asked_for = compressed.policy.distill or Distill(weight=1.0)
+    distillation = Distillation.of(config, [client.parts.model], asked_for)
+    rounded = pipeline.trains_rounded(compressed)
+    with following(compressed.module, client.parts.model, asked.kept(client)):
+        trained = train_part(
+            compressed, client.data, pipeline.schedule, distillation, asked.args, rounded
+        )
+    state = state_tensors(trained)
     found = {
         f"state.{n}": samples * t.detach().cpu().numpy()
         for n, t in state.items()

@@ -5,7 +5,6 @@ It has the model and no data. Whatever a study asks of data it asks of the clien
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -198,17 +197,21 @@ class FederatedPipeline(Pipeline):
         checkpoint: Any = None,
     ) -> Compressed:
         """Rounds of local training, toward the uncompressed model's outputs, averaged."""
-        section = self.server.section
-        module = compressed.module
-        for number in range(section.rounds):
+        section, samples = self.server.section, self.server.samples
+        module, batch = compressed.module, min(self.schedule.batch_size, samples)
+        steps = max(1, round(phase.epochs * (samples // batch)))
+        rounds = min(section.rounds, steps)
+        for number in range(rounds):
             if progress is not None:
-                progress(
-                    f"recovery round {number + 1} of {section.rounds}", number / section.rounds
-                )
+                progress(f"recovery round {number + 1} of {rounds}", number / rounds)
             now = compressed.with_weights(module, qat=False)
             args = {
-                "epochs": phase.epochs / section.rounds,
-                "lr": self.schedule.lr * (1 + math.cos(math.pi * number / section.rounds)) / 2,
+                "samples": samples,
+                "batch": batch,
+                "steps": steps * (number + 1) // rounds - steps * number // rounds,
+                "round": number,
+                "rounds": rounds,
+                "lr": self.schedule.lr,
                 "seed": seed * 1000 + number,
                 "proximal": section.proximal if section.algorithm == "fedprox" else 0.0,
             }

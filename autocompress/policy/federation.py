@@ -46,7 +46,7 @@ class FederationSection(Section):
     timeout_s: float = Field(600.0, gt=0)
     at_once: int = Field(16, ge=1)
     calibration_images: int | None = Field(None, ge=8)
-    rounds: int = Field(2, ge=1)
+    rounds: int = Field(20, ge=1)
     algorithm: Literal["fedavg", "fedprox"] = "fedavg"
     proximal: float = Field(0.01, gt=0)
     epsilon: float | None = Field(None, gt=0)

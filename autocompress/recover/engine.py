@@ -56,6 +56,25 @@ class EpochRecord:
     score: float | None = None
 
 
+@dataclass(frozen=True)
+class Part:
+    """One client's part in one round of a training that many share.
+
+    Args:
+        round, rounds: the learning rate goes on where the round before ended.
+        proximal: half of it times the squared distance from where the round began is added to the
+            loss (Li et al., Federated Optimization in Heterogeneous Networks, MLSys 2020, eq. 2).
+    """
+
+    round: int = 0
+    rounds: int = 1
+    proximal: float = 0.0
+
+
+WHOLE = Part()
+"""A training that nobody shares."""
+
+
 class Trainer:
     """Trains one module in place.
 
@@ -70,8 +89,7 @@ class Trainer:
         keep_zeros: weights that are exactly zero stay so (sparse policies).
         identity: what is trained, e.g. a policy's digest; a checkpoint of something else is not
             taken up.
-        proximal: half of it times the squared distance from where training began is added to the
-            loss (Li et al., Federated Optimization in Heterogeneous Networks, MLSys 2020, eq. 2).
+        part: in a training that many share; the whole of it by default.
     """
 
     def __init__(
@@ -85,7 +103,7 @@ class Trainer:
         lowest_bits: int = 32,
         keep_zeros: bool = False,
         identity: str = "",
-        proximal: float = 0.0,
+        part: Part = WHOLE,
     ) -> None:
         self.data, self.schedule, self.seed = data, schedule, seed
         self.augment, self.mixing = _augmentation(data, schedule)
@@ -117,11 +135,11 @@ class Trainer:
         self._zeros = (
             [(p, p != 0) for p in self.module.parameters() if p.dim() > 1] if keep_zeros else []
         )
-        self._proximal = proximal
+        self._part = part
         self._began = [
             (p, p.detach().clone())
             for p in self.module.parameters()
-            if proximal and p.requires_grad
+            if part.proximal and p.requires_grad
         ]
         self._trained = [p for g in self.optimizer.param_groups for p in g["params"]]
         self.step = 0
@@ -215,8 +233,9 @@ class Trainer:
             batch = (draw, number)
             loss = self.teaching.loss(loss, outputs, mixed.inputs, stored, batch, mixed.targets)
         for parameter, began in self._began:
-            loss = loss + 0.5 * self._proximal * (parameter - began).square().sum()
-        lr = self.schedule.lr_at(self.step, self.total)
+            loss = loss + 0.5 * self._part.proximal * (parameter - began).square().sum()
+        before = self._part.round * self.total
+        lr = self.schedule.lr_at(before + self.step, self._part.rounds * self.total)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)

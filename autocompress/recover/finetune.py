@@ -13,7 +13,7 @@ from autocompress.machine.progress import Progress
 from autocompress.policy.recovery import Schedule
 from autocompress.policy.registry import sets_weights
 from autocompress.recover.distill import Distillation
-from autocompress.recover.engine import EpochRecord, Trainer
+from autocompress.recover.engine import WHOLE, EpochRecord, Part, Trainer
 from autocompress.task.data import Data
 from autocompress.techniques.compressed import Compressed
 from autocompress.techniques.quantize import trainable, trained
@@ -50,7 +50,7 @@ def fine_tune(
     progress: Progress | None = None,
     checkpoint_path: str | Path | None = None,
     checkpoint_every: float = 60.0,
-    proximal: float = 0.0,
+    part: Part = WHOLE,
 ) -> FineTuned:
     """Train a compressed model (or any module) on the train split.
 
@@ -69,7 +69,7 @@ def fine_tune(
         checkpoint_path: training goes on from here after an interruption, bit for bit; removed
             at the end.
         checkpoint_every: seconds between checkpoints.
-        proximal: see ``Trainer``.
+        part: in a training that many share; the whole of it by default.
 
     Returns:
         The trained model.
@@ -89,7 +89,7 @@ def fine_tune(
         distillation=distillation,
         lowest_bits=min((p.weight_bits for p in precisions.values()), default=32),
         keep_zeros=sparse,
-        proximal=proximal,
+        part=part,
         identity=f"{policy.digest if policy is not None else 'module'}|{qat}",
     )
     path = Path(checkpoint_path) if checkpoint_path is not None else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import os
 import sys
 from dataclasses import replace
@@ -19,7 +20,12 @@ from torch import nn
 from autocompress.build.bank import LayerBank
 from autocompress.build.batch_norm import reestimate
 from autocompress.build.statistics import Statistics
-from autocompress.federated.batch_norms import batch_norm_sums, kept_channels, statistics
+from autocompress.federated.batch_norms import (
+    batch_norm_sums,
+    following,
+    kept_channels,
+    statistics,
+)
 from autocompress.federated.client import Client
 from autocompress.federated.described import describe, made_up, unlike
 from autocompress.federated.journal import RoundJournal
@@ -28,11 +34,15 @@ from autocompress.federated.messages import digest_of
 from autocompress.federated.rounds import Rounds
 from autocompress.federated.server import FederatedPipeline, FederatedServer
 from autocompress.federated.shares import part_of, shared_out
+from autocompress.federated.training import local_steps
 from autocompress.model.groups import SlicingPlan, slicing_plan
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.federation import FederationSection
-from autocompress.policy.policy import LayerPolicy, Policy
+from autocompress.policy.policy import Distill, LayerPolicy, Policy
 from autocompress.policy.settings import CompressionSettings
+from autocompress.recover.distill import Distillation
+from autocompress.recover.finetune import fine_tune
+from autocompress.results.trial import Phase
 from autocompress.run.assembly import Assembly
 from autocompress.run.study import read_study
 from autocompress.task.data import Data, Split
@@ -251,7 +261,8 @@ def test_averaged_weights_are_averaged_by_samples(tmp_path: Path) -> None:
     group = next(iter(pipeline.bank.orders))
     policy = Policy({group: LayerPolicy(0.5)})
     args = {**pipeline.common, "policy": policy.as_dict()}
-    args |= {"epochs": 1.0, "lr": 0.01, "seed": 3, "proximal": 0.0}
+    args |= {"samples": len(federation.data.train), "batch": 16, "steps": 6, "round": 0}
+    args |= {"rounds": 1, "lr": 0.01, "seed": 3, "proximal": 0.0}
     compressed = pipeline.stitch(policy)
     sums, weights, counts = [], [], []
     for i, part in enumerate(federation.parts_of):
@@ -271,6 +282,77 @@ def test_averaged_weights_are_averaged_by_samples(tmp_path: Path) -> None:
     assert not np.allclose(weights[0], weights[1])
     before = compressed.module.get_parameter(group + ".weight").detach().numpy()
     assert not np.allclose(found, before)
+
+
+@pytest.mark.parametrize("sizes", [(16, 16, 16), (8, 24, 16)])
+def test_averaged_steps_of_all_clients_are_steps_on_all_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sizes: tuple[int, ...]
+) -> None:
+    """Exactly, where weights are averaged after every step and batches take all samples."""
+    schedule = {"lr": 0.2, "batch_size": 48, "momentum": 0.0, "weight_decay": 0.0}
+    schedule |= {"precision": "fp32"}
+    recovery = {"schedule": {**schedule, "grad_clip": None, "augment": [], "device": "cpu"}}
+    recovery["distillation"] = {"weight": 0.5}
+    study = read_study({**STUDY.model_dump(mode="json"), "recovery": recovery})
+    monkeypatch.setattr(sys.modules[__name__], "STUDY", study)
+    federation = Federation(tmp_path, "shared", clients=len(sizes), rounds=4)
+    whole = federation.data.train.subset(torch.arange(48))
+    for own, numbers in zip(federation.parts_of, torch.arange(48).split(sizes), strict=True):
+        own.train = whole.subset(numbers)
+    federation.server.samples = 48
+    pipeline = federation.pipeline()
+    policy = Policy({next(iter(pipeline.bank.orders)): LayerPolicy(0.5)})
+    start = pipeline.stitch(policy).module
+    trained = pipeline.train(pipeline.stitch(policy), Phase("recover", 4.0, 1), 0).module
+    pooled = fine_tune(
+        pipeline.stitch(policy),
+        replace(federation.data, train=whole),
+        study.recovery.schedule.model_copy(update={"epochs": 4.0}),
+        distillation=Distillation([federation.model], Distill(weight=0.5)),
+    ).module
+    wanted = dict(pooled.named_parameters())
+    for name, found in trained.named_parameters():
+        assert torch.allclose(found, wanted[name], rtol=1e-4, atol=1e-6), name
+    moved = [float((p - start.get_parameter(n)).detach().norm()) for n, p in wanted.items()]
+    assert max(moved) > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("samples", "total", "batch", "steps"), itertools.product([3, 40, 900], [1000], [32], [1, 31])
+)
+def test_no_client_trains_on_more_than_its_share(
+    samples: int, total: int, batch: int, steps: int
+) -> None:
+    own, taken = local_steps(samples, total, batch, steps)
+    assert 1 <= own <= samples
+    assert 1 <= taken <= steps
+    share = samples * batch * steps / total
+    assert own * taken <= max(1.2 * share, 3)
+    assert own * taken >= 0.7 * share - 3
+
+
+def test_batch_norms_that_follow_are_those_of_the_model_on_all_samples() -> None:
+    """Whatever the batch; and what all of a batch shares goes into no gradient, as in training."""
+    module, together, parts = three_unlike_clients()
+    kept = kept_channels(module, SlicingPlan({}, {}), {}, {})
+    inputs = parts[0].inputs()
+    for trained in (copy.deepcopy(module).train(), copy.deepcopy(module)):
+        with following(trained, module, kept):
+            copied = copy.deepcopy(trained)
+            for part in (together, *parts):
+                wanted = module(part.inputs())
+                for found in (trained(part.inputs()), copied(part.inputs())):
+                    assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-4)
+            with torch.no_grad():
+                copied[0].bias.add_(3.0)  # which the mean of a batch takes away again
+            assert torch.allclose(copied(inputs), module(inputs), atol=1e-3)
+            trained(inputs).square().mean().backward()
+        shared, own = (float(trained[i].bias.grad.abs().max()) for i in (0, 1))
+        assert shared < 1e-5 * own
+        assert torch.equal(trained[1].running_mean, module[1].running_mean)
+    module(inputs).square().mean().backward()
+    shared, own = (float(module[i].bias.grad.abs().max()) for i in (0, 1))
+    assert shared > 1e-2 * own
 
 
 def test_what_hides_samples_leaves_a_usable_bank(tmp_path: Path) -> None:
