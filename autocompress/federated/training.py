@@ -9,7 +9,7 @@ from torch import nn
 
 from autocompress.policy.recovery import Schedule
 from autocompress.recover.distill import Distillation
-from autocompress.recover.engine import Part
+from autocompress.recover.engine import TrainingPart
 from autocompress.recover.finetune import fine_tune
 from autocompress.task.data import Data
 from autocompress.techniques.compressed import Compressed
@@ -70,7 +70,7 @@ def train_part(
         distillation=distillation,
         qat=qat,
         seed=args["seed"],
-        part=Part(args["round"], args["rounds"], args["proximal"]),
+        part=TrainingPart(args["round"], args["rounds"], args["proximal"]),
     )
     assert tuned.compressed is not None
     return tuned.compressed.module

@@ -57,7 +57,7 @@ class EpochRecord:
 
 
 @dataclass(frozen=True)
-class Part:
+class TrainingPart:
     """One client's part in one round of a training that many share.
 
     Args:
@@ -71,7 +71,7 @@ class Part:
     proximal: float = 0.0
 
 
-WHOLE = Part()
+WHOLE = TrainingPart()
 """A training that nobody shares."""
 
 
@@ -103,7 +103,7 @@ class Trainer:
         lowest_bits: int = 32,
         keep_zeros: bool = False,
         identity: str = "",
-        part: Part = WHOLE,
+        part: TrainingPart = WHOLE,
     ) -> None:
         self.data, self.schedule, self.seed = data, schedule, seed
         self.augment, self.mixing = _augmentation(data, schedule)

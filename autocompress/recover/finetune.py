@@ -13,7 +13,7 @@ from autocompress.machine.progress import Progress
 from autocompress.policy.recovery import Schedule
 from autocompress.policy.registry import sets_weights
 from autocompress.recover.distill import Distillation
-from autocompress.recover.engine import WHOLE, EpochRecord, Part, Trainer
+from autocompress.recover.engine import WHOLE, EpochRecord, Trainer, TrainingPart
 from autocompress.task.data import Data
 from autocompress.techniques.compressed import Compressed
 from autocompress.techniques.quantize import trainable, trained
@@ -50,7 +50,7 @@ def fine_tune(
     progress: Progress | None = None,
     checkpoint_path: str | Path | None = None,
     checkpoint_every: float = 60.0,
-    part: Part = WHOLE,
+    part: TrainingPart = WHOLE,
 ) -> FineTuned:
     """Train a compressed model (or any module) on the train split.
 

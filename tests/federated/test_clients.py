@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_federation import SETTINGS, STUDY, Federation
 from small_networks import data as small_data
-from small_networks import example, make
 from torch import nn
 
 from autocompress.build.bank import LayerBank
@@ -26,74 +24,14 @@ from autocompress.federated.batch_norms import (
     kept_channels,
     statistics,
 )
-from autocompress.federated.client import Client
-from autocompress.federated.described import describe, made_up, unlike
-from autocompress.federated.journal import RoundJournal
-from autocompress.federated.local import InProcess
+from autocompress.federated.described import describe, unlike
 from autocompress.federated.messages import digest_of
-from autocompress.federated.rounds import Rounds
-from autocompress.federated.server import FederatedPipeline, FederatedServer
-from autocompress.federated.shares import part_of, shared_out
-from autocompress.federated.training import local_steps
+from autocompress.federated.shares import shared_out
 from autocompress.model.groups import SlicingPlan, slicing_plan
-from autocompress.model.inventory import take_inventory
 from autocompress.policy.federation import FederationSection
-from autocompress.policy.policy import Distill, LayerPolicy, Policy
-from autocompress.policy.settings import CompressionSettings
-from autocompress.recover.distill import Distillation
-from autocompress.recover.finetune import fine_tune
-from autocompress.results.trial import Phase
-from autocompress.run.assembly import Assembly
+from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.run.study import read_study
 from autocompress.task.data import Data, Split
-
-SETTINGS = CompressionSettings(calibration_images=4096, equalization=False)
-STUDY = read_study(
-    {
-        "name": "small",
-        "model": {"factory": "small_networks:make"},
-        "data": {"factory": "small_networks:data"},
-        "recovery": {"schedule": {"lr": 0.01, "batch_size": 16, "device": "cpu"}},
-    }
-)
-
-
-class Federation:
-    """Clients of a small network, and the same samples in one place."""
-
-    def __init__(self, folder: Path, name: str = "residual", **section: Any) -> None:
-        self.section = FederationSection(**{"clients": 5, "calibration_images": 4096, **section})
-        self.model = make(name)
-        self.inventory = take_inventory(self.model, example(name))
-        self.data = small_data(name)
-        self.folder = folder
-        parts = self._parts(self.data)
-        self.shares = shared_out(self.data, self.section)
-        self.parts_of = [part_of(self.data, share) for share in self.shares]
-        transport = InProcess(
-            range(len(self.parts_of)), lambda i: Client(parts, self.parts_of[i], folder / str(i))
-        )
-        identity = (self.inventory.architecture, self.inventory.weights)
-        self.rounds = Rounds(transport, RoundJournal(folder / "rounds"), identity)
-        about = {i: describe(part) for i, part in enumerate(self.parts_of)}
-        invented = made_up(about, task=self.data.task)
-        own = Client(self._parts(invented), invented, folder / "server")
-        self.server = FederatedServer(self.rounds, self.section, len(self.data.train), own, folder)
-
-    def _parts(self, own: Data) -> Assembly:
-        return Assembly(STUDY, self.model, own, self.inventory, self.folder)
-
-    def pipeline(self, settings: CompressionSettings = SETTINGS) -> FederatedPipeline:
-        bank = self.server.bank(settings)
-        return FederatedPipeline(
-            self.model,
-            self.server.own.data,
-            self.inventory,
-            bank,
-            settings,
-            STUDY.recovery.schedule,
-            server=self.server,
-        )
 
 
 def pooled_bank(federation: Federation, train: Split) -> LayerBank:
@@ -255,82 +193,6 @@ def test_divergences_add_up(tmp_path: Path) -> None:
     assert found.sums["divergence"][1][1] == pytest.approx(0.0, abs=1e-4)
 
 
-def test_averaged_weights_are_averaged_by_samples(tmp_path: Path) -> None:
-    federation = Federation(tmp_path, split="dirichlet", alpha=0.3, rounds=1)
-    pipeline = federation.pipeline()
-    group = next(iter(pipeline.bank.orders))
-    policy = Policy({group: LayerPolicy(0.5)})
-    args = {**pipeline.common, "policy": policy.as_dict()}
-    args |= {"samples": len(federation.data.train), "batch": 16, "steps": 6, "round": 0}
-    args |= {"rounds": 1, "lr": 0.01, "seed": 3, "proximal": 0.0}
-    compressed = pipeline.stitch(policy)
-    sums, weights, counts = [], [], []
-    for i, part in enumerate(federation.parts_of):
-        client = Client(federation._parts(part), part, tmp_path / str(i))
-        digest, blob = next(iter(pipeline.blobs.items()))
-        client.sent.keep({f"blob.{digest}": np.frombuffer(blob, np.uint8)})
-        own = client.sums("recover", args, {}, [digest])
-        sums.append(own)
-        weights.append(own["state." + group + ".weight"] / own["samples"][0])
-        counts.append(len(part.train))
-    expected = np.average(weights, axis=0, weights=counts)
-    total = sums[0].wide()
-    for one in sums[1:]:
-        total = total + one.wide()
-    found = total["state." + group + ".weight"] / total["samples"][0]
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
-    assert not np.allclose(weights[0], weights[1])
-    before = compressed.module.get_parameter(group + ".weight").detach().numpy()
-    assert not np.allclose(found, before)
-
-
-@pytest.mark.parametrize("sizes", [(16, 16, 16), (8, 24, 16)])
-def test_averaged_steps_of_all_clients_are_steps_on_all_samples(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sizes: tuple[int, ...]
-) -> None:
-    """Exactly, where weights are averaged after every step and batches take all samples."""
-    schedule = {"lr": 0.2, "batch_size": 48, "momentum": 0.0, "weight_decay": 0.0}
-    schedule |= {"precision": "fp32"}
-    recovery = {"schedule": {**schedule, "grad_clip": None, "augment": [], "device": "cpu"}}
-    recovery["distillation"] = {"weight": 0.5}
-    study = read_study({**STUDY.model_dump(mode="json"), "recovery": recovery})
-    monkeypatch.setattr(sys.modules[__name__], "STUDY", study)
-    federation = Federation(tmp_path, "shared", clients=len(sizes), rounds=4)
-    whole = federation.data.train.subset(torch.arange(48))
-    for own, numbers in zip(federation.parts_of, torch.arange(48).split(sizes), strict=True):
-        own.train = whole.subset(numbers)
-    federation.server.samples = 48
-    pipeline = federation.pipeline()
-    policy = Policy({next(iter(pipeline.bank.orders)): LayerPolicy(0.5)})
-    start = pipeline.stitch(policy).module
-    trained = pipeline.train(pipeline.stitch(policy), Phase("recover", 4.0, 1), 0).module
-    pooled = fine_tune(
-        pipeline.stitch(policy),
-        replace(federation.data, train=whole),
-        study.recovery.schedule.model_copy(update={"epochs": 4.0}),
-        distillation=Distillation([federation.model], Distill(weight=0.5)),
-    ).module
-    wanted = dict(pooled.named_parameters())
-    for name, found in trained.named_parameters():
-        assert torch.allclose(found, wanted[name], rtol=1e-4, atol=1e-6), name
-    moved = [float((p - start.get_parameter(n)).detach().norm()) for n, p in wanted.items()]
-    assert max(moved) > 1e-2
-
-
-@pytest.mark.parametrize(
-    ("samples", "total", "batch", "steps"), itertools.product([3, 40, 900], [1000], [32], [1, 31])
-)
-def test_no_client_trains_on_more_than_its_share(
-    samples: int, total: int, batch: int, steps: int
-) -> None:
-    own, taken = local_steps(samples, total, batch, steps)
-    assert 1 <= own <= samples
-    assert 1 <= taken <= steps
-    share = samples * batch * steps / total
-    assert own * taken <= max(1.2 * share, 3)
-    assert own * taken >= 0.7 * share - 3
-
-
 def test_batch_norms_that_follow_are_those_of_the_model_on_all_samples() -> None:
     """Whatever the batch; and what all of a batch shares goes into no gradient, as in training."""
     module, together, parts = three_unlike_clients()
@@ -372,12 +234,11 @@ def test_what_hides_samples_leaves_a_usable_bank(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("section", [{"epsilon": 1e4}, {"without_first_layer": True}])
 def test_clients_answer_a_server_that_hides_what_they_hide(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, section: dict[str, Any]
+    tmp_path: Path, section: dict[str, Any]
 ) -> None:
     """No client is left out, from the bank to layers in 4 bits."""
     study = read_study({**STUDY.model_dump(mode="json"), "federation": section})
-    monkeypatch.setattr(sys.modules[__name__], "STUDY", study)
-    federation = Federation(tmp_path, "plain", clients=3, **section)
+    federation = Federation(tmp_path, "plain", study=study, clients=3, **section)
     settings = SETTINGS.model_copy(update={"weight_rounding": "gptq"})
     names = [layer.name for layer in federation.inventory.layers]
     policy = Policy({n: LayerPolicy(weight_bits=4) for n in names})
