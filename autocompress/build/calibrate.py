@@ -29,6 +29,10 @@ from autocompress.techniques.moments import MatrixLayer, checked_portions, matri
 from autocompress.techniques.quantize import PLAIN, rounded_weight
 
 _MOVED = "Inputs with outlier channels, whose scales were moved into the weights: {}."
+_GUESSED = (
+    "No calibration sample reaches {}: the range of the integers there is a guess, the widest of "
+    "all others. Raise `settings.calibration_images`, or leave these layers in float."
+)
 
 
 class Calibration:
@@ -110,15 +114,29 @@ def calibrate(compressed: Compressed, inputs: Any) -> Compressed:
         asked.corrected(folded, compressed, floats)
     graph = checked_graph(compressed, folded, two)
     plan = plan_nodes(graph, compressed)
-    ranges = asked.ranges(
-        graph,
-        quantized_tensors(graph, plan),
-        compressed.settings,
-        multipliers(graph.graph, plan.static),
-    )
+    tensors = quantized_tensors(graph, plan)
+    unclipped = multipliers(graph.graph, plan.static)
+    ranges = asked.ranges(graph, tensors, compressed.settings, unclipped)
+    if guessed := sorted(set(tensors) - ranges.keys()):
+        ranges = {**dict.fromkeys(guessed, _widest(ranges)), **ranges}
+        notes = (*notes, _GUESSED.format(", ".join(_readers(plan, guessed))))
     ranges = shared_ranges(graph.graph, plan.static, ranges)
     ranges |= _of_inputs(folded, plan, ranges) | _of_outputs(graph.graph, folded, plan, ranges)
     return compressed.with_(ranges=ranges, folded=folded, graph=graph, notes=notes)
+
+
+def _widest(ranges: Mapping[str, Range]) -> Range:
+    """A range that holds all others."""
+    return Range(
+        min((found.low for found in ranges.values()), default=-1.0),
+        max((found.high for found in ranges.values()), default=1.0),
+    )
+
+
+def _readers(plan: NodePlan, tensors: Collection[str]) -> list[str]:
+    """Layers that read tensors, or the tensors where none does by itself."""
+    found = [n for n, nodes in plan.layers.items() if any(x.input[0] in tensors for x in nodes)]
+    return found or list(tensors)
 
 
 def _of_inputs(folded: nn.Module, plan: NodePlan, ranges: Mapping[str, Range]) -> dict[str, Range]:
@@ -206,6 +224,8 @@ def correct_biases(
             nonlocal given
             assert isinstance(layer, MatrixLayer)
             assert layer.bias is not None
+            if not args[0].numel():  # an expert that no sample is sent to
+                return
             given = layer.bias.clone() if given is None else given
             error = floats[name] - rounded_weight(layer, precision)
             lost.append(_mean_error(layer, error, args[0]))

@@ -128,12 +128,19 @@ def tensor_ranges(
         model, tensors, inputs, batch: as in ``tensor_values``.
         settings: how ranges are chosen.
         whole: tensors of which nothing may be clipped, however ranges are chosen.
+
+    Returns:
+        Name to range; none of a tensor that had no value, as what an expert reads that no input
+        is sent to.
     """
     unclipped = settings.model_copy(update={"ranges": "minmax"})
     tensors = list(tensors)
-    finders = {n: RangeFinder(unclipped if n in whole else settings) for n in tensors}
+    finders: dict[str, RangeFinder] = {}
     for name, values in tensor_values(model, tensors, inputs, batch):
-        finders[name].add(values)
+        if values.size and name not in finders:
+            finders[name] = RangeFinder(unclipped if name in whole else settings)
+        if values.size:
+            finders[name].add(values)
     return {name: finder.range() for name, finder in finders.items()}
 
 

@@ -304,6 +304,8 @@ class _ByClients(Calibration):
         args = {"layers": list(floats), "means": True}
         sums = self.pipeline.ask("inputs", self.about, args).sums
         for name, (count, total) in sums.arrays.items():
+            if not count.all():  # an expert that no sample of any client is sent to
+                continue
             layer = matrix_layer(folded, name)
             error = floats[name] - rounded_weight(layer, compressed.precisions[name])
             mean = torch.from_numpy(total / count).to(error.dtype)

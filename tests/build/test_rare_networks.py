@@ -139,3 +139,27 @@ def test_what_reads_constants_alone_is_left_alone_with_the_reason() -> None:
     alone = {x.name: x.why_not("quantize") for x in layers if x.why_not("quantize")}
     assert set(alone) == {"made", "of_image", "of_queries", "of_places.0", "of_places.2"}
     assert all("reads nothing of the model's inputs" in reason for reason in alone.values())
+
+
+def test_an_expert_that_calibration_does_not_reach_answers_all_the_same(tmp_path: Path) -> None:
+    bank, inputs = bank_of("Experts"), inputs_of("Experts", COUNT)
+    chosen: list[Tensor] = []
+    handle = bank.model.get_submodule("router").register_forward_hook(
+        lambda module, args, out: chosen.append(out[:, :2].argmax(-1))
+    )
+    with torch.no_grad():
+        bank.model(inputs)
+    handle.remove()
+    (first,) = chosen
+    reached, others = inputs[first == 0], inputs[first == 1]
+    assert min(len(reached), len(others)) > 4
+    compressed = calibrate(bank.stitch(made("Experts", "8 bits").policy), reached)
+    (note,) = (n for n in compressed.notes if "No calibration sample" in n)
+    assert "experts.1.0" in note
+    assert "experts.0.0" not in note
+    path = export(compressed, tmp_path / "m.onnx", reached[:2]).path
+    split = Split(others, torch.zeros(len(others), dtype=torch.long))
+    ((found, _),) = file_answers(get_target("onnxruntime"), path, split, batch=len(others))
+    with torch.no_grad():
+        wanted = bank.model(others)
+    assert distance(found, wanted) < 0.1
