@@ -91,9 +91,9 @@ def _judged_row(table: Table, quality: Metric, row: dict[str, Any], worth: str) 
         escape(row["file"]),
         quality.text(row.get(quality.name)),
         f"{low.split()[0]} to {high}" if low and high else "",
-        f"{row['latency_ms']:.3f}",
+        f"{row['latency_ms']:.3f}" if "latency_ms" in row else "",
         f"{row['ratio_low']:.3f} to {row['ratio_high']:.3f}" if "ratio_low" in row else "",
-        f"{row['size_bytes'] / 1e3:,.1f}",
+        f"{row['size_bytes'] / 1e3:,.1f}" if "size_bytes" in row else "",
         "" if memory is None else f"{memory / 1e6:,.1f}",
         worth,
     )

@@ -203,7 +203,7 @@ Facts = Annotated[dict[str, Any], AfterValidator(_check_facts)]
 """Target and machine that times were taken on, and the table's footprint."""
 KernelTimes = dict[
     Annotated[str, AfterValidator(_check_key)],
-    Annotated[float, Field(ge=0, le=LONGEST_MS, allow_inf_nan=False)],
+    Annotated[float, Field(ge=0, le=LONGEST_MS, allow_inf_nan=False, strict=True)],
 ]
 """Milliseconds by ``Kernel.key``; 0 where the profiler's clock did not move."""
 

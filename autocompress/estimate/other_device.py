@@ -43,7 +43,7 @@ from autocompress.policy.space import Space
 _log = logging.getLogger(__name__)
 _FEWEST, _MOST = 4, 50
 """Whole models that a device must have timed to be placed by them; it is by so many of more."""
-Milliseconds = Annotated[float, Field(gt=0, le=LONGEST_MS, allow_inf_nan=False)]
+Milliseconds = Annotated[float, Field(gt=0, le=LONGEST_MS, allow_inf_nan=False, strict=True)]
 """Latency of a whole model."""
 
 

@@ -13,6 +13,9 @@ _LIMIT = re.compile(
     r"^\s*([A-Za-z_]\w*)\s*([<>]=?)\s*([0-9.]+(?:[eE][+-]?\d+)?)\s*([A-Za-z%/]*)\s*$"
 )
 
+_FEWEST_BYTES = 1000
+"""Nobody means less of a file or of memory."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limit:
@@ -61,6 +64,11 @@ class Limit:
             value = float(number)
         except ValueError:
             raise InputError(f"{number!r} in the budget {text!r} is not a number.") from None
+        if not unit and name == cost.word and "mb" in cost.units and value < _FEWEST_BYTES:
+            raise InputError(
+                f"{text!r} would be {number} bytes. Give a unit: '{name}{sign}{number}MB', or "
+                f"'{name}{sign}{number}%' for a share of the uncompressed model."
+            )
         relative = unit in ("x", "%")
         units = {"": 1.0, "ms": 1.0} if cost.inverse and wanted == "<=" else cost.units
         scale = {"x": 1.0, "%": 0.01}.get(unit) or units.get(unit.lower())

@@ -62,7 +62,7 @@ def judge(
         split: that the files are scored on.
 
     Raises:
-        InputError: a file that is missing or that the target cannot open.
+        InputError: a file that is missing; or the target can open none of them.
     """
     from autocompress.run.assembly import assemble
 
@@ -75,9 +75,16 @@ def judge(
         base = measurer.quality(measurer.baseline_file, split)
         uncompressed = Judged("uncompressed", 1.0, 1.0, _measured(base, split, parts.task.figures))
         judged, rows = [uncompressed], []
+        unread: list[dict[str, Any]] = []
         for i, file in enumerate(files):
             progress(f"measuring {file.name}", i / len(files))
-            row, quality = _row(parts, file, split)
+            try:
+                row, quality = _row(parts, file, split)
+            except InputError as error:  # somebody's file says nothing about the others
+                unread.append(_unread(file, error))
+                if len(unread) == len(files):
+                    raise
+                continue
             rows.append(row)
             judged.append(Judged(str(file), row["ratio_low"], row["ratio_high"], quality))
         for row, one in zip(rows, judged[1:], strict=True):
@@ -98,8 +105,14 @@ def judge(
         "quality": parts.task.quality.as_dict(),
         "budget": str(study.limits()),
         "baseline": shown,
-        "files": rows,
+        "files": [*rows, *unread],
     }
+
+
+def _unread(file: Path, error: InputError) -> dict[str, Any]:
+    """A file of which nothing could be measured, with the reason."""
+    told = {"problems": [], "notes": [], "beaten_by": {}, "reasons": [str(error)]}
+    return {"file": str(file), **told, "worth_shipping": False}
 
 
 def _scores(result: Result) -> dict[str, Any]:

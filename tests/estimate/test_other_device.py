@@ -227,6 +227,8 @@ def test_a_damaged_table_of_a_known_device_is_left_out(
         ("baseline_ms", 0.0),
         ("baseline_ms", float("nan")),
         ("baseline_ms", -1.0),
+        ("baseline_ms", True),
+        ("baseline_ms", "0.5"),
         ("architecture", None),
         ("models", [{"policy": {"layers": {}}, "ms": float("inf")}]),
         ("facts", {"machine": "a board"}),

@@ -60,6 +60,8 @@ def test_reading(text: str, metric: str, bound: float) -> None:
         ("latency_worst<=1ms", "no unit of latency_worst; give a number without one, or x or %"),
         ("throughput>=0/s", "above 0"),
         ("bops<=3", "cannot limit"),
+        ("memory<=64", "would be 64 bytes. Give a unit: 'memory<=64MB'"),
+        ("size<=0.5", "'size<=0.5%' for a share"),
     ],
 )
 def test_bad_text_names_the_remedy(text: str, names: str) -> None:

@@ -89,6 +89,8 @@ def test_the_command_says_which_files_are_worth_shipping(tmp_path: Path) -> None
     shown = next(line for line in table.splitlines() if line.startswith("│ silent.onnx"))
     low, high = silent_row["accuracy_low"], silent_row["accuracy_high"]
     assert f"│ {100 * low:+.2f} to {100 * high:+.2f} points │" in " ".join(shown.split())
-    shown = call(tmp_path, asked).stdout
+    (tmp_path / "text.onnx").write_text("no graph")
+    shown = call(tmp_path, asked.replace("silent.onnx", "silent.onnx text.onnx")).stdout
+    assert "text.onnx is not: " in shown  # and the others are judged all the same
     assert "worth shipping" in shown
     assert "silent.onnx is not: It loses" in shown
