@@ -124,7 +124,8 @@ plots.pareto = () => {
     y: shown(base.quality), showarrow: false, yanchor: "bottom", font: {color: colors().red}, bgcolor: theme().card}] : [];
   const tickformat = costOf[axis]?.name === "latency_ms" ? "" : "~s";
   return {data, layout: {
-    height: 500, shapes, annotations: away, hovermode: "closest", uirevision: `${axis} ${state.whole}`, clickmode: "event",
+    height: 500, shapes, annotations: away, hovermode: "closest", uirevision: `${axis} ${state.whole}`,
+    selections: state.brushed ? stage.layout?.selections : [],  // what a drawing leaves out, Plotly 6 takes for given up clickmode: "event",
     dragmode: narrow() ? false : "select", selectdirection: "any", newselection: {line: {color: theme().ink}},
     xaxis: {title: {text: costOf[axis]?.title}, range, tickformat}, legend: narrow() ? {x: -0.18, y: -0.3, entrywidth: 118} : {y: -0.17},
     yaxis: {title: {text: `${plain(quality.name)} on val${plain(quality.fraction ? ", %" : quality.unit ? `, ${quality.unit}` : "")}`}, ...(state.whole ? {autorange: true} : {range: qualities})},
