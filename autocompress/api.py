@@ -148,7 +148,7 @@ def search(
     model: nn.Module | str | Path,
     data: Any,
     *,
-    budget: Budget | str | None = None,
+    budget: Budget | str | Sequence[str] | None = None,
     space: str | Path | Mapping[str, Any] | SpaceConfig = "auto",
     out: str | Path = "runs/python",
     target: TargetConfig | Mapping[str, Any] | None = None,
@@ -174,7 +174,7 @@ def search(
         model: trained; not changed. Or the path of an ONNX file.
         data: anything with ``train`` (``val`` and ``test`` are cut from it where missing): loaders,
             data sets (torch's or Hugging Face's) of pairs, triples or dictionaries.
-        budget: ``Budget(latency_ms=2.0)``, ``Budget("latency<=0.5x", "size<=1MB")``, or a text.
+        budget: ``Budget(latency_ms=2.0)``, ``"latency<=0.5x"``, or a list of such texts.
         space, out: a shipped space's name, a path, or plain data; and the folder of the run.
         target, search, recovery, settings, tracking: sections of a study file: mappings, or
             ``TargetConfig`` and so on; ``sampler`` may be an ``optuna.samplers.BaseSampler``.
@@ -211,7 +211,7 @@ def run_study(
     study: str | Path | Mapping[str, Any],
     *,
     out: str | Path | None = None,
-    budget: Budget | str | None = None,
+    budget: Budget | str | Sequence[str] | None = None,
     space: str | Path | Mapping[str, Any] | SpaceConfig | None = None,
     target: TargetConfig | Mapping[str, Any] | None = None,
     search: SearchConfig | Mapping[str, Any] | None = None,

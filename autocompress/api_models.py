@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -105,7 +105,7 @@ def evaluate(
     policy: Policy | Mapping[str, Any] | None = None,
     *,
     uniform: Mapping[str, Any] | None = None,
-    budget: Budget | str | None = None,
+    budget: Budget | str | Sequence[str] | None = None,
     space: str | Path | Mapping[str, Any] | SpaceConfig = "auto",
     target: TargetConfig | Mapping[str, Any] | None = None,
     recovery: RecoveryConfig | Mapping[str, Any] | None = None,

@@ -178,3 +178,11 @@ def test_a_key_beside_the_section_that_it_belongs_into_is_told_so() -> None:
     study = {"model": {"factory": "m:f"}, "data": {"factory": "m:f"}, "trials": 3}
     with pytest.raises(InputError, match="'trials'; it is a key of the section `search`"):
         ac.run_study(study)
+
+
+def test_a_budget_is_one_text_or_several_as_in_a_study_file() -> None:
+    several = ["latency<=0.5x", "size<=1MB"]
+    told = [given_study("x", budget).budget for budget in (several, tuple(several))]
+    assert told == [given_study("x", ac.Budget(*several)).budget] * 2
+    assert given_study("x", []).budget == given_study("x", None).budget
+    assert given_study("x", several[:1]).budget == given_study("x", several[0]).budget

@@ -112,6 +112,8 @@ def show_dry_run(found: dict[str, Any], console: Console) -> None:
         console.print(f"{name}: {', '.join(parts)} ({how})")
     budget = ", ".join(found["budget"]) or "none"
     can = "can be met" if found["can_be_met"] else "cannot be met"
+    if found["only_measured"] and len(found["only_measured"]) == len(found["budget"]):
+        can = "known once it is measured"
     console.print(f"budget ({budget}): {can}")
     if found["only_measured"]:
         told = ", ".join(found["only_measured"])

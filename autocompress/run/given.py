@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def given_study(
-    name: str, budget: Budget | str | None, task: Any = None, **sections: Any
+    name: str, budget: Budget | str | Sequence[str] | None, task: Any = None, **sections: Any
 ) -> StudyConfig:
     """The study that a call describes, checked like a file.
 
@@ -49,7 +49,9 @@ def given_study(
     return read_study(given | said, where="the call")
 
 
-def changed_study(study: Any, budget: Budget | str | None, **sections: Any) -> StudyConfig:
+def changed_study(
+    study: Any, budget: Budget | str | Sequence[str] | None, **sections: Any
+) -> StudyConfig:
     """A study with what a call says in place of what its file says.
 
     Args:
@@ -75,11 +77,14 @@ def _said(sections: Mapping[str, Any]) -> dict[str, Any]:
     return {name: _plain(name, value) for name, value in sections.items() if value is not None}
 
 
-def _limits(budget: Budget | str | None) -> list[str]:
+def _limits(budget: Budget | str | Sequence[str] | None) -> list[str]:
+    """Limits as a study file holds them; several may come as a list, as there."""
+    if isinstance(budget, list | tuple) and all(isinstance(one, str) for one in budget):
+        budget = Budget(*budget)
     if not isinstance(budget, str | Budget | None):
         raise InputError(
-            f"`budget` must be a text such as 'latency<=0.5x', or a Budget such as "
-            f"Budget('latency<=0.5x', 'size<=1MB'), got {budget!r}."
+            f"`budget` must be a text such as 'latency<=0.5x', a list of these, or a Budget such "
+            f"as Budget('latency<=0.5x', 'size<=1MB'), got {budget!r}."
         )
     limits = Budget(budget) if isinstance(budget, str) else (budget or Budget())
     return [str(limit) for limit in limits.limits]
