@@ -54,6 +54,12 @@ class Histogram:
         places = np.floor(np.ldexp(flat, -exponent)).astype(np.int64) - first
         return cls(exponent, first, np.bincount(places, minlength=bins), low, high)
 
+    @classmethod
+    def empty(cls) -> Histogram:
+        """Of no values; ranges hold zero in any case, so that its place there changes none."""
+        exponent, first, bins = cls.framed(0.0, 0.0)
+        return cls(exponent, first, np.zeros(bins, np.int64), 0.0, 0.0)
+
     def __add__(self, other: Histogram) -> Histogram:
         """The histogram of the values of both."""
         low, high = min(self.low, other.low), max(self.high, other.high)

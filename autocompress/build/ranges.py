@@ -152,15 +152,18 @@ def tensor_histograms(
     Args:
         model, tensors, inputs, batch: as in ``tensor_values``.
 
+    Returns:
+        Name to histogram, empty of a tensor that had no value.
+
     Raises:
         ValueError: values that are not finite.
     """
-    found: dict[str, Histogram] = {}
+    tensors, found = list(tensors), dict[str, Histogram]()
     for name, values in tensor_values(model, tensors, inputs, batch):
         if values.size:
             own = Histogram.of(values)
             found[name] = found[name] + own if name in found else own
-    return found
+    return dict.fromkeys(tensors, Histogram.empty()) | found
 
 
 def tensor_values(

@@ -75,7 +75,7 @@ def following(module: nn.Module, original: nn.Module, kept: Mapping[str, Tensor]
         original: uncompressed, in eval mode.
         kept: see ``kept_channels``; batch norms without an entry go on as they are.
     """
-    first: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    first: dict[str, list[tuple[Tensor, Tensor] | None]] = {}
     norms = batch_norms(module)
     known = {n: norm for n, norm in batch_norms(original).items() if n in kept and n in norms}
 
@@ -86,8 +86,11 @@ def following(module: nn.Module, original: nn.Module, kept: Mapping[str, Tensor]
 
     def remember(name: str) -> Any:
         def hook(norm: Norm, args: tuple[Tensor, ...]) -> None:
-            mean, variance = _moments(args[0].float())
-            first.setdefault(name, []).append((mean[kept[name]], variance[kept[name]]))
+            found = None
+            if args[0].numel():
+                mean, variance = (part[kept[name]] for part in _moments(args[0].float()))
+                found = mean, variance
+            first.setdefault(name, []).append(found)
 
         return hook
 
@@ -98,14 +101,13 @@ def following(module: nn.Module, original: nn.Module, kept: Mapping[str, Tensor]
             if not first.get(name):
                 return args  # the uncompressed model did not come by here
             norm.eval()
+            found = first[name].pop(0)
+            if found is None or not args[0].numel():  # an expert that one of them sends nothing to
+                return args
             mean, variance = _moments(args[0].float())
-            there, there_variance = first[name].pop(0)
+            there, there_variance = found
             ratio = (variance + _HELD * held) / (there_variance + _HELD * held)
-            moved, spread = usual + mean - there, (held * ratio + norm.eps).rsqrt()
-            own, own_variance = _running(norm)
-            factor = (own_variance + norm.eps).sqrt() * spread  # what the norm itself takes back
-            shape = (1, -1, *(1,) * (args[0].dim() - 2))
-            given = args[0].float() * factor.view(shape) + (own - moved * factor).view(shape)
+            given = _given(norm, args[0].float(), usual + mean - there, held * ratio)
             return (given.to(args[0].dtype), *args[1:])
 
         return hook
@@ -118,6 +120,14 @@ def following(module: nn.Module, original: nn.Module, kept: Mapping[str, Tensor]
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _given(norm: Norm, values: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    """What a norm must read, to normalize values by these statistics instead of its own."""
+    own, own_variance = _running(norm)
+    factor = (own_variance + norm.eps).sqrt() * (variance + norm.eps).rsqrt()
+    shape = (1, -1, *(1,) * (values.dim() - 2))
+    return values * factor.view(shape) + (own - mean * factor).view(shape)
 
 
 @torch.no_grad()
@@ -141,12 +151,15 @@ def batch_norm_sums(
     Returns:
         Name to ``(5, channels)``, float64: values; their sum, and that of their squares, in the
         compressed model; the same two in the uncompressed one, zero where it has no such channel.
+        All zero where nothing came by.
     """
     norms, known = batch_norms(module), batch_norms(original)
     sums = {n: torch.zeros(5, norm.num_features, dtype=torch.float64) for n, norm in norms.items()}
 
     def add(name: str, first_row: int, channels: Tensor | slice) -> Any:
         def hook(norm: Norm, args: tuple[Tensor, ...]) -> None:
+            if not args[0].numel():  # an expert that no sample is sent to
+                return
             mean, variance = (part[channels] for part in _moments(args[0].double()))
             count = args[0].numel() // args[0].shape[1]
             rows = slice(first_row, first_row + 2)
@@ -207,6 +220,8 @@ def statistics(
     found = {}
     for name, own in sums.items():
         count, total, squares, before, before_squares = torch.from_numpy(own)
+        if not count.any():  # it never ran, as of a head that is for training only
+            continue
         mean, usual = total / count, before / count
         variance = (squares / count - mean**2).clamp(min=0)
         if name in kept:

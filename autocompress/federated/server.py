@@ -330,4 +330,5 @@ class _ByClients(Calibration):
         return {
             name: range_of(histogram, unclipped if name in whole else settings)
             for name, histogram in found.histograms.items()
+            if histogram.counts.any()
         }

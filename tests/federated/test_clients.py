@@ -10,9 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import rare_networks
+import small_federation
 import torch
 from small_federation import SETTINGS, STUDY, Federation
 from small_networks import data as small_data
+from small_networks import enliven
 from torch import nn
 
 from autocompress.build.bank import LayerBank
@@ -138,6 +141,32 @@ def test_unlike_clients_do_not_normalize_by_their_own_batches() -> None:
     assert float(usual) > 3 * float(gap)
 
 
+def test_batch_norms_that_never_run_keep_their_statistics() -> None:
+    """As of a head for training only, and of an expert that some clients or all send nothing to."""
+
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers, _, self.parts = three_unlike_clients()
+            self.training_only, self.expert = nn.BatchNorm2d(5), nn.BatchNorm2d(5)
+            self.other, self.sign = nn.BatchNorm2d(5), 1.0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.layers(x)
+            self.expert(x[x.mean((1, 2, 3)) > 1e6])
+            self.other(x[x.flatten(1)[:, 0] * self.sign > 0])
+            return x
+
+    module = Odd().eval()
+    other = copy.deepcopy(module)
+    with torch.no_grad():
+        other.layers[0].weight.mul_(0.5)
+    other.sign = -1.0  # which samples it sends to the other expert is another matter
+    found = added_up(other, module, module.parts)
+    assert set(found) == {"layers.1", "layers.4", "other"}
+    assert all(torch.isfinite(part).all() for both in found.values() for part in both)
+
+
 def test_channels_that_are_left_are_found(tmp_path: Path) -> None:
     federation = Federation(tmp_path, "plain", clients=2)
     pipeline = federation.pipeline()
@@ -215,6 +244,29 @@ def test_batch_norms_that_follow_are_those_of_the_model_on_all_samples() -> None
     module(inputs).square().mean().backward()
     shared, own = (float(module[i].bias.grad.abs().max()) for i in (0, 1))
     assert shared > 1e-2 * own
+
+
+def test_an_expert_of_no_client_keeps_its_bias(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = rare_networks.inputs_of("Experts", 48)
+    targets = torch.arange(48) % 3
+    split = Split(inputs, targets)
+    network = enliven(rare_networks.RARE["Experts"]())
+    monkeypatch.setattr(small_federation, "make", lambda name: network)
+    monkeypatch.setattr(small_federation, "example", lambda name: inputs[:2])
+    monkeypatch.setattr(
+        small_federation, "small_data", lambda name: Data(split, split, split, classes=3)
+    )
+    pipeline = Federation(tmp_path, "experts", clients=3).pipeline()
+    bits = LayerPolicy(weight_bits=8, activation_bits=8)
+    policy = Policy({layer.name: bits for layer in pipeline.inventory.layers})
+    found = pipeline.calibrated(pipeline.stitch(policy))
+    assert found.folded is not None
+    for name in ("experts.2.0.bias", "experts.2.2.bias"):
+        assert torch.equal(found.folded.get_parameter(name), network.get_parameter(name))
+    assert all(torch.isfinite(p).all() for p in found.folded.parameters())
+    assert any("experts.2.0" in note for note in found.notes)
 
 
 def test_what_hides_samples_leaves_a_usable_bank(tmp_path: Path) -> None:
