@@ -100,12 +100,12 @@ def least_squares_range(
         weights: how often each value counts; ``None`` is once.
     """
     best = (np.inf, low, high)
-    for clip in _CLIPS:
+    for clip in _CLIPS.tolist():  # numbers of NumPy would make doubles of all values
         a, b = low * clip, high * clip
         scale = (b - a) / _LEVELS
         if scale <= 0:
             continue
-        zero = np.round(-a / scale)
+        zero = round(-a / scale)
         rounded = (np.clip(np.round(values / scale) + zero, 0, _LEVELS) - zero) * scale
         error = float(np.average((values - rounded) ** 2, weights=weights))
         if error < best[0]:
@@ -182,6 +182,7 @@ def tensor_values(
     """
     import onnx
     import onnxruntime as ort
+    import torch
 
     names = [i.name for i in model.graph.input]
     tensors = list(tensors)
@@ -197,6 +198,8 @@ def tensor_values(
     )
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    # the cores that are this process's share, as torch has them
+    options.intra_op_num_threads = torch.get_num_threads()
     # fusion would hide the tensors that are watched
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = ort.InferenceSession(

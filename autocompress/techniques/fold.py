@@ -34,23 +34,20 @@ def fold_batch_norms(module: nn.Module) -> nn.Module:
         graph = _Tracer().trace(folded)
     except Exception:  # forwards raise whatever they do with values that are none yet
         return folded
+    fused: dict[str, nn.Module] = {}
     for node in graph.nodes:
-        if node.op != "call_module" or not node.args or not isinstance(node.args[0], fx.Node):
+        if node.op != "call_module" or node.target in fused:
+            continue
+        before = node.args[0] if node.args else None
+        if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) != 1:
             continue
         norm = folded.get_submodule(str(node.target))
-        before = node.args[0]
-        if (
-            not isinstance(norm, _NORM)
-            or before.op != "call_module"
-            or len(before.users) != 1
-            or norm.running_mean is None
-        ):
-            continue
         layer = folded.get_submodule(str(before.target))
-        if not _always_in_turn(graph, before.target, node.target) or not _takes_norm(layer):
+        if not isinstance(norm, _NORM) or norm.running_mean is None or not _takes_norm(layer):
             continue
-        fused = {str(before.target): _fused(layer, norm), str(node.target): nn.Identity()}
-        exchange(folded, fused)
+        if _always_in_turn(graph, before.target, node.target):
+            fused |= {str(before.target): _fused(layer, norm), str(node.target): nn.Identity()}
+    exchange(folded, fused)
     return folded
 
 

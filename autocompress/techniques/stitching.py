@@ -94,7 +94,8 @@ class Stitching:
         ]
         return copy.deepcopy(self.memo(tuple(key), make))
 
-    def replace(self, name: str, factors: nn.Sequential) -> None:
-        """Let modules that run one after another stand in a layer's place."""
-        exchange(self.module, {name: factors})
-        self.parts[name] = tuple(f"{name}.{i}" for i in range(len(factors)))
+    def replace(self, factors: Mapping[str, nn.Sequential]) -> None:
+        """Let modules that run one after another stand in the places of layers, by their names."""
+        exchange(self.module, factors)
+        for name, modules in factors.items():
+            self.parts[name] = tuple(f"{name}.{i}" for i in range(len(modules)))

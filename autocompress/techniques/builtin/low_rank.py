@@ -134,16 +134,17 @@ class LowRank(Technique):
             seen = [work.moments(name) for name in names]
             return factorize_tables(layers, spec, policy, work.shares(spec.name), seen)
 
+        found: dict[str, Any] = {}
         for spec, policy in work.layers(self):
             if spec.kind == "embedding":
                 names = (spec.name, *work.inventory.followers.get(spec.name, ()))
                 made_once: Any = work.remembered(
                     self, spec.name, partial(tables, spec, policy, names)
                 )
-                for name, factors in zip(names, made_once, strict=True):
-                    work.replace(name, factors)
-                continue
-            work.replace(spec.name, work.remembered(self, spec.name, partial(made, spec, policy)))
+                found.update(zip(names, made_once, strict=True))
+            else:
+                found[spec.name] = work.remembered(self, spec.name, partial(made, spec, policy))
+        work.replace(found)
 
 
 def _held_by(first: str) -> str:
