@@ -85,9 +85,12 @@ class Refinement:
         limit = math.inf if config.seconds is None else config.seconds
         count = min(config.images, len(self.data.train))
         held = max(1, min(CHUNK * 2, count // 8))
-        images = self.data.train.sample(count, self.seed)
-        every = torch.arange(count)
-        self._images, self._held = images.subset(every[held:]), images.subset(every[:held])
+        steps = held + config.steps * config.batch_size
+        wanted = steps if config.network_images == "auto" else config.network_images
+        images = self.data.train.sample(max(count, wanted), self.seed)
+        every = torch.arange(len(images))
+        self._images, self._held = images.subset(every[held:count]), images.subset(every[:held])
+        self._for_network = images.subset(every[held : max(wanted, held + 1)])
         original = self.place.put_module(copy.deepcopy(self.model))
         module = self.place.put_module(self._module()).requires_grad_(True)
         distance = HeldOutDivergence(original, self._held, self.task, self.place)
@@ -107,6 +110,7 @@ class Refinement:
         weights = [p for p in module.parameters() if p.dim() > 1] if self._sparse else []
         self._zeros = [(p, p != 0) for p in weights]
         self._each_segment(original, module, segments, begin + limit / 2)
+        # blocks that are nearer may answer too surely at first, which the whole network mends
         best.offer(module)
         self._whole(original, module, distance.divergence, begin + limit)
         best.offer(module)
@@ -248,7 +252,7 @@ class Refinement:
         self, original: nn.Module, module: nn.Module, divergence: Divergence, deadline: float
     ) -> None:
         """Train all parameters toward the original's outputs."""
-        images, config = self._images, self.config
+        images, config = self._for_network, self.config
         augment = self.data.augment if config.augment else None
         answers: dict[_Batch, Any] = {}
         room = _MEMORY
@@ -326,13 +330,11 @@ class _Best:
         self.offer(module)
 
     def offer(self, module: nn.Module) -> None:
-        """Take the module's weights if they are nearer; put the best ones back if not."""
+        """Remember the module's weights if they are nearer than all before."""
         found = self.distance(module)
         if found < self.value or not self.state:
             self.value = found
             self.state = {n: t.detach().clone() for n, t in state_tensors(module).items()}
-        elif self.state:
-            load_tensors(module, self.state)
 
     def restored(self, module: nn.Module) -> nn.Module:
         """The module with the best weights."""

@@ -36,14 +36,21 @@ def as_written(settings: Mapping[str, Any]) -> dict[str, Any]:
     what is built by such a file is what that version built. A study is another matter: what its
     author leaves open is today's default.
     """
-    return {**FORMER, **settings}
+    found = {**FORMER, **settings}
+    if refine := settings.get("refine"):
+        # the whole network was trained on the inputs of the blocks
+        found["refine"] = {"network_images": refine.get("images", 4096), **refine}
+    return found
 
 
 class RefineConfig(Section):
     """How ``finish: refine`` trains without labels.
 
     Args:
-        images: training inputs that it uses; their labels are not looked at.
+        images: training inputs that the blocks are trained on, but for an eighth (256 at most)
+            that judge what comes of it; their labels are not looked at.
+        network_images: the same for the whole network; ``auto`` takes so many that none comes
+            twice, as far as there are so many.
         block_steps: optimizer steps for each block, toward the original block's output.
         steps: optimizer steps of the whole network, toward the original's outputs; half its
             learning rate.
@@ -55,6 +62,7 @@ class RefineConfig(Section):
     """
 
     images: int = Field(4096, ge=16)
+    network_images: Annotated[int, Field(ge=16)] | Literal["auto"] = "auto"
     block_steps: int = Field(150, ge=0)
     steps: int = Field(450, ge=0)
     batch_size: int = Field(128, ge=1, le=1_000_000)

@@ -99,6 +99,14 @@ def test_an_earlier_recipe_is_kept_as_it_was_written() -> None:
     assert repr(whole["measurement"]["values"]["macs"]) == "367424"  # without a point, as it was
 
 
+def test_a_recipe_trains_the_whole_network_on_as_many_inputs_as_when_it_was_written() -> None:
+    asked = {"images": 100, "steps": 5}
+    before = Recipe.read(changed("settings.refine", asked)).settings.refine
+    assert (before.images, before.network_images) == (100, 100)
+    now = Recipe.read(changed("settings.refine", {**asked, "network_images": "auto"}))
+    assert now.settings.refine.network_images == "auto"
+
+
 @pytest.mark.parametrize(
     "name", ["../x.safetensors", "/etc/passwd", "a/b", "..", ".", "", "a\\b", "C:x", "x\0"]
 )
