@@ -14,7 +14,8 @@ from autocompress.track.folder import RunFolder
 _TEXTS = """() => {
   const pen = Object.assign(document.createElement('canvas'), {width: 1, height: 1})
     .getContext('2d', {willReadFrequently: true});
-  const bytes = color => { pen.clearRect(0, 0, 1, 1); pen.fillStyle = color; pen.fillRect(0, 0, 1, 1);
+  const bytes = color => {
+    pen.clearRect(0, 0, 1, 1); pen.fillStyle = color; pen.fillRect(0, 0, 1, 1);
     return [...pen.getImageData(0, 0, 1, 1).data]; };
   const walker = document.createTreeWalker(document.querySelector('main'), NodeFilter.SHOW_TEXT);
   const found = [];
@@ -22,7 +23,8 @@ _TEXTS = """() => {
     const own = node.parentElement;
     if (!node.textContent.trim() || own.closest('svg') || !own.checkVisibility()) continue;
     const behind = [];
-    for (let e = own; e; e = e.parentElement) behind.push(bytes(getComputedStyle(e).backgroundColor));
+    for (let e = own; e; e = e.parentElement)
+      behind.push(bytes(getComputedStyle(e).backgroundColor));
     found.push({text: node.textContent.trim().slice(0, 40), kind: own.tagName + '.' + own.className,
       color: bytes(getComputedStyle(own).color), behind});
   }
@@ -41,7 +43,8 @@ def _seen(behind: list[list[int]]) -> list[float]:
 
 def _luminance(color: list[float]) -> float:
     linear = [
-        c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (x / 255 for x in color)
+        c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4
+        for c in (x / 255 for x in color)
     ]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
