@@ -71,12 +71,17 @@ class MeasurementError(AutocompressError):
     """A measurement is missing a value or holds one that is not finite."""
 
 
+def close_to(name: str, valid: Iterable[str], *, limit: int = 3) -> str:
+    """Ask whether a valid name like ``name`` was meant; nothing where there is none like it."""
+    close = get_close_matches(name, sorted({str(v) for v in valid}), n=limit, cutoff=0.4)
+    return "did you mean " + " or ".join(repr(c) for c in close) + "?" if close else ""
+
+
 def nearest(name: str, valid: Iterable[str], *, limit: int = 3) -> str:
     """Say which valid names come nearest to ``name``, for the end of an error message."""
     names = sorted({str(v) for v in valid})
-    close = get_close_matches(name, names, n=limit, cutoff=0.4)
-    if close:
-        return "did you mean " + " or ".join(repr(c) for c in close) + "?"
+    if close := close_to(name, names, limit=limit):
+        return close
     shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
     return f"valid: {shown}" if names else "there is nothing valid to choose from"
 

@@ -17,6 +17,7 @@ from pydantic import AfterValidator, ConfigDict, Field
 
 from autocompress.errors import InputError
 from autocompress.estimate.tasks import Tasks
+from autocompress.machine.facts import usable_cores
 from autocompress.machine.progress import Progress, silent
 from autocompress.machine.scratch import scratch_folder
 from autocompress.measure.rounds import warm_up
@@ -161,7 +162,10 @@ def parse_key(key: str) -> Kernel:
 
 def table_path(target: Target, cache_dir: str | Path, footprint: int = FOOTPRINT) -> Path:
     """Where the table of a target on this machine is kept, for networks of about that weight."""
-    text = json.dumps([target.describe(), footprint], sort_keys=True)
+    asked, cores = target.config.threads, usable_cores()
+    # threads that share a core take other times, which must not pass for those of the machine
+    shared = [cores] if target.elsewhere is None and cores < asked else []
+    text = json.dumps([target.describe(), footprint, *shared], sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
     return Path(cache_dir) / f"kernels-{target.config.runtime}-{digest}-{target.machine_id()}.json"
 

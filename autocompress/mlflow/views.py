@@ -90,8 +90,9 @@ def _states(objectives: Sequence[Metric]) -> dict[str, tuple[str, dict[str, Any]
     }
     charts = {
         "searchFilter": "tags.state = 'COMPLETE'",
-        "orderByKey": _metric(cost),
-        "orderByAsc": True,
+        # a page has 100 runs: the front's first ("true" stands after "false"), then the latest
+        "orderByKey": "tags.`front`",
+        "orderByAsc": False,
         "selectedColumns": figures,
         "runsHiddenMode": "SHOW_ALL",
         "compareRunCharts": _charts(quality, cost),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 
 from rich.console import Console
 from rich.markup import escape
@@ -27,13 +28,15 @@ from autocompress.results.trial import MUCH_WAITING
 _WIDE = 100
 """Columns that leave room for a long bar."""
 _PIPED_WIDTH = 140
-"""Columns where output goes into a file or a pipe, which have no width of their own."""
+"""Columns where output goes into a file or a pipe, which have no width of their own; ``COLUMNS``
+gives them one."""
 
 
 def console() -> Console:
     """Standard output, wide enough for the tables where nothing says how wide it is."""
     found = PlainConsole()
-    return found if found.is_terminal else PlainConsole(width=_PIPED_WIDTH)
+    told = found.is_terminal or os.environ.get("COLUMNS", "").isdigit()
+    return found if told else PlainConsole(width=_PIPED_WIDTH)
 
 
 class Display:

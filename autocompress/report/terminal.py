@@ -107,6 +107,8 @@ class _Fitting:
         widths = map(self._least, self._table.columns, columns)
         plain = all(text is not None for texts in columns for text in texts)
         if not plain or sum(widths) + 3 * len(columns) + 1 <= options.max_width:
+            for column in self._table.columns:  # two paths may differ at their ends only
+                column.overflow = "fold"
             yield self._table
         else:
             yield from self._list([[t for t in texts if t is not None] for texts in columns])

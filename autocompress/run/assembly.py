@@ -270,6 +270,7 @@ def assemble(
     """
     target = fitting_target(study, reached=reached)
     load_importance(study.settings.importance)
+    study.space_config()  # a file that cannot be read is said before a model is trained
     progress("data", 0.0)
     section = with_variables(study.data)
     given_data, data = data, load_data(section, data)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from autocompress.errors import InputError
 from autocompress.machine.progress import Progress
@@ -17,9 +17,6 @@ from autocompress.results.answer import judged
 from autocompress.results.trial import SEARCH, Phase, Trial
 from autocompress.run.study import StudyConfig
 from autocompress.run.target_fit import refuse_policies
-
-if TYPE_CHECKING:
-    from autocompress.run.assembly import Assembly
 
 
 def evaluate(
@@ -54,14 +51,16 @@ def evaluate(
             f"--quick measures what the search measures, which is not trained; got --epochs "
             f"{epochs:g}. Leave one of them out."
         )
+    # what cannot be read is said before a model is loaded, or trained
+    wanted = None if uniform is None else read_uniform(uniform)
+    policy = _policy_file(policy) if isinstance(policy, Path) else policy
     with scratch_folder("evaluate") as scratch:
-        model, data = given
-        parts = assemble(study, scratch, model=model, data=data, progress=progress)
-        if uniform is not None:
-            policy = parts.space.decode(parts.space.uniform(**read_uniform(uniform)))
-        else:
-            assert policy is not None
-            policy = read_policy(policy, parts)
+        parts = assemble(study, scratch, model=given[0], data=given[1], progress=progress)
+        if wanted is not None:
+            policy = parts.space.decode(parts.space.uniform(**wanted))
+        assert policy is not None
+        for name in policy.layers:
+            parts.inventory.layer(name)
         refuse_policies(type(parts.evaluator.measurer.target), policy.layers.values())
         progress("measuring", 0.5)
         phase = SEARCH if quick else Phase("recover", epochs, 1)
@@ -108,12 +107,7 @@ def _parsed(text: str) -> dict[str, Any]:
     return found
 
 
-def read_policy(given: Path | Policy, parts: Assembly) -> Policy:
-    """A policy, or one from its own file or from a recipe; every layer must exist."""
-    policy = given
-    if not isinstance(policy, Policy):
-        data = read_mapping(policy, "policy")
-        policy = Policy.read(data.get("policy", data), where=str(given))
-    for name in policy.layers:
-        parts.inventory.layer(name)
-    return policy
+def _policy_file(file: Path) -> Policy:
+    """A policy from its own file or from a recipe."""
+    data = read_mapping(file, "policy")
+    return Policy.read(data.get("policy", data), where=str(file))

@@ -17,7 +17,7 @@ from pydantic_core import PydanticCustomError
 from autocompress.cascade.amounts import asked_amounts
 from autocompress.controller.config import SearchConfig
 from autocompress.controller.time_budget import RECOVERY_SHARE
-from autocompress.errors import InputError, nearest
+from autocompress.errors import InputError, close_to
 from autocompress.policy.budget import Budget
 from autocompress.policy.claims import Points
 from autocompress.policy.costs import MOST_TARGETS, ON_OTHERS, WORST, extra
@@ -338,7 +338,8 @@ def find_file(name: str, kind: Literal["studies", "search_spaces"]) -> Path:
         return path  # whatever it is, its reader tells
     what = "study" if kind == "studies" else "search space"
     beside = [str(p) for p in path.parent.glob("*.yaml")] if os.path.isdir(path.parent) else []
+    close = close_to(name, [*known, *beside])
     raise InputError(
-        f"There is no {what} {name!r}; {nearest(name, [*known, *beside])} "
+        f"There is no {what} {name!r}{f'; {close}' if close else '.'} "
         f"Shipped: {', '.join(known) or 'none'}."
     )

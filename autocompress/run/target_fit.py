@@ -41,7 +41,7 @@ def fitting_target(study: StudyConfig, *, reached: bool) -> Target:
         for one in (target, *others):
             if one.elsewhere is not None:
                 may_reach(one.elsewhere.url, one.elsewhere.python)
-                one.reach()
+            one.reach()
         ExtraCosts(target, study.extra_costs(), others).refuse()
     for one in (target, *others):
         refuse_unfit(type(one), study.settings)

@@ -285,7 +285,7 @@ class Target(ABC):
         }
 
     def reach(self) -> None:
-        """See that the device is there.
+        """See that the device is there, and say what it does otherwise than the config asks.
 
         Raises:
             TargetUnavailable: it is not.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import defaultdict
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from autocompress.targets.base import (
 from autocompress.targets.onnx_files import OnnxTarget, file_sizes, makers
 from autocompress.targets.profile import KernelClass, NodeTime, Profile, kernel_class
 
+_log = logging.getLogger(__name__)
 #: biases and scales are split off and merged again, which leaves marks in the names
 _SPLIT = re.compile(r"(/WithoutBiases)?(/Dequantization\w+)?$")
 #: kernels end in the type that they compute in
@@ -31,6 +34,11 @@ _CLASSES = {
     "Convert": KernelClass.LAYOUT,
     "Reorder": KernelClass.LAYOUT,
     "Transpose": KernelClass.LAYOUT,
+}
+_PROPERTIES: dict[str, Any] = {
+    "INFERENCE_PRECISION_HINT": "f32",
+    "PERFORMANCE_HINT": "LATENCY",
+    "NUM_STREAMS": "1",
 }
 _MULTIPLYING = re.compile("conv|gemm|matmul|fullyconnected|lstm|gru|attention", re.IGNORECASE)
 
@@ -70,11 +78,7 @@ class OpenVinoTarget(OnnxTarget):
 
     def load(self, file: Path, threads: int, batch: int | None) -> OpenVinoSession:
         """Open an ``.onnx`` file; see ``Target``."""
-        properties: dict[str, Any] = {
-            "INFERENCE_PRECISION_HINT": "f32",
-            "PERFORMANCE_HINT": "LATENCY",
-            "NUM_STREAMS": "1",
-        }
+        properties = dict(_PROPERTIES)
         if self.device == "CPU":
             properties["INFERENCE_NUM_THREADS"] = threads
         return OpenVinoSession(self._core, file, self.device, properties, batch)
@@ -85,8 +89,26 @@ class OpenVinoTarget(OnnxTarget):
         return _class(node.op)
 
     def facts(self) -> dict[str, Any]:
-        """What float layers compute in."""
-        return {"precision": "f32"}
+        """What float layers compute in, and the threads where they are fewer than asked for.
+
+        OpenVINO runs no more threads than this process may use cores. Other times belong to them,
+        so that records and cached tables must tell.
+        """
+        asked = self.config.threads
+        used = _threads(asked) if self.device == "CPU" and asked > 1 else asked
+        return {"precision": "f32", **({"threads_used": used} if used != asked else {})}
+
+    def reach(self) -> None:
+        """Say where fewer threads run than were asked for."""
+        used = self.facts().get("threads_used")
+        if used is not None:
+            _log.warning(
+                "`target.threads` asks for %d, and OpenVINO runs %d: it takes no more than this "
+                "process may use cores. All its times are those of %d.",
+                self.config.threads,
+                used,
+                used,
+            )
 
 
 class OpenVinoSession(Session):
@@ -173,6 +195,18 @@ class OpenVinoSession(Session):
     def close(self) -> None:
         """Free the model."""
         self._request = self._model = None
+
+
+@cache
+def _threads(asked: int) -> int:
+    """Threads that OpenVINO takes where so many are asked for, by its own word."""
+    import openvino
+    from openvino import opset13
+
+    x = opset13.parameter([1], np.float32)
+    properties = {**_PROPERTIES, "INFERENCE_NUM_THREADS": asked}
+    made = openvino.compile_model(openvino.Model([opset13.relu(x)], [x]), "CPU", properties)
+    return int(made.get_property("INFERENCE_NUM_THREADS"))
 
 
 def _class(op: str) -> KernelClass:

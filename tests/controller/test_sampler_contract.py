@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
+
 import optuna
 import pytest
 
 from autocompress.controller.context import Context
-from autocompress.controller.protocols import Proposer
+from autocompress.controller.protocols import Proposal, Proposer, Settled
 from autocompress.controller.samplers import make_proposer
+from autocompress.policy.space import Assignment
+from autocompress.results.trial import TrialState
 from autocompress.testing.sampler import SamplerContract
 
 
@@ -56,3 +61,38 @@ class OneObjective(optuna.samplers.TPESampler):
 class TestHandedInForOneObjective(SamplerContract):
     def make(self, context: Context) -> Proposer:
         return make_proposer(context, OneObjective(seed=context.config.seed, multivariate=True))
+
+
+class Climb:
+    """A neighbour of the best so far: reads trials as ``docs/extending.md`` says, and no more."""
+
+    def __init__(self, context: Context) -> None:
+        self.context, self.draws = context, random.Random(context.config.seed)
+        self.best: tuple[float, Assignment] | None = None
+
+    def suggest(self, n: int) -> list[Proposal]:
+        return [Proposal("climb", self._next()) for _ in range(n)]
+
+    def update(self, completed: Sequence[Settled], active: Sequence[Proposal]) -> None:
+        (quality, *_), found = self.context.objectives, list(filter(None, [self.best]))
+        for one in completed:
+            if one.assignment is not None and one.trial.state is TrialState.COMPLETE:
+                assert one.trial.measurement is not None
+                over = sum(max(0.0, v) for v in one.trial.violations.values())
+                loss = quality.loss(one.trial.measurement[quality.name])
+                found.append((loss + over, one.assignment))
+        self.best = min(found, default=None)
+
+    def _next(self) -> Assignment:
+        drawn = self.context.space.draw(self.draws)
+        if self.best is None:
+            return drawn
+        place = self.draws.randrange(len(drawn))
+        return (*self.best[1][:place], drawn[place], *self.best[1][place + 1 :])
+
+
+class TestLearning(SamplerContract):
+    """A sampler as the author of a package would write it."""
+
+    def make(self, context: Context) -> Proposer:
+        return Climb(context)

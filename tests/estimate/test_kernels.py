@@ -15,6 +15,7 @@ from measured_network import images
 from torch import nn
 
 from autocompress.errors import InputError
+from autocompress.estimate import kernel_table
 from autocompress.estimate.kernel_table import (
     FOOTPRINT,
     KernelTable,
@@ -206,6 +207,19 @@ def test_measured_kernels_are_kept_by_target(tmp_path: Path) -> None:
     assert table_path(get_target({"threads": 2}), tmp_path) != path
     assert table_path(get_target({"batch": 2}), tmp_path) != path
     assert table_path(target, tmp_path, 1 << 25) != path
+
+
+def test_threads_that_share_a_core_have_a_table_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def path(cores: int, threads: int) -> Path:
+        monkeypatch.setattr(kernel_table, "usable_cores", lambda: cores)
+        return table_path(get_target({"threads": threads}), tmp_path)
+
+    assert path(1, 2) != path(2, 2)
+    assert path(1, 4) != path(2, 4)
+    assert path(2, 2) == path(8, 2)
+    assert path(1, 1) == path(8, 1)
 
 
 def test_a_table_of_another_version_is_measured_anew(tmp_path: Path) -> None:

@@ -54,6 +54,21 @@ def test_long_names_stay_within_what_a_database_takes() -> None:
         assert len(text) <= 5000, name
 
 
+def test_the_front_is_on_the_first_page_of_a_long_study(tmp_path: Path, make_run: MakeRun) -> None:
+    """MLflow's page asks for 100 runs at a time."""
+    folder = make_run(tmp_path / "resnet20", 180)
+    front = {f"trial {t.number}" for t in RunView.load(folder).front}
+    recorder = sync(folder)
+    client, place = recorder.client, [recorder.experiment_id]
+    tags = client.get_experiment(recorder.experiment_id).tags
+    for view in ("front", "charts"):
+        state = json.loads(json.loads(tags[f"mlflow.sharedViewState.{views.key(view)}"])["state"])
+        order = f"{state['orderByKey']} {'ASC' if state['orderByAsc'] else 'DESC'}"
+        page = client.search_runs(place, state["searchFilter"], max_results=100, order_by=[order])
+        assert front <= {run.info.run_name for run in page}, view
+    assert len(page) == 100
+
+
 @pytest.mark.timeout(300)
 def test_a_browser_opens_the_front_all_trials_and_the_charts(
     tmp_path: Path, make_run: MakeRun

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import sys
 
 import pytest
 
 from autocompress.controller.progress import SearchProgress
-from autocompress.report.display import Display
+from autocompress.report.display import Display, console
 from autocompress.results.metric import Metric
 
 
@@ -46,6 +47,17 @@ def test_a_narrow_terminal_keeps_what_matters(
     with Display() as display:
         display.progressed(SearchProgress("references", 13, 200, 0.9, 0.05, 3600.0, 0.4))
     assert "best in budget 90.00%, 3600 s left" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("said", "width"), [("40", 40), (None, 140), ("wide", 140)])
+def test_a_pipe_is_as_wide_as_it_is_said_to_be(
+    said: str | None, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS")
+    if said is not None:
+        monkeypatch.setenv("COLUMNS", said)
+    assert not sys.stdout.isatty()
+    assert console().width == width
 
 
 @pytest.mark.parametrize("silent", [False, True])

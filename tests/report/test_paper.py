@@ -23,6 +23,8 @@ def test_it_fits_a_printed_page(opened: Callable[..., Any], run: RunFolder) -> N
     size = "e => parseFloat(getComputedStyle(e).fontSize)"
     sizes = {kind: page.locator(kind).evaluate_all(f"x => x.map({size})") for kind in ("th", "td")}
     assert max(sizes["th"]) <= min(sizes["td"])
+    picks = page.locator("#trials button.pick")
+    assert {*picks.evaluate_all(f"x => x.map({size})")} <= {*sizes["td"]}  # no larger than figures
     # a number stands in one line
     broken = "parseFloat(getComputedStyle(e).lineHeight) * 1.9 < e.clientHeight"
     alone = "!e.parentElement.querySelector('.wrap') && !e.closest('#heat')"

@@ -48,6 +48,24 @@ def test_whatever_the_width_every_cell_is_there_and_fits(rows: list[list[str]], 
         assert text in found
 
 
+@given(
+    st.lists(st.text("abc/_-", min_size=17, max_size=90), min_size=2, max_size=5),
+    st.integers(40, 90),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_long_word_is_folded_and_not_cut_off(names: list[str], width: int) -> None:
+    table = Table("file", "ms")
+    for number, name in enumerate(names):
+        table.add_row(name, f"{number}.25")
+    found = printed(table, width, "utf-8")
+    assert all(len(line) <= width for line in found.splitlines())
+    inside = [line.strip("\u2502").split("\u2502")[0] for line in found.splitlines()]
+    folded = "".join(cell.strip() for cell in inside)
+    for name in names:
+        assert name in folded
+    assert "\u2026" not in found
+
+
 def test_signs_are_replaced_before_the_table_is_laid_out() -> None:
     table = Table("accuracy", "mark")
     table.add_row("31.00 \u00b1 1.46", "x")

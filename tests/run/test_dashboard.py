@@ -57,18 +57,21 @@ def test_the_dashboard_opens_on_the_runs_and_ends_cleanly(
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_signals
     ) as process:
-        assert process.stdout is not None
-        found = json.loads(process.stdout.readline())
-        assert found["runs"] == ["resnet20"]
-        assert "baseline.json" in found["skipped"]["started"]
-        with pages() as page:
-            opened = page()
-            opened.goto(found["url"])
-            opened.get_by_text("resnet20").first.click()
-            opened.get_by_text("Pareto Front").first.wait_for(timeout=60_000)
-            opened.wait_for_timeout(1000)
-            keep(opened, "dashboard")
-        process.send_signal(ending)
-        assert process.wait(30) == 0
-        assert process.stderr is not None
-        assert process.stderr.read() == ""
+        try:
+            assert process.stdout is not None
+            found = json.loads(process.stdout.readline())
+            assert found["runs"] == ["resnet20"]
+            assert "baseline.json" in found["skipped"]["started"]
+            with pages() as page:
+                opened = page()
+                opened.goto(found["url"])
+                opened.get_by_text("resnet20").first.click()
+                opened.get_by_text("Pareto Front").first.wait_for(timeout=60_000)
+                opened.wait_for_timeout(1000)
+                keep(opened, "dashboard")
+            process.send_signal(ending)
+            assert process.wait(30) == 0
+            assert process.stderr is not None
+            assert process.stderr.read() == ""
+        finally:
+            process.kill()  # what failed above would wait for it for ever

@@ -237,3 +237,14 @@ def test_a_name_is_one_part_of_a_path(name: str) -> None:
         read_study({**study, "name": name})
     assert len(str(told.value)) < 300
     assert read_study({**study, "name": "net 2.b-\u00e9"}).name == "net 2.b-\u00e9"
+
+
+@pytest.mark.parametrize(("asked", "hint"), [("quickstrat", True), ("0", False)])
+def test_an_unknown_study_is_told_what_there_is_once(asked: str, hint: bool) -> None:
+    with pytest.raises(InputError) as told:
+        load_study(asked)
+    text = str(told.value)
+    assert ("did you mean 'quickstart'" in text) == hint
+    listed = text.partition("Shipped: ")[2]
+    assert listed.rstrip(".").split(", ") == sorted(shipped("studies"))
+    assert text.count("cifar10_vgg16") == 1

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import pytest
 
+from autocompress.machine.facts import cores
 from autocompress.testing.target import TargetContract
 
 
@@ -15,6 +16,8 @@ class TestOnnxRuntime(TargetContract):
 
 class TestOpenVino(TargetContract):
     config = "openvino"
+    # it takes no more than there are cores for this process
+    threads: ClassVar = (1, 2) if len(cores()) != 1 else (1,)
 
 
 class TestTorch(TargetContract):

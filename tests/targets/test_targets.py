@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -73,6 +74,33 @@ def test_onnxruntime_starts_one_thread_less_than_it_uses(exported: dict[str, Pat
         assert tasks() - before == 3
     with closing(get_target({"threads": 1}).open(exported[".onnx"])):
         assert tasks() == before
+
+
+_ON_ONE_CORE = """
+import json, logging, os, sys
+from contextlib import closing
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+from autocompress.targets import get_target
+target = get_target({"runtime": "openvino", "threads": 2})
+logging.basicConfig(level="WARNING", stream=sys.stderr, format="%(message)s")
+target.reach()
+with closing(target.open(sys.argv[1])) as session:
+    print(json.dumps([target.describe(), session.threads]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux binds to cores")
+def test_fewer_threads_than_were_asked_for_are_told(exported: dict[str, Path]) -> None:
+    """OpenVINO runs no more than the process has cores, which its records must not hide."""
+    pytest.importorskip("openvino")
+    command = [sys.executable, "-c", _ON_ONE_CORE, str(exported[".onnx"])]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    told, used = json.loads(done.stdout)
+    assert (told["threads"], told["threads_used"], used) == (2, 1, 1)
+    assert "asks for 2" in done.stderr
+    assert "OpenVINO runs 1" in done.stderr
+    one = get_target({"runtime": "openvino", "threads": 1})
+    assert "threads_used" not in one.describe()
 
 
 def test_a_config_names_the_nearest_key_and_runtime() -> None:

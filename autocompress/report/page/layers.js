@@ -8,8 +8,8 @@ const policyOf = t => t === base ? run.layers.map(() => null) : run.policies[t.n
 const cellOf = (number, technique) => number === null ? ["", 1] : run.cells[number][run.techniques.indexOf(technique)];
 const brief = text => text.replace(/(\d+) of (\d+) channels/, "$1/$2").replace(/ of the (channels|rank)| bits| zeros/g, "");
 function painted(text, share) {
-  const deep = text ? Math.round(100 * Math.min(0.9, 0.12 + 0.85 * (1 - (share ?? 0.5)))) : 0;
-  return el("td", {class: `heat${deep > 55 ? " deep" : ""}`, style: `--deep: ${deep}%`, title: text || "unchanged"}, brief(text) || "·");
+  const deep = text ? Math.round(100 * (0.12 + 0.88 * (1 - (share ?? 0.5)))) : 0;
+  return el("td", {class: "heat", style: `--deep: ${deep}%`, title: text || "unchanged"}, brief(text) || "·");
 }
 function heatTrials() {
   const found = front.filter(policyOf), now = chosen();
