@@ -15,6 +15,7 @@ from urllib.parse import quote, unquote
 
 from torch import nn
 
+from autocompress.exporters.onnx_reads import inner_graphs
 from autocompress.task.calling import Flat, call_flat
 from autocompress.task.nested import with_tensors
 
@@ -137,16 +138,15 @@ def name_nodes(model: Any, origin: Callable[[Any], LayerCall | None]) -> None:
         }
     for value in model.graph.initializer:
         renamed[value.name] = value.name.removeprefix("model.").removeprefix("flat_model.")
-    _rename_tensors(model.graph, renamed)
+    rename_tensors(model.graph, renamed)
 
 
-def _rename_tensors(graph: Any, names: Mapping[str, str]) -> None:
+def rename_tensors(graph: Any, names: Mapping[str, str]) -> None:
     """Rename tensors wherever they are read or made, graphs inside of nodes included."""
     for node in graph.node:
         node.input[:] = [names.get(i, i) for i in node.input]
         node.output[:] = [names.get(o, o) for o in node.output]
-        for attribute in node.attribute:
-            for inner in (*([attribute.g] if attribute.HasField("g") else ()), *attribute.graphs):
-                _rename_tensors(inner, names)
+        for inner in inner_graphs(node):
+            rename_tensors(inner, names)
     for value in (*graph.initializer, *graph.value_info):
         value.name = names.get(value.name, value.name)
