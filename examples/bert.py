@@ -64,7 +64,8 @@ def main() -> None:
         out="runs/bert",
         search={"trials": 10},
     )
-    print(result.best.trial.measurement)
+    best = result.best.trial.measurement
+    print(f"accuracy {best['accuracy']:.1%}, {best['latency_ms']:.3f} ms")
     small = ac.apply(result.best.recipe, model, {"train": train, "val": val, "test": test})
     print(ac.export(small, "bert.onnx"))
 

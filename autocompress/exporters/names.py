@@ -11,11 +11,16 @@ import ast
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+from urllib.parse import quote, unquote
 
 from torch import nn
 
+from autocompress.exporters.onnx_reads import inner_graphs
 from autocompress.task.calling import Flat, call_flat
 from autocompress.task.nested import with_tensors
+
+_MARKS = str.maketrans({mark: quote(mark, safe="") for mark in " #%"})
+"""Keys of module dictionaries may hold what parts a name; it is written as in web addresses."""
 
 LayerCall = tuple[str, str]
 """A module's path, and a mark that is the same for all nodes of one call of it."""
@@ -30,13 +35,13 @@ def layer_of(node_name: str) -> tuple[str, int] | None:
     """
     module, _, rest = node_name.partition("#")
     call, slash, _ = rest.partition("/")
-    module = module.rpartition(" ")[2]
+    module = unquote(module.rpartition(" ")[2])
     return (module, int(call)) if module and slash and call.isdecimal() else None
 
 
 def canonical_name(module: str, call: int, operator: str) -> str:
     """The name that ``layer_of`` splits; ``graph/...`` where the module is the whole model."""
-    return f"{module}#{call}/{operator}" if module else f"graph/{operator}"
+    return f"{module.translate(_MARKS)}#{call}/{operator}" if module else f"graph/{operator}"
 
 
 class Traced(nn.Module):
@@ -133,16 +138,15 @@ def name_nodes(model: Any, origin: Callable[[Any], LayerCall | None]) -> None:
         }
     for value in model.graph.initializer:
         renamed[value.name] = value.name.removeprefix("model.").removeprefix("flat_model.")
-    _rename_tensors(model.graph, renamed)
+    rename_tensors(model.graph, renamed)
 
 
-def _rename_tensors(graph: Any, names: Mapping[str, str]) -> None:
+def rename_tensors(graph: Any, names: Mapping[str, str]) -> None:
     """Rename tensors wherever they are read or made, graphs inside of nodes included."""
     for node in graph.node:
         node.input[:] = [names.get(i, i) for i in node.input]
         node.output[:] = [names.get(o, o) for o in node.output]
-        for attribute in node.attribute:
-            for inner in (*([attribute.g] if attribute.HasField("g") else ()), *attribute.graphs):
-                _rename_tensors(inner, names)
+        for inner in inner_graphs(node):
+            rename_tensors(inner, names)
     for value in (*graph.initializer, *graph.value_info):
         value.name = names.get(value.name, value.name)

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from autocompress.exporters.onnx_reads import reads
+
 
 def keep_floats(model: Any, static: set[str]) -> None:
     """Let layers that stay float read integers through a DequantizeLinear of one scale per channel.
@@ -34,7 +36,7 @@ def keep_floats(model: Any, static: set[str]) -> None:
                     nodes.append(apart[pair.name])
                 node.input[0] = apart[pair.name].output[0]
         nodes.append(node)
-    read = {name for node in nodes for name in node.input} | {o.name for o in model.graph.output}
+    read = {name for node in nodes for name in reads(node)} | {o.name for o in model.graph.output}
     left = [n for n in nodes if n.op_type != "DequantizeLinear" or n.output[0] in read]
     del model.graph.node[:]
     model.graph.node.extend(left)

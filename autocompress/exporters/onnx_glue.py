@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from autocompress.exporters.onnx_reads import reads
 from autocompress.techniques.compressed import Range
 
 _MOVING = frozenset(
@@ -72,7 +73,7 @@ class Wires:
                 held.update((node.output[0], a.t) for a in node.attribute if a.name == "value")
         readers: dict[str, list[Any]] = {}
         for node in graph.node:
-            for name in dict.fromkeys(node.input):
+            for name in dict.fromkeys(reads(node)):
                 readers.setdefault(name, []).append(node)
         nodes = list(graph.node)
         answers = frozenset(o.name for o in graph.output)

@@ -15,6 +15,7 @@ from torch import nn
 from autocompress.errors import ExportError, explained
 from autocompress.exporters.agreement import Unsteady
 from autocompress.exporters.names import LayerCall, Traced, layer_of, name_nodes, program_origin
+from autocompress.exporters.onnx_reads import reads
 from autocompress.exporters.onnx_simplify import simplify
 from autocompress.exporters.silence import silent
 from autocompress.exporters.tracing import watched
@@ -308,6 +309,6 @@ def fixed_tensors(graph: Any) -> set[str]:
     """Tensors that depend on no input."""
     found = {i.name for i in graph.initializer}
     for node in graph.node:
-        if all(i in found for i in node.input if i):
+        if all(name in found for name in reads(node)):
             found.update(node.output)
     return found

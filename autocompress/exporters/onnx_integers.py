@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.exporters.onnx_glue import CLIPPING, Wires
+from autocompress.exporters.onnx_reads import read_in
 from autocompress.techniques.compressed import Range
 
 _STEP = "_levels"
@@ -61,7 +62,7 @@ class Integers:
     def _drop_unread(self) -> None:
         """Take out what gave tensors their axes back for linear layers alone."""
         graph = self.model.graph
-        read = {i for n in graph.node for i in n.input} | {o.name for o in graph.output}
+        read = set(read_in(graph))
         for node in reversed(list(graph.node)):
             if not any(o in read for o in node.output):
                 graph.node.remove(node)

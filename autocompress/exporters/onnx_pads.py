@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from autocompress.exporters.onnx_reads import read_in
+
 
 def fold_padding(model: Any) -> None:
     """Let convolutions and average poolings pad by themselves what a ``Pad`` gives them, in place.
@@ -33,7 +35,7 @@ def fold_padding(model: Any) -> None:
             rank = len(widths) // 2
             if _takes(node, [*widths[2:rank], *widths[rank + 2 :]]):
                 node.input[0] = source
-    read = {i for n in graph.node for i in n.input} | {o.name for o in graph.output}
+    read = set(read_in(graph))
     for node in [n for n in graph.node if n.output and n.output[0] in pads]:
         if node.output[0] not in read:
             graph.node.remove(node)

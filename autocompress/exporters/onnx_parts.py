@@ -14,6 +14,7 @@ from onnx.utils import Extractor
 
 from autocompress.cascade.heads import LinearHead
 from autocompress.exporters.names import layer_of
+from autocompress.exporters.onnx_reads import reads
 
 _WEIGHTED = ("Conv", "Gemm", "MatMul", "ConvInteger", "MatMulInteger", "QLinearConv")
 _FLOATS = (TensorProto.FLOAT,)
@@ -117,7 +118,7 @@ class Parts:
         """Nodes that depend on an input."""
         fixed, found = set(self._constants), []
         for node in self._model.graph.node:
-            if all(name in fixed for name in node.input if name):
+            if all(name in fixed for name in reads(node)):
                 fixed.update(node.output)
             else:
                 found.append(node)
@@ -128,7 +129,7 @@ class Parts:
         """Places after which one tensor alone is read later, and that tensor."""
         nodes, last = self._nodes(), dict[str, int]()
         for place, node in enumerate(nodes):
-            last.update({n: place for n in node.input if n and n not in self._fixed})
+            last.update({n: place for n in reads(node) if n not in self._fixed})
         last.update({value.name: len(nodes) for value in self._model.graph.output})
         live = {value.name for value in self._model.graph.input} & set(last)
         found = []

@@ -28,6 +28,7 @@ from autocompress.exporters.onnx_low_bits import (
     store_low_bits,
     weight_place,
 )
+from autocompress.exporters.onnx_reads import reads, sort_nodes
 from autocompress.exporters.onnx_simplify import drop_unused
 from autocompress.techniques.compressed import Compressed, Precision, tensors_alone
 from autocompress.techniques.quantize import round_weight, stored_scale
@@ -129,7 +130,6 @@ def quantize_graph(graph: Any, compressed: Compressed) -> Any:
         ExportError: activations are to be static integers but were not calibrated.
     """
     import onnx
-    from onnxruntime.quantization.onnx_model import ONNXModel
 
     plan = plan_nodes(graph, compressed)
     model = onnx.ModelProto()
@@ -168,8 +168,7 @@ def quantize_graph(graph: Any, compressed: Compressed) -> Any:
     for name, precision in packed.items():  # last: others infer types, and know no such operator
         store_blocks(model, name, precision.weight_bits, precision.block)
     drop_unused(model.graph)
-    # ONNX wants every node behind those that it reads; only some runtimes sort by themselves
-    ONNXModel(model).topological_sort()
+    sort_nodes(model)
     return model
 
 
@@ -246,7 +245,7 @@ def _own_weights(model: Any, chosen: set[str]) -> None:
     and the runtime makes a call integer only where nothing else reads its weight.
     """
     held = {i.name: i for i in model.graph.initializer}
-    seen = {i for n in model.graph.node if n.name not in chosen for i in n.input}
+    seen = {i for n in model.graph.node if n.name not in chosen for i in reads(n)}
     for number, node in enumerate(model.graph.node):
         if node.name not in chosen or node.op_type not in _WEIGHTED:
             continue

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from autocompress.exporters.names import rename_tensors
+
 _SMALLEST = 1024
 """Bytes; smaller tensors are not worth a look."""
 
@@ -43,8 +45,7 @@ def share_weights(model: Any) -> None:
                 helper.make_node("Transpose", [other], [tensor.name], name=name, perm=[1, 0])
             )
             model.graph.initializer.remove(tensor)
-    for node in model.graph.node:
-        node.input[:] = [renamed.get(name, name) for name in node.input]
+    rename_tensors(model.graph, renamed)
     for node in reversed(turned):
         model.graph.node.insert(0, node)
 

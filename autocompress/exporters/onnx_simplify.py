@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.exporters.onnx_pads import fold_padding
+from autocompress.exporters.onnx_reads import read_in, reads
 
 _LARGEST = 65_536
 """Elements; larger constants (expanded masks, position tables) stay computed."""
@@ -108,10 +109,7 @@ def _evaluate(model: Any, nodes: list[Any]) -> dict[str, NDArray[Any]]:
 
 def drop_unused(graph: Any) -> None:
     """Take out the constants that nothing reads: runtimes warn of them, and files grow."""
-    used = {i for n in graph.node for i in n.input} | {o.name for o in graph.output}
-    # subgraphs of loops and branches may read anything
-    if any(a.HasField("g") for n in graph.node for a in n.attribute):
-        return
+    used = set(read_in(graph))
     for initializer in [i for i in graph.initializer if i.name not in used]:
         graph.initializer.remove(initializer)
 
@@ -130,7 +128,7 @@ def merge_subsampling(model: Any) -> None:
     constants = {i.name: i for i in graph.initializer}
     readers: dict[str, list[Any]] = {}
     for node in graph.node:
-        for name in node.input:
+        for name in reads(node):
             readers.setdefault(name, []).append(node)
     channels: dict[str, int] | None = None
     for pad in [n for n in graph.node if n.op_type == "Pad"]:
@@ -240,8 +238,7 @@ def clip_early(model: Any) -> None:
     """
     graph = model.graph
     makers = {o: n for n in graph.node for o in n.output}
-    read = Counter(i for n in graph.node for i in n.input)
-    read.update(o.name for o in graph.output)
+    read = Counter(read_in(graph))
     for clip in [n for n in graph.node if n.op_type in ("Relu", "Clip")]:
         mover = makers.get(clip.input[0])
         if mover is None or mover.op_type not in _MOVERS or len(mover.output) > 1:

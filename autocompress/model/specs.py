@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from autocompress.model.splitting import splittable, why_no_product
+from autocompress.model.splitting import hooked, splittable, why_no_product
 from autocompress.model.tracing_stubs import is_attention
 from autocompress.model.usage import CELLS, CONV, TABLES, TRANSPOSED, Usage, usage
 from autocompress.policy.inventory import RE_SOLVE, LayerSpec, LayerTraits
@@ -95,7 +95,9 @@ def _traits(module: nn.Module, used: Usage, used_by: str) -> LayerTraits:
         fixed = f"its weight is also used outside of the layer ({used_by})"
     kind = type(module).__name__
     indivisible = ""
-    if isinstance(module, TABLES):
+    if hooked(module):
+        indivisible = "hooks run with it, which two layers would run twice"
+    elif isinstance(module, TABLES):
         indivisible = why_no_product(module)
     elif used.direct and not used.plain and not splittable(module):
         indivisible = f"{kind} cannot be divided into two layers"

@@ -78,6 +78,11 @@ def keeper(layer: Any) -> Half | None:
     return None
 
 
+def hooked(layer: nn.Module) -> bool:
+    """Whether hooks run with a layer: two in its place would run each of them twice, or on half."""
+    return bool(layer._forward_hooks or layer._forward_pre_hooks)
+
+
 def splittable(layer: Any) -> bool:
     """Whether two layers can stand in a layer's place."""
     return keeper(layer) is not None

@@ -63,6 +63,7 @@ class Named(nn.Module):
         self.chain = nn.Sequential(shared, nn.ReLU(), shared, nn.Sequential(shared))
         self.by_name = nn.ModuleDict({"0": nn.Linear(4, 4), "two": nn.ModuleDict()})
         self.by_name["two"]["fc_2"] = nn.Linear(4, 4)
+        self.by_name["in stock #1/é %20"] = nn.Linear(4, 4)
         self.by_place = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
         self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
         self.cell = nn.LSTM(4, 4, 2, batch_first=True)
@@ -73,7 +74,8 @@ class Named(nn.Module):
         x = self.chain(self.block1(self.block1_1(self.block1(torch.cat([x, x[:, :1]], 1)))))
         x = self.chain[0](nn.functional.conv2d(x, self.block1.conv_1.weight))
         y = self.cell(x.flatten(2).transpose(1, 2))[0]
-        for layer in (self.by_name["0"], *self.by_place, self.by_name["two"]["fc_2"]):
+        words = (self.by_name["two"]["fc_2"], self.by_name["in stock #1/é %20"])
+        for layer in (self.by_name["0"], *self.by_place, *words):
             y = layer(y)
         for _ in range(2):
             y = self.attention(y, y, y, need_weights=False)[0]
@@ -255,6 +257,7 @@ def test_layer_of_splits_what_runtimes_make_of_a_name() -> None:
         "conv1#0/Conv_token_3": ("conv1", 0),
         "conv1#0/Conv_output_0_QuantizeLinear": ("conv1", 0),
         "a/b#0/Conv": ("a/b", 0),
+        "fused heads.in%20stock#0/Gemm": ("heads.in stock", 0),
     }
     assert {name: layer_of(name) for name in split} == split
     for name in ("graph/Add", "Conv_3", "ReorderOutput", "a#b/Conv", "a#0", "#0/Conv", ""):

@@ -132,6 +132,21 @@ def test_a_weight_that_is_used_elsewhere_is_left_alone() -> None:
     assert head.left_alone == ()
 
 
+def test_a_layer_with_hooks_is_not_divided() -> None:
+    """Two layers in its place would run them twice, or on half of what it computes."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(128, 4))
+    words = nn.Sequential(nn.Embedding(40, 12), nn.Flatten(), nn.Linear(60, 12), nn.Linear(12, 3))
+    model[0].register_forward_hook(lambda module, args, out: 1.5 * out + 0.2)
+    model[1].register_forward_pre_hook(lambda module, args: (args[0] / 2 + 0.1,))
+    words[0].register_forward_hook(lambda module, args, out: out.tanh())
+    found = take_inventory(model, torch.randn(2, 3, 8, 8))
+    ids = torch.arange(10).view(2, 5)
+    layers = [*found.layers, *take_inventory(words, ids).layers]
+    divided = ["hooks" not in layer.why_not("low-rank") for layer in layers]
+    assert divided == [False, False, True, False, True, True]
+    assert not any("hooks" in layer.why_not("quantize") for layer in layers)
+
+
 class OnlyWide(Technique):
     """Of some package: for wide layers."""
 

@@ -154,13 +154,32 @@ class Windows(nn.Module):
         return self.head(x.reshape(-1, 64, 12).mean(1))
 
 
+class Bags(nn.Module):
+    """Tables whose rows are summed, which in files are loops, beside numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean, self.sum = (
+            nn.EmbeddingBag(30, 8, mode="mean"),
+            nn.EmbeddingBag(30, 8, mode="sum"),
+        )
+        self.numbers, self.head = nn.Linear(10, 12), nn.Linear(12, 3)
+        self.join = nn.Linear(28, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        ids = (9 * x.abs()).long().clamp(max=29)
+        words = (self.mean(ids[:, :4]), self.sum(ids[:, 4:]))
+        x = torch.cat([F.relu(self.numbers(x)), *words], 1)
+        return self.head(F.relu(self.join(x)))
+
+
 RARE: dict[str, Callable[[], nn.Module]] = {
     kind.__name__: kind
-    for kind in (SeveralNames, PlainLists, OtherNorms, Constants, Experts, Sampled, Windows)
+    for kind in (SeveralNames, PlainLists, OtherNorms, Constants, Experts, Sampled, Windows, Bags)
 }
 
 
 def inputs_of(name: str, count: int) -> Tensor:
     """Random inputs that fit a network."""
-    shape = (10,) if name == "Experts" else (3, 8, 8)
+    shape = (10,) if name in ("Experts", "Bags") else (3, 8, 8)
     return torch.randn(count, *shape, generator=torch.Generator().manual_seed(1))
