@@ -87,10 +87,10 @@ class Refinement:
         held = max(1, min(CHUNK * 2, count // 8))
         steps = held + config.steps * config.batch_size
         wanted = steps if config.network_images == "auto" else config.network_images
-        images = self.data.train.sample(max(count, wanted), self.seed)
-        every = torch.arange(len(images))
-        self._images, self._held = images.subset(every[held:count]), images.subset(every[:held])
-        self._for_network = images.subset(every[held : max(wanted, held + 1)])
+        train = self.data.train
+        places = train.places(max(count, wanted), self.seed)
+        self._images, self._held = train.subset(places[held:count]), train.subset(places[:held])
+        self._for_network = places[held : max(wanted, held + 1)]
         original = self.place.put_module(copy.deepcopy(self.model))
         module = self.place.put_module(self._module()).requires_grad_(True)
         distance = HeldOutDivergence(original, self._held, self.task, self.place)
@@ -252,14 +252,14 @@ class Refinement:
         self, original: nn.Module, module: nn.Module, divergence: Divergence, deadline: float
     ) -> None:
         """Train all parameters toward the original's outputs."""
-        images, config = self._for_network, self.config
+        images, config = self.data.train, self.config
         augment = self.data.augment if config.augment else None
         answers: dict[_Batch, Any] = {}
         room = _MEMORY
 
         def loss(batch: _Batch, index: Tensor) -> Tensor:
             nonlocal room
-            stored, targets = images.take(index)
+            stored, targets = images.take(self._for_network[index])
             if augment is not None:
                 draws = torch.Generator().manual_seed(_mixed(self.seed, *batch))
                 stored = augment(stored, draws)
@@ -278,7 +278,13 @@ class Refinement:
 
         parameters = [p for p in module.parameters() if p.requires_grad]
         self._descend(
-            parameters, loss, len(images), config.steps, config.lr / 2, deadline, tell=True
+            parameters,
+            loss,
+            len(self._for_network),
+            config.steps,
+            config.lr / 2,
+            deadline,
+            tell=True,
         )
 
     def _descend(

@@ -102,13 +102,17 @@ class Split:
             yield self.prepare(stored), targets
 
     def sample(self, count: int, seed: int = 0) -> Split:
-        """A random subset without replacement, the same for the same seed.
+        """A random subset without replacement, the same for the same seed; see ``places``."""
+        return self.subset(self.places(count, seed))
+
+    def places(self, count: int, seed: int = 0) -> Tensor:
+        """Where the samples of such a subset are: ``(count,)`` indices, fewer if there are fewer.
 
         Every class that the labels know is in it, where it has room for all of them.
         """
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(self), generator=generator)
-        return self.subset(_with_rare(order, min(count, len(self)), self.labels))
+        return _with_rare(order, min(count, len(self)), self.labels)
 
     def inputs(self, count: int | None = None) -> Inputs:
         """The first ``count`` samples (all by default) as one preprocessed batch."""
