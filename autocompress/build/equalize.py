@@ -8,69 +8,33 @@ scaled up by as much, if nothing between them minds; whether so is tried, not be
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from autocompress.build.ranges import least_squares_range
+from autocompress.build.scales import Site, before, best_scale, for_inputs, inputs_of
 from autocompress.build.walk import Steps
 from autocompress.errors import UnsupportedModel
 from autocompress.model.usage import CONV
 from autocompress.task.calling import call, call_flat
 from autocompress.task.data import portions
 from autocompress.task.nested import take
-from autocompress.techniques.compressed import Compressed, Precision
-from autocompress.techniques.moments import MatrixLayer, matrix_layer, rows
-from autocompress.techniques.quantize import round_activation, round_weight
+from autocompress.techniques.compressed import Compressed
+from autocompress.techniques.moments import MatrixLayer, matrix_layer
 
 _log = logging.getLogger(__name__)
 
 _OUTLIER = 8.0
 """A channel is one if its largest value is so many times that of the channel in the middle."""
 
-_SHARES = (0.25, 0.5, 0.75, 1.0)
-"""How much of a channel's size goes into the weights that read it, the rest stays."""
-
-_GAIN = 0.8
-"""Scales are moved where the error of the layers that read them falls below this share."""
-
 _SAMPLES = 64
-_ROWS = 1024
 _TRIED = 4
 _EXPONENTS = 9
 """Powers of two up to this one are tried: a clip or a curve between the layers cannot hide."""
 
-_FACTORS = 4
-"""Of so many makers each is tried alone."""
-
 _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
-
-
-@dataclass(frozen=True)
-class Site:
-    """An activation between layers: what makes its channels, and what reads them.
-
-    Args:
-        makers: names of parameters of which each row, or element, belongs to one channel.
-        readers: layers that multiply it.
-        channels: how many it has.
-    """
-
-    makers: tuple[str, ...]
-    readers: tuple[str, ...]
-    channels: int
-
-    def variants(self) -> Iterator[Site]:
-        """Itself, then with one of its makers alone: in a product, one factor takes the scale."""
-        yield self
-        owners = dict.fromkeys(name.rpartition(".")[0] for name in self.makers)
-        for owner in owners if 1 < len(owners) <= _FACTORS else ():
-            own = tuple(n for n in self.makers if n.rpartition(".")[0] == owner)
-            yield replace(self, makers=own)
 
 
 @torch.no_grad()
@@ -112,7 +76,7 @@ def equalize(folded: nn.Module, compressed: Compressed, inputs: Any) -> tuple[st
     for site in found:
         fit = () if uneven.isdisjoint(site.readers) else site.variants()
         chosen = next((s for s in fit if movable(folded, s, few)), None)
-        scale = None if chosen is None else _best_scale(folded, site, wanted, peaks, batch)
+        scale = None if chosen is None else best_scale(folded, chosen, wanted, peaks, batch)
         if chosen is not None and scale is not None:
             _move(folded, chosen, scale)
             read += site.readers
@@ -161,7 +125,8 @@ def sites(steps: Steps, module: nn.Module) -> list[Site]:
         reading = [n for node, names in readers.items() if root(node) == group for n in names]
         if group not in stopped and reading and len(set(made.values())) == 1:
             names = tuple(dict.fromkeys(reading))
-            out.append(Site(tuple(made), names, next(iter(made.values()))))
+            clipped = frozenset(str(n.target) for n in makers if root(n) == group and _cut_off(n))
+            out.append(Site(tuple(made), names, next(iter(made.values())), clipped))
     return [site for site in out if _fits(module, site)]
 
 
@@ -186,6 +151,11 @@ def _made(node: fx.Node, module: nn.Module) -> dict[str, int] | None:
     return None
 
 
+def _cut_off(node: fx.Node) -> bool:
+    """Whether only ReLUs read what a node gives."""
+    return bool(node.users) and all(_is(user, "relu") or _is(user, "relu_") for user in node.users)
+
+
 def _is(node: fx.Node, name: str) -> bool:
     packet = getattr(node.target, "overloadpacket", None)
     return node.op == "call_function" and getattr(packet, "__name__", "") == name
@@ -199,12 +169,8 @@ def _vector(node: fx.Node, module: nn.Module) -> Any:
     return found if found is not None and found.dim() == 1 and len(found) > 1 else None
 
 
-def _inputs_of(layer: MatrixLayer) -> int:
-    return layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
-
-
 def _fits(module: nn.Module, site: Site) -> bool:
-    sizes = [_inputs_of(matrix_layer(module, name)) for name in site.readers]
+    sizes = [inputs_of(matrix_layer(module, name)) for name in site.readers]
     return site.channels > 1 and all(size % site.channels == 0 for size in sizes)
 
 
@@ -227,19 +193,9 @@ def _peaks(module: nn.Module, names: Iterable[str], batch: Any) -> dict[str, Ten
 
         return hook
 
-    with _hooked(module, {name: note(name) for name in names}):
+    with before(module, {name: note(name) for name in names}):
         call(module, batch)
     return found
-
-
-@contextmanager
-def _hooked(module: nn.Module, hooks: Mapping[str, Any]) -> Iterator[None]:
-    handles = [module.get_submodule(n).register_forward_pre_hook(h) for n, h in hooks.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _outliers(peak: Tensor) -> bool:
@@ -254,17 +210,7 @@ def _move(module: nn.Module, site: Site, scale: Tensor) -> None:
         parameter.div_(scale.view(-1, *[1] * (parameter.dim() - 1)))
     for name in site.readers:
         layer = matrix_layer(module, name)
-        layer.weight.mul_(_for_inputs(layer, scale))
-
-
-def _for_inputs(layer: MatrixLayer, scale: Tensor) -> Tensor:
-    """A scale of channels as a factor of a layer's weight."""
-    wide = scale.repeat_interleave(_inputs_of(layer) // len(scale))
-    if isinstance(layer, nn.Linear):
-        return wide
-    groups, outputs = layer.groups, layer.out_channels
-    per_output = wide.view(groups, 1, -1).expand(-1, outputs // groups, -1).flatten(0, 1)
-    return per_output.reshape(outputs, -1, *[1] * len(layer.kernel_size))
+        layer.weight.mul_(for_inputs(layer, scale))
 
 
 @torch.no_grad()
@@ -308,77 +254,3 @@ def _same(one: Tensor, other: Tensor) -> bool:
         return one.shape == other.shape and torch.equal(one, other)
     size = float(one.abs().max()) if one.numel() else 0.0
     return bool(torch.isfinite(other).all()) and float((one - other).abs().max()) <= 1e-4 * size
-
-
-def _best_scale(
-    module: nn.Module,
-    site: Site,
-    wanted: Mapping[str, Precision],
-    peaks: Mapping[str, Tensor],
-    batch: Any,
-) -> Tensor | None:
-    """The scale with which rounding costs the readers least, if that is much less."""
-    readers = [name for name in site.readers if name in peaks]
-    fed: dict[str, Tensor] = {}
-
-    def keep(name: str) -> Any:
-        def hook(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
-            fed.setdefault(name, args[0])
-
-        return hook
-
-    with _hooked(module, {name: keep(name) for name in readers}):
-        call(module, batch)
-    sampled = {n: _sampled(matrix_layer(module, n), x) for n, x in fed.items()}
-    size = torch.stack([_per_channel(peaks[n], site) for n in readers]).amax(0)
-    weight = torch.stack([_largest_weights(matrix_layer(module, n), site) for n in readers]).amax(0)
-
-    def error(scale: Tensor) -> float:
-        return sum(_error(matrix_layer(module, n), wanted[n], sampled[n], scale) for n in sampled)
-
-    best, least = None, _GAIN * error(torch.ones(site.channels))
-    alive = (size > 0) & (weight > 0)
-    for share in _SHARES:
-        scale = torch.ones(site.channels)
-        scale[alive] = size[alive] ** share / weight[alive] ** (1 - share)
-        scale[alive] /= scale[alive].log().mean().exp()
-        found = error(scale)
-        if found < least:
-            best, least = scale, found
-    return best
-
-
-def _per_channel(values: Tensor, site: Site) -> Tensor:
-    return values.view(site.channels, -1).amax(1)
-
-
-def _largest_weights(layer: MatrixLayer, site: Site) -> Tensor:
-    """The largest weight that reads each channel."""
-    groups = getattr(layer, "groups", 1)
-    each = layer.weight.abs().unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
-    return _per_channel(each.flatten(1).amax(1), site)
-
-
-def _sampled(layer: MatrixLayer, inputs: Tensor) -> Tensor:
-    """Some of the rows that a layer multiplies, ``(groups, M, features)``."""
-    found = rows(layer, inputs)
-    draw = torch.Generator().manual_seed(0)
-    return found[:, torch.randint(found.shape[1], (_ROWS,), generator=draw)]
-
-
-def _error(layer: MatrixLayer, precision: Precision, fed: Tensor, scale: Tensor) -> float:
-    """Mean squared error of what a layer gives once weights, and inputs in 8 bits, are rounded."""
-    factor = _for_inputs(layer, scale).expand_as(layer.weight)
-    bits, block = precision.weight_bits, precision.block
-    rounded = round_weight(layer.weight * factor, bits, precision.reduced, block)
-    grouped = (len(fed), -1, fed.shape[-1])
-    scaled = fed / factor.reshape(grouped)[:, :1]
-    if precision.integer:
-        values = scaled.flatten().numpy()
-        low, high = min(0.0, float(values.min())), max(0.0, float(values.max()))
-        step = max(1, len(values) // 8192)
-        low, high = least_squares_range(values[::step], low, high)
-        scaled = round_activation(scaled, low, max(high, low + 1e-6))
-    wanted = fed @ layer.weight.reshape(grouped).transpose(1, 2)
-    found = scaled @ rounded.reshape(grouped).transpose(1, 2)
-    return float((wanted - found).square().mean() / wanted.square().mean().clamp(min=1e-20))

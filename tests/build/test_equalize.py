@@ -74,6 +74,24 @@ class Between(nn.Module):
         return self.two(self.what(self.one(x))).mean((2, 3))
 
 
+class Silenced(nn.Module):
+    """Convolutions are added up, and hardly anything of some channels is left above zero."""
+
+    def __init__(self, parts: int, pooled: bool) -> None:
+        super().__init__()
+        self.convolutions = nn.ModuleList(nn.Conv2d(3, 12, 3, padding=1) for _ in range(parts))
+        self.pooled = pooled
+        self.head = nn.Linear(12 if pooled else 12 * 64, 5)
+        with torch.no_grad():
+            for layer in self.convolutions:
+                assert layer.bias is not None
+                layer.bias[:2] = torch.tensor([20.0, -3.0]) / parts
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(sum(layer(x) for layer in self.convolutions))
+        return self.head(x.mean((2, 3)) if self.pooled else x.flatten(1))
+
+
 def _outlier(model: nn.Module, maker: str, reader: str, factor: float = 300.0) -> None:
     """Make one channel so many times larger, and what reads it as much smaller."""
     with torch.no_grad():
@@ -145,6 +163,22 @@ def test_an_outlier_channel_costs_no_more_than_the_others(name: str, tmp_path: P
         errors[label] = float((found - wanted).square().mean() / wanted.square().mean())
     assert errors["on"] < 1.5 * errors["even"] + 1e-6, errors
     assert errors["on"] < 0.25 * errors["off"], errors
+
+
+@pytest.mark.parametrize("pooled", [True, False])
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_what_is_written_before_a_relu_or_a_mean_is_rounded_no_worse(
+    parts: int, pooled: bool, tmp_path: Path
+) -> None:
+    """Scaled by what is left of them, channels would be written in steps as large as the others."""
+    torch.manual_seed(0)
+    model, x = Silenced(parts, pooled).eval(), _images()
+    errors = {}
+    for on in (False, True):
+        found = _of_file(calibrate(_compressed(model, equalization=on), x), x, tmp_path)
+        with torch.no_grad():
+            errors[on] = float((found - model(x)).square().mean())
+    assert errors[True] < 1.2 * errors[False], errors
 
 
 @pytest.mark.parametrize("name", _MOVED)
