@@ -99,7 +99,7 @@ def sites(steps: Steps, module: nn.Module) -> list[Site]:
             item = parent[item]
         return item
 
-    makers: dict[object, dict[str, int]] = {}
+    makers: dict[fx.Node, dict[str, int]] = {}
     readers: dict[object, list[str]] = {}
     barred: list[object] = []
     for node in steps.graph.nodes:
