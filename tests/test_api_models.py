@@ -173,6 +173,8 @@ def test_the_file_is_the_one_that_the_command_writes(
     assert not [reason for reason in done["reasons"] if "latency" not in reason]
     refused = call(place, f"verify {recipes['integer']} --model own:trained", check=2)
     assert "--data package.module:factory" in " ".join(refused.stderr.split())
+    refused = call(place, f"verify {recipes['integer']}", check=2)
+    assert "a model and data handed over in Python" in " ".join(refused.stderr.split())
 
 
 def test_a_recipe_is_verified_with_objects(

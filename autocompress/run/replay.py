@@ -94,16 +94,16 @@ def open_recipe(
         model = None
     if isinstance(data, str):
         data = None
-    if model is None and study.model.factory == GIVEN:
+    options = {
+        "a model": "--model package.module:factory --checkpoint weights.safetensors",
+        "data": "--data package.module:factory",
+    }
+    absent = (model is None and study.model.factory == GIVEN) * ["a model"]
+    absent += (data is None and study.data.factory == GIVEN) * ["data"]
+    if absent:
         raise InputError(
-            "This recipe was found on a model handed over in Python; name one with "
-            "--model package.module:factory --checkpoint weights.safetensors, or call "
-            "`autocompress.apply(recipe, model, data)`."
-        )
-    if data is None and study.data.factory == GIVEN:
-        raise InputError(
-            "This recipe was found on data handed over in Python; name a function that returns "
-            "them with --data package.module:factory, or call "
+            f"This recipe was found on {' and '.join(absent)} handed over in Python; say where to "
+            f"find them with {' '.join(options[name] for name in absent)}, or call "
             "`autocompress.apply(recipe, model, data)`."
         )
     parts = assemble(study, folder, model=model, data=data, reached=reached)
