@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from autocompress.build.histogram import Histogram
 from autocompress.errors import CalibrationError
+from autocompress.machine.facts import cores_to_use
 from autocompress.policy.settings import CompressionSettings
 from autocompress.task import nested
 from autocompress.task.data import portions
@@ -182,7 +183,6 @@ def tensor_values(
     """
     import onnx
     import onnxruntime as ort
-    import torch
 
     names = [i.name for i in model.graph.input]
     tensors = list(tensors)
@@ -198,8 +198,7 @@ def tensor_values(
     )
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    # the cores that are this process's share, as torch has them
-    options.intra_op_num_threads = torch.get_num_threads()
+    options.intra_op_num_threads = cores_to_use()
     # fusion would hide the tensors that are watched
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = ort.InferenceSession(
