@@ -7,6 +7,7 @@ AUTOCOMPRESS_DATA and AUTOCOMPRESS_WEIGHTS.
 
     python benchmarks/refine.py --json [--quick] [--network resnet20] [--images 4096]
     python benchmarks/refine.py --json --keep 1 --weight-bits 3
+    python benchmarks/refine.py --json --ways whole --steps 900 --network-lr 2e-3
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ WAYS = ("blocks", "whole", "both")
 
 
 def measure(
-    network: str, keeps: list[float], config: RefineConfig, bits: int, limit: int
+    network: str, keeps: list[float], ways: list[str], config: RefineConfig, bits: int, limit: int
 ) -> dict[str, Any]:
     """Accuracy in percent and seconds, by kept share and way."""
     weights = Path(os.environ["AUTOCOMPRESS_WEIGHTS"]) / f"{network}_cifar10.safetensors"
@@ -71,7 +72,7 @@ def measure(
             "sequential": points(solved, data, limit),
             "sequential_s": round(time.perf_counter() - begin, 1),
         }
-        for way in WAYS:
+        for way in ways:
             changes = {"blocks": {"steps": 0}, "whole": {"block_steps": 0}, "both": {}}[way]
             begin = time.perf_counter()
             own = config.model_copy(update=changes)
@@ -106,6 +107,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=450)
     parser.add_argument("--block-steps", type=int, default=150)
     parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--network-images", type=int, help="all that the steps read by default")
+    parser.add_argument("--network-lr", type=float, default=1e-3)
+    parser.add_argument("--batch-norms", choices=["batch", "kept"], default="batch")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     parser.add_argument("--keep", type=float, action="append", help="share of inner channels")
     parser.add_argument("--weight-bits", type=int, choices=[2, 3, 4, 8, 32], default=32)
     parser.add_argument("--no-augment", action="store_true")
@@ -116,10 +121,13 @@ def main() -> None:
         steps=args.steps // share,
         block_steps=args.block_steps // share,
         lr=args.lr,
+        network_images=args.network_images or "auto",
+        network_lr=args.network_lr,
+        batch_norms=args.batch_norms,
         augment=not args.no_augment,
     )
     keeps = args.keep or ([0.5] if args.quick else [0.5, 0.25])
-    found = measure(args.network, keeps, config, args.weight_bits, 5000)
+    found = measure(args.network, keeps, args.ways, config, args.weight_bits, 5000)
     print(json.dumps(found, indent=None if args.json else 1))
 
 

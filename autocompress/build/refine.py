@@ -1,9 +1,9 @@
 """Repair without labels: a compressed network is trained toward the original's own outputs.
 
 First block by block, which are the segments between which one value alone flows: the parameters of
-each learn to give the original's output on inputs that are those of the compressed network. Then
-the whole network learns to give the original's outputs. Batch norms keep their statistics
-throughout; only their scales and shifts learn.
+each learn to give the original's output on inputs that are those of the compressed network, with
+the statistics that batch norms have. Then the whole network learns to give the original's outputs,
+and batch norms normalize by the batches at hand.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +40,7 @@ from autocompress.task.task import Task
 from autocompress.techniques.compressed import Compressed
 from autocompress.techniques.quantize import QuantizedLayer, simulate, trainable, trained
 
+_NORM = nn.modules.batchnorm._BatchNorm
 _CALIBRATING = 256
 _MEMORY = 1 << 30
 """Bytes that the values at one joint may take, and the original's answers that are kept."""
@@ -277,15 +279,36 @@ class Refinement:
             return divergence(wanted, found, targets).mean()
 
         parameters = [p for p in module.parameters() if p.requires_grad]
-        self._descend(
-            parameters,
-            loss,
-            len(self._for_network),
-            config.steps,
-            config.lr / 2,
-            deadline,
-            tell=True,
-        )
+        count, lr = len(self._for_network), config.network_lr
+        with self._normalizing(module):
+            self._descend(parameters, loss, count, config.steps, lr, deadline, tell=True)
+
+    @contextmanager
+    def _normalizing(self, module: nn.Module) -> Iterator[None]:
+        """Let batch norms normalize by the batch at hand, if that is asked for and they can."""
+        norms = [m for m in module.modules() if isinstance(m, _NORM) and m.track_running_stats]
+        if self.config.batch_norms == "kept" or not norms:
+            yield
+            return
+        state = {n: t.detach().clone() for n, t in state_tensors(module).items()}
+        places = self._for_network[: self.config.batch_size]
+        try:
+            for norm in norms:
+                norm.train()
+            with torch.no_grad():
+                call(
+                    module, self.place.put(self.data.train.prepare(self.data.train.take(places)[0]))
+                )
+        except ValueError:  # torch: a single value for each channel, as of one sample by itself
+            for norm in norms:
+                norm.eval()
+        finally:
+            load_tensors(module, state)
+        try:
+            yield
+        finally:
+            for norm in norms:
+                norm.eval()
 
     def _descend(
         self,

@@ -38,8 +38,13 @@ def as_written(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     found = {**FORMER, **settings}
     if refine := settings.get("refine"):
-        # the whole network was trained on the inputs of the blocks
-        found["refine"] = {"network_images": refine.get("images", 4096), **refine}
+        # the whole network was trained on the blocks' inputs, more slowly, with fixed batch norms
+        former = {
+            "network_images": refine.get("images", 4096),
+            "network_lr": refine.get("lr", 1e-3) / 2,
+            "batch_norms": "kept",
+        }
+        found["refine"] = {**former, **refine}
     return found
 
 
@@ -52,10 +57,13 @@ class RefineConfig(Section):
         network_images: the same for the whole network; ``auto`` takes so many that none comes
             twice, as far as there are so many.
         block_steps: optimizer steps for each block, toward the original block's output.
-        steps: optimizer steps of the whole network, toward the original's outputs; half its
-            learning rate.
+        steps: optimizer steps of the whole network, toward the original's outputs.
         batch_size: inputs per step.
-        lr: the highest learning rate, of Adam; annealed to zero.
+        lr: the highest learning rate of the blocks, of Adam; annealed to zero.
+        network_lr: the same of the whole network.
+        batch_norms: by what batch norms normalize while the whole network is trained: ``batch``
+            (the batch at hand, and their statistics follow), or ``kept`` (the statistics that
+            they have, which stay).
         augment: let the whole network see augmented inputs, where the data bring an augmentation.
         seconds: time limit; both parts are annealed within it. ``null`` takes all steps. With a
             limit, how far it comes depends on the machine, and a replayed recipe with it.
@@ -67,6 +75,8 @@ class RefineConfig(Section):
     steps: int = Field(450, ge=0)
     batch_size: int = Field(128, ge=1, le=1_000_000)
     lr: float = Field(1e-3, gt=0, le=1000)
+    network_lr: float = Field(1e-3, gt=0, le=1000)
+    batch_norms: Literal["batch", "kept"] = "batch"
     augment: bool = True
     seconds: float | None = Field(None, gt=0)
 

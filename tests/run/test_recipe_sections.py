@@ -99,12 +99,14 @@ def test_an_earlier_recipe_is_kept_as_it_was_written() -> None:
     assert repr(whole["measurement"]["values"]["macs"]) == "367424"  # without a point, as it was
 
 
-def test_a_recipe_trains_the_whole_network_on_as_many_inputs_as_when_it_was_written() -> None:
-    asked = {"images": 100, "steps": 5}
+def test_a_recipe_is_refined_as_when_it_was_written() -> None:
+    asked = {"images": 100, "steps": 5, "lr": 0.01}
     before = Recipe.read(changed("settings.refine", asked)).settings.refine
-    assert (before.images, before.network_images) == (100, 100)
-    now = Recipe.read(changed("settings.refine", {**asked, "network_images": "auto"}))
-    assert now.settings.refine.network_images == "auto"
+    assert (before.network_images, before.network_lr) == (100, 0.005)
+    assert before.batch_norms == "kept"
+    own = {"network_images": "auto", "network_lr": 0.02, "batch_norms": "batch"}
+    now = Recipe.read(changed("settings.refine", {**asked, **own})).settings.refine
+    assert {name: getattr(now, name) for name in own} == own
 
 
 @pytest.mark.parametrize(
