@@ -104,11 +104,11 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="half width, a tenth of the steps")
     parser.add_argument("--network", choices=list(NETWORKS), default="resnet20")
     parser.add_argument("--images", type=int, default=4096)
-    parser.add_argument("--steps", type=int, default=450)
-    parser.add_argument("--block-steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=700)
+    parser.add_argument("--block-steps", type=int, default=50)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--network-images", type=int, help="all that the steps read by default")
-    parser.add_argument("--network-lr", type=float, default=1e-3)
+    parser.add_argument("--network-lr", type=float)
     parser.add_argument("--batch-norms", choices=["batch", "kept"], default="batch")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     parser.add_argument("--keep", type=float, action="append", help="share of inner channels")
@@ -122,7 +122,7 @@ def main() -> None:
         block_steps=args.block_steps // share,
         lr=args.lr,
         network_images=args.network_images or "auto",
-        network_lr=args.network_lr,
+        network_lr=args.network_lr or "auto",
         batch_norms=args.batch_norms,
         augment=not args.no_augment,
     )

@@ -45,6 +45,9 @@ _CALIBRATING = 256
 _MEMORY = 1 << 30
 """Bytes that the values at one joint may take, and the original's answers that are kept."""
 
+_BOLDER = 3.0
+"""How much higher a learning rate may be with batch norms (Ioffe and Szegedy, ICML 2015, 3.3)."""
+
 _DRAWS = 4
 """Epochs that differ: after them batches and augmentations come again, with the same answers."""
 
@@ -280,15 +283,20 @@ class Refinement:
 
         parameters = [p for p in module.parameters() if p.requires_grad]
         count, lr = len(self._for_network), config.network_lr
-        with self._normalizing(module):
+        with self._normalizing(module) as by_batch:
+            if lr == "auto":
+                lr = config.lr / 2 * (_BOLDER if by_batch else 1)
             self._descend(parameters, loss, count, config.steps, lr, deadline, tell=True)
 
     @contextmanager
-    def _normalizing(self, module: nn.Module) -> Iterator[None]:
-        """Let batch norms normalize by the batch at hand, if that is asked for and they can."""
+    def _normalizing(self, module: nn.Module) -> Iterator[bool]:
+        """Let batch norms normalize by the batch at hand, if that is asked for and they can.
+
+        Gives whether any does.
+        """
         norms = [m for m in module.modules() if isinstance(m, _NORM) and m.track_running_stats]
         if self.config.batch_norms == "kept" or not norms:
-            yield
+            yield False
             return
         state = {n: t.detach().clone() for n, t in state_tensors(module).items()}
         places = self._for_network[: self.config.batch_size]
@@ -305,7 +313,7 @@ class Refinement:
         finally:
             load_tensors(module, state)
         try:
-            yield
+            yield any(norm.training for norm in norms)
         finally:
             for norm in norms:
                 norm.eval()

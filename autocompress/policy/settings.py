@@ -60,7 +60,8 @@ class RefineConfig(Section):
         steps: optimizer steps of the whole network, toward the original's outputs.
         batch_size: inputs per step.
         lr: the highest learning rate of the blocks, of Adam; annealed to zero.
-        network_lr: the same of the whole network.
+        network_lr: the same of the whole network; ``auto`` is half of ``lr``, and three times as
+            much where batch norms normalize by the batch, which allows it.
         batch_norms: by what batch norms normalize while the whole network is trained: ``batch``
             (the batch at hand, and their statistics follow), or ``kept`` (the statistics that
             they have, which stay).
@@ -71,11 +72,11 @@ class RefineConfig(Section):
 
     images: int = Field(4096, ge=16)
     network_images: Annotated[int, Field(ge=16)] | Literal["auto"] = "auto"
-    block_steps: int = Field(150, ge=0)
-    steps: int = Field(450, ge=0)
+    block_steps: int = Field(50, ge=0)
+    steps: int = Field(700, ge=0)
     batch_size: int = Field(128, ge=1, le=1_000_000)
     lr: float = Field(1e-3, gt=0, le=1000)
-    network_lr: float = Field(1e-3, gt=0, le=1000)
+    network_lr: Annotated[float, Field(gt=0, le=1000)] | Literal["auto"] = "auto"
     batch_norms: Literal["batch", "kept"] = "batch"
     augment: bool = True
     seconds: float | None = Field(None, gt=0)
