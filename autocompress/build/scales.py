@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -99,34 +99,7 @@ def best_scale(
         batch: calibration inputs.
     """
     readers = [name for name in site.readers if name in peaks]
-    fed: dict[str, Tensor] = {}
-    written: dict[str, list[tuple[Tensor, Tensor]]] = {}
-
-    def keep(name: str) -> Any:
-        def hook(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
-            fed.setdefault(name, args[0])
-
-        return hook
-
-    def extremes(name: str) -> Any:
-        def hook(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            axis = -1 - len(layer.kernel_size) if isinstance(layer, CONV) else -1
-            values = output.movedim(axis, 0).flatten(1)
-            if len(values) == site.channels and values.numel():
-                low, high = values.amin(1).clamp(max=0), values.amax(1).clamp(min=0)
-                low = torch.zeros_like(low) if name in site.clipped else low
-                written.setdefault(name, []).append((low, high))
-
-        return hook
-
-    owners = dict.fromkeys(name.rpartition(".")[0] for name in site.makers)
-    with before(module, {name: keep(name) for name in readers}), ExitStack() as stack:
-        for name in owners:
-            if name in wanted and wanted[name].integer:
-                layer = module.get_submodule(name)
-                stack.callback(layer.register_forward_hook(extremes(name)).remove)
-        call(module, batch)
-    ends = [pair for pairs in written.values() for pair in pairs]
+    fed, ends = _watched(module, site, wanted, readers, batch)
     sampled = {n: _sampled(matrix_layer(module, n), x) for n, x in fed.items()}
     size = torch.stack([_per_channel(peaks[n], site) for n in readers]).amax(0)
     weight = torch.stack([_largest_weights(matrix_layer(module, n), site) for n in readers]).amax(0)
@@ -148,6 +121,43 @@ def best_scale(
         if found < least:
             best, least = scale, found
     return best
+
+
+def _watched(
+    module: nn.Module,
+    site: Site,
+    wanted: Mapping[str, Precision],
+    readers: Iterable[str],
+    batch: Any,
+) -> tuple[dict[str, Tensor], list[tuple[Tensor, Tensor]]]:
+    """What readers read at their first call; by channel, the ends of what integer makers write."""
+    fed: dict[str, Tensor] = {}
+    ends: list[tuple[Tensor, Tensor]] = []
+
+    def keep(name: str) -> Any:
+        def hook(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+            fed.setdefault(name, args[0])
+
+        return hook
+
+    def extremes(name: str) -> Any:
+        def hook(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            axis = -1 - len(layer.kernel_size) if isinstance(layer, CONV) else -1
+            values = output.movedim(axis, 0).flatten(1)
+            if len(values) == site.channels and values.numel():
+                low, high = values.amin(1).clamp(max=0), values.amax(1).clamp(min=0)
+                ends.append((torch.zeros_like(low) if name in site.clipped else low, high))
+
+        return hook
+
+    owners = dict.fromkeys(name.rpartition(".")[0] for name in site.makers)
+    with before(module, {name: keep(name) for name in readers}), ExitStack() as stack:
+        for name in owners:
+            if name in wanted and wanted[name].integer:
+                layer = module.get_submodule(name)
+                stack.callback(layer.register_forward_hook(extremes(name)).remove)
+        call(module, batch)
+    return fed, ends
 
 
 def _per_channel(values: Tensor, site: Site) -> Tensor:
