@@ -64,7 +64,9 @@ def serve(runs: str | Path, announce: Announce, *, host: str, port: int) -> None
             skipped[folder.name] = str(error)
     port = free_port(host, port)
     application = optuna_dashboard.wsgi(storage)
-    with make_server(host, port, application, _Server, _Quiet) as server:
+    with warnings.catch_warnings(), make_server(host, port, application, _Server, _Quiet) as server:
+        # older dashboards ask for importances in a way that Optuna warns of at every page
+        warnings.filterwarnings("ignore", message=r"\w+ computes the importances of params")
         announce(f"http://{host}:{port}", shown, skipped)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         with suppress(KeyboardInterrupt):
