@@ -48,6 +48,9 @@ _MEMORY = 1 << 30
 _BOLDER = 3.0
 """How much higher a learning rate may be with batch norms (Ioffe and Szegedy, ICML 2015, 3.3)."""
 
+_ASTRAY = 2.0
+"""Blocks so many times further from the original than before are no beginning."""
+
 _DRAWS = 4
 """Epochs that differ: after them batches and augmentations come again, with the same answers."""
 
@@ -116,7 +119,8 @@ class Refinement:
         self._zeros = [(p, p != 0) for p in weights]
         self._each_segment(original, module, segments, begin + limit / 2)
         # blocks that are nearer may answer too surely at first, which the whole network mends
-        best.offer(module)
+        if not best.offer(module) <= _ASTRAY * best.value:  # nor where it is no number
+            best.restored(module)
         self._whole(original, module, distance.divergence, begin + limit)
         best.offer(module)
         result = self._result(best.restored(module))
@@ -290,23 +294,20 @@ class Refinement:
 
     @contextmanager
     def _normalizing(self, module: nn.Module) -> Iterator[bool]:
-        """Let batch norms normalize by the batch at hand, if that is asked for and they can.
-
-        Gives whether any does.
-        """
+        """Let batch norms normalize by the batch at hand, if asked to; gives whether any can."""
         norms = [m for m in module.modules() if isinstance(m, _NORM) and m.track_running_stats]
         if self.config.batch_norms == "kept" or not norms:
             yield False
             return
         state = {n: t.detach().clone() for n, t in state_tensors(module).items()}
-        places = self._for_network[: self.config.batch_size]
+        train = self.data.train
+        few, _ = train.take(self._for_network[: self.config.batch_size])
+        batch = self.place.put(train.prepare(few))
         try:
             for norm in norms:
                 norm.train()
             with torch.no_grad():
-                call(
-                    module, self.place.put(self.data.train.prepare(self.data.train.take(places)[0]))
-                )
+                call(module, batch)
         except ValueError:  # torch: a single value for each channel, as of one sample by itself
             for norm in norms:
                 norm.eval()
@@ -366,12 +367,13 @@ class _Best:
         self.state: dict[str, Any] = {}
         self.offer(module)
 
-    def offer(self, module: nn.Module) -> None:
-        """Remember the module's weights if they are nearer than all before."""
+    def offer(self, module: nn.Module) -> float:
+        """Remember the module's weights if they are nearer than all before; how far they are."""
         found = self.distance(module)
         if found < self.value or not self.state:
             self.value = found
             self.state = {n: t.detach().clone() for n, t in state_tensors(module).items()}
+        return found
 
     def restored(self, module: nn.Module) -> nn.Module:
         """The module with the best weights."""

@@ -105,3 +105,20 @@ def test_batch_norms_that_have_no_batch_keep_their_statistics() -> None:
         wanted = model(x)
         far, near = (float(SoftmaxKL()(wanted, m(x)).mean()) for m in (shaken, found))
     assert near < far
+
+
+def test_blocks_that_went_astray_are_not_where_the_whole_network_begins() -> None:
+    parts = pipeline(256)
+    shaken = copy.deepcopy(parts.model)
+    with torch.no_grad():
+        shaken.get_submodule("conv2").weight.mul_(3.0)
+    moved = Compressed(shaken, Policy(), parts.settings)
+    ends = []
+    for lr, block_steps in ((1000.0, 20), (1e-3, 0)):
+        config = RefineConfig(
+            images=256, block_steps=block_steps, steps=100, batch_size=32, lr=lr, network_lr=3e-3
+        )
+        ends.append(Refinement(parts.model, moved, parts.data, parts.task, config).run().module)
+    assert not torch.equal(ends[1].conv2.weight, shaken.conv2.weight)  # it came nearer
+    for one, other in zip(ends[0].parameters(), ends[1].parameters(), strict=True):
+        assert torch.equal(one, other)  # as if there had been no blocks
