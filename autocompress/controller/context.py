@@ -96,13 +96,17 @@ class Context:
 
     def limit_s(self, phase: Phase) -> float:
         """Seconds that an evaluation may take."""
-        durations = self.ledger.durations
-        limit = durations.limit_s(self.config.trial_timeout_s, phase)
-        return min(limit, self.time.limit_s(durations))
+        return min(self._own_limit_s(phase), self.time.limit_s(self.ledger.durations))
+
+    def _own_limit_s(self, phase: Phase) -> float:
+        """The same, whatever is left of the study's time."""
+        return self.ledger.durations.limit_s(self.config.trial_timeout_s, phase)
 
     def submit(self, job: Job) -> None:
         """Hand a job to the executor, with the time that it may take."""
-        self.executor.submit(replace(job, limit_s=self.limit_s(job.phase)))
+        limit = self.limit_s(job.phase)
+        last = limit < self._own_limit_s(job.phase)
+        self.executor.submit(replace(job, limit_s=limit, last=last))
 
     def claim(self, policy: Policy, assignment: Assignment) -> bool:
         """Whether no other driver of the study has a policy, which this one has from now on."""

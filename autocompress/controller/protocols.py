@@ -102,7 +102,8 @@ class DividedEvaluator(Evaluator, Protocol):
 class Job:
     """One evaluation to carry out.
 
-    ``limit_s`` are seconds after which it is given up; ``None`` waits for ever.
+    ``limit_s`` are seconds after which it is given up; ``None`` waits for ever. ``last`` tells that
+    they are what is left of the study's time.
     """
 
     number: int
@@ -112,6 +113,7 @@ class Job:
     origin: str = ""
     parent: int | None = None
     limit_s: float | None = None
+    last: bool = False
 
 
 @dataclass(frozen=True, slots=True)

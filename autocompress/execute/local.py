@@ -74,10 +74,12 @@ def run_job(work: Callable[[], Outcome], job: Job, stuck: Callable[[], object]) 
 
 def too_long(job: Job) -> Outcome:
     """What came of a job that took longer than its limit."""
-    error = (
-        f"it took longer than {job.limit_s or 0:g} s and was given up. If it needs that long, "
-        "set `search.trial_timeout_s`."
+    remedy = (
+        "That was all that was left of the study's time: give a longer --timeout."
+        if job.last
+        else "If it needs that long, set `search.trial_timeout_s`."
     )
+    error = f"it took longer than {job.limit_s or 0:.3g} s and was given up. {remedy}"
     return Outcome(job, None, error, job.limit_s or 0.0)
 
 

@@ -25,6 +25,7 @@ from autocompress.controller.time_budget import (
     fit_recovery,
 )
 from autocompress.errors import InputError
+from autocompress.execute.local import too_long
 from autocompress.policy.budget import Budget
 from autocompress.policy.policy import Policy
 from autocompress.policy.recovery import RecoveryConfig
@@ -187,6 +188,22 @@ def test_a_cascade_needs_the_time_to_build_its_members_again() -> None:
     now[0] = 100.0
     assert not time.fits_cascade(20, durations)
     assert time.left_out == {"cascade": 1}
+
+
+@pytest.mark.parametrize(
+    ("prepared_s", "own_s", "named"),
+    [(0.0, 10.0, "search.trial_timeout_s"), (80.0, 60.0, "--timeout")],
+)
+def test_what_is_given_up_names_the_limit_that_it_met(
+    prepared_s: float, own_s: float, named: str
+) -> None:
+    """Its own, or what is left of the study's time."""
+    context = study(100.0, 5.0, prepared_s, RecoveryConfig())
+    context.config = context.config.model_copy(update={"trial_timeout_s": own_s})
+    context.submit(Job(0, Policy(), SEARCH, 0))
+    error = too_long(context.executor.waiting[0]).error
+    assert named in error
+    assert ("--timeout" in error) != ("trial_timeout_s" in error)
 
 
 def made_trial(seconds: float) -> Trial:
