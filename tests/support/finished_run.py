@@ -22,7 +22,7 @@ def timed_as(found: Measurement, latency_ms: float) -> Measurement:
 
 
 def finished_run(root: Path, base_ms: float = 1.0) -> RunFolder:
-    """A run with two members: a poor and quick one, and a better one that is worse than the original."""
+    """A run with a poor and quick member, and a better one, still worse than the original."""
     folder = RunFolder.create(root)
     parts = assemble(read_study(study_of()), folder.models)
     folder.write_study(parts.study.model_dump(mode="json"))
