@@ -244,10 +244,12 @@ class Pipeline:
         if how != "refine" or not self.settings.refines(compressed.policy):
             return compressed
         from autocompress.build.refine import Refinement
+        from autocompress.recover.device import Place
 
         config, seed = self.refine or self.settings.refine, self.settings.seed
+        place = Place.of(self.schedule)
         return Refinement(
-            self.model, compressed, self.data, self.task, config, seed, progress
+            self.model, compressed, self.data, self.task, config, seed, progress, place
         ).run()
 
     def _repaired(self, compressed: Compressed, how: str) -> Compressed:
