@@ -248,8 +248,10 @@ class Pipeline:
 
         config, seed = self.refine or self.settings.refine, self.settings.seed
         place = Place.of(self.schedule)
+        # both are judged as they will be calibrated: on other inputs another may be the nearer one
+        inputs = self._calibration_inputs() if compressed.quantized else None
         return Refinement(
-            self.model, compressed, self.data, self.task, config, seed, progress, place
+            self.model, compressed, self.data, self.task, config, seed, progress, place, inputs
         ).run()
 
     def _repaired(self, compressed: Compressed, how: str) -> Compressed:

@@ -50,6 +50,7 @@ _PARTS = 8
 _ASTRAY = 2.0
 """Blocks so many times further from the original than before are no beginning."""
 
+_WHOLE = "Refined as a whole, not block by block: {}."
 _LEFT_OUT = "Refining came no nearer to the original {}; it is left out."
 
 
@@ -65,6 +66,9 @@ class Refinement:
         config: images, steps, limits.
         seed: of the order and of the augmentation.
         progress: told what is going on.
+        place: where the networks are, and in which precision.
+        calibration: what the model will be calibrated on, a batch or a split; by default some of
+            the training inputs.
     """
 
     model: nn.Module
@@ -75,6 +79,7 @@ class Refinement:
     seed: int = 0
     progress: Progress | None = None
     place: Place = field(default_factory=lambda: Place.of(Schedule()))
+    calibration: Any = None
     _notes: tuple[str, ...] = ()
 
     def run(self) -> Compressed:
@@ -103,12 +108,13 @@ class Refinement:
         if not distance.count:
             return self._unrefined("the original answers no number to what is held back.")
         best = Best(distance, module)
+        segments = self._cut(original, module) if config.block_steps else []
         for part in module.modules():
             if isinstance(part, QuantizedLayer):
                 part.train()  # its input range follows the data
         self._descent = Descent(config, self.seed, self._zeros(module))
-        if config.block_steps:
-            self._blocks(original, module, begin + limit / 2)
+        if segments:
+            self._blocks(original, module, segments, begin + limit / 2)
             # nearer blocks may answer too surely at first, which the whole network mends
             if not best.offer(module) <= _ASTRAY * best.value:  # nor where it is no number
                 best.restored(module)
@@ -186,7 +192,9 @@ class Refinement:
         Training goes through the rounding of weights; what calibration would have made up for
         besides (biases, clipped weights) is not in it.
         """
-        inputs = self._images.inputs(_CALIBRATING)
+        inputs = self.calibration
+        if inputs is None:
+            inputs = self._images.inputs(_CALIBRATING)
         found = [
             distance(self.place.put_module(simulate(calibrate(made, inputs))))
             for made in (refined, self.compressed)
@@ -197,17 +205,30 @@ class Refinement:
 
     # -- block by block
 
-    def _blocks(self, original: nn.Module, module: nn.Module, deadline: float) -> None:
-        """Train block by block, as far as the network can be cut."""
+    def _cut(self, original: nn.Module, module: nn.Module) -> list[Segment]:
+        """The blocks of both networks, as far as they can be cut."""
         self._known: dict[tuple[int, int], Steps] = {}
         self._named = dict(module.named_parameters())
         try:
             with AnyOrder():
                 self._walks = [self._walk(m) for m in (original, module)]
-                segments = common_segments(self._steps(0, 2), self._steps(1, 2), original)
+                return common_segments(self._steps(0, 2), self._steps(1, 2), original)
+        except UnsupportedModel as error:
+            self._notes = (_WHOLE.format(error),)
+        return []
+
+    def _blocks(
+        self,
+        original: nn.Module,
+        module: nn.Module,
+        segments: Sequence[Segment],
+        deadline: float,
+    ) -> None:
+        """Train block by block, as long as the way is the same for all inputs."""
+        try:
             self._each_segment(original, module, segments, deadline)
         except UnsupportedModel as error:
-            self._notes = (f"Refined as a whole, not block by block: {error}.",)
+            self._notes = (_WHOLE.format(error),)
 
     def _each_segment(
         self, original: nn.Module, module: nn.Module, segments: Sequence[Segment], deadline: float
@@ -239,10 +260,9 @@ class Refinement:
         if reads_inputs(steps, segment):
             inputs = self.place.put(self._images.prepare(self._images.take(index)[0]))
             steps = self._walks[which].steps(inputs)
-        try:
-            return run_segment(steps, segment, value, inputs, self._walks[which].module)
-        except (RuntimeError, LookupError, ValueError, TypeError) as error:
-            raise UnsupportedModel(f"a step fails on other inputs ({error})") from error
+        if segment.end not in steps.nodes or segment.start not in (None, *steps.nodes):
+            raise UnsupportedModel("what runs depends on the values that come in")
+        return run_segment(steps, segment, value, inputs, self._walks[which].module)
 
     def _steps(self, which: int, count: int) -> Steps:
         """What one of the two networks does with so many samples, which have the same shapes."""
