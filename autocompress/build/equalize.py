@@ -74,9 +74,19 @@ def equalize(folded: nn.Module, compressed: Compressed, inputs: Any) -> tuple[st
         _log.debug("No scales are moved: %s", error)
         return ()
     found = [site for site in sites(steps, folded) if not uneven.isdisjoint(site.readers)]
-    if steps.depends:
-        return _on_all_ways(folded, found, wanted, peaks, batch)
-    return _moved(folded, found, wanted, peaks, batch)
+    parts = [batch]
+    if steps.depends:  # another part of the batch may take another way
+        found = _read_by_all(folded, found, batch)
+        parts += portions(batch, _TRIED)
+    before = [call_flat(folded, part) for part in parts] if found else []
+    with _kept(folded, found) as undo:
+        read = _moved(folded, found, wanted, peaks, batch)
+        for part, answers in zip(parts, before, strict=False):
+            if read and not _alike(answers, call_flat(folded, part)):
+                _log.debug("No scales are moved: other inputs than the first few mind.")
+                undo()
+                read = ()
+    return read
 
 
 def _moved(
@@ -98,34 +108,11 @@ def _moved(
     return tuple(read)
 
 
-def _on_all_ways(
-    folded: nn.Module,
-    found: Iterable[Site],
-    wanted: Mapping[str, Precision],
-    peaks: Mapping[str, Tensor],
-    batch: Any,
-) -> tuple[str, ...]:
-    """The same of a network whose way depends on its inputs: only some of it was looked at.
-
-    What no input of the batch comes to may read what any site writes that is as wide. The rest is
-    undone, if any part of the batch, taken by itself, is answered otherwise than before.
-    """
+def _read_by_all(folded: nn.Module, found: Iterable[Site], batch: Any) -> list[Site]:
+    """The sites that no layer can read which these inputs never come to, by its width."""
     layers = {n: m for n, m in folded.named_modules() if isinstance(m, MatrixLayer)}
     idle = [inputs_of(layers[n]) for n in layers.keys() - _peaks(folded, layers, batch).keys()]
-    open_to_all = [s for s in found if not any(size % s.channels == 0 for size in idle)]
-    parts = [batch, *portions(batch, _TRIED)]
-    before = [call_flat(folded, part) for part in parts]
-    with _kept(folded, open_to_all) as undo:
-        read = _moved(folded, open_to_all, wanted, peaks, batch)
-        if not read:
-            return ()
-        for part, answers in zip(parts, before, strict=True):
-            now = call_flat(folded, part)
-            if len(now) != len(answers) or not all(map(_same, answers, now)):
-                _log.debug("No scales are moved: other inputs take another way.")
-                undo()
-                return ()
-    return read
+    return [s for s in found if not any(size % s.channels == 0 for size in idle)]
 
 
 @contextmanager
@@ -307,7 +294,7 @@ def movable(module: nn.Module, site: Site, inputs: Any) -> bool:
                 return False
             finally:
                 undo()
-        if len(before) != len(now) or not all(map(_same, before, now)):
+        if not _alike(before, now):
             return False
     return True
 
@@ -323,6 +310,10 @@ def _answers(module: nn.Module, layers: Iterable[str], inputs: Any) -> list[Tens
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _alike(before: list[Tensor], now: list[Tensor]) -> bool:
+    return len(before) == len(now) and all(map(_same, before, now))
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

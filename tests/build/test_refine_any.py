@@ -28,6 +28,7 @@ from autocompress.task.divergence import SoftmaxKL
 from autocompress.task.memory import Memory
 from autocompress.task.ready import ready
 from autocompress.techniques.compressed import Compressed
+from autocompress.techniques.quantize import simulate
 
 STEPS = RefineConfig(images=256, block_steps=20, steps=60, batch_size=32, lr=3e-3)
 
@@ -330,3 +331,23 @@ def test_the_last_batch_of_a_few_is_no_trouble_for_batch_norms(count: int) -> No
     found = refined(model, start, own, config)
     assert all(torch.isfinite(p).all() for p in found.module.parameters())
     assert F.softmax(found.module(own.test.inputs()), -1).isfinite().all()
+
+
+@pytest.mark.parametrize("images", [32, 200])
+def test_bits_are_never_worse_once_calibrated_as_they_will_be(images: int) -> None:
+    """The judge calibrates on what the pipeline does, not on the blocks' own inputs."""
+    model, own = make("plain"), data("plain", 200)
+    config = STEPS.model_copy(update={"images": images, "block_steps": 2, "steps": 2})
+    settings = CompressionSettings(finish="refine", refine=config, calibration_images=64)
+    inventory = take_inventory(model, example("plain"))
+    bank = LayerBank.build(model, inventory, own.train, settings)
+    parts = Pipeline(model, own, inventory, bank, settings, Schedule(device="cpu"))
+    bits = LayerPolicy(weight_bits=3, activation_bits=8)
+    policy = Policy({layer.name: bits for layer in inventory.layers})
+    solved = replace(parts, settings=settings.model_copy(update={"finish": "sequential"}))
+    phase = Phase("recover", 0.0, 1)
+    before, after = solved.build(policy, phase), parts.build(policy, phase)
+    assert not any(note.startswith("Refined as a whole") for note in after.notes)
+    held = own.train.sample(images).inputs(max(1, images // 8))
+    far, near = (distance(model, simulate(made), held) for made in (before, after))
+    assert near <= far * (1 + 1e-5)
