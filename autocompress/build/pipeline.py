@@ -27,6 +27,7 @@ from autocompress.policy.attempt import attempt
 from autocompress.policy.inventory import RE_SOLVE, Inventory
 from autocompress.policy.policy import Distill, Policy
 from autocompress.policy.settings import CompressionSettings, RefineConfig
+from autocompress.recover.device import Place
 from autocompress.results.trial import SEARCH, Phase
 from autocompress.task.calling import call
 from autocompress.techniques.compressed import Compressed
@@ -244,7 +245,6 @@ class Pipeline:
         if how != "refine" or not self.settings.refines(compressed.policy):
             return compressed
         from autocompress.build.refine import Refinement
-        from autocompress.recover.device import Place
 
         config, seed = self.refine or self.settings.refine, self.settings.seed
         place = Place.of(self.schedule)
