@@ -8,7 +8,8 @@ scaled up by as much, if nothing between them minds; whether so is tried, not be
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from autocompress.model.usage import CONV
 from autocompress.task.calling import call, call_flat
 from autocompress.task.data import portions
 from autocompress.task.nested import take
-from autocompress.techniques.compressed import Compressed
+from autocompress.techniques.compressed import Compressed, Precision
 from autocompress.techniques.moments import MatrixLayer, matrix_layer
 
 _log = logging.getLogger(__name__)
@@ -31,8 +32,8 @@ _OUTLIER = 8.0
 
 _SAMPLES = 64
 _TRIED = 4
-_EXPONENTS = 9
-"""Powers of two up to this one are tried: a clip or a curve between the layers cannot hide."""
+_EXPONENTS = (6, 9)
+"""Such powers of two are tried: a clip or a curve between the layers cannot hide."""
 
 _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 
@@ -68,19 +69,74 @@ def equalize(folded: nn.Module, compressed: Compressed, inputs: Any) -> tuple[st
         return ()
     few = take(batch, slice(0, _TRIED))
     try:
-        found = sites(Steps(folded, compressed.precisions, few), folded)
+        steps = Steps(folded, compressed.precisions, few)
     except UnsupportedModel as error:
         _log.debug("No scales are moved: %s", error)
         return ()
+    found = [site for site in sites(steps, folded) if not uneven.isdisjoint(site.readers)]
+    parts = [batch]
+    if steps.depends:  # another part of the batch may take another way
+        found = _read_by_all(folded, found, batch)
+        parts += portions(batch, _TRIED)
+    before = [call_flat(folded, part) for part in parts] if found else []
+    with _kept(folded, found) as undo:
+        read = _moved(folded, found, wanted, peaks, batch)
+        for part, answers in zip(parts, before, strict=False):
+            if read and not _alike(answers, call_flat(folded, part)):
+                _log.debug("No scales are moved: other inputs than the first few mind.")
+                undo()
+                read = ()
+    return read
+
+
+def _moved(
+    folded: nn.Module,
+    found: Iterable[Site],
+    wanted: Mapping[str, Precision],
+    peaks: Mapping[str, Tensor],
+    batch: Any,
+) -> tuple[str, ...]:
+    """Move the scales of sites where it can be done and gains; the layers that read them."""
+    few = take(batch, slice(0, _TRIED))
     read: list[str] = []
     for site in found:
-        fit = () if uneven.isdisjoint(site.readers) else site.variants()
-        chosen = next((s for s in fit if movable(folded, s, few)), None)
+        chosen = next((s for s in site.variants() if movable(folded, s, few)), None)
         scale = None if chosen is None else best_scale(folded, chosen, wanted, peaks, batch)
         if chosen is not None and scale is not None:
             _move(folded, chosen, scale)
             read += site.readers
     return tuple(read)
+
+
+def _read_by_all(folded: nn.Module, found: Iterable[Site], batch: Any) -> list[Site]:
+    """The sites that no layer can read which these inputs never come to, by its width."""
+    layers = {n: m for n, m in folded.named_modules() if isinstance(m, MatrixLayer)}
+    idle = [inputs_of(layers[n]) for n in layers.keys() - _peaks(folded, layers, batch).keys()]
+    return [s for s in found if not any(size % s.channels == 0 for size in idle)]
+
+
+@contextmanager
+def _kept(module: nn.Module, touched: Iterable[Site]) -> Iterator[Callable[[], None]]:
+    """A way back to the very parameters that some sites have; taken where anything fails."""
+    names = {n for s in touched for n in (*s.makers, *(f"{r}.weight" for r in s.readers))}
+    held = [(kept := _tensor(module, name), kept.clone()) for name in names]
+
+    def undo() -> None:
+        for tensor, value in held:
+            tensor.copy_(value)
+
+    try:
+        yield undo
+    except BaseException:
+        undo()
+        raise
+
+
+def _tensor(module: nn.Module, name: str) -> Tensor:
+    """A parameter, or a weight that a hook computes."""
+    owner, _, key = name.rpartition(".")
+    found: Tensor = getattr(module.get_submodule(owner), key)
+    return found
 
 
 def sites(steps: Steps, module: nn.Module) -> list[Site]:
@@ -221,19 +277,26 @@ def movable(module: nn.Module, site: Site, inputs: Any) -> bool:
     of two, in which floats lose nothing.
     """
     draw = torch.Generator().manual_seed(0)
-    exponents = torch.randint(-_EXPONENTS, _EXPONENTS + 1, (site.channels,), generator=draw)
-    scale = torch.pow(2.0, exponents.float())
+    least, most = _EXPONENTS
+    exponents = torch.randint(least, most + 1, (site.channels,), generator=draw)
+    exponents *= 2 * torch.randint(0, 2, (site.channels,), generator=draw) - 1
     owners = {name.rpartition(".")[0] for name in site.makers}
     watched = [name for name in site.readers if name not in owners]
     before = _answers(module, watched, inputs)
-    _move(module, site, scale)
-    try:
-        now = _answers(module, watched, inputs)
-    except Exception:  # forwards may refuse values that are not theirs
-        return False
-    finally:
-        _move(module, site, 1 / scale)
-    return len(before) == len(now) and all(map(_same, before, now))
+    # each channel up and down: a clip of one of them shows in one direction only
+    for scale in torch.pow(2.0, torch.stack([exponents, -exponents]).float()):
+        # what is near the ends of a float's range would not come back by itself
+        with _kept(module, [site]) as undo:
+            _move(module, site, scale)
+            try:
+                now = _answers(module, watched, inputs)
+            except Exception:  # forwards may refuse values that are not theirs
+                return False
+            finally:
+                undo()
+        if not _alike(before, now):
+            return False
+    return True
 
 
 def _answers(module: nn.Module, layers: Iterable[str], inputs: Any) -> list[Tensor]:
@@ -247,6 +310,10 @@ def _answers(module: nn.Module, layers: Iterable[str], inputs: Any) -> list[Tens
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _alike(before: list[Tensor], now: list[Tensor]) -> bool:
+    return len(before) == len(now) and all(map(_same, before, now))
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

@@ -36,6 +36,11 @@ def as_many_as_fit(model: nn.Module, inputs: Split, wanted: int, memory: Memory 
     return min(wanted, max(_FEWEST, (memory or Memory.of()).limit // max(1, 3 * each)))
 
 
+def finite_rows(each: Tensor) -> Tensor:
+    """Which samples have nothing but numbers ``(N,)``, of one number or several for each."""
+    return each.isfinite().reshape(len(each), -1).all(1)
+
+
 class HeldOutDivergence:
     """Distance of networks from the original.
 
@@ -44,6 +49,9 @@ class HeldOutDivergence:
         inputs: what they are compared on; of targets, where a position has none.
         task: whose divergence it is.
         place: where the networks are.
+
+    Attributes:
+        count: inputs that count: those to which the original answers with numbers.
     """
 
     def __init__(
@@ -53,10 +61,14 @@ class HeldOutDivergence:
         self._wanted = self._outputs(original)
         self.divergence = task.compared.fitted(self._wanted)
         _, self._targets = inputs.take(slice(None))
+        same = self.divergence(self._wanted, self._wanted, self._targets)
+        self._fine = finite_rows(same)
+        self.count = int(self._fine.sum())
 
     def __call__(self, module: nn.Module) -> float:
         """Mean divergence of a network, infinite where it has none; its mode is its owner's."""
-        found = self.divergence(self._wanted, self._outputs(module), self._targets).mean()
+        each = self.divergence(self._wanted, self._outputs(module), self._targets)
+        found = each[self._fine].mean()
         return math.inf if math.isnan(found) else float(found)
 
     def _outputs(self, module: nn.Module) -> Any:

@@ -27,6 +27,7 @@ from autocompress.policy.attempt import attempt
 from autocompress.policy.inventory import RE_SOLVE, Inventory
 from autocompress.policy.policy import Distill, Policy
 from autocompress.policy.settings import CompressionSettings, RefineConfig
+from autocompress.recover.device import Place
 from autocompress.results.trial import SEARCH, Phase
 from autocompress.task.calling import call
 from autocompress.techniques.compressed import Compressed
@@ -246,8 +247,11 @@ class Pipeline:
         from autocompress.build.refine import Refinement
 
         config, seed = self.refine or self.settings.refine, self.settings.seed
+        place = Place.of(self.schedule)
+        # both are judged as they will be calibrated: on other inputs another may be the nearer one
+        inputs = self._calibration_inputs() if compressed.quantized else None
         return Refinement(
-            self.model, compressed, self.data, self.task, config, seed, progress
+            self.model, compressed, self.data, self.task, config, seed, progress, place, inputs
         ).run()
 
     def _repaired(self, compressed: Compressed, how: str) -> Compressed:

@@ -14,6 +14,7 @@ from autocompress.build.lockstep import Lockstep, affordable
 from autocompress.build.solve import accumulate, refit
 from autocompress.errors import UnsupportedModel
 from autocompress.model.tied import shared_parameters
+from autocompress.model.weights import load_tensors, state_tensors
 from autocompress.policy.registry import sets_weights
 from autocompress.task.calling import call
 from autocompress.task.nested import tensors
@@ -58,9 +59,11 @@ def compensate(folded: nn.Module, compressed: Compressed, inputs: Any) -> set[st
     low = {n for n, p in wanted.items() if p.weight_bits < _FINE}
     done: set[str] = set()
     if low:
+        before = {n: t.clone() for n, t in state_tensors(folded).items()}
         try:
             done = _in_order(folded, compressed, {n: wanted[n] for n in low}, inputs)
-        except UnsupportedModel as error:  # nothing was rounded yet
+        except UnsupportedModel as error:
+            load_tensors(folded, before)  # the way may change with the weights, midway
             _log.debug("Low bits are rounded layer by layer on float inputs: %s", error)
     rest = {name: precision for name, precision in wanted.items() if name not in done}
     if rest:

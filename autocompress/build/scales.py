@@ -100,7 +100,7 @@ def best_scale(
     """
     readers = [name for name in site.readers if name in peaks]
     fed, ends = _watched(module, site, wanted, readers, batch)
-    sampled = {n: _sampled(matrix_layer(module, n), x) for n, x in fed.items()}
+    sampled = {n: _sampled(matrix_layer(module, n), x) for n, x in fed.items() if x.numel()}
     size = torch.stack([_per_channel(peaks[n], site) for n in readers]).amax(0)
     weight = torch.stack([_largest_weights(matrix_layer(module, n), site) for n in readers]).amax(0)
 

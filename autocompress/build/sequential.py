@@ -31,6 +31,7 @@ from autocompress.build.walk import Key
 from autocompress.errors import UnsupportedModel
 from autocompress.model.attention import opened
 from autocompress.model.tied import shared_parameters
+from autocompress.model.weights import load_tensors, state_tensors
 from autocompress.policy.registry import sets_weights
 from autocompress.techniques.compressed import Compressed
 from autocompress.techniques.moments import MatrixLayer, check_inputs, matrix_layer, solvable
@@ -60,16 +61,18 @@ def sequential_resolve(
     Raises:
         CalibrationError: inputs are empty or not finite.
         UnsupportedModel: the two networks do not run the same layers in the same order; nothing
-            has been changed then. Use ``finish: bank_batch_norm`` in the settings.
+            is changed then. Use ``finish: bank_batch_norm`` in the settings.
 
     References:
         Luo et al., ThiNet, ICCV 2017 (layer-wise reconstruction); He et al., Channel Pruning,
         ICCV 2017, section 3.2 (whole-model pruning on already pruned inputs, residual matching).
     """
     check_inputs(inputs)
+    before = {n: t.clone() for n, t in state_tensors(compressed.module).items()}
     try:
         _SequentialSolve(model, compressed, inputs, left_alone).run()
     except UnsupportedModel as error:
+        load_tensors(compressed.module, before)  # the way may change with the weights, midway
         raise UnsupportedModel(
             f"The sequential re-solve runs networks layer by layer, but {error}. Set "
             "`settings.finish: bank_batch_norm`."

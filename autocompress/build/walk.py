@@ -86,7 +86,17 @@ class Steps:
         return {self.keys[n]: n for n in self.graph.nodes if n.op == "call_module"}
 
     def value(self, node: fx.Node, values: Mapping[fx.Node, Any], module: nn.Module) -> Any:
-        """What a node gives, from the values of those before it and the parts of a module."""
+        """What a node gives, from the values of those before it and the parts of a module.
+
+        Raises:
+            UnsupportedModel: it gives nothing: with these values the network takes another way.
+        """
+        try:
+            return self._value(node, values, module)
+        except (RuntimeError, LookupError, ValueError, TypeError) as error:
+            raise UnsupportedModel(f"a step fails on other inputs ({error})") from error
+
+    def _value(self, node: fx.Node, values: Mapping[fx.Node, Any], module: nn.Module) -> Any:
         args = fx.map_arg(node.args, values.__getitem__)
         kwargs = fx.map_arg(node.kwargs, values.__getitem__)
         if node.op == "call_module":
@@ -138,11 +148,8 @@ class Steps:
         values = self.begin(inputs)
         *body, output = self.graph.nodes
         kept = set(output.all_input_nodes)
-        try:
-            self.run(values, [n for n in body if n.op != "placeholder"], module, kept.__contains__)
-            found = [values[node] for node in output.args[0]]
-        except (RuntimeError, IndexError, ValueError, TypeError) as error:
-            raise UnsupportedModel(f"a step fails on other inputs ({error})") from error
+        self.run(values, [n for n in body if n.op != "placeholder"], module, kept.__contains__)
+        found = [values[node] for node in output.args[0]]
         wanted = call_flat(module, inputs)
         if len(wanted) != len(found) or not all(map(_near, wanted, found)):
             raise UnsupportedModel(

@@ -191,14 +191,19 @@ def _with_rare(order: Tensor, count: int, labels: Tensor | None) -> Tensor:
     missing = (left == 0).nonzero().flatten().tolist()
     if not missing or len(known) > count:
         return chosen
-    rest, chosen, place = order[count:], chosen.clone(), count
-    for label in missing:
+    rest, place = order[count:], count
+    first = torch.full_like(known, len(rest))
+    first.scatter_reduce_(0, labels[rest], torch.arange(len(rest)), "amin")
+    # there may be a class for every other sample: plain numbers are faster one by one
+    others, counts, own = rest[first[missing]].tolist(), left.tolist(), labels[chosen].tolist()
+    found = chosen.tolist()
+    for other in others:
         place -= 1
-        while left[labels[chosen[place]]] < 2:  # the only one of its class stays
+        while counts[own[place]] < 2:  # the only one of its class stays
             place -= 1
-        left[labels[chosen[place]]] -= 1
-        chosen[place] = rest[labels[rest] == label][0]
-    return chosen
+        counts[own[place]] -= 1
+        found[place] = other
+    return torch.tensor(found)
 
 
 def counted(inputs: Any) -> int:

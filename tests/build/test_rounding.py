@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from small_networks import data, example, make
+from torch import nn
 
 from autocompress.build import rounding
 from autocompress.build.bank import LayerBank
 from autocompress.build.calibrate import calibrate
+from autocompress.build.lockstep import Lockstep
+from autocompress.build.rounding import compensate
+from autocompress.errors import UnsupportedModel
 from autocompress.model.inventory import take_inventory
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.settings import CompressionSettings
-from autocompress.techniques.compressed import Compressed
+from autocompress.techniques.compressed import Compressed, Precision
 from autocompress.techniques.quantize import simulate
 
 
@@ -69,3 +76,66 @@ def test_eight_bits_are_rounded_to_nearest_unless_asked() -> None:
     assert found[1] is not None
     for a, b in zip(found[0].parameters(), found[1].parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_a_way_that_changes_midway_leaves_no_half_done_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Rounded weights may send samples elsewhere: all layers are then rounded as from the start."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 5)
+    )
+    names, inputs = ("0", "2", "4"), torch.randn(64, 8)
+    compressed = Compressed(
+        model.eval(),
+        Policy(),
+        CompressionSettings(),
+        precisions=dict.fromkeys(names, Precision(3, 8)),
+    )
+    plain, states = Lockstep.layers, []
+
+    def layers(self: Lockstep, after: int) -> Iterator[Any]:
+        for number, found in enumerate(plain(self)):
+            if number == after:
+                raise UnsupportedModel("another way")
+            yield found
+
+    for after in (0, 2):
+        monkeypatch.setattr(Lockstep, "layers", lambda self, after=after: layers(self, after))
+        folded = copy.deepcopy(model)
+        assert compensate(folded, compressed, inputs) == set()
+        states.append(folded.state_dict())
+    for name, tensor in states[0].items():
+        assert torch.equal(tensor, states[1][name]), name
+
+
+class Routed(nn.Module):
+    """Samples are sent to layers by what an earlier layer says of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.last = nn.Linear(8, 16), nn.Linear(16, 5)
+        self.experts = nn.ModuleList(nn.Linear(16, 16) for _ in range(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.one(x)
+        chosen, out = x[:, :4].argmax(-1), torch.zeros_like(x)
+        for number, expert in enumerate(self.experts):
+            rows = (chosen == number).nonzero().flatten()
+            out = out.index_add(0, rows, expert(x[rows]))
+        return self.last(out.relu())
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_layers_that_get_other_samples_once_rounded_are_rounded_all_the_same(bits: int) -> None:
+    torch.manual_seed(0)
+    model, inputs = Routed().eval(), torch.randn(256, 8)
+    names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear)]
+    bitten = dict.fromkeys(names, Precision(bits, 8))
+    compressed = Compressed(model, Policy(), CompressionSettings(), precisions=bitten)
+    folded = copy.deepcopy(model)
+    compensate(folded, compressed, inputs)
+    for name in names:
+        rows = folded.get_submodule(name).weight
+        assert all(len(row.unique()) <= 2**bits - 1 for row in rows)
