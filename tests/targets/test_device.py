@@ -20,6 +20,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from devices import LoopbackDevice, loopback_device, other_python
+from tiny_study import until
 
 from autocompress.errors import DeviceLost, InputError, MeasurementError, TargetUnavailable
 from autocompress.execute.limit import TookTooLong, time_limit
@@ -271,14 +272,22 @@ def test_a_full_disk_is_waited_for(
     monkeypatch.delenv(WAIT_VARIABLE)
     device_at.cache_clear()  # what was waited for in vain is asked once only
     target = there(board, python=str(python))
-    tidied = threading.Timer(3.0, full.unlink)
-    tidied.start()
     caplog.clear()
+
+    def waiting() -> bool:
+        said = [record.getMessage() for record in caplog.records]
+        return any("waiting for the device" in text and "make room" in text for text in said)
+
+    def tidy() -> None:
+        assert until(waiting)
+        full.unlink()
+
+    tidying = threading.Thread(target=tidy)
     with caplog.at_level(logging.INFO, "autocompress"):
+        tidying.start()
         assert paired_timing(target, file, file, plan=_SHORT).latency_ms > 0
-    tidied.join()
-    said = [record.getMessage() for record in caplog.records]
-    assert any("waiting for the device" in text and "make room" in text for text in said)
+    tidying.join()
+    assert not full.exists()
 
 
 def test_a_device_of_another_runtime_version_is_said_and_recorded(
