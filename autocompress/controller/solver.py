@@ -62,6 +62,7 @@ def solve(
     start: Assignment | None = None,
     rounds: int = 6,
     *,
+    cheap: Assignment | None = None,
     polish: bool = True,
     marginals: Marginals | None = None,
     order: Sequence[int] = (),
@@ -77,6 +78,7 @@ def solve(
         start: where costs are linearized first; by default the hardest levels, of what has an order
             the mildest: where a block is gone, nothing tells what else would make of its layers.
         rounds: at most so many linearizations.
+        cheap: about the cheapest, where it is known; begun from where nothing else is made to fit.
         polish: end with an exact knapsack, and exchanges of one and two levels under true costs.
         marginals: where they are found more quickly than from costs of whole assignments; they may
             be off by a little, as answers are judged by ``costs``.
@@ -91,7 +93,8 @@ def solve(
     whole = set(order)
     kept = tuple(0 if i in whole else level for i, level in enumerate(space.hardest))
     fitting: Assignment | None = None
-    for begin in dict.fromkeys((start,) if start else (kept, space.hardest)):
+    begins = (start,) if start else (kept, space.hardest)
+    for begin in dict.fromkeys((*begins, cheap) if cheap else begins):
         first = at.changed(begin, ())
         fitting = first if at.fits(first) else _hardened(at, first)
         if fitting is not None:
