@@ -90,18 +90,11 @@ def solve(
     """
     tables = marginals or partial(_marginals, space, costs)
     at = _Problem(space, losses, costs, limits, tables, order, time.monotonic() + seconds)
-    whole = set(order)
-    kept = tuple(0 if i in whole else level for i, level in enumerate(space.hardest))
-    fitting: Assignment | None = None
+    kept = tuple(0 if i in {*order} else level for i, level in enumerate(space.hardest))
     begins = (start,) if start else (kept, space.hardest)
-    for begin in dict.fromkeys((*begins, cheap) if cheap else begins):
-        first = at.changed(begin, ())
-        fitting = first if at.fits(first) else _hardened(at, first)
-        if fitting is not None:
-            break
-    if fitting is None:
+    current = _fitting(at, (*begins, cheap) if cheap else begins)
+    if current is None:
         return None
-    current = fitting
     best, seen, in_vain = current, {current}, 0
     exact = sum(map(len, losses)) <= _EXACT
     for _ in range(rounds):
@@ -286,6 +279,16 @@ def _filled(at: _Problem, current: Assignment) -> Assignment:
         if at.late:
             break
     return current
+
+
+def _fitting(at: _Problem, begins: Sequence[Assignment]) -> Assignment | None:
+    """The first that is within the limits, or is made so."""
+    for begin in dict.fromkeys(begins):
+        first = at.changed(begin, ())
+        fitting = first if at.fits(first) else _hardened(at, first)
+        if fitting is not None:
+            return fitting
+    return None
 
 
 def _hardened(at: _Problem, start: Assignment) -> Assignment | None:

@@ -160,7 +160,7 @@ def test_solve_says_when_nothing_fits() -> None:
 
 
 def test_solve_begins_from_what_is_known_to_be_cheap() -> None:
-    """Where the hardest levels are dear and no single change makes them cheaper."""
+    """Where the hardest levels are expensive and no single change makes them cheaper."""
     space = make_space(2)
     sizes = [len(c.levels) for c in space.choices]
     losses = [np.arange(n, dtype=float) for n in sizes]
