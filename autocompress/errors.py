@@ -67,6 +67,10 @@ class DeviceLost(AutocompressError):
     """A device that was there cannot be reached any more, however long one waited for it."""
 
 
+class DeviceChanged(DeviceLost, TargetUnavailable):
+    """Where a device was, another one answers: times of the two cannot stand side by side."""
+
+
 class MeasurementError(AutocompressError):
     """A measurement is missing a value or holds one that is not finite."""
 

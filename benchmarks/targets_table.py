@@ -232,14 +232,20 @@ def main() -> None:
     parser.add_argument("--network", choices=list(NETWORKS), action="append")
     parser.add_argument("--target", action="append", help="a runtime; all that are here by default")
     args = parser.parse_args()
-    here = [found for found in available_targets() if found.available]
-    chosen = [found for found in here if not args.target or found.runtime in args.target]
+    known = available_targets()
+    if unknown := {*(args.target or ())} - {found.runtime for found in known}:
+        parser.error(f"no runtime {', '.join(sorted(unknown))}")
+    asked = [found for found in known if not args.target or found.runtime in args.target]
+    for found in asked:
+        if not found.available:
+            print(f"left out: {found.runtime}: {found.reason}", file=sys.stderr)
+    chosen = [found for found in asked if found.available]
     names = args.network or (["transformer"] if args.quick else list(NETWORKS))
-    found = list(rows(names, chosen, 1.0 if args.quick else 2.5))
+    table = list(rows(names, chosen, 1.0 if args.quick else 2.5))
     if args.markdown:
-        print(markdown(found))
+        print(markdown(table))
     else:
-        print(json.dumps({"targets_table": found}, indent=None if args.json else 1))
+        print(json.dumps({"targets_table": table}, indent=None if args.json else 1))
 
 
 if __name__ == "__main__":

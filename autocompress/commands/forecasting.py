@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -16,15 +17,21 @@ _BAR = 24
 """Widest bar of a sweep, in characters."""
 
 
-def show(run: str, budget: Sequence[str], *, trust: bool, as_json: bool) -> None:
+def show(
+    run: str,
+    budget: Sequence[str],
+    *,
+    target: str | None,
+    python: str | None,
+    trust: bool,
+    as_json: bool,
+) -> None:
     """Answer for one budget, or where none is given for many."""
     from autocompress.run.forecast import forecast, sweep
 
     with Display(as_json) as shown:
-        if budget:
-            found = forecast(run, budget, shown.preparing, trust=trust)
-        else:
-            found = sweep(run, shown.preparing, trust=trust)
+        ask = partial(forecast, run, budget) if budget else partial(sweep, run)
+        found = ask(shown.preparing, target=target, python=python, trust=trust)
     printed(found, as_json, lambda console: (_one if budget else _many)(found, console))
 
 

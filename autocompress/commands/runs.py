@@ -20,8 +20,8 @@ def front(
     target: Annotated[
         str | None,
         typer.Option(
-            help="Re-cost the stored trials for another runtime, a device (`ssh://user@host`) or "
-            "its table.json."
+            help="The front on another runtime, a device (`ssh://user@host`) or by its table.json. "
+            "What was never timed there is timed first, and kept."
         ),
     ] = None,
     budget: Annotated[
@@ -46,16 +46,18 @@ def front(
     trust: options.Trust = False,
     as_json: Json = False,
 ) -> None:
-    """Show the Pareto front of a run, or what it knows of other budgets."""
+    """Show the Pareto front of a run, or what it knows of other budgets, here or elsewhere."""
     if budget or sweep:
-        if open_report or by or target is not None or (budget and sweep):
+        if open_report or by or (budget and sweep):
             raise InputError(
-                "--budget and --sweep stand alone: leave --open, --target, --by and the other one "
-                "out."
+                "--budget and --sweep stand alone or with --target: leave --open, --by and the "
+                "other one out."
             )
         from autocompress.commands import forecasting
 
-        forecasting.show(run, budget or (), trust=trust, as_json=as_json)
+        forecasting.show(
+            run, budget or (), target=target, python=python, trust=trust, as_json=as_json
+        )
         return
     from autocompress.commands import reading
     from autocompress.report.tables import summary_json

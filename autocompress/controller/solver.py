@@ -62,6 +62,7 @@ def solve(
     start: Assignment | None = None,
     rounds: int = 6,
     *,
+    cheap: Assignment | None = None,
     polish: bool = True,
     marginals: Marginals | None = None,
     order: Sequence[int] = (),
@@ -77,6 +78,7 @@ def solve(
         start: where costs are linearized first; by default the hardest levels, of what has an order
             the mildest: where a block is gone, nothing tells what else would make of its layers.
         rounds: at most so many linearizations.
+        cheap: about the cheapest, where it is known; begun from where nothing else is made to fit.
         polish: end with an exact knapsack, and exchanges of one and two levels under true costs.
         marginals: where they are found more quickly than from costs of whole assignments; they may
             be off by a little, as answers are judged by ``costs``.
@@ -88,17 +90,11 @@ def solve(
     """
     tables = marginals or partial(_marginals, space, costs)
     at = _Problem(space, losses, costs, limits, tables, order, time.monotonic() + seconds)
-    whole = set(order)
-    kept = tuple(0 if i in whole else level for i, level in enumerate(space.hardest))
-    fitting: Assignment | None = None
-    for begin in dict.fromkeys((start,) if start else (kept, space.hardest)):
-        first = at.changed(begin, ())
-        fitting = first if at.fits(first) else _hardened(at, first)
-        if fitting is not None:
-            break
-    if fitting is None:
+    kept = tuple(0 if i in {*order} else level for i, level in enumerate(space.hardest))
+    begins = (start,) if start else (kept, space.hardest)
+    current = _fitting(at, (*begins, cheap) if cheap else begins)
+    if current is None:
         return None
-    current = fitting
     best, seen, in_vain = current, {current}, 0
     exact = sum(map(len, losses)) <= _EXACT
     for _ in range(rounds):
@@ -283,6 +279,16 @@ def _filled(at: _Problem, current: Assignment) -> Assignment:
         if at.late:
             break
     return current
+
+
+def _fitting(at: _Problem, begins: Sequence[Assignment]) -> Assignment | None:
+    """The first that is within the limits, or is made so."""
+    for begin in dict.fromkeys(begins):
+        first = at.changed(begin, ())
+        fitting = first if at.fits(first) else _hardened(at, first)
+        if fitting is not None:
+            return fitting
+    return None
 
 
 def _hardened(at: _Problem, start: Assignment) -> Assignment | None:

@@ -133,6 +133,20 @@ class LatencyModel:
         keep(path, model.as_dict())
         return model
 
+    @staticmethod
+    def is_kept(
+        target: Target,
+        inventory: Inventory,
+        space: Space,
+        cache_dir: str | Path,
+        *,
+        settings: CompressionSettings,
+        variants: int = 24,
+    ) -> bool:
+        """Whether ``build`` has measured before what it would be asked for; arguments as there."""
+        path = _cache_path(target, inventory, space, settings, variants, Path(cache_dir))
+        return path.is_file()
+
     @property
     def facts(self) -> Mapping[str, Any]:
         """Target and machine that the kernels were timed on."""

@@ -26,6 +26,10 @@ from autocompress.measure.quiet import WAIT_VARIABLE
 _TELL_EVERY_S = 5.0
 
 
+class _NoRoom(Exception):
+    """A file that was sent could not be stored."""
+
+
 class FileServer:
     """Keeps the study's files in a folder and answers until the connection ends.
 
@@ -59,6 +63,9 @@ class FileServer:
                 send(self._write, {"found": found}, more)
             except BrokenPipeError:
                 return
+            except _NoRoom as error:
+                folder = tempfile.gettempdir()
+                send(self._write, {"no_room": str(error.__cause__), "folder": folder})
             except Exception as error:  # told to whoever asked
                 kind = type(error).__name__
                 ours = isinstance(error, AutocompressError)
@@ -66,10 +73,10 @@ class FileServer:
 
     def _answer(self, asked: dict[str, Any], parts: Sequence[bytes]) -> tuple[Any, Sequence[bytes]]:
         if asked["do"] == "keep":
-            place = self._folder / asked["digest"]
-            place.mkdir()
-            for name, data in zip(asked["names"], parts, strict=True):
-                (place / Path(name).name).write_bytes(data)
+            try:
+                self._store(self._folder / asked["digest"], asked["names"], parts)
+            except OSError as error:
+                raise _NoRoom from error
             return None, ()
         if asked["do"] == "forget":
             for file in (self._folder / asked["digest"]).iterdir():
@@ -78,6 +85,12 @@ class FileServer:
             return None, ()
         with self._alone():
             return self._carry_out(asked, parts)
+
+    @staticmethod
+    def _store(place: Path, names: Sequence[str], parts: Sequence[bytes]) -> None:
+        place.mkdir()
+        for name, data in zip(names, parts, strict=True):
+            (place / Path(name).name).write_bytes(data)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

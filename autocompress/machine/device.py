@@ -9,15 +9,22 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.errors import DeviceLost, InputError, MeasurementError, TargetUnavailable
+from autocompress.errors import (
+    DeviceChanged,
+    DeviceLost,
+    InputError,
+    MeasurementError,
+    TargetUnavailable,
+)
 from autocompress.machine.runner_files import RUNNER, packed_runner
-from autocompress.machine.ssh import Address, Connection, Lacking, Lost, check_python
+from autocompress.machine.ssh import Address, Connection, Lacking, Lost, NoRoom, check_python
 from autocompress.machine.waiting import outside_wait, seconds_to_end
 
 WAIT_VARIABLE = "AUTOCOMPRESS_DEVICE_WAIT_S"
@@ -110,7 +117,7 @@ class Device:
         Raises:
             InputError: the device's runtime cannot take a file.
             MeasurementError: what was asked failed there.
-            DeviceLost: it was not there again in time.
+            DeviceLost: it was not there again in time, or another one was; or its disk stayed full.
         """
         digests = [_digest(path) for path in paths]
         named = [
@@ -125,15 +132,14 @@ class Device:
                 found, parts = self._request(message, [_bytes(array) for array in arrays])
                 return found, [np.load(io.BytesIO(p), allow_pickle=False) for p in parts]
             except Lost as lost:
-                tries += 1
+                tries += not isinstance(lost, NoRoom)
                 if tries == _TRIES:
                     raise MeasurementError(
                         f"{self.url} ended {tries} times while it did this ({do} of "
                         f"{', '.join(p.name for p in paths)}): {lost}. Look there whether its "
                         "memory is full."
                     ) from None
-                self._connection = None
-                self._again(str(lost))
+                self._again(str(lost), partial(self._send, digests, paths))
 
     def _connected(self) -> Connection:
         """The connection of this process; a forked one makes its own.
@@ -151,39 +157,58 @@ class Device:
         except Lost as lost:
             if self._hello is not None:
                 raise
+            if isinstance(lost, NoRoom):
+                raise TargetUnavailable(f"The device {self.url} cannot be used: {lost}.") from None
+            remedy = self._address.remedy(str(lost))
             raise TargetUnavailable(
-                f"The device {self.url} cannot be reached: {lost}. `ssh` must get there "
-                "without a question (a key, and a known host: `ssh-copy-id`)."
+                f"The device {self.url} cannot be reached: {lost}. {remedy}"
             ) from None
 
     def _connect(self) -> Connection:
         try:
             made = Connection(self._address, self.python, packed_runner(), RUNNER)
         except Lacking as lacking:
+            if self._hello is not None:  # it had all that before: a folder is not mounted yet
+                raise Lost(str(lacking)) from None
             raise TargetUnavailable(
                 f"The device {self.url} cannot run files: {lacking}. Install it there "
                 f"(`{self.python} -m pip install numpy onnxruntime`), or name another Python: "
                 "`target: {python: /path/to/python3}`."
             ) from None
+        self._hello = self._hello or made.hello
+        if changed := self._changed(made.hello):
+            made.close()
+            raise DeviceChanged(changed)
         self._sent.clear()
-        self._connection, self._hello = made, self._hello or made.hello
-        if made.hello["version"] != self._hello["version"]:
-            raise TargetUnavailable(
-                f"The device {self.url} came back with ONNX Runtime {made.hello['version']}, it "
-                f"had {self._hello['version']} before. Install that, or begin anew."
-            )
-        if other := other_machine(self._hello["machine"], made.hello["machine"]):
-            raise TargetUnavailable(
-                f"At {self.url} another machine answers than before ({other}), whose times cannot "
-                "stand beside those of the first. Put that back, or begin anew."
-            )
+        self._connection = made
         return made
 
-    def _again(self, why: str) -> None:
-        """Wait until the device is there again.
+    def _changed(self, hello: Mapping[str, Any]) -> str:
+        """Why what says this now is not the device that was; empty where it is."""
+        assert self._hello is not None
+        if hello["version"] != self._hello["version"]:
+            return (
+                f"The device {self.url} came back with ONNX Runtime {hello['version']}, it had "
+                f"{self._hello['version']} before. Install that and go on with --resume, or begin "
+                "anew."
+            )
+        if other := other_machine(self._hello["machine"], hello["machine"]):
+            return (
+                f"At {self.url} another machine answers than before ({other}), whose times cannot "
+                "stand beside those of the first. Put that back and go on with --resume, or begin "
+                "anew."
+            )
+        return ""
+
+    def _again(self, why: str, begin_anew: Callable[[], None]) -> None:
+        """Wait until the device is there again and takes files.
+
+        Args:
+            why: it is waited for.
+            begin_anew: connects, and sends what is needed.
 
         Raises:
-            DeviceLost: it is not, within the time for it or the study's.
+            DeviceLost: it does not, within the time for it or the study's.
         """
         limit = min(_longest_wait_s(), seconds_to_end())
         limit = 0.0 if self._in_vain else limit  # asked again: once is enough
@@ -191,8 +216,9 @@ class Device:
         pause, told, waited = _FIRST_PAUSE_S, -_TELL_EVERY_S, 0.0
         with outside_wait():
             while True:
+                self._connection = None
                 try:
-                    self._connect()
+                    begin_anew()
                 except Lost as lost:
                     why = str(lost)
                 else:
@@ -205,7 +231,7 @@ class Device:
                     self._in_vain = True
                     raise DeviceLost(
                         f"The device {self.url} is lost: {why}. It was waited for for "
-                        f"{waited:.0f} s; go on with --resume when it is there again."
+                        f"{waited:.0f} s; a search goes on with --resume when it is there again."
                     )
                 if waited - told >= _TELL_EVERY_S:
                     told = waited
@@ -243,6 +269,10 @@ class Device:
             self._connection = None
             connection.close()
             raise
+        if "no_room" in found:  # what it holds of ours goes with the connection
+            self._connection = None
+            connection.close()
+            raise NoRoom(found["no_room"], found["folder"])
         if "error" in found:
             text = f"On {self.url}: {found['error']}"
             if found["kind"] == InputError.__name__:

@@ -31,22 +31,30 @@ _ADDRESS = re.compile(
     r"ssh://(?:(?P<user>\w[\w.-]*)@)?(?P<host>\w[\w.-]*|\[[0-9A-Fa-f:.]+\])(?::(?P<port>\d{1,5}))?/?"
 )
 _PYTHON = re.compile(r"[\w~/][\w~/.+-]*")
+_NOT_STARTED = (126, 127)
+"""With which a shell says that a program cannot be run, or is not there."""
 _NEEDED = ("numpy", "onnxruntime")
 _CODE = """
-import importlib.util, io, json, os, runpy, sys, zipfile
+import contextlib, importlib.util, io, json, os, runpy, sys, tempfile, zipfile
+def end(**told):
+    text = json.dumps(told)
+    sys.stdout.write({mark!r} + json.dumps([len(text)]) + chr(10) + text)
+    sys.exit(0)
 size = int(sys.stdin.buffer.readline())
 data = sys.stdin.buffer.read(size)
 lacks = [name for name in {needed!r} if importlib.util.find_spec(name) is None]
 version = "%d.%d" % sys.version_info[:2]
 if lacks or sys.version_info < (3, 10):
-    text = json.dumps({{"lacks": lacks, "python": version}})
-    sys.stdout.write({mark!r} + json.dumps([len(text)]) + chr(10) + text)
-    sys.exit(0)
+    end(lacks=lacks, python=version)
 archive = zipfile.ZipFile(io.BytesIO(data))
 scratch = {{}}
 exec(archive.read("autocompress/machine/scratch.py").decode(), scratch)
-with scratch["scratch_folder"]("device") as folder:
-    archive.extractall(folder)
+with contextlib.ExitStack() as stack:
+    try:
+        folder = stack.enter_context(scratch["scratch_folder"]("device"))
+        archive.extractall(folder)
+    except OSError as error:
+        end(no_room=str(error), folder=str(tempfile.tempdir))
     runner = os.path.join(folder, {runner!r})
     sys.argv = [runner, "--serve"]
     runpy.run_path(runner, run_name="__main__")
@@ -56,6 +64,16 @@ with scratch["scratch_folder"]("device") as folder:
 
 class Lost(Exception):
     """A connection that could not be made, or broke; the text says why."""
+
+
+class NoRoom(Lost):
+    """The device takes no files: its folder for them is full, or cannot be written."""
+
+    def __init__(self, why: str, folder: str) -> None:
+        super().__init__(
+            f"it takes no files in {folder} ({why}): make room there, or let its shell name "
+            "another folder (TMPDIR)"
+        )
 
 
 class Lacking(Exception):
@@ -82,6 +100,27 @@ class Address:
             raise InputError(f"A device reads `ssh://user@host:port`, got {text!r}.")
         port = found["port"]
         return cls(found["host"].strip("[]"), found["user"], int(port) if port else None)
+
+    def remedy(self, why: str) -> str:
+        """What to do where no connection is made.
+
+        Args:
+            why: what ``ssh`` said.
+        """
+        port = f"-p {self.port} " if self.port else ""
+        place = port + (f"{self.user}@" if self.user else "") + self.host
+        if "Host key verification failed" in why:
+            known = f"[{self.host}]:{self.port}" if self.port else self.host
+            return (
+                f"Its key is not known here, or not the one of before: compare it, and log in once "
+                f"(`ssh {place}`); an old one goes by `ssh-keygen -R '{known}'`."
+            )
+        if "Permission denied" in why:
+            return f"`ssh` must get there without a question: `ssh-copy-id {place}`."
+        return (
+            f"See that it is on and that `ssh {place}` gets there without a question (a key, and a "
+            "known host: `ssh-copy-id`)."
+        )
 
 
 def check_python(python: str) -> None:
@@ -110,6 +149,7 @@ class Connection:
 
     Raises:
         Lost: no connection.
+        NoRoom: the device's folder for temporary files cannot be written.
         Lacking: the device's Python cannot run it.
     """
 
@@ -142,7 +182,13 @@ class Connection:
             self._write.flush()
             self.hello, _ = receive(self._read)
         except (OSError, Ended):
-            raise Lost(self.close()) from None
+            said = self.close()
+            if self._process.returncode in _NOT_STARTED:
+                raise Lacking(f"{python} does not start there ({said})") from None
+            raise Lost(said) from None
+        if "no_room" in self.hello:
+            self.close()
+            raise NoRoom(self.hello["no_room"], self.hello["folder"])
         if "lacks" in self.hello:
             self.close()
             raise Lacking(
@@ -191,4 +237,4 @@ class Connection:
         self._said.seek(0)
         lines = self._said.read().decode(errors="replace").strip().splitlines()
         self._said.close()
-        return lines[-1].strip() if lines else f"ssh ended with code {code}"
+        return lines[-1].strip().rstrip(".") if lines else f"ssh ended with code {code}"

@@ -180,6 +180,14 @@ class Assembly:
         model.students = {n: evaluator.student_ratio(n) for n in self.pipeline.students}
         return model
 
+    @property
+    def latency_kept(self) -> bool:
+        """Whether ``latency_model`` need measure nothing: a table tells it, or the cache does."""
+        measurer, settings = self.evaluator.measurer, self.study.settings
+        return measurer.other_device is not None or LatencyModel.is_kept(
+            measurer.target, self.inventory, self.space, latency_folder(), settings=settings
+        )
+
     def predict_latency(self) -> None:
         """Give the evaluator its latency model, scaled to the uncompressed model as it runs now."""
         model = self.latency_model()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import math
 import shlex
 import time
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +31,9 @@ from autocompress.results.metric import Metric
 from autocompress.results.trial import Trial
 from autocompress.run.assembly import Assembly
 from autocompress.run.factories import from_elsewhere
-from autocompress.run.reopened import reopened
+from autocompress.run.reopened import reopened, study_of
+from autocompress.run.retarget import retarget, study_there
+from autocompress.run.study import StudyConfig
 from autocompress.track.folder import RunFolder
 from autocompress.track.screened import ScreenedPolicies
 from autocompress.track.view import RunView
@@ -36,10 +42,17 @@ SECONDS = 6.0
 """For screening what the run did not, beside reading model, data and layer bank."""
 POINTS = 12
 """Budgets of a sweep."""
+_log = logging.getLogger(__name__)
 
 
 def forecast(
-    run: str, limits: Sequence[str], progress: Progress, *, trust: bool = False
+    run: str,
+    limits: Sequence[str],
+    progress: Progress,
+    *,
+    target: str | None = None,
+    python: str | None = None,
+    trust: bool = False,
 ) -> dict[str, Any]:
     """The best policy to expect at a budget, beside the best that was measured within it.
 
@@ -47,6 +60,7 @@ def forecast(
         run: folder of a run whose search has trials.
         limits: of the budget.
         progress: told what is going on.
+        target, python: another target, as of ``retarget``; costs are those there.
         trust: import whatever functions the run's study names.
 
     Returns:
@@ -57,45 +71,52 @@ def forecast(
         InputError: a run that cannot be opened again, or a limit that cannot be read.
     """
     budget, began = Budget.parse(limits), time.monotonic()
-    folder, view = RunFolder.open(run), RunView.load(run)
-    with scratch_folder("forecast") as scratch, from_elsewhere(f"run {folder.root}", trust=trust):
-        made = _forecaster(folder, view, scratch, progress)
+    opened = _Opened.of(run, progress, target, python, trust=trust)
+    with scratch_folder("forecast") as scratch, opened.read():
+        made = _forecaster(opened, scratch, progress)
         progress("solving", 0.8)
         expected = made.at(budget)
     return {
-        "run": str(folder.root),
-        "quality": view.quality.as_dict(),
+        "run": str(opened.folder.root),
+        "quality": opened.view.quality.as_dict(),
         "budget": [str(limit) for limit in budget.limits],
         "learned_from": made.learned_from,
         "coverage": COVERAGE,
-        **_answer(folder, view, budget, expected),
+        **_answer(opened, budget, expected),
         "seconds": time.monotonic() - began,
     }
 
 
-def sweep(run: str, progress: Progress, *, trust: bool = False) -> dict[str, Any]:
+def sweep(
+    run: str,
+    progress: Progress,
+    *,
+    target: str | None = None,
+    python: str | None = None,
+    trust: bool = False,
+) -> dict[str, Any]:
     """The same for budgets from the cheapest policy to the uncompressed model.
 
     Args:
-        run, progress, trust: as of ``forecast``.
+        run, progress, target, python, trust: as of ``forecast``.
 
     Returns:
         Plain data: ``sweep``, a list of what ``forecast`` tells of each budget.
     """
     began = time.monotonic()
-    folder, view = RunFolder.open(run), RunView.load(run)
-    with scratch_folder("forecast") as scratch, from_elsewhere(f"run {folder.root}", trust=trust):
-        made = _forecaster(folder, view, scratch, progress)
+    opened = _Opened.of(run, progress, target, python, trust=trust)
+    with scratch_folder("forecast") as scratch, opened.read():
+        made = _forecaster(opened, scratch, progress)
         least, most = made.ends()
         cost, found = made.context.cost, list[dict[str, Any]]()
         for number, bound in enumerate(np.geomspace(least * 1.02, most, POINTS)):
             progress("solving", number / POINTS)
             budget = Budget(Limit(cost, float(f"{bound / most:.3g}"), relative=True))
-            told = _answer(folder, view, budget, made.at(budget, several=1))
+            told = _answer(opened, budget, made.at(budget, several=1))
             found.append({"budget": [str(limit) for limit in budget.limits], **told})
     return {
-        "run": str(folder.root),
-        "quality": view.quality.as_dict(),
+        "run": str(opened.folder.root),
+        "quality": opened.view.quality.as_dict(),
         "learned_from": made.learned_from,
         "coverage": COVERAGE,
         "sweep": found,
@@ -103,13 +124,54 @@ def sweep(run: str, progress: Progress, *, trust: bool = False) -> dict[str, Any
     }
 
 
-def _forecaster(folder: RunFolder, view: RunView, place: Path, progress: Progress) -> Forecaster:
+@dataclass(frozen=True)
+class _Opened:
+    """A run that is asked.
+
+    Args:
+        folder: of the run.
+        view: with the costs of the target that is asked for.
+        read: a context in which its study is assembled.
+        study: with another target than the run's, or ``None``.
+    """
+
+    folder: RunFolder
+    view: RunView
+    read: Callable[[], AbstractContextManager[None]]
+    study: StudyConfig | None = None
+
+    @classmethod
+    def of(
+        cls, run: str, progress: Progress, target: str | None, python: str | None, *, trust: bool
+    ) -> _Opened:
+        """The run, with its policies timed on another target where they were not yet."""
+        folder, view = RunFolder.open(run), RunView.load(run)
+        _check_searched(folder, view)
+        named = () if target is None else (target,)
+        read = partial(from_elsewhere, f"run {folder.root}", named=named, trust=trust)
+        if target is None:
+            return cls(folder, view, read)
+        study_of(folder)  # what cannot be opened again is said before anything is timed
+        there = retarget(folder, view, target, progress, python=python, trust=trust)
+        return cls(folder, there, read, study_there(folder, target, python))
+
+
+def _check_searched(folder: RunFolder, view: RunView) -> None:
     if not any(t.phase.kind == "search" for t in view.compared):
         raise InputError(
             f"The run in {folder.root} has measured no policy yet, so that nothing is known of any "
             "budget. Go on with --resume."
         )
-    parts = reopened(folder, view, place, progress)
+
+
+def _forecaster(opened: _Opened, place: Path, progress: Progress) -> Forecaster:
+    folder, view = opened.folder, opened.view
+    parts = reopened(folder, view, place, progress, opened.study)
+    if opened.study is not None and not parts.latency_kept:
+        _log.info(
+            "What a policy will take there is learned from layers and some whole models, which "
+            "are timed there now: a minute or two for small networks. They are kept."
+        )
     parts.predict_latency()
     return Forecaster(_context(folder, view, parts), SECONDS)
 
@@ -128,9 +190,8 @@ def _context(folder: RunFolder, view: RunView, parts: Assembly) -> Context:
     return Context(parts.space, evaluator, executor, Budget(), config, (), trials, screened=known)
 
 
-def _answer(
-    folder: RunFolder, view: RunView, budget: Budget, expected: Forecast | None
-) -> dict[str, Any]:
+def _answer(opened: _Opened, budget: Budget, expected: Forecast | None) -> dict[str, Any]:
+    folder, view = opened.folder, opened.view
     measured = view.under(budget).best
     found: dict[str, Any] = {
         "measured": None if measured is None else _measured(view, measured),
@@ -147,7 +208,7 @@ def _answer(
     file = folder.root / "forecasts" / f"{expected.policy.digest[:12]}.yaml"
     with replacing(file) as new:
         new.write_text(yaml.safe_dump(expected.policy.as_dict(), sort_keys=False), "utf-8")
-    measure = ["autocompress", "evaluate", str(folder.study), "--policy", str(file)]
+    measure = ["autocompress", "evaluate", str(_study_file(opened)), "--policy", str(file)]
     found["commands"].append(shlex.join(measure))
     found["policy_file"] = str(file)
     base = view.baseline.values
@@ -163,6 +224,18 @@ def _answer(
         "policy": expected.policy.as_dict(),
     }
     return found
+
+
+def _study_file(opened: _Opened) -> Path:
+    """The study that measures where costs were asked for: the run's, or one that is written."""
+    if opened.study is None:
+        return opened.folder.study
+    text = yaml.safe_dump(opened.study.model_dump(mode="json"), sort_keys=False)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    file = opened.folder.root / "forecasts" / f"study-{digest}.yaml"
+    with replacing(file) as new:
+        new.write_text(text, "utf-8")
+    return file
 
 
 def _measured(view: RunView, trial: Trial) -> dict[str, Any]:

@@ -28,19 +28,31 @@ def study_of(folder: RunFolder) -> StudyConfig:
     return study
 
 
-def reopened(folder: RunFolder, view: RunView, place: Path, progress: Progress) -> Assembly:
+def reopened(
+    folder: RunFolder,
+    view: RunView,
+    place: Path,
+    progress: Progress,
+    study: StudyConfig | None = None,
+) -> Assembly:
     """The parts of a run's study; its uncompressed model counts as measured.
 
     Args:
         folder, view: of the run.
         place: folder for files of evaluations.
         progress: told what is going on.
+        study: the run's with another target, on which the view's costs were measured.
 
     Raises:
         InputError: model, data, target or settings are others by now.
     """
-    parts = assemble(study_of(folder), place, progress=progress)
-    changed = differences(view.baseline, folder.read_study(), parts)
+    own = study_of(folder)
+    parts = assemble(study or own, place, progress=progress)
+    written = folder.read_study()
+    if study is not None:
+        there = study.model_dump(mode="json")
+        written = {**written, "target": there["target"], "also_on": there["also_on"]}
+    changed = differences(view.baseline, written, parts)
     if changed:
         raise InputError(
             f"The run in {folder.root} was made on {'; '.join(changed)}: its policies cannot be "

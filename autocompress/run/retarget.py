@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from autocompress.build.builder import Builder
 from autocompress.estimate.other_device import device_model, remarks
 from autocompress.machine.progress import Progress
 from autocompress.machine.scratch import scratch_folder
-from autocompress.measure.extras import MEMORY
-from autocompress.measure.latency import Timing
-from autocompress.measure.measurer import Measurer
 from autocompress.policy.costs import EXTRA, ON_OTHERS, WORST
 from autocompress.policy.files import open_file
 from autocompress.policy.policy import Policy
 from autocompress.results.metric import LATENCY, Measurement
-from autocompress.results.trial import Trial
-from autocompress.run.assembly import Assembly, assemble
+from autocompress.results.trial import Trial, TrialState
+from autocompress.run.assembly import assemble
+from autocompress.run.elsewhere import Elsewhere
 from autocompress.run.factories import from_elsewhere
-from autocompress.run.study import read_study
+from autocompress.run.study import StudyConfig, read_study
+from autocompress.run.target_fit import fitting_target
 from autocompress.targets.config import named
 from autocompress.track.folder import RunFolder
 from autocompress.track.journal import Entry
@@ -29,9 +28,42 @@ from autocompress.track.view import RunView
 from autocompress.workloads.cache import latency_folder
 
 _OF_SEVERAL = {*ON_OTHERS, WORST}
+_KEPT = ("threads", "batch", "lengths", "throughput")
+"""Of a target: how a model runs, wherever."""
+_FIRST_S, _USUAL_S, _TWO_MINUTES_S = 10.0, 4.0, 120.0
+"""For model and data, and for a policy of which nothing is known."""
+_FAILED = "its model could not be timed on the other target"
 _log = logging.getLogger(__name__)
-CostsOf = Callable[[Trial], tuple[dict[str, float], float]]
-"""From a trial to its latency and what is measured beside it, and the spread of the latency."""
+
+
+def study_there(folder: RunFolder, target: str, python: str | None = None) -> StudyConfig:
+    """The study of a run with another target in the place of its own.
+
+    Threads, batch and lengths stay; all else of the first target says nothing of the other.
+
+    Args:
+        folder: of the run.
+        target, python: as of ``retarget``.
+    """
+    study = read_study(folder.read_study(), where=str(folder.study))
+    plain, table = study.model_dump(mode="json"), Path(target)
+    kept = {key: value for key, value in plain["target"].items() if key in _KEPT}
+    if table.suffix == ".json":
+        open_file(table, "kernel table", "The packed runner writes it.").close()
+        named_there: dict[str, Any] = {"table": target}
+    else:
+        named_there = named(target, python)
+    limits = [str(li) for li in study.limits().limits if li.metric not in _OF_SEVERAL]
+    return read_study(
+        {
+            **plain,
+            "target": {**kept, **named_there},
+            "also_on": [],
+            "budget": limits,
+            "search": {**plain["search"], "objectives": ["quality", "latency_ms"]},
+        },
+        where=str(folder.study),
+    )
 
 
 def retarget(
@@ -45,11 +77,14 @@ def retarget(
 ) -> RunView:
     """The same trials with their latency on another target; quality and size stay.
 
+    What was timed there before is taken from the run's folder; where nothing is missing, neither
+    model nor data are read.
+
     Args:
         folder: of the run.
         view: of the run.
         target: a device's ``table.json`` (latencies are then predicted), or a runtime's name or a
-            device's address (every trial's model is rebuilt, exported and timed there).
+            device's address (every policy's model is built, exported and timed there, once).
         progress: told what is going on.
         python: of a device.
         trust: import whatever functions the run's study names.
@@ -57,95 +92,130 @@ def retarget(
     Raises:
         InputError: no such table or runtime, or a table of another model.
     """
-    study = read_study(folder.read_study(), where=str(folder.study))
-    table = Path(target)
-    predicted = table.suffix == ".json"
-    if predicted:
-        open_file(table, "kernel table", "The packed runner writes it.").close()
-    if not predicted:
-        study = study.changed(
-            target=named(target, python),
-            also_on=[],
-            budget=[str(li) for li in study.limits().limits if li.metric not in _OF_SEVERAL],
-            search={"objectives": ["quality", "latency_ms"]},
-        )
+    study = study_there(folder, target, python)
     source = from_elsewhere(f"run {folder.root}", named=(target,), trust=trust)
     with scratch_folder("retarget") as scratch, source:
-        parts = assemble(study, scratch, progress=progress)
-        costs_of, base = _from_table(parts, table) if predicted else _timed(parts, folder)
-        entries = []
-        for done, entry in enumerate(view.entries):
-            progress("trials on the other target", done / len(view.entries))
-            entries.append(_recosted(entry, view, costs_of))
-    baseline = _with_costs(view.baseline, base, 0.0, target)
+        costs_of = (_timed if study.target.config().table is None else _from_table)(
+            study, folder, view, scratch, progress
+        )
+        entries = tuple(_recosted(entry, costs_of) for entry in view.entries)
+    base = costs_of(Policy())
+    assert base is not None
+    baseline = base.instead_of(view.baseline)
     told = view.budget.on(baseline.values)
     if told != view.budget:
         _log.warning("Of the budget (%s) only this is known there: %s.", view.budget, told)
     known = tuple(m for m in view.objectives if m.name in baseline)
     objectives = known if len(known) > 1 else (view.objectives[0], LATENCY)
-    fresh = replace(view, entries=tuple(entries), baseline=baseline, objectives=objectives)
+    fresh = replace(view, entries=entries, baseline=baseline, objectives=objectives)
     return fresh.under(told)
 
 
-def _recosted(entry: Entry, view: RunView, costs_of: CostsOf) -> Entry:
+@dataclass(frozen=True)
+class _Costs:
+    """What a model takes there.
+
+    Args:
+        values: its latency, and what is measured beside it.
+        spread: of the latency.
+        context: where that is from.
+    """
+
+    values: Mapping[str, float]
+    spread: float
+    context: Mapping[str, Any]
+
+    def instead_of(self, found: Measurement) -> Measurement:
+        """A measurement with these costs: what was measured on the first target says nothing."""
+        context = {k: v for k, v in found.context.items() if k not in ("timing", "also_on")}
+        kept = {k: v for k, v in found.values.items() if k not in {c.name for c in EXTRA}}
+        return replace(
+            found,
+            values={**kept, **self.values},
+            spread={**found.spread, "latency_ms": self.spread},
+            context={**context, **self.context},
+        )
+
+
+CostsOf = Callable[[Policy], _Costs | None]
+"""From a policy to what it takes there; ``None`` where that could not be measured."""
+
+
+def _costed(trial: Trial) -> bool:
+    """Whether a trial's costs on the first target stand in it; a cascade is no single model."""
+    measured = trial.state is TrialState.COMPLETE and trial.measurement is not None
+    return measured and trial.phase.kind != "cascade"
+
+
+def _recosted(entry: Entry, costs_of: CostsOf) -> Entry:
+    """A trial of any phase: what verification found on the first target judges nothing there."""
     trial = entry.trial
-    if trial.measurement is None or trial not in view.compared:
+    if not _costed(trial) or trial.measurement is None:
         return entry
-    costs, spread = costs_of(trial)
-    found = _with_costs(trial.measurement, costs, spread, "")
-    return replace(entry, trial=replace(trial, measurement=found))
+    costs = costs_of(trial.policy)
+    if costs is None:
+        failed = replace(trial, state=TrialState.FAILED, measurement=None, reason=_FAILED)
+        return replace(entry, trial=failed)
+    return replace(entry, trial=replace(trial, measurement=costs.instead_of(trial.measurement)))
 
 
-def _with_costs(
-    found: Measurement, costs: dict[str, float], spread: float, target: str
-) -> Measurement:
-    # what was measured on the first target says nothing about this one
-    context = {k: v for k, v in found.context.items() if k != "timing"}
-    if target:
-        context["target"] = {"retargeted": target}
-    kept = {k: v for k, v in found.values.items() if k not in {c.name for c in EXTRA}}
-    return replace(
-        found,
-        values={**kept, **costs},
-        spread={**found.spread, "latency_ms": spread},
-        context=context,
-    )
-
-
-def _from_table(parts: Assembly, table: Path) -> tuple[CostsOf, dict[str, float]]:
+def _from_table(
+    study: StudyConfig, folder: RunFolder, view: RunView, scratch: Path, progress: Progress
+) -> CostsOf:
+    parts = assemble(study, scratch, progress=progress)
+    table = study.target.config().table
+    assert table is not None
     model = device_model(table, parts.inventory, parts.study.settings, latency_folder())
     for sentence in remarks(model):
         _log.warning(sentence)
 
-    def costs_of(trial: Trial) -> tuple[dict[str, float], float]:
-        ms, spread = model.predict(trial.policy)
-        return {"latency_ms": ms}, spread
+    def costs_of(policy: Policy) -> _Costs:
+        ms, spread = model.predict(policy)
+        of = {"retargeted": str(table)}
+        return _Costs({"latency_ms": ms}, 0.0 if policy.identity else spread, {"target": of})
 
-    return costs_of, {"latency_ms": model.predict(Policy())[0]}
-
-
-def _timed(parts: Assembly, folder: RunFolder) -> tuple[CostsOf, dict[str, float]]:
-    measurer, kept = parts.evaluator.measurer, Builder(parts.pipeline, folder.models)
-    uncompressed = measurer.baseline_file
-    first = measurer.timing(uncompressed, max_seconds=8.0)
-    base = _measured(measurer, uncompressed, first, first.baseline_ms)
-
-    def costs_of(trial: Trial) -> tuple[dict[str, float], float]:
-        trained = kept.trained(trial.policy, trial.phase, trial.seed)
-        compressed = trained or parts.pipeline.build(trial.policy)
-        path = measurer.file("candidate")
-        measurer.export(compressed, path)
-        timing = measurer.timing(path, max_seconds=8.0)
-        ms = timing.ratio * base["latency_ms"]
-        return _measured(measurer, path, timing, ms, base), timing.iqr_ms
-
-    return costs_of, base
+    return costs_of
 
 
-def _measured(
-    measurer: Measurer, path: Path, timing: Timing, ms: float, base: dict[str, float] | None = None
-) -> dict[str, float]:
-    """A file's latency, and what is measured beside it."""
-    memory = measurer.extras.memory(path) if MEMORY in measurer.asked else {}
-    extras = measurer.beside_latency(path, timing, ms, base)
-    return {"latency_ms": ms, **memory, **extras}
+def _timed(
+    study: StudyConfig, folder: RunFolder, view: RunView, scratch: Path, progress: Progress
+) -> CostsOf:
+    progress("reaching the other target", 0.0)
+    target = fitting_target(study, reached=True)
+    there = Elsewhere(folder, target, study.extra_costs())
+    costed = [entry.trial for entry in view.entries if _costed(entry.trial)]
+    missing = there.missing([Policy(), *(trial.policy for trial in costed)])
+    if missing:
+        _log.info(
+            "%d of the run's policies were never timed on %s: each is built, exported and timed "
+            "there now, in about %s; `front` has them at once from then on.",
+            len(missing),
+            target.config.device if target.elsewhere is not None else target.name,
+            _in_words(_expected_s(costed, missing)),
+        )
+        parts = assemble(study, scratch, progress=progress)
+        there.measure(parts.evaluator, missing, progress)
+
+    def costs_of(policy: Policy) -> _Costs | None:
+        found = there(policy)
+        if found is None:
+            return None
+        context = {"target": there.where, "timing": found["timing"]}
+        return _Costs(found["costs"], found["spread"], context)
+
+    return costs_of
+
+
+def _expected_s(costed: Sequence[Trial], missing: Sequence[Policy]) -> float:
+    """About how long exporting and timing will take: as long as it did in the search."""
+    took = {}
+    for trial in costed:
+        told = trial.measurement.context if trial.measurement is not None else {}
+        seconds = [told.get(key) for key in ("export_s", "time_s")]
+        known = [s for s in seconds if isinstance(s, int | float)]
+        took[trial.policy.untrained_digest] = sum(known) if known else _USUAL_S
+    return _FIRST_S + sum(took.get(p.untrained_digest, _USUAL_S) for p in missing)
+
+
+def _in_words(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < _TWO_MINUTES_S else f"{seconds / 60:.0f} minutes"

@@ -197,7 +197,7 @@ class RunFolder:
 
     def _kind_of(self, path: Path) -> tuple[str, ...]:
         """What may lie at a path of the run: its own names are of one kind."""
-        if path in (self.recipes, self.models, self.root / "earlier"):
+        if path in (self.recipes, self.models, *(self.root / n for n in ("earlier", "elsewhere"))):
             return ("folder",)
         own = (self.study, self.trials, self.screened, self.lock, self.front, self.report)
         baselines = (self.baseline(), self.baseline("test"))

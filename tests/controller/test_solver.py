@@ -159,6 +159,22 @@ def test_solve_says_when_nothing_fits() -> None:
     assert found is None
 
 
+def test_solve_begins_from_what_is_known_to_be_cheap() -> None:
+    """Where the hardest levels are expensive and no single change makes them cheaper."""
+    space = make_space(2)
+    sizes = [len(c.levels) for c in space.choices]
+    losses = [np.arange(n, dtype=float) for n in sizes]
+
+    def costs(levels: tuple[int, ...]) -> dict[str, float]:
+        return {"latency_ms": 1.0 if set(levels) == {1} else 10.0 + len(set(levels))}
+
+    fitting = [a for a in itertools.product(*map(range, sizes)) if costs(a)["latency_ms"] <= 2.0]
+    assert fitting == [(1, 1)]
+    assert solve(space, losses, costs, {"latency_ms": 2.0}) is None
+    assert solve(space, losses, costs, {"latency_ms": 2.0}, cheap=(1, 1)) == (1, 1)
+    assert solve(space, losses, costs, {"latency_ms": 0.5}, cheap=(1, 1)) is None
+
+
 @pytest.mark.parametrize("share", [0.01, 0.02, 0.03, 0.06, 0.12])
 @pytest.mark.parametrize("seed", range(6))
 def test_solve_finds_something_wherever_something_fits(share: float, seed: int) -> None:

@@ -5,6 +5,7 @@ Times are those of this machine either way, so that what comes back can be compa
 
 from __future__ import annotations
 
+import getpass
 import logging
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from devices import LoopbackDevice, loopback_device, other_python
+from tiny_study import until
 
 from autocompress.errors import DeviceLost, InputError, MeasurementError, TargetUnavailable
 from autocompress.execute.limit import TookTooLong, time_limit
@@ -141,8 +143,12 @@ def test_another_machine_at_the_same_address_is_refused(
     board.cut()
     assert device._hello is not None
     device._hello["machine"]["cpu"] = "of the board before"
-    with pytest.raises(TargetUnavailable, match=r"another machine .*'of the board before', now"):
-        device.ask("look", target.fields(), [file])
+    for _ in range(2):  # and stays refused; a study ends as where its device is lost
+        with pytest.raises(
+            TargetUnavailable, match=r"another machine .*'of the board before', now"
+        ) as caught:
+            device.ask("look", target.fields(), [file])
+        assert isinstance(caught.value, DeviceLost)
 
 
 def test_a_device_that_stays_away_is_given_up(
@@ -201,8 +207,87 @@ def test_a_device_without_numpy_and_onnxruntime_is_told_how(
         TargetUnavailable, match=r"has no numpy and no onnxruntime.*pip install numpy onnxruntime"
     ):
         there(board, python=str(python)).reach()
-    with pytest.raises(TargetUnavailable, match=r"cannot be reached: .*no-such-python"):
-        there(board, python="/no-such-python").reach()
+
+
+def test_a_python_that_is_not_there_is_told_apart_from_a_device_that_is_not(
+    board: LoopbackDevice, tmp_path: Path
+) -> None:
+    plain = tmp_path / "no-program"
+    plain.write_text("")
+    for python in ("/no-such-python", str(plain)):
+        with pytest.raises(
+            TargetUnavailable, match=rf"cannot run files: {python} does not start.*another Python"
+        ):
+            there(board, python=python).reach()
+
+
+def test_a_host_key_that_is_not_known_says_how_it_gets_so(
+    board: LoopbackDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = (board.folder / "config").read_text()
+    strict = config.replace("accept-new", "yes").replace("/known\n", "/nothing\n")
+    (tmp_path / "config").write_text(strict)
+    monkeypatch.setenv("AUTOCOMPRESS_SSH", f"ssh -F {tmp_path / 'config'}")
+    with pytest.raises(TargetUnavailable) as caught:
+        there(board).reach()
+    told = str(caught.value)
+    assert "Host key verification failed. Its key" in told
+    assert f"`ssh -p {board.port} {getpass.getuser()}@127.0.0.1`" in told
+    assert f"ssh-keygen -R '[127.0.0.1]:{board.port}'" in told
+
+
+def test_a_device_without_a_folder_for_files_says_so(board: LoopbackDevice, tmp_path: Path) -> None:
+    python = other_python(tmp_path / "full", "import tempfile\ntempfile.tempdir = '/proc'\n")
+    with pytest.raises(TargetUnavailable, match=r"takes no files in /proc .*make room.*TMPDIR"):
+        there(board, python=str(python)).reach()
+
+
+_FULL = """
+import errno, os, pathlib
+def write_bytes(self, data, write=pathlib.Path.write_bytes):
+    if os.path.exists({mark!r}):
+        with self.open("wb") as begun:
+            begun.write(data[:100])
+        raise OSError(errno.ENOSPC, "No space left on device")
+    return write(self, data)
+pathlib.Path.write_bytes = write_bytes
+"""
+
+
+@pytest.mark.timeout(120)
+def test_a_full_disk_is_waited_for(
+    board: LoopbackDevice,
+    exported: dict[str, Path],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    full = tmp_path / "full"
+    full.write_text("")
+    python = other_python(tmp_path / "board", _FULL.format(mark=str(full)))
+    target, file = there(board, python=str(python)), exported[".onnx"]
+    monkeypatch.setenv(WAIT_VARIABLE, "2")
+    with pytest.raises(DeviceLost, match=r"No space left on device.*make room"):
+        paired_timing(target, file, file, plan=_SHORT)
+    monkeypatch.delenv(WAIT_VARIABLE)
+    device_at.cache_clear()  # what was waited for in vain is asked once only
+    target = there(board, python=str(python))
+    caplog.clear()
+
+    def waiting() -> bool:
+        said = [record.getMessage() for record in caplog.records]
+        return any("waiting for the device" in text and "make room" in text for text in said)
+
+    def tidy() -> None:
+        assert until(waiting)
+        full.unlink()
+
+    tidying = threading.Thread(target=tidy)
+    with caplog.at_level(logging.INFO, "autocompress"):
+        tidying.start()
+        assert paired_timing(target, file, file, plan=_SHORT).latency_ms > 0
+    tidying.join()
+    assert not full.exists()
 
 
 def test_a_device_of_another_runtime_version_is_said_and_recorded(

@@ -187,6 +187,7 @@ class Forecaster:
                 losses,
                 self.costs,
                 bounds,
+                cheap=self.costs.cheapest,
                 marginals=self.costs.marginals,
                 order=self.sensitivity.order,
                 seconds=self.costs.solving_s,

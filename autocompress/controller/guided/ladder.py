@@ -115,6 +115,7 @@ class SolverLadder:
                 self.sensitivity.losses,
                 self.costs,
                 {**bounds, self.context.cost: least + share * (top - least)},
+                cheap=self.costs.cheapest,
                 marginals=self.costs.marginals,
                 order=self.sensitivity.order,
                 seconds=self.costs.solving_s,

@@ -1,0 +1,166 @@
+"""What the policies of a finished run take on another target; kept, so that it is timed once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from autocompress.machine.progress import Progress
+from autocompress.measure.extras import MEMORY
+from autocompress.policy.attempt import attempt
+from autocompress.policy.policy import Policy
+from autocompress.policy.section import Section
+from autocompress.track.folder import RunFolder, plain, read_json, write_json
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from autocompress.measure.latency import Timing
+    from autocompress.measure.measurer import Measurer
+    from autocompress.run.evaluator import StudyEvaluator
+    from autocompress.targets.base import Target
+
+_AT_ONCE = 4
+"""Files that share the uncompressed model's turns."""
+_SECONDS = 3.0
+"""For the timing of one file."""
+_log = logging.getLogger(__name__)
+
+
+class _Told(Section):
+    """What is kept of one file."""
+
+    costs: dict[str, float]
+    spread: float
+    timing: dict[str, Any]
+
+
+class _Form(Section):
+    """What is kept of one target."""
+
+    target: dict[str, Any]
+    asked: list[str]
+    baseline: _Told | None
+    policies: dict[str, _Told]
+
+
+class Elsewhere:
+    """Costs of a run's policies on another target.
+
+    A model's time hangs on its shapes alone: a policy is timed once, whatever phases it went
+    through.
+
+    Args:
+        folder: of the run.
+        target: the other one.
+        asked: names of costs beside the latency.
+    """
+
+    def __init__(self, folder: RunFolder, target: Target, asked: frozenset[str]) -> None:
+        self.where = target.describe()
+        about = {"target": self.where, "asked": sorted(asked)}
+        same = json.dumps([plain(about), target.machine_id()], sort_keys=True)
+        name = f"{target.name}-{hashlib.sha256(same.encode()).hexdigest()[:12]}.json"
+        self._path = folder.root / "elsewhere" / name
+        found = read_json(self._path, "timings on another target", _Form)
+        self._kept: dict[str, Any] = found or {**about, "baseline": None, "policies": {}}
+
+    def __call__(self, policy: Policy) -> Mapping[str, Any] | None:
+        """``costs``, ``spread`` of the latency and ``timing`` of a policy's model.
+
+        Args:
+            policy: of the run; the one that changes nothing is the uncompressed model.
+
+        Returns:
+            ``None`` where it could not be timed.
+        """
+        found: Mapping[str, Any] | None = (
+            self._kept["baseline"]
+            if policy.identity
+            else self._kept["policies"].get(policy.untrained_digest)
+        )
+        return found
+
+    def missing(self, policies: Sequence[Policy]) -> list[Policy]:
+        """Those that were not timed there yet, each once."""
+        wanted = {p.untrained_digest: p.untrained for p in policies}
+        return [p for p in wanted.values() if self(p) is None]
+
+    def measure(
+        self, evaluator: StudyEvaluator, policies: Sequence[Policy], progress: Progress
+    ) -> None:
+        """Build, export and time models there. What is timed is kept at once.
+
+        Args:
+            evaluator: of the study with the other target.
+            policies: that ``missing`` told.
+            progress: told how long it will still take.
+        """
+        measurer, began, done = evaluator.measurer, time.monotonic(), 0
+        if self(Policy()) is None:
+            progress("timing the uncompressed model there", 0.0)
+            first = measurer.timing(measurer.baseline_file, max_seconds=8.0)
+            self._kept["baseline"] = self._costs(measurer, measurer.baseline_file, first, None)
+            self._keep()
+        changed = [policy for policy in policies if not policy.identity]
+        for some in _batches(changed):
+            files = {policy: self._exported(evaluator, policy) for policy in some}
+            self._time(measurer, {policy: file for policy, file in files.items() if file})
+            done += len(some)
+            left = (time.monotonic() - began) / done * (len(changed) - done)
+            progress(f"timing policies there, about {left:.0f} s left", done / len(changed))
+
+    def _exported(self, evaluator: StudyEvaluator, policy: Policy) -> Path | None:
+        return attempt(policy, "the front there", partial(evaluator.export_variant, policy))[0]
+
+    def _time(self, measurer: Measurer, files: Mapping[Policy, Path]) -> None:
+        """Time files together; where one of them fails, each alone."""
+
+        def together(some: Sequence[Policy]) -> dict[Policy, Any]:
+            paths = [files[policy] for policy in some]
+            timings = measurer.timings(paths, max_seconds=_SECONDS)
+            base = self._kept["baseline"]["costs"]
+            return {
+                policy: self._costs(measurer, path, timing, base)
+                for policy, path, timing in zip(some, paths, timings, strict=True)
+            }
+
+        ready = [*files]
+        found = (
+            attempt(ready[0], "a timing of several", partial(together, ready))[0] if ready else {}
+        )
+        for policy in ready if found is None else ():
+            alone = attempt(policy, "the front there", partial(together, [policy]))[0]
+            self._kept["policies"].update(_by_digest(alone or {}))
+        self._kept["policies"].update(_by_digest(found or {}))
+        for path in files.values():
+            path.unlink(missing_ok=True)
+        self._keep()
+
+    @staticmethod
+    def _costs(
+        measurer: Measurer, path: Path, timing: Timing, base: Mapping[str, float] | None
+    ) -> dict[str, Any]:
+        """A file's latency, and what is measured beside it."""
+        ms = timing.baseline_ms if base is None else timing.ratio * base["latency_ms"]
+        memory = measurer.extras.memory(path) if MEMORY in measurer.asked else {}
+        extras = measurer.beside_latency(path, timing, ms, base)
+        costs = {"latency_ms": ms, **memory, **extras}
+        return {"costs": costs, "spread": timing.iqr_ms, "timing": timing.as_dict()}
+
+    def _keep(self) -> None:
+        write_json(self._path, self._kept)
+
+
+def _by_digest(found: Mapping[Policy, Any]) -> dict[str, Any]:
+    return {policy.untrained_digest: told for policy, told in found.items()}
+
+
+def _batches(policies: Sequence[Policy]) -> Iterator[Sequence[Policy]]:
+    for start in range(0, len(policies), _AT_ONCE):
+        yield policies[start : start + _AT_ONCE]
