@@ -22,7 +22,7 @@ def timed_as(found: Measurement, latency_ms: float) -> Measurement:
 
 
 def finished_run(root: Path, base_ms: float = 1.0) -> RunFolder:
-    """A run with a poor and quick member, and a better one that no machine finds as good as the uncompressed."""
+    """A run with a poor and quick member, and a better one, not as good as the uncompressed."""
     folder = RunFolder.create(root)
     parts = assemble(read_study(study_of()), folder.models)
     folder.write_study(parts.study.model_dump(mode="json"))
