@@ -40,6 +40,7 @@ $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "autocompress needs Python 3.11 or later; set PYTHON=python3.11 (or newer)." >&2; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing packages into $(VENV), some gigabytes: this takes minutes and says nothing meanwhile."
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,executorch]'
 	@if command -v npm >/dev/null; then \
 	  npm install --silent --no-audit --no-fund --prefix $(WEB) onnxruntime-web@1.30.0 || \

@@ -68,6 +68,9 @@ def _stages(
         add_prefix_graph(copy.deepcopy(model.graph), prefix, rename_inputs=False)
         for model, prefix in zip(models[place], prefixes, strict=False)
     ]
+    for one, model, prefix in zip(own, models[place], prefixes, strict=False):
+        for value in model.graph.input:  # onnx before 1.19 renames what reads them all the same
+            _read_instead(one, f"{prefix}{value.name}", value.name)
     if stage.takes == "features":
         _read_instead(own[0], own[0].input[0].name, handed)
     given = list(own[-1].output)[: len(models[-1][0].graph.output)]

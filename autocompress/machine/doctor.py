@@ -68,7 +68,8 @@ def examine(seconds: float = 2.0, clock: Callable[[], float] = time.perf_counter
 def _others(load: float | None, cores: int) -> Iterator[Finding]:
     if load is None:
         return
-    found = f"{load:.1f} runnable processes on {cores} cores in the last minute"
+    on = "1 core" if cores == 1 else f"{cores} cores"
+    found = f"{load:.1f} runnable processes on {on} in the last minute"
     quiet = load <= max(0.5, _LOAD * cores)
     yield Finding(
         "other work",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import signal
 import stat
@@ -27,6 +28,8 @@ from autocompress.errors import MeasurementError
 
 #: seconds until a wait is told of, and until it is told of again
 _FIRST_WORD_S, _NEXT_WORD_S = 2.0, 10.0
+#: seconds without a word until a short wait is told of: beside another study there are hundreds
+_QUIET_S = 60.0
 #: a timing lasts seconds: who holds the lock for longer is not waited for
 _PAUSE_S, _LONGEST_S = 60.0, 600.0
 #: between two looks for a note of somebody who times
@@ -48,7 +51,8 @@ def timing_lock() -> Iterator[None]:
     """Keep all other timing, and computing of ours that pauses, away from this machine.
 
     A thread may take it again while it holds it. A wait of some seconds is logged, with the
-    process that holds it; after ten minutes the timing goes on beside it, with a warning.
+    process that holds it, a short one at most once a minute; after ten minutes the timing goes on
+    beside it, with a warning.
 
     Raises:
         MeasurementError: the lock file cannot be written.
@@ -140,6 +144,12 @@ def pause_anywhere() -> None:
     threading.Thread(target=watch, name="pause", daemon=True).start()
 
 
+class _Told:
+    """When this process last told of a wait."""
+
+    at = -math.inf
+
+
 class _Thread(threading.local):
     """Whether a thread is taking the lock: a signal may come in the middle of that."""
 
@@ -170,7 +180,9 @@ def _wait(lock: BaseFileLock, seconds: float) -> bool:
                 waited = time.monotonic() - start
                 if waited >= seconds:
                     return False
-                _log.info("waiting for %s; waited for %.0f s so far", _holder(lock)[0], waited)
+                if pause == _NEXT_WORD_S or time.monotonic() - _Told.at >= _QUIET_S:
+                    _log.info("waiting for %s; waited for %.0f s so far", _holder(lock)[0], waited)
+                    _Told.at = time.monotonic()
                 pause = _NEXT_WORD_S
             else:
                 return True

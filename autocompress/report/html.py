@@ -14,6 +14,7 @@ from typing import Any
 from autocompress.policy.claims import TimingClaim, TimingFacts
 from autocompress.policy.costs import EXTRA, CostMetric
 from autocompress.report.course import course, screening
+from autocompress.report.library import drawing_library
 from autocompress.report.review import review
 from autocompress.report.tables import (
     BUILDS_DIFFER,
@@ -70,7 +71,6 @@ def render(
         summary: what ``front.json`` tells of layers (``facts``) and val samples (``labels``).
     """
     from jinja2 import Environment
-    from plotly.offline import get_plotlyjs
 
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(_part("report.html.j2"))
@@ -108,7 +108,7 @@ def render(
         thinned=_thinned(view, data),
         css=_part("report.css"),
         data=_embedded(data),
-        library=get_plotlyjs(),
+        library=drawing_library(),
         scripts=[*map(_part, _SCRIPTS)],
     )
 

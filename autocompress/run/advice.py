@@ -165,7 +165,11 @@ def _tried(parts: Assembly, most_s: float) -> Iterator[Tried]:
         longest = max(longest, time.monotonic() - began)
     parts.progress("timing", 0.0)
     files = [file for _, file in policies.values()]
-    timings = evaluator.measurer.timings(files, max_seconds=_TIMED_S) if files else []
+    try:
+        timings = evaluator.measurer.timings(files, max_seconds=_TIMED_S) if files else []
+    finally:  # a study keeps the files of its trials alone
+        for file in files:
+            file.unlink(missing_ok=True)
     for (way, (policy, _)), timing in zip(policies.items(), timings, strict=True):
         yield Tried(
             way,

@@ -22,6 +22,8 @@ from autocompress.results.difference import HITS, SCORES, difference, pack_hits,
 from autocompress.results.metric import Measurement, Metric
 from autocompress.results.trial import exceeded
 from autocompress.run.study import StudyConfig
+from autocompress.track.folder import RunFolder
+from autocompress.track.view import RunView
 
 if TYPE_CHECKING:
     from autocompress.run.assembly import Assembly
@@ -157,9 +159,28 @@ def _row(parts: Assembly, file: Path, split: str) -> tuple[dict[str, Any], Measu
         **measurer.extras.memory(file),
         **extras,
         "problems": [*found.problems, *seen.problems],
-        "notes": [*timing.notes, *seen.notes],
+        "notes": [*timing.notes, *seen.notes, *(_built_again(file) if split == "val" else ())],
     }
     return row, _measured(found, split, parts.task.figures)
+
+
+def _built_again(file: Path) -> Iterator[str]:
+    """Why ``front`` shows another val of a run's own file, where it does."""
+    folder = RunFolder(file.resolve().parent.parent)
+    if file.resolve().parent != folder.models or not folder.is_run:
+        return
+    try:
+        view = RunView.load(folder)
+    except InputError as error:  # which says nothing about the file
+        yield f"Its run cannot be read: {error}"
+        return
+    named = (t for t in view.front if file.stem == f"trial-{t.number}")
+    trial = view.best if file.stem == "best" else next(named, None)
+    if trial is not None and view.rebuilt(trial):
+        yield (
+            f"`front` tells val of trial {trial.number} after the search's quick reconstruction; "
+            "this file is of the thorough one."
+        )
 
 
 def _difference(one: Judged, uncompressed: Judged) -> dict[str, Any]:

@@ -267,13 +267,12 @@ class RunView:
         """Whether some trial stands with val of the search's quick reconstruction, and with test
         of the thorough one that verification is preceded by."""
         shown = (*self.front, *([self.best or self.nearest] if self.compared else []))
-        return any(
-            t is not None
-            and t.phase.kind == "search"
-            and t.policy.repairable
-            and self.verified(t) is not None
-            for t in shown
-        )
+        return any(t is not None and self.rebuilt(t) for t in shown)
+
+    def rebuilt(self, trial: Trial) -> bool:
+        """Whether verification built it again, thoroughly: its val is that of a quick build."""
+        searched = trial.phase.kind == "search" and trial.policy.repairable
+        return searched and self.verified(trial) is not None
 
     @cached_property
     def test_baseline(self) -> Measurement | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 import threading
 import time
@@ -97,6 +98,7 @@ def test_a_wait_says_for_whom_and_how_long(
 ) -> None:
     monkeypatch.setattr(lock, "_FIRST_WORD_S", 0.2)
     monkeypatch.setattr(lock, "_NEXT_WORD_S", 0.5)
+    monkeypatch.setattr(lock._Told, "at", -math.inf)
     caplog.set_level(logging.INFO, "autocompress.machine.lock")
     holder = start(TIMING)
     assert holder.reaches("holding")
@@ -115,6 +117,31 @@ def test_a_wait_says_for_whom_and_how_long(
     matches = [re.fullmatch(pattern, text) for text in said]
     assert all(matches), said
     assert [int(m[2]) for m in matches if m] == sorted(int(m[2]) for m in matches if m)
+
+
+def test_one_of_many_short_waits_is_told(
+    start: Callable[[str], Other],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A longer one is told all the same."""
+    monkeypatch.setattr(lock, "_FIRST_WORD_S", 0.2)
+    monkeypatch.setattr(lock, "_LONGEST_S", 0.5)
+    monkeypatch.setattr(lock._Told, "at", -math.inf)
+    caplog.set_level(logging.INFO, "autocompress.machine.lock")
+    holder = start(TIMING)
+    assert holder.reaches("holding")
+
+    def words() -> int:
+        with timing_lock():
+            pass
+        return sum(record.levelno == logging.INFO for record in caplog.records)
+
+    assert [words() for _ in range(3)] == [1, 1, 1]
+    monkeypatch.setattr(lock, "_NEXT_WORD_S", 0.5)
+    monkeypatch.setattr(lock, "_LONGEST_S", 1.5)
+    assert words() > 1
+    holder.let_go()
 
 
 def test_short_waits_and_free_locks_say_nothing(

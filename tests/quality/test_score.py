@@ -78,7 +78,11 @@ def test_the_paired_interval_is_scipys() -> None:
     found = paired(first, second, resamples=20_000)
     each = first.correct.astype(float) - second.correct.astype(float)
     wanted = scipy.stats.bootstrap(
-        (each,), np.mean, method="percentile", n_resamples=20_000, rng=np.random.default_rng(3)
+        (each,),
+        np.mean,
+        method="percentile",
+        n_resamples=20_000,
+        random_state=np.random.default_rng(3),
     ).confidence_interval
     np.testing.assert_allclose([found.low, found.high], wanted, atol=0.003)
 

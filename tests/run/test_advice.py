@@ -125,6 +125,7 @@ def test_a_study_that_names_no_space_is_advised(tmp_path: Path) -> None:
     assert parts.advice is not None
     assert parts.study.space_config().name == "advised"
     assert {c.kind for c in parts.space.choices} == {c.kind for c in parts.bind().choices}
+    assert {path.stem for path in (tmp_path / "models").glob("*.onnx")} == {"baseline"}
 
 
 def test_a_study_without_time_offers_what_it_could_not_try(

@@ -83,6 +83,12 @@ def test_the_command_says_which_files_are_worth_shipping(tmp_path: Path) -> None
     assert alike not in [*same["reasons"], *best["reasons"]]
     assert best["worth_shipping"] == (best["reasons"] == [])
     assert best["size_bytes"] < same["size_bytes"]
+    number = json.loads(call(tmp_path, "front run --json").stdout)["best"]
+    trials = map(json.loads, (tmp_path / "run" / "trials.jsonl").read_text().splitlines())
+    layers = next(t["policy"]["layers"] for t in trials if t.get("number") == number)
+    assert any(layer.get("prune_ratio") for layer in layers.values())
+    again = f"`front` tells val of trial {number} after the search's quick reconstruction"
+    assert [any(again in note for note in row["notes"]) for row in found["files"]] == [0, 0, 1]
     memory = found["baseline"].get("peak_memory_bytes")
     assert (memory is not None) == ("peak_memory_bytes" in best)  # where the system tells it
     table = call(tmp_path, f"judge {whole} silent.onnx --study strict.yaml").stdout

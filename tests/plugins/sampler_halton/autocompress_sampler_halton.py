@@ -19,7 +19,7 @@ class HaltonSampler:
 
     def __init__(self, context: Context) -> None:
         self.levels = [len(c.drawn_levels) for c in context.space.choices]
-        self.points = Halton(len(self.levels), rng=context.config.seed)
+        self.points = Halton(len(self.levels), seed=context.config.seed)
 
     def suggest(self, n: int) -> list[Proposal]:
         """The next ``n`` points, as one level per choice."""
