@@ -1,7 +1,8 @@
-"""The model as versions before 0.2 saw it: as it was given, not the prepared copy.
+"""The model as earlier versions saw it, ours and PyTorch's.
 
-Recipes and runs name the model that they were made on by its fingerprint. A model that is changed
-while it is prepared (wrappers taken off, weights folded) has another one than it had then.
+Recipes and runs name the model that they were made on by its fingerprint. Before 0.2 that was of
+the model as given, not of the prepared copy, in which wrappers are taken off and weights folded;
+and PyTorch before 2.14 told less of its norms.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from autocompress.model.fingerprint import fingerprint
+from autocompress.model.fingerprint import fingerprint, untold_architecture
 from autocompress.model.prepare import Prepared, inside
 
 
@@ -20,25 +21,29 @@ class Earlier:
     """What earlier versions called a model and its parts.
 
     Args:
-        architecture, weights: fingerprint of the model as it was given.
+        architectures: digests that the model as it was given may have had.
+        weights: digest of its weights.
         names: module to its name in the prepared copy, where that is another.
         tensors: whether the copy holds the same tensors, by whatever names.
     """
 
-    architecture: str
+    architectures: frozenset[str]
     weights: str
     names: Mapping[str, str]
     tensors: bool
 
     @classmethod
     def of(cls, given: nn.Module, prepared: Prepared) -> Earlier | None:
-        """Look at a model before and after it was prepared; ``None`` where nothing was changed."""
-        if not prepared.notes:
+        """Look at a model before and after it was prepared; ``None`` where it is as it was."""
+        untold = untold_architecture(given)
+        architecture, weights = fingerprint(given)
+        if not prepared.notes and untold == architecture:
             return None
         state = [plain_name(given, name) for name in given.state_dict()]
         names = {name: plain_name(given, name) for name, _ in given.named_modules()}
         return cls(
-            *fingerprint(given),
+            frozenset({architecture, untold}),
+            weights,
             {name: now for name, now in names.items() if name != now},
             sorted(state) == sorted(prepared.model.state_dict()),
         )

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from autocompress.model.weights import state_tensors
 from autocompress.policy.inventory import architecture_digest
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
+_TOLD_BIAS = re.compile(r"(affine=(?:True|False)), bias=(?:True|False)")
 _UNTOLD_BIAS = re.compile(r"(?<=affine=)(True|False)(?!, bias=)")
 
 
@@ -21,16 +23,34 @@ def fingerprint(model: nn.Module) -> tuple[str, str]:
     The architecture covers module names, kinds and settings and the shapes of all tensors; counters
     of batch norm do not count. The weights cover every value, in the state dict's order.
     """
-    state = {n: t for n, t in state_tensors(model).items() if not n.endswith("num_batches_tracked")}
-    modules = [(n, type(m).__name__, _settings(m)) for n, m in model.named_modules()]
-    shapes = [(n, list(t.shape), str(t.dtype)) for n, t in state.items()]
     values = hashlib.sha256()
-    for name, tensor in state.items():
+    for name, tensor in _state(model).items():
         values.update(name.encode())
         # as bytes: numpy has no bfloat16
         plain = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
         values.update(plain.numpy().tobytes())
-    return architecture_digest([modules, shapes]), values.hexdigest()[:16]
+    return _architecture(model, _settings), values.hexdigest()[:16]
+
+
+def untold_architecture(model: nn.Module) -> str:
+    """The architecture as it was digested where PyTorch before 2.14 told of it."""
+    return _architecture(model, _untold)
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    tensors = state_tensors(model)
+    return {n: t for n, t in tensors.items() if not n.endswith("num_batches_tracked")}
+
+
+def _architecture(model: nn.Module, settings: Callable[[nn.Module], str]) -> str:
+    modules = [(n, type(m).__name__, settings(m)) for n, m in model.named_modules()]
+    shapes = [(n, list(t.shape), str(t.dtype)) for n, t in _state(model).items()]
+    return architecture_digest([modules, shapes])
+
+
+def _untold(module: nn.Module) -> str:
+    told = module.extra_repr()
+    return _TOLD_BIAS.sub(r"\g<1>", told) if isinstance(module, _NORMS) else told
 
 
 def _settings(module: nn.Module) -> str:

@@ -126,7 +126,7 @@ def open_recipe(
 def from_earlier(recipe: Recipe, parts: Assembly) -> Earlier | None:
     """How an earlier version saw the model, if the recipe is of that version."""
     earlier = parts.earlier
-    known = earlier is not None and earlier.architecture == recipe.model.architecture
+    known = earlier is not None and recipe.model.architecture in earlier.architectures
     return earlier if known else None
 
 

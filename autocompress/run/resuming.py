@@ -112,10 +112,10 @@ def differences(before: Measurement, study: dict[str, Any], parts: Assembly) -> 
     """
     known, now = before.context.get("identity") or {}, parts.identity
     earlier = parts.earlier
-    if earlier is not None and known.get("architecture") == earlier.architecture:
+    if earlier is not None and known.get("architecture") in earlier.architectures:
         if earlier.names:
             return ["a model that was handed over in a wrapper, whose layers have other names now"]
-        now = {**now, "architecture": earlier.architecture, "weights": earlier.weights}
+        now = {**now, "architecture": known["architecture"], "weights": earlier.weights}
     found = [text for key, text in _IDENTITY.items() if known.get(key, now[key]) != now[key]]
     found = found[:1] if found[:1] == ["another model"] else found
     if study.get("target") is not None:

@@ -27,6 +27,7 @@ from autocompress.run.resuming import differences
 WRITTEN = {
     "parallel": ("afdc9212f442af3b", "45134a31f5305d00"),
     "computed": ("3540d25362a9e812", "9b204afc7e12b952"),
+    "normed": ("6c172830dfc39f30", "e4cbdd3d5453568e"),  # under PyTorch 2.11
 }
 
 
@@ -43,6 +44,12 @@ def parallel() -> nn.Module:
 
 def computed() -> nn.Module:
     return layers(weight_norm)
+
+
+def normed() -> nn.Module:
+    torch.manual_seed(0)
+    first = (nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.GroupNorm(2, 4))
+    return nn.Sequential(*first, nn.Flatten(), nn.LayerNorm(784), nn.Linear(784, 10)).eval()
 
 
 def recipe(name: str, policy: Policy, **more: Any) -> Recipe:
@@ -112,6 +119,20 @@ def test_a_model_with_computed_weights_is_the_same_model(tmp_path: Path) -> None
     before: Any = SimpleNamespace(context={"identity": known})
     assert differences(before, {}, parts) == []
     before.context["identity"] = {**known, "weights": "others"}
+    assert differences(before, {}, parts) == ["other weights"]
+
+
+def test_a_model_with_norms_is_the_one_that_an_earlier_pytorch_told_less_of(tmp_path: Path) -> None:
+    asked = recipe("normed", Policy({"0": LayerPolicy(prune_ratio=0.5)}))
+    parts, same = open_recipe(asked, folder=tmp_path)
+    assert same
+    assert parts.inventory.architecture != WRITTEN["normed"][0]
+    assert rebuild(asked, parts, same, tmp_path).module[0].out_channels == 2
+    known = dict(zip(("architecture", "weights"), WRITTEN["normed"], strict=True))
+    before: Any = SimpleNamespace(context={"identity": known})
+    assert differences(before, {}, parts) == []
+    now = {"architecture": parts.inventory.architecture, "weights": "others"}
+    before.context["identity"] = now
     assert differences(before, {}, parts) == ["other weights"]
 
 
