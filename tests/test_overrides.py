@@ -90,4 +90,4 @@ def test_a_budget_that_is_handed_over_keeps_all_its_digits() -> None:
     budget = Budget(f"latency<={1 / 3}x", macs=41_234_567, size_bytes=1e6)
     study = given_study("x", budget)
     assert study.limits() == budget
-    assert study.budget[2] == "size_bytes<=1e+06"
+    assert study.budget[1:] == ("macs<=41.234567M", "size<=1MB")

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from autocompress.errors import InputError, nearest
-from autocompress.policy.costs import BY_NAME, BY_WORD
+from autocompress.policy.costs import BY_NAME, BY_WORD, CostMetric
 
 _LIMIT = re.compile(
     r"^\s*([A-Za-z_]\w*)\s*([<>]=?)\s*([0-9.]+(?:[eE][+-]?\d+)?)\s*([A-Za-z%/]*)\s*$"
 )
+
+_TOLD = ("ms", "mJ", "GB", "MB", "kB", "G", "M", "k")
+"""Units that limits are told in; of one size, the first that a cost knows."""
 
 _FEWEST_BYTES = 1000
 """Nobody means less of a file or of memory."""
@@ -97,14 +100,26 @@ class Limit:
 
     def __str__(self) -> str:
         """As ``parse`` reads it: the same value, in few digits where they say it."""
-        inverse = BY_NAME[self.metric].inverse if self.metric in BY_NAME else ""
-        if not inverse:
-            return f"{self.metric}<={_digits(self.value)}{'x' if self.relative else ''}"
-        word, unit = BY_NAME[self.metric].word, "x" if self.relative else inverse
-        value = (1.0 if self.relative else 1e3) / self.value
-        if Limit.parse(f"{word}>={value:g}{unit}") == self:
-            return f"{word}>={value:g}{unit}"
-        return f"{self.metric}<={_digits(self.value)}{'x' if self.relative else ''}"
+        cost = BY_NAME.get(self.metric)
+        texts = () if cost is None or not cost.word else self._as_asked(cost)
+        plain = f"{self.metric}<={_digits(self.value)}{'x' if self.relative else ''}"
+        return next((text for text in texts if Limit.parse(text) == self), plain)
+
+    def _as_asked(self, cost: CostMetric) -> Iterator[str]:
+        """As people write it, the nicest first; not all of these are the same value."""
+        if cost.inverse:
+            unit = "x" if self.relative else cost.inverse
+            yield f"{cost.word}>={(1.0 if self.relative else 1e3) / self.value:g}{unit}"
+            return
+        if self.relative:
+            yield f"{cost.word}<={_digits(self.value)}x"
+            return
+        named = {told: cost.units[told.lower()] for told in _TOLD if told.lower() in cost.units}
+        if cost.unit in named:
+            named = {cost.unit: named[cost.unit]}
+        for told, factor in sorted(named.items(), key=lambda one: -one[1]):
+            if self.value >= factor or len(named) == 1:
+                yield f"{cost.word}<={_digits(self.value / factor)}{told}"
 
 
 def _digits(value: float) -> str:

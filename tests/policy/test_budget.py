@@ -47,6 +47,24 @@ def test_reading(text: str, metric: str, bound: float) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("latency_ms<=2", "latency<=2ms"),
+        ("latency<=300us", "latency<=0.3ms"),
+        ("latency<=40%", "latency<=0.4x"),
+        ("memory<=64000kB", "memory<=64MB"),
+        ("size<=1500", "size<=1.5kB"),
+        ("macs<=20000k", "macs<=20M"),
+        ("params<=500", "params<=500"),
+        ("energy<=0.2J", "energy<=200mJ"),
+        ("throughput>=1.5k/s", "throughput>=1500/s"),
+    ],
+)
+def test_telling(text: str, told: str) -> None:
+    assert str(Limit.parse(text)) == told
+
+
+@pytest.mark.parametrize(
     ("text", "names"),
     [
         ("latncy<=2ms", "latency"),
@@ -88,7 +106,7 @@ def test_an_unmeasured_metric_is_an_error() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["throughput>=200/s", "throughput>=2x", "throughput>=7/s", "energy_mj<=5"]
+    "text", ["throughput>=200/s", "throughput>=2x", "throughput>=7/s", "energy<=5mJ"]
 )
 def test_a_limit_is_written_as_it_was_read(text: str) -> None:
     assert str(Limit.parse(text)) == text
