@@ -318,6 +318,8 @@ def _latency(view: RunView, answer: Trial | None) -> dict[str, Any]:
     facts = timing.facts or TimingFacts()
     target = facts.target or answer.measurement.context.get("target") or {}
     rows += [("target", _pairs(target))] if target else []
+    others = enumerate(answer.measurement.context.get("also_on") or (), 2)
+    rows += [(f"target {i}, of latency_{i}", _pairs(other)) for i, other in others]
     rows += [("machine", _pairs(facts.machine))] if facts.machine else []
     if facts.load_before is not None:
         rows.append(("load average before", f"{facts.load_before:.2f}"))

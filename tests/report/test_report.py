@@ -17,7 +17,7 @@ from autocompress.report.tables import write_summary
 from autocompress.report.verdict import verdict
 from autocompress.results.trial import Phase, Trial
 from autocompress.track.folder import RunFolder
-from autocompress.track.journal import Journal
+from autocompress.track.journal import Journal, read_trials
 from autocompress.track.view import RunView
 
 MakeRun = Callable[..., RunFolder]
@@ -137,24 +137,43 @@ def test_names_from_outside_cannot_become_markup(tmp_path: Path, make_run: MakeR
     assert nasty in embedded(page)["trials"]["words"]
 
 
+def changed(source: RunFolder, root: Path, change: Callable[[dict[str, Any]], None]) -> RunFolder:
+    """A run whose measurements say something else beside their values."""
+    folder, baseline = RunFolder.create(root), source.read_baseline()
+    assert baseline is not None
+    folder.write_baseline(baseline)
+    with Journal(folder) as journal:
+        for trial in read_trials(source):
+            data = trial.as_dict()
+            if data["measurement"]:
+                change(data["measurement"]["context"])
+            journal.record(Trial.from_dict(data))
+    return folder
+
+
 @pytest.mark.parametrize(
     ("kind", "sentence"),
     [("noisy", "too noisy"), ("disturbed", "Something else slowed the machine")],
 )
 def test_noise_is_said(tmp_path: Path, make_run: MakeRun, kind: str, sentence: str) -> None:
-    source, noisy = make_run(tmp_path / "a", 5), RunFolder.create(tmp_path / "b")
-    baseline = source.read_baseline()
-    assert baseline is not None
-    noisy.write_baseline(baseline)
-    from autocompress.track.journal import read_trials
+    def told(context: dict[str, Any]) -> None:
+        if "timing" in context:
+            context["timing"][kind] = True
 
-    with Journal(noisy) as journal:
-        for trial in read_trials(source):
-            data = trial.as_dict()
-            if data["measurement"] and "timing" in data["measurement"]["context"]:
-                data["measurement"]["context"]["timing"][kind] = True
-            journal.record(Trial.from_dict(data))
+    source = make_run(tmp_path / "a", 5)
+    noisy = changed(source, tmp_path / "b", told)
     assert sentence in Reader(write_report(noisy).read_text()).text
     assert "reached the asked precision" not in Reader(write_report(noisy).read_text()).text
     assert sentence not in Reader(write_report(source).read_text()).text
     assert "reached the asked precision" in Reader(write_report(source).read_text()).text
+
+
+def test_further_targets_are_named(tmp_path: Path, make_run: MakeRun) -> None:
+    def told(context: dict[str, Any]) -> None:
+        context["also_on"] = [{"runtime": "openvino", "threads": 2}, {"runtime": "torch"}]
+
+    page = Reader(
+        write_report(changed(make_run(tmp_path / "a", 5), tmp_path / "b", told)).read_text()
+    )
+    assert "target 2, of latency_2 runtime openvino; threads 2" in page.text
+    assert "target 3, of latency_3 runtime torch" in page.text
