@@ -35,14 +35,18 @@ class Earlier:
     @classmethod
     def of(cls, given: nn.Module, prepared: Prepared) -> Earlier | None:
         """Look at a model before and after it was prepared; ``None`` where it is as it was."""
-        untold = untold_architecture(given)
-        architecture, weights = fingerprint(given)
-        if not prepared.notes and untold == architecture:
-            return None
+        known = {untold_architecture(given)}
+        if prepared.notes:
+            architecture, weights = fingerprint(given)
+            known.add(architecture)
+        else:  # trained since then, maybe
+            architecture, weights = fingerprint(prepared.model)
+            if architecture in known:
+                return None
         state = [plain_name(given, name) for name in given.state_dict()]
         names = {name: plain_name(given, name) for name, _ in given.named_modules()}
         return cls(
-            frozenset({architecture, untold}),
+            frozenset(known),
             weights,
             {name: now for name, now in names.items() if name != now},
             sorted(state) == sorted(prepared.model.state_dict()),
