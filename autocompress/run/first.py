@@ -12,7 +12,10 @@ from autocompress.errors import AutocompressError, InputError, nearest
 from autocompress.machine.progress import Progress
 from autocompress.machine.scratch import scratch_folder
 from autocompress.run.advice import check_new
+from autocompress.run.factories import import_factory
 from autocompress.run.study import AUTO, StudyConfig, read_study, shipped
+from autocompress.run.tasks import make_task
+from autocompress.task.ready import READY
 
 _TEXT = """\
 # What to compress, for what, and how to search. `autocompress schema study` lists every key.
@@ -83,10 +86,16 @@ def write_first(
         What was found: task, metric, samples of each split, layers, and what cannot be pruned.
 
     Raises:
-        InputError: the file is there already, a name cannot be read, or the study cannot be run as
-            it was written; the file stays, to be mended.
+        InputError: the file is there already, an argument is wrong, and nothing was written; or the
+            study cannot be run as it was written, and the file stays, to be mended.
     """
     check_new(path)
+    for factory in (model, data):
+        import_factory(factory)
+    if task is not None and task not in READY:
+        make_task(task)
+    if checkpoint is not None and not Path(checkpoint).is_file():
+        raise InputError(f"There is no file {checkpoint!r} to load weights from (`--checkpoint`).")
     spaces = sorted(shipped("search_spaces"))
     if space not in (AUTO, *spaces) and not Path(space).is_file():
         raise InputError(f"There is no space {space!r}; {nearest(space, spaces)}")

@@ -33,22 +33,30 @@ def test_the_written_study_reads_as_asked_and_is_checked(tmp_path: Path) -> None
     assert sum(line.startswith("#") for line in path.read_text().splitlines()) >= 8
 
 
-def test_names_with_signs_of_yaml_stay_what_they_are(tmp_path: Path) -> None:
-    path = tmp_path / "a: {b} #c.yaml"
+def test_names_with_signs_of_yaml_stay_what_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path, weights = Path("a: {b} #c.yaml"), Path("w: #1.pt")
+    weights.write_text("no weights")
     with pytest.raises(InputError, match="is written, but cannot be run yet"):
-        write_first(path, "no.such:model", "no.such:data", quiet, checkpoint="w: #1.pt")
+        write_first(path, MODEL, DATA, quiet, checkpoint=str(weights))
     read = yaml.safe_load(path.read_text())
     assert (read["name"], read["model"]["checkpoint"]) == ("a: {b} #c", "w: #1.pt")
 
 
 @pytest.mark.parametrize(
     "weights",
-    ["x\ny", "\x1b[31m\tx", " x ", "x\u2028y", "\U0001f600" * 3, "x " * 9000, "null", "5"],
+    ["x\ny", "\x1b[31m\tx", " x ", "x\u2028y", "\U0001f600" * 3, "x " * 99, "null", "5"],
 )
-def test_any_name_of_a_file_stays_in_its_line(tmp_path: Path, weights: str) -> None:
-    path = tmp_path / "mine.yaml"
+def test_any_name_of_a_file_stays_in_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = Path("mine.yaml")
+    Path(weights).write_text("no weights")
     with pytest.raises(InputError, match="is written, but cannot be run yet"):
-        write_first(path, "no.such:model", "no.such:data", quiet, checkpoint=weights)
+        write_first(path, MODEL, DATA, quiet, checkpoint=weights)
     assert yaml.safe_load(path.read_text("utf-8"))["model"]["checkpoint"] == weights
 
 
@@ -66,6 +74,25 @@ def test_an_unknown_space_is_bad_input_before_anything_is_written(tmp_path: Path
     assert not (tmp_path / "mine.yaml").exists()
 
 
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ({"model": MODEL.replace("digits", "digit")}, "digits_resnet"),
+        ({"data": DATA.replace("data:", "datas:")}, "no module 'autocompress.workloads.datas'"),
+        ({"data": "digits"}, "package.module:function"),
+        ({"checkpoint": "weights.pt"}, "no file 'weights.pt'"),
+        ({"task": "clasification"}, "classification"),
+    ],
+)
+def test_after_a_mistyped_argument_the_mended_command_works(
+    tmp_path: Path, asked: dict[str, str], says: str
+) -> None:
+    path = tmp_path / "mine.yaml"
+    with pytest.raises(InputError, match=says):
+        write_first(path, **{"model": MODEL, "data": DATA, "progress": quiet, **asked})  # type: ignore[arg-type]  # of each kind
+    assert not path.exists()
+
+
 def test_the_command_writes_a_study_that_can_be_searched(tmp_path: Path) -> None:
     done = call(tmp_path, f"init {MODEL} --data {DATA} -o mine.yaml --budget macs<=0.9x --json")
     assert json.loads(done.stdout)["study"] == "mine.yaml"
@@ -76,11 +103,14 @@ def test_the_command_writes_a_study_that_can_be_searched(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("x = (", "SyntaxError: '\\(' was never closed"),
+        ("x = (", "cannot be imported.*SyntaxError: '\\(' was never closed"),
         ("import no_such_thing", "No module named 'no_such_thing'.*line 1"),
         ("\n1 / 0", "ZeroDivisionError.*line 2"),
         ("raise SystemExit(3)", "SystemExit: 3"),
-        ("def make():\n    raise SystemExit(3)", "failed with .*SystemExit: 3.*line 2"),
+        (
+            "def make():\n    raise SystemExit(3)",
+            "cannot be run yet.*failed with .*SystemExit: 3.*line 2",
+        ),
     ],
 )
 def test_a_module_that_fails_is_told_with_its_place(
@@ -89,7 +119,7 @@ def test_a_module_that_fails_is_told_with_its_place(
     name = f"failing_{abs(hash(text))}"
     (tmp_path / f"{name}.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(InputError, match=f"cannot be run yet.*{name}.*{says}"):
+    with pytest.raises(InputError, match=says):
         write_first(tmp_path / "mine.yaml", f"{name}:make", DATA, quiet)
 
 
