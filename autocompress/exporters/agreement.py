@@ -67,7 +67,11 @@ def check_graph(
             graph.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
     except Exception as error:  # the runtime's errors have no common base class
-        raise ExportError(f"ONNX Runtime does not open the exported graph: {error}") from error
+        raise ExportError(
+            f"onnxruntime {ort.__version__} does not open the exported graph: {error}. A newer one "
+            "may (`pip install --upgrade onnxruntime`); or let torch run the model: "
+            "`target: {runtime: torch}`."
+        ) from error
     held = {o.name for o in session.get_outputs()}
 
     def run(names: list[str], parts: list[Tensor]) -> Sequence[Any]:
