@@ -37,12 +37,18 @@ def show(
 
 def _one(found: dict[str, Any], console: Console) -> None:
     quality, expected = Metric(**found["quality"]), found["expected"]
-    budget = ", ".join(found["budget"])
-    if expected is None:
-        console.print(f"No policy is expected to be within {budget}.")
-    else:
+    unknown = found["only_measured"]
+    foretold = ", ".join(limit for limit in found["budget"] if limit not in unknown)
+    if unknown:
         console.print(
-            f"At {budget} expect {_expected(quality, expected, found['coverage'])}, before "
+            f"Only measuring tells whether a policy is within {', '.join(unknown)}"
+            f"{': what is expected leaves that out' if foretold else ''}."
+        )
+    if expected is None and (foretold or not unknown):
+        console.print(f"No policy is expected to be within {foretold}.")
+    elif expected is not None:
+        console.print(
+            f"At {foretold} expect {_expected(quality, expected, found['coverage'])}, before "
             f"training. Learned from {found['learned_from']} measured policies.",
         )
         console.print(f"policy   {found['policy_file']}", soft_wrap=True)

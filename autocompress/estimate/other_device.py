@@ -39,6 +39,7 @@ from autocompress.policy.reading import read_mapping
 from autocompress.policy.section import Section
 from autocompress.policy.settings import CompressionSettings
 from autocompress.policy.space import Space
+from autocompress.targets.config import TargetConfig
 
 _log = logging.getLogger(__name__)
 _FEWEST, _MOST = 4, 50
@@ -213,9 +214,21 @@ def _check_model(found: DeviceTable, plan: LayerPlan, path: str | Path) -> None:
         )
 
 
-def remarks(model: LatencyModel) -> list[str]:
-    """What is to be said of a device's table before anybody relies on it: sentences."""
-    said = []
+def remarks(model: LatencyModel, config: TargetConfig | None = None) -> list[str]:
+    """What is to be said of a device's table before anybody relies on it: sentences.
+
+    Args:
+        model: of the device.
+        config: with the threads and the batch that are asked for.
+    """
+    said, timed_with = [], model.facts.get("target") or {}
+    for name in ("threads", "batch"):
+        asked, there = getattr(config, name, None), timed_with.get(name)
+        if asked is not None and there not in (None, asked):
+            said.append(
+                f"The table was timed with `{name}: {there}`, and the study says `{name}: {asked}`:"
+                " its latencies are those of the table."
+            )
     if not model.facts.get("architecture"):
         own = model.plan.kernels([Policy()])
         exact = sum(kernel.key in model.table.times for kernel in own)

@@ -231,7 +231,8 @@ class Device:
                     self._in_vain = True
                     raise DeviceLost(
                         f"The device {self.url} is lost: {why}. It was waited for for "
-                        f"{waited:.0f} s; a search goes on with --resume when it is there again."
+                        f"{waited:.0f} s. What was measured is kept: go on when it is there again, "
+                        "a search with --resume."
                     )
                 if waited - told >= _TELL_EVERY_S:
                     told = waited

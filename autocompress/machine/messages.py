@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
 MARK = b"autocompress-message "
-"""Begins every message: what a login shell prints before is passed over."""
+"""Begins every message: what a login shell prints before, on whole lines or not, is passed over."""
 _LONGEST_LINE = 1 << 16
 
 
@@ -32,7 +32,7 @@ def send(stream: IO[bytes], data: Mapping[str, Any], parts: Sequence[bytes] = ()
 
 
 def receive(stream: IO[bytes]) -> tuple[dict[str, Any], list[bytes]]:
-    """Read the next message; lines of anything else before it are passed over.
+    """Read the next message; anything else before it is passed over.
 
     Raises:
         Ended: the stream ends before or within it.
@@ -41,10 +41,11 @@ def receive(stream: IO[bytes]) -> tuple[dict[str, Any], list[bytes]]:
         line = stream.readline(_LONGEST_LINE)
         if not line:
             raise Ended("the stream has ended")
-        if line.startswith(MARK):
+        _, mark, told = line.partition(MARK)
+        if mark:
             break
     try:
-        sizes = [int(size) for size in json.loads(line[len(MARK) :])]
+        sizes = [int(size) for size in json.loads(told)]
     except ValueError:
         raise Ended("the stream was cut off") from None
     pieces = [_exactly(stream, size) for size in sizes]

@@ -15,7 +15,7 @@ from typing import Any
 from autocompress.errors import InputError, MeasurementError
 from autocompress.measure.energy import inference_energy_mj, no_energy
 from autocompress.measure.latency import Timing, paired_timing
-from autocompress.measure.memory import peak_memory_bytes
+from autocompress.measure.memory import no_memory, peak_memory_bytes
 from autocompress.measure.quiet import QuietSpeed
 from autocompress.measure.sampling import FEWEST_SINGLE, Plan
 from autocompress.policy.costs import BY_NAME, ON_OTHERS, P99, WORST
@@ -23,6 +23,11 @@ from autocompress.targets import get_target
 from autocompress.targets.base import Target
 
 MEMORY, ENERGY, SAMPLE = "peak_memory_bytes", "energy_mj", "sample_ms"
+_MAYBE = {
+    ENERGY: (no_energy, "energy of an inference", "latency"),
+    MEMORY: (no_memory, "peak memory of a file", "size"),
+}
+"""What not every machine tells: why it does not, what it is, and what goes with it."""
 
 
 @dataclass
@@ -60,20 +65,29 @@ class ExtraCosts:
                     f"{self.target.suffix} files, {other.name!r} {other.suffix}. Search for one of "
                     "them, and look at the other with `autocompress front RUN --target`."
                 )
-        config = self.target.config
-        if config.table is not None and self.asked - {MEMORY}:
-            words = " and ".join(sorted(BY_NAME[name].word for name in self.asked - {MEMORY}))
-            raise InputError(
+        for reason in self.untold().values():
+            raise InputError(reason)
+
+    def untold(self) -> dict[str, str]:
+        """What of that the target cannot tell: each name with why not, and what helps."""
+        found = {}
+        table = self.asked - {MEMORY} if self.target.config.table is not None else ()
+        if table:
+            words = " and ".join(sorted(BY_NAME[name].word for name in table))
+            why = (
                 f"A table of another device tells its median latency alone, not {words}. Reach the "
                 'device (`target: {device: "ssh://user@host"}`), or leave that out of the budget.'
             )
-        reason = no_energy(self.target) if ENERGY in self.asked else ""
-        if reason:
-            where = "here" if self.target.elsewhere is None else f"on {self.target.elsewhere.url}"
-            raise InputError(
-                f"The energy of an inference cannot be limited {where}, for it is not measured: "
-                f"{reason}. Or limit what usually goes with it: `latency<=...`."
-            )
+            found = dict.fromkeys(table, why)
+        where = "here" if self.target.elsewhere is None else f"on {self.target.elsewhere.url}"
+        for name, (why_not, what, instead) in _MAYBE.items():
+            reason = why_not(self.target) if name in self.asked - set(found) else ""
+            if reason:
+                found[name] = (
+                    f"The {what} cannot be limited {where}, for it is not measured: {reason}. "
+                    f"Or limit what usually goes with it: `{instead}<=...`."
+                )
+        return found
 
     def memory(self, path: Path) -> dict[str, float]:
         """The peak memory of a file, where the system tells it.

@@ -15,6 +15,17 @@ from autocompress.targets import get_target
 from autocompress.targets.base import Target
 
 
+def no_memory(target: Target) -> str:
+    """Why nothing tells the peak memory of files on a target, and what helps; else empty."""
+    if target.elsewhere is not None:
+        return ""
+    if not STATUS.is_file():
+        return "this system tells no process its peak. Linux does, here or on a device over ssh"
+    if not target.in_process:
+        return f"{target.name!r} runs files in a process of its own. Choose another runtime"
+    return ""
+
+
 def peak_memory_bytes(target: Target, path: str | Path) -> int | None:
     """Most memory that a file needs beyond what the runtime itself holds.
 
@@ -36,7 +47,7 @@ def peak_memory_bytes(target: Target, path: str | Path) -> int | None:
     if target.elsewhere is not None:
         found, _ = target.elsewhere.ask("memory", target.fields(), [Path(path)])
         return None if found is None else int(found)
-    if not STATUS.is_file() or not target.in_process:
+    if no_memory(target):
         return None
     with scratch_folder("memory") as folder:
         file = target.lowered(Path(path), folder)  # lowering takes far more memory than running

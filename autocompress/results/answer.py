@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -101,11 +102,18 @@ def decide(
 
 
 def judged(trial: Trial, budget: Budget, baseline: Measurement) -> Trial:
-    """The same trial under another budget; one that was not measured to its end stays as it is."""
+    """The same trial under another budget; one that was not measured to its end stays as it is.
+
+    What other models of the run were measured by and this one was not, such as a percentile that
+    came along with long timings alone, it does not keep to.
+    """
     if trial.state is not TrialState.COMPLETE or trial.measurement is None:
         return trial
-    found = budget.violations(trial.measurement.values, baseline.values)
-    return replace(trial, violations=found)
+    values = trial.measurement.values
+    untold = [m for m in budget.metrics if m in baseline and m not in values]
+    told = Budget(*(limit for limit in budget.limits if limit.metric not in untold))
+    found = told.violations(values, baseline.values)
+    return replace(trial, violations={**found, **dict.fromkeys(untold, math.nan)})
 
 
 def rejudged(trial: Trial, budget: Budget, baseline: Measurement) -> Trial:

@@ -162,7 +162,7 @@ class Assembly:
         """From a device's table, the cache, or measured; in the milliseconds of its own time."""
         evaluator, measurer = self.evaluator, self.evaluator.measurer
         if isinstance(other := measurer.other_device, LatencyModel):
-            for sentence in remarks(other):
+            for sentence in remarks(other, measurer.target.config):
                 _log.warning(sentence)
             check_foretold(other, self.space)
             return other

@@ -7,15 +7,24 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from filelock import FileLock, Timeout
+from pydantic import AfterValidator, Field
+
+from autocompress.errors import InputError, explained
 from autocompress.machine.progress import Progress
 from autocompress.measure.extras import MEMORY
 from autocompress.policy.attempt import attempt
+from autocompress.policy.claims import TimingClaim
+from autocompress.policy.costs import EXTRA
 from autocompress.policy.policy import Policy
+from autocompress.policy.reading import read_mapping
 from autocompress.policy.section import Section
-from autocompress.track.folder import RunFolder, plain, read_json, write_json
+from autocompress.results.metric import LATENCY
+from autocompress.track.folder import RunFolder, plain, write_json
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,15 +38,27 @@ _AT_ONCE = 4
 """Files that share the uncompressed model's turns."""
 _SECONDS = 3.0
 """For the timing of one file."""
+_REMEDY = "Delete the file; `front --target` times its policies again."
 _log = logging.getLogger(__name__)
+
+
+def _of_a_file(costs: dict[str, float]) -> dict[str, float]:
+    """What is kept in the place of a first target's costs must be costs, the latency among them."""
+    known = {LATENCY.name} | {cost.name for cost in EXTRA}
+    if not costs.get(LATENCY.name) or not set(costs) <= known:
+        raise ValueError(f"must hold {LATENCY.name}, and no more than {', '.join(sorted(known))}")
+    return costs
+
+
+_Amount = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
 
 
 class _Told(Section):
     """What is kept of one file."""
 
-    costs: dict[str, float]
-    spread: float
-    timing: dict[str, Any]
+    costs: Annotated[dict[str, _Amount], AfterValidator(_of_a_file)]
+    spread: _Amount
+    timing: TimingClaim
 
 
 class _Form(Section):
@@ -59,16 +80,34 @@ class Elsewhere:
         folder: of the run.
         target: the other one.
         asked: names of costs beside the latency.
+
+    Attributes:
+        where: the target as it tells of itself.
+        name: of the target, for people.
     """
 
     def __init__(self, folder: RunFolder, target: Target, asked: frozenset[str]) -> None:
         self.where = target.describe()
+        self.name = target.name if target.elsewhere is None else target.config.device
         about = {"target": self.where, "asked": sorted(asked)}
         same = json.dumps([plain(about), target.machine_id()], sort_keys=True)
         name = f"{target.name}-{hashlib.sha256(same.encode()).hexdigest()[:12]}.json"
         self._path = folder.root / "elsewhere" / name
-        found = read_json(self._path, "timings on another target", _Form)
-        self._kept: dict[str, Any] = found or {**about, "baseline": None, "policies": {}}
+        self._lock = folder.root / f"elsewhere-{name}.lock"
+        self._kept: dict[str, Any] = {**about, "baseline": None, "policies": {}}
+        self._writable = True
+        self._read()
+
+    def _read(self) -> None:
+        if not self._path.exists():
+            return
+        what = "timings on another target"
+        found = read_mapping(self._path, what, form="JSON", remedy=_REMEDY)
+        try:
+            _Form.read(found, where=str(self._path))
+        except InputError as error:
+            raise InputError(f"{error} {_REMEDY}") from None
+        self._kept = found
 
     def __call__(self, policy: Policy) -> Mapping[str, Any] | None:
         """``costs``, ``spread`` of the latency and ``timing`` of a policy's model.
@@ -85,6 +124,29 @@ class Elsewhere:
             else self._kept["policies"].get(policy.untrained_digest)
         )
         return found
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Inside, no other process times for the same file; what one has timed is known by then.
+
+        Each would write its own timings over those of the other. A run that may only be read is
+        timed all the same, and nothing is kept.
+        """
+        lock = FileLock(self._lock)
+        try:
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                _log.info("Another process times this run on the same target: waiting for its end.")
+                lock.acquire()
+        except OSError as error:
+            self._writable = False
+            _log.warning("What is timed now cannot be kept: %s.", explained(error))
+        try:
+            self._read()
+            yield
+        finally:
+            lock.release()
 
     def missing(self, policies: Sequence[Policy]) -> list[Policy]:
         """Those that were not timed there yet, each once."""
@@ -154,7 +216,8 @@ class Elsewhere:
         return {"costs": costs, "spread": timing.iqr_ms, "timing": timing.as_dict()}
 
     def _keep(self) -> None:
-        write_json(self._path, self._kept)
+        if self._writable:
+            write_json(self._path, self._kept)
 
 
 def _by_digest(found: Mapping[Policy, Any]) -> dict[str, Any]:

@@ -8,10 +8,9 @@ import math
 import shlex
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Container, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +24,15 @@ from autocompress.execute.local import InProcessExecutor
 from autocompress.machine.progress import Progress
 from autocompress.machine.scratch import scratch_folder
 from autocompress.policy.budget import Budget, Limit
+from autocompress.policy.costs import BY_NAME, COSTS, EXTRA
 from autocompress.policy.writing import replacing
 from autocompress.results.answer import rejudged
 from autocompress.results.metric import Metric
 from autocompress.results.trial import Trial
 from autocompress.run.assembly import Assembly
 from autocompress.run.factories import from_elsewhere
-from autocompress.run.reopened import reopened, study_of
-from autocompress.run.retarget import retarget, study_there
+from autocompress.run.reopened import reopened, resume, study_of
+from autocompress.run.retarget import run_there, study_there
 from autocompress.run.study import StudyConfig
 from autocompress.track.folder import RunFolder
 from autocompress.track.screened import ScreenedPolicies
@@ -42,6 +42,10 @@ SECONDS = 6.0
 """For screening what the run did not, beside reading model, data and layer bank."""
 POINTS = 12
 """Budgets of a sweep."""
+_NOT_THERE = (
+    "On another target nothing is known of {}: beside the latency it is timed for what the run's "
+    "own budget limits, as far as the target tells it. There is {}."
+)
 _log = logging.getLogger(__name__)
 
 
@@ -65,24 +69,29 @@ def forecast(
 
     Returns:
         Plain data: ``measured`` (a trial, or ``None``), ``expected`` (or ``None``), ``policy_file``
-        and the command that measures it, ``coverage`` of its intervals.
+        and the command that measures it, ``coverage`` of its intervals; ``only_measured``, limits
+        of which estimates tell nothing, so that what is expected need not keep to them.
 
     Raises:
-        InputError: a run that cannot be opened again, or a limit that cannot be read.
+        InputError: a run that cannot be opened again, or a limit that cannot be read or on what
+            was not measured.
     """
     budget, began = Budget.parse(limits), time.monotonic()
-    opened = _Opened.of(run, progress, target, python, trust=trust)
-    with scratch_folder("forecast") as scratch, opened.read():
-        made = _forecaster(opened, scratch, progress)
+    with _opened(run, budget, progress, target, python, trust=trust) as opened:
+        made = _forecaster(opened, progress)
         progress("solving", 0.8)
-        expected = made.at(budget)
+        foretold = made.foretold(budget)
+        only_measured = [str(li) for li in budget.limits if li not in foretold.limits]
+        expected = made.at(foretold) if foretold.limits or not only_measured else None
+        answer = _answer(opened, budget, expected)
     return {
         "run": str(opened.folder.root),
         "quality": opened.view.quality.as_dict(),
         "budget": [str(limit) for limit in budget.limits],
+        "only_measured": only_measured,
         "learned_from": made.learned_from,
         "coverage": COVERAGE,
-        **_answer(opened, budget, expected),
+        **answer,
         "seconds": time.monotonic() - began,
     }
 
@@ -104,9 +113,8 @@ def sweep(
         Plain data: ``sweep``, a list of what ``forecast`` tells of each budget.
     """
     began = time.monotonic()
-    opened = _Opened.of(run, progress, target, python, trust=trust)
-    with scratch_folder("forecast") as scratch, opened.read():
-        made = _forecaster(opened, scratch, progress)
+    with _opened(run, Budget(), progress, target, python, trust=trust) as opened:
+        made = _forecaster(opened, progress)
         least, most = made.ends()
         cost, found = made.context.cost, list[dict[str, Any]]()
         for number, bound in enumerate(np.geomspace(least * 1.02, most, POINTS)):
@@ -131,29 +139,50 @@ class _Opened:
     Args:
         folder: of the run.
         view: with the costs of the target that is asked for.
-        read: a context in which its study is assembled.
+        parts: of its study, on that target.
         study: with another target than the run's, or ``None``.
     """
 
     folder: RunFolder
     view: RunView
-    read: Callable[[], AbstractContextManager[None]]
+    parts: Assembly
     study: StudyConfig | None = None
 
-    @classmethod
-    def of(
-        cls, run: str, progress: Progress, target: str | None, python: str | None, *, trust: bool
-    ) -> _Opened:
-        """The run, with its policies timed on another target where they were not yet."""
-        folder, view = RunFolder.open(run), RunView.load(run)
-        _check_searched(folder, view)
-        named = () if target is None else (target,)
-        read = partial(from_elsewhere, f"run {folder.root}", named=named, trust=trust)
+
+@contextmanager
+def _opened(
+    run: str,
+    budget: Budget,
+    progress: Progress,
+    target: str | None,
+    python: str | None,
+    *,
+    trust: bool,
+) -> Iterator[_Opened]:
+    """The run, with its policies timed on another target where they were not yet."""
+    folder, view = RunFolder.open(run), RunView.load(run)
+    _check_searched(folder, view)
+    study_of(folder)  # what cannot be opened again is said before anything is timed
+    named = () if target is None else (target,)
+    source = from_elsewhere(f"run {folder.root}", named=named, trust=trust)
+    with scratch_folder("forecast") as scratch, source:
         if target is None:
-            return cls(folder, view, read)
-        study_of(folder)  # what cannot be opened again is said before anything is timed
-        there = retarget(folder, view, target, progress, python=python, trust=trust)
-        return cls(folder, there, read, study_there(folder, target, python))
+            said = "The run did not measure {} of its policies; it has {}."
+            _check_known(budget, _names(view), said)
+            yield _Opened(folder, view, reopened(folder, view, scratch, progress))
+            return
+        study = study_there(folder, target, python)
+        names = {c.name for c in COSTS if c not in EXTRA or c.name in study.extra_costs()}
+        _check_known(budget, names, _NOT_THERE)
+        there = run_there(folder, view, study, scratch, progress)
+        if not any(t.phase.kind == "search" for t in there.view.compared):
+            raise InputError(f"No policy of the run in {folder.root} could be timed on {target}.")
+        _check_known(budget, _names(there.view), _NOT_THERE)
+        parts = there.parts()
+        # of the target nothing was known when the run was made
+        written = {k: v for k, v in folder.read_study().items() if k not in ("target", "also_on")}
+        resume(folder, there.view.baseline, parts, written)
+        yield _Opened(folder, there.view, parts, there.study)
 
 
 def _check_searched(folder: RunFolder, view: RunView) -> None:
@@ -164,16 +193,28 @@ def _check_searched(folder: RunFolder, view: RunView) -> None:
         )
 
 
-def _forecaster(opened: _Opened, place: Path, progress: Progress) -> Forecaster:
-    folder, view = opened.folder, opened.view
-    parts = reopened(folder, view, place, progress, opened.study)
+def _names(view: RunView) -> set[str]:
+    """What was measured of policies; of the uncompressed model there is more."""
+    of_policies = {name for t in view.compared if t.measurement for name in t.measurement.values}
+    return of_policies & {*view.baseline.values}
+
+
+def _check_known(budget: Budget, names: Container[str], said: str) -> None:
+    absent = [BY_NAME[name].word for name in budget.metrics if name not in names]
+    if absent:
+        known = ", ".join(c.word for c in COSTS if c.word and c.name in names)
+        raise InputError(said.format(" and ".join(absent), known))
+
+
+def _forecaster(opened: _Opened, progress: Progress) -> Forecaster:
+    parts = opened.parts
     if opened.study is not None and not parts.latency_kept:
         _log.info(
             "What a policy will take there is learned from layers and some whole models, which "
             "are timed there now: a minute or two for small networks. They are kept."
         )
     parts.predict_latency()
-    return Forecaster(_context(folder, view, parts), SECONDS)
+    return Forecaster(_context(opened.folder, opened.view, parts), SECONDS)
 
 
 def _context(folder: RunFolder, view: RunView, parts: Assembly) -> Context:

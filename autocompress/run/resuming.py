@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from autocompress.run.study import StudyConfig
 
 _log = logging.getLogger(__name__)
-_IDENTITY = {"architecture": "another model", "weights": "other weights", "data": "other data"}
+_IDENTITY = {"weights": "other weights", "data": "other data"}
 
 
 def as_begun(study: StudyConfig, folder: RunFolder) -> StudyConfig:
@@ -111,13 +111,11 @@ def differences(before: Measurement, study: dict[str, Any], parts: Assembly) -> 
         parts: of the study that is to go on.
     """
     known, now = before.context.get("identity") or {}, parts.identity
-    earlier = parts.earlier
-    if earlier is not None and known.get("architecture") in earlier.architectures:
-        if earlier.names:
-            return ["a model that was handed over in a wrapper, whose layers have other names now"]
-        now = {**now, "architecture": known["architecture"], "weights": earlier.weights}
+    if parts.earlier is not None and known.get("architecture") in parts.earlier.architectures:
+        now = {**now, "weights": parts.earlier.weights}
+    other = another_model(before, parts)
     found = [text for key, text in _IDENTITY.items() if known.get(key, now[key]) != now[key]]
-    found = found[:1] if found[:1] == ["another model"] else found
+    found = [other] if other else found
     if study.get("target") is not None:
         old, new = (
             TargetSection.of(t).config().model_dump(mode="json")
@@ -138,6 +136,20 @@ def differences(before: Measurement, study: dict[str, Any], parts: Assembly) -> 
         if key in settings and settings[key] != value
     ]
     return found or _another_device(before, parts)
+
+
+def another_model(before: Measurement, parts: Assembly) -> str:
+    """What other model a run was made on, whatever its weights; empty where it is the same.
+
+    Args:
+        before: its uncompressed model.
+        parts: of the study that is to go on, or that builds its policies again.
+    """
+    known, earlier = (before.context.get("identity") or {}).get("architecture"), parts.earlier
+    if earlier is not None and known in earlier.architectures:
+        wrapped = "a model that was handed over in a wrapper, whose layers have other names now"
+        return wrapped if earlier.names else ""
+    return "another model" if known not in (None, parts.identity["architecture"]) else ""
 
 
 def _another_device(before: Measurement, parts: Assembly) -> list[str]:

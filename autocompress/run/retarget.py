@@ -5,22 +5,26 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from autocompress.estimate.other_device import device_model, remarks
 from autocompress.machine.progress import Progress
 from autocompress.machine.scratch import scratch_folder
+from autocompress.measure.extras import ExtraCosts
 from autocompress.policy.costs import EXTRA, ON_OTHERS, WORST
 from autocompress.policy.files import open_file
 from autocompress.policy.policy import Policy
 from autocompress.results.metric import LATENCY, Measurement
 from autocompress.results.trial import Trial, TrialState
-from autocompress.run.assembly import assemble
+from autocompress.run.assembly import Assembly
 from autocompress.run.elsewhere import Elsewhere
 from autocompress.run.factories import from_elsewhere
+from autocompress.run.reopened import reopened_there
 from autocompress.run.study import StudyConfig, read_study
-from autocompress.run.target_fit import fitting_target
+from autocompress.run.target_fit import reach, refuse_unfit
+from autocompress.targets import get_target
 from autocompress.targets.config import named
 from autocompress.track.folder import RunFolder
 from autocompress.track.journal import Entry
@@ -48,11 +52,10 @@ def study_there(folder: RunFolder, target: str, python: str | None = None) -> St
     study = read_study(folder.read_study(), where=str(folder.study))
     plain, table = study.model_dump(mode="json"), Path(target)
     kept = {key: value for key, value in plain["target"].items() if key in _KEPT}
+    named_there = named(target, python)
     if table.suffix == ".json":
         open_file(table, "kernel table", "The packed runner writes it.").close()
-        named_there: dict[str, Any] = {"table": target}
-    else:
-        named_there = named(target, python)
+        named_there = {"table": target}
     limits = [str(li) for li in study.limits().limits if li.metric not in _OF_SEVERAL]
     return read_study(
         {
@@ -92,13 +95,51 @@ def retarget(
     Raises:
         InputError: no such table or runtime, or a table of another model.
     """
-    study = study_there(folder, target, python)
     source = from_elsewhere(f"run {folder.root}", named=(target,), trust=trust)
     with scratch_folder("retarget") as scratch, source:
-        costs_of = (_timed if study.target.config().table is None else _from_table)(
-            study, folder, view, scratch, progress
-        )
-        entries = tuple(_recosted(entry, costs_of) for entry in view.entries)
+        return run_there(folder, view, study_there(folder, target, python), scratch, progress).view
+
+
+@dataclass(frozen=True)
+class RunThere:
+    """A run on another target.
+
+    Args:
+        view: of the run, with costs there.
+        study: of the run, with that target, and without limits that it cannot tell.
+        parts: of that study, put together when they are first asked for.
+    """
+
+    view: RunView
+    study: StudyConfig
+    parts: Callable[[], Assembly]
+
+
+def run_there(
+    folder: RunFolder, view: RunView, study: StudyConfig, scratch: Path, progress: Progress
+) -> RunThere:
+    """As ``retarget``, inside ``from_elsewhere``, with what it put together for that.
+
+    Args:
+        folder, view: of the run.
+        study: of ``study_there``.
+        scratch: for exported files.
+        progress: told what is going on.
+    """
+    progress("reaching the other target", 0.0)
+    target = get_target(study.target.config())
+    reach(target)
+    untold = ExtraCosts(target, study.extra_costs()).untold()
+    limits = [str(limit) for limit in study.limits().limits if limit.metric not in untold]
+    study = study.changed(budget=limits)
+    refuse_unfit(type(target), study.settings)
+    parts = cache(lambda: reopened_there(folder, view.baseline, study, scratch, progress))
+    table = target.config.table
+    costs_of = (
+        _timed(Elsewhere(folder, target, study.extra_costs()), view, parts, progress)
+        if table is None
+        else _from_table(table, parts())
+    )
     base = costs_of(Policy())
     assert base is not None
     baseline = base.instead_of(view.baseline)
@@ -107,8 +148,10 @@ def retarget(
         _log.warning("Of the budget (%s) only this is known there: %s.", view.budget, told)
     known = tuple(m for m in view.objectives if m.name in baseline)
     objectives = known if len(known) > 1 else (view.objectives[0], LATENCY)
+    alone = (entry for entry in view.entries if entry.trial.phase.kind != "cascade")
+    entries = tuple(_recosted(entry, costs_of) for entry in alone)
     fresh = replace(view, entries=entries, baseline=baseline, objectives=objectives)
-    return fresh.under(told)
+    return RunThere(fresh.under(told), study, parts)
 
 
 @dataclass(frozen=True)
@@ -127,49 +170,57 @@ class _Costs:
 
     def instead_of(self, found: Measurement) -> Measurement:
         """A measurement with these costs: what was measured on the first target says nothing."""
-        context = {k: v for k, v in found.context.items() if k not in ("timing", "also_on")}
-        kept = {k: v for k, v in found.values.items() if k not in {c.name for c in EXTRA}}
+        context = {k: v for k, v in found.context.items() if k not in _OF_THE_FIRST}
+        values, spread = (
+            {k: v for k, v in told.items() if k not in _COSTS_OF_THE_FIRST}
+            for told in (found.values, found.spread)
+        )
+        own = {LATENCY.name: self.spread} if LATENCY.name in self.values else {}
         return replace(
             found,
-            values={**kept, **self.values},
-            spread={**found.spread, "latency_ms": self.spread},
+            values={**values, **self.values},
+            spread={**spread, **own},
             context={**context, **self.context},
         )
 
 
+_OF_THE_FIRST = frozenset(["target", "timing", "also_on"])
+_COSTS_OF_THE_FIRST = frozenset([LATENCY.name, *(cost.name for cost in EXTRA)])
+_NOTHING = _Costs({}, 0.0, {})
 CostsOf = Callable[[Policy], _Costs | None]
 """From a policy to what it takes there; ``None`` where that could not be measured."""
 
 
-def _costed(trial: Trial) -> bool:
-    """Whether a trial's costs on the first target stand in it; a cascade is no single model."""
+def _measured(trial: Trial) -> bool:
+    """Whether a trial's costs were measured on the first target, of a single model."""
     measured = trial.state is TrialState.COMPLETE and trial.measurement is not None
     return measured and trial.phase.kind != "cascade"
 
 
 def _recosted(entry: Entry, costs_of: CostsOf) -> Entry:
-    """A trial of any phase: what verification found on the first target judges nothing there."""
+    """A trial of any phase: what verification found on the first target judges nothing there.
+
+    Nor does what others were rejected on, or have in common with a trial that they repeat.
+    """
     trial = entry.trial
-    if not _costed(trial) or trial.measurement is None:
+    if trial.measurement is None:
         return entry
     costs = costs_of(trial.policy)
-    if costs is None:
+    if costs is None and _measured(trial):
         failed = replace(trial, state=TrialState.FAILED, measurement=None, reason=_FAILED)
         return replace(entry, trial=failed)
-    return replace(entry, trial=replace(trial, measurement=costs.instead_of(trial.measurement)))
+    found = (costs or _NOTHING).instead_of(trial.measurement)
+    return replace(entry, trial=replace(trial, measurement=found))
 
 
-def _from_table(
-    study: StudyConfig, folder: RunFolder, view: RunView, scratch: Path, progress: Progress
-) -> CostsOf:
-    parts = assemble(study, scratch, progress=progress)
-    table = study.target.config().table
-    assert table is not None
+def _from_table(table: Path, parts: Assembly) -> CostsOf:
     model = device_model(table, parts.inventory, parts.study.settings, latency_folder())
-    for sentence in remarks(model):
+    for sentence in remarks(model, parts.study.target.config()):
         _log.warning(sentence)
 
-    def costs_of(policy: Policy) -> _Costs:
+    def costs_of(policy: Policy) -> _Costs | None:
+        if policy.student is not None:  # another architecture, of which a table tells nothing
+            return None
         ms, spread = model.predict(policy)
         of = {"retargeted": str(table)}
         return _Costs({"latency_ms": ms}, 0.0 if policy.identity else spread, {"target": of})
@@ -178,23 +229,22 @@ def _from_table(
 
 
 def _timed(
-    study: StudyConfig, folder: RunFolder, view: RunView, scratch: Path, progress: Progress
+    there: Elsewhere, view: RunView, parts: Callable[[], Assembly], progress: Progress
 ) -> CostsOf:
-    progress("reaching the other target", 0.0)
-    target = fitting_target(study, reached=True)
-    there = Elsewhere(folder, target, study.extra_costs())
-    costed = [entry.trial for entry in view.entries if _costed(entry.trial)]
-    missing = there.missing([Policy(), *(trial.policy for trial in costed)])
-    if missing:
-        _log.info(
-            "%d of the run's policies were never timed on %s: each is built, exported and timed "
-            "there now, in about %s; `front` has them at once from then on.",
-            len(missing),
-            target.config.device if target.elsewhere is not None else target.name,
-            _in_words(_expected_s(costed, missing)),
-        )
-        parts = assemble(study, scratch, progress=progress)
-        there.measure(parts.evaluator, missing, progress)
+    measured = [entry.trial for entry in view.entries if _measured(entry.trial)]
+    policies = [Policy(), *(trial.policy for trial in measured)]
+    if there.missing(policies):
+        with there.alone():
+            missing = there.missing(policies)
+            if missing:
+                _log.info(
+                    "%d of the run's policies were never timed on %s: each is built, exported and "
+                    "timed there now, in about %s; `front` has them at once from then on.",
+                    len(missing),
+                    there.name,
+                    _in_words(_expected_s(measured, missing)),
+                )
+                there.measure(parts().evaluator, missing, progress)
 
     def costs_of(policy: Policy) -> _Costs | None:
         found = there(policy)
@@ -206,10 +256,10 @@ def _timed(
     return costs_of
 
 
-def _expected_s(costed: Sequence[Trial], missing: Sequence[Policy]) -> float:
+def _expected_s(measured: Sequence[Trial], missing: Sequence[Policy]) -> float:
     """About how long exporting and timing will take: as long as it did in the search."""
     took = {}
-    for trial in costed:
+    for trial in measured:
         told = trial.measurement.context if trial.measurement is not None else {}
         seconds = [told.get(key) for key in ("export_s", "time_s")]
         known = [s for s in seconds if isinstance(s, int | float)]

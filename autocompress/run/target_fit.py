@@ -39,13 +39,23 @@ def fitting_target(study: StudyConfig, *, reached: bool) -> Target:
     target, others = get_target(study.target.config()), other_targets(study)
     if reached:
         for one in (target, *others):
-            if one.elsewhere is not None:
-                may_reach(one.elsewhere.url, one.elsewhere.python)
-            one.reach()
+            reach(one)
         ExtraCosts(target, study.extra_costs(), others).refuse()
     for one in (target, *others):
         refuse_unfit(type(one), study.settings)
     return target
+
+
+def reach(target: Target) -> None:
+    """See that the device of a target is there, and may be connected to.
+
+    Raises:
+        InputError: a stranger's study names it, and nobody vouches for it.
+        TargetUnavailable: it is not there.
+    """
+    if target.elsewhere is not None:
+        may_reach(target.elsewhere.url, target.elsewhere.python)
+    target.reach()
 
 
 def other_targets(study: StudyConfig) -> tuple[Target, ...]:

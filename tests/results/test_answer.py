@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autocompress.errors import NoAnswer
+from autocompress.errors import InputError, NoAnswer
 from autocompress.policy.budget import Budget
 from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.results.answer import best_of, decide, judged, rejudged
@@ -85,6 +85,21 @@ def test_another_budget_judges_measured_trials_only() -> None:
     assert judged(slow, Budget("latency<=0.8x"), BASE).feasible
     rejected = replace(slow, state=TrialState.REJECTED)
     assert judged(rejected, Budget("latency<=0.8x"), BASE) is rejected
+
+
+def test_a_limit_that_a_trial_alone_was_not_measured_by_is_not_kept_to() -> None:
+    """Percentiles come along with some timings; what nothing was measured by is an error."""
+    budget = Budget("latency<=1x", "latency_p99<=1x")
+    base = replace(BASE, values={**BASE.values, "latency_p99_ms": 3.0})
+    without = trial(0, 0.89, 0.5)
+    assert without.measurement is not None
+    told = {**without.measurement.values, "latency_p99_ms": 2.0}
+    known = replace(without, measurement=replace(without.measurement, values=told))
+    assert judged(known, budget, base).feasible
+    assert not judged(without, budget, base).feasible
+    assert judged(without, Budget("latency<=1x"), base).feasible
+    with pytest.raises(InputError, match="latency_p99_ms"):
+        judged(without, budget, BASE)
 
 
 @given(RUNS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from autocompress.results.trial import SEARCH, Trial
 from autocompress.run.assembly import assemble
 from autocompress.run.study import read_study
 from autocompress.track.folder import RunFolder
-from autocompress.track.journal import Journal
+from autocompress.track.journal import Journal, read_entries
 
 
 def timed_as(found: Measurement, latency_ms: float) -> Measurement:
@@ -34,3 +35,25 @@ def finished_run(root: Path, base_ms: float = 1.0) -> RunFolder:
             found = timed_as(evaluator.evaluate(policy, SEARCH, 0), ratio * base_ms)
             journal.record(Trial(number, policy, SEARCH, measurement=found))
     return folder
+
+
+def rewritten(folder: RunFolder, change: Callable[[Measurement], Measurement]) -> None:
+    """Let all that a run has measured be something else."""
+    entries, baseline = read_entries(folder), folder.read_baseline()
+    assert baseline is not None
+    folder.write_baseline(change(baseline))
+    folder.trials.unlink()
+    with Journal(folder) as journal:
+        for trial in (entry.trial for entry in entries):
+            found = None if trial.measurement is None else change(trial.measurement)
+            journal.record(replace(trial, measurement=found))
+
+
+def with_costs(*names: str) -> Callable[[Measurement], Measurement]:
+    """For ``rewritten``: further costs, each as large as the latency."""
+
+    def changed(found: Measurement) -> Measurement:
+        more = dict.fromkeys(names, found["latency_ms"])
+        return replace(found, values={**found.values, **more})
+
+    return changed

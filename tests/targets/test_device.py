@@ -236,6 +236,19 @@ def test_a_host_key_that_is_not_known_says_how_it_gets_so(
     assert f"ssh-keygen -R '[127.0.0.1]:{board.port}'" in told
 
 
+def test_what_a_shell_prints_without_ending_the_line_is_passed_over(
+    board: LoopbackDevice, exported: dict[str, Path], tmp_path: Path
+) -> None:
+    """A title for the terminal, say, which login files send whoever asks."""
+    python = other_python(tmp_path / "chatty", "")
+    script = python.read_text()
+    python.write_text(script.replace("#!/bin/sh\n", "#!/bin/sh\nprintf 'Welcome\\nboard> '\n"))
+    target = there(board, python=str(python))
+    with time_limit(60.0, lambda: None):
+        target.reach()
+        assert paired_timing(target, exported[".onnx"], exported[".onnx"], plan=_SHORT).ratio > 0
+
+
 def test_a_device_without_a_folder_for_files_says_so(board: LoopbackDevice, tmp_path: Path) -> None:
     python = other_python(tmp_path / "full", "import tempfile\ntempfile.tempdir = '/proc'\n")
     with pytest.raises(TargetUnavailable, match=r"takes no files in /proc .*make room.*TMPDIR"):

@@ -143,6 +143,10 @@ class Forecaster:
         most = self.costs.bounds()[self.context.cost]
         return self.costs.least(most, self._measured()), most
 
+    def foretold(self, budget: Budget) -> Budget:
+        """The limits of which estimates tell anything; memory, for one, is only measured."""
+        return budget.on(self.costs(self.costs.cheapest))
+
     def at(self, budget: Budget, several: int = _SEVERAL) -> Forecast | None:
         """What to expect at a budget; ``None`` where no policy is estimated to be within it.
 
