@@ -79,7 +79,7 @@ def conversion_notes(
 
 def listed(by_op: Mapping[str, tuple[int, float]], count: int) -> str:
     """The first operators of several, with their nodes and milliseconds, for a sentence."""
-    found = [f"{op} ({n} nodes, {ms:.3f} ms)" for op, (n, ms) in by_op.items()]
+    found = [f"{op} ({n} node{'s' * (n != 1)}, {ms:.3f} ms)" for op, (n, ms) in by_op.items()]
     rest = len(found) - count
     return ", ".join(found[:count]) + (f" and {rest} more" if rest > 0 else "")
 

@@ -43,6 +43,11 @@ class CostMetric:
     inverse: str = ""
 
     @property
+    def said(self) -> str:
+        """In a sentence, before its value with the unit."""
+        return self.word if self.inverse else self.title.partition(",")[0]
+
+    @property
     def asked(self) -> bool:
         """Whether it is measured only where a study asks for it, or verifies."""
         return self.source not in ("formula", "timing") or self.name == P99
@@ -89,6 +94,11 @@ BY_WORD: Mapping[str, CostMetric] = {cost.word: cost for cost in COSTS if cost.w
 """Word in budgets to what it is."""
 EXTRA = tuple(cost for cost in COSTS if cost.asked)
 """What only some studies measure."""
+
+
+def said(name: str) -> str:
+    """A metric in a sentence: ``peak memory`` for ``peak_memory_bytes``; others by their names."""
+    return BY_NAME[name].said if name in BY_NAME else name
 
 
 def extra(names: Iterable[str]) -> frozenset[str]:

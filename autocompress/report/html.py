@@ -340,10 +340,18 @@ def _pairs(facts: Mapping[str, Any]) -> str:
     return "; ".join(f"{k.replace('_', ' ')} {v}" for k, v in shown.items())
 
 
+_MEANING = {
+    "rejected": "Rejected ones were over the budget by their estimate and cost no training.",
+    "duplicate": "Duplicates took the result of an earlier trial.",
+}
+"""Of states that do not explain themselves."""
+
+
 def _states(view: RunView) -> dict[str, Any]:
     """How the trials ended, and what went wrong."""
     counts = Counter(str(t.state).lower() for t in view.trials)
-    return {"counts": counts.most_common(), "reasons": reasons(view.trials)[:8]}
+    why = reasons(view.trials)[:8]
+    return {"counts": counts.most_common(), "meaning": _MEANING, "reasons": why}
 
 
 def _commands(view: RunView) -> list[tuple[str, str]]:

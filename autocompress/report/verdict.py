@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from autocompress.policy.costs import said
 from autocompress.report.comparison import Comparison, compared
 from autocompress.report.tables import number_text
 from autocompress.results.answer import drop, judged
@@ -85,7 +86,7 @@ def _no_answer(view: RunView) -> Verdict:
         text = "No trial was measured to its end, so there is nothing nearest to show."
         return Verdict(decision.reason, "bad", (*_failed(view), text), ())
     off = [
-        f"{metric} {number_text(metric, value(near, metric))}, {_over(excess)}"
+        f"{said(metric)} {number_text(metric, value(near, metric))}, {_over(excess)}"
         for metric, excess in exceeded(near.violations).items()
     ] or [f"it loses {_amount(view, drop(near, view.baseline))} of {view.quality.name} on val"]
     sentences = (

@@ -19,9 +19,10 @@ from autocompress.machine.progress import Progress
 from autocompress.machine.scratch import scratch_folder
 from autocompress.model.cost import Cost, policy_cost
 from autocompress.policy.budget import Budget, Limit
-from autocompress.policy.costs import BY_NAME
+from autocompress.policy.costs import BY_NAME, said
 from autocompress.policy.policy import Policy
 from autocompress.policy.space_config import SpaceConfig
+from autocompress.report.tables import number_text
 from autocompress.results.trial import exceeded, worst_excess
 from autocompress.run.advice import advice_for
 from autocompress.run.assembly import Assembly, assemble
@@ -70,7 +71,8 @@ class Ends:
         needed = [_reached(limit, values, self.baseline_values) for limit in limits]
         return (
             f"The budget ({self.budget}) cannot be met: the cheapest policy of this space still "
-            f"has {worst} {values[worst]:.4g}, {over[worst]:.0%} over its limit. Loosen the budget "
+            f"has {said(worst)} {number_text(worst, values[worst])}, {over[worst]:.0%} over its "
+            f"limit. Loosen the budget "
             f"(it could just meet {', '.join(needed)}), or give the space harder levels (higher "
             "prune ratios, 8 bits, prune_residual)."
         )

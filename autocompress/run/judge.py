@@ -17,6 +17,7 @@ from autocompress.errors import InputError
 from autocompress.machine.progress import Progress
 from autocompress.machine.scratch import scratch_folder
 from autocompress.measure.gate import inspect_file
+from autocompress.policy.costs import said
 from autocompress.results.answer import allowed
 from autocompress.results.difference import HITS, SCORES, difference, pack_hits, pack_scores
 from autocompress.results.metric import Measurement, Metric
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from autocompress.task.task import Result
 
 
+_NAMED = 3
+"""Files that a sentence names."""
 _SAME = 0.01
 """Of latency: the same file timed twice may differ by as much."""
 
@@ -209,6 +212,15 @@ def beats(one: Judged, other: Judged) -> str:
     return "as good and faster" if quicker else "better and as fast"
 
 
+def beaten(names: Sequence[str], how: str) -> str:
+    """One sentence for all files that beat another in the same way, however many there are."""
+    rest = len(names) - _NAMED
+    told = [*names[:_NAMED], *([f"{rest} more"] if rest > 0 else [])]
+    if len(told) == 1:
+        return f"{told[0]} is {how}."
+    return f"{', '.join(told[:-1])} and {told[-1]} are {how}."
+
+
 def _says_nothing(one: Judged, uncompressed: Judged, data: Split) -> Iterator[str]:
     """That a file tells classes no better than an answer that is always the same, where it does."""
     labels = data.labels
@@ -227,12 +239,12 @@ def _reasons(
 ) -> Iterator[str]:
     """Why a file is not worth shipping, one sentence each."""
     study, quality = parts.study, parts.task.quality
-    for name, how in row["beaten_by"].items():
-        yield f"{name} is {how}."
+    for how in dict.fromkeys(row["beaten_by"].values()):
+        yield beaten([name for name, each in row["beaten_by"].items() if each == how], how)
     base = parts.evaluator.baseline.values
     over = study.limits().on(row).violations(row, base)
     for metric, excess in exceeded(over).items():
-        yield f"Its {metric} is {excess:.0%} over the limit of the study's budget."
+        yield f"Its {said(metric)} is {excess:.0%} over the limit of the study's budget."
     if one.quality is None or uncompressed.quality is None:
         yield f"Its {quality.name} could not be told."
     else:

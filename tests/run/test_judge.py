@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from tiny_study import STUDY, call
 
 from autocompress.results.difference import pack_hits
 from autocompress.results.metric import Measurement
-from autocompress.run.judge import Judged, beats
+from autocompress.run.judge import Judged, beaten, beats
 from autocompress.workloads.data import digits
 
 
@@ -50,6 +51,18 @@ def test_a_file_beats_another_only_beyond_noise(one: Any, other: Any, how: str) 
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 40])
+def test_many_that_beat_a_file_are_one_sentence(count: int) -> None:
+    """All are told, by name or by number."""
+    names = [f"file{i}.onnx" for i in range(count)]
+    text = beaten(names, "as good and faster")
+    named = [name for name in names if name in text]
+    rest = re.search(r"(\d+) more", text)
+    assert len(named) + (int(rest[1]) if rest else 0) == count
+    assert len(named) == min(count, 3)
+    assert text.endswith("is as good and faster." if count == 1 else "are as good and faster.")
+
+
 def test_the_command_says_which_files_are_worth_shipping(tmp_path: Path) -> None:
     """A run's answer, the uncompressed file, and one whose outputs say nothing."""
     import onnx
@@ -73,7 +86,7 @@ def test_the_command_says_which_files_are_worth_shipping(tmp_path: Path) -> None
     same, silent_row, best = found["files"]
     assert same["accuracy_difference"] == 0
     assert not same["worth_shipping"]
-    assert any("size_bytes is 11% over the limit" in text for text in same["reasons"])
+    assert any("file size is 11% over the limit" in text for text in same["reasons"])
     assert silent_row["accuracy"] < 0.3
     assert silent_row["beaten_by"]["uncompressed"] in ("better and as fast", "better and faster")
     assert any("more than the 5.00 points allowed" in text for text in silent_row["reasons"])

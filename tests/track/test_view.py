@@ -277,7 +277,7 @@ def test_a_trained_answer_is_not_set_against_an_untrained_reference_policy() -> 
 def test_where_nothing_fits_the_nearest_is_shown() -> None:
     judged = verdict(view([trial(0, 0.85, 1.5), trial(1, 0.80, 1.1), trial(2, 0.7, 4.0)]))
     assert "No policy met the budget" in judged.headline
-    assert "trial 1: latency_ms 1.1 ms, 10.0% over its limit" in judged.sentences[0]
+    assert "trial 1: latency 1.1 ms, 10.0% over its limit" in judged.sentences[0]
     assert verdict(view([])).tone == "bad"
 
 

@@ -104,7 +104,10 @@ const level = (a, b) => {
 
 // ---- the answer under a budget, by the rules of `autocompress.results.answer`
 const over = (costs, limit) => !(costs[limit.metric] <= limit.bound * (1 + 1e-6));
-const allowed = t => !state.limits.some(l => over(t, l) || t.checks.some(c => over(c, l)));
+const unknown = (t, limit) => t[limit.metric] === null || t[limit.metric] === undefined;  // earns no place
+const allowed = t => !state.limits.some(l => unknown(t, l) || over(t, l) || t.checks.some(c => over(c, l)));
+const excess = (t, limit) => unknown(t, limit) ? Infinity : Math.max(...[t, ...t.checks.filter(c => !unknown(c, limit))].map(c => c[limit.metric] / limit.bound - 1));
+const farthest = t => Math.max(...state.limits.map(l => excess(t, l)));
 const losses = t => [loss(t), ...run.objectives.map(o => o.goal === "maximize" ? -t[o.name] : t[o.name])];
 function frontOf(candidates) {
   const sorted = candidates.map((t, i) => ({t, i, x: losses(t)}));
@@ -116,7 +119,7 @@ function frontOf(candidates) {
   front.sort((a, b) => a.x[by] - b.x[by] || a.t.number - b.t.number);
   return front.map(f => f.t);
 }
-let front = [], answer = null, keepsDrop = true, groups = new Map();
+let front = [], answer = null, nearest = null, keepsDrop = true, groups = new Map();
 function judge() {
   for (const trial of measured) trial.feasible = allowed(trial);
   front = frontOf(measured.filter(t => t.feasible));
@@ -125,6 +128,7 @@ function judge() {
   const cheap = run.most_lost === null ? best : front.find(t => shown(loss(t) - loss(base)) <= most);
   keepsDrop = Boolean(cheap) || !front.length;
   answer = cheap || best;
+  nearest = answer || !measured.length ? null : measured.reduce((a, b) => farthest(b) < farthest(a) ? b : a);
   groups = levelGroups(front);
 }
 // Members that cannot be told from the best of them. Noise is not transitive: each group has a leader.
@@ -142,6 +146,7 @@ function levelGroups(members) {
   return found;
 }
 const chosen = () => state.picked ?? answer;
+const regarded = () => chosen() ?? nearest;  // what the page tells of where there is no answer
 const nameOf = t => t === base ? "the uncompressed model" : `trial ${t.number}`;
 
 // ---- copying

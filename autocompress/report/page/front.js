@@ -91,6 +91,15 @@ function costRange() {  // a far costlier uncompressed model would press all oth
   const low = Math.min(...found), high = Math.max(...found), pad = 0.06 * (high - low || high || 1);
   return [low - pad, high + pad];
 }
+// How far a text at the right edge, at the uncompressed quality, moves up or down to hide no trial: pixels.
+function clearance(text, [low, high]) {
+  const inside = 350, line = 18, free = 11, up = inside / (qualities[1] - qualities[0]), from = shown(base.quality);
+  const left = high - (high - low) * Math.min(1, 8 * text.length / ((stage?.clientWidth || 700) - 60));
+  const taken = measured.filter(t => t[state.axis] >= left).map(t => up * (shown(t.quality) - from));
+  const tries = Array.from({length: 60}, (_, i) => (i % 2 ? 3 : -3) * (i + i % 2)).sort((a, b) => Math.abs(a) - Math.abs(b));
+  const fits = y => y > up * (qualities[0] - from) && y + line < up * (qualities[1] - from) && !taken.some(at => at > y - free && at < y + line + free);
+  return tries.find(fits) ?? 0;
+}
 plots.pareto = () => {
   const axis = state.axis, special = new Set(front.map(t => t.number)), data = [], range = costRange();
   const others = measured.filter(t => !special.has(t.number) && !referenceOf.has(t.number));
@@ -114,13 +123,14 @@ plots.pareto = () => {
   const same = answer ? (groups.get(answer.number)?.members ?? []).filter(t => t !== answer) : [];
   if (same.length) data.push(points("level with the answer", same, {color: colors().green, symbol: "circle-open", size: 17, line: {width: 2}}));
   if (answer) data.push(points(`answer: trial ${answer.number}`, [answer], {color: colors().green, symbol: "star", size: 18, line: {width: 1.5, color: theme().card}}));
-  else if (byNumber.has(run.nearest)) data.push(points(`nearest: trial ${run.nearest}`, [byNumber.get(run.nearest)], {color: colors().red, symbol: "star", size: 17}));
+  else if (nearest) data.push(points(`nearest: trial ${nearest.number}`, [nearest], {color: colors().red, symbol: "star", size: 17}));
   if (state.picked) data.push(points(`picked: trial ${state.picked.number}`, [state.picked], {color: theme().ink, symbol: "square-open", size: 20, line: {width: 2}}));
   const shapes = [...front.map(t => ellipse(t, colors().blue)), ...[...referenceOf.keys()].map(n => byNumber.get(n)).filter(Boolean).map(t => ellipse(t, colors().orange))].filter(Boolean);
   const bound = limitOn(axis);
   if (bound < range[1]) shapes.push({type: "rect", x0: Math.max(bound, range[0]), x1: range[1], y0: 0, y1: 1, yref: "paper", layer: "below",
     line: {width: 0}, fillcolor: colors().red, opacity: 0.06});
-  const away = base[axis] > range[1] ? [{text: `uncompressed: ${costText(axis, base[axis])} →`, x: 1, xref: "paper", xanchor: "right",
+  const beyond = `uncompressed: ${costText(axis, base[axis])} →`;
+  const away = base[axis] > range[1] ? [{text: beyond, yshift: clearance(beyond, range), x: 1, xref: "paper", xanchor: "right",
     y: shown(base.quality), showarrow: false, yanchor: "bottom", font: {color: colors().red}, bgcolor: theme().card}] : [];
   const tickformat = costOf[axis]?.name === "latency_ms" ? "" : "~s";
   return {data, layout: {
@@ -202,6 +212,12 @@ function givenUp(t) {
   }
   return found;
 }
+function missed(t) {
+  const off = state.limits.map(l => [l, excess(t, l)]).filter(([, by]) => by > 1e-6).map(([l, by]) =>
+    `${saidOf(l.metric)} ${costText(l.metric, t[l.metric])}${Number.isFinite(by) ? `, ${by < 1 ? `${(100 * by).toFixed(1)} % over` : `${digits(1 + by, 3)} times`} its limit` : ", which was not measured"}`);
+  return `The nearest is ${nameOf(t)}: ${off.join("; ")}. Loosen the budget, widen the search space, or search longer with --resume.`;
+}
+const saidOf = name => (costOf[name]?.title ?? name).split(",")[0];
 function moved() { return JSON.stringify(state.limits.map(l => [l.metric, l.bound]).sort()) !== JSON.stringify(run.limits.map(l => [l.metric, l.bound]).sort()); }
 function commands(t) {
   return [["export", `autocompress export ${run.run} --pick ${t.number} -o recipe.yaml`],
@@ -210,9 +226,9 @@ function commands(t) {
 drawn.push(what => {
   drawPlot("pareto");
   placeHandle();
-  const t = chosen(), budget = state.limits.map(l => `${(costOf[l.metric]?.title ?? l.metric).split(",")[0]} ≤ ${costText(l.metric, l.bound)}`).join(", ") || "no limit";
+  const t = chosen(), budget = state.limits.map(l => `${saidOf(l.metric)} ≤ ${costText(l.metric, l.bound)}`).join(", ") || "no limit";
   const parts = [el("p", {class: "soft"}, `Budget: ${budget}. `, moved() ? el("button", {type: "button", onclick: () => { state.limits = run.limits.map(l => ({...l})); state.picked = null; update(); }}, "the study's budget") : "")];
-  if (!t) parts.push(el("p", {class: "headline no"}, "Nothing that was measured meets this budget."));
+  if (!t) parts.push(el("p", {class: "headline no"}, "Nothing that was measured meets this budget."), ...(nearest ? [el("p", {}, missed(nearest))] : []));
   else {
     parts.push(el("p", {class: "headline"}, `${state.picked ? "Picked" : "Answer"}: trial ${t.number}, ${quality.name} ${qualityText(t.quality, t.error)}${unit}` +
       run.costs.slice(0, 1).map(c => `, ${costText(c.name, t[c.name])}`).join("")));

@@ -12,20 +12,24 @@ function painted(text, share) {
   return el("td", {class: "heat", style: `--deep: ${deep}%`, title: text || "unchanged"}, brief(text) || "·");
 }
 function heatTrials() {
-  const found = front.filter(policyOf), now = chosen();
+  const found = front.filter(policyOf), now = regarded();
   const step = Math.ceil(found.length / MOST_COLUMNS);
   const kept = found.filter((t, i) => i % step === 0 || t === now || t === answer);
   return now && !kept.includes(now) && policyOf(now) ? [...kept, now] : kept;
 }
+function mates(name) {  // of the first layer of those that share their channels: the others
+  const others = run.layers.filter(other => other !== name && facts[other]?.group === name);
+  return others.length ? `${others[0]}${others.length > 1 ? ` +${others.length - 1}` : ""}` : name;
+}
 const factColumns = [["ms", "time", v => costText("latency_ms", v)], ["macs", "MACs", v => costText("macs", v)],
-  ["sensitivity", "sensitivity", v => digits(v, 2)], ["alone", "with", v => brief(v)], ["group", "coupled with", v => v]]
+  ["sensitivity", "sensitivity", v => digits(v, 2)], ["alone", "with", v => brief(v)], ["group", "coupled with", (v, name) => v === name ? mates(name) : v]]
   .filter(([key]) => run.layers.some(name => facts[name]?.[key] != null));
 drawn.push(what => {
   if (!document.getElementById("heat") || what === "table") return;
   const found = heatTrials();
   const fact = (i, key) => facts[run.layers[i]]?.[key] ?? null;
   const known = factColumns.map(([key, title, show]) => ({key, title, value: i => fact(i, key), draw: i => el("td",
-    {class: ["group", "alone"].includes(key) ? "cut" : "", title: fact(i, key)}, fact(i, key) === null ? "-" : show(fact(i, key)))}));
+    {class: ["group", "alone"].includes(key) ? "cut" : "", title: fact(i, key)}, fact(i, key) === null ? "-" : show(fact(i, key), run.layers[i]))}));
   const map = found.map(t => ({key: t.number, title: `${t === answer ? "★ " : ""}${t.number}`, trial: t,
     value: i => cellOf(policyOf(t)[i], heat.technique)[1], draw: i => painted(...cellOf(policyOf(t)[i], heat.technique))}));
   const heads = [{key: "layer", title: "layer", text: true, value: i => i, draw: i => el("td", {class: "text name"}, run.layers[i])},
@@ -79,7 +83,7 @@ function differing(a, b) {
 }
 drawn.push(what => {
   if (!sides[0] || what === "table" || what === "heat") return;
-  const now = chosen();
+  const now = regarded();
   pair.first = pair.fixed?.first ?? (now && policyOf(now) ? now : base);
   pair.second = pair.fixed?.second ?? besides(pair.first);
   sides.forEach((side, k) => {

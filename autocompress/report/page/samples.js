@@ -23,7 +23,7 @@ const CLASSES = 12, WORST = 40;
 let everyClass = false;
 drawn.push(what => {
   if (!document.getElementById("lost") || what === "table" || what === "heat") return;
-  const t = chosen(), found = t && outcomes(t);
+  const t = regarded(), found = t && outcomes(t);
   if (!found) { fill("lost", el("p", {class: "soft"}, "The record of this trial does not tell which samples it got right.")); fill("classes"); fill("worst"); return; }
   const lost = found.flatMap(([before, after], i) => before && !after ? [i] : []), gained = found.filter(([b, a]) => a && !b).length;
   fill("lost", el("p", {}, `Of ${t.images} val samples ${nameOf(t)} gets ${lost.length} wrong that the uncompressed model got right, and ${gained} right that it got wrong.`));

@@ -2,6 +2,8 @@
 // Text, tables and a sketch of the front first. The library that draws takes longer to load than all
 // of them together: it follows once they are on the screen, and draws a plot when that is scrolled to.
 
+judge();
+if (!front.length) state.scope = "all";  // an empty table tells nothing
 update();
 function loadPlots() {
   const library = document.getElementById("library");

@@ -20,6 +20,7 @@ const columns = [
 function markOf(t) {
   const marks = [];
   if (t === answer) marks.push("answer");
+  else if (t === nearest) marks.push("nearest");
   else if (answer && groups.get(t.number) && groups.get(t.number) === groups.get(answer.number)) marks.push("level");
   if (referenceOf.has(t.number)) marks.push(referenceOf.get(t.number));
   return marks.join(", ");
@@ -59,7 +60,10 @@ function pick(t) {
 }
 function groupsTold() {
   const seen = [...new Set(groups.values())].filter(g => g.members.length > 1);
-  return seen.map(g => `Level: trials ${g.members.map(t => t.number).join(", ")} differ from trial ${g.leader.number} by less than two standard errors.`);
+  return seen.map(g => {
+    const others = g.members.filter(t => t !== g.leader).map(t => t.number), one = others.length === 1;
+    return `Level: ${one ? "trial" : "trials"} ${others.join(", ")} ${one ? "differs" : "differ"} from trial ${g.leader.number} by less than two standard errors.`;
+  });
 }
 drawn.push(() => {
   const found = listed(), rows = sorted(found), cut = paper ? rows : rows.slice(0, rowsShown);
@@ -71,7 +75,8 @@ drawn.push(() => {
     onclick: () => { state.brushed = null; update(); }}, `brushed (${found.length}) ✕`) : "");
   fill("trials", header(columns, state.sort, sortBy), ...cut.map(row));
   fill("more", cut.length < rows.length ? el("button", {type: "button", onclick: () => { rowsShown += 10 * SHOWN; update("table"); }},
-    `show more (${rows.length - cut.length} are not shown)`) : "");
+    `show more (${rows.length - cut.length} are not shown)`)
+    : state.scope === "front" && !rows.length && measured.length ? el("p", {class: "soft"}, "No trial is within the budget. All that was measured can be shown instead.") : "");
   fill("levels", ...(state.scope === "front" && !state.brushed ? groupsTold().map(text => el("p", {class: "soft"}, text)) : []));
 });
 
