@@ -12,6 +12,7 @@ from autocompress.errors import AutocompressError, InputError, nearest
 from autocompress.machine.progress import Progress
 from autocompress.machine.scratch import scratch_folder
 from autocompress.run.advice import check_new
+from autocompress.run.assembly import assemble
 from autocompress.run.factories import import_factory
 from autocompress.run.study import AUTO, StudyConfig, read_study, shipped
 from autocompress.run.tasks import make_task
@@ -90,15 +91,8 @@ def write_first(
             study cannot be run as it was written, and the file stays, to be mended.
     """
     check_new(path)
-    for factory in (model, data):
-        import_factory(factory)
-    if task is not None and task not in READY:
-        make_task(task)
-    if checkpoint is not None and not Path(checkpoint).is_file():
-        raise InputError(f"There is no file {checkpoint!r} to load weights from (`--checkpoint`).")
     spaces = sorted(shipped("search_spaces"))
-    if space not in (AUTO, *spaces) and not Path(space).is_file():
-        raise InputError(f"There is no space {space!r}; {nearest(space, spaces)}")
+    _check_named(model, data, checkpoint, task, space, spaces)
     limits = budget or ("latency<=0.5x",)
     text = _TEXT.format(
         name=_scalar(path.stem),
@@ -120,9 +114,21 @@ def write_first(
         raise InputError(f"{path} is written, but cannot be run yet. {error}") from None
 
 
-def _found(study: StudyConfig, progress: Progress) -> dict[str, Any]:
-    from autocompress.run.assembly import assemble
+def _check_named(
+    model: str, data: str, checkpoint: str | None, task: str | None, space: str, spaces: list[str]
+) -> None:
+    """See that all that is named is there: a mistyped argument is mended in the command."""
+    for factory in (model, data):
+        import_factory(factory)
+    if task is not None and task not in READY:
+        make_task(task)
+    if checkpoint is not None and not Path(checkpoint).is_file():
+        raise InputError(f"There is no file {checkpoint!r} to load weights from (`--checkpoint`).")
+    if space not in (AUTO, *spaces) and not Path(space).is_file():
+        raise InputError(f"There is no space {space!r}; {nearest(space, spaces)}")
 
+
+def _found(study: StudyConfig, progress: Progress) -> dict[str, Any]:
     with scratch_folder("init") as scratch:
         parts = assemble(study, scratch, progress=progress)
         splits = {n: len(getattr(parts.data, n)) for n in ("train", "val", "test")}
