@@ -74,6 +74,7 @@ def bench(
     """Time a file, or two interleaved: median, IQR, and the ratio with its interval."""
     from autocompress.commands import measuring
 
+    options.check_python(target, python)
     found = measuring.bench(file, vs, target, threads, batch, python)
     printed(found, as_json, lambda console: measuring.show_bench(found, console))
 

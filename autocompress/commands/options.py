@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+from autocompress.errors import InputError
+from autocompress.machine.ssh import SCHEME
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 StudyName = Annotated[
     str,
@@ -126,3 +129,17 @@ DryRun = Annotated[
 DevicePython = Annotated[
     str | None, typer.Option(help="Name or path of Python on a device; python3 by default.")
 ]
+
+
+def check_python(target: str | None, python: str | None) -> None:
+    """See that Python of a device is named with a device.
+
+    Raises:
+        InputError: it is named with a runtime or a table, or alone.
+    """
+    if python is not None and not (target or "").startswith(SCHEME):
+        beside = "no --target is given" if target is None else f"the target is {target!r}"
+        raise InputError(
+            f"--python names Python on a device, and {beside}. Give `--target ssh://user@host`, or "
+            "leave it out."
+        )

@@ -47,8 +47,7 @@ def front(
     as_json: Json = False,
 ) -> None:
     """Show the Pareto front of a run, or what it knows of other budgets, here or elsewhere."""
-    if target is None and python is not None:
-        raise InputError("--python names Python on a device: give its address with --target.")
+    options.check_python(target, python)
     if budget or sweep:
         if open_report or by or (budget and sweep):
             raise InputError(

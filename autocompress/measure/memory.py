@@ -17,13 +17,11 @@ from autocompress.targets.base import Target
 
 def no_memory(target: Target) -> str:
     """Why nothing tells the peak memory of files on a target, and what helps; else empty."""
-    if target.elsewhere is not None:
+    if target.elsewhere is not None or (STATUS.is_file() and target.in_process):
         return ""
-    if not STATUS.is_file():
+    if target.in_process:
         return "this system tells no process its peak. Linux does, here or on a device over ssh"
-    if not target.in_process:
-        return f"{target.name!r} runs files in a process of its own. Choose another runtime"
-    return ""
+    return f"{target.name!r} runs files in a process of its own. Choose another runtime"
 
 
 def peak_memory_bytes(target: Target, path: str | Path) -> int | None:
@@ -38,8 +36,7 @@ def peak_memory_bytes(target: Target, path: str | Path) -> int | None:
         path: an exported file.
 
     Returns:
-        Bytes, or ``None`` where the system does not tell a process its peak (only Linux does), or
-        the runtime is a process of its own.
+        Bytes, or ``None`` where nothing tells it, for the reason of ``no_memory``.
 
     Raises:
         MeasurementError: the process failed.

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from autocompress.errors import InputError
 from autocompress.machine.ssh import SCHEME
 from autocompress.policy.defaults import DEFAULT_RUNTIME
 from autocompress.policy.section import Section
@@ -66,16 +65,8 @@ def named(text: str, python: str | None = None) -> dict[str, Any]:
     Args:
         text: a runtime's name, or the address of a device.
         python: of that device.
-
-    Raises:
-        InputError: Python of a device, and none is named.
     """
     if not text.startswith(SCHEME):
-        if python is not None:
-            raise InputError(
-                f"--python names Python on a device, and the target is {text!r}. Give `--target "
-                "ssh://user@host`, or leave it out."
-            )
         return {"runtime": text}
     there = {} if python is None else {"python": python}
     return {"runtime": DEFAULT_RUNTIME, "device": text, **there}

@@ -112,12 +112,10 @@ def test_what_was_not_timed_there_has_no_latency(run: RunFolder) -> None:
         assert trial.measurement is not None
         assert (trial.policy == rejected) == ("latency_ms" not in trial.measurement)
         assert trial.measurement.get("latency_ms", 0.0) < FIRST_MS / 50
-    assert (
-        found.by_number[3].measurement["latency_ms"]
-        == (  # type: ignore[index]
-            found.by_number[1].measurement["latency_ms"]  # type: ignore[index]
-        )
-    )
+    repeated, first = (found.by_number[n].measurement for n in (3, 1))
+    assert repeated is not None
+    assert first is not None
+    assert repeated["latency_ms"] == first["latency_ms"]
 
 
 def test_students_of_which_a_table_tells_nothing_cost_their_trials_alone(
