@@ -69,7 +69,7 @@ def test_what_was_timed_there_is_known_from_then_on(
     def refuse(*_: object, **__: object) -> Any:
         raise AssertionError("something is assembled or timed again")
 
-    monkeypatch.setattr(retarget, "assemble", refuse)
+    monkeypatch.setattr(retarget, "reopened_there", refuse)
     monkeypatch.setattr(Measurer, "timings", refuse)
     again = there(run)
     assert [t.measurement for t in again.trials] == [t.measurement for t in first.trials]
