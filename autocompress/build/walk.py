@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary, WeakTensorKeyDictionary
 
 from autocompress.errors import UnsupportedModel
 from autocompress.model.tracing_stubs import unfused_attention
 from autocompress.task.calling import call, call_flat
+from autocompress.task.dispatch import OperatorMode
 from autocompress.task.nested import batch_size, take, tensors
 
 _log = logging.getLogger(__name__)
@@ -210,7 +210,7 @@ def _near(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and torch.allclose(one, other, rtol=1e-3, atol=1e-4)
 
 
-class _DispatchTracer(TorchDispatchMode):
+class _DispatchTracer(OperatorMode):
     """Writes a run down."""
 
     def __init__(self, model: nn.Module, leaves: frozenset[str]) -> None:

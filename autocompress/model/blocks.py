@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from autocompress.model.absent import absent
 from autocompress.model.operator_paths import ForwardPass, Operator, Paths
@@ -22,12 +21,13 @@ from autocompress.model.specs import listed
 from autocompress.model.tracing_stubs import unfused_attention
 from autocompress.policy.inventory import Block, LayerSpec
 from autocompress.task.calling import call_flat
+from autocompress.task.dispatch import OperatorMode
 from autocompress.task.nested import tensors
 
 _ADD, _INPUT = "add", "input"
 
 
-class _Watching(TorchDispatchMode):
+class _Watching(OperatorMode):
     """Notes operators, and which of them read whose results.
 
     Args:

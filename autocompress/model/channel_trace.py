@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from autocompress.model.call_sites import AVERAGED, CALLS, Counted, running_module
 from autocompress.model.follow import Follower
@@ -19,6 +18,7 @@ from autocompress.model.layer_labels import LAYERS, Axis, LayerLabels, is_layer
 from autocompress.model.plain_operators import PlainOperators
 from autocompress.model.tracing_stubs import RECURRENT, is_attention, unfused_attention
 from autocompress.task.calling import call
+from autocompress.task.dispatch import OperatorMode
 from autocompress.task.nested import tensors
 
 
@@ -157,7 +157,7 @@ class _FollowedPass:
         self.trace.sites.append(CallSite(self.names[module], call, known))
 
 
-class _Operators(TorchDispatchMode):
+class _Operators(OperatorMode):
     def __init__(self, run: _FollowedPass) -> None:
         super().__init__()
         self.run = run

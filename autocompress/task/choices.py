@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from autocompress.task.calling import call
+from autocompress.task.dispatch import OperatorMode
 from autocompress.task.nested import batch_size, map_tensors, take, tensors
 
 _SAMPLES = 4
@@ -44,7 +44,7 @@ class _ReadingOutside(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-class _Reading(TorchDispatchMode):
+class _Reading(OperatorMode):
     """Notes whether a value became a number."""
 
     found = False
