@@ -16,7 +16,7 @@ LAYERS = ["layer1.0.conv1", "layer1.0.conv2", "layer2.0.conv1"]
 
 
 @pytest.fixture
-def hopeless(run: RunFolder) -> RunFolder:
+def unmet(run: RunFolder) -> RunFolder:
     """The same run, asked for more than it found."""
     run.write_study({**run.read_study(), "budget": ["latency<=0.01x", "size<=0.9x"]})
     assert not len(RunView.load(run).front)
@@ -47,9 +47,9 @@ def test_the_nearest_follows_the_budget(opened: Callable[..., Any], run: RunFold
 
 
 def test_what_was_measured_is_shown_all_the_same(
-    opened: Callable[..., Any], hopeless: RunFolder
+    opened: Callable[..., Any], unmet: RunFolder
 ) -> None:
-    page, view = opened(write_report(hopeless)), RunView.load(hopeless)
+    page, view = opened(write_report(unmet)), RunView.load(unmet)
     assert view.nearest is not None
     near = view.nearest.number
     shown = page.locator("#trials td:first-child button").all_inner_texts()
@@ -65,9 +65,9 @@ def test_what_was_measured_is_shown_all_the_same(
 
 
 def test_what_was_not_measured_meets_no_limit(
-    opened: Callable[..., Any], hopeless: RunFolder
+    opened: Callable[..., Any], unmet: RunFolder
 ) -> None:
-    page = opened(write_report(hopeless))
+    page = opened(write_report(unmet))
     feasible = """metric => {
         for (const trial of measured) trial[metric] = null;
         state.limits = [{metric, bound: 1e12}];
