@@ -64,9 +64,7 @@ def test_what_was_measured_is_shown_all_the_same(
     assert "No trial is within the budget." in page.locator("#more").inner_text()
 
 
-def test_what_was_not_measured_meets_no_limit(
-    opened: Callable[..., Any], unmet: RunFolder
-) -> None:
+def test_what_was_not_measured_meets_no_limit(opened: Callable[..., Any], unmet: RunFolder) -> None:
     page = opened(write_report(unmet))
     feasible = """metric => {
         for (const trial of measured) trial[metric] = null;
