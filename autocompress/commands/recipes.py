@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from autocompress.policy.costs import said
 from autocompress.results.metric import Metric
 
 
@@ -39,6 +40,9 @@ def show_verification(found: dict[str, Any], console: Console) -> None:
         f"{found['latency_ratio']:.3f}",
         f"{found['claimed_latency_ratio']:.3f}",
     )
+    for cost, share in found["limited"].items():
+        row = (f"{share[side]:.3f}" for side in ("found", "claimed"))
+        table.add_row(f"{said(cost)} / uncompressed", *row)
     console.print(table)
     if not found["same_weights"]:
         console.print(f"These are other weights than the recipe's; {name} is not claimed for them.")

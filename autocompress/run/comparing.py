@@ -42,23 +42,32 @@ def compare_claims(
             f"latency is {ratio:.3f} of the uncompressed model's, claimed {claimed_ratio:.3f} "
             f"(tolerance {LATENCY_TOLERANCE:.0%})"
         )
-    pairs = ((found, found_base), (claimed, claimed_base))
-    return reasons + [gap for name in limited if (gap := _extra_gap(name, *pairs))]
-
-
-def _extra_gap(
-    name: str, found: tuple[Measurement, Measurement], claimed: tuple[Measurement, Measurement]
-) -> str:
-    """Why a cost that the budget limits is over its claim; empty where it is not."""
-    if not all(one.get(name) for pair in (found, claimed) for one in pair):
-        return ""
-    now, then = (own[name] / base[name] for own, base in (found, claimed))
-    if now <= then * (1 + EXTRA_TOLERANCE):
-        return ""
-    return (
+    shares = limited_shares(found, found_base, claimed, claimed_base, limited)
+    return reasons + [
         f"{BY_NAME[name].title} is {now:.3f} of the uncompressed model's, claimed {then:.3f} "
         f"(tolerance {EXTRA_TOLERANCE:.0%})"
-    )
+        for name, (now, then) in shares.items()
+        if now > then * (1 + EXTRA_TOLERANCE)
+    ]
+
+
+def limited_shares(
+    found: Measurement,
+    found_base: Measurement,
+    claimed: Measurement,
+    claimed_base: Measurement,
+    limited: Collection[str],
+) -> dict[str, tuple[float, float]]:
+    """Costs beside the latency that a budget limits, as shares of the uncompressed model's.
+
+    Returns:
+        Name to the share that was found and the one that is claimed; none of what is told on one
+        side alone.
+    """
+    pairs = ((found, found_base), (claimed, claimed_base))
+    told = [name for name in sorted(limited) if all(m.get(name) for pair in pairs for m in pair)]
+    shares = {name: [own[name] / base[name] for own, base in pairs] for name in told}
+    return {name: (now, then) for name, (now, then) in shares.items()}
 
 
 def _quality_gap(found: Measurement, claimed: Measurement, base: Measurement) -> list[str]:

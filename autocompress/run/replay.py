@@ -19,7 +19,7 @@ from autocompress.policy.recipe import Recipe
 from autocompress.results.metric import Measurement
 from autocompress.results.trial import Phase
 from autocompress.run.cascade_files import measure_built, write_built
-from autocompress.run.comparing import compare_claims
+from autocompress.run.comparing import compare_claims, limited_shares
 from autocompress.run.factories import from_elsewhere
 from autocompress.run.formats import writer_of
 from autocompress.run.study import GIVEN, StudyConfig, read_study
@@ -310,15 +310,8 @@ def check(
             found = evaluator.measurer.measure(compressed, recipe.recovery.split)
     claimed, baseline = claims_of(recipe)
     same_data = parts.data.fingerprint == recipe.data
-    reasons = compare_claims(
-        found,
-        evaluator.baseline,
-        claimed,
-        baseline,
-        same_weights=same,
-        same_data=same_data,
-        limited=evaluator.measurer.asked,
-    )
+    sides, limited = (found, evaluator.baseline, claimed, baseline), evaluator.measurer.asked
+    reasons = compare_claims(*sides, same_weights=same, same_data=same_data, limited=limited)
     return {
         "ok": not reasons,
         found.quality.name: found.get(found.quality.name),
@@ -329,6 +322,10 @@ def check(
         "claimed_latency_ratio": claimed["latency_ms"] / baseline["latency_ms"],
         "size_bytes": found["size_bytes"],
         **{cost.name: found[cost.name] for cost in EXTRA if cost.name in found},
+        "limited": {
+            name: {"found": now, "claimed": then}
+            for name, (now, then) in limited_shares(*sides, limited).items()
+        },
         "same_weights": same,
         "same_data": same_data,
         "reasons": reasons,

@@ -1,0 +1,58 @@
+"""Claims of costs beside the latency: held to as shares of the uncompressed model's, and shown."""
+
+from __future__ import annotations
+
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+from autocompress.commands.recipes import show_verification
+from autocompress.results.metric import ACCURACY, Measurement
+from autocompress.run.comparing import compare_claims, limited_shares
+
+HERE = Measurement({"accuracy": 0.9, "latency_ms": 2.0, "latency_p99_ms": 4.0, "sample_ms": 2.0})
+THERE = Measurement({"accuracy": 0.9, "latency_ms": 8.0, "latency_p99_ms": 10.0})
+
+
+def reasons(p99_ms: float, limited: set[str]) -> list[str]:
+    found = Measurement({"accuracy": 0.9, "latency_ms": 1.0, "latency_p99_ms": p99_ms})
+    claimed = Measurement({"accuracy": 0.9, "latency_ms": 4.0, "latency_p99_ms": 5.0})
+    return compare_claims(
+        found, HERE, claimed, THERE, same_weights=True, same_data=True, limited=limited
+    )
+
+
+def test_a_claim_of_another_machine_is_held_to_as_a_share() -> None:
+    """Half of the uncompressed model's is claimed, of which a quarter is tolerated on top."""
+    assert reasons(2.49, {"latency_p99_ms"}) == []
+    (why,) = reasons(2.51, {"latency_p99_ms"})
+    assert "p99" in why
+    assert "claimed 0.500" in why
+    assert reasons(4.0, set()) == [], "what no budget limits is not claimed"
+
+
+def test_what_one_side_does_not_tell_is_not_compared() -> None:
+    asked = {"sample_ms", "latency_p99_ms", "peak_memory_bytes"}
+    assert limited_shares(HERE, HERE, THERE, THERE, asked) == {"latency_p99_ms": (1.0, 1.0)}
+
+
+@pytest.mark.parametrize("limited", [{}, {"latency_p99_ms": {"found": 0.41, "claimed": 0.5}}])
+def test_the_table_shows_what_was_held_to(limited: dict[str, dict[str, float]]) -> None:
+    found = {
+        "accuracy": 0.9,
+        "claimed_accuracy": 0.9,
+        "quality": ACCURACY.as_dict(),
+        "latency_ratio": 0.3,
+        "claimed_latency_ratio": 0.31,
+        "limited": limited,
+        "same_weights": True,
+        "same_data": True,
+        "reasons": [],
+        "ok": True,
+    }
+    out = StringIO()
+    show_verification(found, Console(file=out, width=100))
+    rows = [line for line in out.getvalue().splitlines() if "p99" in line]
+    assert len(rows) == len(limited)
+    assert all("0.410" in row and "0.500" in row for row in rows)
