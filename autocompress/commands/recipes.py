@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from autocompress.policy.costs import said
+from autocompress.policy.costs import BY_NAME, said
 from autocompress.results.metric import Metric
 
 
@@ -41,7 +41,8 @@ def show_verification(found: dict[str, Any], console: Console) -> None:
         f"{found['claimed_latency_ratio']:.3f}",
     )
     for cost, share in found["limited"].items():
-        row = (f"{share[side]:.3f}" for side in ("found", "claimed"))
+        power = -1 if BY_NAME[cost].inverse else 1  # of a throughput people say how much more it is
+        row = (f"{share[side] ** power:.3f}" for side in ("found", "claimed"))
         table.add_row(f"{said(cost)} / uncompressed", *row)
     console.print(table)
     if not found["same_weights"]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-import torch
+from torch._compile import _disable_dynamo
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
@@ -24,9 +24,9 @@ class OperatorMode(TorchDispatchMode):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         own: Any = cls.__dict__["__torch_dispatch__"]
-        apart = torch._disable_dynamo(own, recursive=True)
+        apart = _disable_dynamo(own, recursive=True)
 
         def dispatch(self: TorchDispatchMode, *args: Any, **named: Any) -> Any:
             return (apart if "torch._dynamo" in sys.modules else own)(self, *args, **named)
 
-        cls.__torch_dispatch__ = dispatch  # type: ignore[assignment]  # the same arguments, passed on
+        cls.__torch_dispatch__ = dispatch  # type: ignore[method-assign]  # the same arguments, passed on

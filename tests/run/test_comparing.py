@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from io import StringIO
 
 import pytest
@@ -37,8 +38,15 @@ def test_what_one_side_does_not_tell_is_not_compared() -> None:
     assert limited_shares(HERE, HERE, THERE, THERE, asked) == {"latency_p99_ms": (1.0, 1.0)}
 
 
-@pytest.mark.parametrize("limited", [{}, {"latency_p99_ms": {"found": 0.41, "claimed": 0.5}}])
-def test_the_table_shows_what_was_held_to(limited: dict[str, dict[str, float]]) -> None:
+@pytest.mark.parametrize(
+    ("limited", "row"),
+    [
+        ({}, ""),
+        ({"latency_p99_ms": {"found": 0.41, "claimed": 0.5}}, "p99.* 0.410 .* 0.500 "),
+        ({"sample_ms": {"found": 0.4, "claimed": 0.5}}, "throughput.* 2.500 .* 2.000 "),
+    ],
+)
+def test_the_table_shows_what_was_held_to(limited: dict[str, dict[str, float]], row: str) -> None:
     found = {
         "accuracy": 0.9,
         "claimed_accuracy": 0.9,
@@ -53,6 +61,7 @@ def test_the_table_shows_what_was_held_to(limited: dict[str, dict[str, float]]) 
     }
     out = StringIO()
     show_verification(found, Console(file=out, width=100))
-    rows = [line for line in out.getvalue().splitlines() if "p99" in line]
-    assert len(rows) == len(limited)
-    assert all("0.410" in row and "0.500" in row for row in rows)
+    rows = [line for line in out.getvalue().splitlines() if "uncompressed" in line]
+    assert "latency / uncompressed" in rows[0]
+    assert len(rows) == 1 + len(limited)
+    assert re.search(row, rows[-1])
