@@ -190,7 +190,7 @@ class OptunaController:
         values += [float(measured.get(m.name, 0.0) or 0.0) for m in costs]
         pruned = rejected and not self._generation_key and not self._scored
         if self._scored:
-            over = sum(max(0.0, v) for v in trial.violations.values())
+            over = sum(max(0.0, v) for v in trial.constraints.values())
             values = [-quality.loss(values[0]) / self._worth - over]
         return optuna.trial.create_trial(
             state=trial_state("PRUNED" if pruned else "COMPLETE"),
@@ -201,7 +201,7 @@ class OptunaController:
                 if not c.replaces
             },
             distributions=self._distributions,
-            constraints=None if self._scored else dict(trial.violations) or {"none": 0.0},
+            constraints=None if self._scored else trial.constraints or {"none": 0.0},
             system_attrs={self._generation_key: self._generation} if self._generation_key else {},
         )
 

@@ -184,7 +184,7 @@ def _safest(feasible: Sequence[Trial]) -> list[Trial]:
     """The best first of those that keep clear of all limits that are measured, then of the rest."""
 
     def near(trial: Trial) -> bool:
-        measured = (v for m, v in trial.violations.items() if BY_NAME[m].source != "formula")
+        measured = (v for m, v in trial.constraints.items() if BY_NAME[m].source != "formula")
         return any(excess > -_NEAR for excess in measured)
 
     return sorted(feasible, key=lambda t: (near(t), *rank(t)))

@@ -208,7 +208,7 @@ class SharedTrials:
         done = trial.state is TrialState.COMPLETE and values is not None
         if number is None and not (done and assignment is not None):
             return
-        text, over = json.dumps(trial.as_dict()), dict(trial.violations)
+        text, over = json.dumps(trial.as_dict()), trial.constraints
         if number is not None:
             self._close(number, text, over, values if done else None)
         elif assignment is not None:

@@ -55,6 +55,10 @@ class Phase:
 SEARCH = Phase()
 
 
+_FAR_OVER = 1e6
+"""By what share of a limit, where nothing tells it."""
+
+
 def exceeded(violations: Mapping[str, float]) -> dict[str, float]:
     """The limits that are not met, and by how much; what is no number meets none.
 
@@ -120,6 +124,11 @@ class Trial:
     def feasible(self) -> bool:
         """Complete and within every limit of the budget."""
         return self.state is TrialState.COMPLETE and within(self.violations)
+
+    @property
+    def constraints(self) -> dict[str, float]:
+        """Violations as samplers take them: what is no number is far over its limit."""
+        return {m: v if math.isfinite(v) else _FAR_OVER for m, v in self.violations.items()}
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, one line of ``trials.jsonl``; ``from_dict`` inverts it."""

@@ -9,6 +9,7 @@ from autocompress.errors import InputError
 from autocompress.machine.device import other_machine
 from autocompress.machine.ssh import SCHEME
 from autocompress.model.cost import policy_cost
+from autocompress.policy.costs import BY_NAME, said
 from autocompress.policy.policy import Policy
 from autocompress.policy.settings import FORMER
 from autocompress.results.metric import Measurement
@@ -75,6 +76,7 @@ def known_baseline(
     if not changed and not judged_alike(before.quality, parts):
         now, was = parts.task.quality, before.quality
         changed = [f"another metric ({was.title}, {was.goal} it; now {now.title}, {now.goal} it)"]
+    changed = changed or _unmeasured(before, parts)
     if not changed:
         return before
     if not new_baseline:
@@ -85,6 +87,13 @@ def known_baseline(
         )
     folder.set_aside()
     return None
+
+
+def _unmeasured(before: Measurement, parts: Assembly) -> list[str]:
+    """What the study judges by and a run did not measure, such as a throughput."""
+    judging = {*parts.study.limits().metrics, *parts.study.search.objectives}
+    absent = sorted(said(name) for name in judging & BY_NAME.keys() if name not in before)
+    return [f"measurements without {' and '.join(absent)}"] if absent else []
 
 
 def _counted_otherwise(before: Measurement, parts: Assembly) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import pytest
 import yaml
+from finished_run import finished_run
 
 from autocompress.errors import InputError
 from autocompress.policy.recipe import Recipe
@@ -17,9 +18,11 @@ from autocompress.run.assembly import Assembly, assemble
 from autocompress.run.factories import from_elsewhere
 from autocompress.run.recipes import export
 from autocompress.run.resuming import as_begun, differences, known_baseline
+from autocompress.run.session import run_study
 from autocompress.run.study import load_study, read_study
 from autocompress.targets.onnx_runtime import OnnxRuntimeTarget
 from autocompress.track.folder import RunFolder
+from autocompress.track.view import RunView
 
 FIXTURE = Path(__file__).parent.parent / "fixtures" / "run_0_1"
 _OF_0_1 = {
@@ -157,3 +160,19 @@ def test_a_run_goes_on_with_the_device_that_it_began_with(was: dict[str, Any], s
     found = of_device({"device": "ssh://pi"}, {"machine": was}, measurer)
     assert len(found) == bool(says)
     assert says in "".join(found)
+
+
+@pytest.mark.parametrize(
+    "asked", [{"budget": ["throughput>=1.1x"]}, {"budget": ["latency_worst<=0.9x"]}]
+)
+def test_a_limit_on_what_a_run_never_measured_leaves_the_run_as_it_is(
+    asked: dict[str, Any], tmp_path: Path
+) -> None:
+    run = finished_run(tmp_path / "run")
+    before = {path: path.read_bytes() for path in sorted(run.root.rglob("*")) if path.is_file()}
+    study = read_study({**run.read_study(), **asked})
+    with pytest.raises(InputError, match=r"without throughput.*--new-baseline|also_on"):
+        run_study(study, run.root, resume=True)
+    kept = {path: path.read_bytes() for path in before}
+    assert kept == before
+    assert RunView.load(run).front
