@@ -18,6 +18,7 @@ _TOLD = ("ms", "mJ", "GB", "MB", "kB", "G", "M", "k")
 
 _FEWEST_BYTES = 1000
 """Nobody means less of a file or of memory."""
+_NEXT_TO_NOTHING = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +196,7 @@ class Budget:
                     f"The budget limits {limit.metric}, which was not measured; "
                     f"{nearest(limit.metric, values)}"
                 )
-            excess = values[limit.metric] / limit.bound(baseline) - 1.0
+            # a share of nothing (a peak memory that does not grow) is kept by nothing alone
+            excess = values[limit.metric] / (limit.bound(baseline) or _NEXT_TO_NOTHING) - 1.0
             worst[limit.metric] = max(excess, worst.get(limit.metric, excess))
         return worst

@@ -128,6 +128,12 @@ def test_a_throughput_is_missed_by_the_share_that_its_samples_take_too_long() ->
     assert budget.violations({"sample_ms": 2.5}, {}) == {"sample_ms": pytest.approx(-0.5)}
 
 
+def test_a_share_of_nothing_is_kept_by_nothing_alone() -> None:
+    budget, base = Budget("memory<=0.5x"), {"peak_memory_bytes": 0.0}
+    assert budget.violations({"peak_memory_bytes": 0.0}, base)["peak_memory_bytes"] <= 0
+    assert budget.violations({"peak_memory_bytes": 4096.0}, base)["peak_memory_bytes"] > 100
+
+
 def test_every_cost_is_a_metric_of_every_study() -> None:
     for cost in COSTS:
         assert METRICS[cost.name].goal == "minimize"
