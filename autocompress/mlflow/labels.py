@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
+from math import isfinite
 from typing import Any
 
 from autocompress.policy.writing import printable
@@ -58,7 +59,7 @@ def trial_metrics(entry: Entry, baseline: Measurement, layers: Sequence[str]) ->
     trial = entry.trial
     found = {"seconds": trial.seconds, "elapsed_s": entry.elapsed_s}
     found["epochs"] = trial.phase.epochs
-    found |= {f"violation.{name}": v for name, v in trial.violations.items()}
+    found |= {f"violation.{name}": v for name, v in trial.violations.items() if isfinite(v)}
     summary = policy_summary(trial.policy, layers)
     found |= {f"policy.{k}": v for k, v in summary.items() if isinstance(v, float)}
     if trial.measurement is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -170,7 +171,7 @@ def trial_json(trial: Trial, baseline: Measurement, *, alone: bool = False) -> d
     context = found.context if found else {}
     full = {
         "params": found.get("params") if found else None,
-        "violations": dict(trial.violations),
+        "violations": {m: v if math.isfinite(v) else None for m, v in trial.violations.items()},
         "problems": context.get("problems", []),
         "notes": context.get("notes", []),
     }

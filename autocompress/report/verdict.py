@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -86,7 +87,9 @@ def _no_answer(view: RunView) -> Verdict:
         text = "No trial was measured to its end, so there is nothing nearest to show."
         return Verdict(decision.reason, "bad", (*_failed(view), text), ())
     off = [
-        f"{said(metric)} {number_text(metric, value(near, metric))}, {_over(excess)}"
+        f"{said(metric)}, which was not measured"
+        if math.isnan(excess)
+        else f"{said(metric)} {number_text(metric, value(near, metric))}, {_over(excess)}"
         for metric, excess in exceeded(near.violations).items()
     ] or [f"it loses {_amount(view, drop(near, view.baseline))} of {view.quality.name} on val"]
     sentences = (

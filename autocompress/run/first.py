@@ -16,6 +16,7 @@ from autocompress.run.assembly import assemble
 from autocompress.run.factories import import_factory
 from autocompress.run.study import AUTO, StudyConfig, read_study, shipped
 from autocompress.run.tasks import make_task
+from autocompress.run.variables import resolve_variables
 from autocompress.task.ready import READY
 
 _TEXT = """\
@@ -119,10 +120,10 @@ def _check_named(
 ) -> None:
     """See that all that is named is there: a mistyped argument is mended in the command."""
     for factory in (model, data):
-        import_factory(factory)
+        import_factory(resolve_variables(factory))
     if task is not None and task not in READY:
         make_task(task)
-    if checkpoint is not None and not Path(checkpoint).is_file():
+    if checkpoint is not None and not Path(resolve_variables(checkpoint)).is_file():
         raise InputError(f"There is no file {checkpoint!r} to load weights from (`--checkpoint`).")
     if space not in (AUTO, *spaces) and not Path(space).is_file():
         raise InputError(f"There is no space {space!r}; {nearest(space, spaces)}")

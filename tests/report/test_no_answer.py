@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from autocompress.mlflow.labels import trial_metrics
 from autocompress.policy.budget import Budget, Limit
 from autocompress.report.html import write_report
+from autocompress.report.tables import trial_json
+from autocompress.report.verdict import verdict
 from autocompress.track.folder import RunFolder
 from autocompress.track.view import RunView
 
@@ -128,13 +134,30 @@ def test_who_leads_a_level_group_is_not_said_to_differ_from_itself(
         assert f"{one if len(others) == 1 else names} from trial {leader} by" in text
 
 
+def test_what_a_trial_was_not_measured_by_is_told_in_words(run: RunFolder) -> None:
+    base = run.read_baseline()
+    assert base is not None
+    run.write_baseline(replace(base, values={**base.values, "sample_ms": 1.0}))
+    run.write_study({**run.read_study(), "budget": ["throughput>=1.1x"]})
+    view = RunView.load(run)
+    said = " ".join(verdict(view).sentences)
+    assert "throughput, which was not measured" in said
+    assert view.nearest is not None
+    json.dumps(trial_json(view.nearest, view.baseline), allow_nan=False)
+    for entry in view.entries:
+        told = trial_metrics(entry, view.baseline, view.layer_names)
+        assert all(math.isfinite(number) for number in told.values())
+
+
 @pytest.mark.parametrize("kind", ["REJECTED", "DUPLICATE"])
 def test_states_are_explained_where_there_are_any(run: RunFolder, kind: str) -> None:
     word = {"REJECTED": "Rejected ones were", "DUPLICATE": "Duplicates took"}[kind]
     lines = run.trials.read_text().splitlines(keepends=True)
-    run.trials.write_text("".join(x for x in lines if f'"state":"{kind}"' not in x))
-    rest = "".join(lines)
+    rejected = [line for line in lines if '"state":"REJECTED"' in line]
+    assert rejected
+    others = [line for line in lines if line not in rejected]
+    run.trials.write_text("".join(others))
     assert word not in write_report(run).read_text()
-    if f'"state":"{kind}"' in rest:
-        run.trials.write_text(rest)
-        assert word in write_report(run).read_text()
+    some = "".join(rejected).replace("REJECTED", kind)
+    run.trials.write_text("".join(others) + some)
+    assert word in write_report(run).read_text()

@@ -7,13 +7,19 @@ from pathlib import Path
 
 import pytest
 import yaml
+from safetensors.torch import save_file
 from tiny_study import call
 
 from autocompress.errors import InputError
 from autocompress.run.first import write_first
 from autocompress.run.study import load_study
+from autocompress.workloads.models import digits_resnet
 
 MODEL, DATA = "autocompress.workloads.models:digits_resnet", "autocompress.workloads.data:digits"
+
+
+LONG = "/".join(["x " * 99] * 18)
+"""Nearly as long as paths may be."""
 
 
 def quiet(text: str, fraction: float) -> None:
@@ -47,13 +53,23 @@ def test_names_with_signs_of_yaml_stay_what_they_are(
 
 @pytest.mark.parametrize(
     "weights",
-    ["x\ny", "\x1b[31m\tx", " x ", "x\u2028y", "\U0001f600" * 3, "x " * 99, "null", "5"],
+    [
+        "x\ny",
+        "\x1b[31m\tx",
+        " x ",
+        "x\u2028y",
+        "\U0001f600" * 3,
+        LONG,
+        "null",
+        "5",
+    ],
 )
 def test_any_name_of_a_file_stays_in_its_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     path = Path("mine.yaml")
+    Path(weights).parent.mkdir(parents=True, exist_ok=True)
     Path(weights).write_text("no weights")
     with pytest.raises(InputError, match="is written, but cannot be run yet"):
         write_first(path, MODEL, DATA, quiet, checkpoint=weights)
@@ -109,7 +125,7 @@ def test_the_command_writes_a_study_that_can_be_searched(tmp_path: Path) -> None
         ("raise SystemExit(3)", "SystemExit: 3"),
         (
             "def make():\n    raise SystemExit(3)",
-            "cannot be run yet.*failed with .*SystemExit: 3.*line 2",
+            "failed with .*SystemExit: 3.*line 2",
         ),
     ],
 )
@@ -119,8 +135,23 @@ def test_a_module_that_fails_is_told_with_its_place(
     name = f"failing_{abs(hash(text))}"
     (tmp_path / f"{name}.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(InputError, match=says):
+    with pytest.raises(InputError, match=f"{name}.*{says}") as caught:
         write_first(tmp_path / "mine.yaml", f"{name}:make", DATA, quiet)
+    # what cannot be imported is refused before there is a file
+    written = "is written, but cannot be run yet" in str(caught.value)
+    assert written == (tmp_path / "mine.yaml").exists() == text.startswith("def")
+
+
+def test_a_variable_stands_for_what_it_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "mine.yaml"
+    monkeypatch.setenv("MY_WEIGHTS", str(tmp_path))
+    with pytest.raises(InputError, match=r"no file .*to load weights"):
+        write_first(path, MODEL, DATA, quiet, checkpoint="${MY_WEIGHTS}/w.pt")
+    save_file(digits_resnet().state_dict(), tmp_path / "w.safetensors")
+    write_first(path, MODEL, DATA, quiet, checkpoint="${MY_WEIGHTS}/w.safetensors")
+    assert load_study(path).model.checkpoint == "${MY_WEIGHTS}/w.safetensors"
 
 
 def test_data_that_cannot_be_calibrated_on_are_told_beside_the_written_file(
