@@ -72,7 +72,8 @@ def conversion_notes(
         return [told]
     slow = " This processor has no 8-bit dot products, so that integers gain little." * reduced
     return [
-        f"{found.integer} integer kernels, but {ratio:.2f} of the uncompressed latency: {told} "
+        f"{found.integer} integer kernel{'s' * (found.integer != 1)}, but {ratio:.2f} of the "
+        f"uncompressed latency: {told} "
         f"Most expensive of all: {listed(profile.by_op(), 3)}.{slow}"
     ]
 

@@ -144,8 +144,8 @@ def test_a_slower_quantized_file_names_the_operators_to_blame() -> None:
     assert problems[0].endswith("no integer kernel for b.")
     assert "takes 1.40 times as long (at least 1.38)" in problems[1]
     assert problems[1].endswith(
-        "Operators to blame: MatMul (1 nodes, 0.900 ms), QuantizeLinear (1 nodes, 0.400 ms), "
-        "DequantizeLinear (1 nodes, 0.300 ms)."
+        "Operators to blame: MatMul (1 node, 0.900 ms), QuantizeLinear (1 node, 0.400 ms), "
+        "DequantizeLinear (1 node, 0.300 ms)."
     )
 
 
@@ -276,16 +276,16 @@ def test_the_share_of_conversions_and_what_stands_between_are_told() -> None:
     assert found.integer == 1
     (note,) = conversion_notes(found, _MIXED, 0.8)
     assert note == (
-        "Conversions take 30% of the kernels' time. Operators on floats: Softmax (1 nodes, "
-        "0.250 ms), Sigmoid (1 nodes, 0.250 ms)."
+        "Conversions take 30% of the kernels' time. Operators on floats: Softmax (1 node, "
+        "0.250 ms), Sigmoid (1 node, 0.250 ms)."
     )
 
 
 @pytest.mark.parametrize("reduced", [False, True])
 def test_an_integer_file_that_gains_little_is_explained(reduced: bool) -> None:
     (note,) = conversion_notes(conversions(ORT, _MIXED), _MIXED, 0.81, reduced=reduced)
-    assert note.startswith("1 integer kernels, but 0.81 of the uncompressed latency: Conversions")
-    assert "QGemm (1 nodes, 2.000 ms)" in note
+    assert note.startswith("1 integer kernel, but 0.81 of the uncompressed latency: Conversions")
+    assert "QGemm (1 node, 2.000 ms)" in note
     assert ("no 8-bit dot products" in note) is reduced
 
 
