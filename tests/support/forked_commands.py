@@ -2,9 +2,9 @@
 
 A short command spends most of its time on importing torch and scikit-learn. The process that has
 done so once runs nothing itself; each command is a process of its own, as ``python -m`` makes it,
-but for two things: what ``MODULES`` import is there without being asked for, and texts have the
-same hashes in all of them, so that sets are in the same order. A test of either needs new
-processes: give them a ``PYTHONHASHSEED``.
+but for three things: what ``MODULES`` import is there without being asked for; texts have the
+same hashes in all of them, so that sets are in the same order; and MLflow's databases begin as
+copies of the first one. A test of any of them needs new processes: give them a ``PYTHONHASHSEED``.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -32,6 +33,7 @@ MODULES = (
     *("torch._dynamo", "torchvision", "scipy.stats", "scipy.optimize", "sklearn.datasets"),
     *("autocompress.cli", "autocompress.run.session", "autocompress.run.replay"),
     *("autocompress.run.feasibility", "autocompress.commands.searching"),
+    *("mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store"),
 )
 """Nothing here starts a thread, which a fork would leave dead. ONNX Runtime does."""
 _READ_EARLY = ("PYTHON", "OMP_", "MKL_", "OPENBLAS_", "TORCH_", "LD_", "HF_")
@@ -89,8 +91,11 @@ class _Parent:
     """
 
     def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="commands-")
         self._process = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [sys.executable, __file__, self._folder.name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
         )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -209,8 +214,18 @@ def _become(ask: dict[str, Any]) -> None:
     os._exit(code if isinstance(code, int) else 1)
 
 
-if __name__ == "__main__":
+def _prepare(folder: Path) -> None:
+    """Import all that commands need; MLflow's first database is kept in a folder."""
+    os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true"}  # which the import heeds already
     for name in MODULES:
         import_module(name)
+    from mlflow.store.db import utils
+    from mlflow_databases import begun_as_copy
+
+    utils._initialize_tables = begun_as_copy(folder / "first.db")
     gc.freeze()
+
+
+if __name__ == "__main__":
+    _prepare(Path(sys.argv[1]))
     _become(_serve())
