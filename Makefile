@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# Test processes at once. Each needs a core and about 4 GiB.
-JOBS ?= 2
+# Test processes at once: one more than cores, for many tests wait. Each needs about 4 GiB.
+JOBS ?= $(shell $(PYTHON) -c 'import os; print(min(8, (os.cpu_count() or 1) + 1))')
 
 # Real data and trained weights, where a folder with them lies beside the repository.
 ifneq ($(wildcard ../shared/data),)

@@ -26,6 +26,7 @@ from autocompress.run.recipes import make_recipe
 from autocompress.run.resuming import differences, known_baseline
 from autocompress.track.folder import RunFolder
 
+pytestmark = pytest.mark.timeout(900)
 NETWORK = '''
 """A user's own module."""
 import torch

@@ -59,13 +59,11 @@ SAYS = {
     "quantize_onnx": r"right, [\d,]+ bytes: runs/quantize_onnx/models/best.onnx",
     "judge_files": r"theirs.onnx is not: ",
 }
-QUICK = ("digits", "judge_files")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in SAYS]
-)
+@pytest.mark.parametrize("name", SAYS)
 def test_an_example_runs_to_its_last_line(name: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(_FOLDER / f"{name}.py")],

@@ -23,7 +23,7 @@ def lines(journal: Path) -> list[str]:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("executor", ["local", "ray"])
+@pytest.mark.parametrize("executor", ["local", pytest.param("ray", marks=pytest.mark.slow)])
 def test_a_killed_study_goes_on(executor: str, tmp_path: Path) -> None:
     study = {**STUDY, "executor": executor, "workers": 2, "recovery": {"epochs": 0}}
     study["search"] = {**STUDY["search"], "trials": 7}

@@ -7,13 +7,16 @@ from typing import Any
 
 import pytest
 import yaml
-from tiny_study import call, study_of
+from tiny_study import FEW, call, study_of
 
 import autocompress as ac
 from autocompress.errors import InputError
 from autocompress.track.folder import RunFolder
 
-PLAIN = study_of(trials=4, budget=["macs<=0.6x"], search={"trials": 4, "sampler": "random"})
+pytestmark = pytest.mark.timeout(900)
+PLAIN = study_of(
+    trials=3, space=FEW, budget=["macs<=0.6x"], search={"trials": 3, "sampler": "random"}
+)
 
 
 def test_a_file_runs_as_on_the_command_line(tmp_path: Path) -> None:

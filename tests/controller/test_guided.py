@@ -25,6 +25,7 @@ from autocompress.results.metric import Measurement
 from autocompress.results.trial import SEARCH, Phase, Trial, TrialState
 from autocompress.testing.sampler import settled
 
+pytestmark = pytest.mark.timeout(900)
 ORIGINS = ["solver", "refit", "switch", "jitter"]
 
 

@@ -10,15 +10,13 @@ from pathlib import Path
 import pytest
 import yaml
 from devices import LoopbackDevice, loopback_device
-from tiny_study import call, started, study_of, trials_in, until
+from tiny_study import FEW, call, started, study_of, trials_in, until
 
 from autocompress.errors import InputError
 from autocompress.run import factories
 from autocompress.run.factories import from_elsewhere, may_reach
 
 pytestmark = pytest.mark.timeout(900)
-SPACE = {"rules": [{"match": "*", "prune_ratio": [0, 0.5]}]}
-"""Few kernels to time."""
 
 
 @pytest.fixture
@@ -28,6 +26,7 @@ def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackD
         yield found
 
 
+@pytest.mark.slow
 def test_a_study_waits_for_its_device_and_loses_nothing(
     board: LoopbackDevice, tmp_path: Path
 ) -> None:
@@ -38,7 +37,7 @@ def test_a_study_waits_for_its_device_and_loses_nothing(
     if sys.platform == "linux":  # other systems do not tell a process its peak
         limits, names = [*limits, "memory<=9x"], [*names, "peak_memory_bytes"]
     here = [{"runtime": "onnxruntime"}]  # this machine beside the board
-    study = study_of(4, target=target, also_on=here, space=SPACE, budget=limits)
+    study = study_of(4, target=target, also_on=here, space=FEW, budget=limits)
     run = tmp_path / "runs" / "tiny"
     process = started(tmp_path, study)
     assert until(lambda: trials_in(run) >= 2 or process.poll() is not None)
@@ -104,7 +103,7 @@ def test_a_study_that_loses_its_device_ends_with_what_it_has(
 ) -> None:
     monkeypatch.setenv("AUTOCOMPRESS_DEVICE_WAIT_S", "1")
     target = {"device": board.url, "python": sys.executable}
-    process = started(tmp_path, study_of(30, target=target, space=SPACE, budget=["latency<=3x"]))
+    process = started(tmp_path, study_of(30, target=target, space=FEW, budget=["latency<=3x"]))
     run = tmp_path / "runs" / "tiny"
     assert until(lambda: trials_in(run) >= 2 or process.poll() is not None)
     board.stop()

@@ -19,6 +19,7 @@ from autocompress.run.forecast import POINTS, forecast, sweep
 from autocompress.track.folder import RunFolder
 from autocompress.workloads.data import digits
 
+pytestmark = pytest.mark.timeout(900)
 STUDY = study_of(
     trials=14, budget=["macs<=0.6x"], search={"trials": 14, "objectives": ["accuracy", "macs"]}
 )

@@ -23,6 +23,7 @@ from autocompress.targets import get_target
 from autocompress.track.folder import RunFolder
 from autocompress.track.view import RunView
 
+pytestmark = pytest.mark.timeout(900)
 STUDY = study_of(trials=6, space="prune_int8", budget=["macs<=0.6x", "latency<=3x"])
 OTHER = "openvino"
 

@@ -38,6 +38,7 @@ from autocompress.track.folder import RunFolder
 from autocompress.track.journal import Journal
 from autocompress.track.view import RunView
 
+pytestmark = pytest.mark.timeout(900)
 OTHER = "openvino"
 FIRST_MS = 123.0
 """On the first target: neither the table nor this machine tells as much of any model."""

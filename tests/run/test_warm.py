@@ -6,17 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_study import study_of
+from tiny_study import FEW, study_of
 
 import autocompress as ac
 from autocompress.errors import InputError
 
-SHORT: dict[str, Any] = study_of(trials=6, budget=["macs<=0.6x"])
+pytestmark = pytest.mark.timeout(900)
+SHORT: dict[str, Any] = study_of(trials=4, space=FEW, budget=["macs<=0.6x"])
 
 
 def other(**model: Any) -> dict[str, Any]:
     """Other weights of the network, or another network."""
-    study = study_of(trials=2, budget=["macs<=0.7x"])
+    study = study_of(trials=2, space=FEW, budget=["macs<=0.7x"])
     study["baseline"] = {"schedule": {**SHORT["baseline"]["schedule"], "epochs": 3}}
     study["model"] = {**study["model"], "args": {"width": 12, **model}}
     return study

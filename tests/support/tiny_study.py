@@ -34,6 +34,8 @@ STUDY: dict[str, Any] = {
         "schedule": {"batch_size": 64, "lr": 0.02},
     },
 }
+FEW: dict[str, Any] = {"rules": [{"match": "*", "prune_ratio": [0, 0.5]}]}
+"""A space that times few kernels and builds fast, where what is searched is not the point."""
 PATIENCE_S = 300.0
 
 
