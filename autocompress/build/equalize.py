@@ -238,13 +238,13 @@ def _peaks(module: nn.Module, names: Iterable[str], batch: Any) -> dict[str, Ten
         def hook(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
             if not args:
                 return  # given by name: it stays as it is
-            axis = -1 - len(layer.kernel_size) if isinstance(layer, CONV) else -1
-            # an input that the model makes by itself may have no samples: one number per channel
-            by_channel = args[0].abs().movedim(axis, 0)
-            values = by_channel.reshape(len(by_channel), -1)
-            if not values.numel():  # an expert that no sample is sent to
-                values = values.new_zeros(len(values), 1)
-            peak = values.amax(1)
+            given = args[0]
+            axis = given.dim() - 1 - (len(layer.kernel_size) if isinstance(layer, CONV) else 0)
+            others = [d for d in range(given.dim()) if d != axis]
+            if not given.numel():  # an expert that no sample is sent to
+                peak = given.new_zeros(given.shape[axis])
+            else:  # what the model makes by itself may have no samples: one number per channel
+                peak = given.abs().amax(others) if others else given.abs()
             found[name] = torch.maximum(found[name], peak) if name in found else peak
 
         return hook
