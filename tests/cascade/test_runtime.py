@@ -130,6 +130,27 @@ def test_one_file_answers_as_several(
         )
 
 
+@pytest.mark.parametrize("kind", ["margin", "entropy", "probability"])
+@pytest.mark.parametrize("opset", [13, 18])
+def test_one_file_tells_near_certain_inputs_apart(tmp_path: Path, kind: str, opset: int) -> None:
+    """Half of the inputs are nearer to certain than single precision tells, and half less near."""
+    x = 40 * np.random.default_rng(9).standard_normal((COUNT, FEATURES)).astype(np.float32)
+    first, _ = (linear_file(tmp_path / f"{i}.onnx", 3, i, opset) for i in range(2))
+    logits = x.astype(np.float64) @ first
+    p = np.sort(softmax(logits, axis=1), axis=1)
+    each = {"margin": p[:, -1] - p[:, -2], "entropy": -entropy(p, axis=1), "probability": p[:, -1]}
+    certain = max(each[kind])
+    threshold = float(np.median(each[kind]))
+    assert np.float32(threshold) == np.float32(certain) or kind == "entropy"
+    stages = (Stage(("0.onnx",), (1.0,), threshold), Stage(("1.onnx",), (1.0,), None))
+    manifest = Manifest(kind, "softmax", 0, stages)  # type: ignore[arg-type]  # words of a parameter
+    path = write_cascade(manifest, tmp_path, tmp_path / "one.onnx")
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    given = np.concatenate([session.run(None, {"x": x[i : i + 1]})[0] for i in range(COUNT)])
+    answered = np.isclose(given, logits, rtol=1e-4).all(axis=1)
+    np.testing.assert_array_equal(answered, each[kind] >= threshold)
+
+
 def nodes_run(path: Path, feed: dict[str, np.ndarray], folder: Path) -> set[str]:
     """Names of the nodes that ONNX Runtime's own profile shows."""
     options = onnxruntime.SessionOptions()
