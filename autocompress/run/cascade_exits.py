@@ -88,14 +88,23 @@ def _exits(
     known.progress(f"early exits of {member.label}", 0.0)
     ms = _latencies(known, trial, [cut.tensor for cut in cuts], member.latency_ms)
     targets, found = known.targets("val"), list[Member]()
-    for i, cut in enumerate(cuts):
+    for i, (cut, name) in enumerate(zip(cuts, _names(cuts), strict=True)):
         logits = _part_logits(known, trial, cut.tensor, "val")
-        label = f"{member.label} to {cut.module}"
+        label = f"{member.label} to {name}"
         made = Member.of(label, ms[None, cut.tensor], logits, targets, fitted_on, member.trial)
         after = {found[j].label: ms[cuts[j].tensor, cut.tensor] for j in range(i)}
         found.append(replace(made, exit=cut.tensor, share=cut.share, after=after))
     rest = {one.label: ms[cut.tensor, None] for one, cut in zip(found, cuts, strict=True)}
     return found, replace(member, after=rest)
+
+
+def _names(cuts: Sequence[Cut]) -> list[str]:
+    """A name of each cut that no other has: a module may run at several places."""
+    modules = [cut.module for cut in cuts]
+    return [
+        f"{name} ({modules[: i + 1].count(name)})" if modules.count(name) > 1 else name
+        for i, name in enumerate(modules)
+    ]
 
 
 def cuts_of(file: Path) -> list[Cut]:

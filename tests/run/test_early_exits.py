@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,9 @@ from autocompress.cascade.choose import Asked, Choice, halves, told
 from autocompress.cascade.heads import RIDGE
 from autocompress.cascade.manifest import Manifest
 from autocompress.errors import ExportError, InputError
-from autocompress.exporters.onnx_parts import Parts
+from autocompress.exporters.onnx_parts import Cut, Parts
 from autocompress.report.tables import what
-from autocompress.run import cascading, recipes, replay
+from autocompress.run import cascade_exits, cascading, recipes, replay
 from autocompress.run.assembly import assemble
 from autocompress.run.cascade_exits import EXITS, cuts_of, logits_of, spread, with_exits
 from autocompress.run.cascade_members import RunMembers
@@ -83,6 +85,21 @@ def test_exits_are_members_and_their_network_goes_on_from_them(members: list[Mem
         assert set(whole.after) == {m.label for m in exits}
         assert all(set(m.after) == {e.label for e in exits[:i]} for i, m in enumerate(exits))
         assert all(0 < ms < whole.latency_ms * 2 for ms in whole.after.values())
+
+
+def test_exits_of_a_module_that_runs_at_several_places_are_told_apart(
+    known: RunMembers, members: list[Member], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What remains after each of them is told by its name."""
+
+    def shared(file: Path) -> list[Cut]:
+        return [replace(cut, module="block") for cut in cuts_of(file)]
+
+    monkeypatch.setattr(cascade_exits, "cuts_of", shared)
+    first, _ = halves(len(known.parts.data.val))
+    found = with_exits(known, known.judged(first), first)
+    assert len({m.label for m in found}) == len(found)
+    assert [list(m.after.values()) for m in found] == [list(m.after.values()) for m in members]
 
 
 def test_an_exit_is_a_ridge_regression_to_what_its_network_answers(
