@@ -26,6 +26,7 @@ from autocompress.machine.facts import cores_to_use
 from autocompress.machine.lock import after_timing
 from autocompress.machine.scratch import scratch_folder
 from autocompress.policy.writing import replacing
+from autocompress.run.cascade_kept import kept_answers, naming_damage
 from autocompress.runtime import open_file
 
 if TYPE_CHECKING:
@@ -201,7 +202,7 @@ def _head(known: RunMembers, trial: Trial | None, cut: str) -> LinearHead:
         kept = {f"{_short(c)}.{n}": getattr(h, n) for c, h in heads.items() for n in _HEAD}
         with replacing(path) as partial_file, partial_file.open("wb") as stream:
             np.savez(stream, **kept)
-    with np.load(path, allow_pickle=False) as kept:
+    with naming_damage(path), np.load(path, allow_pickle=False) as kept:
         return LinearHead(*(kept[f"{_short(cut)}.{name}"] for name in _HEAD))
 
 
@@ -227,7 +228,7 @@ def _part_logits(known: RunMembers, trial: Trial | None, cut: str, split: str) -
         rows = [outputs[0] for outputs in _answers(session, getattr(known.parts.data, split))]
         with replacing(path) as partial_file, partial_file.open("wb") as stream:
             np.save(stream, np.concatenate(rows).astype(np.float32), allow_pickle=False)
-    return as_logits(np.load(path, allow_pickle=False), kind)
+    return as_logits(kept_answers(path, known.count(split)), kind)
 
 
 def _answers(session: Any, split: Split) -> Iterator[list[Any]]:
@@ -253,8 +254,11 @@ def _latencies(
         told = [{"start": a, "end": b, "share": share} for (a, b), share in shares.items()]
         with replacing(path) as partial_file:
             partial_file.write_text(json.dumps(told, indent=1), encoding="utf-8")
-    kept = json.loads(path.read_text(encoding="utf-8"))
-    return {(one["start"], one["end"]): whole_ms * one["share"] for one in kept}
+    with naming_damage(path):
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        shares = {(one["start"], one["end"]): float(one["share"]) for one in kept}
+        ends: list[str | None] = [None, *cuts, None]
+        return {pair: whole_ms * shares[pair] for pair in combinations(ends, 2)}
 
 
 def _timed(known: RunMembers, trial: Trial | None, cuts: Sequence[str]) -> dict[Ends, float]:

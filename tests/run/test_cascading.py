@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import onnxruntime
@@ -23,11 +24,13 @@ from autocompress.api_models import apply
 from autocompress.cascade.amounts import asked_amounts
 from autocompress.cascade.choose import Asked, halves
 from autocompress.cascade.manifest import Manifest, Stage
-from autocompress.errors import InputError
+from autocompress.commands.cascading import show_cascade
+from autocompress.errors import ExportError, InputError
+from autocompress.exporters import onnx_cascade
 from autocompress.machine.progress import silent
 from autocompress.report.tables import front_table, on_test, summary_json, what
 from autocompress.results.trial import Trial
-from autocompress.run import recipes, replay
+from autocompress.run import cascading, recipes, replay
 from autocompress.run.assembly import assemble
 from autocompress.run.cascade_members import RunMembers, class_scores
 from autocompress.run.cascading import cascade
@@ -314,6 +317,23 @@ def test_a_file_in_place_of_the_folder_is_refused_before_anything_is_built(
         cascade(str(copy), Asked(most_lost=0.05), taken)
     assert taken.read_text() == "mine"
     assert not (copy / "cascade").exists()
+
+
+@pytest.mark.parametrize("damage", [b"", b"text", b"half"])
+def test_damaged_answers_are_named(
+    finished: RunFolder, made: dict[str, Any], damage: bytes
+) -> None:
+    path = finished.root / "cascade" / "answers" / "uncompressed-val.npy"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] if damage == b"half" else damage)
+    try:
+        with pytest.raises(InputError, match=r"uncompressed-val\.npy is damaged.* Delete it"):
+            cascade(str(finished.root), Asked(mean_ms=0.6))
+        np.save(path, np.zeros((7, 10), np.float32))
+        with pytest.raises(InputError, match=r"360 inputs.*\(7, 10\)"):
+            cascade(str(finished.root), Asked(mean_ms=0.6))
+    finally:
+        path.write_bytes(whole)
 
 
 def test_a_run_on_another_model_is_refused_with_a_remedy(
