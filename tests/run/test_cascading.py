@@ -336,6 +336,14 @@ def test_damaged_answers_are_named(
         path.write_bytes(whole)
 
 
+def test_paths_are_shown_as_they_are(made: dict[str, Any]) -> None:
+    """What looks like a colour in the name of a folder is part of it."""
+    console = Console(width=200, record=True, file=io.StringIO())
+    show_cascade({**made, "manifest": "a[bold]b/cascade.json", "one_file": "a[red]b"}, console)
+    assert "Cascade('a[bold]b/cascade.json')" in (text := console.export_text())
+    assert "a[red]b" in text
+
+
 def test_a_run_on_another_model_is_refused_with_a_remedy(
     finished: RunFolder, tmp_path: Path
 ) -> None:
