@@ -70,12 +70,12 @@ def cascade(
     folder = RunFolder.open(run)
     if output is not None:
         check_output(output / MANIFEST)
-    view, place = RunView.load(folder), folder.root / "cascade"
-    writer = writer_of(folder)
+    place, writer = folder.root / "cascade", writer_of(folder)
     if writer is not None:
         raise InputError(f"Process {writer} is writing {folder.root}. Wait for its end.")
-    # held from the beginning: two at once would write the same files and numbers
+    # held before anything is read: two at once would write the same files and numbers
     with RunLock(folder) as lock, from_elsewhere(f"run {folder.root}", trust=trust):
+        view = RunView.load(folder)
         check_target(study_of(folder).target.config())
         parts = reopened(folder, view, place, progress)
         found, trial = make_cascade(
