@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from autocompress.cascade.amounts import asked_amounts
 from autocompress.cascade.bound import clopper_pearson
 from autocompress.cascade.chain import Chain, Member
 from autocompress.cascade.choose import Asked, Choice, choose, counts, halves, told
@@ -31,6 +32,7 @@ from autocompress.run.cascade_members import RunMembers, class_scores
 from autocompress.run.cascade_trial import as_trial
 from autocompress.run.factories import from_elsewhere
 from autocompress.run.reopened import reopened, study_of
+from autocompress.run.study import StudyConfig
 from autocompress.targets.config import TargetConfig
 from autocompress.track.folder import RunFolder, write_json
 from autocompress.track.journal import Journal
@@ -106,7 +108,7 @@ def make_cascade(
         folder, view, parts: of the run.
         asked, output, progress, early_exits, seed: see ``cascade``.
     """
-    class_scores(parts)
+    check_data(parts, asked)
     began, place = time.perf_counter(), folder.root / "cascade"
     known = RunMembers(folder, view, parts, place, progress)
     first, second = halves(len(parts.data.val), seed)
@@ -159,6 +161,31 @@ def check_target(target: TargetConfig) -> None:
             f"A cascade's latency is told for single inputs, and the run was timed with batches of "
             f"{target.batch}. Make it with `target: {{batch: 1}}`."
         )
+
+
+def asked_of(study: StudyConfig) -> Asked | None:
+    """What a study asks of a cascade; ``None`` where it asks for none."""
+    given = study.dynamic
+    if given is None:
+        return None
+    return Asked(**asked_amounts(given.min_accuracy, given.mean_latency))
+
+
+def check_data(parts: Assembly, asked: Asked | None) -> None:
+    """Refuse a task and a val of which no cascade can be made, before anything is built.
+
+    Args:
+        parts: of the study.
+        asked: of the cascade; ``None``: none is to be made.
+
+    Raises:
+        InputError: the task does not say how sure a model is, or val is too small.
+    """
+    if asked is None:
+        return
+    class_scores(parts)
+    _, second = halves(len(parts.data.val))
+    asked.check_inputs(len(second))
 
 
 def _write(found: RunMembers, chain: Chain, members: Sequence[Member], folder: Path) -> Manifest:

@@ -319,6 +319,20 @@ def test_a_file_in_place_of_the_folder_is_refused_before_anything_is_built(
     assert not (copy / "cascade").exists()
 
 
+def test_a_val_too_small_is_refused_before_anything_is_built(
+    finished: RunFolder, tmp_path: Path
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(finished.root, copy, ignore=shutil.ignore_patterns("cascade"))
+    with pytest.raises(InputError, match=r"with 180 inputs.* 3014 in val"):
+        cascade(str(copy), Asked(most_lost=0.002))
+    assert not (copy / "cascade" / "answers").exists()
+    study = read_study(study_of(2, dynamic={"min_accuracy": "0.2%"}))
+    with pytest.raises(InputError, match=r"with 180 inputs.* 3014 in val"):
+        run_study(study, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize("damage", [b"", b"text", b"half"])
 def test_damaged_answers_are_named(
     finished: RunFolder, made: dict[str, Any], damage: bytes
