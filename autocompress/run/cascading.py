@@ -21,13 +21,20 @@ from autocompress.cascade.sequence import SequenceTimes
 from autocompress.errors import InputError
 from autocompress.exporters.onnx_parts import drop_features
 from autocompress.machine.progress import Progress, silent
+from autocompress.machine.scratch import scratch_folder
 from autocompress.policy.files import check_output
 from autocompress.report.html import write_report
 from autocompress.report.tables import write_summary
 from autocompress.results.trial import Trial
 from autocompress.run.assembly import Assembly
 from autocompress.run.cascade_exits import logits_of, part_file, with_exits
-from autocompress.run.cascade_files import one_file, timed
+from autocompress.run.cascade_files import (
+    MEASURED,
+    ONE_FILE,
+    one_file,
+    settle,
+    timed,
+)
 from autocompress.run.cascade_members import RunMembers, class_scores
 from autocompress.run.cascade_trial import as_trial
 from autocompress.run.factories import from_elsewhere
@@ -118,11 +125,13 @@ def make_cascade(
     progress("choosing", 0.0)
     choice = choose(members, members[-1].right, first, second, asked)
     files = output or place / "best"
-    manifest = _write(known, choice.chain, members, files)
-    single = one_file(manifest, files)
-    progress("measuring on test", 0.0)
-    test, right = _on_test(known, choice.chain, members)
-    times = timed(parts, manifest, files, seed)
+    with scratch_folder("cascade") as scratch:
+        manifest = _write(known, choice.chain, members, scratch)
+        reason = one_file(manifest, scratch)
+        progress("measuring on test", 0.0)
+        test, right = _on_test(known, choice.chain, members)
+        times = timed(parts, manifest, scratch, seed)
+        settle(scratch, files)
     found = {
         "run": str(folder.root),
         "trial": 1 + max(t.number for t in view.trials),
@@ -135,10 +144,11 @@ def make_cascade(
         "latency": _latency(times, view.baseline["latency_ms"]),
         "files": [str(files / name) for stage in manifest.stages for name in stage.files],
         "manifest": str(files / MANIFEST),
-        **single,
+        "one_file": None if reason else str(files / ONE_FILE),
+        "no_one_file": reason,
     }
     found["kept"] = _kept(asked, found)
-    write_json(files / "measured.json", found)
+    write_json(files / MEASURED, found)
     on_val = choice.chain.right(members)
     trial = as_trial(found, view, known, choice.chain, members, (on_val, right))
     return found, replace(trial, seed=seed, seconds=time.perf_counter() - began)
@@ -191,7 +201,6 @@ def check_data(parts: Assembly, asked: Asked | None) -> None:
 def _write(found: RunMembers, chain: Chain, members: Sequence[Member], folder: Path) -> Manifest:
     """The members' files and the manifest, in a folder of their own."""
     by_number = {trial.number: trial for trial in found.trials()}
-    folder.mkdir(parents=True, exist_ok=True)
     stages = []
     for place, asked in enumerate(chain.stages):
         names = []

@@ -333,6 +333,32 @@ def test_a_val_too_small_is_refused_before_anything_is_built(
     assert not (tmp_path / "new").exists()
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_folder_holds_one_cascade_whole(
+    finished: RunFolder, made: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is ended while it is measured leaves the one before; what is others' stays."""
+    shutil.copytree(finished.root, tmp_path / "run")
+    best = tmp_path / "run" / "cascade" / "best"
+    (best / "notes.txt").write_text("mine")
+    before, run = contents(best), str(tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(cascading, "timed", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            cascade(run, Asked(mean_ms=0.3), early_exits=False)
+    assert contents(best) == before
+    (best / "cascade.onnx").write_bytes(b"of another cascade")
+    refused = ExportError("they do not fit")
+    monkeypatch.setattr(onnx_cascade, "write_cascade", Mock(side_effect=refused))
+    other = cascade(run, Asked(mean_ms=0.6), early_exits=False)
+    assert (other["one_file"], other["no_one_file"]) == (None, "they do not fit")
+    assert contents(best).keys() == before.keys() - {"cascade.onnx"}
+    assert made["stages"] == other["stages"]
+
+
 @pytest.mark.parametrize("damage", [b"", b"text", b"half"])
 def test_damaged_answers_are_named(
     finished: RunFolder, made: dict[str, Any], damage: bytes
