@@ -18,15 +18,16 @@ from autocompress.policy.files import check_output
 from autocompress.policy.recipe import Recipe
 from autocompress.results.metric import Measurement
 from autocompress.results.trial import Phase
-from autocompress.run.cascade_files import measure_built, write_built
+from autocompress.run.cascade_files import check_claim, check_folder, measure_built, write_built
 from autocompress.run.comparing import compare_claims, limited_shares
 from autocompress.run.factories import from_elsewhere
-from autocompress.run.formats import writer_of
+from autocompress.run.formats import known_suffixes, writer_of
 from autocompress.run.study import GIVEN, StudyConfig, read_study
 
 _AGAIN = "Export the recipe again: `autocompress export RUN -o recipe.yaml`."
 
 if TYPE_CHECKING:
+    from autocompress.exporters.write import Writer
     from autocompress.model.earlier import Earlier
     from autocompress.run.assembly import Assembly
     from autocompress.techniques.compressed import Compressed
@@ -41,6 +42,11 @@ def load_recipe(path: Path) -> Recipe:
     recipe = Recipe.load(path)
     read_study(recipe.study, where=f"{path}: `study`")
     claims_of(recipe, where=str(path))
+    if recipe.cascade is not None:
+        try:
+            check_claim(recipe.cascade)
+        except InputError as error:
+            raise InputError(f"{path}: `cascade`: {error} {_AGAIN}") from None
     return recipe
 
 
@@ -203,9 +209,13 @@ def apply(
     """
     recipe = load_recipe(recipe_path)
     target = read_study(recipe.study, where="the recipe's study").target.config()
-    write = None if recipe.cascade is not None else writer_of(output, target)
-    if write is not None or output.suffix:  # said before anything is loaded
+    # said before anything is loaded
+    if recipe.cascade is None:
+        write: Writer | None = writer_of(output, target)
         check_output(output)
+    else:
+        write = None
+        check_folder(output, formats=known_suffixes())
     with scratch_folder("replay") as scratch, _trusting(recipe_path, model, data, trust):
         parts, same = open_recipe(
             recipe, model, checkpoint, data=data, folder=scratch, reached=False
