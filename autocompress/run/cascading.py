@@ -134,7 +134,7 @@ def make_cascade(
         settle(scratch, files)
     found = {
         "run": str(folder.root),
-        "trial": 1 + max(t.number for t in view.trials),
+        "trial": 1 + max((t.number for t in view.trials), default=-1),
         "asked": _asked(asked),
         "scores": manifest.scores,
         "output": manifest.output,

@@ -238,6 +238,18 @@ def test_its_recipe_makes_the_same_files_again(
         replay.apply(path, tmp_path / "none", None, None)
 
 
+def test_the_uncompressed_model_alone_has_exits(
+    run: RunFolder, members: list[Member], tmp_path: Path
+) -> None:
+    """Of a run that ended before its first trial."""
+    copy = RunFolder(tmp_path / "run")
+    shutil.copytree(run.root, copy.root)
+    copy.trials.write_text("")
+    made = cascading.cascade(str(copy.root), Asked(mean_ms=0.9))
+    assert {number for stage in made["stages"] for number in stage["trials"]} == {None}
+    assert [t.number for t in RunView.load(copy).trials] == [made["trial"]] == [0]
+
+
 def test_a_network_without_a_place_to_cut_has_no_exits(tmp_path: Path) -> None:
     node = onnx.helper.make_node("Relu", ["x"], ["y"])
     ends = [
