@@ -300,8 +300,10 @@ def test_amounts_are_read() -> None:
     assert asked_amounts("0.2%", None) == {"most_lost": pytest.approx(0.002)}
     assert asked_amounts(0.2, None) == {"most_lost": pytest.approx(0.002)}
     assert asked_amounts(None, "0.3ms") == {"mean_ms": pytest.approx(0.3)}
+    assert asked_amounts(0.00001, None) == {"most_lost": pytest.approx(1e-7)}
+    assert asked_amounts(None, "3E-1 ms") == {"mean_ms": pytest.approx(0.3)}
     bad = (("0.2%", "0.3ms"), (None, None), ("-1%", None), ("much", None), (None, "0 ms"))
-    for both in (*bad, ("100%", None)):
+    for both in (*bad, ("100%", None), (None, "1e999ms"), (None, True), (None, "1e ms")):
         with pytest.raises(InputError):
             asked_amounts(*both)
 
