@@ -49,7 +49,7 @@ def as_trial(
     size = float(sum(Path(file).stat().st_size for file in found["files"]))
     costs = _costs(view, known, chain, members)
     values = {"latency_ms": latency["latency_ms"], **costs, "size_bytes": size}
-    keys = ("asked", "confidence", "scores", "output", "stages", "val", "kept")
+    keys = ("asked", "confidence", "scores", "output", "stages", "val", "kept", "no_gain")
     told = {key: found[key] for key in keys}
     on_val, on_test = right
     common = {"timing": timing, **({} if target is None else {"target": target})}

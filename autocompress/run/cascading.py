@@ -148,6 +148,7 @@ def make_cascade(
         "no_one_file": reason,
     }
     found["kept"] = _kept(asked, found)
+    found["no_gain"] = _no_gain(found)
     write_json(files / MEASURED, found)
     on_val = choice.chain.right(members)
     trial = as_trial(found, view, known, choice.chain, members, (on_val, right))
@@ -348,3 +349,24 @@ def _kept(asked: Asked, result: dict[str, Any]) -> bool:
         return bool(result["test"]["lost"] <= asked.most_lost)
     assert asked.mean_ms is not None
     return bool(result["latency"]["cascade"]["latency_ms"] <= asked.mean_ms)
+
+
+def _no_gain(result: dict[str, Any]) -> str:
+    """That a single member as accurate is as quick, where both forms were measured to be slower.
+
+    The choice goes by what the members take, to which asking them in turn adds some.
+    """
+    alone, latency = result["alone"]["as_good"], result["latency"]
+    forms = {
+        name: latency[name]["latency_ms"] for name in ("cascade", "one_file") if name in latency
+    }
+    if alone is None or min(forms.values()) < alone["latency_ms"]:
+        return ""
+    told = " and ".join(f"{ms:.3f} ms {_FORMS[name]}" for name, ms in forms.items())
+    return (
+        f"It is not quicker than {alone['label']} alone, which is as accurate: measured, it takes "
+        f"{told}, and {alone['label']} {alone['latency_ms']:.3f} ms. Use that."
+    )
+
+
+_FORMS = {"cascade": "in the runner", "one_file": "as one file"}

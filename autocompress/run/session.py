@@ -270,13 +270,15 @@ def _cascade(parts: Assembly, context: Context, journal: Journal, mlflow: Mlflow
         return ""
     folder, progress = journal.folder, parts.progress
     try:
-        _, trial = make_cascade(folder, RunView.load(folder), parts, asked, progress=progress)
+        found, trial = make_cascade(folder, RunView.load(folder), parts, asked, progress=progress)
     except InputError as error:
         _log.warning("No cascade was made: %s", error)
         return ""
     except Exception as error:  # of an exporter or a runtime: recipe and report come first
         _log.warning("No cascade was made: %s", explained(error))
         return f"the cascade: {explained(error)}"
+    if found["no_gain"]:
+        _log.warning("The cascade is of no use. %s", found["no_gain"])
     for sink in (journal, mlflow):
         if sink is not None:
             sink.record(trial)

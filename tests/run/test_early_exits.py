@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +14,15 @@ import onnxruntime
 import pytest
 import yaml
 from finished_run import finished_run
+from rich.console import Console
 from sklearn.linear_model import Ridge
 
 from autocompress.cascade.chain import Chain, Member
 from autocompress.cascade.choose import Asked, Choice, halves, told
 from autocompress.cascade.heads import RIDGE
 from autocompress.cascade.manifest import Manifest
+from autocompress.cascade.sequence import SequenceTimes
+from autocompress.commands.cascading import show_cascade
 from autocompress.errors import ExportError, InputError
 from autocompress.exporters.onnx_parts import Cut, Parts
 from autocompress.report.tables import what
@@ -248,6 +252,28 @@ def test_the_uncompressed_model_alone_has_exits(
     made = cascading.cascade(str(copy.root), Asked(mean_ms=0.9))
     assert {number for stage in made["stages"] for number in stage["trials"]} == {None}
     assert [t.number for t in RunView.load(copy).trials] == [made["trial"]] == [0]
+
+
+@pytest.mark.parametrize(("runner", "one_file", "told"), [(3, 2, True), (3, 0.2, False)])
+def test_it_says_so_where_a_single_member_is_as_good_and_measured_to_be_as_quick(
+    run: RunFolder, tmp_path: Path, runner: float, one_file: float, told: bool
+) -> None:
+    """Where the runner takes longer than what it asks; latencies as no machine has a say in."""
+    times = SequenceTimes(np.tile([1.0, runner, one_file], (50, 1)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cascading, "timed", lambda *_: times)
+        found = cascading.cascade(str(run.root), Asked(mean_ms=0.6), tmp_path / "made")
+    alone, console = found["alone"]["as_good"], Console(width=500, record=True, file=io.StringIO())
+    show_cascade(found, console)
+    said = f"It is not quicker than {alone['label']} alone"
+    assert 0.2 < alone["latency_ms"] <= 1
+    assert (said in console.export_text()) == told
+    assert bool(found["no_gain"]) == told
+    if told:
+        assert "3.000 ms in the runner and 2.000 ms as one file" in found["no_gain"]
+    trial = RunView.load(run).by_number[found["trial"]]
+    assert trial.measurement is not None
+    assert trial.measurement.context["cascade"]["no_gain"] == found["no_gain"]
 
 
 def test_a_network_without_a_place_to_cut_has_no_exits(tmp_path: Path) -> None:
