@@ -47,6 +47,7 @@ def load_recipe(path: Path) -> Recipe:
             check_claim(recipe.cascade)
         except InputError as error:
             raise InputError(f"{path}: `cascade`: {error} {_AGAIN}") from None
+        _member_recipes(recipe, path.parent)
     return recipe
 
 
@@ -242,10 +243,8 @@ def apply(
     }
 
 
-def _members(
-    recipe: Recipe, parts: Assembly, same_weights: bool, beside: Path
-) -> dict[str, Compressed]:
-    """Members of a cascade by the names of their recipes, built again.
+def _member_recipes(recipe: Recipe, beside: Path) -> dict[str, Recipe]:
+    """Recipes of a cascade's members by their names.
 
     Raises:
         InputError: one of them is missing, or is of another model.
@@ -255,7 +254,15 @@ def _members(
     recipes = {name: Recipe.load(beside / name) for name in names}
     for name, member in recipes.items():
         if member.cascade is not None or member.model != recipe.model:
-            raise InputError(f"{beside / name} is no recipe of the cascade's own model.")
+            raise InputError(f"{beside / name} is no recipe of the cascade's own model. {_AGAIN}")
+    return recipes
+
+
+def _members(
+    recipe: Recipe, parts: Assembly, same_weights: bool, beside: Path
+) -> dict[str, Compressed]:
+    """Members of a cascade by the names of their recipes, built again."""
+    recipes = _member_recipes(recipe, beside)
     return {name: rebuild(one, parts, same_weights, beside) for name, one in recipes.items()}
 
 

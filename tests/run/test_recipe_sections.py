@@ -104,11 +104,27 @@ def test_a_wrong_section_is_refused_by_reader_and_schema(
 
 @pytest.mark.parametrize("output", ["model.safetensors", "model.pt2", "taken", "taken/one.onnx"])
 def test_a_cascade_is_written_to_a_folder_or_one_file(tmp_path: Path, output: str) -> None:
-    """Said before its members' recipes are looked for, of which there are none."""
     (tmp_path / "taken").write_text("mine")
+    for name in ("small.yaml", "large.yaml"):
+        saved(tmp_path, WHOLE).rename(tmp_path / name)
     file = saved(tmp_path, changed("cascade", cascaded()))
     with pytest.raises(InputError, match="Give another path"):
         apply(file, tmp_path / output, None, None)
+
+
+def test_members_of_a_cascade_are_looked_for_before_anything_is_built(tmp_path: Path) -> None:
+    saved(tmp_path, WHOLE).rename(tmp_path / "large.yaml")
+    file = saved(tmp_path, changed("cascade", cascaded()))
+    with pytest.raises(InputError, match=r"no recipe at .*small\.yaml"):
+        load_recipe(file)
+    for other in (changed("model.weights", "0" * 16), changed("cascade", cascaded())):
+        (tmp_path / "small.yaml").write_text(yaml.safe_dump(other))
+        with pytest.raises(
+            InputError, match=r"small\.yaml is no recipe of the cascade's own model"
+        ):
+            load_recipe(file)
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(WHOLE))
+    assert load_recipe(file).cascade is not None
 
 
 @pytest.mark.parametrize("command", ["apply", "verify"])
