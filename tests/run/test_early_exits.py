@@ -13,7 +13,7 @@ import onnx
 import onnxruntime
 import pytest
 import yaml
-from finished_run import finished_run
+from finished_run import finished_run, rewritten, with_costs
 from rich.console import Console
 from sklearn.linear_model import Ridge
 
@@ -274,6 +274,22 @@ def test_it_says_so_where_a_single_member_is_as_good_and_measured_to_be_as_quick
     trial = RunView.load(run).by_number[found["trial"]]
     assert trial.measurement is not None
     assert trial.measurement.context["cascade"]["no_gain"] == found["no_gain"]
+
+
+def test_its_tail_is_told_where_the_run_tells_tails(run: RunFolder, tmp_path: Path) -> None:
+    """Longer by what the few inputs take that are handed on, though the mean is shorter."""
+    copy = RunFolder(tmp_path / "run")
+    shutil.copytree(run.root, copy.root)
+    rewritten(copy, with_costs("latency_p99_ms"))
+    runner = np.where(np.arange(200) % 50 == 0, 3.0, 0.5)
+    times = SequenceTimes(np.stack([np.full(200, 2.0), runner], axis=1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cascading, "timed", lambda *_: times)
+        made = cascading.cascade(str(copy.root), Asked(mean_ms=0.6))
+    found = RunView.load(copy).by_number[made["trial"]].measurement
+    assert found is not None
+    assert found["latency_ms"] == pytest.approx((0.98 * 0.5 + 0.02 * 3) / 2)
+    assert found["latency_p99_ms"] == pytest.approx(3 / 2)
 
 
 def test_a_network_without_a_place_to_cut_has_no_exits(tmp_path: Path) -> None:
