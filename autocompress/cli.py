@@ -78,7 +78,7 @@ _EXAMPLES: dict[Callable[..., None], str] = {
     files.bench: "bench small.onnx --vs large.onnx --threads 1",
     files.judge: "judge mine.onnx theirs.onnx --study cifar10_resnet20",
     files.targets: "targets",
-    runs.cascade: "cascade runs/quickstart --min-accuracy 0.5%",
+    runs.cascade: "cascade runs/cifar10_resnet20 --min-accuracy 0.5%",
     files.doctor: "doctor",
     runs.track: "track runs/quickstart --uri http://mlflow:5000",
     runs.ui: "ui runs --open",

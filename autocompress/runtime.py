@@ -68,7 +68,7 @@ class Cascade:
         """Outputs for a batch.
 
         Args:
-            output_names: those wanted; ``None`` gives all.
+            output_names: those wanted; ``None``, or none of them, gives all.
             feed: name of each input to its array, batch first.
 
         Raises:
@@ -78,7 +78,7 @@ class Cascade:
         if unknown:
             raise InputError(f"The outputs are {self._names}, got {sorted(unknown)}.")
         outputs, _ = self.answer(feed)
-        if output_names is None:
+        if not output_names:  # as ONNX Runtime has it
             return outputs
         return [outputs[self._names.index(name)] for name in output_names]
 
@@ -148,6 +148,12 @@ class Cascade:
         answered[left] = places
         merged = [np.array(output) for output in outputs]
         for output, found_later in zip(merged, later, strict=True):
+            if output.shape[1:] != found_later.shape[1:]:  # what numpy would spread over all
+                raise InputError(
+                    f"Stages answer one batch in the shapes {output.shape[1:]} and "
+                    f"{found_later.shape[1:]} an input: they are no files of one cascade. "
+                    "`autocompress cascade` writes them anew."
+                )
             output[left] = found_later
         return merged, answered
 

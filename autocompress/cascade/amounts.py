@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from autocompress.errors import InputError
@@ -34,7 +35,8 @@ def asked_amounts(
 
 
 def _amount(given: str | float, unit: str, what: str) -> float:
-    found = re.fullmatch(rf"\s*(\d+\.?\d*|\.\d+)\s*(?:{unit})?\s*", str(given))
-    if found is None or float(found[1]) <= 0:
+    # with an exponent: so Python writes the small numbers of a study
+    found = re.fullmatch(rf"\s*((?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(?:{unit})?\s*", str(given))
+    if found is None or not 0 < float(found[1]) < math.inf:
         raise InputError(f"The {what} is an amount above 0 such as 0.3{unit}, got {given!r}.")
     return float(found[1])

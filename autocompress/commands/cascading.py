@@ -36,7 +36,10 @@ def show_cascade(found: dict[str, Any], console: Console) -> None:
     kept = "bears out" if found["kept"] else "does not bear out"
     colour = "green" if found["kept"] else "red"
     console.print(f"[{colour}]Test {kept} what was asked.[/{colour}]")
-    console.print(f"runner  autocompress.runtime.Cascade({found['manifest']!r})", soft_wrap=True)
+    if found["no_gain"]:
+        console.print(found["no_gain"], style="yellow", markup=False)
+    runner = f"autocompress.runtime.Cascade({found['manifest']!r})"
+    console.print(f"runner  {escape(runner)}", soft_wrap=True)
     if found["one_file"]:
         console.print(f"file    {escape(found['one_file'])} (batch 1)", soft_wrap=True)
 

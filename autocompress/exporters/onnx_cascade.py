@@ -21,8 +21,8 @@ def write_cascade(manifest: Manifest, folder: Path, path: Path) -> Path:
     """Write a cascade as one file for single inputs.
 
     An ``If`` decides for a whole batch, so that the file takes batches of one only. Confidences are
-    computed in single precision: inputs whose confidence is within a millionth of the threshold may
-    go the other way than in ``runtime.Cascade``.
+    computed in double precision, as in ``runtime.Cascade``: those of a network that is nearly
+    always sure differ from 1, and from each other, by less than single precision tells apart.
 
     Args:
         manifest: of the cascade.
@@ -129,7 +129,7 @@ class _Sure:
             each = zip(both, stage.temperatures, strict=True)
             sure = self._node("Min", *(self._largest(one, t) for one, t in each))
             answers = [self._node("ArgMax", one, axis=1, keepdims=1) for one in both]
-            same = self._node("Cast", self._node("Equal", *answers), to=TensorProto.FLOAT)
+            same = self._node("Cast", self._node("Equal", *answers), to=TensorProto.DOUBLE)
             sure = self._node("Mul", sure, same)
         elif kind == "probability":
             sure = self._largest(both[0], stage.temperatures[0])
@@ -137,23 +137,24 @@ class _Sure:
             sure = self._margin(self._node("Softmax", both[0], axis=1))
         else:
             found = self._node("Softmax", both[0], axis=1)
-            tiny = self._constant(np.array(np.finfo(np.float32).tiny, np.float32))
+            tiny = self._constant(np.array(np.finfo(np.float64).tiny))
             logs = self._node("Log", self._node("Max", found, tiny))
             axes = self._constant(np.array([1], np.int64))
             sure = self._node("ReduceSum", self._node("Mul", found, logs), axes, keepdims=1)
-        threshold = self._constant(np.array([[stage.threshold]], np.float32))
+        threshold = self._constant(np.array([[stage.threshold]], np.float64))
         reached = self._node("GreaterOrEqual", sure, threshold)
         return self._node("Reshape", reached, self._constant(np.array([], np.int64)))
 
     def _largest(self, logits: str, temperature: float) -> str:
         """The largest probability, ``(1, 1)``."""
-        scale = self._constant(np.array(1 / temperature, np.float32))
+        scale = self._constant(np.array(1 / temperature, np.float64))
         found = self._node("Softmax", self._node("Mul", logits, scale), axis=1)
         return self._top(found, 1)[0]
 
     def _margin(self, probabilities: str) -> str:
         values = self._top(probabilities, 2)[0]
-        parts = self._outputs("Split", [values], 2, axis=1, num_outputs=2)
+        each = self._constant(np.array([1, 1], np.int64))  # `num_outputs` is younger than files are
+        parts = self._outputs("Split", [values, each], 2, axis=1)
         return self._node("Sub", *parts)
 
     def _top(self, probabilities: str, count: int) -> list[str]:
@@ -161,12 +162,12 @@ class _Sure:
         return self._outputs("TopK", [probabilities, k], 2, axis=1)
 
     def _classes(self, name: str) -> str:
-        """Logits ``(1, classes)`` in single precision."""
-        found = self._node("Cast", name, to=TensorProto.FLOAT)
+        """Logits ``(1, classes)`` in double precision."""
+        found = self._node("Cast", name, to=TensorProto.DOUBLE)
         if not self.sigmoid:
             return found
         yes = self._node("Reshape", found, self._constant(np.array([1, 1], np.int64)))
-        return self._node("Concat", self._constant(np.zeros((1, 1), np.float32)), yes, axis=1)
+        return self._node("Concat", self._constant(np.zeros((1, 1))), yes, axis=1)
 
     def _constant(self, value: Any) -> str:
         name = f"{self.prefix}constant{len(self.graph.initializer)}"

@@ -26,6 +26,7 @@ from autocompress.machine.facts import cores_to_use
 from autocompress.machine.lock import after_timing
 from autocompress.machine.scratch import scratch_folder
 from autocompress.policy.writing import replacing
+from autocompress.run.cascade_kept import kept_answers, naming_damage
 from autocompress.runtime import open_file
 
 if TYPE_CHECKING:
@@ -88,14 +89,23 @@ def _exits(
     known.progress(f"early exits of {member.label}", 0.0)
     ms = _latencies(known, trial, [cut.tensor for cut in cuts], member.latency_ms)
     targets, found = known.targets("val"), list[Member]()
-    for i, cut in enumerate(cuts):
+    for i, (cut, name) in enumerate(zip(cuts, _names(cuts), strict=True)):
         logits = _part_logits(known, trial, cut.tensor, "val")
-        label = f"{member.label} to {cut.module}"
+        label = f"{member.label} to {name}"
         made = Member.of(label, ms[None, cut.tensor], logits, targets, fitted_on, member.trial)
         after = {found[j].label: ms[cuts[j].tensor, cut.tensor] for j in range(i)}
         found.append(replace(made, exit=cut.tensor, share=cut.share, after=after))
     rest = {one.label: ms[cut.tensor, None] for one, cut in zip(found, cuts, strict=True)}
     return found, replace(member, after=rest)
+
+
+def _names(cuts: Sequence[Cut]) -> list[str]:
+    """A name of each cut that no other has: a module may run at several places."""
+    modules = [cut.module for cut in cuts]
+    return [
+        f"{name} ({modules[: i + 1].count(name)})" if modules.count(name) > 1 else name
+        for i, name in enumerate(modules)
+    ]
 
 
 def cuts_of(file: Path) -> list[Cut]:
@@ -192,7 +202,7 @@ def _head(known: RunMembers, trial: Trial | None, cut: str) -> LinearHead:
         kept = {f"{_short(c)}.{n}": getattr(h, n) for c, h in heads.items() for n in _HEAD}
         with replacing(path) as partial_file, partial_file.open("wb") as stream:
             np.savez(stream, **kept)
-    with np.load(path, allow_pickle=False) as kept:
+    with naming_damage(path), np.load(path, allow_pickle=False) as kept:
         return LinearHead(*(kept[f"{_short(cut)}.{name}"] for name in _HEAD))
 
 
@@ -218,7 +228,7 @@ def _part_logits(known: RunMembers, trial: Trial | None, cut: str, split: str) -
         rows = [outputs[0] for outputs in _answers(session, getattr(known.parts.data, split))]
         with replacing(path) as partial_file, partial_file.open("wb") as stream:
             np.save(stream, np.concatenate(rows).astype(np.float32), allow_pickle=False)
-    return as_logits(np.load(path, allow_pickle=False), kind)
+    return as_logits(kept_answers(path, known.count(split)), kind)
 
 
 def _answers(session: Any, split: Split) -> Iterator[list[Any]]:
@@ -244,8 +254,11 @@ def _latencies(
         told = [{"start": a, "end": b, "share": share} for (a, b), share in shares.items()]
         with replacing(path) as partial_file:
             partial_file.write_text(json.dumps(told, indent=1), encoding="utf-8")
-    kept = json.loads(path.read_text(encoding="utf-8"))
-    return {(one["start"], one["end"]): whole_ms * one["share"] for one in kept}
+    with naming_damage(path):
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        shares = {(one["start"], one["end"]): float(one["share"]) for one in kept}
+        ends: list[str | None] = [None, *cuts, None]
+        return {pair: whole_ms * shares[pair] for pair in combinations(ends, 2)}
 
 
 def _timed(known: RunMembers, trial: Trial | None, cuts: Sequence[str]) -> dict[Ends, float]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from autocompress.cascade.manifest import Manifest, Stage
+from autocompress.cascade.manifest import MANIFEST, Manifest, Stage
 from autocompress.cascade.sequence import SequenceTimes, time_sequence
 from autocompress.errors import ExportError, InputError
 from autocompress.machine.scratch import scratch_folder
+from autocompress.policy.files import check_output
+from autocompress.policy.writing import replacing
 from autocompress.results.metric import Measurement
 from autocompress.run.cascade_exits import cuts_of, fit_heads, write_part
 from autocompress.runtime import Cascade, open_file
@@ -24,20 +26,20 @@ if TYPE_CHECKING:
     from autocompress.techniques.compressed import Compressed
 
 ONE_FILE = "cascade.onnx"
+MEASURED = "measured.json"
 _BYTES = 128_000_000
 """Of inputs that are held while they are timed."""
 
 
-def one_file(manifest: Manifest, folder: Path) -> dict[str, Any]:
-    """The cascade as one file in the folder of its files, or why there is none."""
+def one_file(manifest: Manifest, folder: Path) -> str:
+    """Write the cascade as one file into the folder of its files, or say why there is none."""
     from autocompress.exporters.onnx_cascade import write_cascade
 
-    path = folder / ONE_FILE
     try:
-        return {"one_file": str(write_cascade(manifest, folder, path)), "no_one_file": ""}
+        write_cascade(manifest, folder, folder / ONE_FILE)
     except ExportError as error:
-        path.unlink(missing_ok=True)
-        return {"one_file": None, "no_one_file": str(error)}
+        return str(error)
+    return ""
 
 
 def write_built(
@@ -59,13 +61,50 @@ def write_built(
     """
     from autocompress.exporters.onnx_cascade import write_cascade
 
-    if output.suffix != ".onnx":
-        manifest = _export(recipe, built, parts, output)
-        one_file(manifest, output)
-        return _bytes(manifest, output)
     with scratch_folder("cascade") as scratch:
-        write_cascade(_export(recipe, built, parts, scratch), scratch, output)
-    return output.stat().st_size
+        manifest = _export(recipe, built, parts, scratch)
+        if output.suffix == ".onnx":
+            write_cascade(manifest, scratch, output)
+            return output.stat().st_size
+        one_file(manifest, scratch)
+        settle(scratch, output)
+    return _bytes(manifest, output)
+
+
+def settle(made: Path, folder: Path) -> None:
+    """Let the finished files of a cascade take their places.
+
+    Names of parts recur from cascade to cascade: what is asked by them goes first and comes last,
+    so that a folder never holds files of one cascade and the manifest of another.
+
+    Args:
+        made: folder of all files of the cascade and no others.
+        folder: for them; what else lies there stays.
+    """
+    for name in (MANIFEST, ONE_FILE, MEASURED):
+        (folder / name).unlink(missing_ok=True)
+    names = [path.name for path in made.iterdir() if path.name != MANIFEST]
+    for name in (*names, MANIFEST):
+        with replacing(folder / name) as partial:
+            shutil.copyfile(made / name, partial)
+
+
+def check_folder(output: Path, *, formats: Collection[str] = ()) -> None:
+    """See that a cascade can be written at a path, before anything is built.
+
+    Args:
+        output: an ``.onnx`` file, or a folder; it may be there.
+        formats: suffixes of other files, which no folder is meant by.
+
+    Raises:
+        InputError: something else is there, or a cascade is no such file.
+    """
+    if output.suffix in formats and output.suffix != ".onnx":
+        raise InputError(
+            f"A cascade is written as one .onnx file or as a folder of several, and {output} names "
+            "neither. Give another path."
+        )
+    check_output(output if output.suffix == ".onnx" else output / MANIFEST)
 
 
 def _bytes(manifest: Manifest, folder: Path) -> int:
@@ -140,7 +179,7 @@ def _export(
     claim = recipe.cascade
     assert claim is not None
     folder.mkdir(parents=True, exist_ok=True)
-    stages, before = list[Stage](), None
+    files, before = list[list[str]](), None
     with scratch_folder("members") as scratch:
         for name in {name: None for stage in claim.stages for name in stage.recipes}:
             parts.evaluator.measurer.export(built[name], scratch / f"{Path(name).stem}.onnx")
@@ -158,13 +197,46 @@ def _export(
                     if stage.exit is not None and not _goes_on(claim, place + 1):
                         drop_features(path)
                 names.append(path.name)
-            heat = tuple(stage.temperatures)
-            stages.append(Stage(tuple(names), heat, stage.threshold, stage.takes))
+            files.append(names)
             before = stage.exit
-    threads = parts.study.target.config().threads
-    made = Manifest(claim.confidence, claim.scores, claim.output, tuple(stages), threads)
+    made = manifest_of(claim, files, parts.study.target.config().threads)
     made.save(folder)
     return made
+
+
+def manifest_of(claim: CascadeClaim, files: Sequence[Sequence[str]], threads: int = 1) -> Manifest:
+    """How a recipe says that files are asked.
+
+    Args:
+        claim: of the recipe.
+        files: names, for each of its stages.
+        threads: of one operator.
+
+    Raises:
+        InputError: no cascade can be asked so.
+    """
+    stages = tuple(
+        Stage(tuple(names), tuple(one.temperatures), one.threshold, one.takes)
+        for one, names in zip(claim.stages, files, strict=True)
+    )
+    return Manifest(claim.confidence, claim.scores, claim.output, stages, threads)
+
+
+def check_claim(claim: CascadeClaim) -> None:
+    """Refuse what no cascade can be made of, before its members are built.
+
+    Raises:
+        InputError: it cannot be asked so, or its members' files would be one.
+    """
+    files = [[f"{Path(name).stem}.onnx" for name in stage.recipes] for stage in claim.stages]
+    manifest_of(claim, files)
+    named = {name for stage in claim.stages for name in stage.recipes}
+    made = {name for names in files for name in names} - {ONE_FILE}
+    if len(made) < len(named):
+        raise InputError(
+            "`recipes` of members must differ in more than their suffixes, and none may be called "
+            f"{Path(ONE_FILE).stem}, got {', '.join(sorted(named))}."
+        )
 
 
 def _goes_on(claim: CascadeClaim, place: int) -> bool:

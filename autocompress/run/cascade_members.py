@@ -19,6 +19,7 @@ from autocompress.policy.writing import replacing
 from autocompress.quality.answers import file_answers
 from autocompress.results.difference import hits_of
 from autocompress.results.trial import Trial
+from autocompress.run.cascade_kept import kept_answers
 from autocompress.task.nested import tensors
 from autocompress.task.pick import the_tensor
 from autocompress.task.targets import class_targets, flag_targets
@@ -123,7 +124,7 @@ class RunMembers:
         scores = class_scores(self.parts)
         path = self.place / "answers" / f"{self.stem(trial)}-{split}.npy"
         if path.is_file():
-            return as_logits(np.load(path, allow_pickle=False), scores.kind)
+            return as_logits(kept_answers(path, self.count(split)), scores.kind)
         measurer = self.parts.evaluator.measurer
         rows = [
             the_tensor(outputs, scores.output).numpy(force=True)
@@ -138,6 +139,10 @@ class RunMembers:
         with replacing(path) as partial, partial.open("wb") as stream:
             np.save(stream, found, allow_pickle=False)
         return as_logits(found, scores.kind)
+
+    def count(self, split: str) -> int:
+        """Inputs of a split."""
+        return len(getattr(self.parts.data, split))
 
     def targets(self, split: str) -> NDArray[Any]:
         """Class of each input of a split, ``(N,)``."""

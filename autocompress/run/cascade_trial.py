@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.cascade.chain import Chain, Member
+from autocompress.policy.costs import P99
 from autocompress.policy.policy import Policy
 from autocompress.results.difference import HITS, pack_hits
 from autocompress.results.metric import Measurement
@@ -35,7 +36,8 @@ def as_trial(
     """The trial that the journal keeps.
 
     Multiply-adds are means over the inputs of val, bytes are those of its files, weights those of
-    its networks. It has no policy of its own: its members are named in the measurement's context.
+    its networks; the 99th percentile is over the inputs of test, as a share of the uncompressed
+    model's. It has no policy of its own: its members are named in the measurement's context.
 
     Args:
         found: what was chosen and measured.
@@ -49,7 +51,10 @@ def as_trial(
     size = float(sum(Path(file).stat().st_size for file in found["files"]))
     costs = _costs(view, known, chain, members)
     values = {"latency_ms": latency["latency_ms"], **costs, "size_bytes": size}
-    keys = ("asked", "confidence", "scores", "output", "stages", "val", "kept")
+    if P99 in view.baseline:  # the run told it of its single models
+        whole = found["latency"]["uncompressed"]["p99_ms"]
+        values[P99] = view.baseline[P99] * latency["p99_ms"] / whole
+    keys = ("asked", "confidence", "scores", "output", "stages", "val", "kept", "no_gain")
     told = {key: found[key] for key in keys}
     on_val, on_test = right
     common = {"timing": timing, **({} if target is None else {"target": target})}

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from autocompress.cascade.amounts import asked_amounts
 from autocompress.cascade.bound import clopper_pearson
 from autocompress.cascade.chain import Chain, Member
 from autocompress.cascade.choose import Asked, Choice, choose, counts, halves, told
@@ -20,17 +21,25 @@ from autocompress.cascade.sequence import SequenceTimes
 from autocompress.errors import InputError
 from autocompress.exporters.onnx_parts import drop_features
 from autocompress.machine.progress import Progress, silent
+from autocompress.machine.scratch import scratch_folder
 from autocompress.policy.files import check_output
 from autocompress.report.html import write_report
 from autocompress.report.tables import write_summary
 from autocompress.results.trial import Trial
 from autocompress.run.assembly import Assembly
 from autocompress.run.cascade_exits import logits_of, part_file, with_exits
-from autocompress.run.cascade_files import one_file, timed
+from autocompress.run.cascade_files import (
+    MEASURED,
+    ONE_FILE,
+    one_file,
+    settle,
+    timed,
+)
 from autocompress.run.cascade_members import RunMembers, class_scores
 from autocompress.run.cascade_trial import as_trial
 from autocompress.run.factories import from_elsewhere
 from autocompress.run.reopened import reopened, study_of
+from autocompress.run.study import StudyConfig
 from autocompress.targets.config import TargetConfig
 from autocompress.track.folder import RunFolder, write_json
 from autocompress.track.journal import Journal
@@ -70,12 +79,12 @@ def cascade(
     folder = RunFolder.open(run)
     if output is not None:
         check_output(output / MANIFEST)
-    view, place = RunView.load(folder), folder.root / "cascade"
-    writer = writer_of(folder)
+    place, writer = folder.root / "cascade", writer_of(folder)
     if writer is not None:
         raise InputError(f"Process {writer} is writing {folder.root}. Wait for its end.")
-    # held from the beginning: two at once would write the same files and numbers
+    # held before anything is read: two at once would write the same files and numbers
     with RunLock(folder) as lock, from_elsewhere(f"run {folder.root}", trust=trust):
+        view = RunView.load(folder)
         check_target(study_of(folder).target.config())
         parts = reopened(folder, view, place, progress)
         found, trial = make_cascade(
@@ -106,7 +115,7 @@ def make_cascade(
         folder, view, parts: of the run.
         asked, output, progress, early_exits, seed: see ``cascade``.
     """
-    class_scores(parts)
+    check_data(parts, asked)
     began, place = time.perf_counter(), folder.root / "cascade"
     known = RunMembers(folder, view, parts, place, progress)
     first, second = halves(len(parts.data.val), seed)
@@ -116,14 +125,16 @@ def make_cascade(
     progress("choosing", 0.0)
     choice = choose(members, members[-1].right, first, second, asked)
     files = output or place / "best"
-    manifest = _write(known, choice.chain, members, files)
-    single = one_file(manifest, files)
-    progress("measuring on test", 0.0)
-    test, right = _on_test(known, choice.chain, members)
-    times = timed(parts, manifest, files, seed)
+    with scratch_folder("cascade") as scratch:
+        manifest = _write(known, choice.chain, members, scratch)
+        reason = one_file(manifest, scratch)
+        progress("measuring on test", 0.0)
+        test, right = _on_test(known, choice.chain, members)
+        times = timed(parts, manifest, scratch, seed)
+        settle(scratch, files)
     found = {
         "run": str(folder.root),
-        "trial": 1 + max(t.number for t in view.trials),
+        "trial": 1 + max((t.number for t in view.trials), default=-1),
         "asked": _asked(asked),
         "scores": manifest.scores,
         "output": manifest.output,
@@ -133,10 +144,12 @@ def make_cascade(
         "latency": _latency(times, view.baseline["latency_ms"]),
         "files": [str(files / name) for stage in manifest.stages for name in stage.files],
         "manifest": str(files / MANIFEST),
-        **single,
+        "one_file": None if reason else str(files / ONE_FILE),
+        "no_one_file": reason,
     }
     found["kept"] = _kept(asked, found)
-    write_json(files / "measured.json", found)
+    found["no_gain"] = _no_gain(found)
+    write_json(files / MEASURED, found)
     on_val = choice.chain.right(members)
     trial = as_trial(found, view, known, choice.chain, members, (on_val, right))
     return found, replace(trial, seed=seed, seconds=time.perf_counter() - began)
@@ -161,10 +174,34 @@ def check_target(target: TargetConfig) -> None:
         )
 
 
+def asked_of(study: StudyConfig) -> Asked | None:
+    """What a study asks of a cascade; ``None`` where it asks for none."""
+    given = study.dynamic
+    if given is None:
+        return None
+    return Asked(**asked_amounts(given.min_accuracy, given.mean_latency))
+
+
+def check_data(parts: Assembly, asked: Asked | None) -> None:
+    """Refuse a task and a val of which no cascade can be made, before anything is built.
+
+    Args:
+        parts: of the study.
+        asked: of the cascade; ``None``: none is to be made.
+
+    Raises:
+        InputError: the task does not say how sure a model is, or val is too small.
+    """
+    if asked is None:
+        return
+    class_scores(parts)
+    _, second = halves(len(parts.data.val))
+    asked.check_inputs(len(second))
+
+
 def _write(found: RunMembers, chain: Chain, members: Sequence[Member], folder: Path) -> Manifest:
     """The members' files and the manifest, in a folder of their own."""
     by_number = {trial.number: trial for trial in found.trials()}
-    folder.mkdir(parents=True, exist_ok=True)
     stages = []
     for place, asked in enumerate(chain.stages):
         names = []
@@ -312,3 +349,24 @@ def _kept(asked: Asked, result: dict[str, Any]) -> bool:
         return bool(result["test"]["lost"] <= asked.most_lost)
     assert asked.mean_ms is not None
     return bool(result["latency"]["cascade"]["latency_ms"] <= asked.mean_ms)
+
+
+def _no_gain(result: dict[str, Any]) -> str:
+    """That a single member as accurate is as quick, where both forms were measured to be slower.
+
+    The choice goes by what the members take, to which asking them in turn adds some.
+    """
+    alone, latency = result["alone"]["as_good"], result["latency"]
+    forms = {
+        name: latency[name]["latency_ms"] for name in ("cascade", "one_file") if name in latency
+    }
+    if alone is None or min(forms.values()) < alone["latency_ms"]:
+        return ""
+    told = " and ".join(f"{ms:.3f} ms {_FORMS[name]}" for name, ms in forms.items())
+    return (
+        f"It is not quicker than {alone['label']} alone, which is as accurate: measured, it takes "
+        f"{told}, and {alone['label']} {alone['latency_ms']:.3f} ms. Use that."
+    )
+
+
+_FORMS = {"cascade": "in the runner", "one_file": "as one file"}

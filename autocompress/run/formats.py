@@ -46,6 +46,13 @@ def writer_of(path: Path, target: TargetConfig | None = None) -> Writer:
     )
 
 
+def known_suffixes() -> set[str]:
+    """Those of all files that a model can be written as, whether its runtime is present or not."""
+    from autocompress.exporters.write import WRITERS
+
+    return {*WRITERS, *(suffix for target in _targets() for suffix in _suffixes(target))}
+
+
 def _targets() -> Iterator[type[Target]]:
     """The targets that are registered; those of broken packages are left out."""
     for entry in entries():

@@ -18,15 +18,16 @@ from autocompress.policy.files import check_output
 from autocompress.policy.recipe import Recipe
 from autocompress.results.metric import Measurement
 from autocompress.results.trial import Phase
-from autocompress.run.cascade_files import measure_built, write_built
+from autocompress.run.cascade_files import check_claim, check_folder, measure_built, write_built
 from autocompress.run.comparing import compare_claims, limited_shares
 from autocompress.run.factories import from_elsewhere
-from autocompress.run.formats import writer_of
+from autocompress.run.formats import known_suffixes, writer_of
 from autocompress.run.study import GIVEN, StudyConfig, read_study
 
 _AGAIN = "Export the recipe again: `autocompress export RUN -o recipe.yaml`."
 
 if TYPE_CHECKING:
+    from autocompress.exporters.write import Writer
     from autocompress.model.earlier import Earlier
     from autocompress.run.assembly import Assembly
     from autocompress.techniques.compressed import Compressed
@@ -41,6 +42,12 @@ def load_recipe(path: Path) -> Recipe:
     recipe = Recipe.load(path)
     read_study(recipe.study, where=f"{path}: `study`")
     claims_of(recipe, where=str(path))
+    if recipe.cascade is not None:
+        try:
+            check_claim(recipe.cascade)
+        except InputError as error:
+            raise InputError(f"{path}: `cascade`: {error} {_AGAIN}") from None
+        _member_recipes(recipe, path.parent)
     return recipe
 
 
@@ -203,9 +210,13 @@ def apply(
     """
     recipe = load_recipe(recipe_path)
     target = read_study(recipe.study, where="the recipe's study").target.config()
-    write = None if recipe.cascade is not None else writer_of(output, target)
-    if write is not None or output.suffix:  # said before anything is loaded
+    # said before anything is loaded
+    if recipe.cascade is None:
+        write: Writer | None = writer_of(output, target)
         check_output(output)
+    else:
+        write = None
+        check_folder(output, formats=known_suffixes())
     with scratch_folder("replay") as scratch, _trusting(recipe_path, model, data, trust):
         parts, same = open_recipe(
             recipe, model, checkpoint, data=data, folder=scratch, reached=False
@@ -232,10 +243,8 @@ def apply(
     }
 
 
-def _members(
-    recipe: Recipe, parts: Assembly, same_weights: bool, beside: Path
-) -> dict[str, Compressed]:
-    """Members of a cascade by the names of their recipes, built again.
+def _member_recipes(recipe: Recipe, beside: Path) -> dict[str, Recipe]:
+    """Recipes of a cascade's members by their names.
 
     Raises:
         InputError: one of them is missing, or is of another model.
@@ -245,7 +254,15 @@ def _members(
     recipes = {name: Recipe.load(beside / name) for name in names}
     for name, member in recipes.items():
         if member.cascade is not None or member.model != recipe.model:
-            raise InputError(f"{beside / name} is no recipe of the cascade's own model.")
+            raise InputError(f"{beside / name} is no recipe of the cascade's own model. {_AGAIN}")
+    return recipes
+
+
+def _members(
+    recipe: Recipe, parts: Assembly, same_weights: bool, beside: Path
+) -> dict[str, Compressed]:
+    """Members of a cascade by the names of their recipes, built again."""
+    recipes = _member_recipes(recipe, beside)
     return {name: rebuild(one, parts, same_weights, beside) for name, one in recipes.items()}
 
 

@@ -13,8 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from autocompress.cascade.amounts import asked_amounts
-from autocompress.cascade.choose import Asked
 from autocompress.controller.config import SearchConfig
 from autocompress.controller.context import Context
 from autocompress.controller.guided.proposer import GuidedProposer
@@ -39,7 +37,7 @@ from autocompress.policy.writing import without_password
 from autocompress.results.answer import Decision, decide, rejudged
 from autocompress.results.metric import Measurement, objectives
 from autocompress.run.assembly import Assembly, EvaluatorFactory, assemble
-from autocompress.run.cascading import check_target, make_cascade
+from autocompress.run.cascading import asked_of, check_data, check_target, make_cascade
 from autocompress.run.ending import EndedRun, end_run
 from autocompress.run.feasibility import can_be_met, settle_space
 from autocompress.run.resuming import as_begun, known_baseline
@@ -121,6 +119,7 @@ def run_study(
             import_early()
         with _nothing_left_behind(folder, existed):
             parts = assembled(study, folder.models, model=model, data=data, progress=preparing)
+            check_data(parts, asked_of(study))
             settle_space(parts)
             before = known_baseline(folder, parts, new_baseline=new_baseline) if resume else None
             _predict_and_begin(parts, folder, before, preparing)
@@ -263,22 +262,23 @@ def _cascade(parts: Assembly, context: Context, journal: Journal, mlflow: Mlflow
     Returns:
         What failed, in a sentence.
     """
-    asked = parts.study.dynamic
+    asked = asked_of(parts.study)
     if asked is None or any(t.phase.kind == "cascade" for t in journal.load()):
         return ""  # or made by an earlier session
     members = sum(t.measurement is not None for t in context.ledger.trials)
     if not context.time.fits_cascade(members, context.ledger.durations):
         return ""
-    wanted = Asked(**asked_amounts(asked.min_accuracy, asked.mean_latency))
     folder, progress = journal.folder, parts.progress
     try:
-        _, trial = make_cascade(folder, RunView.load(folder), parts, wanted, progress=progress)
+        found, trial = make_cascade(folder, RunView.load(folder), parts, asked, progress=progress)
     except InputError as error:
         _log.warning("No cascade was made: %s", error)
         return ""
     except Exception as error:  # of an exporter or a runtime: recipe and report come first
         _log.warning("No cascade was made: %s", explained(error))
         return f"the cascade: {explained(error)}"
+    if found["no_gain"]:
+        _log.warning("The cascade is of no use. %s", found["no_gain"])
     for sink in (journal, mlflow):
         if sink is not None:
             sink.record(trial)

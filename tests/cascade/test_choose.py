@@ -123,6 +123,9 @@ def test_bad_cases_are_refused_with_the_reason() -> None:
     assert f"{inputs_needed(0.001)} are needed" in str(small.value)
     with pytest.raises(NoAnswer, match=r"quickest takes 1\.000 ms"):
         choose(members, base, first, second, Asked(mean_ms=0.5))
+    early = [replace(members[0], exit="x"), *members[1:]]  # no model alone, and first of the quick
+    with pytest.raises(NoAnswer, match=r"1\.001 ms is not shown .*quickest takes 1\.00[0-9] ms"):
+        choose(early, base, first, second, Asked(mean_ms=1.001))
     with pytest.raises(NoAnswer, match=r"trial 0 keeps to it with 1\.000 ms"):
         choose(members, base, first, second, Asked(most_lost=0.9))
     with pytest.raises(InputError, match="either"):

@@ -108,8 +108,9 @@ def test_a_batch_is_split_as_each_input_alone_would_be(
         wanted, stage = expected(weights, kind, scores, x)
         np.testing.assert_allclose(outputs[i], wanted, rtol=1e-5, atol=1e-5)
         assert places[i] == stage
-    (again,) = cascade.run(["logits"], {"x": inputs})
-    np.testing.assert_array_equal(again, outputs)
+    for names in (["logits"], []):  # none named is all of them, as in ONNX Runtime
+        (again,) = cascade.run(names, {"x": inputs})
+        np.testing.assert_array_equal(again, outputs)
     singles = [cascade.run(None, {"x": inputs[i : i + 1]})[0] for i in range(COUNT)]
     np.testing.assert_allclose(np.concatenate(singles), outputs, rtol=1e-6, atol=1e-6)
 
@@ -128,6 +129,27 @@ def test_one_file_answers_as_several(
         np.testing.assert_allclose(
             session.run(None, one)[0], cascade.run(None, one)[0], rtol=1e-5, atol=1e-6
         )
+
+
+@pytest.mark.parametrize("kind", ["margin", "entropy", "probability"])
+@pytest.mark.parametrize("opset", [13, 18])
+def test_one_file_tells_near_certain_inputs_apart(tmp_path: Path, kind: str, opset: int) -> None:
+    """Half of the inputs are nearer to certain than single precision tells, and half less near."""
+    x = 40 * np.random.default_rng(9).standard_normal((COUNT, FEATURES)).astype(np.float32)
+    first, _ = (linear_file(tmp_path / f"{i}.onnx", 3, i, opset) for i in range(2))
+    logits = x.astype(np.float64) @ first
+    p = np.sort(softmax(logits, axis=1), axis=1)
+    each = {"margin": p[:, -1] - p[:, -2], "entropy": -entropy(p, axis=1), "probability": p[:, -1]}
+    certain = max(each[kind])
+    threshold = float(np.median(each[kind]))
+    assert np.float32(threshold) == np.float32(certain) or kind == "entropy"
+    stages = (Stage(("0.onnx",), (1.0,), threshold), Stage(("1.onnx",), (1.0,), None))
+    manifest = Manifest(kind, "softmax", 0, stages)  # type: ignore[arg-type]  # words of a parameter
+    path = write_cascade(manifest, tmp_path, tmp_path / "one.onnx")
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    given = np.concatenate([session.run(None, {"x": x[i : i + 1]})[0] for i in range(COUNT)])
+    answered = np.isclose(given, logits, rtol=1e-4).all(axis=1)
+    np.testing.assert_array_equal(answered, each[kind] >= threshold)
 
 
 def nodes_run(path: Path, feed: dict[str, np.ndarray], folder: Path) -> set[str]:
@@ -222,6 +244,37 @@ def test_files_of_other_classes_are_no_cascade(tmp_path: Path) -> None:
     linear_file(tmp_path / "1.onnx", 4, 1)
     with pytest.raises(InputError, match=r"1\.onnx takes and gives .*no files of one cascade"):
         Cascade(tmp_path)
+
+
+def open_file_of(path: Path, classes: int) -> None:
+    """A file that does not say how many classes it tells apart: it cuts at a place found late."""
+    linear_file(path, classes, classes)
+    model = onnx.load(str(path))
+    del model.graph.node[1]
+    model.graph.node.extend(
+        [
+            helper.make_node("NonZero", ["x"], ["found"]),
+            helper.make_node("Shape", ["found"], ["place"]),
+            helper.make_node("Mul", ["place", "none"], ["nothing"]),
+            helper.make_node("Add", ["nothing", "many"], ["ends"]),
+            helper.make_node("Slice", ["h", "none", "ends"], ["logits"]),
+        ]
+    )
+    for name, value in (("none", 0), ("many", COUNT)):
+        model.graph.initializer.append(numpy_helper.from_array(np.array([value, value]), name))
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_param = "classes"
+    onnx.save(model, str(path))
+
+
+def test_stages_that_answer_in_other_shapes_are_refused(tmp_path: Path, inputs: np.ndarray) -> None:
+    """Numpy would spread one logit over all classes."""
+    made(tmp_path, "margin", "softmax", stages=2)
+    open_file_of(tmp_path / "0.onnx", 3)
+    open_file_of(tmp_path / "1.onnx", 1)
+    with pytest.raises(InputError, match=r"\(3,\) and \(1,\)"):
+        Cascade(tmp_path).run(None, {"x": inputs})
+    open_file_of(tmp_path / "1.onnx", 3)
+    assert Cascade(tmp_path).run(None, {"x": inputs})[0].shape == (COUNT, 3)
 
 
 def whole_batch_file(path: Path) -> None:

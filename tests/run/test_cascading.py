@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import onnxruntime
@@ -23,11 +24,13 @@ from autocompress.api_models import apply
 from autocompress.cascade.amounts import asked_amounts
 from autocompress.cascade.choose import Asked, halves
 from autocompress.cascade.manifest import Manifest, Stage
-from autocompress.errors import InputError
+from autocompress.commands.cascading import show_cascade
+from autocompress.errors import ExportError, InputError
+from autocompress.exporters import onnx_cascade
 from autocompress.machine.progress import silent
 from autocompress.report.tables import front_table, on_test, summary_json, what
 from autocompress.results.trial import Trial
-from autocompress.run import recipes, replay
+from autocompress.run import cascading, recipes, replay
 from autocompress.run.assembly import assemble
 from autocompress.run.cascade_members import RunMembers, class_scores
 from autocompress.run.cascading import cascade
@@ -297,8 +300,10 @@ def test_amounts_are_read() -> None:
     assert asked_amounts("0.2%", None) == {"most_lost": pytest.approx(0.002)}
     assert asked_amounts(0.2, None) == {"most_lost": pytest.approx(0.002)}
     assert asked_amounts(None, "0.3ms") == {"mean_ms": pytest.approx(0.3)}
+    assert asked_amounts(0.00001, None) == {"most_lost": pytest.approx(1e-7)}
+    assert asked_amounts(None, "3E-1 ms") == {"mean_ms": pytest.approx(0.3)}
     bad = (("0.2%", "0.3ms"), (None, None), ("-1%", None), ("much", None), (None, "0 ms"))
-    for both in (*bad, ("100%", None)):
+    for both in (*bad, ("100%", None), (None, "1e999ms"), (None, True), (None, "1e ms")):
         with pytest.raises(InputError):
             asked_amounts(*both)
 
@@ -314,6 +319,71 @@ def test_a_file_in_place_of_the_folder_is_refused_before_anything_is_built(
         cascade(str(copy), Asked(most_lost=0.05), taken)
     assert taken.read_text() == "mine"
     assert not (copy / "cascade").exists()
+
+
+def test_a_val_too_small_is_refused_before_anything_is_built(
+    finished: RunFolder, tmp_path: Path
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(finished.root, copy, ignore=shutil.ignore_patterns("cascade"))
+    with pytest.raises(InputError, match=r"with 180 inputs.* 3014 in val"):
+        cascade(str(copy), Asked(most_lost=0.002))
+    assert not (copy / "cascade" / "answers").exists()
+    study = read_study(study_of(2, dynamic={"min_accuracy": "0.2%"}))
+    with pytest.raises(InputError, match=r"with 180 inputs.* 3014 in val"):
+        run_study(study, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_folder_holds_one_cascade_whole(
+    finished: RunFolder, made: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is ended while it is measured leaves the one before; what is others' stays."""
+    shutil.copytree(finished.root, tmp_path / "run")
+    best = tmp_path / "run" / "cascade" / "best"
+    (best / "notes.txt").write_text("mine")
+    before, run = contents(best), str(tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(cascading, "timed", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            cascade(run, Asked(mean_ms=0.3), early_exits=False)
+    assert contents(best) == before
+    (best / "cascade.onnx").write_bytes(b"of another cascade")
+    refused = ExportError("they do not fit")
+    monkeypatch.setattr(onnx_cascade, "write_cascade", Mock(side_effect=refused))
+    other = cascade(run, Asked(mean_ms=0.6), early_exits=False)
+    assert (other["one_file"], other["no_one_file"]) == (None, "they do not fit")
+    assert contents(best).keys() == before.keys() - {"cascade.onnx"}
+    assert made["stages"] == other["stages"]
+
+
+@pytest.mark.parametrize("damage", [b"", b"text", b"half"])
+def test_damaged_answers_are_named(
+    finished: RunFolder, made: dict[str, Any], damage: bytes
+) -> None:
+    path = finished.root / "cascade" / "answers" / "uncompressed-val.npy"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] if damage == b"half" else damage)
+    try:
+        with pytest.raises(InputError, match=r"uncompressed-val\.npy is damaged.* Delete it"):
+            cascade(str(finished.root), Asked(mean_ms=0.6))
+        np.save(path, np.zeros((7, 10), np.float32))
+        with pytest.raises(InputError, match=r"360 inputs.*\(7, 10\)"):
+            cascade(str(finished.root), Asked(mean_ms=0.6))
+    finally:
+        path.write_bytes(whole)
+
+
+def test_paths_are_shown_as_they_are(made: dict[str, Any]) -> None:
+    """What looks like a colour in the name of a folder is part of it."""
+    console = Console(width=200, record=True, file=io.StringIO())
+    show_cascade({**made, "manifest": "a[bold]b/cascade.json", "one_file": "a[red]b"}, console)
+    assert "Cascade('a[bold]b/cascade.json')" in (text := console.export_text())
+    assert "a[red]b" in text
 
 
 def test_a_run_on_another_model_is_refused_with_a_remedy(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +13,20 @@ import onnx
 import onnxruntime
 import pytest
 import yaml
-from finished_run import finished_run
+from finished_run import finished_run, rewritten, with_costs
+from rich.console import Console
 from sklearn.linear_model import Ridge
 
 from autocompress.cascade.chain import Chain, Member
 from autocompress.cascade.choose import Asked, Choice, halves, told
 from autocompress.cascade.heads import RIDGE
 from autocompress.cascade.manifest import Manifest
+from autocompress.cascade.sequence import SequenceTimes
+from autocompress.commands.cascading import show_cascade
 from autocompress.errors import ExportError, InputError
-from autocompress.exporters.onnx_parts import Parts
+from autocompress.exporters.onnx_parts import Cut, Parts
 from autocompress.report.tables import what
-from autocompress.run import cascading, recipes, replay
+from autocompress.run import cascade_exits, cascading, recipes, replay
 from autocompress.run.assembly import assemble
 from autocompress.run.cascade_exits import EXITS, cuts_of, logits_of, spread, with_exits
 from autocompress.run.cascade_members import RunMembers
@@ -83,6 +89,21 @@ def test_exits_are_members_and_their_network_goes_on_from_them(members: list[Mem
         assert set(whole.after) == {m.label for m in exits}
         assert all(set(m.after) == {e.label for e in exits[:i]} for i, m in enumerate(exits))
         assert all(0 < ms < whole.latency_ms * 2 for ms in whole.after.values())
+
+
+def test_exits_of_a_module_that_runs_at_several_places_are_told_apart(
+    known: RunMembers, members: list[Member], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What remains after each of them is told by its name."""
+
+    def shared(file: Path) -> list[Cut]:
+        return [replace(cut, module="block") for cut in cuts_of(file)]
+
+    monkeypatch.setattr(cascade_exits, "cuts_of", shared)
+    first, _ = halves(len(known.parts.data.val))
+    found = with_exits(known, known.judged(first), first)
+    assert len({m.label for m in found}) == len(found)
+    assert [list(m.after.values()) for m in found] == [list(m.after.values()) for m in members]
 
 
 def test_an_exit_is_a_ridge_regression_to_what_its_network_answers(
@@ -219,6 +240,56 @@ def test_its_recipe_makes_the_same_files_again(
     path.write_text(yaml.safe_dump(data))
     with pytest.raises(InputError, match="early exit at 'nowhere'"):
         replay.apply(path, tmp_path / "none", None, None)
+
+
+def test_the_uncompressed_model_alone_has_exits(
+    run: RunFolder, members: list[Member], tmp_path: Path
+) -> None:
+    """Of a run that ended before its first trial."""
+    copy = RunFolder(tmp_path / "run")
+    shutil.copytree(run.root, copy.root)
+    copy.trials.write_text("")
+    made = cascading.cascade(str(copy.root), Asked(mean_ms=0.9))
+    assert {number for stage in made["stages"] for number in stage["trials"]} == {None}
+    assert [t.number for t in RunView.load(copy).trials] == [made["trial"]] == [0]
+
+
+@pytest.mark.parametrize(("runner", "one_file", "told"), [(3, 2, True), (3, 0.2, False)])
+def test_it_says_so_where_a_single_member_is_as_good_and_measured_to_be_as_quick(
+    run: RunFolder, tmp_path: Path, runner: float, one_file: float, told: bool
+) -> None:
+    """Where the runner takes longer than what it asks; latencies as no machine has a say in."""
+    times = SequenceTimes(np.tile([1.0, runner, one_file], (50, 1)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cascading, "timed", lambda *_: times)
+        found = cascading.cascade(str(run.root), Asked(mean_ms=0.6), tmp_path / "made")
+    alone, console = found["alone"]["as_good"], Console(width=500, record=True, file=io.StringIO())
+    show_cascade(found, console)
+    said = f"It is not quicker than {alone['label']} alone"
+    assert 0.2 < alone["latency_ms"] <= 1
+    assert (said in console.export_text()) == told
+    assert bool(found["no_gain"]) == told
+    if told:
+        assert "3.000 ms in the runner and 2.000 ms as one file" in found["no_gain"]
+    trial = RunView.load(run).by_number[found["trial"]]
+    assert trial.measurement is not None
+    assert trial.measurement.context["cascade"]["no_gain"] == found["no_gain"]
+
+
+def test_its_tail_is_told_where_the_run_tells_tails(run: RunFolder, tmp_path: Path) -> None:
+    """Longer by what the few inputs take that are handed on, though the mean is shorter."""
+    copy = RunFolder(tmp_path / "run")
+    shutil.copytree(run.root, copy.root)
+    rewritten(copy, with_costs("latency_p99_ms"))
+    runner = np.where(np.arange(200) % 50 == 0, 3.0, 0.5)
+    times = SequenceTimes(np.stack([np.full(200, 2.0), runner], axis=1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cascading, "timed", lambda *_: times)
+        made = cascading.cascade(str(copy.root), Asked(mean_ms=0.6))
+    found = RunView.load(copy).by_number[made["trial"]].measurement
+    assert found is not None
+    assert found["latency_ms"] == pytest.approx((0.98 * 0.5 + 0.02 * 3) / 2)
+    assert found["latency_p99_ms"] == pytest.approx(3 / 2)
 
 
 def test_a_network_without_a_place_to_cut_has_no_exits(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from autocompress.build.state import reading_weights
 from autocompress.cli import app
 from autocompress.errors import InputError
 from autocompress.policy.recipe import Recipe
-from autocompress.run.replay import load_recipe
+from autocompress.run.replay import apply, load_recipe
 from autocompress.run.schema import schema
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "run_0_1"
@@ -50,6 +50,31 @@ BY_STUDY_OR_CLAIM: list[tuple[str, Any, str]] = [
 ]
 
 
+STAGES: list[dict[str, Any]] = [
+    {"recipes": ["small.yaml"], "temperatures": [1.0], "threshold": 0.5},
+    {"recipes": ["large.yaml"], "temperatures": [1.0]},
+]
+
+
+def cascaded(*, last: str = "large.yaml", output: int = 0, **first: Any) -> dict[str, Any]:
+    """The section of a cascade with another first stage."""
+    stages = [{**STAGES[0], **first}, {**STAGES[1], "recipes": [last]}]
+    return {"confidence": "margin", "scores": "softmax", "output": output, "stages": stages}
+
+
+BY_STUDY_OR_CLAIM += [
+    ("cascade", {**cascaded(), "stages": []}, "`cascade`: .*there must be two"),
+    ("cascade", cascaded(threshold=None), "`cascade`: .*needs a threshold"),
+    ("cascade", cascaded(temperatures=[-1.0]), "`cascade`: .*above 0 and finite"),
+    ("cascade", cascaded(temperatures=[]), "`cascade`: .*a temperature for each"),
+    ("cascade", cascaded(takes="features"), "`cascade`: `takes: features` needs"),
+    ("cascade", cascaded(output=10**9), "`cascade`: `output` must be"),
+    ("cascade", cascaded(recipes=["cascade.yaml"]), "none may be called cascade"),
+    ("cascade", cascaded(recipes=["a.yaml"], last="a.yml"), "differ in more"),
+    ("cascade", cascaded(recipes=["../small.yaml"]), "bare name"),
+]
+
+
 def changed(path: str, value: Any) -> dict[str, Any]:
     whole: dict[str, Any] = copy.deepcopy(WHOLE)
     *parents, last = path.split(".")
@@ -75,6 +100,31 @@ def test_a_wrong_section_is_refused_by_reader_and_schema(
         Recipe.load(file)
     assert str(caught.value).startswith(str(file))
     assert not Draft202012Validator(schema("recipe")).is_valid(changed(path, value))
+
+
+@pytest.mark.parametrize("output", ["model.safetensors", "model.pt2", "taken", "taken/one.onnx"])
+def test_a_cascade_is_written_to_a_folder_or_one_file(tmp_path: Path, output: str) -> None:
+    (tmp_path / "taken").write_text("mine")
+    for name in ("small.yaml", "large.yaml"):
+        saved(tmp_path, WHOLE).rename(tmp_path / name)
+    file = saved(tmp_path, changed("cascade", cascaded()))
+    with pytest.raises(InputError, match="Give another path"):
+        apply(file, tmp_path / output, None, None)
+
+
+def test_members_of_a_cascade_are_looked_for_before_anything_is_built(tmp_path: Path) -> None:
+    saved(tmp_path, WHOLE).rename(tmp_path / "large.yaml")
+    file = saved(tmp_path, changed("cascade", cascaded()))
+    with pytest.raises(InputError, match=r"no recipe at .*small\.yaml"):
+        load_recipe(file)
+    for other in (changed("model.weights", "0" * 16), changed("cascade", cascaded())):
+        (tmp_path / "small.yaml").write_text(yaml.safe_dump(other))
+        with pytest.raises(
+            InputError, match=r"small\.yaml is no recipe of the cascade's own model"
+        ):
+            load_recipe(file)
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(WHOLE))
+    assert load_recipe(file).cascade is not None
 
 
 @pytest.mark.parametrize("command", ["apply", "verify"])
