@@ -73,8 +73,7 @@ def conversion_notes(
     slow = " This processor has no 8-bit dot products, so that integers gain little." * reduced
     return [
         f"{found.integer} integer kernel{'s' * (found.integer != 1)}, but {ratio:.2f} of the "
-        f"uncompressed latency: {told} "
-        f"Most expensive of all: {listed(profile.by_op(), 3)}.{slow}"
+        f"uncompressed latency: {told} Most expensive of all: {listed(profile.by_op(), 3)}.{slow}"
     ]
 
 
