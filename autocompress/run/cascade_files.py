@@ -134,14 +134,15 @@ def measure_built(
         outputs = runner.run(None, dict(zip(names, arrays, strict=True)))
         judge.update(rebuild(like, outputs), targets)
     score = judge.quality()
-    ratio, _, _ = timed(parts, manifest, folder).ratio(1)
+    ratio, low, high = timed(parts, manifest, folder).ratio(1)
     base = parts.evaluator.baseline
     values = {
         base.quality.name: score.value,
         "latency_ms": ratio * base["latency_ms"],
         "size_bytes": float(_bytes(manifest, folder)),
     }
-    return Measurement(values, metrics=base.metrics[:1])
+    timing = {"ratio": ratio, "ratio_low": low, "ratio_high": high}
+    return Measurement(values, context={"timing": timing}, metrics=base.metrics[:1])
 
 
 def timed(parts: Assembly, manifest: Manifest, folder: Path, seed: int = 0) -> SequenceTimes:

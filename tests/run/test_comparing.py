@@ -33,6 +33,20 @@ def test_a_claim_of_another_machine_is_held_to_as_a_share() -> None:
     assert reasons(4.0, set()) == [], "what no budget limits is not claimed"
 
 
+@pytest.mark.parametrize(("low", "refuted"), [(None, True), (0.59, True), (0.57, False)])
+def test_a_latency_is_wrong_where_its_whole_interval_is(low: float | None, refuted: bool) -> None:
+    """Half of the uncompressed model's is claimed, of which 15 % are tolerated: 0.575."""
+    timing = {} if low is None else {"ratio": 0.7, "ratio_low": low, "ratio_high": 0.8}
+    found = Measurement({"accuracy": 0.9, "latency_ms": 1.4}, context={"timing": timing})
+    claimed = Measurement({"accuracy": 0.9, "latency_ms": 4.0})
+    told = compare_claims(found, HERE, claimed, THERE, same_weights=True, same_data=True)
+    assert bool(told) == refuted
+    if refuted:
+        (why,) = told
+        assert "latency is 0.700" in why
+        assert ("at least 0.590" in why) == (low is not None)
+
+
 def test_what_one_side_does_not_tell_is_not_compared() -> None:
     asked = {"sample_ms", "latency_p99_ms", "peak_memory_bytes"}
     assert limited_shares(HERE, HERE, THERE, THERE, asked) == {"latency_p99_ms": (1.0, 1.0)}
