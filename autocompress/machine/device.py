@@ -260,9 +260,8 @@ class Device:
         connection = self._connected()
         try:
             found, more = connection.request(data, parts)
-            while "waiting_s" in found:
-                text = "waiting for another study on %s; waited for %.0f s so far"
-                _log.info(text, self.url, found["waiting_s"])
+            if "waiting_s" in found:
+                self._wait_for_others(connection)
                 found, more = connection.next()
         except Lost:
             raise
@@ -280,6 +279,27 @@ class Device:
                 raise InputError(f"{text} (ONNX Runtime {self.version} there)")
             raise MeasurementError(text if found["ours"] else f"{text} ({found['kind']})")
         return found["found"], more
+
+    def _wait_for_others(self, connection: Connection) -> None:
+        """Wait until another study's request has ended there.
+
+        Raises:
+            DeviceLost: it does not, within half an hour or the study's time.
+        """
+        limit, told = min(_PATIENCE_S, seconds_to_end()), -_TELL_EVERY_S / 2
+        with outside_wait():
+            while "waiting_s" in (found := connection.next()[0]):
+                waited = found["waiting_s"]
+                if waited >= limit:
+                    raise DeviceLost(
+                        f"The device {self.url} is not free: another study has been at work there "
+                        f"for {waited:.0f} s. What was measured is kept: go on when it has ended, "
+                        "a search with --resume."
+                    )
+                if waited - told >= _TELL_EVERY_S:
+                    told = waited
+                    text = "waiting for another study on %s; waited for %.0f s so far"
+                    _log.info(text, self.url, waited)
 
 
 def other_machine(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:

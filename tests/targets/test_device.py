@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import getpass
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -25,6 +26,7 @@ from tiny_study import until
 from autocompress.errors import DeviceLost, InputError, MeasurementError, TargetUnavailable
 from autocompress.execute.limit import TookTooLong, time_limit
 from autocompress.machine.device import WAIT_VARIABLE
+from autocompress.machine.waiting import ends_within, outside_wait_s
 from autocompress.measure.extras import ExtraCosts
 from autocompress.measure.gate import inspect_file
 from autocompress.measure.latency import paired_timing
@@ -384,3 +386,33 @@ def test_an_answer_that_nobody_waited_for_is_not_taken_for_the_next_one(
     with pytest.raises(TookTooLong), time_limit(1.0, lambda: None):
         paired_timing(target, file, file, plan=long)
     assert {"Conv"} <= set(inspect_file(target, file).profile.by_op())
+
+
+def test_a_wait_for_another_study_on_the_device_is_no_trials_fault(
+    board: LoopbackDevice, exported: dict[str, Path], tmp_path: Path
+) -> None:
+    """Which holds a lock there, as a request of its own does for as long as it takes."""
+    fcntl = pytest.importorskip("fcntl")
+    place = tmp_path / "busy"
+    python = other_python(place, f"import tempfile\ntempfile.tempdir = {str(place)!r}\n")
+    target = there(board, python=str(python))
+    assert target.elsewhere is not None
+    ask = (target.elsewhere.ask, "look", target.fields(), [exported[".onnx"]])
+    target.reach()
+    before, counted = outside_wait_s(), list[bool]()
+    with (place / f"autocompress-device-{os.getuid()}.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+
+        def end() -> None:
+            counted.append(until(lambda: outside_wait_s() > before + 1.5, 60))
+            fcntl.flock(held, fcntl.LOCK_UN)
+
+        ending = threading.Thread(target=end)
+        ending.start()
+        assert ask[0](*ask[1:])[0] > 0
+        ending.join()
+        assert counted == [True]
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with ends_within(0.5), pytest.raises(DeviceLost, match=r"not free: another study"):
+            ask[0](*ask[1:])
+    assert ask[0](*ask[1:])[0] > 0  # and nobody waits for whoever gave up
