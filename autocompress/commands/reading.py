@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,13 @@ if TYPE_CHECKING:
 
 
 def view_of(
-    run: str, target: str | None, *, python: str | None = None, trust: bool, quiet: bool
+    run: str,
+    target: str | None,
+    *,
+    python: str | None = None,
+    retry: bool = False,
+    trust: bool,
+    quiet: bool,
 ) -> RunView:
     """A run as it was measured, or re-costed for another target."""
     view = RunView.load(run)
@@ -36,7 +43,8 @@ def view_of(
 
     with Display(quiet) as shown:
         folder = RunFolder.open(run)
-        return retarget(folder, view, target, shown.preparing, python=python, trust=trust)
+        asked = partial(retarget, folder, view, target, shown.preparing)
+        return asked(python=python, retry=retry, trust=trust)
 
 
 def show_front(view: RunView, console: Console) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -36,6 +37,7 @@ def front(
         typer.Option("--sweep", help="What to expect at each budget, the cheapest first."),
     ] = False,
     python: options.DevicePython = None,
+    retry: options.Retry = False,
     by: Annotated[
         str | None,
         typer.Option(
@@ -48,6 +50,7 @@ def front(
 ) -> None:
     """Show the Pareto front of a run, or what it knows of other budgets, here or elsewhere."""
     options.check_python(target, python)
+    options.check_retry(target, retry)
     if budget or sweep:
         if open_report or by or (budget and sweep):
             raise InputError(
@@ -56,16 +59,15 @@ def front(
             )
         from autocompress.commands import forecasting
 
-        forecasting.show(
-            run, budget or (), target=target, python=python, trust=trust, as_json=as_json
-        )
+        asked = partial(forecasting.show, run, budget or (), target=target, python=python)
+        asked(retry=retry, trust=trust, as_json=as_json)
         return
     from autocompress.commands import reading
     from autocompress.report.tables import summary_json
     from autocompress.track.by_cost import by_cost
     from autocompress.track.folder import RunFolder
 
-    view = reading.view_of(run, target, python=python, trust=trust, quiet=as_json)
+    view = reading.view_of(run, target, python=python, retry=retry, trust=trust, quiet=as_json)
     view = view if by is None else by_cost(view, by)
     printed(summary_json(view), as_json, lambda console: reading.show_front(view, console))
     if open_report:

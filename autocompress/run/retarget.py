@@ -37,6 +37,10 @@ _KEPT = ("threads", "batch", "lengths", "throughput")
 _FIRST_S, _USUAL_S, _TWO_MINUTES_S = 10.0, 4.0, 120.0
 """For model and data, and for a policy of which nothing is known."""
 _FAILED = "its model could not be timed on the other target"
+_TRY_AGAIN = (
+    "%d of the run's policies could not be timed on %s, so that their trials count as failed "
+    "there. `--retry` tries them again. The first: %s"
+)
 _log = logging.getLogger(__name__)
 
 
@@ -76,6 +80,7 @@ def retarget(
     progress: Progress,
     *,
     python: str | None = None,
+    retry: bool = False,
     trust: bool = False,
 ) -> RunView:
     """The same trials with their latency on another target; quality and size stay.
@@ -90,6 +95,7 @@ def retarget(
             device's address (every policy's model is built, exported and timed there, once).
         progress: told what is going on.
         python: of a device.
+        retry: try again what could not be timed there.
         trust: import whatever functions the run's study names.
 
     Raises:
@@ -97,7 +103,8 @@ def retarget(
     """
     source = from_elsewhere(f"run {folder.root}", named=(target,), trust=trust)
     with scratch_folder("retarget") as scratch, source:
-        return run_there(folder, view, study_there(folder, target, python), scratch, progress).view
+        study = study_there(folder, target, python)
+        return run_there(folder, view, study, scratch, progress, retry=retry).view
 
 
 @dataclass(frozen=True)
@@ -116,7 +123,13 @@ class RunThere:
 
 
 def run_there(
-    folder: RunFolder, view: RunView, study: StudyConfig, scratch: Path, progress: Progress
+    folder: RunFolder,
+    view: RunView,
+    study: StudyConfig,
+    scratch: Path,
+    progress: Progress,
+    *,
+    retry: bool = False,
 ) -> RunThere:
     """As ``retarget``, inside ``from_elsewhere``, with what it put together for that.
 
@@ -125,6 +138,7 @@ def run_there(
         study: of ``study_there``.
         scratch: for exported files.
         progress: told what is going on.
+        retry: as of ``retarget``.
     """
     progress("reaching the other target", 0.0)
     target = get_target(study.target.config())
@@ -136,12 +150,12 @@ def run_there(
     parts = cache(lambda: reopened_there(folder, view.baseline, study, scratch, progress))
     table = target.config.table
     costs_of = (
-        _timed(Elsewhere(folder, target, study.extra_costs()), view, parts, progress)
+        _timed(Elsewhere(folder, target, study.extra_costs()), view, parts, progress, retry=retry)
         if table is None
         else _from_table(table, parts())
     )
     base = costs_of(Policy())
-    assert base is not None
+    assert isinstance(base, _Costs)
     baseline = base.instead_of(view.baseline)
     told = view.budget.on(baseline.values)
     if told != view.budget:
@@ -187,8 +201,8 @@ class _Costs:
 _OF_THE_FIRST = frozenset(["target", "timing", "also_on"])
 _COSTS_OF_THE_FIRST = frozenset([LATENCY.name, *(cost.name for cost in EXTRA)])
 _NOTHING = _Costs({}, 0.0, {})
-CostsOf = Callable[[Policy], _Costs | None]
-"""From a policy to what it takes there; ``None`` where that could not be measured."""
+CostsOf = Callable[[Policy], _Costs | str]
+"""From a policy to what it takes there, or why that could not be measured."""
 
 
 def _measured(trial: Trial) -> bool:
@@ -206,10 +220,10 @@ def _recosted(entry: Entry, costs_of: CostsOf) -> Entry:
     if trial.measurement is None:
         return entry
     costs = costs_of(trial.policy)
-    if costs is None and _measured(trial):
-        failed = replace(trial, state=TrialState.FAILED, measurement=None, reason=_FAILED)
+    if isinstance(costs, str) and _measured(trial):
+        failed = replace(trial, state=TrialState.FAILED, measurement=None, reason=costs)
         return replace(entry, trial=failed)
-    found = (costs or _NOTHING).instead_of(trial.measurement)
+    found = (_NOTHING if isinstance(costs, str) else costs).instead_of(trial.measurement)
     return replace(entry, trial=replace(trial, measurement=found))
 
 
@@ -218,9 +232,9 @@ def _from_table(table: Path, parts: Assembly) -> CostsOf:
     for sentence in remarks(model, parts.study.target.config()):
         _log.warning(sentence)
 
-    def costs_of(policy: Policy) -> _Costs | None:
-        if policy.student is not None:  # another architecture, of which a table tells nothing
-            return None
+    def costs_of(policy: Policy) -> _Costs | str:
+        if policy.student is not None:
+            return f"{_FAILED}: it is another architecture, of which a table tells nothing"
         ms, spread = model.predict(policy)
         of = {"retargeted": str(table)}
         return _Costs({"latency_ms": ms}, 0.0 if policy.identity else spread, {"target": of})
@@ -229,16 +243,21 @@ def _from_table(table: Path, parts: Assembly) -> CostsOf:
 
 
 def _timed(
-    there: Elsewhere, view: RunView, parts: Callable[[], Assembly], progress: Progress
+    there: Elsewhere,
+    view: RunView,
+    parts: Callable[[], Assembly],
+    progress: Progress,
+    *,
+    retry: bool,
 ) -> CostsOf:
     measured = [entry.trial for entry in view.entries if _measured(entry.trial)]
     policies = [Policy(), *(trial.policy for trial in measured)]
-    if there.missing(policies):
+    if there.missing(policies, retry=retry):
         with there.alone():
-            missing = there.missing(policies)
+            missing = there.missing(policies, retry=retry)
             if missing:
                 _log.info(
-                    "%d of the run's policies were never timed on %s: each is built, exported and "
+                    "%d of the run's policies are to be timed on %s: each is built, exported and "
                     "timed there now, in about %s; `front` has them at once from then on.",
                     len(missing),
                     there.name,
@@ -246,10 +265,14 @@ def _timed(
                 )
                 there.measure(parts().evaluator, missing, progress)
 
-    def costs_of(policy: Policy) -> _Costs | None:
+    each_once = dict.fromkeys(policy.untrained for policy in policies)
+    if failed := [why for why in map(there.why_not, each_once) if why]:
+        _log.warning(_TRY_AGAIN, len(failed), there.name, failed[0])
+
+    def costs_of(policy: Policy) -> _Costs | str:
         found = there(policy)
         if found is None:
-            return None
+            return f"{_FAILED}: {there.why_not(policy)}"
         context = {"target": there.where, "timing": found["timing"]}
         return _Costs(found["costs"], found["spread"], context)
 
