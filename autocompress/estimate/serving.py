@@ -23,12 +23,13 @@ from autocompress.machine.energy import energy_meter
 from autocompress.machine.messages import Ended, receive, send
 from autocompress.machine.scratch import scratch_folder
 from autocompress.measure.quiet import WAIT_VARIABLE
+from autocompress.policy.files import disk_full
 
 _TELL_EVERY_S = 1.0
 
 
 class _NoRoom(Exception):
-    """A file that was sent could not be stored."""
+    """A file that was sent could not be stored, or the disk was full for one that is made here."""
 
 
 class FileServer:
@@ -85,7 +86,12 @@ class FileServer:
             (self._folder / asked["digest"]).rmdir()
             return None, ()
         with self._alone():
-            return self._carry_out(asked, parts)
+            try:
+                return self._carry_out(asked, parts)
+            except OSError as error:
+                if disk_full(error):
+                    raise _NoRoom from error
+                raise
 
     @staticmethod
     def _store(place: Path, names: Sequence[str], parts: Sequence[bytes]) -> None:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,7 @@ _TRIES = 3
 _MACHINE = ("name", "cpu", "cores", "usable_cores", "memory_bytes", "system", "architecture")
 _log = logging.getLogger(__name__)
 
+Made = TypeVar("Made")
 Array = NDArray[Any]
 Fields = Mapping[str, Any]
 """Threads, batch, lengths and providers that files run with; plain data."""
@@ -125,14 +126,20 @@ class Device:
             for digest, path in zip(digests, paths, strict=True)
         ]
         message = {"do": do, "fields": dict(fields), "files": named, **(asked or {})}
-        tries = 0
+        sent, tries = [_bytes(array) for array in arrays], 0
+
+        def once() -> tuple[Any, list[Array]]:
+            self._send(digests, paths)
+            found, parts = self._request(message, sent)
+            return found, [np.load(io.BytesIO(p), allow_pickle=False) for p in parts]
+
         while True:
             try:
-                self._send(digests, paths)
-                found, parts = self._request(message, [_bytes(array) for array in arrays])
-                return found, [np.load(io.BytesIO(p), allow_pickle=False) for p in parts]
+                return once()
+            except NoRoom as full:  # the files may have room where what they write has none
+                return self._again(str(full), once)
             except Lost as lost:
-                tries += not isinstance(lost, NoRoom)
+                tries += 1
                 if tries == _TRIES:
                     raise MeasurementError(
                         f"{self.url} ended {tries} times while it did this ({do} of "
@@ -200,12 +207,12 @@ class Device:
             )
         return ""
 
-    def _again(self, why: str, begin_anew: Callable[[], None]) -> None:
+    def _again(self, why: str, begin_anew: Callable[[], Made]) -> Made:
         """Wait until the device is there again and takes files.
 
         Args:
             why: it is waited for.
-            begin_anew: connects, and sends what is needed.
+            begin_anew: connects, and sends what is needed; what it returns comes back.
 
         Raises:
             DeviceLost: it does not, within the time for it or the study's.
@@ -218,14 +225,14 @@ class Device:
             while True:
                 self._connection = None
                 try:
-                    begin_anew()
+                    made = begin_anew()
                 except Lost as lost:
                     why = str(lost)
                 else:
                     if waited:
                         _log.warning("the device %s is there again", self.url)
                     self._in_vain = False
-                    return
+                    return made
                 waited = time.monotonic() - begin
                 if waited >= limit:
                     self._in_vain = True

@@ -134,6 +134,11 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
+def disk_full(error: BaseException) -> bool:
+    """Whether somebody wrote to a disk that is full, which is no fault of what was written."""
+    return isinstance(error, OSError) and error.errno in _FULL
+
+
 def as_ours(error: Exception, remedy: str = "") -> AutocompressError | None:
     """What the system says of a file, as an error of ours; ``None`` where it is a bug of someone's.
 
@@ -151,7 +156,7 @@ def as_ours(error: Exception, remedy: str = "") -> AutocompressError | None:
         return AutocompressError(f"The memory does not suffice. {error}".strip())
     if not isinstance(error, OSError) or not error.strerror:
         return None
-    full = error.errno in _FULL
+    full = disk_full(error)
     named = isinstance(error.filename, str | bytes | os.PathLike)
     if not full and (not named or _of_the_users(error)):
         return None

@@ -36,19 +36,27 @@ def replacing(path: Path) -> Iterator[Path]:
     except OSError:
         raise
     except Exception as error:
-        _check_room(partial, error)
+        check_room(partial, error)
         raise
     finally:
         partial.unlink(missing_ok=True)
 
 
-def _check_room(partial: Path, error: Exception) -> None:
-    """Torch and safetensors have errors of their own for a disk that is full: see whether it is."""
+def check_room(path: Path, error: Exception) -> None:
+    """See whether a disk is full for which a library has an error of its own, or none.
+
+    Args:
+        path: of a file that was not written as it should be; it is made longer.
+        error: that came of it.
+
+    Raises:
+        OSError: the disk is full.
+    """
     try:
-        with partial.open("ab") as file:
+        with path.open("ab") as file:
             file.write(bytes(_PROBED))
     except OSError as found:
-        raise OSError(found.errno, found.strerror, str(partial)) from error
+        raise OSError(found.errno, found.strerror, str(path)) from error
 
 
 def without_password(url: str) -> str:

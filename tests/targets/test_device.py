@@ -305,6 +305,23 @@ def test_a_full_disk_is_waited_for(
     assert not full.exists()
 
 
+def test_a_disk_that_is_full_for_a_profile_is_the_devices_fault(
+    board: LoopbackDevice,
+    exported: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Files get there, and the runtime's own profile does not fit; no trial is to fail of that."""
+    room = 200_000 + exported[".onnx"].stat().st_size
+    lines = f"import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, ({room}, {room}))\n"
+    target = there(board, python=str(other_python(tmp_path / "full", lines)))
+    monkeypatch.setenv(WAIT_VARIABLE, "0")
+    with closing(target.open(exported[".onnx"])) as session:
+        assert session.profile(random_inputs(session.inputs), runs=1).nodes
+        with pytest.raises(DeviceLost, match=r"takes no files in .*File too large.*make room"):
+            session.profile(random_inputs(session.inputs), runs=500)
+
+
 def test_a_device_of_another_runtime_version_is_said_and_recorded(
     board: LoopbackDevice, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
