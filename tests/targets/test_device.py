@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import onnxruntime
+import psutil
 import pytest
 from devices import LoopbackDevice, loopback_device, other_python
 from tiny_study import until
@@ -197,6 +198,19 @@ def test_a_wrong_host_or_key_is_said_at_once(
     device_at.cache_clear()
     with pytest.raises(TargetUnavailable, match="no program 'no-such-ssh'"):
         there(board).reach()
+
+
+def test_who_is_interrupted_while_it_connects_leaves_no_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a board that answers nothing, or whose login never ends."""
+    connecting = tmp_path / "ssh"
+    connecting.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\nexec sleep 600\n")
+    connecting.chmod(0o755)
+    monkeypatch.setenv("AUTOCOMPRESS_SSH", str(connecting))
+    with pytest.raises(TookTooLong), time_limit(2.0, lambda: None):
+        get_target({"device": "ssh://board"}).reach()
+    assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
 
 
 def test_a_device_without_numpy_and_onnxruntime_is_told_how(
