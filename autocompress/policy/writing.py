@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from autocompress.policy.files import check_output, naming
 
@@ -36,27 +38,32 @@ def replacing(path: Path) -> Iterator[Path]:
     except OSError:
         raise
     except Exception as error:
-        check_room(partial, error)
+        _check_room(partial, error)
         raise
     finally:
         partial.unlink(missing_ok=True)
 
 
-def check_room(path: Path, error: Exception) -> None:
-    """See whether a disk is full for which a library has an error of its own, or none.
-
-    Args:
-        path: of a file that was not written as it should be; it is made longer.
-        error: that came of it.
+def read_back(path: Path) -> Any:
+    """JSON that a library wrote, which on a full disk may stop in the middle and say nothing.
 
     Raises:
         OSError: the disk is full.
     """
     try:
-        with path.open("ab") as file:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        _check_room(path, error)
+        raise
+
+
+def _check_room(partial: Path, error: Exception) -> None:
+    """Torch and safetensors have errors of their own for a disk that is full: see whether it is."""
+    try:
+        with partial.open("ab") as file:
             file.write(bytes(_PROBED))
     except OSError as found:
-        raise OSError(found.errno, found.strerror, str(path)) from error
+        raise OSError(found.errno, found.strerror, str(partial)) from error
 
 
 def without_password(url: str) -> str:

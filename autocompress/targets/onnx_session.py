@@ -14,7 +14,7 @@ import numpy as np
 from autocompress.errors import InputError
 from autocompress.exporters.metadata import SIZES_KEY
 from autocompress.machine.scratch import scratch_folder
-from autocompress.policy.writing import check_room
+from autocompress.policy.writing import read_back
 from autocompress.targets.profile import NodeTime, Profile
 from autocompress.targets.session import WARM_UP, Array, Arrays, Session, TensorSpec
 
@@ -102,26 +102,13 @@ class OnnxRuntimeSession(Session):
             session = self._make(str(folder / "profile"))
             for _ in range(WARM_UP + runs):
                 session.run(None, feed)
-            events = _written(Path(session.end_profiling()))
+            events = read_back(Path(session.end_profiling()))
             del session
         return read_profile(events, WARM_UP, self._makers(self.file))
 
     def close(self) -> None:
         """Free the session."""
         self._session = None
-
-
-def _written(file: Path) -> Any:
-    """What the profiler wrote; on a full disk it stops in the middle and says nothing.
-
-    Raises:
-        OSError: the disk is full.
-    """
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        check_room(file, error)
-        raise
 
 
 def origin(name: str, makers: Mapping[str, str]) -> str:
