@@ -23,7 +23,7 @@ def show(
     *,
     target: str | None,
     python: str | None,
-    retry: bool,
+    retry: bool = False,
     trust: bool,
     as_json: bool,
 ) -> None:

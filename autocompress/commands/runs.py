@@ -65,13 +65,12 @@ def front(
     from autocompress.commands import reading
     from autocompress.report.tables import summary_json
     from autocompress.track.by_cost import by_cost
-    from autocompress.track.folder import RunFolder
 
     view = reading.view_of(run, target, python=python, retry=retry, trust=trust, quiet=as_json)
     view = view if by is None else by_cost(view, by)
     printed(summary_json(view), as_json, lambda console: reading.show_front(view, console))
     if open_report:
-        typer.launch(str(RunFolder.open(run).report.resolve()))
+        reading.open_report(run, view)
 
 
 def export(
@@ -82,13 +81,22 @@ def export(
     output: Annotated[Path, typer.Option("--output", "-o", help="The recipe to write.")] = Path(
         "recipe.yaml"
     ),
+    target: Annotated[
+        str | None,
+        typer.Option(help="Claim the costs on another runtime or device, as `front --target`."),
+    ] = None,
+    python: options.DevicePython = None,
+    trust: options.Trust = False,
     as_json: Json = False,
 ) -> None:
     """Write a recipe that anyone can apply again."""
+    options.check_python(target, python)
     from autocompress.commands import recipes as showing
     from autocompress.run import recipes
 
-    found = recipes.export(run, pick, output)
+    with display(as_json) as shown:
+        there = partial(recipes.export, target=target, python=python, trust=trust)
+        found = there(run, pick, output, shown.preparing)
     printed(found, as_json, lambda console: showing.show_export(found, console))
 
 

@@ -26,6 +26,7 @@ from autocompress.machine.scratch import scratch_folder
 from autocompress.policy.budget import Budget, Limit
 from autocompress.policy.costs import BY_NAME, COSTS, EXTRA
 from autocompress.policy.writing import replacing
+from autocompress.report.tables import elsewhere
 from autocompress.results.answer import rejudged
 from autocompress.results.metric import Metric
 from autocompress.results.trial import Trial
@@ -243,10 +244,11 @@ def _answer(opened: _Opened, budget: Budget, expected: Forecast | None) -> dict[
         "policy_file": None,
         "commands": [],
     }
-    if measured is not None:
-        found["commands"].append(
-            shlex.join(["autocompress", "export", str(folder.root), "--pick", str(measured.number)])
-        )
+    if measured is not None and (
+        opened.study is None or opened.study.target.config().table is None
+    ):
+        there = ["--pick", str(measured.number), *elsewhere(view)]
+        found["commands"].append(shlex.join(["autocompress", "export", str(folder.root), *there]))
     if expected is None:
         return found
     file = folder.root / "forecasts" / f"{expected.policy.digest[:12]}.yaml"

@@ -12,10 +12,12 @@ from typing import Any
 from autocompress.estimate.other_device import device_model, remarks
 from autocompress.machine.progress import Progress
 from autocompress.machine.scratch import scratch_folder
+from autocompress.machine.ssh import SCHEME
 from autocompress.measure.extras import ExtraCosts
 from autocompress.policy.costs import EXTRA, ON_OTHERS, WORST
 from autocompress.policy.files import open_file
 from autocompress.policy.policy import Policy
+from autocompress.report.tables import ELSEWHERE
 from autocompress.results.metric import LATENCY, Measurement
 from autocompress.results.trial import Trial, TrialState
 from autocompress.run.assembly import Assembly
@@ -82,11 +84,11 @@ def retarget(
     python: str | None = None,
     retry: bool = False,
     trust: bool = False,
-) -> RunView:
-    """The same trials with their latency on another target; quality and size stay.
+) -> tuple[RunView, StudyConfig]:
+    """A run and its study on another target.
 
-    What was timed there before is taken from the run's folder; where nothing is missing, neither
-    model nor data are read.
+    The same trials with their latency there; quality and size stay. What was timed there before is
+    taken from the run's folder; where nothing is missing, neither model nor data are read.
 
     Args:
         folder: of the run.
@@ -104,7 +106,8 @@ def retarget(
     source = from_elsewhere(f"run {folder.root}", named=(target,), trust=trust)
     with scratch_folder("retarget") as scratch, source:
         study = study_there(folder, target, python)
-        return run_there(folder, view, study, scratch, progress, retry=retry).view
+        there = run_there(folder, view, study, scratch, progress, retry=retry)
+        return there.view, there.study
 
 
 @dataclass(frozen=True)
@@ -157,6 +160,8 @@ def run_there(
     base = costs_of(Policy())
     assert isinstance(base, _Costs)
     baseline = base.instead_of(view.baseline)
+    baseline = replace(baseline, context={**baseline.context, ELSEWHERE: _words(study)})
+    tested = view.baseline_test and base.instead_of(view.baseline_test)
     told = view.budget.on(baseline.values)
     if told != view.budget:
         _log.warning("Of the budget (%s) only this is known there: %s.", view.budget, told)
@@ -164,8 +169,19 @@ def run_there(
     objectives = known if len(known) > 1 else (view.objectives[0], LATENCY)
     alone = (entry for entry in view.entries if entry.trial.phase.kind != "cascade")
     entries = tuple(_recosted(entry, costs_of) for entry in alone)
-    fresh = replace(view, entries=entries, baseline=baseline, objectives=objectives)
-    return RunThere(fresh.under(told), study, parts)
+    fresh = replace(view, entries=entries, baseline=baseline, baseline_test=tested)
+    return RunThere(replace(fresh, objectives=objectives).under(told), study, parts)
+
+
+def _words(study: StudyConfig) -> list[str]:
+    """The options that name its target."""
+    target = study.target.config()
+    if target.table is not None:
+        return ["--target", str(target.table)]
+    if not target.device.startswith(SCHEME):
+        return ["--target", target.runtime]
+    python = target.model_dump(mode="json")["python"]
+    return ["--target", target.device, *(["--python", python] if python != "python3" else [])]
 
 
 @dataclass(frozen=True)
@@ -185,6 +201,8 @@ class _Costs:
     def instead_of(self, found: Measurement) -> Measurement:
         """A measurement with these costs: what was measured on the first target says nothing."""
         context = {k: v for k, v in found.context.items() if k not in _OF_THE_FIRST}
+        if problems := context.get("problems"):  # the gate's are of the first target's kernels
+            context["problems"] = [why for why in problems if found.quality.name in why]
         values, spread = (
             {k: v for k, v in told.items() if k not in _COSTS_OF_THE_FIRST}
             for told in (found.values, found.spread)
@@ -198,7 +216,7 @@ class _Costs:
         )
 
 
-_OF_THE_FIRST = frozenset(["target", "timing", "also_on"])
+_OF_THE_FIRST = frozenset(["target", "timing", "also_on", "notes", "conversions", "expected"])
 _COSTS_OF_THE_FIRST = frozenset([LATENCY.name, *(cost.name for cost in EXTRA)])
 _NOTHING = _Costs({}, 0.0, {})
 CostsOf = Callable[[Policy], _Costs | str]

@@ -37,7 +37,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 
 
 def there(run: RunFolder) -> RunView:
-    return retarget.retarget(run, RunView.load(run), OTHER, silent)
+    return retarget.retarget(run, RunView.load(run), OTHER, silent)[0]
 
 
 def test_every_phase_is_judged_by_what_it_takes_there(run: RunFolder) -> None:
@@ -126,7 +126,7 @@ def test_a_model_that_cannot_be_timed_there_costs_its_trials_alone(
         assert "the exporter fails" in caplog.text
     assert tried == [gone]
     monkeypatch.setattr(StudyEvaluator, "export_variant", inner)
-    again = retarget.retarget(run, RunView.load(run), OTHER, silent, retry=True)
+    again = retarget.retarget(run, RunView.load(run), OTHER, silent, retry=True)[0]
     assert gone in json.loads(kept.read_text())["policies"]
     assert not json.loads(kept.read_text())["failed"]
     assert not [t for t in again.trials if t.reason.startswith(retarget._FAILED)]
@@ -151,6 +151,7 @@ def test_a_budget_there_is_answered_with_costs_there(run: RunFolder) -> None:
     expected = found["expected"]
     assert expected is not None
     assert expected["latency_ms"]["value"] > 0
+    assert found["commands"][0].endswith(f"--pick {best.number} --target {OTHER}")
     command = shlex.split(found["commands"][-1])
     study = load_study(run.root.parent / command[2])
     assert get_target(study.target.config()).name == OTHER
