@@ -103,8 +103,7 @@ class OnnxRuntimeSession(Session):
             for _ in range(WARM_UP + runs):
                 session.run(None, feed)
             events = read_back(Path(session.end_profiling()))
-            del session
-        return read_profile(events, WARM_UP, self._makers(self.file))
+            return read_profile(events, WARM_UP, self._makers(self.file))
 
     def close(self) -> None:
         """Free the session."""
@@ -121,11 +120,9 @@ def read_profile(events: list[dict[str, Any]], warm_up: int, makers: Mapping[str
     """Median per node over the runs after the warm-up, from the profiler's trace events."""
     times: dict[str, list[float]] = defaultdict(list)
     first: dict[str, dict[str, Any]] = {}
-    totals: list[float] = []
+    totals = [event["dur"] / 1e3 for event in events if event.get("name") == "model_run"]
     for event in events:
         name = event.get("name", "")
-        if name == "model_run":
-            totals.append(event["dur"] / 1e3)
         if event.get("cat") != "Node" or not name.endswith("_kernel_time"):
             continue
         key = f"{event['args'].get('node_index')}:{name}"
