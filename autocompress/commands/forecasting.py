@@ -23,6 +23,7 @@ def show(
     *,
     target: str | None,
     python: str | None,
+    retry: bool = False,
     trust: bool,
     as_json: bool,
 ) -> None:
@@ -31,7 +32,7 @@ def show(
 
     with Display(as_json) as shown:
         ask = partial(forecast, run, budget) if budget else partial(sweep, run)
-        found = ask(shown.preparing, target=target, python=python, trust=trust)
+        found = ask(shown.preparing, target=target, python=python, retry=retry, trust=trust)
     printed(found, as_json, lambda console: (_one if budget else _many)(found, console))
 
 

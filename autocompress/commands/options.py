@@ -129,6 +129,25 @@ DryRun = Annotated[
 DevicePython = Annotated[
     str | None, typer.Option(help="Name or path of Python on a device; python3 by default.")
 ]
+Retry = Annotated[
+    bool,
+    typer.Option(
+        "--retry", help="With --target: try again what could not be timed there, which is kept."
+    ),
+]
+
+
+def check_retry(target: str | None, retry: bool) -> None:
+    """See that something can be tried again.
+
+    Raises:
+        InputError: nothing is timed.
+    """
+    if retry and (target is None or target.endswith(".json")):
+        raise InputError(
+            "--retry times policies again that could not be timed on another target. Give "
+            "`--target` a runtime or a device, or leave it out."
+        )
 
 
 def check_python(target: str | None, python: str | None) -> None:

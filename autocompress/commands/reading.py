@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +17,8 @@ from rich.markup import escape
 from autocompress.machine.output import answer
 from autocompress.mlflow.server import serve
 from autocompress.report.display import Display
-from autocompress.report.tables import front_table, verdict_table
+from autocompress.report.html import write_report
+from autocompress.report.tables import elsewhere, front_table, verdict_table
 from autocompress.report.terminal import PlainConsole
 from autocompress.run.dashboard import serve as serve_dashboard
 from autocompress.track.folder import RunFolder
@@ -26,7 +29,13 @@ if TYPE_CHECKING:
 
 
 def view_of(
-    run: str, target: str | None, *, python: str | None = None, trust: bool, quiet: bool
+    run: str,
+    target: str | None,
+    *,
+    python: str | None = None,
+    retry: bool = False,
+    trust: bool,
+    quiet: bool,
 ) -> RunView:
     """A run as it was measured, or re-costed for another target."""
     view = RunView.load(run)
@@ -36,7 +45,18 @@ def view_of(
 
     with Display(quiet) as shown:
         folder = RunFolder.open(run)
-        return retarget(folder, view, target, shown.preparing, python=python, trust=trust)
+        asked = partial(retarget, folder, view, target, shown.preparing)
+        return asked(python=python, retry=retry, trust=trust)[0]
+
+
+def open_report(run: str, view: RunView) -> None:
+    """Open the report of a run; that of another target is written now, beside its timings."""
+    folder = RunFolder.open(run)
+    page = folder.report
+    if there := elsewhere(view):
+        digest = hashlib.sha256("\0".join(there).encode()).hexdigest()[:12]
+        page = write_report(folder, view, folder.root / "elsewhere" / f"report-{digest}.html")
+    typer.launch(str(page.resolve()))
 
 
 def show_front(view: RunView, console: Console) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -36,6 +37,7 @@ def front(
         typer.Option("--sweep", help="What to expect at each budget, the cheapest first."),
     ] = False,
     python: options.DevicePython = None,
+    retry: options.Retry = False,
     by: Annotated[
         str | None,
         typer.Option(
@@ -48,6 +50,7 @@ def front(
 ) -> None:
     """Show the Pareto front of a run, or what it knows of other budgets, here or elsewhere."""
     options.check_python(target, python)
+    options.check_retry(target, retry)
     if budget or sweep:
         if open_report or by or (budget and sweep):
             raise InputError(
@@ -56,20 +59,18 @@ def front(
             )
         from autocompress.commands import forecasting
 
-        forecasting.show(
-            run, budget or (), target=target, python=python, trust=trust, as_json=as_json
-        )
+        asked = partial(forecasting.show, run, budget or (), target=target, python=python)
+        asked(retry=retry, trust=trust, as_json=as_json)
         return
     from autocompress.commands import reading
     from autocompress.report.tables import summary_json
     from autocompress.track.by_cost import by_cost
-    from autocompress.track.folder import RunFolder
 
-    view = reading.view_of(run, target, python=python, trust=trust, quiet=as_json)
+    view = reading.view_of(run, target, python=python, retry=retry, trust=trust, quiet=as_json)
     view = view if by is None else by_cost(view, by)
     printed(summary_json(view), as_json, lambda console: reading.show_front(view, console))
     if open_report:
-        typer.launch(str(RunFolder.open(run).report.resolve()))
+        reading.open_report(run, view)
 
 
 def export(
@@ -80,13 +81,22 @@ def export(
     output: Annotated[Path, typer.Option("--output", "-o", help="The recipe to write.")] = Path(
         "recipe.yaml"
     ),
+    target: Annotated[
+        str | None,
+        typer.Option(help="Claim the costs on another runtime or device, as `front --target`."),
+    ] = None,
+    python: options.DevicePython = None,
+    trust: options.Trust = False,
     as_json: Json = False,
 ) -> None:
     """Write a recipe that anyone can apply again."""
+    options.check_python(target, python)
     from autocompress.commands import recipes as showing
     from autocompress.run import recipes
 
-    found = recipes.export(run, pick, output)
+    with display(as_json) as shown:
+        there = partial(recipes.export, target=target, python=python, trust=trust)
+        found = there(run, pick, output, shown.preparing)
     printed(found, as_json, lambda console: showing.show_export(found, console))
 
 

@@ -141,7 +141,13 @@ class Context:
         return replace(trial, measurement=found, violations=over)
 
     def end(self, outcome: Outcome) -> Trial:
-        """Turn an outcome into a trial, and hand it to the ledger."""
+        """Turn an outcome into a trial, and hand it to the ledger.
+
+        Raises:
+            OSError: a disk is full, which is no policy's fault and ends the study.
+        """
+        if outcome.full is not None:
+            raise outcome.full
         job = outcome.job
         trial = Trial(
             job.number,

@@ -118,13 +118,23 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of a job: a measurement, the text of the exception, or what waits to be timed."""
+    """What came of a job.
+
+    Args:
+        job: that was carried out.
+        measurement: of it.
+        error: text of the exception.
+        seconds: that it took.
+        scored: what waits to be timed.
+        full: of a disk; no other job could be carried out either.
+    """
 
     job: Job
     measurement: Measurement | None
     error: str = ""
     seconds: float = 0.0
     scored: Any = None
+    full: OSError | None = None
 
 
 class Executor(Protocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import sys
 import tempfile
@@ -22,12 +23,13 @@ from autocompress.machine.energy import energy_meter
 from autocompress.machine.messages import Ended, receive, send
 from autocompress.machine.scratch import scratch_folder
 from autocompress.measure.quiet import WAIT_VARIABLE
+from autocompress.policy.files import disk_full
 
-_TELL_EVERY_S = 5.0
+_TELL_EVERY_S = 1.0
 
 
 class _NoRoom(Exception):
-    """A file that was sent could not be stored."""
+    """A file that was sent could not be stored, or the disk was full for one that is made here."""
 
 
 class FileServer:
@@ -84,7 +86,12 @@ class FileServer:
             (self._folder / asked["digest"]).rmdir()
             return None, ()
         with self._alone():
-            return self._carry_out(asked, parts)
+            try:
+                return self._carry_out(asked, parts)
+            except OSError as error:
+                if disk_full(error):
+                    raise _NoRoom from error
+                raise
 
     @staticmethod
     def _store(place: Path, names: Sequence[str], parts: Sequence[bytes]) -> None:
@@ -94,7 +101,11 @@ class FileServer:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """One study at a time runs files here, or what is left of one whose connection broke."""
+        """One study at a time runs files here, or what is left of one whose connection broke.
+
+        Whoever has to wait is told so at once, again and again, and when it is over: no time limit
+        counts that.
+        """
         try:
             import fcntl
         except ImportError:  # no such locks on Windows
@@ -103,16 +114,19 @@ class FileServer:
         place = Path(tempfile.gettempdir()) / f"autocompress-device-{os.getuid()}.lock"
         handle = os.open(place, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         try:
-            begin, told = time.monotonic(), time.monotonic()
+            begin, told = time.monotonic(), -math.inf
             while True:
                 try:
                     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
                 except BlockingIOError:
-                    time.sleep(0.1)
-                if time.monotonic() - told > _TELL_EVERY_S:
-                    told = time.monotonic()
-                    send(self._write, {"waiting_s": told - begin})
+                    now = time.monotonic()
+                if now - told > _TELL_EVERY_S:
+                    told = now
+                    send(self._write, {"waiting_s": now - begin})
+                time.sleep(0.1)
+            if told >= begin:
+                send(self._write, {"begins": True})
             yield
         finally:
             os.close(handle)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from autocompress.controller.protocols import Evaluator, Job, Outcome
 from autocompress.errors import AutocompressError, DeviceLost
 from autocompress.execute.limit import TookTooLong, time_limit
+from autocompress.policy.files import disk_full
 
 
 class InProcessExecutor:
@@ -68,8 +69,14 @@ def run_job(work: Callable[[], Outcome], job: Job, stuck: Callable[[], object]) 
     except (KeyboardInterrupt, DeviceLost):
         raise
     except BaseException as error:  # sys.exit in a user's code ends no study
-        found = Outcome(job, None, told(error))
+        found = failed(job, error)
     return replace(found, seconds=time.perf_counter() - start)
+
+
+def failed(job: Job, error: BaseException) -> Outcome:
+    """What came of a job whose code raised something."""
+    full = error if isinstance(error, OSError) and disk_full(error) else None
+    return Outcome(job, None, told(error), full=full)
 
 
 def too_long(job: Job) -> Outcome:

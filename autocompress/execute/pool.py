@@ -23,7 +23,7 @@ from pebble import ProcessExpired, ProcessPool
 
 from autocompress.controller.protocols import DividedEvaluator, Job, Outcome
 from autocompress.errors import InputError
-from autocompress.execute.local import told
+from autocompress.execute.local import failed
 from autocompress.execute.processes import Workers
 from autocompress.execute.worker import begin, died, score
 from autocompress.machine.facts import cores, usable_cores
@@ -150,7 +150,7 @@ class ProcessPoolExecutor:
             self.submit(job)
             return None
         except Exception as error:  # what a worker found could not be sent
-            return Outcome(job, None, told(error))
+            return failed(job, error)
 
     def _lost(self) -> Outcome | None:
         """A job that got lost between the pool and a worker, which ends those that it has."""

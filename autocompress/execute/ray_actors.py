@@ -12,7 +12,7 @@ from typing import Any
 
 from autocompress.controller.protocols import DividedEvaluator, Job, Outcome
 from autocompress.execute.cluster import connect
-from autocompress.execute.local import told
+from autocompress.execute.local import failed
 from autocompress.execute.worker import died, prepare, print_to_stderr, score
 
 _PLACE_S = 300.0
@@ -131,7 +131,7 @@ class RayExecutor:
             outcome = died(job)
         except Exception as error:
             self._idle.append(actor)
-            outcome = Outcome(job, None, told(error))
+            outcome = failed(job, error)
         else:
             self._idle.append(actor)
         self._hand_out()

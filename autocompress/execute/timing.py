@@ -9,7 +9,7 @@ from typing import Protocol
 
 from autocompress.controller.protocols import DividedEvaluator, Executor, Job, Outcome
 from autocompress.errors import DeviceLost
-from autocompress.execute.local import told
+from autocompress.execute.local import failed
 
 _FILES = 2
 """Files per worker that are timed together."""
@@ -106,7 +106,8 @@ class TimingExecutor:
         except Exception as error:
             if len(scored) > 1:
                 return [one for outcome in scored for one in self._timed([outcome])]
-            return [replace(scored[0], scored=None, error=told(error))]
+            outcome = failed(scored[0].job, error)
+            return [replace(outcome, seconds=scored[0].seconds)]
         seconds = (time.perf_counter() - start) / len(scored)
         return [
             replace(outcome, scored=None, measurement=measured, seconds=outcome.seconds + seconds)

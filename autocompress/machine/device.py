@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,7 @@ _TRIES = 3
 _MACHINE = ("name", "cpu", "cores", "usable_cores", "memory_bytes", "system", "architecture")
 _log = logging.getLogger(__name__)
 
+Made = TypeVar("Made")
 Array = NDArray[Any]
 Fields = Mapping[str, Any]
 """Threads, batch, lengths and providers that files run with; plain data."""
@@ -125,14 +126,20 @@ class Device:
             for digest, path in zip(digests, paths, strict=True)
         ]
         message = {"do": do, "fields": dict(fields), "files": named, **(asked or {})}
-        tries = 0
+        sent, tries = [_bytes(array) for array in arrays], 0
+
+        def once() -> tuple[Any, list[Array]]:
+            self._send(digests, paths)
+            found, parts = self._request(message, sent)
+            return found, [np.load(io.BytesIO(p), allow_pickle=False) for p in parts]
+
         while True:
             try:
-                self._send(digests, paths)
-                found, parts = self._request(message, [_bytes(array) for array in arrays])
-                return found, [np.load(io.BytesIO(p), allow_pickle=False) for p in parts]
+                return once()
+            except NoRoom as full:  # the files may have room where what they write has none
+                return self._again(str(full), once)
             except Lost as lost:
-                tries += not isinstance(lost, NoRoom)
+                tries += 1
                 if tries == _TRIES:
                     raise MeasurementError(
                         f"{self.url} ended {tries} times while it did this ({do} of "
@@ -200,12 +207,12 @@ class Device:
             )
         return ""
 
-    def _again(self, why: str, begin_anew: Callable[[], None]) -> None:
+    def _again(self, why: str, begin_anew: Callable[[], Made]) -> Made:
         """Wait until the device is there again and takes files.
 
         Args:
             why: it is waited for.
-            begin_anew: connects, and sends what is needed.
+            begin_anew: connects, and sends what is needed; what it returns comes back.
 
         Raises:
             DeviceLost: it does not, within the time for it or the study's.
@@ -218,14 +225,14 @@ class Device:
             while True:
                 self._connection = None
                 try:
-                    begin_anew()
+                    made = begin_anew()
                 except Lost as lost:
                     why = str(lost)
                 else:
                     if waited:
                         _log.warning("the device %s is there again", self.url)
                     self._in_vain = False
-                    return
+                    return made
                 waited = time.monotonic() - begin
                 if waited >= limit:
                     self._in_vain = True
@@ -260,9 +267,8 @@ class Device:
         connection = self._connected()
         try:
             found, more = connection.request(data, parts)
-            while "waiting_s" in found:
-                text = "waiting for another study on %s; waited for %.0f s so far"
-                _log.info(text, self.url, found["waiting_s"])
+            if "waiting_s" in found:
+                self._wait_for_others(connection)
                 found, more = connection.next()
         except Lost:
             raise
@@ -280,6 +286,27 @@ class Device:
                 raise InputError(f"{text} (ONNX Runtime {self.version} there)")
             raise MeasurementError(text if found["ours"] else f"{text} ({found['kind']})")
         return found["found"], more
+
+    def _wait_for_others(self, connection: Connection) -> None:
+        """Wait until another study's request has ended there.
+
+        Raises:
+            DeviceLost: it does not, within half an hour or the study's time.
+        """
+        limit, told = min(_PATIENCE_S, seconds_to_end()), -_TELL_EVERY_S / 2
+        with outside_wait():
+            while "waiting_s" in (found := connection.next()[0]):
+                waited = found["waiting_s"]
+                if waited >= limit:
+                    raise DeviceLost(
+                        f"The device {self.url} is not free: another study has been at work there "
+                        f"for {waited:.0f} s. What was measured is kept: go on when it has ended, "
+                        "a search with --resume."
+                    )
+                if waited - told >= _TELL_EVERY_S:
+                    told = waited
+                    text = "waiting for another study on %s; waited for %.0f s so far"
+                    _log.info(text, self.url, waited)
 
 
 def other_machine(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -25,6 +25,7 @@ from pathlib import Path
 from filelock import BaseFileLock, FileLock, Timeout
 
 from autocompress.errors import MeasurementError
+from autocompress.machine.waiting import outside_wait, seconds_to_end
 
 #: seconds until a wait is told of, and until it is told of again
 _FIRST_WORD_S, _NEXT_WORD_S = 2.0, 10.0
@@ -51,15 +52,15 @@ def timing_lock() -> Iterator[None]:
     """Keep all other timing, and computing of ours that pauses, away from this machine.
 
     A thread may take it again while it holds it. A wait of some seconds is logged, with the
-    process that holds it, a short one at most once a minute; after ten minutes the timing goes on
-    beside it, with a warning.
+    process that holds it, a short one at most once a minute; after ten minutes, or at the end of
+    the study's time, the timing goes on beside it, with a warning. No time limit counts the wait.
 
     Raises:
         MeasurementError: the lock file cannot be written.
     """
     lock, again = _lock(), _lock().is_locked
     with _at_the_lock():
-        free = _wait(lock, _LONGEST_S)
+        free = _wait(lock, min(_LONGEST_S, seconds_to_end()))
     if not free:
         _log.warning("timing beside %s: the latency may be too high", _holder(lock)[0])
     try:
@@ -171,7 +172,7 @@ def _at_the_lock() -> Iterator[None]:
 def _wait(lock: BaseFileLock, seconds: float) -> bool:
     """Take the lock, and tell meanwhile for whom one waits; whether it could be taken in time."""
     start, pause = time.monotonic(), _FIRST_WORD_S
-    with _usable(lock):
+    with _usable(lock), outside_wait():
         while True:
             waited = time.monotonic() - start
             try:

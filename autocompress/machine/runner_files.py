@@ -25,6 +25,8 @@ _SHARED = (
     "measure/rounds.py",
     "measure/sampling.py",
     "measure/taking.py",
+    "policy/files.py",
+    "policy/writing.py",
     "targets/lengths.py",
     "targets/onnx_session.py",
     "targets/profile.py",

@@ -186,6 +186,10 @@ class Connection:
             if self._process.returncode in _NOT_STARTED:
                 raise Lacking(f"{python} does not start there ({said})") from None
             raise Lost(said) from None
+        except BaseException:  # Ctrl-C, or a trial's time is over: nobody else ends what connects
+            self._process.kill()
+            self.close()
+            raise
         if "no_room" in self.hello:
             self.close()
             raise NoRoom(self.hello["no_room"], self.hello["folder"])

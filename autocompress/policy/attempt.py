@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from autocompress.errors import DeviceLost, explained
+from autocompress.policy.files import disk_full
 from autocompress.policy.policy import Policy
 
 Made = TypeVar("Made")
@@ -38,6 +39,8 @@ def attempt(
     except DeviceLost:  # no other model could be timed either
         raise
     except Exception as error:  # forwards, exporters and runtimes raise whatever they do
+        if disk_full(error):  # no other model could be exported either
+            raise
         reason = explained(error).rstrip(". \n") + "."
         _log.log(level, "Left out of %s: the model with %s. %s", purpose, words(policy), reason)
         _log.debug("Where it failed", exc_info=True)

@@ -9,6 +9,7 @@ import sysconfig
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import IO
 
@@ -20,7 +21,6 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """A full disk is no fault of whatever writes to it, with the file's name or without."""
 _LONGEST_NAME = 200
 _PATHS = ("stdlib", "platstdlib", "purelib", "platlib")
-_LIBRARIES = (Path(__file__).parent.parent, *(Path(sysconfig.get_path(p)) for p in _PATHS))
 _KINDS = (
     (stat.S_ISREG, "file"),
     (stat.S_ISDIR, "folder"),
@@ -134,6 +134,11 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
+def disk_full(error: BaseException) -> bool:
+    """Whether somebody wrote to a disk that is full, which is no fault of what was written."""
+    return isinstance(error, OSError) and error.errno in _FULL
+
+
 def as_ours(error: Exception, remedy: str = "") -> AutocompressError | None:
     """What the system says of a file, as an error of ours; ``None`` where it is a bug of someone's.
 
@@ -151,7 +156,7 @@ def as_ours(error: Exception, remedy: str = "") -> AutocompressError | None:
         return AutocompressError(f"The memory does not suffice. {error}".strip())
     if not isinstance(error, OSError) or not error.strerror:
         return None
-    full = error.errno in _FULL
+    full = disk_full(error)
     named = isinstance(error.filename, str | bytes | os.PathLike)
     if not full and (not named or _of_the_users(error)):
         return None
@@ -160,12 +165,17 @@ def as_ours(error: Exception, remedy: str = "") -> AutocompressError | None:
     return (AutocompressError if full else InputError)(f"{where}: {error.strerror}. {remedy}")
 
 
+@cache
+def _libraries() -> tuple[Path, ...]:
+    return (Path(__file__).parent.parent, *(Path(sysconfig.get_path(p)) for p in _PATHS))
+
+
 def _of_the_users(error: OSError) -> bool:
     """Whether code was running that is neither ours nor a library's."""
     frames = traceback.walk_tb(error.__traceback__)
     names = {frame.f_code.co_filename for frame, _ in frames}
     files = [Path(name) for name in names if not name.startswith("<")]
-    return any(not any(file.is_relative_to(p) for p in _LIBRARIES) for file in files)
+    return any(not any(file.is_relative_to(p) for p in _libraries()) for file in files)
 
 
 def _short(path: str | Path) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from autocompress.policy.files import check_output, naming
 
@@ -40,6 +42,19 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
     finally:
         partial.unlink(missing_ok=True)
+
+
+def read_back(path: Path) -> Any:
+    """JSON that a library wrote, which on a full disk may stop in the middle and say nothing.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        _check_room(path, error)
+        raise
 
 
 def _check_room(partial: Path, error: Exception) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,10 +20,12 @@ from autocompress.report.review import review
 from autocompress.report.tables import (
     BUILDS_DIFFER,
     cascades,
+    elsewhere,
     number_text,
     on_test,
     quality_text,
     what,
+    where,
 )
 from autocompress.report.verdict import verdict
 from autocompress.results.difference import Difference, difference
@@ -41,12 +44,15 @@ _SCRIPTS = (
 )
 
 
-def write_report(run: str | Path | RunFolder, view: RunView | None = None) -> Path:
+def write_report(
+    run: str | Path | RunFolder, view: RunView | None = None, place: Path | None = None
+) -> Path:
     """Write ``report.html`` into a run's folder.
 
     Args:
         run: the folder; also of a run that is still going on, or was stopped.
         view: of the run, where it was read before.
+        place: of the file, where it is another.
 
     Returns:
         The file.
@@ -54,8 +60,10 @@ def write_report(run: str | Path | RunFolder, view: RunView | None = None) -> Pa
     folder = run if isinstance(run, RunFolder) else RunFolder.open(run)
     view = view or RunView.load(folder)
     page = render(view, read_screened(folder.screened), folder.read_front())
-    write_atomically(folder.report, page)
-    return folder.report
+    place = place or folder.report
+    place.parent.mkdir(exist_ok=True)
+    write_atomically(place, page)
+    return place
 
 
 def render(
@@ -78,7 +86,7 @@ def render(
     screened, summary = screened or {}, summary or {}
     data = {**review(view, screened, summary), "course": course(view)}
     return template.render(
-        title=str(view.study.name or Path(view.run).name or "study"),
+        title=str(view.study.name or Path(view.run).name or "study") + where(view),
         run=view.run,
         quality=view.quality,
         unit=f" {view.quality.unit}" if not view.quality.fraction else " %",
@@ -356,6 +364,9 @@ def _states(view: RunView) -> dict[str, Any]:
 
 def _commands(view: RunView) -> list[tuple[str, str]]:
     run = view.run or "runs/NAME"
+    if there := elsewhere(view):
+        again = shlex.join(["autocompress", "front", run, *there, "--open"])
+        return [("This page again, and what is measured since", again)]
     found = [
         (
             "Run the same study again",

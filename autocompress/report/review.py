@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
-from shlex import quote
+from shlex import join, quote
 from typing import Any
 
 from autocompress.policy.budget import Budget
@@ -14,7 +14,7 @@ from autocompress.policy.policy import LayerPolicy, Policy
 from autocompress.policy.registry import techniques
 from autocompress.policy.technique import Technique
 from autocompress.report.comparison import CLEAR
-from autocompress.report.tables import origin_text, what
+from autocompress.report.tables import elsewhere, origin_text, what
 from autocompress.results.difference import HITS, hits_of
 from autocompress.results.metric import LATENCY, MACS, METRICS, SIZE, Measurement, Metric
 from autocompress.results.screened import Screened
@@ -62,6 +62,7 @@ def review(
     quality = view.quality
     return {
         "run": quote(view.run or "runs/NAME"),
+        "there": join(elsewhere(view)),
         "quality": {**quality.as_dict(), "fraction": quality.fraction, "title": quality.title},
         "range": [short(x) for x in quality_range(view)],
         "costs": [_cost(view, m) for m in metrics],

@@ -30,6 +30,19 @@ _COSTS = (
     ("macs", "MACs"),
     ("size_bytes", "size"),
 )
+ELSEWHERE = "elsewhere"
+"""In the uncompressed model's context: options of the command line that name the target whose costs
+a view tells, where that is not the run's own."""
+
+
+def elsewhere(view: RunView) -> list[str]:
+    """Those options; none on the run's own target."""
+    return list(view.baseline.context.get(ELSEWHERE) or ())
+
+
+def where(view: RunView) -> str:
+    """For titles: the target of the costs, where it is not the run's own."""
+    return "".join(f" on {target}" for target in elsewhere(view)[1:2])
 
 
 def summary_json(view: RunView, *, every: bool = True) -> dict[str, Any]:
@@ -39,8 +52,9 @@ def summary_json(view: RunView, *, every: bool = True) -> dict[str, Any]:
     the test split. ``front`` names its members, cheapest first; where nothing met the budget, the
     nearest trial, which is not feasible. ``feasible`` says whether anything met it, ``answered``
     whether there is an answer, which keeps to the largest drop as well; ``reason`` why not;
-    ``failed_phases`` which phases had trials that failed without exception. ``cascades``, where
-    there are any, holds trials in which several members answer together.
+    ``target``, where it is not the run's own, names that of the costs; ``failed_phases`` which
+    phases had trials that failed without exception. ``cascades``, where there are any, holds trials
+    in which several members answer together.
 
     Args:
         view: of the run.
@@ -70,6 +84,7 @@ def summary_json(view: RunView, *, every: bool = True) -> dict[str, Any]:
         "hypervolume": view.hypervolume,
         "seconds": view.seconds,
         **_of_task(view),
+        **({"target": there[1]} if (there := elsewhere(view)) else {}),
         **({"cascades": told} if told else {}),
     }
 
@@ -193,11 +208,11 @@ def front_table(view: RunView) -> Table:
     """The front, cheapest first, the answer marked; the uncompressed model closes it."""
     from rich.table import Table
 
-    title = _as_it_is(f"Pareto front of {view.run}" if view.run else "Pareto front")
+    title = "Pareto front" + (f" of {view.run}" if view.run else "") + where(view)
     caption = f"budget: {view.budget}; hypervolume {view.hypervolume:.4g}"
     if view.builds_differ:
         caption += f"\n{BUILDS_DIFFER}"
-    table = Table(title=title, caption=caption)
+    table = Table(title=_as_it_is(title), caption=caption)
     tested = any(view.verified(t) is not None for t in view.front)
     _columns(table, ["trial", *quality_columns(view.quality, tested)])
     _columns(table, _cost_columns(view))

@@ -38,6 +38,7 @@ _AT_ONCE = 4
 """Files that share the uncompressed model's turns."""
 _SECONDS = 3.0
 """For the timing of one file."""
+_PURPOSE = "the front there"
 _REMEDY = "Delete the file; `front --target` times its policies again."
 _log = logging.getLogger(__name__)
 
@@ -68,6 +69,7 @@ class _Form(Section):
     asked: list[str]
     baseline: _Told | None
     policies: dict[str, _Told]
+    failed: dict[str, str] = Field(default_factory=dict)
 
 
 class Elsewhere:
@@ -94,7 +96,7 @@ class Elsewhere:
         name = f"{target.name}-{hashlib.sha256(same.encode()).hexdigest()[:12]}.json"
         self._path = folder.root / "elsewhere" / name
         self._lock = folder.root / f"elsewhere-{name}.lock"
-        self._kept: dict[str, Any] = {**about, "baseline": None, "policies": {}}
+        self._kept: dict[str, Any] = {**about, "baseline": None, "policies": {}, "failed": {}}
         self._writable = True
         self._read()
 
@@ -107,7 +109,7 @@ class Elsewhere:
             _Form.read(found, where=str(self._path))
         except InputError as error:
             raise InputError(f"{error} {_REMEDY}") from None
-        self._kept = found
+        self._kept = {"failed": {}, **found}  # of earlier versions, which kept no failures
 
     def __call__(self, policy: Policy) -> Mapping[str, Any] | None:
         """``costs``, ``spread`` of the latency and ``timing`` of a policy's model.
@@ -124,6 +126,10 @@ class Elsewhere:
             else self._kept["policies"].get(policy.untrained_digest)
         )
         return found
+
+    def why_not(self, policy: Policy) -> str:
+        """Why a policy's model could not be timed; empty where nobody tried, or it was."""
+        return str(self._kept["failed"].get(policy.untrained_digest, ""))
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -148,15 +154,21 @@ class Elsewhere:
         finally:
             lock.release()
 
-    def missing(self, policies: Sequence[Policy]) -> list[Policy]:
-        """Those that were not timed there yet, each once."""
+    def missing(self, policies: Sequence[Policy], *, retry: bool = False) -> list[Policy]:
+        """Those that were not timed there yet, each once.
+
+        Args:
+            policies: of the run.
+            retry: those that could not be timed, too.
+        """
         wanted = {p.untrained_digest: p.untrained for p in policies}
-        return [p for p in wanted.values() if self(p) is None]
+        absent = [p for p in wanted.values() if self(p) is None]
+        return [p for p in absent if retry or not self.why_not(p)]
 
     def measure(
         self, evaluator: StudyEvaluator, policies: Sequence[Policy], progress: Progress
     ) -> None:
-        """Build, export and time models there. What is timed is kept at once.
+        """Build, export and time models there. What is timed, or why it cannot be, is kept at once.
 
         Args:
             evaluator: of the study with the other target.
@@ -171,14 +183,23 @@ class Elsewhere:
             self._keep()
         changed = [policy for policy in policies if not policy.identity]
         for some in _batches(changed):
-            files = {policy: self._exported(evaluator, policy) for policy in some}
-            self._time(measurer, {policy: file for policy, file in files.items() if file})
+            self._time(measurer, self._exported(evaluator, some))
             done += len(some)
             left = (time.monotonic() - began) / done * (len(changed) - done)
             progress(f"timing policies there, about {left:.0f} s left", done / len(changed))
 
-    def _exported(self, evaluator: StudyEvaluator, policy: Policy) -> Path | None:
-        return attempt(policy, "the front there", partial(evaluator.export_variant, policy))[0]
+    def _exported(
+        self, evaluator: StudyEvaluator, policies: Sequence[Policy]
+    ) -> dict[Policy, Path]:
+        """Files of those whose models can be exported."""
+        found = {}
+        for policy in policies:
+            file, why = attempt(policy, _PURPOSE, partial(evaluator.export_variant, policy))
+            if file is None:
+                self._failed(policy, why)
+            else:
+                found[policy] = file
+        return found
 
     def _time(self, measurer: Measurer, files: Mapping[Policy, Path]) -> None:
         """Time files together; where one of them fails, each alone."""
@@ -196,13 +217,24 @@ class Elsewhere:
         found = (
             attempt(ready[0], "a timing of several", partial(together, ready))[0] if ready else {}
         )
+        self._timed(found or {})
         for policy in ready if found is None else ():
-            alone = attempt(policy, "the front there", partial(together, [policy]))[0]
-            self._kept["policies"].update(_by_digest(alone or {}))
-        self._kept["policies"].update(_by_digest(found or {}))
+            alone, why = attempt(policy, _PURPOSE, partial(together, [policy]))
+            if alone is None:
+                self._failed(policy, why)
+            else:
+                self._timed(alone)
         for path in files.values():
             path.unlink(missing_ok=True)
         self._keep()
+
+    def _timed(self, found: Mapping[Policy, Any]) -> None:
+        for policy, told in found.items():
+            self._kept["policies"][policy.untrained_digest] = told
+            self._kept["failed"].pop(policy.untrained_digest, None)
+
+    def _failed(self, policy: Policy, why: str) -> None:
+        self._kept["failed"][policy.untrained_digest] = why
 
     @staticmethod
     def _costs(
@@ -218,10 +250,6 @@ class Elsewhere:
     def _keep(self) -> None:
         if self._writable:
             write_json(self._path, self._kept)
-
-
-def _by_digest(found: Mapping[Policy, Any]) -> dict[str, Any]:
-    return {policy.untrained_digest: told for policy, told in found.items()}
 
 
 def _batches(policies: Sequence[Policy]) -> Iterator[Sequence[Policy]]:

@@ -26,6 +26,7 @@ from autocompress.machine.scratch import scratch_folder
 from autocompress.policy.budget import Budget, Limit
 from autocompress.policy.costs import BY_NAME, COSTS, EXTRA
 from autocompress.policy.writing import replacing
+from autocompress.report.tables import elsewhere
 from autocompress.results.answer import rejudged
 from autocompress.results.metric import Metric
 from autocompress.results.trial import Trial
@@ -56,6 +57,7 @@ def forecast(
     *,
     target: str | None = None,
     python: str | None = None,
+    retry: bool = False,
     trust: bool = False,
 ) -> dict[str, Any]:
     """The best policy to expect at a budget, beside the best that was measured within it.
@@ -64,7 +66,7 @@ def forecast(
         run: folder of a run whose search has trials.
         limits: of the budget.
         progress: told what is going on.
-        target, python: another target, as of ``retarget``; costs are those there.
+        target, python, retry: another target, as of ``retarget``; costs are those there.
         trust: import whatever functions the run's study names.
 
     Returns:
@@ -77,7 +79,7 @@ def forecast(
             was not measured.
     """
     budget, began = Budget.parse(limits), time.monotonic()
-    with _opened(run, budget, progress, target, python, trust=trust) as opened:
+    with _opened(run, budget, progress, target, python, retry=retry, trust=trust) as opened:
         made = _forecaster(opened, progress)
         progress("solving", 0.8)
         foretold = made.foretold(budget)
@@ -102,18 +104,19 @@ def sweep(
     *,
     target: str | None = None,
     python: str | None = None,
+    retry: bool = False,
     trust: bool = False,
 ) -> dict[str, Any]:
     """The same for budgets from the cheapest policy to the uncompressed model.
 
     Args:
-        run, progress, target, python, trust: as of ``forecast``.
+        run, progress, target, python, retry, trust: as of ``forecast``.
 
     Returns:
         Plain data: ``sweep``, a list of what ``forecast`` tells of each budget.
     """
     began = time.monotonic()
-    with _opened(run, Budget(), progress, target, python, trust=trust) as opened:
+    with _opened(run, Budget(), progress, target, python, retry=retry, trust=trust) as opened:
         made = _forecaster(opened, progress)
         least, most = made.ends()
         cost, found = made.context.cost, list[dict[str, Any]]()
@@ -157,6 +160,7 @@ def _opened(
     target: str | None,
     python: str | None,
     *,
+    retry: bool,
     trust: bool,
 ) -> Iterator[_Opened]:
     """The run, with its policies timed on another target where they were not yet."""
@@ -174,7 +178,7 @@ def _opened(
         study = study_there(folder, target, python)
         names = {c.name for c in COSTS if c not in EXTRA or c.name in study.extra_costs()}
         _check_known(budget, names, _NOT_THERE)
-        there = run_there(folder, view, study, scratch, progress)
+        there = run_there(folder, view, study, scratch, progress, retry=retry)
         if not any(t.phase.kind == "search" for t in there.view.compared):
             raise InputError(f"No policy of the run in {folder.root} could be timed on {target}.")
         _check_known(budget, _names(there.view), _NOT_THERE)
@@ -240,10 +244,11 @@ def _answer(opened: _Opened, budget: Budget, expected: Forecast | None) -> dict[
         "policy_file": None,
         "commands": [],
     }
-    if measured is not None:
-        found["commands"].append(
-            shlex.join(["autocompress", "export", str(folder.root), "--pick", str(measured.number)])
-        )
+    if measured is not None and (
+        opened.study is None or opened.study.target.config().table is None
+    ):
+        there = ["--pick", str(measured.number), *elsewhere(view)]
+        found["commands"].append(shlex.join(["autocompress", "export", str(folder.root), *there]))
     if expected is None:
         return found
     file = folder.root / "forecasts" / f"{expected.policy.digest[:12]}.yaml"

@@ -10,6 +10,7 @@ from typing import Any
 
 from autocompress.build.state import state_file, weights_kept
 from autocompress.errors import AutocompressError, InputError, nearest
+from autocompress.machine.progress import Progress, silent
 from autocompress.policy.claims import (
     CascadeClaim,
     CascadeStage,
@@ -24,6 +25,7 @@ from autocompress.policy.writing import replacing
 from autocompress.report.tables import cascades, on_test
 from autocompress.results.metric import Measurement
 from autocompress.results.trial import Trial
+from autocompress.run.retarget import retarget
 from autocompress.run.study import StudyConfig, read_study
 from autocompress.track.folder import RunFolder
 from autocompress.track.view import RunView
@@ -83,7 +85,13 @@ def environment() -> dict[str, str]:
     return found
 
 
-def write_recipe(view: RunView, folder: RunFolder, trial: Trial, path: Path) -> Recipe:
+def write_recipe(
+    view: RunView,
+    folder: RunFolder,
+    trial: Trial,
+    path: Path,
+    study: StudyConfig | None = None,
+) -> Recipe:
     """Write the recipe of a run's trial, and its trained weights beside it.
 
     Args:
@@ -91,10 +99,12 @@ def write_recipe(view: RunView, folder: RunFolder, trial: Trial, path: Path) -> 
         folder: of the run.
         trial: complete, of the search or recovery phase.
         path: of the recipe.
+        study: where it is not the run's own.
     """
     check = view.verified(trial)
     baseline = (view.test_baseline if check is not None else None) or view.baseline
-    return recipe_of(view, folder, trial, path, claims=check or trial, baseline=baseline)
+    claims = check or trial
+    return recipe_of(view, folder, trial, path, claims=claims, baseline=baseline, study=study)
 
 
 def recipe_of(
@@ -105,6 +115,7 @@ def recipe_of(
     *,
     claims: Trial,
     baseline: Measurement,
+    study: StudyConfig | None = None,
     **more: Any,
 ) -> Recipe:
     """Write the recipe of a trial that claims what another one measured of it.
@@ -113,10 +124,11 @@ def recipe_of(
         view, folder, trial, path: as for ``write_recipe``.
         claims: the trial itself, or its verification.
         baseline: the uncompressed model, on the same split.
+        study: as for ``write_recipe``.
         more: further fields of the recipe.
     """
     check_output(path)
-    study = read_study(folder.read_study(), where=str(folder.study))
+    study = study or read_study(folder.read_study(), where=str(folder.study))
     identity = view.baseline.context.get("identity") or {}
     lacking = {"architecture", "weights", "data"} - set(identity)
     if lacking:
@@ -141,14 +153,36 @@ def recipe_of(
     return recipe
 
 
-def export(run: str, pick: str, output: Path) -> dict[str, Any]:
-    """Write a recipe for a front member of a run."""
+def export(
+    run: str,
+    pick: str,
+    output: Path,
+    progress: Progress = silent,
+    *,
+    target: str | None = None,
+    python: str | None = None,
+    trust: bool = False,
+) -> dict[str, Any]:
+    """Write a recipe for a front member of a run.
+
+    Args:
+        run: its folder.
+        pick: as for ``pick_trial``, or a cascade's number.
+        output: the recipe.
+        progress: told what is going on.
+        target, python, trust: whose costs it claims, as of ``retarget``.
+    """
     folder = RunFolder.open(run)
-    view = RunView.load(folder)
+    view, study = RunView.load(folder), None
+    if target is not None:
+        check_output(output)
+        view, study = _there(folder, view, target, progress, python, trust=trust)
     cascade = next((t for t in cascades(view) if str(t.number) == pick), None)
     trial = cascade or pick_trial(view, pick)
-    write = write_cascade_recipe if cascade is not None else write_recipe
-    recipe = write(view, folder, trial, output)
+    if cascade is not None:
+        recipe = write_cascade_recipe(view, folder, trial, output)
+    else:
+        recipe = write_recipe(view, folder, trial, output, study)
     return {
         "trial": trial.number,
         "recipe": str(output),
@@ -156,6 +190,23 @@ def export(run: str, pick: str, output: Path) -> dict[str, Any]:
         "policy": trial.policy.as_dict(),
         "measurement": recipe.measurement.values,
     }
+
+
+def _there(
+    folder: RunFolder,
+    view: RunView,
+    target: str,
+    progress: Progress,
+    python: str | None,
+    *,
+    trust: bool,
+) -> tuple[RunView, StudyConfig]:
+    if target.endswith(".json"):
+        raise InputError(
+            "A recipe claims what was measured, and a table foretells it. Name the device itself "
+            "(`--target ssh://user@host`), or leave --target out."
+        )
+    return retarget(folder, view, target, progress, python=python, trust=trust)
 
 
 def write_cascade_recipe(view: RunView, folder: RunFolder, trial: Trial, path: Path) -> Recipe:

@@ -13,10 +13,12 @@ from autocompress.policy.costs import BY_NAME, said
 from autocompress.policy.policy import Policy
 from autocompress.policy.settings import FORMER
 from autocompress.results.metric import Measurement
+from autocompress.results.trial import TrialState
 from autocompress.run.study import AUTO
 from autocompress.run.target_section import TargetSection
 from autocompress.run.tasks import judged_alike
 from autocompress.track.folder import RunFolder
+from autocompress.track.journal import read_entries
 
 if TYPE_CHECKING:
     from autocompress.run.assembly import Assembly
@@ -76,7 +78,7 @@ def known_baseline(
     if not changed and not judged_alike(before.quality, parts):
         now, was = parts.task.quality, before.quality
         changed = [f"another metric ({was.title}, {was.goal} it; now {now.title}, {now.goal} it)"]
-    changed = changed or _unmeasured(before, parts)
+    changed = changed or _unmeasured(before, folder, parts)
     if not changed:
         return before
     if not new_baseline:
@@ -89,10 +91,21 @@ def known_baseline(
     return None
 
 
-def _unmeasured(before: Measurement, parts: Assembly) -> list[str]:
-    """What the study judges by and a run did not measure, such as a throughput."""
-    judging = {*parts.study.limits().metrics, *parts.study.search.objectives}
-    absent = sorted(said(name) for name in judging & BY_NAME.keys() if name not in before)
+def _unmeasured(before: Measurement, folder: RunFolder, parts: Assembly) -> list[str]:
+    """What the study judges by and a run did not measure, such as a throughput.
+
+    Or measured of the uncompressed model alone, as the memory that no budget limits.
+    """
+    judging = {*parts.study.limits().metrics, *parts.study.search.objectives} & BY_NAME.keys()
+    trials = (entry.trial for entry in read_entries(folder))
+    of_trials = (
+        trial.measurement
+        for trial in trials
+        if trial.state is TrialState.COMPLETE and trial.phase.kind != "cascade"
+        if trial.measurement is not None
+    )
+    lacking = {name for found in (before, *of_trials) for name in judging if name not in found}
+    absent = sorted(map(said, lacking))
     return [f"measurements without {' and '.join(absent)}"] if absent else []
 
 

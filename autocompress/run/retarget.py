@@ -12,10 +12,12 @@ from typing import Any
 from autocompress.estimate.other_device import device_model, remarks
 from autocompress.machine.progress import Progress
 from autocompress.machine.scratch import scratch_folder
+from autocompress.machine.ssh import SCHEME
 from autocompress.measure.extras import ExtraCosts
 from autocompress.policy.costs import EXTRA, ON_OTHERS, WORST
 from autocompress.policy.files import open_file
 from autocompress.policy.policy import Policy
+from autocompress.report.tables import ELSEWHERE
 from autocompress.results.metric import LATENCY, Measurement
 from autocompress.results.trial import Trial, TrialState
 from autocompress.run.assembly import Assembly
@@ -37,6 +39,10 @@ _KEPT = ("threads", "batch", "lengths", "throughput")
 _FIRST_S, _USUAL_S, _TWO_MINUTES_S = 10.0, 4.0, 120.0
 """For model and data, and for a policy of which nothing is known."""
 _FAILED = "its model could not be timed on the other target"
+_TRY_AGAIN = (
+    "%d of the run's policies could not be timed on %s, so that their trials count as failed "
+    "there. `--retry` tries them again. The first: %s"
+)
 _log = logging.getLogger(__name__)
 
 
@@ -76,12 +82,13 @@ def retarget(
     progress: Progress,
     *,
     python: str | None = None,
+    retry: bool = False,
     trust: bool = False,
-) -> RunView:
-    """The same trials with their latency on another target; quality and size stay.
+) -> tuple[RunView, StudyConfig]:
+    """A run and its study on another target.
 
-    What was timed there before is taken from the run's folder; where nothing is missing, neither
-    model nor data are read.
+    The same trials with their latency there; quality and size stay. What was timed there before is
+    taken from the run's folder; where nothing is missing, neither model nor data are read.
 
     Args:
         folder: of the run.
@@ -90,6 +97,7 @@ def retarget(
             device's address (every policy's model is built, exported and timed there, once).
         progress: told what is going on.
         python: of a device.
+        retry: try again what could not be timed there.
         trust: import whatever functions the run's study names.
 
     Raises:
@@ -97,7 +105,9 @@ def retarget(
     """
     source = from_elsewhere(f"run {folder.root}", named=(target,), trust=trust)
     with scratch_folder("retarget") as scratch, source:
-        return run_there(folder, view, study_there(folder, target, python), scratch, progress).view
+        study = study_there(folder, target, python)
+        there = run_there(folder, view, study, scratch, progress, retry=retry)
+        return there.view, there.study
 
 
 @dataclass(frozen=True)
@@ -116,7 +126,13 @@ class RunThere:
 
 
 def run_there(
-    folder: RunFolder, view: RunView, study: StudyConfig, scratch: Path, progress: Progress
+    folder: RunFolder,
+    view: RunView,
+    study: StudyConfig,
+    scratch: Path,
+    progress: Progress,
+    *,
+    retry: bool = False,
 ) -> RunThere:
     """As ``retarget``, inside ``from_elsewhere``, with what it put together for that.
 
@@ -125,6 +141,7 @@ def run_there(
         study: of ``study_there``.
         scratch: for exported files.
         progress: told what is going on.
+        retry: as of ``retarget``.
     """
     progress("reaching the other target", 0.0)
     target = get_target(study.target.config())
@@ -136,13 +153,15 @@ def run_there(
     parts = cache(lambda: reopened_there(folder, view.baseline, study, scratch, progress))
     table = target.config.table
     costs_of = (
-        _timed(Elsewhere(folder, target, study.extra_costs()), view, parts, progress)
+        _timed(Elsewhere(folder, target, study.extra_costs()), view, parts, progress, retry=retry)
         if table is None
         else _from_table(table, parts())
     )
     base = costs_of(Policy())
-    assert base is not None
+    assert isinstance(base, _Costs)
     baseline = base.instead_of(view.baseline)
+    baseline = replace(baseline, context={**baseline.context, ELSEWHERE: _words(study)})
+    tested = view.baseline_test and base.instead_of(view.baseline_test)
     told = view.budget.on(baseline.values)
     if told != view.budget:
         _log.warning("Of the budget (%s) only this is known there: %s.", view.budget, told)
@@ -150,8 +169,19 @@ def run_there(
     objectives = known if len(known) > 1 else (view.objectives[0], LATENCY)
     alone = (entry for entry in view.entries if entry.trial.phase.kind != "cascade")
     entries = tuple(_recosted(entry, costs_of) for entry in alone)
-    fresh = replace(view, entries=entries, baseline=baseline, objectives=objectives)
-    return RunThere(fresh.under(told), study, parts)
+    fresh = replace(view, entries=entries, baseline=baseline, baseline_test=tested)
+    return RunThere(replace(fresh, objectives=objectives).under(told), study, parts)
+
+
+def _words(study: StudyConfig) -> list[str]:
+    """The options that name its target."""
+    target = study.target.config()
+    if target.table is not None:
+        return ["--target", str(target.table)]
+    if not target.device.startswith(SCHEME):
+        return ["--target", target.runtime]
+    python = target.model_dump(mode="json")["python"]
+    return ["--target", target.device, *(["--python", python] if python != "python3" else [])]
 
 
 @dataclass(frozen=True)
@@ -171,6 +201,8 @@ class _Costs:
     def instead_of(self, found: Measurement) -> Measurement:
         """A measurement with these costs: what was measured on the first target says nothing."""
         context = {k: v for k, v in found.context.items() if k not in _OF_THE_FIRST}
+        if problems := context.get("problems"):  # the gate's are of the first target's kernels
+            context["problems"] = [why for why in problems if found.quality.name in why]
         values, spread = (
             {k: v for k, v in told.items() if k not in _COSTS_OF_THE_FIRST}
             for told in (found.values, found.spread)
@@ -184,11 +216,11 @@ class _Costs:
         )
 
 
-_OF_THE_FIRST = frozenset(["target", "timing", "also_on"])
+_OF_THE_FIRST = frozenset(["target", "timing", "also_on", "notes", "conversions", "expected"])
 _COSTS_OF_THE_FIRST = frozenset([LATENCY.name, *(cost.name for cost in EXTRA)])
 _NOTHING = _Costs({}, 0.0, {})
-CostsOf = Callable[[Policy], _Costs | None]
-"""From a policy to what it takes there; ``None`` where that could not be measured."""
+CostsOf = Callable[[Policy], _Costs | str]
+"""From a policy to what it takes there, or why that could not be measured."""
 
 
 def _measured(trial: Trial) -> bool:
@@ -206,10 +238,10 @@ def _recosted(entry: Entry, costs_of: CostsOf) -> Entry:
     if trial.measurement is None:
         return entry
     costs = costs_of(trial.policy)
-    if costs is None and _measured(trial):
-        failed = replace(trial, state=TrialState.FAILED, measurement=None, reason=_FAILED)
+    if isinstance(costs, str) and _measured(trial):
+        failed = replace(trial, state=TrialState.FAILED, measurement=None, reason=costs)
         return replace(entry, trial=failed)
-    found = (costs or _NOTHING).instead_of(trial.measurement)
+    found = (_NOTHING if isinstance(costs, str) else costs).instead_of(trial.measurement)
     return replace(entry, trial=replace(trial, measurement=found))
 
 
@@ -218,9 +250,9 @@ def _from_table(table: Path, parts: Assembly) -> CostsOf:
     for sentence in remarks(model, parts.study.target.config()):
         _log.warning(sentence)
 
-    def costs_of(policy: Policy) -> _Costs | None:
-        if policy.student is not None:  # another architecture, of which a table tells nothing
-            return None
+    def costs_of(policy: Policy) -> _Costs | str:
+        if policy.student is not None:
+            return f"{_FAILED}: it is another architecture, of which a table tells nothing"
         ms, spread = model.predict(policy)
         of = {"retargeted": str(table)}
         return _Costs({"latency_ms": ms}, 0.0 if policy.identity else spread, {"target": of})
@@ -229,16 +261,21 @@ def _from_table(table: Path, parts: Assembly) -> CostsOf:
 
 
 def _timed(
-    there: Elsewhere, view: RunView, parts: Callable[[], Assembly], progress: Progress
+    there: Elsewhere,
+    view: RunView,
+    parts: Callable[[], Assembly],
+    progress: Progress,
+    *,
+    retry: bool,
 ) -> CostsOf:
     measured = [entry.trial for entry in view.entries if _measured(entry.trial)]
     policies = [Policy(), *(trial.policy for trial in measured)]
-    if there.missing(policies):
+    if there.missing(policies, retry=retry):
         with there.alone():
-            missing = there.missing(policies)
+            missing = there.missing(policies, retry=retry)
             if missing:
                 _log.info(
-                    "%d of the run's policies were never timed on %s: each is built, exported and "
+                    "%d of the run's policies are to be timed on %s: each is built, exported and "
                     "timed there now, in about %s; `front` has them at once from then on.",
                     len(missing),
                     there.name,
@@ -246,10 +283,14 @@ def _timed(
                 )
                 there.measure(parts().evaluator, missing, progress)
 
-    def costs_of(policy: Policy) -> _Costs | None:
+    each_once = dict.fromkeys(policy.untrained for policy in policies)
+    if failed := [why for why in map(there.why_not, each_once) if why]:
+        _log.warning(_TRY_AGAIN, len(failed), there.name, failed[0])
+
+    def costs_of(policy: Policy) -> _Costs | str:
         found = there(policy)
         if found is None:
-            return None
+            return f"{_FAILED}: {there.why_not(policy)}"
         context = {"target": there.where, "timing": found["timing"]}
         return _Costs(found["costs"], found["spread"], context)
 

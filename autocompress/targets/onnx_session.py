@@ -14,6 +14,7 @@ import numpy as np
 from autocompress.errors import InputError
 from autocompress.exporters.metadata import SIZES_KEY
 from autocompress.machine.scratch import scratch_folder
+from autocompress.policy.writing import read_back
 from autocompress.targets.profile import NodeTime, Profile
 from autocompress.targets.session import WARM_UP, Array, Arrays, Session, TensorSpec
 
@@ -101,9 +102,8 @@ class OnnxRuntimeSession(Session):
             session = self._make(str(folder / "profile"))
             for _ in range(WARM_UP + runs):
                 session.run(None, feed)
-            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-            del session
-        return read_profile(events, WARM_UP, self._makers(self.file))
+            events = read_back(Path(session.end_profiling()))
+            return read_profile(events, WARM_UP, self._makers(self.file))
 
     def close(self) -> None:
         """Free the session."""
@@ -120,11 +120,9 @@ def read_profile(events: list[dict[str, Any]], warm_up: int, makers: Mapping[str
     """Median per node over the runs after the warm-up, from the profiler's trace events."""
     times: dict[str, list[float]] = defaultdict(list)
     first: dict[str, dict[str, Any]] = {}
-    totals: list[float] = []
+    totals = [event["dur"] / 1e3 for event in events if event.get("name") == "model_run"]
     for event in events:
         name = event.get("name", "")
-        if name == "model_run":
-            totals.append(event["dur"] / 1e3)
         if event.get("cat") != "Node" or not name.endswith("_kernel_time"):
             continue
         key = f"{event['args'].get('node_index')}:{name}"

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import math
 import os
@@ -51,9 +52,9 @@ class AnalyticEvaluator:
         layers: of ``make_space``.
         seed: draws how much each layer hurts and costs.
         violent: what to do instead of measuring: ``crash``, ``nan``, ``hang`` (half a second),
-            ``hang for ever``, ``print``, ``exit`` (the process dies), ``astray`` (fail where the
-            relative folder ``beside`` is not found), ``cores`` (tell how many it may keep busy);
-            ``""`` measures.
+            ``hang for ever``, ``print``, ``exit`` (the process dies), ``full`` (of a disk),
+            ``astray`` (fail where the relative folder ``beside`` is not found), ``cores`` (tell how
+            many it may keep busy); ``""`` measures.
         share: of the policies, chosen by digest, that meet with violence.
     """
 
@@ -115,6 +116,8 @@ class AnalyticEvaluator:
             return
         if self.violent == "crash":
             raise RuntimeError("a crash, on purpose")
+        if self.violent == "full":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/tmp/full")
         if self.violent == "ours":
             raise PolicyError("a refusal, on purpose")
         if self.violent == "exit":

@@ -222,6 +222,13 @@ def test_a_proposal_that_comes_again_says_what_became_of_it() -> None:
     assert len(evaluator.evaluated) == 1
 
 
+def test_a_full_disk_ends_a_search_and_is_no_trials_fault() -> None:
+    sink = Kept()
+    with pytest.raises(OSError, match="No space left on device: '/tmp/full'"):
+        search(context(AnalyticEvaluator(5, violent="full"), "random", trials=40, sink=sink))
+    assert not [t for t in sink.trials if t.state is TrialState.FAILED]
+
+
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("violent", ["crash", "ours", "nan"])
 @pytest.mark.parametrize("share", [0.5, 1.0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import subprocess
@@ -95,6 +96,14 @@ def test_relative_paths_start_where_the_study_did(
     monkeypatch.chdir(tmp_path)
     found = collect(make(kind, "astray"), jobs(6))
     assert [o.error for o in found.values()] == [""] * 6
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_full_disk_is_told_apart(kind: str, make: Make) -> None:
+    found = collect(make(kind, "full"), jobs(6))
+    full = [outcome.full for outcome in found.values() if outcome.error]
+    assert full
+    assert all(error is not None and error.errno == errno.ENOSPC for error in full)
 
 
 @pytest.mark.parametrize("kind", KINDS)

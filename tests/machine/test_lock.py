@@ -11,9 +11,11 @@ from collections.abc import Callable
 
 import pytest
 from lock_processes import COMPUTING, TIMING, Other
+from tiny_study import until
 
 from autocompress.machine import lock
 from autocompress.machine.lock import after_timing, timing_lock
+from autocompress.machine.waiting import ends_within, outside_wait_s
 
 
 def held(seconds: float = 5.0) -> bool:
@@ -66,6 +68,37 @@ def test_it_can_be_taken_again_by_its_own_thread() -> None:
             after_timing()
         assert not held(0.3)
     assert held()
+
+
+@pytest.mark.parametrize("wait", [timing_lock, after_timing])
+def test_no_time_limit_counts_the_wait_for_another_process(
+    start: Callable[[str], Other], wait: Callable[[], object]
+) -> None:
+    before, holder, counted = outside_wait_s(), start(TIMING), threading.Event()
+    assert holder.reaches("holding")
+
+    def end() -> None:
+        if until(lambda: outside_wait_s() > before + 0.5, 20):
+            counted.set()
+        holder.let_go()
+
+    threading.Thread(target=end).start()
+    if wait is after_timing:
+        after_timing()
+    else:
+        with timing_lock():
+            pass
+    assert counted.is_set()
+
+
+def test_nobody_waits_beyond_the_end_of_a_studys_time(
+    start: Callable[[str], Other], caplog: pytest.LogCaptureFixture
+) -> None:
+    holder = start(TIMING)
+    assert holder.reaches("holding")
+    with ends_within(0.3), timing_lock():
+        pass
+    assert "timing beside process" in caplog.text
 
 
 def test_an_exception_inside_frees_it() -> None:

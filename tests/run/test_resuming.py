@@ -166,6 +166,7 @@ def test_a_run_goes_on_with_the_device_that_it_began_with(was: dict[str, Any], s
     ("limit", "says"),
     [
         ("throughput>=1.1x", "without throughput.*--new-baseline"),
+        ("memory<=1x", "without peak memory.*--new-baseline"),
         ("latency_worst<=0.9x", "also_on"),
     ],
 )

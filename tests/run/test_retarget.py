@@ -38,7 +38,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 
 
 def there(run: RunFolder) -> RunView:
-    return retarget.retarget(run, RunView.load(run), OTHER, silent)
+    return retarget.retarget(run, RunView.load(run), OTHER, silent)[0]
 
 
 def test_every_phase_is_judged_by_what_it_takes_there(run: RunFolder) -> None:
@@ -97,25 +97,47 @@ def test_only_what_is_missing_is_timed(run: RunFolder, monkeypatch: pytest.Monke
 
 
 def test_a_model_that_cannot_be_timed_there_costs_its_trials_alone(
-    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """It is tried once, with a reason that is kept, and again where somebody asks for it."""
     whole = there(run)
     (kept,) = (run.root / "elsewhere").iterdir()
     text = kept.read_text()
     worst = json.loads(text)
     gone = next(iter(whole.front)).policy.untrained_digest
     del worst["policies"][gone]
+    del worst["failed"]  # as earlier versions wrote it
     kept.write_text(json.dumps(worst))
+    tried: list[str] = []
+    inner = StudyEvaluator.export_variant
 
     def broken(self: StudyEvaluator, policy: Policy) -> Path:
+        tried.append(policy.digest)
         raise RuntimeError("the exporter fails")
 
     monkeypatch.setattr(StudyEvaluator, "export_variant", broken)
-    found = there(run)
+    for _ in range(2):
+        caplog.clear()
+        found = there(run)
+        failed = [t for t in found.trials if t.policy.untrained_digest == gone]
+        assert {t.state for t in failed} == {TrialState.FAILED}
+        assert all("the exporter fails" in t.reason for t in failed)
+        assert gone not in {t.policy.untrained_digest for t in found.front}
+        assert "--retry" in caplog.text
+        assert "the exporter fails" in caplog.text
+    assert tried == [gone]
+    monkeypatch.setattr(StudyEvaluator, "export_variant", inner)
+    again = retarget.retarget(run, RunView.load(run), OTHER, silent, retry=True)[0]
+    assert gone in json.loads(kept.read_text())["policies"]
+    assert not json.loads(kept.read_text())["failed"]
+    assert not [t for t in again.trials if t.reason.startswith(retarget._FAILED)]
     kept.write_text(text)
-    states = {t.state for t in found.trials if t.policy.untrained_digest == gone}
-    assert states == {TrialState.FAILED}
-    assert gone not in {t.policy.untrained_digest for t in found.front}
+
+
+@pytest.mark.parametrize("beside", ["", "--target table.json"])
+def test_there_must_be_something_to_try_again(run: RunFolder, beside: str) -> None:
+    told = call(run.root.parent, f"front {run.root} --retry {beside}", check=2)
+    assert "--retry" in told.stderr
 
 
 def test_a_budget_there_is_answered_with_costs_there(run: RunFolder) -> None:
@@ -130,6 +152,7 @@ def test_a_budget_there_is_answered_with_costs_there(run: RunFolder) -> None:
     expected = found["expected"]
     assert expected is not None
     assert expected["latency_ms"]["value"] > 0
+    assert found["commands"][0].endswith(f"--pick {best.number} --target {OTHER}")
     command = shlex.split(found["commands"][-1])
     study = load_study(run.root.parent / command[2])
     assert get_target(study.target.config()).name == OTHER

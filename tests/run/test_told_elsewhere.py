@@ -21,17 +21,21 @@ from known_times import device_table
 from tiny_study import call
 
 from autocompress.commands.forecasting import show
+from autocompress.commands.reading import open_report
 from autocompress.errors import InputError
 from autocompress.estimate.latency_features import LayerPlan
 from autocompress.estimate.other_device import device_model
 from autocompress.machine import energy
 from autocompress.machine.progress import silent
 from autocompress.policy.policy import LayerPolicy, Policy
+from autocompress.policy.recipe import Recipe
+from autocompress.report.course import course
 from autocompress.report.tables import summary_json
 from autocompress.results.trial import Phase, Trial, TrialState
 from autocompress.run import reopened
 from autocompress.run.assembly import Assembly, assemble
 from autocompress.run.forecast import POINTS, forecast, sweep
+from autocompress.run.recipes import export
 from autocompress.run.retarget import retarget
 from autocompress.run.study import read_study
 from autocompress.track.folder import RunFolder
@@ -70,7 +74,7 @@ def run(made: RunFolder, tmp_path: Path) -> RunFolder:
 
 
 def there(run: RunFolder, target: str) -> RunView:
-    return retarget(run, RunView.load(run), target, silent)
+    return retarget(run, RunView.load(run), target, silent)[0]
 
 
 def with_other_trials(run: RunFolder) -> Policy:
@@ -184,6 +188,50 @@ def timed(made: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> RunFolde
     shutil.copytree(made.root, root)
     there(RunFolder.open(root), OTHER)
     return RunFolder.open(root)
+
+
+def test_recipes_and_reports_there_are_of_that_target(
+    timed: RunFolder, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(timed.root, tmp_path / "run")
+    timed = RunFolder.open(tmp_path / "run")
+    path, opened = tmp_path / "recipe.yaml", list[str]()
+    found = export(str(timed.root), "1", path, target=OTHER)
+    recipe, view = Recipe.load(path), there(timed, OTHER)
+    assert (recipe.target.runtime, recipe.study["target"]["runtime"]) == (OTHER, OTHER)
+    measured = view.by_number[1].measurement
+    assert measured is not None
+    assert found["measurement"]["latency_ms"] == measured["latency_ms"] < FIRST_MS / 50
+    assert recipe.baseline.values["latency_ms"] == view.baseline["latency_ms"] < FIRST_MS / 50
+    with pytest.raises(InputError, match="a table foretells it"):
+        export(str(timed.root), "1", path, target=str(table))
+
+    monkeypatch.setattr("typer.launch", opened.append)
+    open_report(str(timed.root), view)
+    page = Path(opened[0]).read_text()
+    assert f"tiny on {OTHER}" in page
+    assert f'"there":"--target {OTHER}"' in page
+    assert not timed.report.exists()
+    assert summary_json(view)["target"] == OTHER
+    assert "target" not in summary_json(RunView.load(timed))
+
+
+def test_what_the_gate_saw_on_the_first_target_says_nothing_there(timed: RunFolder) -> None:
+    said = {
+        "problems": ["The quantized file is slower.", "accuracy cannot be told"],
+        "notes": ["10 integer kernels"],
+        "expected": {"latency_ms": FIRST_MS, "sigma_ms": 1.0},
+    }
+    before = timed.trials.read_bytes()
+    rewritten(timed, lambda found: replace(found, context={**found.context, **said}))
+    view = there(timed, OTHER)
+    for trial in view.trials:
+        assert trial.measurement is not None
+        told = trial.measurement.context
+        assert told["problems"] == ["accuracy cannot be told"]
+        assert not {"notes", "expected"} & told.keys()
+    assert course(view)["expected"] == []
+    timed.trials.write_bytes(before)
 
 
 def _first(kept: dict[str, Any]) -> dict[str, Any]:

@@ -14,9 +14,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+
+from autocompress.targets import get_target
+from autocompress.targets.base import Target
 
 
 @dataclass
@@ -117,3 +121,8 @@ def other_python(folder: Path, lines: str) -> Path:
     )
     script.chmod(0o755)
     return script
+
+
+def there(board: LoopbackDevice, **more: Any) -> Target:
+    """Files run on the board, in this Python unless another one is named."""
+    return get_target({"device": board.url, "python": sys.executable, **more})

@@ -6,12 +6,9 @@ Times are those of this machine either way, so that what comes back can be compa
 from __future__ import annotations
 
 import getpass
-import logging
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,43 +16,22 @@ from typing import Any, ClassVar
 import numpy as np
 import onnxruntime
 import pytest
-from devices import LoopbackDevice, loopback_device, other_python
-from tiny_study import until
+from devices import LoopbackDevice, other_python, there
 
 from autocompress.errors import DeviceLost, InputError, MeasurementError, TargetUnavailable
-from autocompress.execute.limit import TookTooLong, time_limit
-from autocompress.machine.device import WAIT_VARIABLE
+from autocompress.execute.limit import time_limit
 from autocompress.measure.extras import ExtraCosts
 from autocompress.measure.gate import inspect_file
 from autocompress.measure.latency import paired_timing
 from autocompress.measure.memory import peak_memory_bytes
 from autocompress.measure.sampling import Plan
 from autocompress.targets import get_target
-from autocompress.targets.base import Target, random_inputs
+from autocompress.targets.base import random_inputs
 from autocompress.targets.onnx_runtime import device_at
 from autocompress.testing.target import TargetContract
 
+pytestmark = pytest.mark.usefixtures("own_keys")
 _SHORT = Plan(min_rounds=6, max_seconds=0.3, slot_ms=1.0)
-
-
-@pytest.fixture(scope="module")
-def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopbackDevice]:
-    with loopback_device(tmp_path_factory.mktemp("board") / "ssh") as found:
-        yield found
-
-
-@pytest.fixture(autouse=True)
-def _by_the_tests_own_keys(
-    board: LoopbackDevice, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[None]:
-    monkeypatch.setenv("AUTOCOMPRESS_SSH", board.ssh)
-    device_at.cache_clear()
-    yield
-    device_at.cache_clear()
-
-
-def there(board: LoopbackDevice, **more: Any) -> Target:
-    return get_target({"device": board.url, "python": sys.executable, **more})
 
 
 class TestDevice(TargetContract):
@@ -106,32 +82,6 @@ def test_outputs_there_are_those_of_here(board: LoopbackDevice, exported: dict[s
 
 
 @pytest.mark.timeout(120)
-def test_a_request_whose_connection_is_cut_begins_anew(
-    board: LoopbackDevice, exported: dict[str, Path], caplog: pytest.LogCaptureFixture
-) -> None:
-    """In the middle of the rounds, and the device is away for seconds."""
-    target, file = there(board), exported[".onnx"]
-    target.reach()
-    long = Plan(precision=1e-9, max_seconds=4.0, slot_ms=1.0)
-
-    def pull() -> None:
-        time.sleep(1.5)
-        board.stop()
-        time.sleep(3.0)
-        board.start()
-
-    pulling = threading.Thread(target=pull)
-    pulling.start()
-    with caplog.at_level(logging.INFO, "autocompress"):
-        timing = paired_timing(target, file, file, plan=long)
-    pulling.join()
-    assert timing.latency_ms > 0
-    said = [record.getMessage() for record in caplog.records]
-    assert any("waiting for the device" in text and board.url in text for text in said)
-    assert any("is there again" in text for text in said)
-
-
-@pytest.mark.timeout(120)
 def test_another_machine_at_the_same_address_is_refused(
     board: LoopbackDevice, exported: dict[str, Path]
 ) -> None:
@@ -149,25 +99,6 @@ def test_another_machine_at_the_same_address_is_refused(
         ) as caught:
             device.ask("look", target.fields(), [file])
         assert isinstance(caught.value, DeviceLost)
-
-
-def test_a_device_that_stays_away_is_given_up(
-    board: LoopbackDevice, exported: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    target, file = there(board), exported[".onnx"]
-    target.reach()
-    monkeypatch.setenv(WAIT_VARIABLE, "2")
-    board.stop()
-    try:
-        begin = time.monotonic()
-        with pytest.raises(DeviceLost, match=r"lost: .*waited for for [2-4] s.*--resume"):
-            paired_timing(target, file, file, plan=_SHORT)
-        assert time.monotonic() - begin >= 2
-        with pytest.raises(DeviceLost):  # a second time nothing is waited for
-            paired_timing(target, file, file, plan=_SHORT)
-    finally:
-        board.start()
-    assert paired_timing(target, file, file, plan=_SHORT).latency_ms > 0
 
 
 def test_a_file_that_ends_the_program_there_costs_itself_alone(
@@ -255,54 +186,6 @@ def test_a_device_without_a_folder_for_files_says_so(board: LoopbackDevice, tmp_
         there(board, python=str(python)).reach()
 
 
-_FULL = """
-import errno, os, pathlib
-def write_bytes(self, data, write=pathlib.Path.write_bytes):
-    if os.path.exists({mark!r}):
-        with self.open("wb") as begun:
-            begun.write(data[:100])
-        raise OSError(errno.ENOSPC, "No space left on device")
-    return write(self, data)
-pathlib.Path.write_bytes = write_bytes
-"""
-
-
-@pytest.mark.timeout(120)
-def test_a_full_disk_is_waited_for(
-    board: LoopbackDevice,
-    exported: dict[str, Path],
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    full = tmp_path / "full"
-    full.write_text("")
-    python = other_python(tmp_path / "board", _FULL.format(mark=str(full)))
-    target, file = there(board, python=str(python)), exported[".onnx"]
-    monkeypatch.setenv(WAIT_VARIABLE, "2")
-    with pytest.raises(DeviceLost, match=r"No space left on device.*make room"):
-        paired_timing(target, file, file, plan=_SHORT)
-    monkeypatch.delenv(WAIT_VARIABLE)
-    device_at.cache_clear()  # what was waited for in vain is asked once only
-    target = there(board, python=str(python))
-    caplog.clear()
-
-    def waiting() -> bool:
-        said = [record.getMessage() for record in caplog.records]
-        return any("waiting for the device" in text and "make room" in text for text in said)
-
-    def tidy() -> None:
-        assert until(waiting)
-        full.unlink()
-
-    tidying = threading.Thread(target=tidy)
-    with caplog.at_level(logging.INFO, "autocompress"):
-        tidying.start()
-        assert paired_timing(target, file, file, plan=_SHORT).latency_ms > 0
-    tidying.join()
-    assert not full.exists()
-
-
 def test_a_device_of_another_runtime_version_is_said_and_recorded(
     board: LoopbackDevice, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -372,15 +255,3 @@ def test_energy_is_that_which_the_device_tells(
     found = ExtraCosts(target, asked).after_timing(file, file, timing, timing.latency_ms)
     # on a busy machine all its seconds are longer than the quiet ones that a latency is
     assert 0.5 < found["energy_mj"] / (5.0 * timing.baseline_ms) < 30
-
-
-@pytest.mark.timeout(120)
-def test_an_answer_that_nobody_waited_for_is_not_taken_for_the_next_one(
-    board: LoopbackDevice, exported: dict[str, Path]
-) -> None:
-    target, file = there(board), exported[".onnx"]
-    target.reach()
-    long = Plan(precision=1e-9, max_seconds=4.0, slot_ms=1.0)
-    with pytest.raises(TookTooLong), time_limit(1.0, lambda: None):
-        paired_timing(target, file, file, plan=long)
-    assert {"Conv"} <= set(inspect_file(target, file).profile.by_op())

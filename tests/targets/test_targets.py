@@ -36,6 +36,29 @@ from autocompress.techniques.quantize import rounded_weight, simulate
 _HERE = {found.runtime: found for found in available_targets()}
 
 
+_FULL = """
+import resource, sys
+from pathlib import Path
+from autocompress.targets import get_target
+from autocompress.targets.base import random_inputs
+session = get_target("onnxruntime").open(Path(sys.argv[1]))
+resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, 2_000))
+try:
+    session.profile(random_inputs(session.inputs))
+except OSError as error:
+    print(error.strerror, error.filename)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such limits")
+def test_a_profile_that_a_full_disk_cut_off_says_so(exported: dict[str, Path]) -> None:
+    """The runtime itself says nothing; a limit of the system stands for the end of a disk."""
+    command = [sys.executable, "-c", _FULL, str(exported[".onnx"])]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert found.stdout.startswith("File too large"), found.stdout + found.stderr
+    assert "autocompress-profile" in found.stdout
+
+
 def test_a_runtime_is_available_or_says_why_not() -> None:
     assert [found.runtime for found in available_targets()] == [
         *("onnxruntime", "openvino", "torch", "executorch", "onnxruntime-web", "litert")

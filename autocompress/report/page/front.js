@@ -220,7 +220,7 @@ function missed(t) {
 const saidOf = name => (costOf[name]?.title ?? name).split(",")[0];
 function moved() { return JSON.stringify(state.limits.map(l => [l.metric, l.bound]).sort()) !== JSON.stringify(run.limits.map(l => [l.metric, l.bound]).sort()); }
 function commands(t) {
-  return [["export", `autocompress export ${run.run} --pick ${t.number} -o recipe.yaml`],
+  return [["export", `autocompress export ${run.run} --pick ${t.number} ${run.there ? run.there + " " : ""}-o recipe.yaml`],
     ["apply", "autocompress apply recipe.yaml -o model.onnx"], ["verify", "autocompress verify recipe.yaml"]];
 }
 drawn.push(what => {
