@@ -12,6 +12,8 @@ from time import monotonic, sleep
 from types import FrameType
 from typing import Any
 
+from autocompress.machine.waiting import ends_when_asked
+
 _ENDS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 _IMPORTS_S = 5.0
@@ -94,6 +96,8 @@ def _importing(frame: FrameType | None) -> bool:
 def stopping_on_interrupt() -> Iterator[StopFlag]:
     """A flag that the first Ctrl-C raises; the second one interrupts at once.
 
+    The first one also ends a wait for a device that is away or not free.
+
     A request to end (SIGTERM, as of a cluster's scheduler) and a terminal that goes (SIGHUP) count
     like Ctrl-C; see ``answering``.
     """
@@ -103,6 +107,7 @@ def stopping_on_interrupt() -> Iterator[StopFlag]:
         if flag.asked:
             raise KeyboardInterrupt
         flag.ask()
+        end_waits()
 
-    with answering(handle):
+    with ends_when_asked() as end_waits, answering(handle):
         yield flag

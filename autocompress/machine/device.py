@@ -25,7 +25,7 @@ from autocompress.errors import (
 )
 from autocompress.machine.runner_files import RUNNER, packed_runner
 from autocompress.machine.ssh import Address, Connection, Lacking, Lost, NoRoom, check_python
-from autocompress.machine.waiting import outside_wait, seconds_to_end
+from autocompress.machine.waiting import asked_to_end, outside_wait, pause, seconds_to_end
 
 WAIT_VARIABLE = "AUTOCOMPRESS_DEVICE_WAIT_S"
 _PATIENCE_S = 1800.0
@@ -215,12 +215,12 @@ class Device:
             begin_anew: connects, and sends what is needed; what it returns comes back.
 
         Raises:
-            DeviceLost: it does not, within the time for it or the study's.
+            DeviceLost: it does not, within the time for it or the study's, or the study is to end.
         """
         limit = min(_longest_wait_s(), seconds_to_end())
         limit = 0.0 if self._in_vain else limit  # asked again: once is enough
         begin = time.monotonic()
-        pause, told, waited = _FIRST_PAUSE_S, -_TELL_EVERY_S, 0.0
+        next_s, told, waited = _FIRST_PAUSE_S, -_TELL_EVERY_S, 0.0
         with outside_wait():
             while True:
                 self._connection = None
@@ -234,10 +234,10 @@ class Device:
                     self._in_vain = False
                     return made
                 waited = time.monotonic() - begin
-                if waited >= limit:
+                if waited >= limit or asked_to_end():
                     self._in_vain = True
                     raise DeviceLost(
-                        f"The device {self.url} is lost: {why}. It was waited for for "
+                        f"The device {self.url} is lost: {why}. It stayed away for "
                         f"{waited:.0f} s. What was measured is kept: go on when it is there again, "
                         "a search with --resume."
                     )
@@ -245,8 +245,8 @@ class Device:
                     told = waited
                     text = "waiting for the device %s, which is lost (%s); waited for %.0f s so far"
                     _log.warning(text, self.url, why, waited)
-                time.sleep(min(pause, max(0.0, limit - waited)))
-                pause = min(2 * pause, _LONGEST_PAUSE_S)
+                pause(min(next_s, max(0.0, limit - waited)))
+                next_s = min(2 * next_s, _LONGEST_PAUSE_S)
 
     def _send(self, digests: Sequence[str], paths: Sequence[Path]) -> None:
         """See that files are there; the oldest of those that nobody asks for are forgotten."""
@@ -291,13 +291,13 @@ class Device:
         """Wait until another study's request has ended there.
 
         Raises:
-            DeviceLost: it does not, within half an hour or the study's time.
+            DeviceLost: it does not, within half an hour or the study's time; or that is to end.
         """
         limit, told = min(_PATIENCE_S, seconds_to_end()), -_TELL_EVERY_S / 2
         with outside_wait():
             while "waiting_s" in (found := connection.next()[0]):
                 waited = found["waiting_s"]
-                if waited >= limit:
+                if waited >= limit or asked_to_end():
                     raise DeviceLost(
                         f"The device {self.url} is not free: another study has been at work there "
                         f"for {waited:.0f} s. What was measured is kept: go on when it has ended, "

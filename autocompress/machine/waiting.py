@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 _ended_s = 0.0
 _since: float | None = None
 _ends: float | None = None
+_asked = False
+_SLICE_S = 0.25
 
 
 @contextmanager
@@ -47,3 +49,31 @@ def ends_within(seconds: float) -> Iterator[None]:
 def seconds_to_end() -> float:
     """How long something outside may be waited for; infinite where nobody set an end."""
     return math.inf if _ends is None else max(0.0, _ends - time.monotonic())
+
+
+@contextmanager
+def ends_when_asked() -> Iterator[Callable[[], None]]:
+    """Inside, a call of what is given ends waits for what may never come, as a lost device."""
+    global _asked
+
+    def ask() -> None:
+        global _asked
+        _asked = True
+
+    _asked = False
+    try:
+        yield ask
+    finally:
+        _asked = False
+
+
+def asked_to_end() -> bool:
+    """Whether somebody wants the study to end: what may never come is waited for no longer."""
+    return _asked
+
+
+def pause(seconds: float) -> None:
+    """Sleep between two looks at what is waited for; at once over where the study is to end."""
+    end = time.monotonic() + seconds
+    while not _asked and (left := end - time.monotonic()) > 0:
+        time.sleep(min(left, _SLICE_S))

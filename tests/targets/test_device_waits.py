@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import threading
 import time
 from contextlib import closing
@@ -14,10 +15,11 @@ import pytest
 from devices import LoopbackDevice, other_python, there
 from tiny_study import until
 
+from autocompress.controller.stop import stopping_on_interrupt
 from autocompress.errors import DeviceLost
 from autocompress.execute.limit import TookTooLong, time_limit
 from autocompress.machine.device import WAIT_VARIABLE
-from autocompress.machine.waiting import ends_within, outside_wait_s
+from autocompress.machine.waiting import asked_to_end, ends_within, outside_wait_s
 from autocompress.measure.gate import inspect_file
 from autocompress.measure.latency import paired_timing
 from autocompress.measure.sampling import Plan
@@ -55,6 +57,27 @@ def test_a_request_whose_connection_is_cut_begins_anew(
     assert any("is there again" in text for text in said)
 
 
+@pytest.mark.timeout(120)
+def test_who_asks_a_study_to_end_waits_for_no_device(
+    board: LoopbackDevice, exported: dict[str, Path]
+) -> None:
+    """The first Ctrl-C: no trial runs that could be finished."""
+    target, file = there(board), exported[".onnx"]
+    target.reach()
+    board.stop()
+    try:
+        with stopping_on_interrupt() as stop:
+            asking = threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGINT))
+            asking.start()
+            with pytest.raises(DeviceLost, match=r"lost: .*--resume"):
+                paired_timing(target, file, file, plan=_SHORT)
+            asking.join()
+        assert stop.asked
+        assert not asked_to_end(), "the next study waits again"
+    finally:
+        board.start()
+
+
 def test_a_device_that_stays_away_is_given_up(
     board: LoopbackDevice, exported: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -64,7 +87,7 @@ def test_a_device_that_stays_away_is_given_up(
     board.stop()
     try:
         begin = time.monotonic()
-        with pytest.raises(DeviceLost, match=r"lost: .*waited for for [2-4] s.*--resume"):
+        with pytest.raises(DeviceLost, match=r"lost: .*stayed away for [2-4] s.*--resume"):
             paired_timing(target, file, file, plan=_SHORT)
         assert time.monotonic() - begin >= 2
         with pytest.raises(DeviceLost):  # a second time nothing is waited for
