@@ -7,8 +7,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from types import FrameType
+from typing import Any
 
 from autocompress.machine.waiting import outside_wait_s
 
@@ -21,9 +23,10 @@ class TookTooLong(BaseException):
     """The time is over. Not an ``Exception``, which code that hangs may catch and go on."""
 
 
-@contextmanager
-def time_limit(seconds: float | None, stuck: Callable[[], object]) -> Iterator[None]:
-    """Interrupt what runs here once the time is over, every second until it ends.
+def time_limit(
+    seconds: float | None, stuck: Callable[[], object]
+) -> AbstractContextManager[object]:
+    """Interrupt what runs inside once the time is over, every second until it ends.
 
     Python code is interrupted anywhere, waits and sleeps in the main thread included. Native code
     that never comes back cannot be: ``stuck`` is called in another thread then.
@@ -35,53 +38,63 @@ def time_limit(seconds: float | None, stuck: Callable[[], object]) -> Iterator[N
     Raises:
         TookTooLong: in this thread.
     """
-    if seconds is None:
-        yield
-        return
-    over, guard, thread = threading.Event(), threading.Lock(), threading.current_thread()
+    return nullcontext() if seconds is None else _Limit(seconds, stuck)
 
-    begun = outside_wait_s()
 
-    def watch() -> None:
-        left, given = seconds, 0.0
+class _Limit:
+    """A class, for its end must not be interrupted: a signal behind it would end the process."""
+
+    def __init__(self, seconds: float, stuck: Callable[[], object]) -> None:
+        self._seconds, self._stuck = seconds, stuck
+        self._over, self._guard = threading.Event(), threading.Lock()
+        self._thread, self._begun = threading.current_thread(), 0.0
+        self._before: Any = None
+
+    def __enter__(self) -> None:
+        self._begun = outside_wait_s()
+        if self._rings:
+            self._before = signal.signal(_SIGNAL, self._ring)
+        threading.Thread(target=self._watch, name="time-limit", daemon=True).start()
+
+    def __exit__(self, *raised: object) -> None:
+        self._end()
+        if self._rings:
+            signal.signal(_SIGNAL, self._before)
+
+    def _end(self) -> None:
+        with self._guard:
+            self._over.set()
+
+    @property
+    def _rings(self) -> bool:
+        """Whether a signal comes; the main thread alone can answer one."""
+        return _SIGNAL is not None and self._thread is threading.main_thread()
+
+    def _ring(self, _number: int, frame: FrameType | None) -> None:
+        if self._over.is_set():
+            return
+        while frame is not None:
+            if frame.f_code is _Limit.__exit__.__code__:
+                return  # the code inside has ended
+            frame = frame.f_back
+        raise TookTooLong
+
+    def _watch(self) -> None:
+        left, given = self._seconds, 0.0
         while left > 0:
-            if over.wait(min(left, threading.TIMEOUT_MAX)):
+            if self._over.wait(min(left, threading.TIMEOUT_MAX)):
                 return
-            left, given = outside_wait_s() - begun - given, outside_wait_s() - begun
+            waited = outside_wait_s() - self._begun
+            left, given = waited - given, waited
         end = time.monotonic() + _GRACE_S
         while time.monotonic() < end:
-            with guard:
-                if over.is_set():
+            with self._guard:
+                if self._over.is_set():
                     return
-                _interrupt(thread)
-            if over.wait(1.0):
+                _interrupt(self._thread)
+            if self._over.wait(1.0):
                 return
-        stuck()
-
-    def ring(number: int, frame: object) -> None:
-        if not over.is_set():
-            raise TookTooLong
-
-    with _answering(ring):
-        threading.Thread(target=watch, name="time-limit", daemon=True).start()
-        try:
-            yield
-        finally:
-            with guard:
-                over.set()
-
-
-@contextmanager
-def _answering(ring: Callable[[int, object], None]) -> Iterator[None]:
-    """Answer the signal in the main thread; no other thread can."""
-    if _SIGNAL is None or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(_SIGNAL, ring)
-    try:
-        yield
-    finally:
-        signal.signal(_SIGNAL, before)
+        self._stuck()
 
 
 def _interrupt(thread: threading.Thread) -> None:

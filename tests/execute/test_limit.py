@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ import pytest
 from analytic import AnalyticEvaluator, jobs, numbered
 
 from autocompress.controller.limits import Durations
+from autocompress.execute import limit
 from autocompress.execute.limit import TookTooLong, time_limit
 from autocompress.execute.local import InProcessExecutor
 from autocompress.machine.waiting import ends_within, outside_wait, seconds_to_end
@@ -56,6 +58,24 @@ def test_what_hangs_in_the_main_thread_is_interrupted(hang: Callable[[], None]) 
     with pytest.raises(TookTooLong), time_limit(0.3, fails):
         hang()
     assert time.monotonic() - start < 10
+
+
+def test_the_end_itself_is_not_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow: a signal that nobody answers any more would end this process."""
+    end = limit._Limit._end
+
+    def slow(self: limit._Limit) -> None:
+        until = time.monotonic() + 2.5  # two more signals come
+        while time.monotonic() < until:
+            pass
+        end(self)
+
+    monkeypatch.setattr(limit._Limit, "_end", slow)
+    before = signal.getsignal(signal.SIGUSR2)
+    with pytest.raises(TookTooLong), time_limit(0.3, fails):
+        loop()
+    assert signal.getsignal(signal.SIGUSR2) == before
+    time.sleep(1.5)
 
 
 def test_a_loop_in_another_thread_is_interrupted() -> None:
