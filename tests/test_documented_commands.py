@@ -92,6 +92,7 @@ ELSEWHERE = {
     r"judge .* --study pitch_crepe": ("needs a package's weights", "tests/run/test_judge.py"),
     r"bench runs/pitch_crepe/.*": ("of a run that takes minutes", "tests/test_commands.py"),
     r"export RUN --pick N -o recipe.yaml": ("N is a number", "tests/test_commands.py"),
+    r"export RUN --target \.\.\.": ("any target", "tests/run/test_told_elsewhere.py"),
     r"apply -o.*": ("named alone", "tests/test_commands.py"),
     r"bench --target numpy": ("an example's runtime", "tests/plugins/test_plugins.py"),
     r"schema study > study.schema.json": ("into a file", "tests/test_schema.py"),

@@ -52,23 +52,23 @@ class _Limit:
 
     def __enter__(self) -> None:
         self._begun = outside_wait_s()
-        if self._rings:
-            self._before = signal.signal(_SIGNAL, self._ring)
+        if (number := self._number) is not None:
+            self._before = signal.signal(number, self._ring)
         threading.Thread(target=self._watch, name="time-limit", daemon=True).start()
 
     def __exit__(self, *raised: object) -> None:
         self._end()
-        if self._rings:
-            signal.signal(_SIGNAL, self._before)
+        if (number := self._number) is not None:
+            signal.signal(number, self._before)
 
     def _end(self) -> None:
         with self._guard:
             self._over.set()
 
     @property
-    def _rings(self) -> bool:
-        """Whether a signal comes; the main thread alone can answer one."""
-        return _SIGNAL is not None and self._thread is threading.main_thread()
+    def _number(self) -> signal.Signals | None:
+        """The signal that comes; the main thread alone can answer one."""
+        return _SIGNAL if self._thread is threading.main_thread() else None
 
     def _ring(self, _number: int, frame: FrameType | None) -> None:
         if self._over.is_set():

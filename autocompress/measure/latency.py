@@ -15,7 +15,7 @@ from autocompress.machine.facts import machine_facts
 from autocompress.machine.lock import after_timing, timing_lock
 from autocompress.measure.energy import inference_energy_mj, no_energy
 from autocompress.measure.memory import peak_memory_bytes
-from autocompress.measure.quiet import QuietSpeed
+from autocompress.measure.quiet import TIMING_VARIABLE, QuietSpeed, seconds_from
 from autocompress.measure.sampling import Plan, Samples
 from autocompress.measure.taking import call_of, take
 from autocompress.measure.there import times_there
@@ -162,7 +162,7 @@ def paired_timings(
         candidates: exported files.
         baseline: usually the uncompressed model.
         inputs: one array per input of the files; random ones by default, and on another device.
-        plan: precision, time limit, seed.
+        plan: precision, time limit (``AUTOCOMPRESS_TIMING_S`` may set a shorter one), seed.
         quiet: how quickly the baseline has been seen to run, for timings of one study; learns.
 
     Returns:
@@ -172,6 +172,8 @@ def paired_timings(
         InputError: a file that the target cannot open.
     """
     plan, quiet = plan or Plan(), quiet or QuietSpeed()
+    longest = seconds_from(TIMING_VARIABLE, plan.max_seconds)
+    plan = replace(plan, max_seconds=min(plan.max_seconds, longest))
     paths = [Path(baseline), *(Path(c) for c in candidates)]
     if target.elsewhere is not None:
         samples, facts = times_there(target, target.elsewhere, paths, plan, quiet)
@@ -211,7 +213,7 @@ def bench(
         a: an exported file.
         b: what to compare it with; ``ratio`` is then time of ``a`` / time of ``b``.
         target: a target, its config, or a runtime's name.
-        plan: precision, time limit, seed.
+        plan: precision, time limit (``AUTOCOMPRESS_TIMING_S`` may set a shorter one), seed.
 
     Returns:
         Plain data: ``latency_ms``, ``iqr_ms``, ``latency_p99_ms``, ``size_bytes``,

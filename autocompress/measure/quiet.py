@@ -15,29 +15,27 @@ from autocompress.measure.rounds import SLACK, Clock
 PATIENCE_S = 16.0
 """Longest wait for a quiet machine: spells of disturbance have lasted for 1 to 30 seconds."""
 WAIT_VARIABLE = "AUTOCOMPRESS_QUIET_WAIT_S"
+TIMING_VARIABLE = "AUTOCOMPRESS_TIMING_S"
 _LOOK_EVERY_S = 0.25
 _REMEMBERED = 30
 _EXPERIENCE = 10
 """Timings after which the lowest decile says something."""
 
 
-def longest_wait_s() -> float:
-    """Longest wait for a quiet machine, in seconds: ``AUTOCOMPRESS_QUIET_WAIT_S``, or 16.
-
-    With 0 nothing waits; timings on a busy machine are then marked as disturbed sooner.
+def seconds_from(variable: str, usual: float) -> float:
+    """Seconds that a variable of the environment sets: ``AUTOCOMPRESS_QUIET_WAIT_S``, the longest
+    wait for a quiet machine, or ``AUTOCOMPRESS_TIMING_S``, the longest timing of one file.
 
     Raises:
         InputError: no number of seconds.
     """
-    text = os.environ.get(WAIT_VARIABLE, "")
-    if not text:
-        return PATIENCE_S
+    text = os.environ.get(variable, "")
     try:
-        found = float(text)
+        found = float(text) if text else usual
     except ValueError:
         found = math.nan
     if not 0 <= found < math.inf:
-        raise InputError(f"`{WAIT_VARIABLE}` must be seconds, 0 or more, got {text!r}.")
+        raise InputError(f"`{variable}` must be seconds, 0 or more, got {text!r}.")
     return found
 
 
@@ -72,7 +70,7 @@ class QuietSpeed:
 
         Where a machine stays disturbed for minutes, a study goes on.
         """
-        return longest_wait_s() / 2**self.in_vain
+        return seconds_from(WAIT_VARIABLE, PATIENCE_S) / 2**self.in_vain
 
     @property
     def slowest_ms(self) -> float:

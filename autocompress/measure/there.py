@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.machine.device import Device
-from autocompress.measure.quiet import QuietSpeed, longest_wait_s
+from autocompress.measure.quiet import PATIENCE_S, WAIT_VARIABLE, QuietSpeed, seconds_from
 from autocompress.measure.sampling import Plan, Samples
 from autocompress.targets.base import Target
 
@@ -28,7 +28,7 @@ def times_there(
     asked = {
         "plan": asdict(plan),
         "quiet": {"recent": list(quiet.recent), "in_vain": quiet.in_vain},
-        "wait_s": longest_wait_s(),
+        "wait_s": seconds_from(WAIT_VARIABLE, PATIENCE_S),
     }
     found, _ = device.ask("timings", target.fields(), paths, asked)
     quiet.recent.clear()

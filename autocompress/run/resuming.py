@@ -9,7 +9,7 @@ from autocompress.errors import InputError
 from autocompress.machine.device import other_machine
 from autocompress.machine.ssh import SCHEME
 from autocompress.model.cost import policy_cost
-from autocompress.policy.costs import BY_NAME, said
+from autocompress.policy.costs import BY_NAME, extra, said
 from autocompress.policy.policy import Policy
 from autocompress.policy.settings import FORMER
 from autocompress.results.metric import Measurement
@@ -97,14 +97,16 @@ def _unmeasured(before: Measurement, folder: RunFolder, parts: Assembly) -> list
     Or measured of the uncompressed model alone, as the memory that no budget limits.
     """
     judging = {*parts.study.limits().metrics, *parts.study.search.objectives} & BY_NAME.keys()
-    trials = (entry.trial for entry in read_entries(folder))
+    in_trials = extra(judging)  # all others are measured in each
+    trials = (entry.trial for entry in read_entries(folder)) if in_trials else ()
     of_trials = (
         trial.measurement
         for trial in trials
         if trial.state is TrialState.COMPLETE and trial.phase.kind != "cascade"
         if trial.measurement is not None
     )
-    lacking = {name for found in (before, *of_trials) for name in judging if name not in found}
+    lacking = {name for name in judging if name not in before}
+    lacking |= {name for found in of_trials for name in in_trials if name not in found}
     absent = sorted(map(said, lacking))
     return [f"measurements without {' and '.join(absent)}"] if absent else []
 

@@ -183,3 +183,17 @@ def test_given_inputs_are_the_ones_that_run(exported: dict[str, Path]) -> None:
 def test_an_absent_file_is_an_input_error(exported: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no model file"):
         bench(exported[".onnx"], tmp_path / "absent.onnx", plan=_SHORT)
+
+
+def test_how_long_a_file_is_timed_may_be_limited(
+    exported: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The seconds that rounds may take are told; a plan that takes less stays as it is."""
+    file, target = exported[".onnx"], get_target("onnxruntime")
+    for limit, allowed in (("0.2", 0.2), ("5", 1.0), ("", 1.0)):
+        monkeypatch.setenv("AUTOCOMPRESS_TIMING_S", limit)
+        found = paired_timing(target, file, file, plan=Plan(max_seconds=1.0, apart_s=0.0))
+        assert found.facts["plan"]["max_seconds"] == allowed
+    monkeypatch.setenv("AUTOCOMPRESS_TIMING_S", "short")
+    with pytest.raises(InputError, match="AUTOCOMPRESS_TIMING_S"):
+        paired_timing(target, file, file)

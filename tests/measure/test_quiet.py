@@ -12,7 +12,7 @@ import pytest
 
 from autocompress.errors import InputError
 from autocompress.estimate.tasks import Tasks
-from autocompress.measure.quiet import QuietSpeed, longest_wait_s
+from autocompress.measure.quiet import PATIENCE_S, WAIT_VARIABLE, QuietSpeed, seconds_from
 from autocompress.measure.sampling import InterleavedTiming, Plan, Samples
 
 _PATIENCE_S = 16.0
@@ -329,10 +329,10 @@ def test_a_task_that_disturbs_itself_is_tried_five_times_and_named() -> None:
 
 def test_how_long_it_may_wait_is_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AUTOCOMPRESS_QUIET_WAIT_S")
-    assert QuietSpeed().patience_s == longest_wait_s() == 16.0
+    assert QuietSpeed().patience_s == 16.0
     monkeypatch.setenv("AUTOCOMPRESS_QUIET_WAIT_S", "2.5")
     assert QuietSpeed(in_vain=1).patience_s == 1.25
     for wrong in ("soon", "-1", "nan", "inf"):
         monkeypatch.setenv("AUTOCOMPRESS_QUIET_WAIT_S", wrong)
         with pytest.raises(InputError, match="seconds, 0 or more"):
-            longest_wait_s()
+            seconds_from(WAIT_VARIABLE, PATIENCE_S)
