@@ -4,6 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Test processes at once: one more than cores, for many tests wait. Each needs about 4 GiB.
+# One that dies ends them all: pytest-xdist would wait for it forever.
 JOBS ?= $(shell $(PYTHON) -c 'import os; print(min(8, (os.cpu_count() or 1) + 1))')
 
 # Real data and trained weights, where a folder with them lies beside the repository.
@@ -51,7 +52,7 @@ quickstart: install  ## search a digits classifier under a latency budget
 	$(BIN)/autocompress search studies/quickstart.yaml
 
 test: install  ## the fast tests, in JOBS processes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --durations 25
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0 --durations 25
 
 test-slow: install  ## the tests that take minutes
 	$(BIN)/python -m pytest -m 'slow and not gpu' --timeout 1800
@@ -60,7 +61,7 @@ test-gpu: install  ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu --timeout 1800
 
 test-lowest: $(LOWEST)/.installed  ## the fast tests with the lowest supported versions (Python 3.11)
-	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 $(LOWEST)/.installed: constraints/lowest.txt pyproject.toml
 	@test -x $(LOWEST)/bin/python || python3.11 -m venv $(LOWEST)
