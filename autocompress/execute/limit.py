@@ -58,7 +58,8 @@ class _Limit:
 
     def __exit__(self, *raised: object) -> None:
         self._end()
-        if (number := self._number) is not None:
+        # what another language's code answers, which is None here, cannot be put back
+        if (number := self._number) is not None and self._before is not None:
             signal.signal(number, self._before)
 
     def _end(self) -> None:
@@ -74,8 +75,8 @@ class _Limit:
         if self._over.is_set():
             return
         while frame is not None:
-            if frame.f_code is _Limit.__exit__.__code__:
-                return  # the code inside has ended
+            if frame.f_code in (_Limit.__enter__.__code__, _Limit.__exit__.__code__):
+                return  # the code inside has not begun, or has ended
             frame = frame.f_back
         raise TookTooLong
 

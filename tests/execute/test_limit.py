@@ -78,6 +78,21 @@ def test_the_end_itself_is_not_interrupted(monkeypatch: pytest.MonkeyPatch) -> N
     time.sleep(1.5)
 
 
+def test_a_time_that_is_over_at_once_interrupts_what_is_inside() -> None:
+    before = signal.getsignal(signal.SIGUSR2)
+    entered = []
+
+    def inside() -> None:
+        entered.append(True)
+        loop()
+
+    for _ in range(5):
+        with pytest.raises(TookTooLong), time_limit(0.0, fails):
+            inside()
+    assert len(entered) == 5
+    assert signal.getsignal(signal.SIGUSR2) == before
+
+
 def test_a_loop_in_another_thread_is_interrupted() -> None:
     ended = threading.Event()
 
