@@ -43,6 +43,19 @@ _PROPERTIES: dict[str, Any] = {
 _MULTIPLYING = re.compile("conv|gemm|matmul|fullyconnected|lstm|gru|attention", re.IGNORECASE)
 
 
+@cache
+def _core() -> Any:
+    """The one of this process, which stays.
+
+    On processors with AMX each core brings a stack for signals of its own. Where several go in
+    another order than they came, one that is freed stays in use, and the next signal, such as
+    Ctrl-C, ends the process with a segmentation fault.
+    """
+    import openvino
+
+    return openvino.Core()
+
+
 class OpenVinoConfig(TargetConfig):
     """Fields of ``target:`` for OpenVINO."""
 
@@ -63,9 +76,7 @@ class OpenVinoTarget(OnnxTarget):
 
     def __init__(self, config: TargetConfig) -> None:
         super().__init__(config)
-        import openvino
-
-        self._core = openvino.Core()
+        self._core = _core()
         self.device = config.device.replace(":", ".").upper()
 
     @classmethod
@@ -73,7 +84,7 @@ class OpenVinoTarget(OnnxTarget):
         """What OpenVINO offers here; build numbers say nothing to a reader."""
         import openvino
 
-        devices = tuple(d.lower().replace(".", ":") for d in openvino.Core().available_devices)
+        devices = tuple(d.lower().replace(".", ":") for d in _core().available_devices)
         return Availability(cls.name, True, str(openvino.get_version()).partition("-")[0], devices)
 
     def load(self, file: Path, threads: int, batch: int | None) -> OpenVinoSession:
@@ -205,7 +216,7 @@ def _threads(asked: int) -> int:
 
     x = opset13.parameter([1], np.float32)
     properties = {**_PROPERTIES, "INFERENCE_NUM_THREADS": asked}
-    made = openvino.compile_model(openvino.Model([opset13.relu(x)], [x]), "CPU", properties)
+    made = _core().compile_model(openvino.Model([opset13.relu(x)], [x]), "CPU", properties)
     return int(made.get_property("INFERENCE_NUM_THREADS"))
 
 

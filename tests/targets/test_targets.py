@@ -282,3 +282,38 @@ def test_a_program_is_lowered_for_phones(tmp_path: Path) -> None:
             answers.append(session.run(inputs)[0])
     np.testing.assert_array_equal(answers[0], answers[1])
     assert sorted(tmp_path.iterdir()) == files
+
+
+_STACKS = """
+import ctypes, gc, sys
+from autocompress.targets import get_target
+
+class Stack(ctypes.Structure):
+    _fields_ = [("start", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+
+def signals():
+    found = Stack()
+    ctypes.CDLL(None).sigaltstack(None, ctypes.byref(found))
+    return found.start
+
+first = get_target("openvino").open(sys.argv[1])
+seen = {signals()}
+second = get_target({"runtime": "openvino", "threads": 2}).open(sys.argv[1])
+seen.add(signals())
+del first
+gc.collect()
+seen.add(signals())
+del second
+gc.collect()
+seen.add(signals())
+print(len(seen))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="OpenVINO changes it on Linux alone")
+def test_openvino_leaves_signals_a_stack_that_is_there(exported: dict[str, Path]) -> None:
+    """On a processor with AMX it makes one; without AMX this cannot fail."""
+    pytest.importorskip("openvino")
+    command = [sys.executable, "-c", _STACKS, str(exported[".onnx"])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
