@@ -77,16 +77,13 @@ def make_run() -> Callable[..., RunFolder]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _nobody_waits_for_a_quiet_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A busy machine would make every small study wait, and time each file for seconds.
-
-    Studies in processes of their own, too.
+    """A busy machine would make every small study wait, those in processes of their own too.
 
     Nor does one process of tests pause while another one times: a fourth of the time of all tests,
     for latencies that none of them looks at closely. Both kinds of waiting have tests of their own.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AUTOCOMPRESS_QUIET_WAIT_S", "0")
-        patch.setenv("AUTOCOMPRESS_TIMING_S", "0.3")
         patch.setenv("AUTOCOMPRESS_LOCK_DIR", str(tmp_path_factory.mktemp("lock")))
         yield
 

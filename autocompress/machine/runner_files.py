@@ -19,6 +19,7 @@ _SHARED = (
     "machine/facts.py",
     "machine/messages.py",
     "machine/scratch.py",
+    "machine/waiting.py",
     "measure/joules.py",
     "measure/peak.py",
     "measure/quiet.py",

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+from autocompress.errors import InputError
 
 _ended_s = 0.0
 _since: float | None = None
@@ -77,3 +80,20 @@ def pause(seconds: float) -> None:
     end = time.monotonic() + seconds
     while not _asked and (left := end - time.monotonic()) > 0:
         time.sleep(min(left, _SLICE_S))
+
+
+def seconds_from(variable: str, usual: float) -> float:
+    """Seconds that a variable of the environment sets: ``AUTOCOMPRESS_QUIET_WAIT_S``, the longest
+    wait for a quiet machine, or ``AUTOCOMPRESS_TIMING_S``, the longest timing of one file.
+
+    Raises:
+        InputError: no number of seconds.
+    """
+    text = os.environ.get(variable, "")
+    try:
+        found = float(text) if text else usual
+    except ValueError:
+        found = math.nan
+    if not 0 <= found < math.inf:
+        raise InputError(f"`{variable}` must be seconds, 0 or more, got {text!r}.")
+    return found

@@ -13,9 +13,10 @@ import numpy as np
 from autocompress.errors import MeasurementError
 from autocompress.machine.facts import machine_facts
 from autocompress.machine.lock import after_timing, timing_lock
+from autocompress.machine.waiting import seconds_from
 from autocompress.measure.energy import inference_energy_mj, no_energy
 from autocompress.measure.memory import peak_memory_bytes
-from autocompress.measure.quiet import TIMING_VARIABLE, QuietSpeed, seconds_from
+from autocompress.measure.quiet import TIMING_VARIABLE, QuietSpeed
 from autocompress.measure.sampling import Plan, Samples
 from autocompress.measure.taking import call_of, take
 from autocompress.measure.there import times_there

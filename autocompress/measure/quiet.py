@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from autocompress.errors import InputError
+from autocompress.machine.waiting import seconds_from
 from autocompress.measure.rounds import SLACK, Clock
 
 PATIENCE_S = 16.0
@@ -20,23 +19,6 @@ _LOOK_EVERY_S = 0.25
 _REMEMBERED = 30
 _EXPERIENCE = 10
 """Timings after which the lowest decile says something."""
-
-
-def seconds_from(variable: str, usual: float) -> float:
-    """Seconds that a variable of the environment sets: ``AUTOCOMPRESS_QUIET_WAIT_S``, the longest
-    wait for a quiet machine, or ``AUTOCOMPRESS_TIMING_S``, the longest timing of one file.
-
-    Raises:
-        InputError: no number of seconds.
-    """
-    text = os.environ.get(variable, "")
-    try:
-        found = float(text) if text else usual
-    except ValueError:
-        found = math.nan
-    if not 0 <= found < math.inf:
-        raise InputError(f"`{variable}` must be seconds, 0 or more, got {text!r}.")
-    return found
 
 
 @dataclass

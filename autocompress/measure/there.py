@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.machine.device import Device
-from autocompress.measure.quiet import PATIENCE_S, WAIT_VARIABLE, QuietSpeed, seconds_from
+from autocompress.machine.waiting import seconds_from
+from autocompress.measure.quiet import PATIENCE_S, WAIT_VARIABLE, QuietSpeed
 from autocompress.measure.sampling import Plan, Samples
 from autocompress.targets.base import Target
 

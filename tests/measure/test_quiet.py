@@ -12,7 +12,8 @@ import pytest
 
 from autocompress.errors import InputError
 from autocompress.estimate.tasks import Tasks
-from autocompress.measure.quiet import PATIENCE_S, WAIT_VARIABLE, QuietSpeed, seconds_from
+from autocompress.machine.waiting import seconds_from
+from autocompress.measure.quiet import PATIENCE_S, WAIT_VARIABLE, QuietSpeed
 from autocompress.measure.sampling import InterleavedTiming, Plan, Samples
 
 _PATIENCE_S = 16.0
