@@ -78,18 +78,12 @@ def test_the_end_itself_is_not_interrupted(monkeypatch: pytest.MonkeyPatch) -> N
     time.sleep(1.5)
 
 
-def test_a_time_that_is_over_at_once_interrupts_what_is_inside() -> None:
+def test_a_time_that_is_over_at_once_leaves_nothing_behind() -> None:
+    """The first ring may come while the limit itself begins."""
     before = signal.getsignal(signal.SIGUSR2)
-    entered = []
-
-    def inside() -> None:
-        entered.append(True)
-        loop()
-
     for _ in range(5):
         with pytest.raises(TookTooLong), time_limit(0.0, fails):
-            inside()
-    assert len(entered) == 5
+            loop()
     assert signal.getsignal(signal.SIGUSR2) == before
 
 
