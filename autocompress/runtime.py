@@ -137,7 +137,7 @@ class Cascade:
         features = found[-1][len(self._names) :]
         if stage.threshold is None:
             return outputs, np.full(count, place)
-        left = self._sure(stage, found) < stage.threshold
+        left = ~(self._sure(stage, found) >= stage.threshold)  # NaN is handed on, too
         if not left.any():
             return outputs, np.full(count, place)
         if left.all():

@@ -15,6 +15,7 @@ from autocompress.cascade.confidence import (
     Confidence,
     Floats,
     agreement,
+    check_finite,
     confidence,
 )
 from autocompress.cascade.temperature import fit_temperature
@@ -67,7 +68,12 @@ class Member:
         return blank.fitted(logits, targets, fitted_on)
 
     def fitted(self, logits: Floats, targets: NDArray[Any], fitted_on: Index) -> Member:
-        """The same with a temperature fitted on some inputs."""
+        """The same with a temperature fitted on some inputs.
+
+        Raises:
+            InputError: a logit is not finite.
+        """
+        check_finite(logits)
         temperature = fit_temperature(logits[fitted_on], targets[fitted_on])
         return replace(self, temperature=temperature).answering(logits, targets)
 

@@ -26,7 +26,7 @@ def as_logits(output: Any, scores: Scores) -> Floats:
         scores: what the output holds.
 
     Raises:
-        InputError: another shape, or a value that is not finite.
+        InputError: another shape.
     """
     found = np.asarray(output, dtype=np.float64)
     if scores == "sigmoid" and found.ndim in (1, 2) and found.size == len(found):
@@ -37,20 +37,31 @@ def as_logits(output: Any, scores: Scores) -> Floats:
             f"A cascade needs one answer per sample, logits of the shape (N, classes); got "
             f"{found.shape}."
         )
-    if not np.isfinite(found).all():
-        raise InputError("A cascade needs finite logits; got some that are infinite or no number.")
     return found
 
 
+def check_finite(logits: Floats) -> None:
+    """Refuse a member that nothing can be fitted to.
+
+    Raises:
+        InputError: a logit is infinite or no number.
+    """
+    if not np.isfinite(logits).all():
+        raise InputError("A cascade needs finite logits; got some that are infinite or no number.")
+
+
 def probabilities(logits: Floats, temperature: float = 1.0) -> Floats:
-    """Softmax of ``logits / temperature``, ``(N, classes)``."""
-    shifted = (logits - logits.max(axis=1, keepdims=True)) / temperature
+    """Softmax of ``logits / temperature``, ``(N, classes)``; NaN where no largest is finite."""
+    with np.errstate(invalid="ignore"):  # an infinity less itself is no number, as it should be
+        shifted = (logits - logits.max(axis=1, keepdims=True)) / temperature
     found = np.exp(shifted)
     return np.asarray(found / found.sum(axis=1, keepdims=True))
 
 
 def confidence(kind: Confidence, logits: Floats, temperature: float = 1.0) -> Floats:
     """How sure a member is of each answer, ``(N,)``; more is surer.
+
+    NaN where the logits hold one: that reaches no threshold, so that a cascade hands the input on.
 
     Args:
         kind: ``margin``: the largest probability less the second; ``entropy``: that of the
@@ -77,4 +88,5 @@ def agreement(answers: tuple[Any, Any], sure: tuple[Floats, Floats]) -> Floats:
         answers: the class that each gives, ``(N,)``.
         sure: how probable each takes it to be.
     """
-    return np.where(answers[0] == answers[1], np.minimum(*sure), 0.0)
+    both = np.minimum(*sure)  # NaN where either is: what no number is said of, nobody agrees on
+    return np.where((answers[0] == answers[1]) | np.isnan(both), both, 0.0)

@@ -17,9 +17,11 @@ from pydantic import (
     SerializerFunctionWrapHandler,
     TypeAdapter,
     ValidationError,
+    ValidationInfo,
+    field_validator,
     model_serializer,
 )
-from pydantic_core import CoreSchema, core_schema
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from autocompress.errors import AutocompressError, InputError, nearest
 from autocompress.policy.flat import show_flat
@@ -83,6 +85,29 @@ class Section(BaseModel):
                 that cannot be used.
         """
         return read_as(cls, data, where or cls.__name__)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_flag_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Python takes true for 1, and nobody who writes it means that."""
+        several = value if isinstance(value, list | tuple) else [value]
+        if any(isinstance(v, bool) for v in several) and _numbers_alone(cls, str(info.field_name)):
+            raise PydanticCustomError("number_type", "Input should be a number")
+        return value
+
+
+@cache
+def _numbers_alone(kind: type[BaseModel], name: str) -> bool:
+    """Whether a field takes numbers, and neither flags nor anything at all."""
+    inner = set(_parts_of(kind.model_fields[name].annotation))
+    return bool(inner & {int, float}) and not inner & {bool, Any, object, True, False}
+
+
+def _parts_of(annotation: Any) -> Iterator[Any]:
+    """What an annotation consists of, through unions, lists and mappings."""
+    yield annotation
+    for part in get_args(annotation):
+        yield from _parts_of(part)
 
 
 class AsWritten(Section):

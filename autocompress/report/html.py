@@ -14,15 +14,14 @@ from typing import Any
 
 from autocompress.policy.claims import TimingClaim, TimingFacts
 from autocompress.policy.costs import EXTRA, CostMetric
+from autocompress.report.cascades import answered_shares, asked_text, cascades, on_test
 from autocompress.report.course import course, screening
 from autocompress.report.library import drawing_library
 from autocompress.report.review import review
 from autocompress.report.tables import (
     BUILDS_DIFFER,
-    cascades,
     elsewhere,
     number_text,
-    on_test,
     quality_text,
     what,
     where,
@@ -230,7 +229,8 @@ def _row(view: RunView, trial: Trial) -> dict[str, Any]:
 def _cascade(view: RunView, trial: Trial) -> dict[str, Any]:
     """Members that answer together, beside the single ones of the front."""
     test = on_test(trial)
-    return {**_row(view, trial), "test": "-" if test is None else quality_text(test)}
+    told = {"test": "-" if test is None else quality_text(test), "asked": asked_text(trial)}
+    return {**_row(view, trial), **told, "shares": answered_shares(trial)}
 
 
 def _beside(view: RunView) -> list[dict[str, Any]]:

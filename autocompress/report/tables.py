@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from autocompress.policy.costs import BY_NAME, EXTRA, WORST, CostMetric
 from autocompress.policy.registry import in_order
+from autocompress.report.cascades import cascade_facts, cascades, members_text, on_test
 from autocompress.report.comparison import compared
 from autocompress.results.failures import failed_phases
 from autocompress.results.metric import ACCURACY, Measurement, Metric
@@ -64,7 +65,7 @@ def summary_json(view: RunView, *, every: bool = True) -> dict[str, Any]:
     checks = [check for check in map(view.verified, front) if check is not None]
     alone = [t for t in view.trials if t.phase.kind != "cascade"]
     trials = sorted(alone, key=lambda t: t.number) if every else [*front, *checks]
-    told = [cascade_json(trial, view.baseline) for trial in cascades(view)]
+    together = [_cascade_json(trial, view.baseline) for trial in cascades(view)]
     names = [view.quality.name, "latency_ms", "macs", "params", "size_bytes"]
     names += [cost.name for cost in EXTRA if cost.name in view.baseline]
     return {
@@ -85,7 +86,7 @@ def summary_json(view: RunView, *, every: bool = True) -> dict[str, Any]:
         "seconds": view.seconds,
         **_of_task(view),
         **({"target": there[1]} if (there := elsewhere(view)) else {}),
-        **({"cascades": told} if told else {}),
+        **({"cascades": together} if together else {}),
     }
 
 
@@ -143,24 +144,11 @@ def shown(view: RunView) -> list[Trial]:
     return list(view.front) or ([view.nearest] if view.nearest is not None else [])
 
 
-def cascades(view: RunView) -> list[Trial]:
-    """Trials in which several members of the run answer together."""
-    done = (t for t in view.trials if t.phase.kind == "cascade")
-    return [t for t in done if t.measurement is not None]
-
-
-def cascade_json(trial: Trial, baseline: Measurement) -> dict[str, Any]:
+def _cascade_json(trial: Trial, baseline: Measurement) -> dict[str, Any]:
     """A cascade as ``--json`` prints it: a trial without a policy of its own, with its stages."""
     found = trial_json(trial, baseline)
     del found["policy"]
-    told = trial.measurement.context.get("cascade", {}) if trial.measurement else {}
-    return {**found, **told}
-
-
-def on_test(trial: Trial) -> Measurement | None:
-    """What a cascade did on the test split."""
-    found = trial.measurement.context.get("on_test") if trial.measurement else None
-    return None if found is None else Measurement.from_dict(found)
+    return {**found, **cascade_facts(trial)}
 
 
 def trial_json(trial: Trial, baseline: Measurement, *, alone: bool = False) -> dict[str, Any]:
@@ -289,9 +277,7 @@ def verdict_table(view: RunView) -> Table:
 def what(trial: Trial, view: RunView) -> str:
     """What a policy does, in a few words; of a cascade, its members."""
     if trial.phase.kind == "cascade" and trial.measurement is not None:
-        told = trial.measurement.context.get("cascade", {})
-        stages = (" and ".join(stage["members"]) for stage in told.get("stages", ()))
-        return f"{', then '.join(stages)}, by {told.get('confidence')}"
+        return members_text(trial)
     found = policy_summary(trial.policy, view.layer_names)
     parts = [text for technique in in_order() for text in technique.told(found)]
     parts += ["student"] if trial.policy.student is not None else []

@@ -79,14 +79,25 @@ def settle(made: Path, folder: Path) -> None:
 
     Args:
         made: folder of all files of the cascade and no others.
-        folder: for them; what else lies there stays.
+        folder: for them; members of an earlier cascade go, what else lies there stays.
     """
+    earlier = _members(folder)
     for name in (MANIFEST, ONE_FILE, MEASURED):
         (folder / name).unlink(missing_ok=True)
     names = [path.name for path in made.iterdir() if path.name != MANIFEST]
     for name in (*names, MANIFEST):
         with replacing(folder / name) as partial:
             shutil.copyfile(made / name, partial)
+    for name in earlier.difference(names):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _members(folder: Path) -> set[str]:
+    """Files that a folder's manifest names; none where there is no readable one."""
+    try:
+        return {name for stage in Manifest.load(folder).stages for name in stage.files}
+    except InputError:  # none, or damaged: whose the files are, nobody can tell
+        return set()
 
 
 def check_folder(output: Path, *, formats: Collection[str] = ()) -> None:

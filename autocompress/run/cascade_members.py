@@ -91,14 +91,14 @@ class RunMembers:
             self.progress(f"answers of {label}", done / len(trials))
             try:
                 logits = self.logits(trial, "val")
+                number = None if trial is None else trial.number
+                latency = self.latency_ms(trial)
+                member = Member.of(label, latency, logits, targets, fitted_on, number)
             except AutocompressError as error:
                 if trial is None:
                     raise
                 self.left_out[label] = str(error)
                 continue
-            number = None if trial is None else trial.number
-            latency = self.latency_ms(trial)
-            member = Member.of(label, latency, logits, targets, fitted_on, number)
             if trial is not None and (reason := _other(trial, member)):
                 self.left_out[label] = reason
                 continue

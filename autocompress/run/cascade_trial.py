@@ -54,7 +54,7 @@ def as_trial(
     if P99 in view.baseline:  # the run told it of its single models
         whole = found["latency"]["uncompressed"]["p99_ms"]
         values[P99] = view.baseline[P99] * latency["p99_ms"] / whole
-    keys = ("asked", "confidence", "scores", "output", "stages", "val", "kept", "no_gain")
+    keys = ("asked", "confidence", "scores", "output", "stages", "val", "test", "kept", "no_gain")
     told = {key: found[key] for key in keys}
     on_val, on_test = right
     common = {"timing": timing, **({} if target is None else {"target": target})}

@@ -22,7 +22,7 @@ from autocompress.policy.files import check_output
 from autocompress.policy.policy import Policy
 from autocompress.policy.recipe import ModelIdentity, Recipe
 from autocompress.policy.writing import replacing
-from autocompress.report.tables import cascades, on_test
+from autocompress.report.cascades import cascades, on_test
 from autocompress.results.metric import Measurement
 from autocompress.results.trial import Trial
 from autocompress.run.retarget import retarget

@@ -152,6 +152,8 @@ def test_confidences_are_what_they_are_called() -> None:
     assert confidence("margin", np.array([[5000.0, -5000.0]])) == pytest.approx([1.0])
     two = as_logits(np.array([[0.3], [-2.0]]), "sigmoid")
     assert confidence("probability", two) == pytest.approx(1 / (1 + np.exp([-0.3, -2.0])))
-    for bad in (np.zeros((4, 3, 2)), np.zeros((4, 1)), np.full((4, 3), np.nan)):
+    for bad in (np.zeros((4, 3, 2)), np.zeros((4, 1))):
         with pytest.raises(InputError):
             as_logits(bad, "softmax")
+    with pytest.raises(InputError, match="finite"):
+        Member.of("blind", 1.0, np.full((4, 3), np.nan), np.zeros(4), np.arange(4))

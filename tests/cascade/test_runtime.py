@@ -116,6 +116,30 @@ def test_a_batch_is_split_as_each_input_alone_would_be(
 
 
 @pytest.mark.parametrize(("kind", "scores", "stages"), KINDS)
+def test_an_input_that_a_stage_has_no_number_for_is_handed_on_alone(
+    tmp_path: Path, inputs: np.ndarray, kind: str, scores: Scores, stages: int
+) -> None:
+    weights = made(tmp_path, kind, scores, stages=stages)
+    weights[0][0, -1] = np.inf  # one logit is infinite, of one sign or the other
+    file = onnx.load(str(tmp_path / "0.onnx"))
+    file.graph.initializer[0].CopyFrom(numpy_helper.from_array(weights[0], "w"))
+    onnx.save(file, str(tmp_path / "0.onnx"))
+    inputs[:2] = np.nan
+    manifest = Manifest.load(tmp_path / "cascade.json")
+    write_cascade(manifest, tmp_path, tmp_path / "one.onnx")
+    one = onnxruntime.InferenceSession(str(tmp_path / "one.onnx"))
+    (outputs,), places = Cascade(tmp_path).answer({"x": inputs})
+    assert set(places[:2]) == {len(manifest.stages) - 1}, "every stage has no number for these"
+    with np.errstate(invalid="ignore"):
+        for i, x in enumerate(inputs):
+            wanted, stage = expected(weights, kind, scores, x)
+            assert places[i] == stage
+            np.testing.assert_allclose(outputs[i], wanted, rtol=1e-5, atol=1e-5)
+            (single,) = one.run(None, {"x": x[None]})
+            np.testing.assert_allclose(single[0], wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "scores", "stages"), KINDS)
 def test_one_file_answers_as_several(
     tmp_path: Path, inputs: np.ndarray, kind: str, scores: Scores, stages: int
 ) -> None:

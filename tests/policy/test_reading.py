@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,16 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from autocompress.errors import AutocompressError, InputError
 from autocompress.policy.claims import Claim
 from autocompress.policy.policy import Policy
 from autocompress.policy.reading import DEEPEST, LARGEST_FILE, read_mapping, read_value
 from autocompress.policy.recipe import Recipe
+from autocompress.policy.section import Section, _fields, _kinds_in
 from autocompress.policy.space_config import SpaceConfig
-from autocompress.run.study import load_study, shipped
+from autocompress.run.study import StudyConfig, load_study, shipped
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "run_0_1"
 BOMB = "a0: &a0 [x, x]\n" + "".join(
@@ -259,3 +262,36 @@ def test_changed_structures_give_a_value_or_an_error_of_ours(
     path = tmp_path / "x.yaml"
     path.write_text(yaml.safe_dump(whole, allow_unicode=True), encoding="utf-8")
     _a_value_or_an_error_of_ours(kind, path)
+
+
+def sections(kind: type[Section]) -> Iterator[type[Section]]:
+    """A section and all within it."""
+    yield kind
+    for inner in _kinds_in(_fields(kind).values()):
+        if issubclass(inner, Section):
+            yield from sections(inner)
+
+
+NUMBERS = [
+    (kind, name)
+    for kind in sorted(set(sections(StudyConfig)), key=lambda kind: kind.__name__)
+    for name, hint in _fields(kind).items()
+    if {"int", "float"} & set(re.findall(r"\w+", str(hint)))
+]
+
+
+@pytest.mark.parametrize(("kind", "name"), NUMBERS, ids=lambda v: getattr(v, "__name__", v))
+def test_a_flag_is_no_number(kind: type[Section], name: str) -> None:
+    """Whatever holds a number refuses true, alone and in a list."""
+    for given_ in (True, [True], [2, False]):
+        with pytest.raises(ValidationError) as refused:
+            kind.model_validate({name: given_})
+        assert name in [error["loc"][0] for error in refused.value.errors()]
+
+
+def test_a_flag_in_place_of_a_number_is_told(tmp_path: Path) -> None:
+    study = read_mapping(shipped("studies")["quickstart"], "study") | {"max_accuracy_drop": True}
+    file = tmp_path / "study.yaml"
+    file.write_text(yaml.safe_dump(study))
+    with pytest.raises(InputError, match=r"`max_accuracy_drop`: .*number, got True"):
+        load_study(file)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import shutil
 from dataclasses import replace
 from functools import cache
@@ -21,14 +22,13 @@ from scipy.stats import entropy
 from tiny_study import study_of
 
 from autocompress.api_models import apply
-from autocompress.cascade.amounts import asked_amounts
 from autocompress.cascade.choose import Asked, halves
 from autocompress.cascade.manifest import Manifest, Stage
 from autocompress.commands.cascading import show_cascade
 from autocompress.errors import ExportError, InputError
 from autocompress.exporters import onnx_cascade
-from autocompress.machine.progress import silent
-from autocompress.report.tables import front_table, on_test, summary_json, what
+from autocompress.report.cascades import on_test
+from autocompress.report.tables import front_table, summary_json, what
 from autocompress.results.trial import Trial
 from autocompress.run import cascading, recipes, replay
 from autocompress.run.assembly import assemble
@@ -140,6 +140,24 @@ def test_it_is_a_trial_of_its_own_phase(finished: RunFolder, made: dict[str, Any
     console.print(front_table(view))
     for text in (console.export_text(), finished.report.read_text(encoding="utf-8")):
         assert what(trial, view) in text
+
+
+def test_the_report_tells_who_answers(finished: RunFolder, made: dict[str, Any]) -> None:
+    page = finished.report.read_text(encoding="utf-8")
+    _, told = page.split(f"Who answers in trial {made['trial']}</h3>")
+    table = told[: told.index("</table>")]
+    rows = [re.findall(r"<t[hd][^>]*>([^<]*)<", row) for row in table.split("<tr>")[1:]]
+    assert rows[0][1:] == [" and ".join(stage["members"]) for stage in made["stages"]]
+    shown = {name: [float(share.rstrip("%")) for share in shares] for name, *shares in rows[1:]}
+    assert shown.pop("all inputs") == pytest.approx(
+        [100 * share for share in made["test"]["answered"]], abs=0.05
+    )
+    assert len(shown) == 10, "digits"
+    for name, shares in shown.items():
+        wanted = made["test"]["answered_by_class"][name.removeprefix("class ")]
+        assert shares == pytest.approx([100 * share for share in wanted], abs=0.05)
+        assert sum(shares) == pytest.approx(100, abs=0.11)
+    assert f"0.6 ms on average: {'' if made['kept'] else 'not '}kept on test" in page
 
 
 def test_mlflow_knows_it(finished: RunFolder, made: dict[str, Any], tmp_path: Path) -> None:
@@ -272,42 +290,6 @@ def test_a_study_whose_cascade_fails_ends_with_its_answer(
     assert folder.report.is_file()
 
 
-def test_a_study_asks_at_once_whether_its_target_runs_cascades(tmp_path: Path) -> None:
-    study = study_of(2, dynamic={"mean_latency": "0.6ms"}, target={"batch": 8})
-    with pytest.raises(InputError, match="batches of 8"):
-        run_study(read_study(study), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    ("target", "says"),
-    [
-        ({"runtime": "torch"}, "Cascades run in ONNX Runtime"),
-        ({"batch": 4}, "batches of 4"),
-    ],
-)
-def test_targets_that_no_cascade_runs_on_are_refused(
-    finished: RunFolder, tmp_path: Path, target: dict[str, Any], says: str
-) -> None:
-    shutil.copytree(finished.root, tmp_path / "run")
-    copy = RunFolder(tmp_path / "run")
-    copy.write_study({**finished.read_study(), "target": target})
-    with pytest.raises(InputError, match=says):
-        cascade(str(copy.root), Asked(mean_ms=0.5), progress=silent)
-
-
-def test_amounts_are_read() -> None:
-    assert asked_amounts("0.2%", None) == {"most_lost": pytest.approx(0.002)}
-    assert asked_amounts(0.2, None) == {"most_lost": pytest.approx(0.002)}
-    assert asked_amounts(None, "0.3ms") == {"mean_ms": pytest.approx(0.3)}
-    assert asked_amounts(0.00001, None) == {"most_lost": pytest.approx(1e-7)}
-    assert asked_amounts(None, "3E-1 ms") == {"mean_ms": pytest.approx(0.3)}
-    bad = (("0.2%", "0.3ms"), (None, None), ("-1%", None), ("much", None), (None, "0 ms"))
-    for both in (*bad, ("100%", None), (None, "1e999ms"), (None, True), (None, "1e ms")):
-        with pytest.raises(InputError):
-            asked_amounts(*both)
-
-
 def test_a_file_in_place_of_the_folder_is_refused_before_anything_is_built(
     finished: RunFolder, tmp_path: Path
 ) -> None:
@@ -352,6 +334,10 @@ def test_a_folder_holds_one_cascade_whole(
         with pytest.raises(KeyboardInterrupt):
             cascade(run, Asked(mean_ms=0.3), early_exits=False)
     assert contents(best) == before
+    earlier = Manifest.load(best)  # another one's, of whose members one is in none of ours
+    first = replace(earlier.stages[0], files=("trial-99.onnx",))
+    replace(earlier, stages=(first, *earlier.stages[1:])).save(best)
+    (best / "trial-99.onnx").write_bytes(b"a member of that one")
     (best / "cascade.onnx").write_bytes(b"of another cascade")
     refused = ExportError("they do not fit")
     monkeypatch.setattr(onnx_cascade, "write_cascade", Mock(side_effect=refused))
