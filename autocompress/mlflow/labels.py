@@ -113,7 +113,7 @@ def study_tags(view: RunView) -> dict[str, str]:
 
 
 def front_rows(view: RunView) -> tuple[list[str], list[list[Any]]]:
-    """The front as a table: column names and rows."""
+    """The front as a table: column names and rows; ``None`` what is not told of a trial."""
     summary = [
         {
             **{k: v for k, v in trial_json(t, view.baseline).items() if k != "policy"},
@@ -121,8 +121,9 @@ def front_rows(view: RunView) -> tuple[list[str], list[list[Any]]]:
         }
         for t in view.front
     ]
-    columns = list(summary[0]) if summary else []
-    return columns, [[row[c] for c in columns] for row in summary]
+    # some costs are not told of every trial: a 99th percentile needs many undisturbed calls
+    columns = list(dict.fromkeys(name for row in summary for name in row))
+    return columns, [[row.get(c) for c in columns] for row in summary]
 
 
 def as_csv(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
