@@ -182,7 +182,7 @@ def distillation_pairs(view: RunView) -> list[Pair]:
 def _facts(view: RunView) -> list[tuple[str, str]]:
     """The line of figures under the headline."""
     counts = Counter(t.state for t in view.trials)
-    found = [("budget", str(view.budget)), ("time", _duration(view.seconds))]
+    found = [("budget", str(view.budget)), ("time in trials", _duration(view.seconds))]
     found.append(("trials", f"{counts[TrialState.COMPLETE]} complete of {len(view.trials)}"))
     found.append(("front", f"{len(view.front)} policies"))
     found.append(("hypervolume", f"{view.hypervolume:.4g}"))

@@ -11,6 +11,7 @@ import yaml
 from autocompress.errors import AutocompressError, InputError, nearest
 from autocompress.machine.progress import Progress
 from autocompress.machine.scratch import scratch_folder
+from autocompress.policy.budget import Budget
 from autocompress.run.advice import check_new
 from autocompress.run.assembly import assemble
 from autocompress.run.factories import import_factory
@@ -95,6 +96,7 @@ def write_first(
     spaces = sorted(shipped("search_spaces"))
     _check_named(model, data, checkpoint, task, space, spaces)
     limits = budget or ("latency<=0.5x",)
+    Budget.parse(limits)  # an error of the command is told as one, not as one of the file
     text = _TEXT.format(
         name=_scalar(path.stem),
         model=_scalar(model),
