@@ -42,7 +42,11 @@ def asked_text(trial: Trial) -> str:
     if "asked" not in told or "kept" not in told:
         return ""
     lost, ms = told["asked"]["most_lost_points"], told["asked"]["mean_ms"]
-    asked = f"at most {lost:g} points lost" if lost is not None else f"{ms:.3g} ms on average"
+    asked = (
+        f"at most {lost:g} point{'' if lost == 1 else 's'} lost"
+        if lost is not None
+        else f"{ms:.3g} ms on average"
+    )
     return f"{asked}: {'kept' if told['kept'] else 'not kept'} on test"
 
 
