@@ -39,6 +39,7 @@ class WholeNetwork:
         data: training inputs, and their augmentation.
         places: which of them are seen.
         divergence: what is made small.
+        temperature: softens the outputs that it compares, where they are distributions.
         descent: how steps are taken.
         place: where the networks are.
         room: bytes that the original's answers may take, which are kept.
@@ -49,6 +50,7 @@ class WholeNetwork:
     data: Data
     places: Tensor
     divergence: Divergence
+    temperature: float
     descent: Descent
     place: Place
     room: int
@@ -87,7 +89,7 @@ class WholeNetwork:
             inputs, targets = take(inputs, fine), take(targets, fine)
         with self.place.autocast():
             found = self._found(inputs, norms)
-        return self.divergence(in_float(wanted), in_float(found), targets).mean()
+        return self.divergence.taught(in_float(found), in_float(wanted), self.temperature, targets)
 
     def _wanted(self, batch: Batch, inputs: Any, targets: Any) -> tuple[Any, Tensor | None]:
         """What the original answers, and to which samples if not to all; kept where there is room.

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field
 
 from autocompress.policy.hooks import path_of
 from autocompress.policy.section import Section
+from autocompress.policy.values import Temperature
 
 if TYPE_CHECKING:
     from autocompress.policy.policy import Policy
@@ -62,6 +63,9 @@ class RefineConfig(Section):
         lr: the highest learning rate of the blocks, of Adam; annealed to zero.
         network_lr: the same of the whole network; ``auto`` is half of ``lr``, and three times as
             much where batch norms normalize by the batch, which allows it.
+        temperature: softens the outputs that the whole network is taught, where they are
+            distributions; ``null`` is the safe default: 4, and 1 where weights have 4 bits or
+            fewer.
         batch_norms: by what batch norms normalize while the whole network is trained: ``batch``
             (the batch at hand, and their statistics follow), or ``kept`` (the statistics that
             they have, which stay).
@@ -77,6 +81,7 @@ class RefineConfig(Section):
     batch_size: int = Field(128, ge=1, le=1_000_000)
     lr: float = Field(1e-3, gt=0, le=1000)
     network_lr: Annotated[float, Field(gt=0, le=1000)] | Literal["auto"] = "auto"
+    temperature: Temperature | None = None
     batch_norms: Literal["batch", "kept"] = "batch"
     augment: bool = True
     seconds: float | None = Field(None, gt=0)

@@ -101,14 +101,16 @@ class Distillation:
         return Teaching(self, model, data, place, view, lowest_bits, key)
 
 
-def safe_temperature(temperature: float | None, lowest_bits: int) -> float:
+def safe_temperature(
+    temperature: float | None, lowest_bits: int, default: float = SAFE_TEMPERATURE
+) -> float:
     """The temperature to use; a hot one on low bits is taken as given, with a warning.
 
     Softened targets ask a network for small differences between its outputs, which a network of
     very few levels cannot express: at 3-bit weights 91.6 % became 80.0 % with temperature 5.
     """
     if temperature is None:
-        return LOW_BITS_TEMPERATURE if lowest_bits <= 4 else SAFE_TEMPERATURE
+        return LOW_BITS_TEMPERATURE if lowest_bits <= 4 else default
     if lowest_bits <= 4 and temperature > LOW_BITS_TEMPERATURE:
         _log.warning(
             "Distillation at temperature %g on %d-bit weights can cost many points; use 1, or "

@@ -122,3 +122,39 @@ def test_blocks_that_went_astray_are_not_where_the_whole_network_begins() -> Non
     assert not torch.equal(ends[1].conv2.weight, shaken.conv2.weight)  # it came nearer
     for one, other in zip(ends[0].parameters(), ends[1].parameters(), strict=True):
         assert torch.equal(one, other)  # as if there had been no blocks
+
+
+class Listening(SoftmaxKL):
+    """Tells at which temperatures a network was taught."""
+
+    heard: list[float]
+
+    def taught(
+        self, outputs: Any, teacher: Any, temperature: float = 1.0, targets: Any = None
+    ) -> torch.Tensor:
+        self.heard.append(temperature)
+        found = super().taught(outputs, teacher, temperature, targets)
+        log_p, log_q = (
+            torch.log_softmax(one.detach().double() / temperature, 1) for one in (teacher, outputs)
+        )
+        kl = torch.nn.functional.kl_div(log_q, log_p, log_target=True, reduction="batchmean")
+        torch.testing.assert_close(found.double(), temperature**2 * kl, rtol=1e-4, atol=1e-6)
+        return found
+
+
+@pytest.mark.parametrize(
+    ("asked", "bits", "wanted"),
+    [(None, 32, 4.0), (None, 8, 4.0), (None, 4, 1.0), (2.5, 32, 2.5), (3.0, 4, 3.0)],
+)
+def test_the_network_is_taught_at_the_temperature(
+    asked: float | None, bits: int, wanted: float
+) -> None:
+    """Few levels cannot express the small differences that a high one asks for."""
+    parts = pipeline(64)
+    config = RefineConfig(images=64, block_steps=0, steps=2, batch_size=16, temperature=asked)
+    layers = {layer.name: LayerPolicy(weight_bits=bits) for layer in parts.inventory.layers}
+    kind = Listening()
+    object.__setattr__(kind, "heard", [])
+    task = replace(parts.task, divergence=kind)
+    Refinement(parts.model, parts.stitch(Policy(layers)), parts.data, task, config).run()
+    assert kind.heard == [wanted] * 2
