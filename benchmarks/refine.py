@@ -109,6 +109,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--network-images", type=int, help="all that the steps read by default")
     parser.add_argument("--network-lr", type=float)
+    parser.add_argument("--temperature", type=float, help="4, or 1 at low bits, by default")
     parser.add_argument("--batch-norms", choices=["batch", "kept"], default="batch")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     parser.add_argument("--keep", type=float, action="append", help="share of inner channels")
@@ -123,6 +124,7 @@ def main() -> None:
         lr=args.lr,
         network_images=args.network_images or "auto",
         network_lr=args.network_lr or "auto",
+        temperature=args.temperature,
         batch_norms=args.batch_norms,
         augment=not args.no_augment,
     )

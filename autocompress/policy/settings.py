@@ -39,11 +39,13 @@ def as_written(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     found = {**FORMER, **settings}
     if refine := settings.get("refine"):
-        # the whole network was trained on the blocks' inputs, more slowly, with fixed batch norms
+        # the whole network was trained on the blocks' inputs, more slowly, with fixed batch norms,
+        # and later at temperature 1
         former = {
             "network_images": refine.get("images", 4096),
             "network_lr": refine.get("lr", 1e-3) / 2,
             "batch_norms": "kept",
+            "temperature": 1.0,
         }
         found["refine"] = {**former, **refine}
     return found

@@ -158,6 +158,7 @@ def differences(before: Measurement, study: dict[str, Any], parts: Assembly) -> 
         f"other settings ({key} {value!r}, now {settings[key]!r})"
         for key, value in (study.get("settings") or {}).items()
         if key in settings and settings[key] != value
+        if key != "refine" or settings["finish"] == "refine"
     ]
     return found or _another_device(before, parts)
 

@@ -98,6 +98,24 @@ def test_a_setting_that_a_file_leaves_unsaid_is_compared(parts: Assembly) -> Non
     assert "equalization False, now True" in str(refused.value)
 
 
+@pytest.mark.parametrize("finish", ["sequential", "refine"])
+def test_how_to_refine_is_compared_where_a_run_refines(
+    finish: str, parts: Assembly, tmp_path: Path
+) -> None:
+    """An earlier version taught at temperature 1 and had no word for it."""
+    folder = RunFolder.create(tmp_path / "run")
+    folder.write_baseline(RunFolder(FIXTURE / "run").read_baseline())
+    settings = parts.study.settings.model_copy(update={"finish": finish})
+    study = parts.study.model_copy(update={"settings": settings})
+    written = study.model_dump(mode="json")
+    del written["settings"]["refine"]["temperature"]
+    folder.write_study(written)
+    assert read_study(folder.read_study()).settings.refine.temperature == 1.0
+    found = differences(folder.read_baseline(), folder.read_study(), replace(parts, study=study))
+    assert len(found) == (1 if finish == "refine" else 0)
+    assert all("refine" in text and "'temperature': 1.0" in text for text in found)
+
+
 def test_a_recipe_of_an_old_run_says_how_its_trials_were_made(tmp_path: Path) -> None:
     export(str(FIXTURE / "run"), "fastest", tmp_path / "fastest.yaml")
     for recipe in (Recipe.load(tmp_path / "fastest.yaml"), Recipe.load(FIXTURE / "fastest.yaml")):
