@@ -35,10 +35,27 @@ SLOWER = 1.3
 _WAITING_SHARE = 0.01
 _CASCADE_S = 120.0
 """For early exits, and for timing a cascade on the sequence of test inputs."""
+_CASCADE_SHARE = 0.15
+"""Of the whole time: kept for a cascade, at most."""
 _OVER_S, _OVER_SHARE = 20.0, 0.05
 _LEAST_LIMIT_S = 5.0
 _DISTILLED = 1.5
 """How much longer an epoch with a teacher takes, about."""
+
+
+@dataclass(frozen=True, slots=True)
+class CascadePlan:
+    """What there is time for in making a cascade.
+
+    Args:
+        members: trials that are built again; ``None`` is all of them.
+        early_exits: whether networks are offered with early exits, too.
+        timing_s: seconds that its files may be timed.
+    """
+
+    members: int | None = None
+    early_exits: bool = True
+    timing_s: float = _CASCADE_S
 
 
 @dataclass
@@ -54,6 +71,7 @@ class TimeBudget:
         recovery_share: of the time after preparation that recovery gets, in [0, 1).
         epoch_s: seconds of an epoch of training, as far as that is known.
         refine_s: seconds that repair without labels may take of a policy, where it is asked for.
+        cascade: whether one is to be made at the end.
     """
 
     total_s: float | None = None
@@ -64,6 +82,7 @@ class TimeBudget:
     recovery_share: float = FINISH_SHARE
     epoch_s: float = 0.0
     refine_s: float = 0.0
+    cascade: bool = False
     _searching_since_s: float | None = None
     _verified: bool = False
 
@@ -122,6 +141,8 @@ class TimeBudget:
             durations: of the evaluations so far.
         """
         end = _END_S + durations.expected_s(SEARCH)
+        if self.cascade and self.total_s is not None:
+            end += min(_CASCADE_S, _CASCADE_SHARE * self.total_s)
         if phase == "verify":
             return end
         return end + durations.expected_s(Phase("verify"))
@@ -169,13 +190,26 @@ class TimeBudget:
         self.left_out[phase] = self.left_out.get(phase, 0) + 1
         return False
 
-    def fits_cascade(self, members: int, durations: Durations) -> bool:
-        """Whether so many members can be built and asked again; notes it where they cannot."""
-        expected = members * durations.expected_s(SEARCH) + _CASCADE_S
-        if expected + _END_S <= self.left_s:
-            return True
-        self.left_out["cascade"] = 1
-        return False
+    def plan_cascade(self, members: int, durations: Durations) -> CascadePlan | None:
+        """How a cascade can be made in the time left; ``None``, noted, where it cannot.
+
+        Args:
+            members: trials that it could be chosen from, each of which is built again.
+            durations: of the evaluations so far.
+        """
+        each, left = durations.expected_s(SEARCH), self.left_s - _END_S
+        if members * each + _CASCADE_S <= left:
+            return CascadePlan()
+        timing = min(_CASCADE_S, left / 3)
+        many = members if each <= 0 else min(members, int((left - timing) / each))
+        if many < 1 or left <= 0:
+            self.left_out["cascade"] = 1
+            return None
+        self.note(
+            f"There was time to choose the cascade from {many} of {members} trials, without early "
+            "exits. `autocompress cascade` chooses from all."
+        )
+        return CascadePlan(many, False, timing)
 
     def note(self, sentence: str) -> None:
         """Keep and show what was changed to fit the time."""

@@ -156,7 +156,9 @@ def measure_built(
     return Measurement(values, context={"timing": timing}, metrics=base.metrics[:1])
 
 
-def timed(parts: Assembly, manifest: Manifest, folder: Path, seed: int = 0) -> SequenceTimes:
+def timed(
+    parts: Assembly, manifest: Manifest, folder: Path, seed: int = 0, max_seconds: float = 120.0
+) -> SequenceTimes:
     """The uncompressed model, the runner, and the one file, on the test inputs in turn."""
     providers = ("CPUExecutionProvider",)
     runner = Cascade(folder, threads=manifest.threads)
@@ -168,7 +170,8 @@ def timed(parts: Assembly, manifest: Manifest, folder: Path, seed: int = 0) -> S
     if (folder / ONE_FILE).is_file():
         one = open_file(folder / ONE_FILE, manifest.threads, providers)
         calls.append(lambda feed: one.run(None, feed))
-    return time_sequence(calls, _feeds(parts, runner.get_inputs()), seed=seed)
+    feeds = _feeds(parts, runner.get_inputs())
+    return time_sequence(calls, feeds, seed=seed, max_seconds=max_seconds)
 
 
 def _feeds(parts: Assembly, inputs: Sequence[Any]) -> Iterator[list[dict[str, Any]]]:

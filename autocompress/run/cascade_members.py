@@ -23,12 +23,12 @@ from autocompress.run.cascade_kept import kept_answers
 from autocompress.task.nested import tensors
 from autocompress.task.pick import the_tensor
 from autocompress.task.targets import class_targets, flag_targets
+from autocompress.track.view import RunView, score
 
 if TYPE_CHECKING:
     from autocompress.run.assembly import Assembly
     from autocompress.task.task import ClassScores
     from autocompress.track.folder import RunFolder
-    from autocompress.track.view import RunView
 
 _DIFFERS = 0.01
 """Share of inputs that a member may answer otherwise than it was measured, rebuilt: the same
@@ -59,6 +59,8 @@ class RunMembers:
         folder, view, parts: of the run.
         place: folder for what is computed of them.
         progress: told how far it is.
+        most: so many trials at most, those of the front and then the most accurate ones; ``None``
+            is all.
         left_out: reasons, by label.
     """
 
@@ -67,6 +69,7 @@ class RunMembers:
     parts: Assembly
     place: Path
     progress: Progress = silent
+    most: int | None = None
     left_out: dict[str, str] = field(default_factory=dict)
 
     def trials(self) -> list[Trial]:
@@ -75,7 +78,11 @@ class RunMembers:
         for trial in self.view.compared:
             if trial.phase.kind in ("search", "recover"):
                 found.setdefault((trial.policy.digest, trial.phase, trial.seed), trial)
-        return list(found.values())
+        front = {t.number for t in self.view.front}
+        # classifications alone make cascades: more is better
+        order = sorted(found.values(), key=lambda t: (t.number not in front, -(score(t) or 0.0)))
+        taken = {t.number for t in order[: self.most]}
+        return [t for t in found.values() if t.number in taken]
 
     def judged(self, fitted_on: Index) -> list[Member]:
         """Every member on val, the uncompressed model last.

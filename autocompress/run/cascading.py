@@ -18,6 +18,7 @@ from autocompress.cascade.chain import Chain, Member
 from autocompress.cascade.choose import Asked, Choice, choose, counts, halves, told
 from autocompress.cascade.manifest import MANIFEST, Manifest, Stage, Takes
 from autocompress.cascade.sequence import SequenceTimes
+from autocompress.controller.time_budget import CascadePlan
 from autocompress.errors import InputError
 from autocompress.exporters.onnx_parts import drop_features
 from autocompress.machine.progress import Progress, silent
@@ -45,6 +46,8 @@ from autocompress.track.folder import RunFolder, write_json
 from autocompress.track.journal import Journal
 from autocompress.track.lock import RunLock, writer_of
 from autocompress.track.view import RunView
+
+_WHOLE = CascadePlan()
 
 
 def cascade(
@@ -86,9 +89,10 @@ def cascade(
     with RunLock(folder) as lock, from_elsewhere(f"run {folder.root}", trust=trust):
         view = RunView.load(folder)
         check_target(study_of(folder).target.config())
+        plan = CascadePlan(early_exits=early_exits)
         parts = reopened(folder, view, place, progress)
         found, trial = make_cascade(
-            folder, view, parts, asked, output, progress, early_exits=early_exits, seed=seed
+            folder, view, parts, asked, output, progress, plan=plan, seed=seed
         )
         with Journal(folder, lock) as journal:
             journal.record(trial)
@@ -106,21 +110,22 @@ def make_cascade(
     output: Path | None = None,
     progress: Progress = silent,
     *,
-    early_exits: bool = True,
+    plan: CascadePlan = _WHOLE,
     seed: int = 0,
 ) -> tuple[dict[str, Any], Trial]:
     """The same for a run that is open: what was found, and the trial to record.
 
     Args:
         folder, view, parts: of the run.
-        asked, output, progress, early_exits, seed: see ``cascade``.
+        asked, output, progress, seed: see ``cascade``.
+        plan: what there is time for.
     """
     check_data(parts, asked)
     began, place = time.perf_counter(), folder.root / "cascade"
-    known = RunMembers(folder, view, parts, place, progress)
+    known = RunMembers(folder, view, parts, place, progress, most=plan.members)
     first, second = halves(len(parts.data.val), seed)
     members = known.judged(first)
-    if early_exits:
+    if plan.early_exits:
         members = with_exits(known, members, first)
     progress("choosing", 0.0)
     choice = choose(members, members[-1].right, first, second, asked)
@@ -130,7 +135,7 @@ def make_cascade(
         reason = one_file(manifest, scratch)
         progress("measuring on test", 0.0)
         test, right = _on_test(known, choice.chain, members)
-        times = timed(parts, manifest, scratch, seed)
+        times = timed(parts, manifest, scratch, seed, plan.timing_s)
         settle(scratch, files)
     found = {
         "run": str(folder.root),

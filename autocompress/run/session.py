@@ -22,7 +22,7 @@ from autocompress.controller.samplers import check_sampler, make_proposer
 from autocompress.controller.shared_trials import SharedTrials, open_storage
 from autocompress.controller.stop import StopFlag, stopping_on_interrupt
 from autocompress.controller.time_budget import FINISH_SHARE, RECOVERY_SHARE, TimeBudget
-from autocompress.errors import DeviceLost, InputError, explained
+from autocompress.errors import DeviceLost, InputError
 from autocompress.execute import make_executor
 from autocompress.execute.pool import check_main, import_early
 from autocompress.machine.facts import machine_facts
@@ -37,7 +37,8 @@ from autocompress.policy.writing import without_password
 from autocompress.results.answer import Decision, decide, rejudged
 from autocompress.results.metric import Measurement, objectives
 from autocompress.run.assembly import Assembly, EvaluatorFactory, assemble
-from autocompress.run.cascading import asked_of, check_data, check_target, make_cascade
+from autocompress.run.cascade_phase import cascade_phase
+from autocompress.run.cascading import asked_of, check_data, check_target
 from autocompress.run.ending import EndedRun, end_run
 from autocompress.run.feasibility import can_be_met, settle_space
 from autocompress.run.resuming import as_begun, known_baseline
@@ -47,7 +48,6 @@ from autocompress.track.folder import RunFolder
 from autocompress.track.journal import Journal
 from autocompress.track.lock import RunLock
 from autocompress.track.screened import ScreenedPolicies
-from autocompress.track.view import RunView
 
 if TYPE_CHECKING:
     from autocompress.controller.loop import StopReason
@@ -103,6 +103,7 @@ def run_study(
         open_storage(str(resolve_variables(study.tracking.storage)))
     budget = TimeBudget(study.timeout_s, refine_s=study.timed_refine().seconds or 0.0)
     budget.recovery_share = RECOVERY_SHARE if study.trains else FINISH_SHARE
+    budget.cascade = study.dynamic is not None
     preparing = _watched(budget, silent if watcher is None else watcher.preparing)
     if study.dynamic is not None:
         check_target(study.target.config())
@@ -247,42 +248,12 @@ def _phases(
             ended = "device lost"
         finally:
             context.executor.close(cancel=bool(stop))
-        failed = "" if stop or ended == "device lost" else _cascade(parts, context, journal, mlflow)
+        skipped = bool(stop) or ended == "device lost"
+        failed = "" if skipped else cascade_phase(parts, context, journal, mlflow)
     # asked to end after the search, later phases are what is missing
     stopped: StopReason = "interrupted" if stop else ended
     losses = proposer.sensitivity.losses if isinstance(proposer, GuidedProposer) else []
     return end_run(journal.folder, parts, references, mlflow, stopped, budget, losses, failed)
-
-
-def _cascade(parts: Assembly, context: Context, journal: Journal, mlflow: MlflowSink | None) -> str:
-    """The last phase, if asked for: members of the run answer together.
-
-    Where none are better, it says so. The answer does not depend on it.
-
-    Returns:
-        What failed, in a sentence.
-    """
-    asked = asked_of(parts.study)
-    if asked is None or any(t.phase.kind == "cascade" for t in journal.load()):
-        return ""  # or made by an earlier session
-    members = sum(t.measurement is not None for t in context.ledger.trials)
-    if not context.time.fits_cascade(members, context.ledger.durations):
-        return ""
-    folder, progress = journal.folder, parts.progress
-    try:
-        found, trial = make_cascade(folder, RunView.load(folder), parts, asked, progress=progress)
-    except InputError as error:
-        _log.warning("No cascade was made: %s", error)
-        return ""
-    except Exception as error:  # of an exporter or a runtime: recipe and report come first
-        _log.warning("No cascade was made: %s", explained(error))
-        return f"the cascade: {explained(error)}"
-    if found["no_gain"]:
-        _log.warning("The cascade is of no use. %s", found["no_gain"])
-    for sink in (journal, mlflow):
-        if sink is not None:
-            sink.record(trial)
-    return ""
 
 
 def _context(

@@ -21,6 +21,7 @@ from autocompress.controller.time_budget import (
     FINISH_SHARE,
     RECOVERY_SHARE,
     SLOWER,
+    CascadePlan,
     TimeBudget,
     fit_recovery,
 )
@@ -184,10 +185,25 @@ def test_a_cascade_needs_the_time_to_build_its_members_again() -> None:
     durations = Durations([made_trial(seconds=10.0)])
     now = [0.0]
     time = TimeBudget(460.0, lambda: now[0], 0.0)
-    assert time.fits_cascade(20, durations)  # 20 times 12.5 s, two minutes, and the end
-    now[0] = 100.0
-    assert not time.fits_cascade(20, durations)
+    assert time.plan_cascade(20, durations) == CascadePlan()  # 250 s, two minutes, and the end
+    now[0] = 155.0  # of 300 s 100 time it, 200 build 16 members
+    assert time.plan_cascade(20, durations) == CascadePlan(16, False, 100.0)
+    assert "16 of 20 trials" in time.notes[0]
+    assert not time.left_out
+    now[0] = 447.0
+    assert time.plan_cascade(20, durations) is None
     assert time.left_out == {"cascade": 1}
+    assert TimeBudget(None).plan_cascade(20, durations) == CascadePlan()
+
+
+def test_a_search_leaves_time_for_a_cascade() -> None:
+    durations = Durations([made_trial(seconds=10.0)])
+    lefts = []
+    for cascade in (False, True):
+        time = TimeBudget(600.0, lambda: 0.0, 0.0, cascade=cascade)
+        time.search_begins()
+        lefts.append(time.search_s(0, durations))
+    assert lefts[0] - lefts[1] == pytest.approx(0.75 * 90.0)  # of the rest, recovery gets a quarter
 
 
 @pytest.mark.parametrize(

@@ -262,6 +262,20 @@ def test_a_member_that_is_rebuilt_as_another_is_left_out(
     assert "otherwise than it was measured" in members.left_out["trial 0"]
 
 
+def test_with_little_time_the_best_are_built_again(finished: RunFolder, tmp_path: Path) -> None:
+    """Those of the front first, and the most accurate of them."""
+    view = RunView.load(finished)
+    parts = assemble(read_study(finished.read_study()), tmp_path)
+    assert {t.number for t in view.front} == {0, 1}
+    for most, wanted in ((None, [0, 1]), (2, [0, 1]), (1, [1])):
+        members = RunMembers(finished, view, parts, tmp_path, most=most)
+        assert [t.number for t in members.trials()] == wanted
+    without = replace(view, entries=tuple(reversed(view.entries)))  # order is the run's
+    assert [t.number for t in RunMembers(finished, without, parts, tmp_path, most=1).trials()] == [
+        1
+    ]
+
+
 def test_a_task_without_confidence_is_refused(finished: RunFolder) -> None:
     parts = assemble(read_study(finished.read_study()), finished.models)
     task = replace(parts.task, class_scores=None, name="own task")
@@ -279,7 +293,7 @@ def test_a_study_whose_cascade_fails_ends_with_its_answer(
     def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("the runtime gave up")
 
-    monkeypatch.setattr("autocompress.run.session.make_cascade", broken)
+    monkeypatch.setattr("autocompress.run.cascade_phase.make_cascade", broken)
     study = study_of(2, dynamic={"mean_latency": "0.6ms"}, tracking={"mlflow": False})
     kept = [line for line in folder.trials.read_text().splitlines() if '"cascade"' not in line]
     folder.trials.write_text("".join(f"{line}\n" for line in kept))
