@@ -42,7 +42,12 @@ def time_limit(
 
 
 class _Limit:
-    """A class, for its end must not be interrupted: a signal behind it would end the process."""
+    """A class, for neither its begin nor its end may be interrupted.
+
+    A signal behind it would end the process, and an exception in another thread's end would leave
+    the watch to raise it again and again. Ctrl-C may come there all the same: it goes on, after the
+    limit has ended.
+    """
 
     def __init__(self, seconds: float, stuck: Callable[[], object]) -> None:
         self._seconds, self._stuck = seconds, stuck
@@ -52,15 +57,24 @@ class _Limit:
 
     def __enter__(self) -> None:
         self._begun = outside_wait_s()
-        if (number := self._number) is not None:
-            self._before = signal.signal(number, self._ring)
-        threading.Thread(target=self._watch, name="time-limit", daemon=True).start()
+        try:
+            if (number := self._number) is not None:
+                self._before = signal.signal(number, self._ring)
+            threading.Thread(target=self._watch, name="time-limit", daemon=True).start()
+        except BaseException:  # Ctrl-C, or a system that gives no further thread
+            self.__exit__()
+            raise
 
     def __exit__(self, *raised: object) -> None:
-        self._end()
-        # what another language's code answers, which is None here, cannot be put back
-        if (number := self._number) is not None and self._before is not None:
-            signal.signal(number, self._before)
+        try:
+            self._end()
+        except BaseException:
+            self._end()
+            raise
+        finally:
+            # what another language's code answers, which is None here, cannot be put back
+            if (number := self._number) is not None and self._before is not None:
+                signal.signal(number, self._before)
 
     def _end(self) -> None:
         with self._guard:
@@ -72,13 +86,8 @@ class _Limit:
         return _SIGNAL if self._thread is threading.main_thread() else None
 
     def _ring(self, _number: int, frame: FrameType | None) -> None:
-        if self._over.is_set():
-            return
-        while frame is not None:
-            if frame.f_code in (_Limit.__enter__.__code__, _Limit.__exit__.__code__):
-                return  # the code inside has not begun, or has ended
-            frame = frame.f_back
-        raise TookTooLong
+        if not self._over.is_set() and not _at_an_edge(frame):
+            raise TookTooLong
 
     def _watch(self) -> None:
         left, given = self._seconds, 0.0
@@ -98,12 +107,22 @@ class _Limit:
         self._stuck()
 
 
+def _at_an_edge(frame: FrameType | None) -> bool:
+    """Whether a thread begins or ends a limit: the code inside has not begun, or has ended."""
+    while frame is not None:
+        if frame.f_code in (_Limit.__enter__.__code__, _Limit.__exit__.__code__):
+            return True
+        frame = frame.f_back
+    return False
+
+
 def _interrupt(thread: threading.Thread) -> None:
     """Raise ``TookTooLong`` in a thread; a signal also ends its waits."""
     assert thread.ident is not None
     if _SIGNAL is not None and thread is threading.main_thread():
         signal.pthread_kill(thread.ident, _SIGNAL)
-    else:
+    # what is looked at here is where it is raised: that thread does not run meanwhile
+    elif not _at_an_edge(sys._current_frames().get(thread.ident)):
         ctypes.pythonapi.PyThreadState_SetAsyncExc(
             ctypes.c_ulong(thread.ident), ctypes.py_object(TookTooLong)
         )

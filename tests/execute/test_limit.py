@@ -78,6 +78,76 @@ def test_the_end_itself_is_not_interrupted(monkeypatch: pytest.MonkeyPatch) -> N
     time.sleep(1.5)
 
 
+def test_the_end_in_another_thread_is_not_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or the limit is never over: what the thread does later would be interrupted again."""
+    end, told = limit._Limit._end, []
+
+    def slow(self: limit._Limit) -> None:
+        until = time.monotonic() + 1.5
+        while time.monotonic() < until:
+            pass
+        end(self)
+
+    def work() -> None:
+        try:
+            with time_limit(0.2, fails):
+                loop()
+        except TookTooLong:
+            told.append("over")
+        until = time.monotonic() + 1.5
+        while time.monotonic() < until:
+            pass
+        told.append("went on")
+
+    monkeypatch.setattr(limit._Limit, "_end", slow)
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert told == ["over", "went on"]
+
+
+@pytest.mark.parametrize("edge", ["start", "_end"])
+def test_ctrl_c_as_a_limit_begins_or_ends_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, edge: str
+) -> None:
+    """Neither a watch that interrupts what comes later, nor its answer to the signal."""
+    whose: type = threading.Thread if edge == "start" else limit._Limit
+    usual, asked = getattr(whose, edge), []
+
+    def interrupted(self: object) -> None:
+        if edge == "start" or asked:  # a start waits until the thread has begun
+            usual(self)
+        if not asked:
+            asked.append(edge)
+            signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGUSR2)
+    monkeypatch.setattr(whose, edge, interrupted)
+    try:
+        with pytest.raises(KeyboardInterrupt), time_limit(0.2, fails):
+            pass
+        time.sleep(0.6)
+        assert signal.getsignal(signal.SIGUSR2) == before
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+
+
+def test_a_system_that_gives_no_further_thread_keeps_its_answer_to_the_signal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def none(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    before = signal.getsignal(signal.SIGUSR2)
+    monkeypatch.setattr(threading.Thread, "start", none)
+    with pytest.raises(RuntimeError, match="thread"), time_limit(10.0, fails):
+        pass
+    try:
+        assert signal.getsignal(signal.SIGUSR2) == before
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+
+
 def test_a_time_that_is_over_at_once_leaves_nothing_behind() -> None:
     """The first ring may come while the limit itself begins."""
     before = signal.getsignal(signal.SIGUSR2)
