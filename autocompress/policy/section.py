@@ -30,6 +30,8 @@ from autocompress.policy.registry import MAYBE_MISSING, added_fields
 T = TypeVar("T")
 
 _LONGEST_SHOWN = 80
+_NO_MAPPING, _ANY_DEPTH = 1, 4
+"""How deep a flag is looked for: in a list alone, or as deep as fields of numbers go."""
 
 
 def field_texts(kind: type) -> dict[str, str]:
@@ -90,17 +92,46 @@ class Section(BaseModel):
     @classmethod
     def _no_flag_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
         """Python takes true for 1, and nobody who writes it means that."""
-        several = value if isinstance(value, list | tuple) else [value]
-        if any(isinstance(v, bool) for v in several) and _numbers_alone(cls, str(info.field_name)):
-            raise PydanticCustomError("number_type", "Input should be a number")
+        name = str(info.field_name)
+        deepest = _numbers_within(cls, name)
+        if deepest and (at := _flag_at(value, deepest)) is not None:
+            under = f" under {'.'.join(at)!r}" if at else ""
+            raise PydanticCustomError("number_type", f"Input should be a number{under}")
         return value
 
 
 @cache
-def _numbers_alone(kind: type[BaseModel], name: str) -> bool:
-    """Whether a field takes numbers, and neither flags nor anything at all."""
-    inner = set(_parts_of(kind.model_fields[name].annotation))
-    return bool(inner & {int, float}) and not inner & {bool, Any, object, True, False}
+def _numbers_within(kind: type[BaseModel], name: str) -> int:
+    """How deep a field holds numbers, and neither flags nor anything at all; 0 where it does not.
+
+    What sections hold, which may be flags, is theirs to check.
+    """
+    annotation = kind.model_fields[name].annotation
+    inner = set(_parts_of(annotation))
+    if not inner & {int, float} or inner & {bool, Any, object, True, False}:
+        return 0
+    return _NO_MAPPING if any(_kinds_in([annotation])) else _ANY_DEPTH
+
+
+def _flag_at(value: Any, deepest: int) -> tuple[str, ...] | None:
+    """Keys under which a flag stands in a value, or in place of one; ``None`` where none does.
+
+    Args:
+        value: of a field.
+        deepest: as ``_numbers_within`` tells.
+    """
+    if isinstance(value, bool):
+        return ()
+    within = list | tuple if deepest == _NO_MAPPING else list | tuple | Mapping
+    if not deepest or not isinstance(value, within):
+        return None
+    pairs = value.items() if isinstance(value, Mapping) else [((), v) for v in value]
+    for key, inner in pairs:
+        if isinstance(key, bool):
+            return ()
+        if (at := _flag_at(inner, deepest - 1)) is not None:
+            return at if key == () else (str(key), *at)
+    return None
 
 
 def _parts_of(annotation: Any) -> Iterator[Any]:

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from autocompress.errors import AutocompressError, InputError
 from autocompress.policy.claims import Claim
@@ -23,7 +23,8 @@ from autocompress.policy.reading import DEEPEST, LARGEST_FILE, read_mapping, rea
 from autocompress.policy.recipe import Recipe
 from autocompress.policy.section import Section, _fields, _kinds_in
 from autocompress.policy.space_config import SpaceConfig
-from autocompress.run.study import StudyConfig, load_study, shipped
+from autocompress.run.study import DataSection, StudyConfig, load_study, shipped
+from autocompress.targets.base import TargetConfig
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "run_0_1"
 BOMB = "a0: &a0 [x, x]\n" + "".join(
@@ -287,6 +288,50 @@ def test_a_flag_is_no_number(kind: type[Section], name: str) -> None:
         with pytest.raises(ValidationError) as refused:
             kind.model_validate({name: given_})
         assert name in [error["loc"][0] for error in refused.value.errors()]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "holds", "told"),
+    [
+        (TargetConfig, "lengths", {"x": True}, "'x'"),
+        (TargetConfig, "lengths", {"x": [4, True]}, "'x'"),
+        (TargetConfig, "lengths", {"x": {8: False}}, "'x.8'"),
+        (TargetConfig, "lengths", {True: 1.0}, "number, got {True"),
+        (DataSection, "length", {"x": True}, "'x'"),
+        (DataSection, "dynamic", {"x": [True]}, "'x'"),
+        (Claim, "values", {"latency_ms": 1.0, "accuracy": True}, "'accuracy'"),
+    ],
+)
+def test_a_flag_is_no_number_in_a_mapping(
+    kind: type[Section], name: str, holds: Any, told: str
+) -> None:
+    with pytest.raises(InputError, match=rf"`{name}`: .*number") as refused:
+        kind.read({"factory": "a:b", name: holds} if kind is DataSection else {name: holds})
+    assert told in str(refused.value)
+
+
+class Inner(Section):
+    """Holds a flag."""
+
+    on: bool = False
+    count: int = 0
+
+
+class Outer(Section):
+    """Numbers, or sections in their place."""
+
+    each: dict[str, int | Inner] = Field(default_factory=dict)
+    one: int | Inner = 0
+    several: tuple[int | Inner, ...] = ()
+
+
+def test_flags_of_sections_beside_numbers_are_theirs() -> None:
+    held = {"each": {"x": {"on": True}, "y": 2}, "one": {"on": True}, "several": [{"on": True}, 3]}
+    found = Outer.read(held)
+    assert [found.each["x"], found.one, found.several[0]] == [Inner(on=True)] * 3
+    for wrong in ({"one": True}, {"several": [True]}, {"one": {"count": True}}):
+        with pytest.raises(InputError, match=r"number|integer"):
+            Outer.read(wrong)
 
 
 def test_a_flag_in_place_of_a_number_is_told(tmp_path: Path) -> None:
