@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import threading
 from collections import defaultdict
 from collections.abc import Callable
 from functools import cache
@@ -25,6 +26,7 @@ from autocompress.targets.onnx_files import OnnxTarget, file_sizes, makers
 from autocompress.targets.profile import KernelClass, NodeTime, Profile, kernel_class
 
 _log = logging.getLogger(__name__)
+_ONE_AT_A_TIME = threading.Lock()
 #: biases and scales are split off and merged again, which leaves marks in the names
 _SPLIT = re.compile(r"(/WithoutBiases)?(/Dequantization\w+)?$")
 #: kernels end in the type that they compute in
@@ -43,7 +45,6 @@ _PROPERTIES: dict[str, Any] = {
 _MULTIPLYING = re.compile("conv|gemm|matmul|fullyconnected|lstm|gru|attention", re.IGNORECASE)
 
 
-@cache
 def _core() -> Any:
     """The one of this process, which stays.
 
@@ -51,6 +52,12 @@ def _core() -> Any:
     another order than they came, one that is freed stays in use, and the next signal, such as
     Ctrl-C, ends the process with a segmentation fault.
     """
+    with _ONE_AT_A_TIME:  # or two threads that ask together make two, and one of them is freed
+        return _made_core()
+
+
+@cache
+def _made_core() -> Any:
     import openvino
 
     return openvino.Core()

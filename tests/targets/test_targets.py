@@ -6,7 +6,8 @@ import json
 import os
 import subprocess
 import sys
-from contextlib import closing
+import threading
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -317,3 +318,35 @@ def test_openvino_leaves_signals_a_stack_that_is_there(exported: dict[str, Path]
     command = [sys.executable, "-c", _STACKS, str(exported[".onnx"])]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
+
+
+def test_threads_that_ask_together_share_one_core_of_openvino(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A second one, which nobody keeps, would be freed at once."""
+    openvino = pytest.importorskip("openvino")
+    from autocompress.targets import open_vino
+
+    both, made = threading.Barrier(2, timeout=2.0), []
+
+    def core() -> object:
+        with suppress(threading.BrokenBarrierError):  # nobody else is here, as it should be
+            both.wait()
+        made.append(object())
+        return made[-1]
+
+    found: list[object] = []
+    monkeypatch.setattr(openvino, "Core", core)
+    open_vino._made_core.cache_clear()
+    try:
+        threads = [
+            threading.Thread(target=lambda: found.append(open_vino._core())) for _ in range(2)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        open_vino._made_core.cache_clear()
+    assert len(made) == 1
+    assert found == made * 2
