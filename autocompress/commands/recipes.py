@@ -51,8 +51,11 @@ def show_verification(found: dict[str, Any], console: Console) -> None:
         console.print("These are other data than the recipe's; no quality is claimed for them.")
     for reason in found["reasons"]:
         console.print(f"[red]{escape(reason)}[/red]")
-    console.print(
-        "[green]The recipe holds.[/green]"
-        if found["ok"]
-        else "[red]The recipe does not hold.[/red]"
-    )
+    for doubt in found["unsettled"]:
+        console.print(f"[yellow]{escape(doubt)}[/yellow]")
+    if not found["ok"]:
+        console.print("[red]The recipe does not hold.[/red]")
+    elif found["unsettled"]:
+        console.print("[yellow]Nothing refutes the recipe, but not all of it is settled.[/yellow]")
+    else:
+        console.print("[green]The recipe holds.[/green]")

@@ -35,11 +35,10 @@ def compare_claims(
     of better quality is another file, and as wrong as one that is worse.
     """
     reasons = _quality_gap(found, claimed, claimed_base) if same_weights and same_data else []
-    ratio = found["latency_ms"] / found_base["latency_ms"]
+    ratio, low, _ = _latency(found, found_base)
     claimed_ratio = claimed["latency_ms"] / claimed_base["latency_ms"]
     # means, of a cascade, vary by far more than medians do: what the interval holds is not refuted
-    low = found.timing.ratio_low or ratio
-    if min(low, ratio) > claimed_ratio * (1 + LATENCY_TOLERANCE):
+    if low > claimed_ratio * (1 + LATENCY_TOLERANCE):
         least = f" (at least {low:.3f})" if low < ratio else ""
         reasons.append(
             f"latency is {ratio:.3f} of the uncompressed model's{least}, claimed "
@@ -52,6 +51,35 @@ def compare_claims(
         for name, (now, then) in shares.items()
         if now > then * (1 + EXTRA_TOLERANCE)
     ]
+
+
+def unsettled_claims(
+    found: Measurement,
+    found_base: Measurement,
+    claimed: Measurement,
+    claimed_base: Measurement,
+) -> list[str]:
+    """What a measurement neither refutes nor bears out, in sentences; empty where it settles all.
+
+    A latency is borne out where its whole interval lies at or below the claim and its tolerance,
+    and refuted where the whole of it lies above. Between the two it tells neither.
+    """
+    _, low, high = _latency(found, found_base)
+    claimed_ratio = claimed["latency_ms"] / claimed_base["latency_ms"]
+    if not low <= claimed_ratio * (1 + LATENCY_TOLERANCE) < high:
+        return []
+    return [
+        f"latency lies between {low:.3f} and {high:.3f} of the uncompressed model's, claimed "
+        f"{claimed_ratio:.3f} (tolerance {LATENCY_TOLERANCE:.0%}): that neither bears it out nor "
+        "refutes it; verify again while the machine is quiet"
+    ]
+
+
+def _latency(found: Measurement, base: Measurement) -> tuple[float, float, float]:
+    """Share of the uncompressed model's latency and its interval, the share alone without any."""
+    ratio, timing = found["latency_ms"] / base["latency_ms"], found.timing
+    low, high = timing.ratio_low or ratio, timing.ratio_high or ratio
+    return ratio, min(low, ratio), max(high, ratio)
 
 
 def limited_shares(

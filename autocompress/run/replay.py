@@ -19,7 +19,7 @@ from autocompress.policy.recipe import Recipe
 from autocompress.results.metric import Measurement
 from autocompress.results.trial import Phase
 from autocompress.run.cascade_files import check_claim, check_folder, measure_built, write_built
-from autocompress.run.comparing import compare_claims, limited_shares
+from autocompress.run.comparing import compare_claims, limited_shares, unsettled_claims
 from autocompress.run.factories import from_elsewhere
 from autocompress.run.formats import known_suffixes, writer_of
 from autocompress.run.study import GIVEN, StudyConfig, read_study
@@ -346,4 +346,5 @@ def check(
         "same_weights": same,
         "same_data": same_data,
         "reasons": reasons,
+        "unsettled": unsettled_claims(*sides),
     }
