@@ -11,6 +11,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from autocompress.results.metric import Metric
@@ -56,7 +57,7 @@ def tags(known: Mapping[str, str], objectives: Sequence[Metric], created_ms: int
         objectives: quality first.
         created_ms: when the experiment was made, in milliseconds since 1970.
     """
-    written: dict[str, str] = json.loads(known.get(_WRITTEN, "{}"))
+    written = _written(known)
     wanted = {k: v for k, v in KIND.items() if k not in known}
     for view, (name, state) in _states(objectives).items():
         place = _PLACE + key(view)
@@ -68,6 +69,18 @@ def tags(known: Mapping[str, str], objectives: Sequence[Metric], created_ms: int
     if any(place.startswith(_PLACE) for place in wanted):
         wanted[_WRITTEN] = json.dumps(written, sort_keys=True)
     return wanted
+
+
+def _written(known: Mapping[str, str]) -> dict[str, str]:
+    """Digests of the views as they were written last.
+
+    Where somebody changed that tag, too, whose a view is cannot be told, and it stays as it is.
+    """
+    with suppress(ValueError, RecursionError):
+        found = json.loads(known.get(_WRITTEN, "{}"))
+        if isinstance(found, dict):
+            return found
+    return {view: "" for view in VIEWS if _PLACE + key(view) in known}
 
 
 def _states(objectives: Sequence[Metric]) -> dict[str, tuple[str, dict[str, Any]]]:

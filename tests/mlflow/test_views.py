@@ -42,6 +42,18 @@ def test_a_later_state_replaces_ours_and_leaves_theirs_alone() -> None:
     assert "mlflow.experimentKind" not in again
 
 
+@pytest.mark.parametrize("damaged", ["", "garbage", "null", "[]", '"front"', "[" * 5000])
+def test_a_damaged_record_of_what_was_written_leaves_all_that_stands(damaged: str) -> None:
+    known = views.tags({}, OBJECTIVES, 1) | {"autocompress.views": damaged}
+    error = Metric("mean_absolute_error", "", "minimize")
+    assert views.tags(known, (error, LATENCY), 1) == {}
+    trials = f"mlflow.sharedViewState.{views.key('trials')}"
+    del known[trials]
+    again = views.tags(known, (error, LATENCY), 1)
+    assert {*again} == {trials, "autocompress.views"}
+    assert views.tags(known | again, (error, LATENCY), 1) == {}
+
+
 def test_an_experiment_of_another_kind_stays_one() -> None:
     assert "mlflow.experimentKind" not in views.tags(
         {"mlflow.experimentKind": "genai_development"}, OBJECTIVES, 1
