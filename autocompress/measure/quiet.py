@@ -52,7 +52,7 @@ class QuietSpeed:
 
         Where a machine stays disturbed for minutes, a study goes on.
         """
-        return seconds_from(WAIT_VARIABLE, PATIENCE_S) / 2**self.in_vain
+        return math.ldexp(seconds_from(WAIT_VARIABLE, PATIENCE_S), -self.in_vain)
 
     @property
     def slowest_ms(self) -> float:

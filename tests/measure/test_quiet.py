@@ -328,6 +328,13 @@ def test_a_task_that_disturbs_itself_is_tried_five_times_and_named() -> None:
     assert machine.paused == 0
 
 
+def test_patience_ends_however_often_it_was_in_vain() -> None:
+    """A long study on a machine that is never quiet goes on."""
+    machine, quiet = Machine([(0.0, 60.0)]), QuietSpeed(deque([_BASE_MS] * 200), in_vain=5000)
+    assert quiet.patience_s == 0.0
+    assert machine.time(quiet).waited_s == pytest.approx(0.0, abs=0.6)
+
+
 def test_how_long_it_may_wait_is_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AUTOCOMPRESS_QUIET_WAIT_S")
     assert QuietSpeed().patience_s == 16.0
