@@ -6,7 +6,6 @@ import hashlib
 import io
 import logging
 import os
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -25,7 +24,13 @@ from autocompress.errors import (
 )
 from autocompress.machine.runner_files import RUNNER, packed_runner
 from autocompress.machine.ssh import Address, Connection, Lacking, Lost, NoRoom, check_python
-from autocompress.machine.waiting import asked_to_end, outside_wait, pause, seconds_to_end
+from autocompress.machine.waiting import (
+    asked_to_end,
+    outside_wait,
+    pause,
+    seconds_from,
+    seconds_to_end,
+)
 
 WAIT_VARIABLE = "AUTOCOMPRESS_DEVICE_WAIT_S"
 _PATIENCE_S = 1800.0
@@ -172,6 +177,7 @@ class Device:
             ) from None
 
     def _connect(self) -> Connection:
+        seconds_from(WAIT_VARIABLE, _PATIENCE_S)  # a wrong one is told now, not in a loss
         try:
             made = Connection(self._address, self.python, packed_runner(), RUNNER)
         except Lacking as lacking:
@@ -217,7 +223,7 @@ class Device:
         Raises:
             DeviceLost: it does not, within the time for it or the study's, or the study is to end.
         """
-        limit = min(_longest_wait_s(), seconds_to_end())
+        limit = min(seconds_from(WAIT_VARIABLE, _PATIENCE_S), seconds_to_end())
         limit = 0.0 if self._in_vain else limit  # asked again: once is enough
         begin = time.monotonic()
         next_s, told, waited = _FIRST_PAUSE_S, -_TELL_EVERY_S, 0.0
@@ -321,18 +327,6 @@ def other_machine(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         for key in ("cpu", "cores", "architecture")
         if was.get(key) is not None and now.get(key) is not None and was[key] != now[key]
     )
-
-
-def _longest_wait_s() -> float:
-    """Longest wait for a device that is lost: ``AUTOCOMPRESS_DEVICE_WAIT_S``, or half an hour.
-
-    Raises:
-        InputError: no number of seconds.
-    """
-    text = os.environ.get(WAIT_VARIABLE, "") or str(_PATIENCE_S)
-    if not re.fullmatch(r"\d+(\.\d+)?", text):
-        raise InputError(f"`{WAIT_VARIABLE}` must be seconds, 0 or more, got {text!r}.")
-    return float(text)
 
 
 def _parts(path: Path) -> list[Path]:

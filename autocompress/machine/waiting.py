@@ -84,7 +84,8 @@ def pause(seconds: float) -> None:
 
 def seconds_from(variable: str, usual: float) -> float:
     """Seconds that a variable of the environment sets: ``AUTOCOMPRESS_QUIET_WAIT_S``, the longest
-    wait for a quiet machine, or ``AUTOCOMPRESS_TIMING_S``, the longest timing of one file.
+    wait for a quiet machine, ``AUTOCOMPRESS_DEVICE_WAIT_S``, that for a device that is lost, or
+    ``AUTOCOMPRESS_TIMING_S``, the longest timing of one file.
 
     Raises:
         InputError: no number of seconds.

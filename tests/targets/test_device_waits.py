@@ -16,9 +16,9 @@ from devices import LoopbackDevice, other_python, there
 from tiny_study import until
 
 from autocompress.controller.stop import stopping_on_interrupt
-from autocompress.errors import DeviceLost
+from autocompress.errors import DeviceLost, InputError
 from autocompress.execute.limit import TookTooLong, time_limit
-from autocompress.machine.device import WAIT_VARIABLE
+from autocompress.machine.device import WAIT_VARIABLE, Device
 from autocompress.machine.waiting import asked_to_end, ends_within, outside_wait_s
 from autocompress.measure.gate import inspect_file
 from autocompress.measure.latency import paired_timing
@@ -215,3 +215,14 @@ def test_a_wait_for_another_study_on_the_device_is_no_trials_fault(
         with ends_within(0.5), pytest.raises(DeviceLost, match=r"not free: another study"):
             ask[0](*ask[1:])
     assert ask[0](*ask[1:])[0] > 0  # and nobody waits for whoever gave up
+
+
+@pytest.mark.parametrize("wrong", ["soon", "-1", "nan", "9" * 400])
+def test_a_wrong_limit_of_waits_is_told_before_the_device_is_asked(
+    monkeypatch: pytest.MonkeyPatch, wrong: str
+) -> None:
+    """And not where it is lost, hours later."""
+    monkeypatch.setenv(WAIT_VARIABLE, wrong)
+    device = Device("ssh://nobody@127.0.0.1:1", "python3", lambda file: ())
+    with pytest.raises(InputError, match=f"{WAIT_VARIABLE}.* seconds, 0 or more"):
+        _ = device.version
