@@ -93,11 +93,16 @@ def settle(made: Path, folder: Path) -> None:
 
 
 def _members(folder: Path) -> set[str]:
-    """Files that a folder's manifest names; none where there is no readable one."""
+    """ONNX files that a folder's manifest names; none where there is no readable one.
+
+    Other files are no members, whatever a manifest that comes from anybody says.
+    """
     try:
-        return {name for stage in Manifest.load(folder).stages for name in stage.files}
+        stages = Manifest.load(folder).stages
     except InputError:  # none, or damaged: whose the files are, nobody can tell
         return set()
+    names = (name for stage in stages for name in stage.files)
+    return {name for name in names if name.endswith(".onnx") and (folder / name).is_file()}
 
 
 def check_folder(output: Path, *, formats: Collection[str] = ()) -> None:
