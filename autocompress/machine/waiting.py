@@ -28,8 +28,9 @@ def outside_wait() -> Iterator[None]:
     try:
         yield
     finally:
-        _ended_s += time.monotonic() - _since
-        _since = None
+        # nothing between the two may be interrupted: a wait that never ends stops every limit
+        since, _since = _since, None
+        _ended_s += time.monotonic() - since
 
 
 def outside_wait_s() -> float:

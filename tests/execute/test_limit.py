@@ -17,7 +17,13 @@ from autocompress.controller.limits import Durations
 from autocompress.execute import limit
 from autocompress.execute.limit import TookTooLong, time_limit
 from autocompress.execute.local import InProcessExecutor
-from autocompress.machine.waiting import ends_within, outside_wait, seconds_to_end
+from autocompress.machine import waiting
+from autocompress.machine.waiting import (
+    ends_within,
+    outside_wait,
+    outside_wait_s,
+    seconds_to_end,
+)
 from autocompress.policy.policy import Policy
 from autocompress.results.metric import Measurement
 from autocompress.results.trial import SEARCH, Phase, Trial, TrialState
@@ -267,6 +273,19 @@ def test_waits_for_something_outside_do_not_count() -> None:
         work(0.1)
     with pytest.raises(TookTooLong), time_limit(0.6, lambda: None):
         work(5.0)
+
+
+def test_a_wait_that_is_interrupted_as_it_ends_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or no time limit of this process would ever be over again."""
+
+    def interrupted() -> float:
+        raise TookTooLong
+
+    with pytest.raises(TookTooLong), monkeypatch.context() as patch, outside_wait():
+        patch.setattr(waiting.time, "monotonic", interrupted)
+    before = outside_wait_s()
+    time.sleep(0.01)
+    assert outside_wait_s() == before
 
 
 def test_nothing_outside_is_waited_for_beyond_a_studys_end() -> None:
