@@ -255,7 +255,8 @@ def show(name: str, run: dict[str, Any]) -> None:
         )
     for split in run["resplits"]:
         print(
-            f"  asked {split['asked']}: kept in {split['kept']} of {split['answered']} answered of "
+            f"  asked {split['asked']}: kept in {split['kept']} (on all that val was drawn from: "
+            f"{split['kept_in_all']}) of {split['answered']} answered of "
             f"{split['splits']} splits; mean ratio {split['mean_ratio']}, lost "
             f"{split['mean_lost_points']} points"
         )
