@@ -49,7 +49,7 @@ _PARTS = 8
 """Nor more than this part of the memory that data may take: there are several of these."""
 
 _TEMPERATURE = 4.0
-"""ResNet-20 at half its inner channels: 84.9 at 1, 85.7 at 4 (docs/measurements/refine.md)."""
+"""ResNet-20 at half its inner channels: 84.8 at 1, 85.7 at 4 (docs/measurements/recovery.md)."""
 
 _ASTRAY = 2.0
 """Blocks so many times further from the original than before are no beginning."""
