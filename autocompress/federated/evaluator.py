@@ -67,7 +67,7 @@ class FederatedScreening:
     @property
     def depends_on(self) -> dict[str, Any]:
         """What a divergence depends on beside the policy."""
-        settings = self.pipeline.settings.model_dump(mode="json")
+        settings = self.pipeline.settings.screening_depends_on
         return {**self.pipeline.identity, "settings": settings, "federated": True}
 
 

@@ -165,6 +165,17 @@ class CompressionSettings(Section):
         able = policy.student is None and (policy.repairable or low)
         return self.finish == "refine" and able
 
+    @property
+    def screening_depends_on(self) -> dict[str, Any]:
+        """What a quick look at a policy may depend on, as plain data.
+
+        Kept looks are known by all of it. How to refine has no part in them: what was added to it
+        after the first ones were kept is left out, so that these stay known.
+        """
+        found = self.model_dump(mode="json")
+        del found["refine"]["temperature"]
+        return found
+
     def calibrating(self, macs: int, training: int) -> int:
         """How many inputs calibrate a network.
 

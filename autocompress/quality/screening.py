@@ -50,7 +50,7 @@ class Screening:
     @property
     def depends_on(self) -> dict[str, Any]:
         """What a divergence depends on beside the policy; for the file that keeps divergences."""
-        settings = self.pipeline.settings.model_dump(mode="json")
+        settings = self.pipeline.settings.screening_depends_on
         found = {**self.pipeline.identity, "settings": settings, "inputs": self.images}
         # files that say nothing of it hold divergences between classes
         name = self.pipeline.task.compared.name

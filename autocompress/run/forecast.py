@@ -25,6 +25,7 @@ from autocompress.machine.progress import Progress
 from autocompress.machine.scratch import scratch_folder
 from autocompress.policy.budget import Budget, Limit
 from autocompress.policy.costs import BY_NAME, COSTS, EXTRA
+from autocompress.policy.files import check_output
 from autocompress.policy.writing import replacing
 from autocompress.report.tables import elsewhere
 from autocompress.results.answer import rejudged
@@ -43,6 +44,8 @@ SECONDS = 6.0
 """For screening what the run did not, beside reading model, data and layer bank."""
 POINTS = 12
 """Budgets of a sweep."""
+_FORECASTS = "forecasts"
+"""Folder within the run's, of what is made here."""
 _NOT_THERE = (
     "On another target nothing is known of {}: beside the latency it is timed for what the run's "
     "own budget limits, as far as the target tells it. There is {}."
@@ -222,10 +225,15 @@ def _forecaster(opened: _Opened, progress: Progress) -> Forecaster:
 
 
 def _context(folder: RunFolder, view: RunView, parts: Assembly) -> Context:
-    """The search as it stood at its end; nothing is written to the run."""
+    """The search as it stood at its end; what is looked at now is kept beside its records."""
     evaluator, study = parts.evaluator, parts.study
     base = evaluator.baseline
-    known = dict(ScreenedPolicies(folder.screened, evaluator.screening.depends_on))
+    depends_on, beside = evaluator.screening.depends_on, folder.root / _FORECASTS
+    kept = beside / folder.screened.name
+    check_output(kept)
+    beside.mkdir(exist_ok=True)
+    known = ScreenedPolicies(kept, depends_on)
+    known.data |= ScreenedPolicies(folder.screened, depends_on).data
     images = Counter(count for _, count in known)
     config = study.search
     if images:  # as many as most were screened on, or the answers would not be found again
@@ -251,7 +259,7 @@ def _answer(opened: _Opened, budget: Budget, expected: Forecast | None) -> dict[
         found["commands"].append(shlex.join(["autocompress", "export", str(folder.root), *there]))
     if expected is None:
         return found
-    file = folder.root / "forecasts" / f"{expected.policy.digest[:12]}.yaml"
+    file = folder.root / _FORECASTS / f"{expected.policy.digest[:12]}.yaml"
     with replacing(file) as new:
         new.write_text(yaml.safe_dump(expected.policy.as_dict(), sort_keys=False), "utf-8")
     measure = ["autocompress", "evaluate", str(_study_file(opened)), "--policy", str(file)]
@@ -278,7 +286,7 @@ def _study_file(opened: _Opened) -> Path:
         return opened.folder.study
     text = yaml.safe_dump(opened.study.model_dump(mode="json"), sort_keys=False)
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-    file = opened.folder.root / "forecasts" / f"study-{digest}.yaml"
+    file = opened.folder.root / _FORECASTS / f"study-{digest}.yaml"
     with replacing(file) as new:
         new.write_text(text, "utf-8")
     return file

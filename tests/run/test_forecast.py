@@ -15,6 +15,10 @@ from tiny_study import call, study_of
 import autocompress as ac
 from autocompress.errors import InputError
 from autocompress.machine.progress import silent
+from autocompress.policy.policy import Policy
+from autocompress.policy.settings import CompressionSettings, RefineConfig
+from autocompress.quality.screening import Screening
+from autocompress.results.screened import Screened
 from autocompress.run.forecast import POINTS, forecast, sweep
 from autocompress.track.folder import RunFolder
 from autocompress.workloads.data import digits
@@ -84,6 +88,31 @@ def test_a_budget_below_everything_has_no_expected_policy(run: Path) -> None:
     assert found["measured"] is None
     assert found["commands"] == []
     assert "No policy" in call(run.parent, f"front {run} --budget 'macs<=0.0001x'").stdout
+
+
+def test_what_was_looked_at_is_not_looked_at_again(
+    run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Nor after a setting of refining changed, which has no say in it."""
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("forecasts", "screened.jsonl"))
+    looked: list[list[str]] = []
+    whole = Screening.__call__
+
+    def counted(self: Screening, policy: Policy, images: int) -> Screened:
+        looked[-1].append(policy.untrained_digest)
+        return whole(self, policy, images)
+
+    monkeypatch.setattr(Screening, "__call__", counted)
+    for _ in range(2):
+        looked.append([])
+        forecast(str(copy), ["macs<=0.4x"], silent)
+    first, second = looked
+    assert first
+    assert not set(first) & set(second)
+    assert len(second) < len(first)
+    before, now = (CompressionSettings(refine=RefineConfig(temperature=t)) for t in (1.0, 9.0))
+    assert before.screening_depends_on == now.screening_depends_on
 
 
 def test_a_file_where_policies_go_is_named(run: Path) -> None:
