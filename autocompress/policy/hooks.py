@@ -52,6 +52,7 @@ def within(module: ModuleType, name: str) -> Any:
     found: Any = module
     for part in name.split("."):
         if not hasattr(found, part):
-            raise InputError(f"{module.__name__} has no {name!r}; {nearest(part, dir(found))}")
+            public = [each for each in dir(found) if not each.startswith("_")]
+            raise InputError(f"{module.__name__} has no {name!r}; {nearest(part, public)}")
         found = getattr(found, part)
     return found
