@@ -126,4 +126,6 @@ class Recipe(Section):
                 f"{path} has schema_version {version!r}, this autocompress reads "
                 f"{SCHEMA_VERSION}. Install the version that wrote it."
             )
+        if "policy" not in data and {"budget", "search", "space"} & set(data):
+            raise InputError(f"{path} is a study, not a recipe. {missing}")
         return cls.read(data, where=str(path))

@@ -156,3 +156,10 @@ def test_a_recipe_is_written_through_a_link_or_not_at_all(tmp_path: Path) -> Non
     (tmp_path / "device.yaml").symlink_to("/dev/full")
     with pytest.raises(InputError, match="/dev/full is a device"):
         recipe.save(tmp_path / "device.yaml")
+
+
+def test_a_study_is_told_from_a_recipe(tmp_path: Path) -> None:
+    study = tmp_path / "mine.yaml"
+    study.write_text("model: {factory: a:b}\nrecovery: {schedule: {lr: 0.1}}\nspace: auto\n")
+    with pytest.raises(InputError, match=r"is a study, not a recipe\. `autocompress export"):
+        Recipe.load(study)
