@@ -102,7 +102,8 @@ def _states(objectives: Sequence[Metric]) -> dict[str, tuple[str, dict[str, Any]
         "selectedColumns": [*figures[:2], *(f"tags.`{name}`" for name in told)],
     }
     charts = {
-        "searchFilter": "tags.state = 'COMPLETE'",
+        # those of the phase verify are scored on test, and would stand above the front on val
+        "searchFilter": "tags.state = 'COMPLETE' and tags.phase != 'verify'",
         # a page has 100 runs: the front's first ("true" stands after "false"), then the latest
         "orderByKey": "tags.`front`",
         "orderByAsc": False,

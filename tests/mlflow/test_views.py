@@ -15,6 +15,7 @@ from autocompress.mlflow import views
 from autocompress.mlflow.server import Server, links_of
 from autocompress.mlflow.store import Store, sync
 from autocompress.results.metric import ACCURACY, LATENCY, Metric
+from autocompress.results.trial import TrialState
 from autocompress.track.folder import RunFolder
 from autocompress.track.view import RunView
 
@@ -79,6 +80,20 @@ def test_the_front_is_on_the_first_page_of_a_long_study(tmp_path: Path, make_run
         page = client.search_runs(place, state["searchFilter"], max_results=100, order_by=[order])
         assert front <= {run.info.run_name for run in page}, view
     assert len(page) == 100
+
+
+def test_the_charts_hold_no_trial_that_was_scored_on_test(
+    tmp_path: Path, make_run: MakeRun
+) -> None:
+    folder = make_run(tmp_path / "resnet20", 20)
+    done = [t for t in RunView.load(folder).trials if t.state is TrialState.COMPLETE]
+    shown = {f"trial {t.number}" for t in done if t.phase.kind != "verify"}
+    assert len(shown) < len(done)
+    recorder = sync(folder)
+    tags = recorder.client.get_experiment(recorder.experiment_id).tags
+    state = json.loads(json.loads(tags[f"mlflow.sharedViewState.{views.key('charts')}"])["state"])
+    found = recorder.client.search_runs([recorder.experiment_id], state["searchFilter"])
+    assert {run.info.run_name for run in found} == shown
 
 
 @pytest.mark.timeout(300)
