@@ -21,7 +21,7 @@ from pydantic import (
     field_validator,
     model_serializer,
 )
-from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, core_schema
 
 from autocompress.errors import AutocompressError, InputError, nearest
 from autocompress.policy.flat import show_flat
@@ -94,9 +94,10 @@ class Section(BaseModel):
         """Python takes true for 1, and nobody who writes it means that."""
         name = str(info.field_name)
         deepest = _numbers_within(cls, name)
-        if deepest and (at := _flag_at(value, deepest)) is not None:
-            under = f" under {'.'.join(at)!r}" if at else ""
-            raise PydanticCustomError("number_type", f"Input should be a number{under}")
+        if deepest and (found := _flag_at(value, deepest)) is not None:
+            said = PydanticCustomError("number_type", "Input should be a number")
+            told = InitErrorDetails(type=said, loc=found[0], input=found[1])
+            raise ValidationError.from_exception_data(cls.__name__, [told])
         return value
 
 
@@ -113,24 +114,26 @@ def _numbers_within(kind: type[BaseModel], name: str) -> int:
     return _NO_MAPPING if any(_kinds_in([annotation])) else _ANY_DEPTH
 
 
-def _flag_at(value: Any, deepest: int) -> tuple[str, ...] | None:
-    """Keys under which a flag stands in a value, or in place of one; ``None`` where none does.
+def _flag_at(value: Any, deepest: int) -> tuple[tuple[str, ...], Any] | None:
+    """Keys under which a flag stands in a value, or in place of one, and what is wrong there.
+
+    ``None`` where no flag stands.
 
     Args:
         value: of a field.
         deepest: as ``_numbers_within`` tells.
     """
     if isinstance(value, bool):
-        return ()
+        return (), value
     within = list | tuple if deepest == _NO_MAPPING else list | tuple | Mapping
     if not deepest or not isinstance(value, within):
         return None
     pairs = value.items() if isinstance(value, Mapping) else [((), v) for v in value]
     for key, inner in pairs:
         if isinstance(key, bool):
-            return ()
-        if (at := _flag_at(inner, deepest - 1)) is not None:
-            return at if key == () else (str(key), *at)
+            return (), value
+        if (found := _flag_at(inner, deepest - 1)) is not None:
+            return found if key == () else ((str(key), *found[0]), found[1])
     return None
 
 
