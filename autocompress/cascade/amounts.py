@@ -22,8 +22,9 @@ def asked_amounts(
     """
     if (min_accuracy is None) == (mean_latency is None):
         raise InputError(
-            "A cascade keeps to either a least accuracy (0.2%: so many points below the "
-            "uncompressed model) or a mean latency (0.3ms)."
+            "A cascade keeps to either a least accuracy (`--min-accuracy 0.2%`, in a study "
+            "`min_accuracy`: so many points below the uncompressed model) or a mean latency "
+            "(`--mean-latency 0.3ms`, `mean_latency`)."
         )
     if min_accuracy is not None:
         points = _amount(min_accuracy, "%", "accuracy")

@@ -149,15 +149,13 @@ class RunFolder:
             if cls(candidate).is_run:
                 cls(candidate).check_plain()
                 return cls(candidate)
-        beside = [
-            run.name
-            for parent in dict.fromkeys((given.parent, Path(root)))
-            for run in cls.all(parent)
-        ]
-        hint = nearest(given.name, beside) if beside else "there is no run beside it"
-        raise InputError(
-            f"There is no run at {path} (a run holds trials.jsonl or study.yaml); {hint}"
-        )
+        parents = dict.fromkeys((given.parent, Path(root)))
+        beside = [run.name for parent in parents for run in cls.all(parent)]
+        hint = nearest(given.name, beside) if beside else "`autocompress search` makes one."
+        if inside := [str(run.root) for run in cls.all(given)]:
+            hint = f"in it there is {' and '.join(inside[:3])}{' and more' * (len(inside) > 3)}."
+        what = "There is no run at {} (a run holds trials.jsonl or study.yaml); {}"
+        raise InputError(what.format(path, hint))
 
     @classmethod
     def all(cls, root: str | Path) -> list[RunFolder]:

@@ -251,6 +251,10 @@ def test_a_run_is_found_or_the_nearest_is_named(tmp_path: Path) -> None:
         RunFolder.open("resnet2O", root=tmp_path)
     with pytest.raises(InputError, match="did you mean 'resnet20'"):
         RunFolder.open(tmp_path / "resnet56")
+    with pytest.raises(InputError, match=r"in it there is .*resnet20\.$"):
+        RunFolder.open(tmp_path)
+    with pytest.raises(InputError, match=r"`autocompress search` makes one\.$"):
+        RunFolder.open(tmp_path / "resnet20" / "models" / "none")
     with pytest.raises(InputError, match="--resume"):
         RunFolder.create(tmp_path / "resnet20")
     RunFolder.create(tmp_path / "resnet20", resume=True)
