@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -261,8 +261,8 @@ def choose(tried: list[Tried], metric: str, asked: float) -> dict[str, Any]:
         elif way == BLOCKS and asked >= MILD and not _needs_blocks(found, metric, asked):
             left_out.append(f"{way}: {told}, which a budget of {asked:.2f}x does not ask for")
         else:
+            reasons.append(f"{way}: {told}.{_beaten(one, [found[w] for w in ways], metric)}")
             ways.append(way)
-            reasons.append(f"{way}: {told}.")
     if not ways:
         ways = _still_to_be_had(found)
         offered = "channels" if ways == [CHANNELS] else f"{', '.join(ways)}"
@@ -300,6 +300,18 @@ def _needs_blocks(found: Mapping[str, Tried], metric: str, asked: float) -> bool
     together = found.get(_TOGETHER)
     ratio = together.ratio(metric) if together is not None else None
     return ratio is not None and ratio > asked
+
+
+def _beaten(one: Tried, others: Iterable[Tried], metric: str) -> str:
+    """Why a way is offered although another one goes further and errs less; empty if none does."""
+    for other in others:
+        pairs = (other.ratio(metric), one.ratio(metric)), (other.divergence, one.divergence)
+        if all(mine is not None and its is not None and mine < its for mine, its in pairs):
+            return (
+                f" On the whole model {other.way} go further and err less; in single layers, or on "
+                "top of that, this may still pay."
+            )
+    return ""
 
 
 def _told(one: Tried, metric: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,17 @@ def test_bits_first_and_more_as_more_is_asked(bits: float, asked: float, ways: s
 def test_blocks_are_asked_for_where_width_and_bits_do_not_go_far_enough() -> None:
     found = choose(tried(bits=0.7, **{**ALL, "both": 0.6}), "latency_ms", 0.5)
     assert BLOCKS in ways_of(found)
+
+
+def test_a_way_that_another_beats_says_why_it_is_offered() -> None:
+    """The other one goes further and errs less; of two that each win once, neither is beaten."""
+    ways = {one.way: one for one in tried(bits=0.5, channels=0.6, rank=0.7)}
+    for errs, beaten in ((0.2, True), (0.05, False)):
+        ways[RANK] = replace(ways[RANK], divergence=errs)
+        reasons = choose([*ways.values()], "latency_ms", 0.3)["reasons"]
+        (told,) = (text for text in reasons if text.startswith(RANK))
+        assert ("go further and err less" in told) == beaten
+        assert not any("err less" in text for text in reasons if text != told)
 
 
 def test_what_could_not_be_tried_is_left_out_with_its_reason() -> None:
