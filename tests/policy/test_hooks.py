@@ -12,6 +12,6 @@ from autocompress.policy.hooks import within
 
 def test_only_public_names_are_offered() -> None:
     module = ModuleType("mine")
-    module.trained = lambda: None  # type: ignore[attr-defined]
+    vars(module)["trained"] = lambda: None
     with pytest.raises(InputError, match=r"^mine has no 'nope'; valid: trained$"):
         within(module, "nope")
